@@ -1,0 +1,1 @@
+"""Words that every room shares: frozen, standard-library-only declarations. Imports nothing of this project."""

@@ -1,0 +1,95 @@
+"""The error tree. Every error says what is wrong, where, what is allowed, and (where it can) what to do next.
+
+PalimpsestError
+|-- InvalidInput (ValueError)   a parameter, a name or data outside its allowed range
+|   |-- ConfigError             a configuration field
+|   |-- IllegalName             a subject, model, method or file name
+|   |-- DataError               the examples themselves (ids, labels, values, shapes)
+|   `-- NotApplicable           a method asked to work on a task or model it is not defined for
+|-- UnknownName (LookupError)   nothing of that name is registered or stored
+|-- NameTaken                   a second registration of one name
+|-- UnsafeFile                  refused before it is read: pickle, bomb, path that leaves its root
+|-- IntegrityError              stored bytes do not match the digest recorded for them
+|-- NotReady                    something an operation needs has not been made yet
+|-- StateError                  a transition that the current state does not allow
+|-- LockTimeout                 another writer holds the warehouse
+|-- CheckBroken                 a check could not run; distinct from "the data is bad"
+`-- JobFailed                   a child process ended without its result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class PalimpsestError(Exception):
+    """Base of every error raised on purpose by this project."""
+
+
+class InvalidInput(PalimpsestError, ValueError):
+    """Something given lies outside what is allowed."""
+
+
+class ConfigError(InvalidInput):
+    """A configuration field is missing, unknown, of the wrong type or out of range."""
+
+
+class IllegalName(InvalidInput):
+    """A name does not match ``^[a-z0-9][a-z0-9_-]{0,63}$``."""
+
+
+class DataError(InvalidInput):
+    """The data cannot be audited as it is. ``example_ids`` names (at most ten of) the examples concerned."""
+
+    def __init__(self, message: str, *, example_ids: Iterable[int] = ()) -> None:
+        self.example_ids = tuple(int(i) for i in example_ids)
+        super().__init__(message + (f" (example ids: {_some(self.example_ids)})" if self.example_ids else ""))
+
+
+class NotApplicable(InvalidInput):
+    """A method was asked to work on a task or a model that it is not defined for."""
+
+
+class UnknownName(PalimpsestError, LookupError):
+    """No such thing; the message lists the known ones."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known) or '(none)'}")
+
+
+class NameTaken(PalimpsestError):
+    """A name was registered a second time."""
+
+
+class UnsafeFile(PalimpsestError):
+    """A file was refused before its content was used."""
+
+
+class IntegrityError(PalimpsestError):
+    """Stored bytes differ from what was recorded when they were written."""
+
+
+class NotReady(PalimpsestError):
+    """Something this operation needs has not been produced yet; the message names the command that makes it."""
+
+
+class StateError(PalimpsestError):
+    """The current state does not allow this step."""
+
+
+class LockTimeout(PalimpsestError):
+    """The single-writer lock was not obtained in time."""
+
+
+class CheckBroken(PalimpsestError):
+    """A data check could not be carried out. Never to be read as passed, nor as bad data."""
+
+
+class JobFailed(PalimpsestError):
+    """A job process ended without leaving a valid result."""
+
+
+def _some(ids: Sequence[int], limit: int = 10) -> str:
+    shown = ", ".join(map(str, ids[:limit]))
+    return shown if len(ids) <= limit else f"{shown}, ... {len(ids)} in all"

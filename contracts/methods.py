@@ -1,0 +1,169 @@
+"""What a method declares beside its function, and the six registries.
+
+A declaration drives the Dagster asset, the table, the Great Expectations suite and its check, the contract battery
+and the docs. ``needs`` names what the pipeline hands to the function as keyword arguments; the words are ``NEEDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from contracts.errors import ConfigError
+from contracts.params import Config
+from contracts.registry import Registry
+from contracts.tables import Column, TableSpec
+
+Task = Literal["classification", "regression"]
+CLASSIFICATION: tuple[Task, ...] = ("classification",)
+ANY_TASK: tuple[Task, ...] = ("classification", "regression")
+
+NEEDS = {
+    "model": "torch.nn.Module: the audited model, eval mode",
+    "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
+    "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
+    "train": "Callable[[ExampleSet, int], torch.nn.Module]: the subject's own recipe from a fresh initialisation (data, seed)",
+    "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
+    "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """Common part of every declaration."""
+
+    name: str
+    doc: str
+    source: str = ""
+    version: int = 1
+    config: type[Config] = field(default=Config)
+    needs: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = CLASSIFICATION
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.needs) - set(NEEDS))
+        if unknown:
+            raise ConfigError(f"{self.name}: needs {', '.join(unknown)}; known needs: {', '.join(sorted(NEEDS))}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """A condition on a whole score table without which the run is kept but refused as the current score."""
+
+    column: str
+    at_least: float
+    why: str
+    statistic: Literal["mean", "min"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec(MethodSpec):
+    """A per-example score. The function takes ``(data, *, config, seed, <needs>)`` and returns a polars.DataFrame
+    with ``example_id`` (int64, unique) and exactly ``columns``; rows in any order.
+
+    Attributes:
+        value: the column shown in ``scores.latest``.
+        stderr: the column of its standard error, or "" when the method has none.
+        higher_means: one or two words for a high value ("harder", "memorised").
+        gates: conditions that a run must meet to count.
+    """
+
+    columns: tuple[Column, ...]
+    value: str
+    stderr: str = ""
+    higher_means: str
+    gates: tuple[Gate, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = {c.name for c in self.columns}
+        wanted = {self.value, *([self.stderr] if self.stderr else []), *(g.column for g in self.gates)}
+        if wanted - names:
+            raise ConfigError(f"score {self.name}: {', '.join(sorted(wanted - names))} is not among its columns")
+
+    @property
+    def table(self) -> TableSpec:
+        return TableSpec(
+            schema="scores",
+            name=self.name,
+            doc=self.doc,
+            version=self.version,
+            columns=(EXAMPLE_ID, *self.columns),
+            key=("example_id",),
+        )
+
+
+EXAMPLE_ID = Column(name="example_id", dtype="int64", low=0, doc="stable id of the example; every join is on it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuratorSpec(MethodSpec):
+    """Builds a data set out of another. The function takes ``(data, *, config, seed, <needs>)`` and returns a
+    polars.DataFrame ``(example_id int64, role str, reason str)`` that covers every training example exactly once.
+
+    Attributes:
+        roles: the roles it assigns; ("forget", "retain") for forget/retain splits.
+    """
+
+    roles: tuple[str, ...] = ("forget", "retain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnerSpec(MethodSpec):
+    """Removes a forget set's influence. The function takes
+    ``(model, *, retain, forget, config, seed, progress, <needs>) -> torch.nn.Module`` and leaves ``model`` unchanged.
+
+    Attributes:
+        exact: True when the result has the distribution of retraining (retrain itself).
+    """
+
+    exact: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec(MethodSpec):
+    """A membership attack: one score an example, LARGER = MORE LIKELY MEMBER. The function takes an
+    ``attacks.membership.evidence.Evidence`` and ``config``/``seed``; it returns float64 of shape (T, N), NaN where undefined.
+
+    Attributes:
+        references: 0 when the attack needs no reference models, else the fewest it can work with.
+    """
+
+    references: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(MethodSpec):
+    """How the audited model is trained. The function takes
+    ``(build, data, *, config, seed, checkpoints, progress) -> torch.nn.Module``; see ``recipes.supervised``.
+
+    Attributes:
+        retains: what the recipe keeps of its data besides the weights (exemplars, teachers, Fisher information, ...).
+    """
+
+    retains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec(MethodSpec):
+    """Brings real data in. The function takes ``(*, config, seed) -> sources.example_set.ExampleSet``.
+
+    Attributes:
+        detects: True when ``path`` looks like this kind of data (used by ``palimpsest init``); by content, not only by suffix.
+        from_path: ``(path, label, owner) -> config mapping`` for ``palimpsest init``.
+    """
+
+    detects: Callable[[Path], bool] | None = None
+    from_path: Callable[[Path, str | None, str | None], dict[str, object]] | None = None
+    tasks: tuple[Task, ...] = ANY_TASK
+
+
+score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", home="scoring")
+curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", home="curation")
+unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", home="unlearning")
+attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", home="attacks")
+recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", home="recipes")
+source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", home="sources")
+REGISTRIES: tuple[Registry, ...] = (source, recipe, score, curator, unlearner, attack)  # type: ignore[type-arg]

@@ -1,0 +1,84 @@
+"""Forget requests: who asks for which examples to be forgotten, and where the request stands."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+from contracts.errors import ConfigError, StateError
+from contracts.identity import MAX_EXAMPLE_ID, check_name
+from contracts.params import Config, param
+
+Selector = Literal["ids", "owner", "class", "where", "score"]
+
+
+class RequestState(enum.StrEnum):
+    RECEIVED = "received"
+    VERIFIED = "verified"
+    SCOPED = "scoped"
+    EXECUTED = "executed"
+    AUDITED = "audited"
+    CLOSED = "closed"
+    REFUSED = "refused"
+    ON_HOLD = "on_hold"
+
+
+_R = RequestState
+TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
+    _R.RECEIVED: frozenset({_R.VERIFIED, _R.REFUSED, _R.ON_HOLD}),
+    _R.VERIFIED: frozenset({_R.SCOPED, _R.REFUSED, _R.ON_HOLD}),
+    _R.SCOPED: frozenset({_R.EXECUTED, _R.REFUSED, _R.ON_HOLD}),
+    _R.EXECUTED: frozenset({_R.AUDITED, _R.SCOPED, _R.ON_HOLD}),
+    _R.AUDITED: frozenset({_R.CLOSED, _R.SCOPED}),
+    _R.ON_HOLD: frozenset({_R.RECEIVED, _R.VERIFIED, _R.SCOPED, _R.REFUSED}),
+    _R.CLOSED: frozenset(),
+    _R.REFUSED: frozenset(),
+}
+
+
+def next_state(current: RequestState, wanted: RequestState) -> RequestState:
+    """``wanted`` if it may follow ``current``.
+
+    Raises:
+        StateError: naming the states that may follow.
+    """
+    if wanted not in TRANSITIONS[current]:
+        allowed = ", ".join(sorted(TRANSITIONS[current])) or "none: it is final"
+        raise StateError(f"a request that is {current.value} cannot become {wanted.value}; allowed: {allowed}")
+    return wanted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgetRequest(Config):
+    """Which examples of a subject are to be forgotten, and by when.
+
+    Exactly one selector is given: ids, an owner (its salted token), a class name, an SQL predicate over
+    ``data.examples``, or a score's top fraction.
+    """
+
+    request_id: str = param(doc="legal name; also the Dagster partition key")
+    subject: str = param(doc="the audited subject")
+    selector: Selector = param(doc="how the examples are selected")
+    ids: tuple[int, ...] = param((), ge=0, le=MAX_EXAMPLE_ID, doc="example ids, for selector ids")
+    owner: str = param("", doc="owner token, for selector owner")
+    class_name: str = param("", doc="class name, for selector class")
+    where: str = param("", doc="SQL predicate over data.examples, for selector where")
+    score: str = param("", doc="name of a stored score, for selector score")
+    fraction: float = param(0.0, ge=0, le=1, doc="share of the training examples with the highest score")
+    legal_basis: str = param("GDPR Art. 17(1)", doc="as stated by the requester")
+    received_at: str = param(doc="ISO 8601 in UTC")
+    due_at: str = param(doc="ISO 8601 in UTC; one month after receipt unless extended (GDPR Art. 12(3))")
+
+    def check(self) -> None:
+        check_name(self.request_id, kind="request id")
+        check_name(self.subject, kind="subject")
+        given = {"ids": bool(self.ids), "owner": bool(self.owner), "class": bool(self.class_name),
+                 "where": bool(self.where), "score": bool(self.score) and self.fraction > 0}  # fmt: skip
+        chosen = [k for k, v in given.items() if v]
+        if chosen != [self.selector]:
+            raise ConfigError(
+                f"request {self.request_id}: selector {self.selector!r} needs its own value and no other; given: {', '.join(chosen) or 'nothing'}"
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise ConfigError(f"request {self.request_id}: example ids are listed twice")

@@ -1,0 +1,202 @@
+"""The tables of the warehouse that no single method owns. Score tables come from the scores' own declarations."""
+
+from __future__ import annotations
+
+from contracts.methods import EXAMPLE_ID
+from contracts.tables import Column, TableSpec
+
+_VERDICTS = ("pass", "fail", "inconclusive", "broken")
+
+
+def _text(name: str, doc: str, **more: object) -> Column:
+    return Column(name=name, dtype="str", doc=doc, **more)  # type: ignore[arg-type]
+
+
+def _share(name: str, doc: str, **more: object) -> Column:
+    return Column(name=name, dtype="float64", doc=doc, low=0.0, high=1.0, **more)  # type: ignore[arg-type]
+
+
+def _percent(name: str, doc: str) -> Column:
+    return Column(name=name, dtype="float64", doc=doc, unit="percent", low=0.0, high=100.0, nullable=True)
+
+
+def _count(name: str, doc: str, **more: object) -> Column:
+    return Column(name=name, dtype="int64", doc=doc, low=0, **more)  # type: ignore[arg-type]
+
+
+def _time(name: str, doc: str, **more: object) -> Column:
+    return Column(name=name, dtype="timestamp", doc=doc, unit="UTC", **more)  # type: ignore[arg-type]
+
+
+EXAMPLES = TableSpec(
+    schema="data", name="examples", doc="Every example of a subject's data set.", key=("example_id",), min_rows=1,
+    columns=(
+        EXAMPLE_ID,
+        _text("split", "train or test", choices=("train", "test")),
+        Column(name="label", dtype="int64", doc="class index; null for regression", low=0, nullable=True),
+        _text("label_name", "class name; empty for regression"),
+        Column(name="target", dtype="float64", doc="regression target; null for classification", nullable=True),
+        _text("owner", "salted token of whose data it is; empty for nobody's"),
+        _text("content_hash", "SHA-256 of the example's raw values"),
+    ),
+)  # fmt: skip
+
+CHECKPOINTS = TableSpec(
+    schema="models", name="checkpoints", doc="Models trained for a subject: target, early, unlearned.", key=("artifact_id",),
+    partition=("role",),
+    columns=(
+        _text("artifact_id", "id in lineage.artifacts"),
+        _text("role", "target, early, or unlearned/<split>/<method>"),
+        Column(name="seed", dtype="int64", doc="seed of the training"),
+        _count("epochs", "epochs trained"),
+        _count("num_parameters", "trainable parameters"),
+        Column(name="train_loss_nats", dtype="float64", doc="mean cross-entropy on the training split", unit="nats", low=0, nullable=True),
+        _share("train_acc", "accuracy on the training split", nullable=True),
+        _share("test_acc", "accuracy on the test split", nullable=True),
+        Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0),
+    ),
+)  # fmt: skip
+
+SCORE_RUNS = TableSpec(
+    schema="scores", name="runs", doc="One row a score: did its run meet the score's gates.", key=("score",), partition=("score",),
+    columns=(
+        _text("score", "name of the score"),
+        _count("num_examples", "examples scored"),
+        Column(name="passed", dtype="bool", doc="all gates met; scores.latest shows only these"),
+        _text("reason", "which gate failed and why; empty when passed"),
+        _text("higher_means", "what a high value means"),
+        Column(name="wall_s", dtype="float64", doc="wall time", unit="s", low=0),
+    ),
+)  # fmt: skip
+
+DATASETS = TableSpec(
+    schema="curation", name="datasets", doc="Data sets built by curation.", key=("dataset_id",), partition=("dataset_id",),
+    columns=(
+        _text("dataset_id", "name of the split or curated set"),
+        _text("method", "curator"),
+        _count("num_examples", "members of all roles"),
+        _text("digest", "SHA-256 over (example_id, role), ordered by id"),
+        Column(name="config", dtype="json", doc="configuration of the curator"),
+    ),
+)  # fmt: skip
+
+MEMBERS = TableSpec(
+    schema="curation", name="members", doc="Which example has which role in which curated data set.",
+    key=("dataset_id", "example_id"), partition=("dataset_id",),
+    columns=(
+        _text("dataset_id", "name of the split or curated set"), EXAMPLE_ID,
+        _text("role", "forget, retain, keep, drop, ..."), _text("reason", "why it has this role"),
+    ),
+)  # fmt: skip
+
+UNLEARNING_RUNS = TableSpec(
+    schema="unlearning", name="runs", doc="One row a method x split x seed, with its distance to retraining (card 06).",
+    key=("split", "method", "seed"), partition=("split", "method"),
+    columns=(
+        _text("split", "forget/retain split, or request id"), _text("method", "unlearner; 'none' is the untouched model"),
+        Column(name="seed", dtype="int64", doc="seed of the run"),
+        _count("num_forget", "forgotten examples"), _count("num_retain", "retained examples"),
+        _percent("ua", "unlearning accuracy: 100 - accuracy on the forget set"),
+        _percent("ra", "accuracy on the retain set"), _percent("ta", "accuracy on the test split"),
+        _percent("mia_efficacy", "share of the forget set that an SVM on confidences calls non-member"),
+        _percent("mia_correctness", "as mia_efficacy, on correctness"), _percent("mia_entropy", "as mia_efficacy, on entropy"),
+        _percent("mia_m_entropy", "as mia_efficacy, on modified entropy"), _percent("mia_prob", "as mia_efficacy, on all probabilities"),
+        _percent("gap_ua", "|ua - ua of retraining|, same seed"), _percent("gap_ra", "|ra - ra of retraining|"),
+        _percent("gap_ta", "|ta - ta of retraining|"), _percent("gap_mia", "|mia_efficacy - that of retraining|"),
+        _percent("avg_gap", "mean of the four gaps; lower is closer to retraining"),
+        Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0),
+        Column(name="rte", dtype="float64", doc="run-time efficiency: wall minutes of the unlearning call", unit="min", low=0),
+        _text("status", "ok, or diverged", choices=("ok", "diverged")),
+    ),
+)  # fmt: skip
+
+ATTACK_SCORES = TableSpec(
+    schema="audits", name="attack_scores", doc="One row an example x attack x audited model. Larger = more likely a member.",
+    key=("audited", "attack", "example_id"), partition=("audited", "attack"),
+    columns=(
+        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), EXAMPLE_ID,
+        Column(name="score", dtype="float64", doc="attack score; null where undefined", nullable=True, direction="larger = more likely a member"),
+        Column(name="is_member", dtype="bool", doc="truth: was in training (target) or is in the forget set (unlearned)"),
+        _count("n_in", "reference models trained with it", nullable=True), _count("n_out", "reference models trained without it", nullable=True),
+    ),
+)  # fmt: skip
+
+ATTACK_REPORTS = TableSpec(
+    schema="audits", name="attack_reports", doc="Attack results with exact intervals (card 57, step 8). One row a false-positive cap.",
+    key=("audited", "attack", "fpr_cap"), partition=("audited", "attack"),
+    columns=(
+        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"),
+        _count("n_pos", "members tested"), _count("n_neg", "non-members tested"),
+        _share("auc", "area under the ROC curve (Mann-Whitney, ties half)"),
+        _share("auc_lo", "lower bound, DeLong"), _share("auc_hi", "upper bound, DeLong"),
+        _share("balanced_acc", "best balanced accuracy on the same examples (optimistic)"),
+        _share("balanced_acc_heldout", "balanced accuracy at a threshold chosen on the other half", nullable=True),
+        _share("balanced_acc_heldout_lo", "lower bound", nullable=True), _share("balanced_acc_heldout_hi", "upper bound", nullable=True),
+        _share("fpr_cap", "largest tolerated false-positive rate a"),
+        _share("tpr", "best true-positive rate with empirical FPR <= a; null when a * n_neg < 1", nullable=True),
+        _share("tpr_lo", "lower bound, Clopper-Pearson", nullable=True), _share("tpr_hi", "upper bound, Clopper-Pearson", nullable=True),
+        _share("fpr", "achieved false-positive rate", nullable=True),
+        _share("fpr_lo", "lower bound, Clopper-Pearson", nullable=True), _share("fpr_hi", "upper bound, Clopper-Pearson", nullable=True),
+        Column(name="reliable", dtype="bool", doc="a * n_neg >= 10"),
+    ),
+)  # fmt: skip
+
+FINDINGS = TableSpec(
+    schema="audits", name="findings", doc="Verdicts with the sentence that explains each.", key=("audited", "what"), partition=("audited",),
+    columns=(
+        _text("audited", "target, scores, or <split>/<method>"), _text("what", "what was judged"),
+        _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS), _text("sentence", "why"),
+        Column(name="value", dtype="float64", doc="figure", nullable=True), Column(name="low", dtype="float64", doc="lower bound", nullable=True),
+        Column(name="high", dtype="float64", doc="upper bound", nullable=True),
+        Column(name="threshold", dtype="float64", doc="threshold of the plan", nullable=True),
+    ),
+)  # fmt: skip
+
+REGISTER = TableSpec(
+    schema="requests", name="register", doc="Forget requests and where each stands.", key=("request_id",), partition=("request_id",),
+    columns=(
+        _text("request_id", "id, also the Dagster partition key"), _text("state", "where the request stands"),
+        _text("selector", "ids, owner, class, where or score"), Column(name="request", dtype="json", doc="the request as received"),
+        _text("legal_basis", "as stated"), _time("received_at", "receipt"), _time("due_at", "one month after receipt unless extended"),
+        _count("num_examples", "examples in scope once scoped", nullable=True),
+    ),
+)  # fmt: skip
+
+REQUEST_EVENTS = TableSpec(
+    schema="requests", name="events", doc="Every change of state of a request, in order.", key=("request_id", "seq"), partition=("request_id",),
+    columns=(
+        _text("request_id", "request"), _count("seq", "order within the request"), _text("state", "state entered"),
+        _text("note", "why, by whom"), _time("at", "when"),
+    ),
+)  # fmt: skip
+
+ARTIFACTS = TableSpec(
+    schema="lineage", name="artifacts", doc="Everything made: table partitions, checkpoints, ensembles, reports.", key=("artifact_id",),
+    partition=("asset",),
+    columns=(
+        _text("artifact_id", "id"), _text("asset", "asset that made it, joined by /"),
+        _text("kind", "table, safetensors, html, json"), _text("location", "table name, or path under the state folder"),
+        _text("sha256", "digest of the content"), _count("size_bytes", "size on disk; 0 for tables"), _text("key", "idempotence key it was made under"),
+        _time("created_at", "when"),
+    ),
+)  # fmt: skip
+
+EDGES = TableSpec(
+    schema="lineage", name="edges", doc="Which artefact was made from which.", key=("child", "parent"), partition=("child",),
+    columns=(_text("child", "asset made, joined by /"), _text("parent", "asset it was made from, joined by /")),
+)  # fmt: skip
+
+LINEAGE_MEMBERS = TableSpec(
+    schema="lineage", name="members", doc="Which examples an artefact was made from, as runs of consecutive ids.",
+    key=("asset", "first_id"), partition=("asset",),
+    columns=(
+        _text("asset", "asset, joined by /"),
+        Column(name="first_id", dtype="int64", doc="first example id of the run", low=0),
+        Column(name="last_id", dtype="int64", doc="last example id of the run, inclusive", low=0),
+    ),
+)  # fmt: skip
+
+TABLES: tuple[TableSpec, ...] = (
+    EXAMPLES, CHECKPOINTS, SCORE_RUNS, DATASETS, MEMBERS, UNLEARNING_RUNS, ATTACK_SCORES, ATTACK_REPORTS, FINDINGS,
+    REGISTER, REQUEST_EVENTS, ARTIFACTS, EDGES, LINEAGE_MEMBERS,
+)  # fmt: skip

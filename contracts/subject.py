@@ -1,0 +1,121 @@
+"""A subject: one data set + model + recipe under audit, as its ``defs.yaml`` declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from contracts.errors import ConfigError
+from contracts.identity import check_name
+from contracts.params import Config, param
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice(Config):
+    """A registered method and its configuration. In YAML a bare name stands for the defaults."""
+
+    name: str = param(doc="registered name, or module:callable for a model")
+    config: dict[str, Any] = param({}, doc="fields of the method's own configuration")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | str | None) -> Self:
+        if isinstance(values, str):
+            return cls(name=values)
+        return super(Choice, cls).from_mapping(values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split(Config):
+    """A named forget/retain split made by a registered curator."""
+
+    name: str = param(doc="name of the split")
+    method: str = param(doc="registered curator")
+    config: dict[str, Any] = param({}, doc="fields of the curator's configuration")
+
+    def check(self) -> None:
+        check_name(self.name, kind="split")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Early(Config):
+    """The early checkpoints that EL2N and GraNd read (card 26): R seeds stopped at one epoch of the full recipe."""
+
+    seeds: int = param(10, ge=1, le=1000, doc="independent initialisations R")
+    epoch: int = param(3, ge=0, le=100_000, doc="epochs trained before scoring; 0 is uninformative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ensemble(Config):
+    """The reference ensemble: M copies of the recipe on random halves of the pool (card 57, step 6)."""
+
+    num_models: int = param(64, ge=4, le=100_000, doc="M, even: each pool example is in exactly M/2 models")
+    pool_size: int | None = param(None, ge=20, doc="examples in the pool; all when not given")
+    population_fraction: float = param(
+        0.5, gt=0, lt=1, doc="share of the test split kept out of every model (RMIA's z points)"
+    )
+    block: int = param(16, ge=1, le=4096, doc="models trained and stored at a time; the unit of resumption")
+
+    def check(self) -> None:
+        if self.num_models % 2:
+            raise ConfigError(
+                f"Ensemble.num_models = {self.num_models} must be even: each example is in exactly half of the models"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unlearning(Config):
+    """Which removal methods are compared, on which split, over how many seeds."""
+
+    split: str = param("random", doc="name of the split whose forget role is removed")
+    methods: tuple[Choice, ...] = param(doc="registered unlearners; 'retrain' is added when it is missing")
+    seeds: int = param(3, ge=1, le=100, doc="repeats; every figure carries their spread")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds(Config):
+    """What counts as a pass. A verdict needs the whole interval on one side; otherwise it is inconclusive."""
+
+    alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of every interval")
+    max_auc: float = param(0.60, gt=0.5, lt=1, doc="largest tolerated attack AUC on forgotten examples")
+    max_umia: float = param(0.60, gt=0.5, lt=1, doc="largest tolerated accuracy of the population attack, max(a, 1-a)")
+    max_gap: float = param(5.0, ge=0, le=100, unit="points", doc="largest tolerated average gap to retraining")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject(Config):
+    """Everything an audit needs to know. Its digest is part of every row's provenance."""
+
+    subject: str = param(doc="name; part of every asset key")
+    title: str = param("", doc="one line for people")
+    source: Choice = param(doc="where the data comes from")
+    model: Choice = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable")
+    recipe: Choice = param(doc="how it is trained")
+    seed: int = param(0, ge=0, lt=2**31, doc="root of every random choice")
+    device: str = param("auto", choices=("auto", "cpu", "cuda"), doc="auto takes CUDA when there is one")
+    early: Early = param(Early())
+    ensemble: Ensemble = param(Ensemble())
+    scores: tuple[Choice, ...] = param(())
+    splits: tuple[Split, ...] = param(())
+    unlearning: Unlearning | None = param(None)
+    attacks: tuple[Choice, ...] = param(())
+    thresholds: Thresholds = param(Thresholds())
+    schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
+    owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")
+
+    def check(self) -> None:
+        check_name(self.subject, kind="subject")
+        for kind, names in (
+            ("score", [c.name for c in self.scores]),
+            ("split", [s.name for s in self.splits]),
+            ("attack", [c.name for c in self.attacks]),
+            ("unlearner", [c.name for c in self.unlearning.methods] if self.unlearning else []),
+        ):
+            doubled = sorted({n for n in names if names.count(n) > 1})
+            if doubled:
+                raise ConfigError(f"subject {self.subject}: {kind} {', '.join(doubled)} is listed twice")
+        if self.unlearning and self.unlearning.split not in {s.name for s in self.splits}:
+            raise ConfigError(
+                f"subject {self.subject}: unlearning.split {self.unlearning.split!r} is not among its splits: "
+                f"{', '.join(s.name for s in self.splits) or '(none)'}"
+            )
