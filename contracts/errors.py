@@ -14,6 +14,7 @@ PalimpsestError
 |-- StateError                  a transition that the current state does not allow
 |-- LockTimeout                 another writer holds the warehouse
 |-- CheckBroken                 a check could not run; distinct from "the data is bad"
+|-- Diverged                    an optimisation left the numbers that mean anything: non-finite, or one answer to everything
 `-- JobFailed                   a child process ended without its result
 """
 
@@ -84,6 +85,13 @@ class LockTimeout(PalimpsestError):
 
 class CheckBroken(PalimpsestError):
     """A data check could not be carried out. Never to be read as passed, nor as bad data."""
+
+
+class Diverged(PalimpsestError):
+    """An optimisation ended in non-finite numbers or in a model that gives one answer to everything.
+
+    A finding about the method and its configuration, not a crash: the run is recorded with status "diverged".
+    """
 
 
 class JobFailed(PalimpsestError):

@@ -47,14 +47,16 @@ def param(
     return dataclasses.field(default=default, metadata=meta)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Base of every configuration: ranges are checked on construction, equality and digest are by value."""
+    """Base of every configuration: ranges are checked on construction, equality and digest are by value.
 
-    __slots__ = ()
+    As it stands it is the configuration of a method that has no fields.
+    """
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = _coerce(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
             _check_range(value, field, type(self).__name__)
             object.__setattr__(self, field.name, value)
@@ -69,10 +71,10 @@ class Config:
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ConfigError(f"{cls.__name__} takes a mapping of fields, not {type(values).__name__} {values!r}")
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(map(str, values)) - set(fields))
         if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(fields)}")
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(fields) or '(none)'}")
         required = [
             n for n, f in fields.items() if f.default is _MISSING and f.default_factory is _MISSING and n not in values
         ]

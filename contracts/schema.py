@@ -53,7 +53,7 @@ CHECKPOINTS = TableSpec(
         Column(name="train_loss_nats", dtype="float64", doc="mean cross-entropy on the training split", unit="nats", low=0, nullable=True),
         _share("train_acc", "accuracy on the training split", nullable=True),
         _share("test_acc", "accuracy on the test split", nullable=True),
-        Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0),
+        Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0, volatile=True),
     ),
 )  # fmt: skip
 
@@ -65,7 +65,7 @@ SCORE_RUNS = TableSpec(
         Column(name="passed", dtype="bool", doc="all gates met; scores.latest shows only these"),
         _text("reason", "which gate failed and why; empty when passed"),
         _text("higher_means", "what a high value means"),
-        Column(name="wall_s", dtype="float64", doc="wall time", unit="s", low=0),
+        Column(name="wall_s", dtype="float64", doc="wall time", unit="s", low=0, volatile=True),
     ),
 )  # fmt: skip
 
@@ -104,8 +104,8 @@ UNLEARNING_RUNS = TableSpec(
         _percent("gap_ua", "|ua - ua of retraining|, same seed"), _percent("gap_ra", "|ra - ra of retraining|"),
         _percent("gap_ta", "|ta - ta of retraining|"), _percent("gap_mia", "|mia_efficacy - that of retraining|"),
         _percent("avg_gap", "mean of the four gaps; lower is closer to retraining"),
-        Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0),
-        Column(name="rte", dtype="float64", doc="run-time efficiency: wall minutes of the unlearning call", unit="min", low=0),
+        Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0, volatile=True),
+        Column(name="rte", dtype="float64", doc="run-time efficiency: wall minutes of the unlearning call", unit="min", low=0, volatile=True),
         _text("status", "ok, or diverged", choices=("ok", "diverged")),
     ),
 )  # fmt: skip
@@ -166,7 +166,7 @@ REQUEST_EVENTS = TableSpec(
     schema="requests", name="events", doc="Every change of state of a request, in order.", key=("request_id", "seq"), partition=("request_id",),
     columns=(
         _text("request_id", "request"), _count("seq", "order within the request"), _text("state", "state entered"),
-        _text("note", "why, by whom"), _time("at", "when"),
+        _text("note", "why, by whom"), _time("at", "when", volatile=True),
     ),
 )  # fmt: skip
 
@@ -177,7 +177,7 @@ ARTIFACTS = TableSpec(
         _text("artifact_id", "id"), _text("asset", "asset that made it, joined by /"),
         _text("kind", "table, safetensors, html, json"), _text("location", "table name, or path under the state folder"),
         _text("sha256", "digest of the content"), _count("size_bytes", "size on disk; 0 for tables"), _text("key", "idempotence key it was made under"),
-        _time("created_at", "when"),
+        _time("created_at", "when", volatile=True),
     ),
 )  # fmt: skip
 

@@ -68,8 +68,18 @@ class Unlearning(Config):
     """Which removal methods are compared, on which split, over how many seeds."""
 
     split: str = param("random", doc="name of the split whose forget role is removed")
-    methods: tuple[Choice, ...] = param(doc="registered unlearners; 'retrain' is added when it is missing")
+    methods: tuple[Choice, ...] = param(doc="registered unlearners; the controls 'none' and 'retrain' are always run")
     seeds: int = param(3, ge=1, le=100, doc="repeats; every figure carries their spread")
+    decides: str = param(
+        "retrain", doc="the method in use: its verdict decides the audit, the others are compared with it"
+    )
+
+    def check(self) -> None:
+        names = {"none", "retrain", *(m.name for m in self.methods)}
+        if self.decides not in names:
+            raise ConfigError(
+                f"unlearning.decides = {self.decides!r} is not among its methods: {', '.join(sorted(names))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,10 @@ def check_identifier(name: str, *, kind: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One column: what it holds, in which unit, in which range, and what a high value means."""
+    """One column: what it holds, in which unit, in which range, and what a high value means.
+
+    A ``volatile`` column (a wall time, a clock reading) differs between equal runs and is left out of content digests.
+    """
 
     name: str
     dtype: DType
@@ -34,6 +37,7 @@ class Column:
     nullable: bool = False
     direction: str = ""
     choices: tuple[str, ...] = ()
+    volatile: bool = False
 
     def __post_init__(self) -> None:
         check_identifier(self.name, kind="column")

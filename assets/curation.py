@@ -1,0 +1,78 @@
+"""Stage 4, curation: forget/retain splits of the training examples, each with the reason for every example's role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from assets.stage import Output, Run, Stage
+from contracts import schema
+from contracts.digests import canonical_json, derive_seed, digest
+from contracts.errors import UnknownName
+from contracts.methods import curator
+from contracts.subject import Split, Subject
+
+
+def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> dict[str, Stage]:
+    """``[subject, curation, <split>]`` for every split the subject lists."""
+    return {split.name: _stage(subject, split, upstream, scores) for split in subject.splits}
+
+
+def _stage(subject: Subject, split: Split, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> Stage:
+    spec = curator.get(split.method).spec
+    config = spec.config.from_mapping(split.config)
+    deps = [upstream["examples"]]
+    if "scores" in spec.needs:
+        name = split.config["score"]
+        if name not in scores:
+            raise UnknownName(f"score for split {split.name!r} of subject {subject.subject}: score", name, scores)
+        deps.append(scores[name])
+    return Stage(
+        subject=subject,
+        path=("curation", split.name),
+        doc=f"{spec.doc} Roles: {', '.join(spec.roles)}.",
+        config={"method": split.method, "config": config, "seed": subject.seed},
+        version=spec.version,
+        deps=tuple(deps),
+        tables=(schema.MEMBERS, schema.DATASETS),
+        work=lambda run: curate(run, split.name, split.method, config),
+    )
+
+
+def curate(run: Run, dataset_id: str, method: str, config: Any) -> Output:
+    """Run a curator and store its members as a table and, for the jobs, as an artifact of ids by role."""
+    spec = curator.get(method).spec
+    handed = {"scores": lambda: run.stored_score, "select_where": lambda: run.select_where}
+    members = curator.get(method)(
+        run.train,
+        config=config,
+        seed=derive_seed(run.subject.seed, "split", dataset_id) % 2**31,
+        **{need: handed[need]() for need in spec.needs},
+    ).sort("example_id")
+    ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in spec.roles}
+    stored = run.save(ids, {"dataset_id": dataset_id, "method": method})
+    row = {
+        "dataset_id": dataset_id, "method": method, "num_examples": members.height,
+        "digest": digest({role: v.tolist() for role, v in ids.items()}), "config": canonical_json(config),
+    }  # fmt: skip
+    partition = {"dataset_id": dataset_id}
+    return Output(
+        tables=[
+            (schema.MEMBERS, members.with_columns(dataset_id=pl.lit(dataset_id)), partition),
+            (schema.DATASETS, pl.DataFrame([row]), partition),
+        ],
+        artifacts=[stored],
+        members=np.concatenate(list(ids.values())),
+        metadata={
+            **{role: len(v) for role, v in ids.items()},
+            "per_class": members.join(_labels(run), on="example_id").group_by("label_name", "role").len()
+            .pivot("role", index="label_name", values="len").fill_null(0).sort("label_name").to_dicts(),
+        },
+    )  # fmt: skip
+
+
+def _labels(run: Run) -> pl.DataFrame:
+    return run.read(schema.EXAMPLES).select("example_id", "label_name")

@@ -1,0 +1,76 @@
+"""Stage 1, data: the examples of a subject, by stable id, with their owners and content hashes."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from assets.stage import Output, Run, Stage
+from contracts import schema
+from contracts.identity import owner_token
+from contracts.subject import Subject
+from reports import plots
+from sources import ExampleSet
+
+
+def examples(subject: Subject) -> Stage:
+    """``[subject, data, examples]``: one row an example; the values themselves stay in their source."""
+    return Stage(
+        subject=subject,
+        path=("data", "examples"),
+        doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash. "
+        "The values stay in their source and are re-read and compared by digest.",
+        config={"source": subject.source, "seed": subject.seed},
+        fingerprint=lambda run: run.data.digest,
+        tables=(schema.EXAMPLES,),
+        kinds=frozenset({"duckdb", "polars"}),
+        work=_examples,
+    )
+
+
+def _examples(run: Run) -> Output:
+    data = run.data
+    classes = np.asarray(data.class_names) if data.task == "classification" else None
+    salt = run.warehouse.salt()
+    tokens = {owner: owner_token(owner, salt=salt) for owner in np.unique(data.owner).tolist()}
+    frame = pl.DataFrame(
+        {
+            "example_id": data.example_id,
+            "split": data.split,
+            "label": data.y if classes is not None else pl.Series([None] * data.num_examples, dtype=pl.Int64),
+            "label_name": classes[data.y] if classes is not None else np.full(data.num_examples, ""),
+            "target": pl.Series([None] * data.num_examples, dtype=pl.Float64) if classes is not None else data.y,
+            "owner": pl.Series(data.owner).replace_strict(tokens, return_dtype=pl.String),
+            "content_hash": data.content_hash,
+        }
+    )
+    return Output(
+        tables=[(schema.EXAMPLES, frame, {})],
+        members=data.example_id,
+        metadata=_facts(data, frame),
+        pictures={"classes": plots.counts_png(_counts(frame), title="Examples per class", split_names=("train", "test"))}
+        if classes is not None
+        else {},
+    )
+
+
+def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
+    duplicated = frame.height - frame["content_hash"].n_unique()
+    return {
+        "examples": data.num_examples,
+        "classes": data.num_classes,
+        "input_shape": " x ".join(map(str, data.input_shape)),
+        "owners": int(frame["owner"].n_unique() - (frame["owner"] == "").any()),
+        "exact_duplicates": int(duplicated),
+        "source_digest": data.digest,
+        "first_rows": frame.head(10).select("example_id", "split", "label_name").to_dicts(),
+    }
+
+
+def _counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """class -> split -> count."""
+    table = frame.group_by("label_name", "split").len().sort("label_name", "split")
+    out: dict[str, dict[str, int]] = {}
+    for name, split, count in table.iter_rows():
+        out.setdefault(name, {})[split] = count
+    return out

@@ -1,0 +1,228 @@
+"""Stage 2, models: the audited model, its early checkpoints, and the one reference ensemble that serves every method."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from assets.stage import Output, Run, Stage
+from assets.workspace import device_of, model_builder
+from contracts import schema
+from contracts.digests import derive_seed
+from contracts.methods import recipe
+from contracts.params import Config
+from contracts.subject import Subject
+from reports import plots
+
+if TYPE_CHECKING:
+    from recipes.ensemble import ReferenceEnsemble
+    from torch import nn
+
+
+def training(subject: Subject) -> dict[str, Any]:
+    """What every trained model of a subject depends on."""
+    return {"model": subject.model, "recipe": subject.recipe, "seed": subject.seed, "device": subject.device}
+
+
+def recipe_config(subject: Subject) -> Config:
+    """The checked configuration of the subject's recipe."""
+    return recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config)
+
+
+def target(subject: Subject, examples: Stage) -> Stage:
+    """``[subject, models, target]``: the model under audit and its logits on every example."""
+    return Stage(
+        subject=subject,
+        path=("models", "target"),
+        doc="The model under audit, trained on the whole training split, with its logits on every example.",
+        config=training(subject),
+        deps=(examples,),
+        tables=(schema.CHECKPOINTS,),
+        kinds=frozenset({"torch", "safetensors"}),
+        trains=True,
+        work=_target,
+    )
+
+
+def _target(run: Run) -> Output:
+    from recipes import predict_logits, to_arrays
+
+    subject = run.subject
+    started = time.perf_counter()
+    model = recipe.get(subject.recipe.name)(
+        model_builder(subject, run.data),
+        run.train,
+        config=recipe_config(subject),
+        seed=subject.seed,
+        device=device_of(subject),
+        checkpoints=run.checkpoints(),
+        progress=run.progress,
+    )
+    wall_s = time.perf_counter() - started
+    logits = predict_logits(model, run.data)
+    weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed}, "weights")
+    stored = run.save({"example_id": run.data.example_id, "logits": logits}, {}, "logits")
+    row = checkpoint_row(run, weights.name, "target", subject.seed, model, logits, wall_s)
+    return Output(
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        artifacts=[weights, stored],
+        members=run.train.example_id,
+        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
+        pictures={"loss": loss_picture(run, logits)} if run.data.task == "classification" else {},
+    )
+
+
+_NULLABLE = {"train_loss_nats": pl.Float64, "train_acc": pl.Float64, "test_acc": pl.Float64}
+
+
+def checkpoint_row(
+    run: Run, artifact: str, role: str, seed: int, model: nn.Module, logits: np.ndarray | None, wall_s: float
+) -> dict[str, Any]:
+    """One row of models.checkpoints; accuracies from the logits on every example where there are any."""
+    row: dict[str, Any] = {
+        "artifact_id": artifact, "role": role, "seed": seed, "epochs": int(getattr(recipe_config(run.subject), "epochs", 0)),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "train_loss_nats": None, "train_acc": None, "test_acc": None, "wall_s": wall_s,
+    }  # fmt: skip
+    if logits is not None and run.data.task == "classification":
+        correct = logits.argmax(1) == run.data.y
+        train = run.data.split == "train"
+        row["train_loss_nats"] = float(losses(logits, run.data.y)[train].mean())
+        row["train_acc"], row["test_acc"] = float(correct[train].mean()), float(correct[~train].mean())
+    return row
+
+
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy in nats, float64, in log space."""
+    z = logits.astype(np.float64)
+    top = z.max(1)
+    return np.log(np.exp(z - top[:, None]).sum(1)) + top - z[np.arange(len(labels)), labels]  # type: ignore[no-any-return]
+
+
+def loss_picture(run: Run, logits: np.ndarray) -> bytes:
+    values, train = losses(logits, run.data.y), run.data.split == "train"
+    return plots.histogram_png(
+        {"train": values[train], "test": values[~train]}, title="Loss of the audited model", xlabel="cross-entropy (nats)", log_x=True
+    )
+
+
+def early(subject: Subject, examples: Stage) -> Stage:
+    """``[subject, models, early]``: R models stopped early, which EL2N and GraNd read."""
+    return Stage(
+        subject=subject,
+        path=("models", "early"),
+        doc=f"{subject.early.seeds} models from independent initialisations, stopped at epoch {subject.early.epoch} of the full recipe.",
+        config={**training(subject), "early": subject.early},
+        deps=(examples,),
+        tables=(schema.CHECKPOINTS,),
+        kinds=frozenset({"torch", "safetensors"}),
+        trains=True,
+        work=_early,
+    )
+
+
+def early_seeds(subject: Subject) -> list[int]:
+    return [derive_seed(subject.seed, "early", r) % 2**31 for r in range(subject.early.seeds)]
+
+
+def _early(run: Run) -> Output:
+    from recipes import early_models, to_arrays
+
+    subject = run.subject
+    seeds = early_seeds(subject)
+    started = time.perf_counter()
+    models = early_models(
+        model_builder(subject, run.data),
+        run.train,
+        config=recipe_config(subject),
+        seeds=seeds,
+        epoch=subject.early.epoch,
+        device=device_of(subject),
+        progress=run.progress,
+    )
+    wall_s = (time.perf_counter() - started) / len(seeds)
+    artifacts = [
+        run.save(to_arrays(model), {"role": "early", "seed": seed, "epoch": subject.early.epoch}, f"seed{r}")
+        for r, (seed, model) in enumerate(zip(seeds, models, strict=True))
+    ]
+    rows = [
+        checkpoint_row(run, artifact.name, "early", seed, model, None, wall_s) | {"epochs": subject.early.epoch}
+        for artifact, seed, model in zip(artifacts, seeds, models, strict=True)
+    ]
+    return Output(
+        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_NULLABLE), {"role": "early"})],
+        artifacts=artifacts,
+        members=run.train.example_id,
+        metadata={"models": len(models), "epoch": subject.early.epoch},
+    )
+
+
+def load_early(run: Run, stage: Stage) -> list[nn.Module]:
+    return [load_model(run, stage, f"seed{r}") for r in range(run.subject.early.seeds)]
+
+
+def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
+    """A stored model in eval mode on the subject's device, digest verified."""
+    from recipes import load_arrays
+
+    arrays, _ = run.load(stage, name)
+    model = model_builder(run.subject, run.data)(0)
+    load_arrays(model, arrays)
+    return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
+
+
+def ensemble(subject: Subject, examples: Stage) -> Stage:
+    """``[subject, models, ensemble]``: keep[M, N] and logits[M, N, K] of M models on random halves of the pool."""
+    plan = subject.ensemble
+    return Stage(
+        subject=subject,
+        path=("models", "ensemble"),
+        doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
+        f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Trained stacked, resumable by {plan.block} models.",
+        config={**training(subject), "ensemble": plan},
+        deps=(examples,),
+        kinds=frozenset({"torch", "safetensors"}),
+        trains=True,
+        work=_ensemble,
+    )
+
+
+def _ensemble(run: Run) -> Output:
+    from recipes import train_ensemble
+
+    subject = run.subject
+    result = train_ensemble(
+        model_builder(subject, run.data),
+        run.data,
+        config=recipe_config(subject),
+        ensemble=subject.ensemble,
+        seed=derive_seed(subject.seed, "ensemble") % 2**31,
+        device=device_of(subject),
+        checkpoints=run.checkpoints(),
+        progress=run.progress,
+    )
+    correct = result.logits.argmax(2) == result.labels
+    acc_in = float(correct[result.keep].mean())
+    acc_out = float(correct[~result.keep].mean())
+    stored = run.save(result.to_arrays(), {"config_digest": result.config_digest})
+    return Output(
+        artifacts=[stored],
+        members=result.example_id[result.pool],
+        metadata={
+            "models": len(result.keep),
+            "pool": int(result.pool.sum()),
+            "population": int((~result.pool).sum()),
+            "accuracy_inside": acc_in,
+            "accuracy_outside": acc_out,
+        },
+    )
+
+
+def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
+    from recipes import ReferenceEnsemble
+
+    return ReferenceEnsemble.from_arrays(*run.load(stage))
+

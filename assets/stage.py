@@ -1,0 +1,389 @@
+"""One mechanism for every asset: a stage knows its inputs by digest, does its work once, records it, and says so.
+
+    key = digest(asset, code version, configuration, data versions of its inputs, request)
+
+The same key with its outputs still in place is a no-op. Otherwise the work runs, its tables replace their
+partitions, its artifacts are written before the ledger says the stage is complete, and the snapshot is published.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from assets.workspace import Workspace
+from contracts.digests import digest, plain
+from contracts.errors import NotReady
+from contracts.progress import Progress
+from contracts.stores import CheckpointStore
+from contracts.subject import Subject
+from contracts.tables import TableSpec
+from sources import ExampleSet
+from warehouse import Artifact, content_digest
+
+Partition = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What the work of a stage hands over.
+
+    Attributes:
+        tables: (spec, frame, partition) to replace.
+        artifacts: bulk results already written through the artifact store.
+        members: ids of the examples that the results were made from.
+        metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table).
+        pictures: label -> PNG bytes, shown in the Dagster UI.
+        warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
+    """
+
+    tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]] = ()
+    artifacts: Sequence[Artifact] = ()
+    members: np.ndarray | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One asset of a subject.
+
+    Attributes:
+        path: (stage, name); the asset key is (subject, stage, name).
+        version: raise it when the code changes what it computes.
+        config: everything besides the inputs that the result depends on.
+        fingerprint: digest of what lies outside the warehouse (the data files), asked for at every run.
+        deps: stages it reads.
+        tables: the tables it writes, for the schema in the UI and the blocking check.
+        warnings: names of its non-blocking checks.
+        per_request: partitioned by forget request.
+        trains: takes the training pool (one at a time).
+        fresh_days: the asset is stale after so many days.
+    """
+
+    subject: Subject
+    path: tuple[str, str]
+    doc: str
+    work: Callable[[Run], Output]
+    config: Any = None
+    fingerprint: Callable[[Run], str] | None = None
+    version: int = 1
+    deps: tuple[Stage, ...] = ()
+    tables: tuple[TableSpec, ...] = ()
+    warnings: tuple[str, ...] = ()
+    kinds: frozenset[str] = frozenset({"duckdb"})
+    per_request: bool = False
+    trains: bool = False
+    fresh_days: int | None = None
+
+    @property
+    def key(self) -> dg.AssetKey:
+        return dg.AssetKey([self.subject.subject, *self.path])
+
+    @property
+    def config_digest(self) -> str:
+        return digest(self.config)
+
+    def asset(self, request: str | None) -> str:
+        """The name in ledger, lineage and artifact store: ``digits/scores/el2n``, ``digits/requests/r1/finetune``."""
+        parts = [self.subject.subject, *self.path]
+        if self.per_request:
+            parts.insert(2, str(request))
+        return "/".join(parts)
+
+
+@dataclass(eq=False)
+class Run:
+    """One execution of a stage: its inputs and where its results go."""
+
+    stage: Stage
+    workspace: Workspace
+    run_id: str
+    request: str | None
+    context: Any
+
+    @property
+    def subject(self) -> Subject:
+        return self.stage.subject
+
+    @property
+    def warehouse(self) -> Any:
+        return self.workspace.warehouse
+
+    @property
+    def asset(self) -> str:
+        return self.stage.asset(self.request)
+
+    @property
+    def data(self) -> ExampleSet:
+        return self.workspace.examples(self.subject)
+
+    @cached_property
+    def train(self) -> ExampleSet:
+        return self.data.part("train")
+
+    @property
+    def progress(self) -> Progress:
+        name = self.asset
+        return lambda done, total, what: self.workspace.progress(done, total, f"{name}: {what}")
+
+    def version_of(self, dep: Stage) -> str:
+        """Data version of an input.
+
+        Raises:
+            NotReady: the input has never been materialised.
+        """
+        record = self.warehouse.last_complete(dep.asset(self.request))
+        if record is None:
+            raise NotReady(
+                f"{dep.asset(self.request)} has not been made yet; run: palimpsest audit {self.subject.subject}"
+            )
+        return str(record["data_version"])
+
+    def load(self, dep: Stage, name: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays and meta that an input stage saved (digest verified)."""
+        return self.warehouse.artifacts.load(_join(dep.asset(self.request), name))  # type: ignore[no-any-return]
+
+    def save(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], name: str = "") -> Artifact:
+        return self.warehouse.artifacts.save(_join(self.asset, name), tensors, meta)
+
+    def checkpoints(self) -> CheckpointStore:
+        """Where a long training keeps its partial work; found again only by a run that would do exactly the same."""
+        same = digest({"config": self.stage.config_digest, "version": self.stage.version, "data": self.data.digest})
+        return self.warehouse.artifacts.store(f"{self.asset}/resume-{same[:16]}")  # type: ignore[no-any-return]
+
+    def stored_score(self, name: str) -> pl.DataFrame:
+        """(example_id, value) of a current score that met its gates; NotReady or UnknownName otherwise."""
+        return self.warehouse.latest_score(self.subject.subject, name)  # type: ignore[no-any-return]
+
+    def select_where(self, predicate: str) -> np.ndarray:
+        """Ids of the training examples that an SQL predicate over data.examples selects."""
+        return self.warehouse.select_where(self.subject.subject, predicate)  # type: ignore[no-any-return]
+
+    def read(self, spec: TableSpec, partition: Partition | None = None) -> pl.DataFrame:
+        return self.warehouse.read(spec, subject=self.subject.subject, partition=dict(partition or {}))  # type: ignore[no-any-return]
+
+
+def _join(asset: str, name: str) -> str:
+    return f"{asset}/{name}" if name else f"{asset}/result"
+
+
+def materialize(stage: Stage, workspace: Workspace, *, run_id: str, request: str | None, context: Any) -> dict[str, Any]:
+    """Bring one stage up to date and return its record, with ``unchanged`` telling whether there was work to do."""
+    run = Run(stage, workspace, run_id, request, context)
+    w = run.warehouse
+    inputs = {dep.asset(request): run.version_of(dep) for dep in stage.deps}
+    scope = digest(w.requests.get(request).request) if stage.per_request and request else ""
+    key = digest(
+        {"asset": run.asset, "version": stage.version, "config": stage.config_digest, "inputs": inputs, "request": scope,
+         "outside": stage.fingerprint(run) if stage.fingerprint else ""}
+    )  # fmt: skip
+    record = w.completed(run.asset, key)
+    if record is not None:
+        return {**record, "unchanged": True}
+    started = time.perf_counter()
+    output = stage.work(run)
+    metadata = plain(output.metadata)
+    pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
+    shown = w.artifacts.save_json(f"{run.asset}/shown", {"metadata": metadata, "pictures": pictures})
+    common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
+    outputs, rows = [], 0
+    for spec, frame, partition in output.tables:
+        receipt = w.replace(spec, frame, partition=dict(partition), **common)
+        rows += frame.height
+        outputs.append(
+            {"kind": "table", "name": spec.full_name, "partition": dict(partition), "digest": content_digest(spec, frame),
+             "receipt": receipt.digest}
+        )  # fmt: skip
+    for artifact in output.artifacts:
+        outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
+    w.record_lineage(
+        run.asset, parents=tuple(inputs), artifacts=(*output.artifacts, shown), key=key, members=output.members, **common
+    )
+    record = {
+        "key": key,
+        "data_version": digest([(o["name"], o.get("partition"), o["digest"]) for o in outputs]),
+        "outputs": outputs,
+        "tables": [[spec.full_name, dict(partition)] for spec, _, partition in output.tables],
+        "rows": rows,
+        "warnings": dict(output.warnings),
+        "wall_s": round(time.perf_counter() - started, 3),
+    }
+    w.complete(run.asset, key, record)
+    w.publish()
+    return {**record, "unchanged": False}
+
+
+def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.AssetsDefinition:
+    """The Dagster asset of a stage, with its blocking contract check and its warnings."""
+    specs = [dg.AssetCheckSpec("contract", asset=stage.key, blocking=True, description=_CONTRACT)] if stage.tables else []
+    specs += [dg.AssetCheckSpec(name, asset=stage.key, description="Not blocking.") for name in stage.warnings]
+
+    @dg.asset(
+        key=stage.key,
+        deps=[dep.key for dep in stage.deps],
+        group_name=f"{stage.subject.subject.replace('-', '_')}_{stage.path[0]}",
+        description=stage.doc,
+        kinds=set(stage.kinds),
+        owners=list(stage.subject.owners),
+        code_version=f"{stage.version}.{stage.config_digest[:12]}",
+        partitions_def=partitions if stage.per_request else None,
+        pool=("gpu" if stage.subject.device == "cuda" else "cpu") if stage.trains else None,
+        check_specs=specs,
+        metadata={"dagster/column_schema": column_schema(stage.tables[0])} if stage.tables else None,
+        tags={"palimpsest/subject": stage.subject.subject},
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=stage.fresh_days))
+        if stage.fresh_days
+        else None,
+        required_resource_keys={"workspace"},
+    )
+    def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        workspace: Workspace = context.resources.workspace
+        request = context.partition_key if stage.per_request else None
+        record = materialize(stage, workspace, run_id=context.run_id, request=request, context=context)
+        state = "unchanged: nothing was recomputed" if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
+        context.log.info(f"{stage.asset(request)}: {state}")
+        return dg.MaterializeResult(
+            metadata=_metadata(stage, workspace, record, request, state),
+            data_version=dg.DataVersion(f"sha256:{record['data_version']}"),
+            check_results=[*_contract(stage, workspace, record), *_warnings(stage, record)],
+        )
+
+    return _asset
+
+
+_CONTRACT = "Columns, types, ranges, keys, nulls and finiteness as the method declares them, by Great Expectations."
+
+
+def _contract(stage: Stage, workspace: Workspace, record: Mapping[str, Any]) -> list[dg.AssetCheckResult]:
+    if not stage.tables:
+        return []
+    by_name = {spec.full_name: spec for spec in stage.tables}
+    reports = [
+        workspace.warehouse.check(by_name[name], subject=stage.subject.subject, partition=partition)
+        for name, partition in record["tables"]
+    ]
+    broken = [r for r in reports if r.broken]
+    failed = [r for r in reports if not r.passed]
+    return [
+        dg.AssetCheckResult(
+            check_name="contract",
+            asset_key=stage.key,
+            passed=not failed and not broken,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description="the check itself could not run" if broken else None,
+            metadata={
+                "tables": len(reports),
+                "expectations": sum(len(r.results) for r in reports),
+                "problems": "\n".join(str(line) for r in (*broken, *failed) for line in r.problems()) or "none",
+            },
+        )
+    ]
+
+
+def _warnings(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult]:
+    return [
+        dg.AssetCheckResult(
+            check_name=name,
+            asset_key=stage.key,
+            passed=not record["warnings"].get(name),
+            severity=dg.AssetCheckSeverity.WARN,
+            description=record["warnings"].get(name) or None,
+        )
+        for name in stage.warnings
+    ]
+
+
+def column_schema(spec: TableSpec) -> dg.TableSchema:
+    """The spec in Dagster's words: type, meaning, range and nullability of each column."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                c.name,
+                c.dtype,
+                description=" ".join(filter(None, [c.doc + (f" [{c.unit}]" if c.unit else ""), c.direction])),
+                constraints=dg.TableColumnConstraints(
+                    nullable=c.nullable,
+                    other=[f"{sign} {bound:g}" for sign, bound in ((">=", c.low), ("<=", c.high)) if bound is not None],
+                ),
+            )
+            for c in spec.all_columns
+        ]
+    )
+
+
+def _lineage(stage: Stage) -> dg.TableColumnLineage | None:
+    """Every column of a table made from other tables comes from the join on the keys they share."""
+    sources = [(dep.key, {c.name for t in dep.tables for c in t.columns}) for dep in stage.deps if dep.tables]
+    if not stage.tables or not sources:
+        return None
+    columns = {c.name for c in stage.tables[0].columns}
+    keys = set(stage.tables[0].key)
+
+    def origins(name: str) -> list[dg.TableColumnDep]:
+        wanted = {name} if name in keys else (keys | {name, "label"}) - {"seed"}
+        return [
+            dg.TableColumnDep(asset_key=key, column_name=column)
+            for key, available in sources
+            for column in sorted(wanted & available)
+        ]
+
+    return dg.TableColumnLineage({name: deps for name in sorted(columns) if (deps := origins(name))})
+
+
+def _metadata(
+    stage: Stage, workspace: Workspace, record: Mapping[str, Any], request: str | None, state: str
+) -> dict[str, Any]:
+    w = workspace.warehouse
+    shown = w.artifacts.load_json(f"{stage.asset(request)}/shown")
+    head = w.ledger.head()
+    out: dict[str, Any] = {
+        "state": state,
+        "data_version": record["data_version"],
+        "config_digest": stage.config_digest,
+        "ledger_head": dg.MetadataValue.json({"seq": head.seq, "hash": head.hash}),
+        "wall_s": dg.MetadataValue.float(float(record["wall_s"])),
+    }
+    if stage.tables:
+        out["dagster/row_count"] = int(record["rows"])
+        out["dagster/column_schema"] = column_schema(stage.tables[0])
+        out["tables"] = ", ".join(name for name, _ in record["tables"])
+        lineage = _lineage(stage)
+        if lineage is not None:
+            out["dagster/column_lineage"] = lineage
+    for label, value in shown["metadata"].items():
+        out[label] = _metadata_value(value)
+    for label, png in shown["pictures"].items():
+        out[label] = dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
+    return out
+
+
+def _metadata_value(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return dg.MetadataValue.table([dg.TableRecord(row) for row in value])
+    if isinstance(value, (dict, list)):
+        return dg.MetadataValue.json(value)
+    return value
+
+
+def top_rows(frame: pl.DataFrame, column: str, labels: pl.DataFrame, *, limit: int = 10) -> list[dict[str, Any]]:
+    """The examples with the highest values: id, class and value, for the table in the UI."""
+    top = frame.sort([column, "example_id"], descending=[True, False], nulls_last=True).head(limit)
+    return top.select("example_id", column).join(labels, on="example_id", how="left").to_dicts()
+
+
+def labels_of(data: ExampleSet) -> pl.DataFrame:
+    """(example_id, label_name) of a classification set, (example_id, target) of a regression set."""
+    if data.task == "regression":
+        return pl.DataFrame({"example_id": data.example_id, "target": data.y})
+    return pl.DataFrame({"example_id": data.example_id, "label_name": np.asarray(data.class_names)[data.y]})

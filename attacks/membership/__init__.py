@@ -1,0 +1,17 @@
+"""Membership inference: was this example in training? One attack a file; importing the package registers them all."""
+
+from attacks.membership import (  # noqa: F401  (imported for their registration)
+    entropy,
+    gap,
+    lira,
+    loss,
+    modified_entropy,
+    population,
+    reference,
+    rmia,
+    shadow_model,
+)
+from attacks.membership.evidence import Evidence
+from attacks.membership.metrics import attack_report, report_over_targets, roc, tpr_at_fpr
+
+__all__ = ["Evidence", "attack_report", "report_over_targets", "roc", "tpr_at_fpr"]

@@ -1,0 +1,120 @@
+"""LiRA, the likelihood-ratio attack: compare an example's log-odds with what models with and without it give.
+
+Source: Carlini et al., "Membership Inference Attacks From First Principles", IEEE S&P 2022, algorithm 1 and section VI.
+
+    online    score = log N(phi; mu_in, s_in^2) - log N(phi; mu_out, s_out^2)
+    offline   upper    score = (phi - mu_out) / s_out          one-sided, the paper's; the z-value, which does not saturate
+              density  score = -log N(phi; mu_out, s_out^2)    two-sided, the authors' code; a different ROC
+
+averaged over the queries of an example, treated as independent as the code does. mu = median and s = spread over the
+reference models (``gaussian``), the audited model left out. Below about 64 reference models a spread per example is
+too noisy and one pooled spread does better: ``variance="auto"``.
+
+Shapes: Evidence with T targets, M references, N examples -> scores (T, N), larger = more likely a member, NaN where
+an example has fewer than 2 reference models with (online) or without it.
+Not: a probability. And weaker than it looks when the references generalise better than the target: match the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.membership.evidence import Evidence
+from attacks.membership.gaussian import Variance, fit
+from contracts.methods import AttackSpec, attack
+from contracts.params import Config, param
+
+Float = NDArray[np.float64]
+
+ENOUGH_FOR_OWN_VARIANCE = 64
+_VARIANCES = ("auto", "pooled", "per_example", "fixed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiraOnlineConfig(Config):
+    variance: str = param(
+        "auto",
+        choices=_VARIANCES,
+        doc="spread of the normals: pooled over examples, per example, auto (pooled below 64 references), fixed (the authors' fix_variance: IN spread used for OUT too)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiraOfflineConfig(Config):
+    variance: str = param("auto", choices=_VARIANCES, doc="as in lira_online; fixed takes the spread of all OUT values")
+    tail: str = param("upper", choices=("upper", "density"), doc="upper: the paper's one-sided test; density: the authors' code, two-sided")  # fmt: skip
+
+
+@attack(
+    AttackSpec(
+        name="lira_online",
+        doc="Likelihood ratio of the log-odds under models trained with and without the example.",
+        source="Carlini et al., IEEE S&P 2022",
+        config=LiraOnlineConfig,
+        references=4,
+    )
+)
+def lira_online(evidence: Evidence, *, config: LiraOnlineConfig, seed: int) -> Float:
+    """Online LiRA score in nats, (T, N); > 0 = likelier a member. ``seed`` is not used: the attack is deterministic.
+
+    Raises:
+        ConfigError: fewer than 4 reference models besides the audited one (2 with and 2 without an example).
+    """
+    _, keep = evidence.references("lira_online", fewest=4)
+    variance = _variance(config.variance, evidence.usable_references)
+    scores = []
+    for target, reference in zip(evidence.target_phi, evidence.reference_phi, strict=True):
+        scores.append(log_ratio(target, reference, keep, ~keep, evidence.left_out, variance=variance))
+    return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
+
+
+@attack(
+    AttackSpec(
+        name="lira_offline",
+        doc="How far the log-odds lie above those of models trained without the example.",
+        source="Carlini et al., IEEE S&P 2022",
+        config=LiraOfflineConfig,
+        references=2,
+    )
+)
+def lira_offline(evidence: Evidence, *, config: LiraOfflineConfig, seed: int) -> Float:
+    """Offline LiRA score, (T, N): standard deviations (upper) or nats (density). ``seed`` is not used.
+
+    Raises:
+        ConfigError: fewer than 2 reference models besides the audited one.
+    """
+    _, keep = evidence.references("lira_offline", fewest=2)
+    variance = _variance(config.variance, evidence.usable_references)
+    scores = []
+    for target, reference in zip(evidence.target_phi, evidence.reference_phi, strict=True):
+        out = fit(reference, ~keep, evidence.left_out, variance=variance)
+        scores.append(out.z(target) if config.tail == "upper" else -out.log_density(target) + 0.5 * np.log(2 * np.pi))
+    return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
+
+
+def log_ratio(
+    target: Float,
+    reference: Float,
+    inside: NDArray[np.bool_],
+    outside: NDArray[np.bool_],
+    left_out: NDArray[np.int64],
+    *,
+    variance: Variance,
+) -> Float:
+    """log N(target; inside) - log N(target; outside), (T, N) from target (T, N), reference and both masks (M, N)."""
+    outer = fit(reference, outside, left_out, variance=variance)
+    inner = fit(reference, inside, left_out, variance=variance)
+    if variance == "fixed":
+        outer = type(outer)(centre=outer.centre, scale=inner.scale, size=outer.size)
+    score = inner.log_density(target)
+    score -= outer.log_density(target)
+    return score
+
+
+def _variance(wanted: str, references: int) -> Variance:
+    if wanted == "auto":
+        return "per_example" if references >= ENOUGH_FOR_OWN_VARIANCE else "pooled"
+    return wanted  # type: ignore[return-value]  # one of Variance: the configuration checked it

@@ -1,0 +1,87 @@
+"""Modified entropy: certainty that counts only when it is certainty of the right label.
+
+Source: Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021, eq. 9.
+
+    global      score = -ME
+    per class   score = tau_y - ME, tau_c chosen on one shadow model, among its own values of class c, to maximise
+                (TPR + TNR) / 2 of "member iff ME <= tau_c"; > 0 means member
+
+Shapes: Evidence with T targets, M references, N examples -> (T, N) in nats; per class NaN where the shadow model has
+only members or only non-members of the class. The shadow is a reference model, never the audited one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.membership import signals
+from attacks.membership.evidence import Evidence
+from attacks.membership.metrics import best_threshold
+from contracts.methods import AttackSpec, attack
+from contracts.params import Config
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModifiedEntropyConfig(Config):
+    """Nothing to choose."""
+
+
+@attack(
+    AttackSpec(
+        name="modified_entropy",
+        doc="A prediction certain of the right label means member; one threshold for all classes.",
+        source="Song and Mittal, USENIX Security 2021",
+        config=ModifiedEntropyConfig,
+    )
+)
+def modified_entropy(evidence: Evidence, *, config: ModifiedEntropyConfig, seed: int) -> Float:
+    """Minus the modified entropy in nats, (T, N). ``seed`` is not used."""
+    return _scores(evidence)
+
+
+@attack(
+    AttackSpec(
+        name="modified_entropy_per_class",
+        doc="As modified_entropy, with a threshold a class chosen on a shadow model.",
+        source="Song and Mittal, USENIX Security 2021",
+        config=ModifiedEntropyConfig,
+        references=1,
+    )
+)
+def modified_entropy_per_class(evidence: Evidence, *, config: ModifiedEntropyConfig, seed: int) -> Float:
+    """tau_y - ME in nats, (T, N); > 0 is Song's decision "member". ``seed`` draws the shadow model.
+
+    Raises:
+        ConfigError: no reference model besides the audited one.
+    """
+    evidence.require_references("modified_entropy_per_class", fewest=1)
+    # One shadow serves every target but itself; a second one serves that one.
+    order = np.random.default_rng(seed).permutation(evidence.num_references)
+    offset = np.empty((evidence.num_targets, len(evidence.labels)))
+    for shadow in order[:2]:
+        served = evidence.left_out != shadow if shadow == order[0] else evidence.left_out == order[0]
+        if served.any():
+            offset[served] = _thresholds(evidence, int(shadow))[evidence.labels]
+    return offset + _scores(evidence)
+
+
+def _scores(evidence: Evidence) -> Float:
+    return np.stack([-signals.modified_entropy(z, evidence.labels) for z in evidence.first_target_logits])
+
+
+def _thresholds(evidence: Evidence, shadow: int) -> Float:
+    """(K,) tau of each class from one shadow model's own members and non-members."""
+    assert evidence.keep is not None
+    score = -signals.modified_entropy(evidence.first_reference_logits[shadow], evidence.labels)
+    member = evidence.keep[shadow]
+    tau = np.full(evidence.target_logits.shape[-1], np.nan)
+    for c in np.unique(evidence.labels):
+        of_class = evidence.labels == c
+        if member[of_class].any() and not member[of_class].all():
+            tau[c] = -best_threshold(score[of_class], member[of_class])
+    return tau

@@ -1,0 +1,181 @@
+"""RMIA, the relative attack: is the example likelier under this model than population points are, each relative to
+what reference models give it?
+
+Source: Zarifzadeh, Liu, Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024, eqs. 5, 8, 9 and 10.
+
+    ratio_x = p_y(x | target) / p(x)
+    online    p(x) = (mean_IN + mean_OUT) / 2                means of p_y over reference models with / without x
+    offline   p(x) = ((1 + a) mean_OUT + (1 - a)) / 2        a in [0, 1]
+    ratio_z   the same for population points z (non-members of every model): p_y(z | target) / mean over all references
+    score     share of z with ratio_x / ratio_z >= gamma
+
+``a`` is tuned on 0, 0.1, ..., 1 for the AUC of an attack on one REFERENCE model by the others, the audited model left
+out of both sides. The share has a resolution of 1/P, so P >= 10 / (target FPR); ties are broken by ratio_x:
+
+    returned score = (number of z + r / (1 + r)) / (P + 1),  r = ratio_x        in [0, 1], larger = more likely a member
+
+Shapes: Evidence with T, M, N and P population points -> (T, N); NaN where an example has no reference model with
+(online) or without it. Cost O((N + P) log P) a target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.membership.evidence import Evidence
+from attacks.membership.leave_one_out import count_below, sums_without
+from attacks.membership.signals import confidence_from_log_odds
+from attacks.statistics import auc
+from contracts.methods import AttackSpec, attack
+from contracts.params import Config, param
+
+Float = NDArray[np.float64]
+
+A_GRID = tuple(i / 10 for i in range(11))
+_BLOCK = 1024  # examples at a time: M x _BLOCK float64 stays near the cache
+_TUNING = 2000  # candidates on which ``a`` is tuned: the AUC's standard error is then about 0.01
+_FLOOR = 1e-300  # keeps 0/0 out of ratios whose probabilities all underflow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RmiaOnlineConfig(Config):
+    gamma: float = param(1.0, gt=0, le=1000, doc="a population point counts when ratio_x / ratio_z >= gamma")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RmiaOfflineConfig(Config):
+    gamma: float = param(1.0, gt=0, le=1000, doc="a population point counts when ratio_x / ratio_z >= gamma")
+    a: float | None = param(None, ge=0, le=1, doc="weight of mean_OUT in p(x); tuned on reference models when not given")  # fmt: skip
+
+
+@attack(
+    AttackSpec(
+        name="rmia_online",
+        doc="Share of population points that the example beats, relative to reference models with and without it.",
+        source="Zarifzadeh et al., ICML 2024",
+        config=RmiaOnlineConfig,
+        references=2,
+    )
+)
+def rmia_online(evidence: Evidence, *, config: RmiaOnlineConfig, seed: int) -> Float:
+    """Online RMIA, (T, N) in [0, 1]. ``seed`` is not used.
+
+    Raises:
+        ConfigError: fewer than 2 reference models besides the audited one.
+        InvalidInput: no population points.
+    """
+    phi, keep = evidence.references("rmia_online", fewest=2)
+    return _score(evidence, phi, keep, gamma=config.gamma, a=None)
+
+
+@attack(
+    AttackSpec(
+        name="rmia_offline",
+        doc="Share of population points that the example beats, relative to reference models without it.",
+        source="Zarifzadeh et al., ICML 2024",
+        config=RmiaOfflineConfig,
+        references=3,
+    )
+)
+def rmia_offline(evidence: Evidence, *, config: RmiaOfflineConfig, seed: int) -> Float:
+    """Offline RMIA, (T, N) in [0, 1]; ``seed`` draws the reference model on which ``a`` is tuned.
+
+    Raises:
+        ConfigError: fewer than 3 reference models besides the audited one (1 to tune on, 2 to compare it with).
+        InvalidInput: no population points.
+    """
+    phi, keep = evidence.references("rmia_offline", fewest=3)
+    a = tune_a(phi, keep, evidence.left_out, seed=seed) if config.a is None else np.full(evidence.num_targets, config.a)
+    return _score(evidence, phi, keep, gamma=config.gamma, a=a)
+
+
+def tune_a(phi: Float, keep: NDArray[np.bool_], left_out: NDArray[np.int64], *, seed: int) -> Float:
+    """(T,) weight ``a`` of each target: the best AUC of the ratio on another reference model, attacked by the rest.
+
+    The ratio alone ranks as RMIA does for one model, because a single model's scores are monotone in ratio_x.
+    """
+    rng = np.random.default_rng(seed)
+    num = phi.shape[1]
+    at = np.sort(rng.permutation(num)[:_TUNING])
+    p, member = _probability(phi[:, at]), keep[:, at]
+    order = rng.permutation(len(phi))
+    outside = np.where(member, 0.0, p)
+    total, count = outside.sum(axis=0), (~member).sum(axis=0)
+    tuned = np.empty(len(left_out))
+    known: dict[int, float] = {}
+    for t, own in enumerate(left_out):
+        if int(own) not in known:
+            attacked = int(order[0] if order[0] != own else order[1])
+            rows = [attacked] if own < 0 else [attacked, int(own)]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                mean_out = (total - outside[rows].sum(axis=0)) / (count - (~member[rows]).sum(axis=0))
+            known[int(own)] = _best_a(p[attacked], mean_out, member[attacked])
+        tuned[t] = known[int(own)]
+    return tuned
+
+
+def _best_a(p: Float, mean_out: Float, member: NDArray[np.bool_]) -> float:
+    defined = np.isfinite(mean_out)
+    p, mean_out, member = p[defined], np.maximum(mean_out[defined], 0.0), member[defined]
+    if not member.any() or member.all():
+        return A_GRID[-1]
+    reached = [auc((p / _offline(mean_out, a))[member], (p / _offline(mean_out, a))[~member]) for a in A_GRID]
+    return A_GRID[int(np.argmax(reached))]
+
+
+def _score(evidence: Evidence, phi: Float, keep: NDArray[np.bool_], *, gamma: float, a: Float | None) -> Float:
+    evidence.require_population("rmia_online" if a is None else "rmia_offline", references=True)
+    left_out = evidence.left_out
+    beaten_at = np.sort(_population_ratio(evidence) * gamma, axis=1)
+    num_points = beaten_at.shape[1]
+    scores = np.empty((evidence.num_targets, phi.shape[1]))
+    shared = evidence.reference_phi is evidence.target_phi
+    for start in range(0, phi.shape[1], _BLOCK):
+        at = slice(start, start + _BLOCK)
+        p, member = _probability(phi[:, at]), keep[:, at]
+        target = p if shared else _probability(evidence.target_phi[0][:, at])
+        mean_out = _group_mean(p, ~member, left_out)
+        if a is None:
+            with_x = mean_out
+            with_x += _group_mean(p, member, left_out)
+            with_x *= 0.5
+        else:
+            with_x = _offline(mean_out, a[:, None])
+        np.divide(target, with_x, out=scores[:, at])
+    for ratio, limits in zip(scores, beaten_at, strict=True):
+        beaten = count_below(limits, ratio, side="right")
+        ratio /= 1.0 + ratio  # the fraction that breaks ties, below 1
+        ratio += beaten
+        ratio /= num_points + 1
+    return scores
+
+
+def _probability(phi: Float) -> Float:
+    p = confidence_from_log_odds(phi)
+    p += _FLOOR
+    return p
+
+
+def _offline(mean_out: Float, a: Float | float) -> Float:
+    return np.asarray(0.5 * ((1.0 + a) * mean_out + (1.0 - a)))
+
+
+def _group_mean(p: Float, member: NDArray[np.bool_], left_out: NDArray[np.int64]) -> Float:
+    """(T, N) mean over the group without the target; NaN for an empty group."""
+    size = member.sum(axis=0)
+    row = np.where(left_out >= 0, left_out, 0)
+    own = member[row] & (left_out >= 0)[:, None]
+    sums = sums_without(p, member, left_out)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums / (size - own)
+
+
+def _population_ratio(evidence: Evidence) -> Float:
+    """ratio_z, (T, P)."""
+    reference = _probability(evidence.population_reference_phi)
+    everyone = np.ones(reference.shape, dtype=bool)
+    return _probability(evidence.population_target_phi) / _group_mean(reference, everyone, evidence.left_out)
+

@@ -1,0 +1,34 @@
+"""A job: one unlearning method on one split, run over its seeds in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.digests import digest
+from contracts.params import Config, param
+from contracts.subject import Choice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnlearnJob(Config):
+    """What a worker process needs to know; nothing else reaches it.
+
+    The job's id is the digest of everything in it, so the same work has the same id: on a retry the job that is
+    still running is adopted, a finished one is read, and no second one is started.
+    """
+
+    subject: dict[str, Any] = param(doc="the subject as plain data")
+    data_version: str = param(doc="digest of the data set the worker must find")
+    method: Choice = param(doc="registered unlearner with its configuration")
+    seeds: tuple[int, ...] = param(ge=0, lt=2**31, doc="one run a seed")
+    target: str = param(doc="artifact of the audited model")
+    target_sha256: str = param(doc="its digest")
+    members: str = param(doc="artifact with the ids of the forget and the retain set")
+    members_sha256: str = param(doc="its digest")
+    output: str = param(doc="artifact the worker writes")
+
+    @property
+    def job_id(self) -> str:
+        """32 hex digits."""
+        return digest(self)[:32]

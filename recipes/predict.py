@@ -1,0 +1,61 @@
+"""Logits of a model on an example set, in eval mode, batch by batch: memory is bounded by the batch, not by N."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from contracts.errors import DataError
+from recipes.inputs import Inputs, model_dtype
+from sources.example_set import ExampleSet
+
+
+def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
+    """Model outputs for every row of ``data``, in its order.
+
+    Args:
+        model: on any device; its train/eval state (of every submodule) is as before after the call.
+        data: N examples.
+        batch: examples at a time; changes memory and speed only.
+
+    Returns:
+        float32 (N, K): logits, or (N, 1) predictions for regression. Readers convert to float64.
+
+    Raises:
+        DataError: outputs that are not finite, naming the examples.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return logits_of(model, Inputs(data, dtype=model_dtype(model), device=device, preload_bytes=0), batch=batch)
+
+
+def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndarray:
+    """As :func:`predict_logits`, on inputs that may already be in memory."""
+    parts = [np.empty((0, max(inputs.data.num_classes, 1)), np.float32)]
+    with eval_mode(model), torch.inference_mode():
+        for start in range(0, len(inputs), batch):
+            outputs = model(inputs.block(start, min(start + batch, len(inputs))))
+            parts.append(outputs.to(torch.float32).cpu().numpy())
+    logits = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        raise DataError(
+            f"the model's outputs on {int(broken.sum())} of {len(logits)} examples are not finite",
+            example_ids=inputs.data.example_id[broken],
+        )
+    return logits
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,93 @@
+"""What one training run does at which step, as a function of (configuration, seed, epoch) and of nothing else.
+
+    S = ceil(n / B) steps an epoch (the last batch may be short),  W = S * warmup_epochs,  T = S * epochs,  t = 0 .. T-1
+    lr(t) = lr * (t + 1) / W                                             t < W
+    cosine:    lr * (1 + cos(pi (t - W) / (T - W))) / 2                  t >= W
+    multistep: lr * gamma ** #{milestones <= epoch}                      t >= W
+    constant:  lr                                                        t >= W
+
+The order of an epoch comes from a generator seeded by (seed, epoch): a run that resumes at an epoch, and a model that
+is trained among others, see exactly the batches of the straight run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contracts.digests import derive_seed
+from contracts.errors import ConfigError
+from contracts.params import Config, param
+from recipes.rng import generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisedConfig(Config):
+    """Loss, optimiser and schedule of the supervised recipe. Dropout belongs to the model."""
+
+    optimizer: str = param("sgd", choices=("sgd", "adamw"), doc="adamw: betas 0.9, 0.999, eps 1e-8")
+    lr: float = param(0.1, gt=0, le=100, doc="peak learning rate")
+    momentum: float = param(0.9, ge=0, lt=1, doc="sgd only")
+    nesterov: bool = param(False, doc="sgd only; needs momentum > 0")
+    weight_decay: float = param(0.0, ge=0, le=1, doc="sgd: added to the gradient; adamw: decoupled")
+    batch: int = param(64, ge=1, le=1_000_000, unit="examples", doc="the last, shorter batch of an epoch is kept")
+    epochs: int = param(80, ge=1, le=100_000, doc="of the full schedule")
+    schedule: str = param("cosine", choices=("cosine", "constant", "multistep"), doc="learning rate, set every step")
+    milestones: tuple[int, ...] = param((), ge=1, le=100_000, unit="epochs", doc="multistep only, increasing")
+    gamma: float = param(0.2, gt=0, lt=1, doc="multistep only: factor at each milestone")
+    warmup_epochs: int = param(0, ge=0, le=100_000, unit="epochs", doc="linear warm-up; fewer than epochs")
+    label_smoothing: float = param(0.0, ge=0, lt=1, doc="classification only")
+    grad_clip: float | None = param(None, gt=0, le=1e6, doc="largest L2 norm of a model's whole gradient")
+
+    def check(self) -> None:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError("SupervisedConfig.nesterov needs optimizer = 'sgd' and momentum > 0")
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"SupervisedConfig.warmup_epochs = {self.warmup_epochs} must be < epochs = {self.epochs}")
+        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ConfigError("SupervisedConfig.milestones go with schedule = 'multistep', and it needs them")
+        if self.milestones and not (increasing and self.milestones[-1] < self.epochs):
+            raise ConfigError(
+                f"SupervisedConfig.milestones = {self.milestones} must increase and stay below epochs = {self.epochs}"
+            )
+
+
+def num_steps(num_examples: int, config: SupervisedConfig) -> int:
+    """Steps an epoch, ceil(n / B)."""
+    return -(-num_examples // config.batch)
+
+
+def learning_rates(config: SupervisedConfig, *, steps: int, epoch: int) -> np.ndarray:
+    """Learning rate of each step of ``epoch`` (from 0): float64 (steps,)."""
+    step = epoch * steps + np.arange(steps)
+    warm, total = config.warmup_epochs * steps, config.epochs * steps
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + np.cos(np.pi * np.maximum(step - warm, 0) / (total - warm)))
+    else:
+        passed = sum(m <= epoch for m in config.milestones)
+        factor = np.full(steps, config.gamma**passed)
+    if warm:
+        factor = np.where(step < warm, (step + 1) / warm, factor)
+    return config.lr * factor
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: int) -> Tensor:
+    """The permutation of an epoch: int64 (n,) on the CPU."""
+    return torch.randperm(num_examples, generator=generator(derive_seed("order", seed, epoch)))
+
+
+def epochs_to_train(config: SupervisedConfig, stop_after: int | None) -> int:
+    """Epochs to train: all, or up to the early checkpoint.
+
+    Raises:
+        ConfigError: ``stop_after`` outside 0 .. epochs.
+    """
+    if stop_after is None:
+        return config.epochs
+    if not 0 <= stop_after <= config.epochs:
+        raise ConfigError(f"stop_after = {stop_after} is outside its allowed range: >= 0 and <= {config.epochs} epochs")
+    return stop_after

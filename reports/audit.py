@@ -1,0 +1,236 @@
+"""One audit on one page: everything a reader needs to believe a verdict or to doubt it.
+
+``AuditReport`` holds plain facts; :func:`render_html` makes one self-contained page of them (no request leaves it, it
+opens from a disk or a mail) and :func:`render_json` the same facts as canonical JSON. Both are functions of the report
+alone: the only time in them is ``created_at``, so the same report gives the same bytes.
+
+The order is the reader's: the verdict, what was audited, the findings, the scores with their examples, the unlearning
+methods against retraining, the attacks, what is inconclusive and why, how to do it again.
+
+Everything that comes from data (labels, class names, notes) is escaped by the template; nothing is interpreted as HTML
+or Markdown. Not a certificate: nothing here is signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from contracts.digests import canonical_json
+from contracts.errors import DataError, InvalidInput
+from contracts.schema import ATTACK_REPORTS, UNLEARNING_RUNS
+from contracts.tables import TableSpec
+from contracts.verdicts import Finding
+from reports import page, plots, summary
+from reports.series import Curve, Histogram
+
+MAX_EXAMPLES = 24
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """A few examples under one heading, shown as pictures where there are any, else as rows of text.
+
+    Only the first ``MAX_EXAMPLES`` are kept, so that a page stays a page.
+
+    Attributes:
+        heading: "Most memorised".
+        example_id: (n,) int64.
+        value: (n,) float64, what they were chosen by.
+        label: n strings, the given label ("" for none).
+        note: () or n strings: what else is worth knowing ("model says 3").
+        images: (n, H, W) or (n, C, H, W), or None.
+        rows: n rows of features for tables, or None; the first eight columns are shown.
+    """
+
+    heading: str
+    example_id: NDArray[np.int64]
+    value: NDArray[np.float64]
+    label: Sequence[str]
+    note: Sequence[str] = ()
+    images: NDArray[Any] | None = None
+    rows: pl.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.example_id)
+        lengths = {
+            "value": len(self.value), "label": len(self.label), "note": len(self.note) if len(self.note) else n,
+            "images": n if self.images is None else len(self.images), "rows": n if self.rows is None else self.rows.height,
+        }  # fmt: skip
+        wrong = {k: v for k, v in lengths.items() if v != n}
+        if wrong:
+            raise InvalidInput(f"examples {self.heading!r}: {n} example ids but {wrong}")
+        if self.images is not None and not plots.is_picture(self.images.shape[1:]):
+            raise InvalidInput(f"examples {self.heading!r}: shape {self.images.shape[1:]} is not that of a picture")
+        for name in ("example_id", "value", "label", "note", "images", "rows"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else value[:MAX_EXAMPLES])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreSection:
+    """One score: its distribution and the examples at its ends.
+
+    Attributes:
+        name: score name; ``doc``: one sentence; ``unit`` and ``higher_means`` as declared by the score.
+        histogram: of the score's value over the scored examples.
+        passed, reason: whether its run met the score's gates, and if not, why (columns of ``scores.runs``).
+    """
+
+    name: str
+    doc: str
+    histogram: Histogram
+    higher_means: str = ""
+    unit: str = ""
+    examples: Sequence[Examples] = ()
+    passed: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AuditReport:
+    """What one audit found.
+
+    Attributes:
+        subject: name of the subject. ``title``: one line for people.
+        created_at: ISO 8601 in UTC; the only time on the page that is not a fact of the audit.
+        findings: rows of ``audits.findings``, or findings about nothing in particular.
+        audited: group -> {label: value}; the groups "Data", "Model", "Recipe", "Seeds", "Digests" in the order shown.
+        scores: one section a score. ``groups``: examples chosen over several scores (the noisiest).
+        unlearning: rows of ``unlearning.runs``. ``attacks``: rows of ``audits.attack_reports``. None when not run.
+        curves: audited -> attack -> ROC curve.
+        notes: further limits and reasons, one sentence each.
+        commands: what to type to do it again. ``config_yaml``: the subject's configuration as text.
+        environment: {label: value}: versions, device, threads.
+        ledger_head: hash of the ledger's last entry when the report was made.
+        request: {label: value} when this is the report of one forget request, else None.
+        events: rows of ``requests.events`` of that request, or None.
+        controls: methods that must fail; see :mod:`reports.summary`.
+        max_gap: the plan's largest tolerated average gap to retraining, drawn as a line; None for no line.
+
+    Raises:
+        DataError: a frame lacks a column of its table.
+    """
+
+    subject: str
+    created_at: str
+    findings: pl.DataFrame | Sequence[Finding]
+    title: str = ""
+    audited: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scores: Sequence[ScoreSection] = ()
+    groups: Sequence[Examples] = ()
+    unlearning: pl.DataFrame | None = None
+    attacks: pl.DataFrame | None = None
+    curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    config_yaml: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    ledger_head: str = ""
+    request: Mapping[str, Any] | None = None
+    events: pl.DataFrame | None = None
+    controls: Sequence[str] = summary.CONTROLS
+    max_gap: float | None = None
+
+    def __post_init__(self) -> None:
+        found = self.findings
+        frame = found if isinstance(found, pl.DataFrame) else summary.findings_frame({"": found})
+        object.__setattr__(self, "findings", summary.check_findings(frame))
+        for frame, spec in ((self.unlearning, UNLEARNING_RUNS), (self.attacks, ATTACK_REPORTS)):
+            _check_columns(frame, spec)
+
+    @property
+    def judgement(self) -> summary.Judgement:
+        """The overall verdict and the banner's sentence."""
+        return summary.judge(self._findings, controls=self.controls)
+
+    @property
+    def rows(self) -> list[summary.Row]:
+        """One row a finding, worst first; the terminal shows the same."""
+        return summary.rows(self._findings, controls=self.controls)
+
+    @property
+    def _findings(self) -> pl.DataFrame:
+        assert isinstance(self.findings, pl.DataFrame)
+        return self.findings
+
+
+def render_html(report: AuditReport) -> str:
+    """The page: one file, UTF-8, no script, no request. Its foot names the SHA-256 of :func:`render_json`'s bytes."""
+    text = render_json(report)
+    return page.render(report, digest=hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def render_json(report: AuditReport) -> str:
+    """The same facts as canonical JSON (sorted keys, no spaces, NaN as null) with a final newline."""
+    return canonical_json(facts(report)) + "\n"
+
+
+def facts(report: AuditReport) -> dict[str, Any]:
+    """What the page says, as JSON's own types. Pictures are left out: the example ids name them."""
+    judgement = report.judgement
+    return _plain({
+        "format": "palimpsest-audit/1",
+        "subject": report.subject,
+        "title": report.title,
+        "created_at": report.created_at,
+        "verdict": judgement.verdict.value,
+        "sentence": judgement.sentence,
+        "counts": {v.value: n for v, n in judgement.counts.items()},
+        "controls": {"methods": list(report.controls), "not_caught": list(judgement.powerless)},
+        "request": report.request,
+        "events": report.events,
+        "audited": report.audited,
+        "findings": report.findings,
+        "scores": [
+            {"name": s.name, "doc": s.doc, "unit": s.unit, "higher_means": s.higher_means, "passed": s.passed,
+             "reason": s.reason, "histogram": s.histogram.facts(), "examples": [_listed(e) for e in s.examples]}
+            for s in report.scores
+        ],
+        "groups": [_listed(e) for e in report.groups],
+        "unlearning": report.unlearning,
+        "max_gap": report.max_gap,
+        "attacks": report.attacks,
+        "curves": {a: {name: c.facts() for name, c in group.items()} for a, group in report.curves.items()},
+        "inconclusive": [{"what": w, "why": y} for w, y in page.open_questions(report)],
+        "reproduce": {"commands": list(report.commands), "config_yaml": report.config_yaml,
+                      "environment": report.environment, "ledger_head": report.ledger_head},
+    })  # fmt: skip
+
+
+def _listed(examples: Examples) -> dict[str, Any]:
+    return {
+        "heading": examples.heading, "example_id": examples.example_id, "value": examples.value,
+        "label": list(examples.label), "note": list(examples.note), "rows": examples.rows,
+    }  # fmt: skip
+
+
+def _check_columns(frame: pl.DataFrame | None, spec: TableSpec) -> None:
+    missing = [] if frame is None else [c.name for c in spec.columns if c.name not in frame.columns]
+    if missing:
+        raise DataError(f"{spec.full_name} rows lack the column {', '.join(missing)}")
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: frames as lists of rows, arrays as lists, times as ISO 8601, NaN and infinities as None."""
+    if isinstance(value, pl.DataFrame):
+        return [_plain(row) for row in value.iter_rows(named=True)]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

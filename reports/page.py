@@ -1,0 +1,271 @@
+"""The report's page: facts arranged for the template ``templates/audit.html.j2``, which does the escaping.
+
+Nothing is decided here: verdicts come from the findings, figures from the frames. Charts are drawn twice, for light and
+dark readers; the browser takes one. Jinja runs with autoescape on and undefined names as errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import polars as pl
+
+from contracts.verdicts import Verdict, overall
+from reports import plots, summary
+from reports.series import Curve, Histogram
+
+if TYPE_CHECKING:
+    from reports.audit import AuditReport, Examples
+
+_THIN = "\u202f"
+_MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!"}
+_METRICS = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "wall_s")
+_SHOWN_COLUMNS = 8
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+           "December")  # fmt: skip
+
+
+def render(report: AuditReport, *, digest: str) -> str:
+    """The whole page. ``digest``: SHA-256 of the JSON beside it."""
+    judgement = report.judgement
+    return _template().render(
+        report=report,
+        judgement=judgement,
+        mark=_MARKS,
+        findings=[(row, _span(row)) for row in report.rows],
+        scores=[
+            {"section": s, "chart": _histogram(s.name, s.unit, s.histogram), "groups": [_group(e) for e in s.examples]}
+            for s in report.scores
+        ],
+        groups=[_group(e) for e in report.groups],
+        unlearning=_unlearning(report),
+        attacks=_attacks(report.attacks),
+        rocs=[_roc(audited, curves, report.attacks) for audited, curves in report.curves.items() if curves],
+        questions=open_questions(report),
+        digest=digest,
+    )
+
+
+def open_questions(report: AuditReport) -> list[tuple[str, str]]:
+    """What the audit could not decide: (what, why), from findings, controls, attacks, scores and the notes."""
+    asked: list[tuple[str, str]] = []
+    for row in report.rows:
+        if row.verdict in (Verdict.INCONCLUSIVE, Verdict.BROKEN):
+            asked.append((_named(row.audited, row.what), row.sentence))
+    for split in report.judgement.powerless:
+        asked.append((split, "The untouched model was not caught here, so the audit had no power on this split."))
+    asked += _weak_rates(report.attacks)
+    for section in report.scores:
+        if not section.passed:
+            asked.append((section.name, section.reason or "Its run did not meet the score's own conditions."))
+        if section.histogram.missing:
+            asked.append((section.name, f"{count(section.histogram.missing)} examples have no finite value."))
+    return asked + [("", note) for note in report.notes]
+
+
+def count(value: float) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{round(value):,}".replace(",", _THIN)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with as few decimals as it needs.
+
+    >>> percent(0.001)
+    '0.1\\u202f%'
+    """
+    return f"{share * 100:g}{_THIN}%"
+
+
+def text(value: Any) -> str:
+    """A fact's value as people read it: thousands apart, lists joined, nothing as a dash."""
+    if value is None or value == "":
+        return "\u2014"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("-", "\u2212")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {text(v)}" for k, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(text(v) for v in value) or "\u2014"
+    return str(value)
+
+
+def day(moment: Any) -> str:
+    """A time for people: "24 November 2026, 06:30 UTC"; what is not an ISO 8601 time stays as it is."""
+    try:
+        at = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
+    except ValueError:
+        return str(moment)
+    if at.tzinfo is not None:
+        at = at.astimezone(UTC)
+    return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(text=text, count=count, percent=percent, number=summary.number, day=day)
+    return environment.get_template("audit.html.j2")
+
+
+def _weak_rates(attacks: pl.DataFrame | None) -> list[tuple[str, str]]:
+    """The true-positive rates that too few non-members carry, told once for all attacks of the same counts."""
+    if attacks is None:
+        return []
+    reasons: dict[tuple[tuple[float, ...], int], dict[str, list[str]]] = {}
+    for (audited, attack), group in attacks.filter(~pl.col("reliable")).group_by(
+        "audited", "attack", maintain_order=True
+    ):
+        reason = tuple(group["fpr_cap"].sort().to_list()), int(group["n_neg"][0])
+        reasons.setdefault(reason, {}).setdefault(str(audited), []).append(str(attack))
+    told = []
+    for (caps, n_neg), who in reasons.items():
+        needed = " and ".join(f"{count(10 / cap)} for {percent(cap)}" for cap in caps if cap > 0)
+        names = "; ".join(f"{audited} ({', '.join(found)})" for audited, found in who.items())
+        told.append((
+            f"Members found at ≤ {', '.join(percent(cap) for cap in caps)}",
+            f"{count(n_neg)} non-members were tested; a rate that low needs {needed}. This concerns {names}.",
+        ))  # fmt: skip
+    return told
+
+
+def _named(audited: str, what: str) -> str:
+    return f"{audited} · {what}" if audited else what
+
+
+def _span(row: summary.Row) -> dict[str, float] | None:
+    """Where low, high, value and threshold lie on a line from 0 to 100; None without an interval."""
+    known = {"low": row.low, "high": row.high, "value": row.value, "threshold": row.threshold}
+    values = {k: v for k, v in known.items() if v is not None and v == v}
+    if not {"low", "high"} <= set(values):
+        return None
+    left, right = min(0.0, *values.values()), max(values.values())
+    if left == 0 and right <= 1:
+        right = 1.0
+    return {k: 100 * (v - left) / ((right - left) or 1.0) for k, v in values.items()}
+
+
+def _image(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _chart(draw: Callable[[plots.Theme], bytes], alt: str) -> dict[str, str]:
+    return {"light": _image(draw("light")), "dark": _image(draw("dark")), "alt": alt}
+
+
+def _histogram(name: str, unit: str, data: Histogram) -> dict[str, str]:
+    label = f"{name} ({unit})" if unit else name
+    marks = ", ".join(f"{percent(q)} quantile {summary.number(v)}" for q, v in data.quantiles)
+    alt = f"Histogram of {name} over {count(int(data.counts.sum()))} examples{': ' + marks if marks else ''}."
+    return _chart(lambda theme: plots.histogram_png(data, xlabel=label, theme=theme), alt)
+
+
+def _group(examples: Examples) -> dict[str, Any]:
+    n = len(examples.example_id)
+    images: list[str | None] = [None] * n
+    if examples.images is not None:
+        images = [_image(plots.example_png(x)) for x in examples.images]
+    notes = examples.note or [""] * n
+    cards = [
+        {"id": int(i), "value": summary.number(float(v)), "label": str(label), "note": str(note), "image": image}
+        for i, v, label, note, image in zip(
+            examples.example_id, examples.value, examples.label, notes, images, strict=True
+        )
+    ]
+    table: dict[str, Any] | None = None
+    if examples.rows is not None:
+        shown = examples.rows.select(examples.rows.columns[:_SHOWN_COLUMNS])
+        table = {"columns": shown.columns, "rows": [[text(v) for v in row] for row in shown.iter_rows()],
+                 "more": examples.rows.width - shown.width}  # fmt: skip
+    return {"heading": examples.heading, "cards": cards, "table": table, "pictures": examples.images is not None}
+
+
+def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
+    """One table a split: mean and standard deviation over seeds, retraining first, then by average gap."""
+    frame = report.unlearning
+    if frame is None:
+        return []
+    findings = report.findings
+    assert isinstance(findings, pl.DataFrame)
+    verdicts: dict[str, Verdict] = {
+        str(audited): overall(Verdict(v) for v in group["verdict"])
+        for (audited,), group in findings.group_by("audited", maintain_order=True)
+    }
+    tables = []
+    for (split,), part in frame.group_by("split", maintain_order=True):
+        methods = []
+        for (method,), group in part.group_by("method", maintain_order=True):
+            cells = {m: _spread(group[m]) for m in _METRICS}
+            audited = f"{split}/{method}"
+            methods.append({
+                "method": method, "seeds": group["seed"].n_unique(), "diverged": group.filter(pl.col("status") == "diverged").height,
+                "cells": cells, "verdict": verdicts.get(audited), "control": summary.is_control(audited, report.controls),
+                "order": (method != "retrain", cells["avg_gap"][0] is None, cells["avg_gap"][0] or 0.0, method),
+                "gaps": group["avg_gap"].drop_nulls().to_list(),
+            })  # fmt: skip
+        methods.sort(key=lambda m: m["order"])
+        gaps = {m["method"]: m["gaps"] for m in methods if m["method"] != "retrain"}
+        chart = None
+        if any(gaps.values()):
+            alt = "Average gap to retraining: " + ", ".join(
+                f"{m['method']} {summary.number(m['cells']['avg_gap'][0]) or 'unknown'}" for m in methods if m["method"] != "retrain"
+            )  # fmt: skip
+            draw = functools.partial(plots.dots_png, gaps, xlabel="average gap to retraining (points)",
+                                     threshold=report.max_gap, threshold_label="allowed")  # fmt: skip
+            chart = _chart(lambda theme, draw=draw: draw(theme=theme), alt)
+        tables.append({"split": split, "methods": methods, "chart": chart, "num_forget": part["num_forget"][0],
+                       "num_retain": part["num_retain"][0]})  # fmt: skip
+    return tables
+
+
+def _spread(values: pl.Series) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (ddof 1) of the known values; None where there are too few."""
+    known = values.drop_nulls().drop_nans()
+    mean = known.mean()
+    std = known.std() if len(known) > 1 else None
+    return (None if mean is None else float(mean), None if std is None else float(std))  # type: ignore[arg-type]
+
+
+def _attacks(frame: pl.DataFrame | None) -> dict[str, Any] | None:
+    """One row an audited model x attack, one column a false-positive cap."""
+    if frame is None or frame.is_empty():
+        return None
+    caps = frame["fpr_cap"].unique().sort().to_list()
+    rows = []
+    for (audited, attack), group in frame.group_by("audited", "attack", maintain_order=True):
+        by_cap = {r["fpr_cap"]: r for r in group.iter_rows(named=True)}
+        rows.append(
+            {
+                "audited": audited,
+                "attack": attack,
+                "first": group.row(0, named=True),
+                "caps": [by_cap.get(c) for c in caps],
+            }
+        )
+    return {"caps": caps, "rows": rows, "unreliable": not frame["reliable"].all()}
+
+
+def _roc(audited: str, curves: Mapping[str, Curve], attacks: pl.DataFrame | None) -> dict[str, Any]:
+    intervals = None if attacks is None else attacks.filter(pl.col("audited") == audited)
+    lines = {name: (c.fpr, c.tpr) for name, c in curves.items()}
+    n_neg = max(c.n_neg for c in curves.values())
+    chart = _chart(
+        lambda theme: plots.roc_png(lines, n_neg=n_neg, intervals=intervals, theme=theme),
+        f"ROC curves on logarithmic axes for {audited}: {', '.join(curves)}.",
+    )
+    return {"audited": audited, "chart": chart}

@@ -1,0 +1,361 @@
+"""Pictures as PNG bytes: histogram, ROC on log axes, dots with their spread, examples and sheets of examples.
+
+Matplotlib's object interface with the Agg canvas only: no window system, no pyplot state, no user style file, no clock.
+The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
+Charts come in two themes, "light" and "dark", so that a page can show the one that fits its reader.
+
+Text that comes from data is drawn as given: ``parse_math`` is off, so a label like "$x^$" is neither maths nor an error.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from contracts.errors import InvalidInput
+from reports.series import Histogram
+
+Theme = Literal["light", "dark"]
+
+# Two steps of one palette; the series colours keep a contrast of at least 3 to their ground and differ without hue
+# (deuteranopia) when taken in this order.
+_INK = {"light": "#22262e", "dark": "#e4e4df"}
+_MUTED = {"light": "#6b7078", "dark": "#9a9da3"}
+_RULE = {"light": "#d9d8d2", "dark": "#3a3e46"}
+_GROUND = {"light": "#ffffff", "dark": "#1c1f25"}
+_BAR = {"light": "#8aa9c4", "dark": "#4d7396"}
+_SERIES = {
+    "light": ("#1f5a8c", "#b4511f", "#3b7d4f", "#7a4fa3", "#8a6d00", "#5b6470"),
+    "dark": ("#7fb3dd", "#e59866", "#86c59a", "#bf9be0", "#d9bd5a", "#a9b1bb"),
+}
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (1, 3)))
+_DPI = 160
+PICTURE_CHANNELS = (1, 3)
+
+
+def histogram_png(
+    values: ArrayLike | Histogram,
+    *,
+    title: str = "",
+    xlabel: str,
+    ylabel: str = "examples",
+    theme: Theme = "light",
+) -> bytes:
+    """Bars of counts with vertical marks at the quantiles (their value written beside).
+
+    Args:
+        values: (N,) numbers, or an already binned :class:`Histogram`. No finite value at all draws an empty frame
+            that says so.
+    """
+    data = values if isinstance(values, Histogram) else Histogram.of(values)
+
+    def draw(axes: Axes) -> None:
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if not data.counts.size:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.text(
+                0.5, 0.5, "no finite value", ha="center", va="center", color=_MUTED[theme], transform=axes.transAxes
+            )
+            return
+        axes.stairs(data.counts, data.edges, fill=True, color=_BAR[theme])
+        top = float(data.counts.max())
+        axes.set_ylim(0, top * 1.28)
+        axes.set_xlim(float(data.edges[0]), float(data.edges[-1]))
+        # Marks step down so that neighbouring quantiles do not print over one another.
+        for step, (q, value) in enumerate(data.quantiles):
+            height = 1.19 - 0.085 * step
+            axes.plot([value, value], [0, top * height], color=_INK[theme], linewidth=0.9)
+            middle = 0.5 * (data.edges[0] + data.edges[-1])
+            side = "left" if value <= middle else "right"
+            axes.annotate(
+                f"{_quantile_name(q)} {_short(value)}", (value, top * height), xytext=(4 if side == "left" else -4, -2),
+                textcoords="offset points", ha=side, va="top", fontsize=8, color=_INK[theme], parse_math=False,
+            )  # fmt: skip
+        axes.grid(axis="y", color=_RULE[theme], linewidth=0.6)
+
+    return _figure(draw, title=title, theme=theme, size=(6.4, 2.9))
+
+
+def roc_png(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    n_neg: int,
+    title: str = "",
+    intervals: pl.DataFrame | None = None,
+    theme: Theme = "light",
+) -> bytes:
+    """ROC on log-log axes over [1 / n_neg, 1], with the line of guessing (tpr = fpr).
+
+    Args:
+        curves: name -> (fpr, tpr), each (P,) in [0, 1], nondecreasing; drawn as steps (only attained points are claimed).
+        n_neg: non-members tested, >= 1; below 1 / n_neg the curve has nothing to say and nothing is drawn.
+        intervals: rows of ``audits.attack_reports`` (attack, tpr, tpr_lo, tpr_hi, fpr, fpr_lo, fpr_hi) whose attack
+            names a curve: drawn as a cross of its two intervals at (fpr, tpr). Rows with nulls are not drawn.
+
+    Raises:
+        InvalidInput: no curve, or ``n_neg`` < 1.
+    """
+    if not curves or n_neg < 1:
+        raise InvalidInput(f"roc_png: {len(curves)} curves and n_neg = {n_neg}; at least one of each is needed")
+    least_tpr = min(
+        (float(t[t > 0].min()) for _, t in (_rates(c) for c in curves.values()) if (t > 0).any()), default=1.0
+    )
+    x_low = 1.0 / max(n_neg, 2)
+    y_low = max(min(x_low, least_tpr), 1e-6)
+
+    def draw(axes: Axes) -> None:
+        line = np.geomspace(x_low, 1, 50)
+        axes.plot(line, line, color=_MUTED[theme], linewidth=0.9, linestyle=(0, (2, 2)), label="guessing")
+        for number, (name, curve) in enumerate(curves.items()):
+            fpr, tpr = _rates(curve)
+            colour = _SERIES[theme][number % len(_SERIES[theme])]
+            # At the left edge the curve has the best tpr of any rate up to there.
+            left = fpr <= x_low * (1 + 1e-9)
+            start = float(tpr[left].max()) if left.any() else 0.0
+            inside = ~left
+            xs, ys = np.concatenate([[x_low], fpr[inside]]), np.concatenate([[start], tpr[inside]])
+            ys = np.maximum(ys, y_low * 0.5)
+            axes.step(
+                xs, ys, where="post", color=colour, linewidth=1.7, linestyle=_DASHES[number % len(_DASHES)], label=name
+            )
+            if intervals is not None:
+                _crosses(axes, intervals.filter(pl.col("attack") == name), colour, x_low)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(x_low, 1)
+        axes.set_ylim(y_low, 1.12)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"false-positive rate  (from 1/{n_neg:,})".replace(",", "\u2009"))
+        axes.set_ylabel("true-positive rate")
+        axes.grid(color=_RULE[theme], linewidth=0.6)
+        legend = axes.legend(
+            loc="lower right", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+    return _figure(draw, title=title, theme=theme, size=(5.2, 4.4))
+
+
+def dots_png(
+    groups: Mapping[str, ArrayLike],
+    *,
+    title: str = "",
+    xlabel: str,
+    threshold: float | None = None,
+    threshold_label: str = "",
+    theme: Theme = "light",
+) -> bytes:
+    """One line a group: every value as a faint dot, the mean as a full one, one standard deviation as a bar.
+
+    Args:
+        groups: name -> (S,) values, one a seed, in the order drawn from top to bottom. NaN is left out; a group without
+            a value keeps its line and says so. With one value there is no spread and no bar is drawn.
+        threshold: a vertical line with its label.
+
+    Raises:
+        InvalidInput: no group.
+    """
+    if not groups:
+        raise InvalidInput("dots_png: at least one group is needed")
+
+    def draw(axes: Axes) -> None:
+        for row, values in enumerate(groups.values()):
+            array = np.asarray(values, dtype=np.float64).ravel()
+            array = array[np.isfinite(array)]
+            if not array.size:
+                axes.text(
+                    0.01,
+                    row,
+                    "no value",
+                    va="center",
+                    fontsize=8,
+                    color=_MUTED[theme],
+                    transform=axes.get_yaxis_transform(),
+                )
+                continue
+            colour = _SERIES[theme][0]
+            if array.size > 1:
+                axes.errorbar(
+                    array.mean(), row, xerr=array.std(ddof=1), color=colour, linewidth=1.6, capsize=3.5, zorder=3
+                )
+                axes.plot(
+                    array, np.full(array.size, row), "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0
+                )
+            axes.plot(array.mean(), row, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=4)
+        if threshold is not None:
+            axes.axvline(threshold, color=_SERIES[theme][1], linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.annotate(
+                threshold_label, (threshold, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -3), ha="left", va="top",
+                textcoords="offset points", fontsize=8, color=_SERIES[theme][1], parse_math=False,
+            )  # fmt: skip
+        axes.set_yticks(range(len(groups)), list(groups), parse_math=False)
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, 0.0) if left >= 0 else left, right + 0.04 * (right - left))
+        axes.set_xlabel(xlabel)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=_RULE[theme], linewidth=0.6)
+
+    return _figure(draw, title=title, theme=theme, size=(6.4, 1.1 + 0.36 * len(groups)))
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether one example of this shape can be shown as a picture: (H, W), or (C, H, W) with C in {1, 3}.
+
+    >>> is_picture((1, 8, 8)), is_picture((30,))
+    (True, False)
+    """
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in PICTURE_CHANNELS)
+
+
+def example_png(x: NDArray[Any], *, low: float | None = None, high: float | None = None, min_side: int = 64) -> bytes:
+    """One example as a PNG, enlarged by a whole factor (no smoothing) until its longer side is at least ``min_side``.
+
+    Args:
+        x: (H, W) or (C, H, W), C in {1, 3}. uint8 is shown as it is, bool as black and white; other numbers are
+            mapped linearly from [low, high] to [0, 255], with the example's own least and greatest value by default.
+        low, high: the values shown as black and white.
+        min_side: pixels, in [1, 1024].
+
+    Raises:
+        InvalidInput: not the shape of a picture, empty, or with NaN or infinite values.
+    """
+    pixels = _pixels(np.asarray(x)[None], low, high)[0]
+    factor = max(1, math.ceil(min_side / max(pixels.shape[:2])))
+    return _png(Image.fromarray(np.kron(pixels, np.ones((factor, factor, 1), np.uint8)).squeeze(-1) if pixels.shape[2] == 1
+                                else pixels.repeat(factor, 0).repeat(factor, 1)))  # fmt: skip
+
+
+def grid_png(
+    images: NDArray[Any], captions: Sequence[str] = (), *, columns: int = 8, title: str = "", theme: Theme = "light"
+) -> bytes:
+    """A sheet of examples, one caption under each.
+
+    Args:
+        images: (N, H, W) or (N, C, H, W), as :func:`example_png`; floats share one scale over the sheet. 1 <= N <= 64.
+        captions: () or N of them.
+
+    Raises:
+        InvalidInput: as :func:`example_png`, no image or more than 64, or another number of captions.
+    """
+    images = np.asarray(images)
+    count = images.shape[0] if images.ndim else 0
+    if not 1 <= count <= 64 or (captions and len(captions) != count):
+        raise InvalidInput(f"grid_png: {count} images (1 to 64 fit) with {len(captions)} captions")
+    pixels = _pixels(images, None, None)
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(columns * 0.95, rows * (1.18 if captions else 0.95) + (0.35 if title else 0.0)), dpi=_DPI)
+
+    def fill() -> None:
+        for place in range(rows * columns):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.set_axis_off()
+            if place < count:
+                axes.imshow(pixels[place].squeeze(-1) if pixels.shape[3] == 1 else pixels[place], cmap="gray", vmin=0, vmax=255,
+                            interpolation="nearest")  # fmt: skip
+                if captions:
+                    axes.text(0.5, -0.08, captions[place], ha="center", va="top", fontsize=6.5, transform=axes.transAxes,
+                              color=_INK[theme], parse_math=False)  # fmt: skip
+
+    return _save(figure, fill, title=title, theme=theme, colours=None)
+
+
+def _rates(curve: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.asarray(curve[0], dtype=np.float64), np.asarray(curve[1], dtype=np.float64)
+
+
+def _crosses(axes: Axes, rows: pl.DataFrame, colour: str, x_low: float) -> None:
+    wanted = ["fpr", "fpr_lo", "fpr_hi", "tpr", "tpr_lo", "tpr_hi"]
+    for fpr, fpr_lo, fpr_hi, tpr, tpr_lo, tpr_hi in rows.select(wanted).drop_nulls().iter_rows():
+        x = max(fpr, x_low)
+        axes.plot([max(fpr_lo, x_low), max(fpr_hi, x_low)], [tpr, tpr], color=colour, linewidth=0.8, alpha=0.75)
+        axes.plot([x, x], [max(tpr_lo, 1e-6), tpr_hi], color=colour, linewidth=0.8, alpha=0.75)
+        axes.plot([x], [tpr], "o", color=colour, markersize=4, markeredgewidth=0)
+
+
+def _pixels(images: NDArray[Any], low: float | None, high: float | None) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, C, H, W) -> (N, H, W, C) uint8."""
+    if not is_picture(images.shape[1:]) or 0 in images.shape:
+        raise InvalidInput(
+            f"an example of shape {images.shape[1:]} is not a picture: (H, W), (1, H, W) or (3, H, W) is"
+        )
+    stack = images[:, None] if images.ndim == 3 else images
+    if stack.dtype == np.bool_:
+        stack = stack.astype(np.uint8) * 255
+    elif stack.dtype != np.uint8:
+        values = stack.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InvalidInput("a picture with NaN or infinite values cannot be shown")
+        bottom = float(values.min()) if low is None else low
+        top = float(values.max()) if high is None else high
+        span = top - bottom
+        unit = np.clip((values - bottom) / span, 0, 1) if span > 0 else np.zeros_like(values)
+        stack = np.rint(unit * 255).astype(np.uint8)
+    return np.ascontiguousarray(stack.transpose(0, 2, 3, 1))
+
+
+def _figure(draw: Callable[[Axes], None], *, title: str, theme: Theme, size: tuple[float, float]) -> bytes:
+    figure = Figure(figsize=(size[0], size[1] + (0.25 if title else 0)), dpi=_DPI)
+
+    def fill() -> None:
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        draw(axes)
+
+    return _save(figure, fill, title=title, theme=theme)
+
+
+def _save(figure: Figure, fill: Callable[[], None], *, title: str, theme: Theme, colours: int | None = 64) -> bytes:
+    style = {
+        "figure.facecolor": _GROUND[theme], "axes.facecolor": _GROUND[theme], "axes.edgecolor": _MUTED[theme],
+        "axes.linewidth": 0.7, "axes.labelcolor": _INK[theme], "text.color": _INK[theme], "xtick.color": _MUTED[theme],
+        "ytick.color": _MUTED[theme], "xtick.labelcolor": _INK[theme], "ytick.labelcolor": _INK[theme], "font.size": 9,
+        "axes.labelsize": 9, "legend.fontsize": 8.5, "font.family": ["DejaVu Sans"], "axes.formatter.use_mathtext": False,
+    }  # fmt: skip
+    with mpl.rc_context():
+        mpl.rcParams.update({k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")})
+        mpl.rcParams.update(style)
+        figure.set_facecolor(_GROUND[theme])
+        figure.set_layout_engine("constrained")
+        canvas = FigureCanvasAgg(figure)
+        fill()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, parse_math=False)
+        canvas.draw()
+        image = Image.frombuffer("RGBA", canvas.get_width_height(physical=True), canvas.buffer_rgba()).convert("RGB")
+    # A palette is enough for a chart (grounds, inks and their antialiasing) and a quarter of the bytes.
+    return _png(image.quantize(colours, dither=Image.Dither.NONE) if colours else image)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _quantile_name(q: float) -> str:
+    return "median" if q == 0.5 else f"{q * 100:g} %"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\u2212")

@@ -1,0 +1,66 @@
+"""Squared per-example gradient norms of any parameters, without closed forms: torch.func.vmap over grad.
+
+Slow (memory is chunk x number of parameters) and general: tied weights, reused modules, unknown layers. Where an
+operation has no batching rule, the examples of the batch are differentiated one after another: the same numbers.
+
+Source: "Deep Learning on a Data Diet" (NeurIPS 2021); ``torch.func`` for the transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+_MAX_NUMBERS = 1 << 25  # gradients held at a time: 128 MiB in float32
+
+
+def vmap_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas_BK: Tensor) -> dict[str, Tensor]:
+    """Squared norms of d(logits_b . deltas_b) / d(parameter) for every example b.
+
+    Args:
+        model: in eval mode; takes ``x``.
+        names: names in ``model.named_parameters()``; a tied weight counts once, with all its uses.
+        x: (B, ...) inputs.
+        deltas_BK: gradient of each example's loss at its logits, held constant.
+
+    Returns:
+        name -> float64 (B,).
+    """
+    known = dict(model.named_parameters())
+    parameters = {name: known[name].detach() for name in names}
+
+    def contracted(values: dict[str, Tensor], example: Tensor, delta_K: Tensor) -> Tensor:
+        logits_1K: Tensor = functional_call(model, values, (example[None],))
+        return (logits_1K[0] * delta_K).sum()
+
+    chunk = max(1, min(len(x), _MAX_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
+    per_example = vmap(grad(contracted), in_dims=(None, 0, 0), chunk_size=chunk)
+    try:
+        with torch.no_grad():  # the parameters that are not asked for need no outer graph
+            gradients = per_example(parameters, x, deltas_BK)
+    except RuntimeError:  # no batching rule (recurrent kernels, data-dependent control flow)
+        return loop_squared_norms(model, names, x, deltas_BK)
+    return {name: _squared(g) for name, g in gradients.items()}
+
+
+def loop_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas_BK: Tensor) -> dict[str, Tensor]:
+    """As :func:`vmap_squared_norms`, one example at a time by plain autograd. Used where vmap cannot, and to verify."""
+    known = dict(model.named_parameters())
+    parameters = [known[name] for name in names]
+    squared = torch.zeros(len(names), len(x), dtype=torch.float64, device=x.device)
+    for b in range(len(x)):
+        with torch.enable_grad():
+            logits_1K = model(x[b : b + 1])
+        gradients = torch.autograd.grad(logits_1K, parameters, deltas_BK[b : b + 1], allow_unused=True)
+        for row, g in zip(squared, gradients, strict=True):
+            if g is not None:
+                row[b] = _squared(g.to_dense()[None])[0]
+    return dict(zip(names, squared, strict=True))
+
+
+def _squared(gradients: Tensor) -> Tensor:
+    """As ``squared_norm``, in float64 throughout: the slow path has no reason to round."""
+    return torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float64).square()

@@ -1,0 +1,63 @@
+"""Squared per-example gradient norms of the affine parameters of normalisation layers.
+
+With x_hat the normalised input:    weight: ||sum_pos delta * x_hat||^2      bias: ||sum_pos delta||^2
+where pos runs over every axis between the batch and the affine axes (LayerNorm, RMSNorm) or after the channel (GroupNorm,
+BatchNorm). BatchNorm uses its running statistics: with batch statistics an example has no gradient of its own.
+
+Source: "Deep Learning on a Data Diet" (NeurIPS 2021). Not for BatchNorm in training mode, which the caller refuses.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoring.grad_norms.closed_forms import closed_form, squared_norm
+
+
+@closed_form(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(
+    module: nn.LayerNorm | nn.RMSNorm, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]
+) -> dict[str, Tensor]:
+    """``inputs`` and ``deltas`` (B, ..., *normalized_shape)."""
+    positions = tuple(range(1, inputs.dim() - len(module.normalized_shape)))
+    shape = list(module.normalized_shape)
+    found = {}
+    if "weight" in wanted:
+        if isinstance(module, nn.LayerNorm):
+            normalised = F.layer_norm(inputs, shape, eps=module.eps)
+        else:  # the default epsilon is that of the dtype the layer ran in
+            eps = torch.finfo(module.weight.dtype).eps if module.eps is None else module.eps
+            normalised = F.rms_norm(inputs, shape, eps=eps)
+        found["weight"] = _over(positions, deltas * normalised)
+    if "bias" in wanted:
+        found["bias"] = _over(positions, deltas)
+    return found
+
+
+@closed_form(nn.GroupNorm)
+def group_norm(module: nn.GroupNorm, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+    """``inputs`` and ``deltas`` (B, C, ...)."""
+    return _channels(lambda: F.group_norm(inputs, module.num_groups, eps=module.eps), deltas, wanted)
+
+
+@closed_form(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def batch_norm(module: nn.BatchNorm2d, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+    """``inputs`` and ``deltas`` (B, C, ...); ``module`` in eval mode, with running statistics."""
+    mean, var = (statistic.to(inputs.dtype) for statistic in (module.running_mean, module.running_var))  # type: ignore[union-attr]
+    return _channels(lambda: F.batch_norm(inputs, mean, var, eps=module.eps), deltas, wanted)
+
+
+def _channels(normalised, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    positions = tuple(range(2, deltas.dim()))
+    found = {}
+    if "weight" in wanted:
+        found["weight"] = _over(positions, deltas * normalised())
+    if "bias" in wanted:
+        found["bias"] = _over(positions, deltas)
+    return found
+
+
+def _over(positions: tuple[int, ...], terms: Tensor) -> Tensor:
+    return squared_norm(torch.sum(terms, dim=positions) if positions else terms)

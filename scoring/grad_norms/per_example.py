@@ -1,0 +1,314 @@
+"""Exact per-example gradient norms of a whole model: one forward, one backward, no per-example gradients stored.
+
+||g_b||^2 = sum over parameters ||d loss_b / d parameter||^2,        g_b: gradient of example b's own loss (a SUM over the
+batch is differentiated, never a mean: a mean would shrink every g_b by 1/B).
+
+For each layer the closed form needs only the layer's input a and the gradient delta at its output. A forward hook notes a
+and the output's *edge* in the autograd graph; ``torch.autograd.grad`` is asked for the gradients at those edges only, so
+no weight gradient is ever computed. The edge is taken inside the hook, before an in-place ReLU can overwrite the output.
+
+Which parameter is covered by which means is planned once, on the first three examples, from the graph itself:
+    closed form   a trainable parameter of a known layer that is called once and is used nowhere else, batch first;
+    broadcast     a bare parameter that is only added or expanded over the batch (class token, position embedding);
+    vmap          the rest: tied or reused weights, unknown layers;
+    unused        not in the graph of the logits: gradient 0.
+The plan is then verified on these examples against plain autograd; what does not agree goes to vmap.
+
+Source: "Deep Learning on a Data Diet" (NeurIPS 2021); not a sampler of per-example gradients and not for training mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from contracts.errors import NotApplicable
+from scoring.grad_norms.closed_forms import form_of, squared_norm
+from scoring.grad_norms.fallback import loop_squared_norms, vmap_squared_norms
+
+_PROBES = 3
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class GradNorms(NamedTuple):
+    """Result for one batch: ``logits`` (B, K), detached, and parameter name -> squared norm, float64 (B,)."""
+
+    logits: Tensor
+    squared: dict[str, Tensor]
+
+
+class _Call(NamedTuple):
+    module: str
+    inputs: Tensor
+    edge: GradientEdge
+
+
+class PerExampleGradNorm:
+    """Context manager: hooks on while inside, the model untouched afterwards (weights, ``.grad``, mode, hooks).
+
+    >>> model = nn.Linear(3, 2).double()
+    >>> x, delta = torch.eye(3, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    >>> with PerExampleGradNorm(model) as norms:
+    ...     squared = norms(x, delta, lambda logits, target: target).squared
+    >>> squared["weight"].tolist(), norms.coverage["weight"]
+    ([2.0, 2.0, 2.0], 'linear')
+
+    Args:
+        model: maps a batch (B, ...) to logits (B, K); BatchNorm and dropout in eval mode. Parameters that do not require
+            a gradient are left out.
+        micro_batch: examples differentiated at a time; bounds memory and keeps activations in the cache.
+
+    Attributes:
+        coverage: parameter name -> name of its closed form, "broadcast", "vmap" or "unused"; filled by the first call.
+        output_layer: names of the parameters of the nn.Linear that made the logits; empty when another layer did.
+
+    Raises:
+        NotApplicable: no trainable parameter; a layer in training mode or with batch statistics, under which an example
+            has no gradient of its own; a data-parallel wrapper, which calls hooks once a replica.
+    """
+
+    def __init__(self, model: nn.Module, *, micro_batch: int = 64) -> None:
+        _refuse(model)
+        self.model = model
+        self.micro_batch = micro_batch
+        self.coverage: dict[str, str] = {}
+        self.output_layer: tuple[str, ...] = ()
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._modules = {name: m for name, m in model.named_modules() if form_of(m) is not None}
+        self._names = {id(p): name for name, p in self._parameters.items()}
+        self._wanted: dict[str, frozenset[str]] = {}
+        self._calls: list[_Call] | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self._modules.items():
+            # first in line, so that it sees the layer's own output whatever the user's hooks make of it
+            self._handles.append(module.register_forward_hook(self._hook(name), prepend=True, with_kwargs=True))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __call__(self, x: Tensor, y: Tensor, error: Callable[[Tensor, Tensor], Tensor]) -> GradNorms:
+        """Squared gradient norms of every example of a batch.
+
+        Args:
+            x: (B, ...) inputs on the model's device.
+            y: (B, ...) targets, handed to ``error``.
+            error: (logits (b, K) detached, targets (b, ...)) -> gradient of each example's loss at its logits (b, K).
+
+        Raises:
+            NotApplicable: the model does not give logits (B, K), or mixes the examples of a batch.
+        """
+        parts = []
+        for rows, targets in zip(x.split(self.micro_batch), y.split(self.micro_batch), strict=True):
+            logits, calls = self._forward(rows)
+            delta = error(logits.detach(), targets).to(logits.dtype)
+            if not self.coverage:
+                self._plan(rows, delta)
+            parts.append(GradNorms(logits.detach(), self._norms(rows, logits, calls, delta)))
+        return GradNorms(
+            torch.cat([part.logits for part in parts]),
+            {name: torch.cat([part.squared[name] for part in parts]) for name in self._parameters},
+        )
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if self._calls is not None and output.requires_grad:
+                inputs = args[0] if args else kwargs["input"]
+                self._calls.append(_Call(name, inputs.detach(), get_gradient_edge(output)))
+
+        return note
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, list[_Call]]:
+        self._calls = calls = []
+        try:
+            with torch.enable_grad():
+                logits = self.model(x)
+        finally:
+            self._calls = None  # a checkpointed layer runs again in the backward pass
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise NotApplicable(f"the model gives {shape} for {len(x)} examples; logits of shape ({len(x)}, K) are needed")
+        return logits, calls
+
+    def _norms(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> dict[str, Tensor]:
+        """Squared norms under the current plan."""
+        zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        squared = dict.fromkeys(self._parameters, zero)
+        calls = [call for call in calls if call.module in self._wanted]
+        bare = {id(self._parameters[name]): name for name, how in self.coverage.items() if how == "broadcast"}
+        uses = [(name, *use) for name, found in _uses(logits, bare).items() for use in found]
+        edges = [call.edge for call in calls] + [GradientEdge(node, 0) for _, node, _ in uses]
+        if edges:
+            deltas = torch.autograd.grad(logits, edges, delta, allow_unused=True)
+            for call, d in zip(calls, deltas, strict=False):
+                if d is not None:
+                    squared |= self._closed_form(call, d)
+            squared |= self._broadcast(uses, deltas[len(calls) :])
+        slow = [name for name, how in self.coverage.items() if how == "vmap"]
+        if slow:
+            squared |= vmap_squared_norms(self.model, slow, x, delta)
+        return squared
+
+    def _closed_form(self, call: _Call, d: Tensor) -> dict[str, Tensor]:
+        module = self._modules[call.module]
+        form, own = form_of(module), dict(module.named_parameters(recurse=False))
+        assert form is not None
+        for dtype in (torch.promote_types(d.dtype, torch.float32), torch.float64):
+            a = call.inputs.to(dtype) if call.inputs.is_floating_point() else call.inputs
+            found = form(module, a, d.to(dtype), self._wanted[call.module])
+            if all(bool(value.isfinite().all()) for value in found.values()):
+                break  # else: squares that overflow single precision are taken again in double
+        return {self._names[id(own[local])]: value for local, value in found.items()}
+
+    def _broadcast(self, uses: list[tuple[str, Node, int]], deltas: Iterable[Tensor | None]) -> dict[str, Tensor]:
+        gradients: dict[str, Tensor] = {}
+        for (name, node, position), d in zip(uses, deltas, strict=True):
+            if d is None:
+                continue
+            alpha = getattr(node, "_saved_alpha", 1) if position == 1 else 1
+            g = _unbroadcast(d, self._parameters[name].shape) * alpha
+            gradients[name] = gradients[name] + g if name in gradients else g
+        return {name: squared_norm(g.to(torch.promote_types(g.dtype, torch.float32))) for name, g in gradients.items()}
+
+    # ---- the plan ------------------------------------------------------------------------------------------------
+
+    def _plan(self, x: Tensor, delta: Tensor) -> None:
+        """Decide how each parameter is covered, then verify against plain autograd."""
+        again = -(-_PROBES // len(x))
+        x = x.repeat(again, *[1] * (x.dim() - 1))[:_PROBES]
+        delta = delta.repeat(again, 1)[:_PROBES]
+        logits, calls = self._forward(x)
+        self._refuse_mixing(x, logits)
+        uses = _uses(logits, self._names)
+        self.coverage = {name: "vmap" if uses[name] else "unused" for name in self._parameters}
+        batch_first = self._batch_first(x[:2]) & self._batch_first(x)
+        for call in calls:
+            module = self._modules[call.module]
+            own = {
+                local: self._names[id(p)]
+                for local, p in module.named_parameters(recurse=False)
+                if id(p) in self._names and len(uses[self._names[id(p)]]) == 1
+            }
+            if call.module in batch_first and own:
+                self._wanted[call.module] = frozenset(own)
+                form = form_of(module)
+                assert form is not None
+                self.coverage |= dict.fromkeys(own.values(), form.__name__)
+                if isinstance(module, nn.Linear) and call.edge.node is logits.grad_fn:
+                    self.output_layer = tuple(self._names[id(p)] for p in module.parameters() if id(p) in self._names)
+        for name, found in uses.items():
+            if self.coverage[name] == "vmap" and found and self._only_broadcast(name, logits, found, delta):
+                self.coverage[name] = "broadcast"
+        self._verify(x, logits, calls, delta)
+
+    def _batch_first(self, x: Tensor) -> set[str]:
+        """Modules called once whose input and output start with the batch. Asked at two sizes, so that another axis
+        of the same length is not taken for it."""
+        _, calls = self._forward(x)
+        counts: dict[str, int] = {}
+        for call in calls:
+            shape = call.edge.node._input_metadata[call.edge.output_nr].shape  # type: ignore[attr-defined]
+            leads = len(call.inputs) == len(x) == shape[0]
+            counts[call.module] = counts.get(call.module, 0) + (1 if leads else 2)
+        return {name for name, count in counts.items() if count == 1}
+
+    def _only_broadcast(self, name: str, logits: Tensor, found: list[tuple[Node, int]], delta: Tensor) -> bool:
+        """Only added or expanded, over a batch that is the first axis and that the parameter does not extend along."""
+        shape = self._parameters[name].shape
+        for node, _ in found:
+            if node.name() not in ("AddBackward0", "ExpandBackward0"):
+                return False
+            made = node._input_metadata[0].shape  # type: ignore[attr-defined]
+            if made[0] != len(delta) or not (len(shape) < len(made) or (len(shape) == len(made) and shape[0] == 1)):
+                return False
+        return True
+
+    def _verify(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> None:
+        """What differs from plain autograd on the probes goes to vmap: a trap that the plan did not foresee."""
+        fast = [name for name, how in self.coverage.items() if how not in ("vmap", "unused")]
+        if not fast:
+            return
+        exact = loop_squared_norms(self.model, fast, x, delta)
+        slow = {name: how for name, how in self.coverage.items() if how == "vmap"}
+        self.coverage |= dict.fromkeys(slow, "unused")  # not computed here
+        squared = self._norms(x, logits, calls, delta)
+        self.coverage |= slow
+        total = sum(exact.values()).sqrt()  # type: ignore[union-attr]
+        tolerance = 3 * torch.finfo(logits.dtype).eps ** 0.5 * total
+        for name in fast:
+            if bool(((squared[name].sqrt() - exact[name].sqrt()).abs() > tolerance).any()):
+                self.coverage[name] = "vmap"
+        self._wanted = {
+            module: kept
+            for module, wanted in self._wanted.items()
+            if (kept := frozenset(n for n in wanted if self.coverage[self._full(module, n)] != "vmap"))
+        }
+
+    def _full(self, module: str, local: str) -> str:
+        return self._names[id(getattr(self._modules[module], local))]
+
+    def _refuse_mixing(self, x: Tensor, logits: Tensor) -> None:
+        with torch.no_grad():
+            alone = torch.cat([self.model(x[b : b + 1]) for b in range(len(x))])
+        scale = logits.detach().abs().amax().clamp_min(1.0)
+        if bool(((alone - logits).abs() > 3 * torch.finfo(logits.dtype).eps ** 0.5 * scale).any()):
+            raise NotApplicable(
+                "the model gives an example other logits in a batch than alone: it mixes examples, and an example has "
+                "no gradient of its own"
+            )
+
+
+def _refuse(model: nn.Module) -> None:
+    if not any(p.requires_grad for p in model.parameters()):
+        raise NotApplicable("the model has no parameter that requires a gradient")
+    for name, module in model.named_modules():
+        what = f"{type(module).__name__} {name!r}"
+        if isinstance(module, _PARALLEL):
+            raise NotApplicable(f"{what} replicates the model; pass its .module")
+        if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
+            raise NotApplicable(f"{what} normalises with the statistics of the batch: an example has no gradient of its own")
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise NotApplicable(f"{what} is in training mode: the gradient would be random; call model.eval()")
+
+
+def _uses(logits: Tensor, names: dict[int, str]) -> dict[str, list[tuple[Node, int]]]:
+    """For every named parameter the graph nodes that consume it, each with the position among the node's inputs."""
+    found: dict[str, list[tuple[Node, int]]] = {name: [] for name in names.values()}
+    start = logits.grad_fn
+    if start is None or not names:
+        return found
+    seen, stack = {start}, [start]
+    while stack:
+        node = stack.pop()
+        for position, (child, _) in enumerate(node.next_functions):
+            if child is None:
+                continue
+            if child.name() == "torch::autograd::AccumulateGrad":
+                name = names.get(id(child.variable))  # type: ignore[attr-defined]
+                if name is not None:
+                    found[name].append((node, position))
+            elif child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found
+
+
+def _unbroadcast(d: Tensor, shape: torch.Size) -> Tensor:
+    """Gradient of each example (B, *shape) from the gradient of what the parameter was broadcast to (B, ...)."""
+    missing = d.dim() - len(shape)
+    if missing > 1:
+        d = d.sum(tuple(range(1, missing)))
+    if missing:
+        shape = torch.Size((1, *shape))
+    axes = tuple(axis for axis in range(1, len(shape)) if shape[axis] == 1 and d.shape[axis] != 1)
+    return d.sum(axes, keepdim=True) if axes else d

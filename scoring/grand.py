@@ -1,0 +1,136 @@
+"""GraNd: expected norm of the per-example loss gradient over all parameters, early in training.
+
+    GraNd_i = mean_r || d loss(f_r(x_i), y_i) / d theta_r ||_2        loss = cross-entropy; higher = harder
+
+f_r: R models stopped after a few epochs, eval mode. Exact over all trainable parameters (scoring.grad_norms), not the
+last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product.
+
+The gradient is linear in the error vector e = p - y at the logits, so e / ||e|| is what goes backward and the result is
+multiplied by ||e||: errors of 1e-20 neither underflow nor lose digits.
+
+Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), definition 1. At
+initialisation it ranks no better than the input norm (Kirsch, arXiv 2303.14753): use models of a few epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contracts.errors import DataError
+from contracts.methods import ScoreSpec, score
+from contracts.params import Config, param
+from contracts.tables import Column
+from scoring.error_vector import error_vector
+from scoring.grad_norms import PerExampleGradNorm
+from scoring.streaming import Moments, batches, check, check_logits, evaluating
+from sources.example_set import ExampleSet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrandConfig(Config):
+    """How the passes are cut up; the scores do not depend on it."""
+
+    batch: int = param(64, ge=1, le=1_000_000, doc="examples differentiated at a time; bounds memory")
+
+
+@score(
+    ScoreSpec(
+        name="grand",
+        doc="GraNd: mean over early models of the L2 norm of the example's loss gradient, all parameters.",
+        source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
+        config=GrandConfig,
+        needs=("early_models",),
+        columns=(
+            Column(name="grand", dtype="float64", low=0, direction="higher = harder", doc="mean over models"),
+            Column(
+                name="grand_std", dtype="float64", low=0, nullable=True,
+                doc="sample standard deviation over models; null for one model",
+            ),
+            Column(
+                name="grand_stderr", dtype="float64", low=0, nullable=True,
+                doc="standard error of grand, std / sqrt(n_seeds); null for one model",
+            ),
+            Column(
+                name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
+                doc="gradient norm of the output layer alone; null when the logits do not come from a linear layer",
+            ),
+            Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
+        ),
+        value="grand",
+        stderr="grand_stderr",
+        higher_means="harder",
+    )
+)  # fmt: skip
+def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:
+    """GraNd of every example.
+
+    Args:
+        data: N labelled examples, classification.
+        config: batch size.
+        seed: not used; the score is a function of the models.
+        early_models: R >= 1 models stopped at the early epoch, one seed each; put into eval mode and back, else untouched.
+
+    Returns:
+        One row an example, in the order of ``data``; columns as declared.
+
+    Raises:
+        NotApplicable: a regression task, or a model under which an example has no gradient of its own.
+        DataError: labels outside the model's outputs, NaN or infinite logits or gradients; names the examples.
+        InvalidInput: no models.
+    """
+    check("grand", data, early_models)
+    whole, last = Moments(len(data)), Moments(len(data))
+    for model in early_models:
+        norms, last_layer = _one_model(model, data, batch=config.batch)
+        whole.add(norms)
+        last.add(last_layer)
+    return pl.DataFrame(
+        {
+            "example_id": data.example_id,
+            "grand": whole.mean,
+            "grand_std": whole.std,
+            "grand_stderr": whole.stderr,
+            "grand_last_layer": pl.Series(last.mean, nan_to_null=True),
+            "n_seeds": np.full(len(data), len(early_models), np.int64),
+        },
+        schema_overrides={"grand_std": pl.Float64, "grand_stderr": pl.Float64, "grand_last_layer": pl.Float64},
+    )
+
+
+def unit_error(logits_BK: Tensor, y_B: Tensor) -> Tensor:
+    """e / ||e|| (B, K), float64; 0 where the error is exactly 0."""
+    e_BK = error_vector(logits_BK, y_B)
+    norm = torch.linalg.vector_norm(e_BK, dim=1, keepdim=True)
+    return torch.where(norm > 0, e_BK / norm, 0.0)
+
+
+def _one_model(
+    model: nn.Module, data: ExampleSet, *, batch: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
+    norms, last = np.empty(len(data)), np.full(len(data), np.nan)
+    with evaluating(model), PerExampleGradNorm(model, micro_batch=batch) as measure:
+        for rows, x, y in batches(data, model, batch=batch):
+            found = measure(x, y, lambda logits, labels: _checked_unit_error(data, rows, logits, labels))  # noqa: B023
+            size = torch.linalg.vector_norm(error_vector(found.logits, y), dim=1)
+            total = size * torch.stack(list(found.squared.values())).sum(0).sqrt()
+            broken = ~total.isfinite().cpu().numpy()
+            if broken.any():
+                raise DataError("grand: the gradient is NaN or infinite", example_ids=data.example_id[rows][broken])
+            norms[rows] = total.cpu().numpy()
+            if measure.output_layer:
+                output = torch.stack([found.squared[name] for name in measure.output_layer]).sum(0)
+                last[rows] = (size * output.sqrt()).cpu().numpy()
+    return norms, last
+
+
+def _checked_unit_error(data: ExampleSet, rows: slice, logits: Tensor, y: Tensor) -> Tensor:
+    check_logits("grand", data, rows, logits)
+    return unit_error(logits, y)

@@ -1,0 +1,90 @@
+"""Passing examples through models batch by batch, and averaging over models without keeping every value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contracts.errors import DataError, InvalidInput, NotApplicable
+from sources.example_set import ExampleSet
+
+
+def check(name: str, data: ExampleSet, models: Sequence[nn.Module]) -> None:
+    """Refuse what the score called ``name`` is not defined for, before any work.
+
+    Raises:
+        NotApplicable: a regression task.
+        InvalidInput: no models.
+    """
+    if data.task != "classification":
+        raise NotApplicable(f"{name} compares class probabilities with a label; {data.name} is a {data.task} task")
+    if not models:
+        raise InvalidInput(f"{name} needs at least one early model; early_models is empty")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside; every submodule's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, inputs, labels) in order, the last one partial, on the model's device and in its precision."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    for start in range(0, len(data), batch):
+        rows = slice(start, min(start + batch, len(data)))
+        x = torch.from_numpy(data.inputs(rows)).to(device=like.device, dtype=like.dtype)
+        yield rows, x, torch.from_numpy(np.ascontiguousarray(data.y[rows])).to(like.device)
+
+
+def check_logits(name: str, data: ExampleSet, rows: slice, logits: Tensor) -> None:
+    """Refuse logits that no score can be made of.
+
+    Raises:
+        DataError: not (B, K) with every label below K, or NaN or infinite; names the examples.
+    """
+    ids, labels = data.example_id[rows], data.y[rows]
+    if logits.dim() != 2 or len(logits) != len(ids):
+        raise DataError(f"{name}: the model gives {tuple(logits.shape)} for {len(ids)} examples; (B, K) logits are needed")
+    outside = (labels < 0) | (labels >= logits.shape[1])
+    if outside.any():
+        raise DataError(f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs", example_ids=ids[outside])
+    broken = ~logits.isfinite().all(dim=1).cpu().numpy()
+    if broken.any():
+        raise DataError(f"{name}: the model gives NaN or infinite logits", example_ids=ids[broken])
+
+
+class Moments:
+    """Mean, spread and standard error of (N,) values over R models, one model at a time (Welford)."""
+
+    def __init__(self, num_examples: int) -> None:
+        self.count = 0
+        self.mean: NDArray[np.float64] = np.zeros(num_examples)
+        self._m2: NDArray[np.float64] = np.zeros(num_examples)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        self.count += 1
+        before = values - self.mean
+        self.mean += before / self.count
+        self._m2 += before * (values - self.mean)
+
+    @property
+    def std(self) -> NDArray[np.float64] | None:
+        """Sample standard deviation (R - 1); None for a single model, which says nothing about the spread."""
+        return np.sqrt(self._m2 / (self.count - 1)) if self.count > 1 else None
+
+    @property
+    def stderr(self) -> NDArray[np.float64] | None:
+        """Standard error of the mean, std / sqrt(R)."""
+        return None if (std := self.std) is None else std / np.sqrt(self.count)

@@ -1,0 +1,164 @@
+"""What every source does last: ids, split, owners, content hashes and the affine of the inputs, into an ExampleSet.
+
+Ids that the data does not bring are positions in the canonical order of the source (row order; sorted paths; training
+files before test files). They are stable as long as that order is: a source says so in its own page.
+
+center and scale, fitted on the training split in float64, in bounded blocks (Chan et al. 1979, pairwise update):
+uint8 images 0 and 1/white; float images per channel; features per column, where 0/1 columns stay as they are and
+constant columns get scale 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contracts.errors import DataError
+from contracts.methods import Task
+from sources.example_set import ExampleSet
+from sources.rows import Rows, blocks, select
+from sources.splits import stratified_split
+
+
+def assemble(
+    x: np.ndarray | Rows,
+    y: np.ndarray,
+    *,
+    name: str,
+    task: Task,
+    class_names: Sequence[str],
+    seed: int,
+    test_fraction: float,
+    example_id: np.ndarray | None = None,
+    split: np.ndarray | None = None,
+    owner: np.ndarray | None = None,
+    white: int = 255,
+    keep_columns: Sequence[int] = (),
+    feature_names: Sequence[str] = (),
+    provenance: Mapping[str, Any],
+) -> ExampleSet:
+    """An ExampleSet of raw values and encoded labels. It is validated by ``sources.load``, not here.
+
+    Args:
+        x: (N, C, H, W) uint8 or float32, or (N, D) float32.
+        y: (N,) int64 class indexes or float64 targets.
+        seed, test_fraction: of the stratified split that is made when ``split`` is None.
+        example_id, owner: positions and "" when None.
+        white: raw value of a uint8 image that becomes 1.0.
+        keep_columns: features that are not standardised (one-hot columns).
+
+    Raises:
+        DataError: duplicate ids (the split is a function of them), or no example can be spared for testing.
+    """
+    num = len(y)
+    ids = np.arange(num, dtype=np.int64) if example_id is None else check_ids(example_id)
+    how = "the data's own"
+    if split is None:
+        split = stratified_split(y, ids, task=task, test_fraction=test_fraction, seed=seed)
+        how = f"stratified, test_fraction {test_fraction:g}, seed {seed}"
+    center, scale = _affine(select(x, np.flatnonzero(split == "train")), white, keep_columns)
+    return ExampleSet(
+        name=name,
+        task=task,
+        x=x,
+        y=y,
+        example_id=ids,
+        split=split.astype("<U5"),
+        owner=np.full(num, "", "<U1") if owner is None else owner.astype(str),
+        content_hash=content_hashes(x),
+        class_names=tuple(class_names),
+        center=center,
+        scale=scale,
+        feature_names=tuple(feature_names),
+        provenance={**provenance, "split": how},
+    )
+
+
+def check_ids(values: np.ndarray) -> np.ndarray:
+    """Whole, unique ids >= 0 as int64.
+
+    Raises:
+        DataError: naming the ids that are not.
+    """
+    if values.dtype.kind not in "iu" or values.ndim != 1:
+        raise DataError(f"example ids must be a column of whole numbers, not {values.dtype} {values.shape}")
+    if len(values) and (values.min() < 0 or values.max() > np.iinfo(np.int64).max):
+        raise DataError(f"example ids must lie in 0..2**63-1, found {values.min()}..{values.max()}")
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) != len(values):
+        doubled = distinct[counts > 1]
+        raise DataError(f"{len(doubled)} example ids are used more than once", example_ids=doubled)
+    return values.astype(np.int64)
+
+
+def check_splits(values: np.ndarray, example_id: np.ndarray) -> np.ndarray:
+    """"train" or "test" in any case, as "<U5".
+
+    Raises:
+        DataError: any other word, naming the examples.
+    """
+    words = np.char.lower(values.astype(str))
+    strange = ~np.isin(words, ("train", "test"))
+    if strange.any():
+        raise DataError(
+            f"split {str(values[strange][0])!r} is not one of 'train', 'test'", example_ids=example_id[strange]
+        )
+    return words.astype("<U5")
+
+
+def content_hashes(x: np.ndarray | Rows) -> np.ndarray:
+    """(N,) "<U64": SHA-256 of each row's raw values, C order, little-endian, -0.0 hashed as 0.0."""
+    hashes = np.empty(len(x), "<U64")
+    for rows in blocks(x):
+        block = np.ascontiguousarray(x[rows])
+        if block.dtype.kind == "f":
+            block = block + block.dtype.type(0)
+        block = block.astype(block.dtype.newbyteorder("<"), copy=False)
+        hashes[rows] = [hashlib.sha256(row).hexdigest() for row in block]
+    return hashes
+
+
+def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """float32 copy of a numeric array, in bounded blocks. What overflows becomes Inf and is refused on validation."""
+    out = np.empty(values.shape, np.float32) if out is None else out
+    with np.errstate(over="ignore"):
+        for rows in blocks(values):
+            out[rows] = values[rows]
+    return out
+
+
+def _affine(train: np.ndarray | Rows, white: int, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    shape = train.shape[1:]
+    if train.dtype == np.uint8:
+        one = (1,) * len(shape)
+        return np.zeros(one, np.float32), np.full(one, 1 / white, np.float32)
+    mean, std = _moments(train)
+    # A spread below float32's resolution at that level is rounding, not signal; scaling by it would make noise of it.
+    flat = ~(std > np.finfo(np.float32).eps * np.maximum(np.abs(mean), np.finfo(np.float32).tiny))
+    std[flat] = 1.0
+    mean[list(keep)], std[list(keep)] = 0.0, 1.0
+    if len(shape) > 1:
+        mean, std = mean[:, None, None], std[:, None, None]
+    return mean.astype(np.float32), (1.0 / std).astype(np.float32)
+
+
+def _moments(train: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature or channel (axis 1), in one pass.
+
+    Columns that hold NaN or Inf get 0 and 1 here; validation then names the examples.
+    """
+    count, mean, m2 = 0, np.zeros(train.shape[1]), np.zeros(train.shape[1])
+    with np.errstate(invalid="ignore", over="ignore"):
+        for rows in blocks(train):
+            block = np.asarray(train[rows], np.float64)
+            block = block.reshape(len(block), train.shape[1], -1)
+            num, block_mean = block[:, 0].size, block.mean(axis=(0, 2))
+            total, delta = count + num, block_mean - mean
+            m2 += np.square(block - block_mean[:, None]).sum(axis=(0, 2)) + np.square(delta) * (count * num / total)
+            mean += delta * (num / total)
+            count = total
+    known = np.isfinite(m2)
+    return np.where(known, mean, 0.0), np.sqrt(np.where(known, m2, 1.0) / max(count, 1))

@@ -1,0 +1,282 @@
+"""The examples of a subject: arrays side by side, each row known by its stable id.
+
+    x (N, *shape)      uint8 images (N, C, H, W), float32 images (N, C, H, W), or float32 features (N, D)
+    y (N,)             int64 class index in [0, K), or float64 target
+    inputs(rows)       float32 (B, *shape) = (x - center) * scale, what a model sees
+
+``x`` is an ndarray, a memory map, or ``sources.rows.Rows`` (a lazy array over memory maps): index it with
+``x[rows]`` or go through ``inputs``; do not call ndarray methods on it. center and scale are fitted on the training
+split once and kept by every subset, so a model sees an example the same way whichever part it comes from.
+Not a tensor data set and not a loader: batching and shuffling belong to the recipes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from contracts.digests import canonical_json, plain
+from contracts.errors import DataError
+from contracts.methods import Task
+from sources.rows import Rows, blocks, gather, select
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleSet:
+    """Labelled examples with stable ids.
+
+    Attributes:
+        name: the data set, for people.
+        task: "classification" or "regression".
+        x: (N, *shape) raw values; see the module.
+        y: (N,) int64 in [0, K) or float64.
+        example_id: (N,) int64, unique, >= 0, stable for ever.
+        split: (N,) "<U5", "train" or "test".
+        owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
+        content_hash: (N,) "<U64", SHA-256 of the raw values of the example (C order, little-endian, -0.0 as 0.0).
+        class_names: K names in the order of the class indexes; () for regression.
+        center, scale: float32, broadcast over ``shape``; fitted on the training split.
+        feature_names: D names for feature vectors, else ().
+        provenance: source, files with their SHA-256, licence, how it was split; JSON-able.
+    """
+
+    name: str
+    task: Task
+    x: np.ndarray | Rows
+    y: np.ndarray
+    example_id: np.ndarray
+    split: np.ndarray
+    owner: np.ndarray
+    content_hash: np.ndarray
+    class_names: tuple[str, ...]
+    center: np.ndarray
+    scale: np.ndarray
+    feature_names: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        what = f"{self.num_classes} classes" if self.task == "classification" else "regression"
+        return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {what})"
+
+    def __len__(self) -> int:
+        return len(self.example_id)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.example_id)
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 for regression."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id."""
+        order = np.argsort(self.example_id, kind="stable")
+        state = hashlib.sha256(canonical_json({"task": self.task, "class_names": self.class_names}).encode())
+        for start in range(0, len(order), 65536):
+            rows = order[start : start + 65536]
+            label = self.y[rows] if self.task == "classification" else self.y[rows].view(np.int64)
+            columns = (self.example_id[rows], self.split[rows], label, self.owner[rows], self.content_hash[rows])
+            state.update(json.dumps([c.tolist() for c in columns], separators=(",", ":")).encode())
+        return state.hexdigest()
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.example_id, kind="stable")
+
+    @cached_property
+    def _has_center(self) -> bool:
+        return bool(np.any(self.center))
+
+    def positions(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
+        """Row of each id, in the order asked.
+
+        Raises:
+            DataError: an id is unknown (named) or not a whole number.
+        """
+        wanted = _as_ids(ids)
+        if not len(self) and len(wanted):
+            raise DataError(f"{len(wanted)} ids are not in {self.name}", example_ids=wanted)
+        if not len(wanted):
+            return np.empty(0, np.int64)
+        ordered = self.example_id[self._order]
+        slot = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+        unknown = ordered[slot] != wanted
+        if unknown.any():
+            raise DataError(f"{int(unknown.sum())} ids are not in {self.name}", example_ids=wanted[unknown])
+        return self._order[slot]
+
+    def subset(self, ids: Iterable[int] | np.ndarray) -> ExampleSet:
+        """The examples of these ids, in the order asked. ``x`` on disk is not read: an index is kept.
+
+        Raises:
+            DataError: an id is unknown or asked twice.
+        """
+        wanted = _as_ids(ids)
+        doubled = _doubled(wanted)
+        if len(doubled):
+            raise DataError("a subset cannot hold an example twice", example_ids=doubled)
+        return self._at(self.positions(wanted))
+
+    def part(self, split: str) -> ExampleSet:
+        """The examples of one split, "train" or "test", in their order here."""
+        if split not in SPLITS:
+            raise DataError(f"split {split!r} is not one of 'train', 'test'")
+        return self._at(np.flatnonzero(self.split == split))
+
+    def inputs(self, rows: slice | np.ndarray) -> np.ndarray:
+        """What a model sees of these rows (positions, not ids): float32 (B, *shape), fresh memory.
+
+        (x - center) * scale, in float32.
+        """
+        block = gather(self.x, rows)
+        # Gathered positions are fresh memory already; a slice is a view and must not be written to.
+        values = block.astype(np.float32, copy=isinstance(rows, slice))
+        if self._has_center:
+            values -= self.center
+        values *= self.scale
+        return values
+
+    def validate(self) -> Self:
+        """Refuse what cannot be audited, naming the examples; return self. One pass over ``x`` in bounded blocks.
+
+        Raises:
+            DataError: empty, columns of unequal length or wrong type, duplicate or negative ids, labels out of range or
+                not finite, a class (or the whole set) without a training example, values that are NaN or Inf.
+        """
+        self._check_columns()
+        self._check_ids_and_splits()
+        self._check_labels()
+        self._check_values()
+        plain(dict(self.provenance))
+        return self
+
+    def _at(self, rows: np.ndarray) -> ExampleSet:
+        return dataclasses.replace(
+            self,
+            x=select(self.x, rows),
+            **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
+        )
+
+    def _check_columns(self) -> None:
+        if self.task not in ("classification", "regression"):
+            raise DataError(f"task {self.task!r} is not one of 'classification', 'regression'")
+        num = len(self.example_id)
+        if num == 0:
+            raise DataError(f"{self.name} holds no examples")
+        label_type = "int64" if self.task == "classification" else "float64"
+        wanted = {"y": label_type, "example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
+        for column, dtype in wanted.items():
+            values = getattr(self, column)
+            if values.shape != (num,):
+                raise DataError(f"{self.name}: {column} has shape {values.shape}, the ids have ({num},)")
+            if not (values.dtype.kind == "U" if dtype == "<U" else values.dtype == np.dtype(dtype)):
+                raise DataError(f"{self.name}: {column} has dtype {values.dtype}, not {dtype}")
+        if len(self.x) != num:
+            raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
+        kind = (self.x.dtype.name, self.x.ndim)
+        if kind not in {("uint8", 4), ("float32", 4), ("float32", 2)} or 0 in self.input_shape:
+            raise DataError(
+                f"{self.name}: x is {kind[0]} {self.x.shape}; "
+                "allowed are images (N, C, H, W) uint8 or float32, and features (N, D) float32"
+            )
+        if self.feature_names and len(self.feature_names) != self.input_shape[0]:
+            raise DataError(f"{self.name}: {len(self.feature_names)} feature names for {self.input_shape[0]} features")
+
+    def _check_ids_and_splits(self) -> None:
+        doubled = _doubled(self.example_id)
+        if len(doubled):
+            raise DataError(f"{self.name}: {len(doubled)} ids are used more than once", example_ids=doubled)
+        if (self.example_id < 0).any():
+            raise DataError(f"{self.name}: ids must be >= 0", example_ids=self.example_id[self.example_id < 0])
+        strange = ~np.isin(self.split, SPLITS)
+        if strange.any():
+            raise DataError(
+                f"{self.name}: split {str(self.split[strange][0])!r} is not one of 'train', 'test'",
+                example_ids=self.example_id[strange],
+            )
+        if not (self.split == "train").any():
+            raise DataError(f"{self.name} has no training example")
+
+    def _check_labels(self) -> None:
+        if self.task == "regression":
+            bad = ~np.isfinite(self.y)
+            if bad.any():
+                raise DataError(f"{self.name}: targets are not finite", example_ids=self.example_id[bad])
+            if self.class_names:
+                raise DataError(f"{self.name}: regression has no class names")
+            return
+        if self.num_classes < 2:
+            raise DataError(f"{self.name}: {self.num_classes} class; classification needs at least 2")
+        doubled = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
+        if doubled:
+            raise DataError(f"{self.name}: class name {doubled[0]!r} is used more than once")
+        bad = (self.y < 0) | (self.y >= self.num_classes)
+        if bad.any():
+            raise DataError(
+                f"{self.name}: label {self.y[bad][0]} is outside 0..{self.num_classes - 1}",
+                example_ids=self.example_id[bad],
+            )
+        empty = np.flatnonzero(np.bincount(self.y[self.split == "train"], minlength=self.num_classes) == 0)
+        if len(empty):
+            names = ", ".join(f"{self.class_names[k]!r} (index {k})" for k in empty[:10])
+            raise DataError(
+                f"{self.name}: {len(empty)} of {self.num_classes} classes have no training example: {names}",
+                example_ids=self.example_id[np.isin(self.y, empty)],
+            )
+
+    def _check_values(self) -> None:
+        for what, affine in (("center", self.center), ("scale", self.scale)):
+            if affine.dtype != np.float32 or not np.isfinite(affine).all():
+                raise DataError(f"{self.name}: {what} must be finite float32")
+            try:
+                fits = np.broadcast_shapes(affine.shape, self.input_shape) == self.input_shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise DataError(f"{self.name}: {what} has shape {affine.shape}, examples have {self.input_shape}")
+        if not self.scale.all():
+            raise DataError(f"{self.name}: scale must not be 0")
+        if self.x.dtype == np.uint8:
+            return
+        bad: list[int] = []
+        for rows in blocks(self.x):
+            with np.errstate(over="ignore", invalid="ignore"):
+                # The scaled value is not finite when the raw one is not, and also when scaling overflows.
+                finite = np.isfinite(self.inputs(rows)).reshape(rows.stop - rows.start, -1).all(axis=1)
+            bad.extend(self.example_id[rows][~finite].tolist())
+        if bad:
+            raise DataError(f"{self.name}: values are NaN or infinite (as scaled float32)", example_ids=bad)
+
+
+def _as_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:
+    array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    if array.ndim != 1:
+        raise DataError(f"ids must be one-dimensional, not of shape {array.shape}")
+    if not array.size:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise DataError(f"example ids are whole numbers, not {array.dtype}")
+    if array.dtype.kind == "u" and (array > np.iinfo(np.int64).max).any():
+        raise DataError(f"id {array.max()} is larger than 2**63 - 1")
+    return array.astype(np.int64, copy=False)
+
+
+def _doubled(ids: np.ndarray) -> np.ndarray:
+    values, counts = np.unique(ids, return_counts=True)
+    return values[counts > 1]

@@ -1,0 +1,301 @@
+"""NumPy archives (``numpy.savez``, ``numpy.savez_compressed``), never with pickle.
+
+    x, y [, ids, owner, split]                 one table of examples
+    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention)
+
+    x  (N, D) numbers          -> float32 features
+       (N, H, W) [, channels]  -> images (N, C, H, W): uint8 kept, anything else float32; C in {1, 3, 4}, first or last
+    y  (N,) or (N, 1)          whole numbers are class indexes from 0; text are class names; floats are targets
+
+An archive is judged before an array is made: every member must be a plain ``.npy``; the header's shape times its item
+size must be exactly the bytes that the zip directory lists, and these must be possible for the compressed bytes there
+(a deflate stream expands 1032 times at most). Values are then streamed by blocks of rows into the final array, to the
+end of the member, so that its CRC is checked.
+
+Ids without an ``ids`` array: the row number; with the second convention training rows come before test rows.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from contracts.errors import ConfigError, DataError, UnsafeFile
+from contracts.methods import SourceSpec, source
+from contracts.params import param
+from sources.assemble import assemble, check_ids, check_splits
+from sources.example_set import ExampleSet
+from sources.files import DEFLATE_RATIO, FileConfig, check_size, head, inside, manifest, refuse_pickle, root_folder
+from sources.labels import TASKS, encode_labels
+from sources.rows import BLOCK_BYTES
+
+_MAX_HEADER = 10_000
+_GUESSES = {
+    "x": ("x", "X", "images", "data", "features", "inputs", "arr_0"),
+    "y": ("y", "Y", "label", "labels", "target", "targets", "class", "arr_1"),
+    "x_train": ("x_train", "X_train", "train_images"),
+    "y_train": ("y_train", "Y_train", "train_labels"),
+    "x_test": ("x_test", "X_test", "test_images"),
+    "y_test": ("y_test", "Y_test", "test_labels"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NpzConfig(FileConfig):
+    file: str = param(doc="name of the archive inside the root")
+    x: str = param("x", doc="array of values")
+    y: str = param("y", doc="array of labels")
+    ids: str = param("ids", doc="array of ids, where there is one")
+    owner: str = param("owner", doc="array of owners, where there is one")
+    split: str = param("split", doc="array of 'train' and 'test', where there is one")
+    x_train: str = param("x_train", doc="training values; where this array exists, the four are read")
+    y_train: str = param("y_train", doc="training labels")
+    x_test: str = param("x_test", doc="test values")
+    y_test: str = param("y_test", doc="test labels")
+    layout: str = param("auto", choices=("auto", "chw", "hwc"), doc="where the channels of images are")
+    task: str = param("auto", choices=TASKS, doc="auto: floats of many values are targets")
+    class_names: tuple[str, ...] = param((), doc="names of the classes; their numbers or texts when empty")
+    white: int = param(255, ge=1, le=255, doc="raw value of uint8 images that becomes 1.0")
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One array as its header declares it, checked against the directory of the zip."""
+
+    info: zipfile.ZipInfo
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    offset: int
+
+
+def _detects(path: Path) -> bool:
+    if not head(path, 2) == b"PK":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
+    with _open(path) as archive:
+        members = _members(archive, path)
+    found = {role: next((n for n in names if n in members), "") for role, names in _GUESSES.items()}
+    config: dict[str, object] = {"root": str(path.parent), "file": path.name}
+    wanted = ("x_train", "y_train", "x_test", "y_test") if found["x_train"] else ("x", "y")
+    if label is not None:
+        if wanted != ("x", "y"):
+            raise ConfigError(f"--label {label!r} cannot be used: {path.name} has its labels in y_train and y_test")
+        found["y"] = label
+    names = ", ".join(f"{n} {m.dtype} {m.shape}" for n, m in members.items())
+    if not all(found[role] for role in wanted):
+        raise DataError(
+            f"{path.name} needs arrays x and y (pass --label for y), or x_train, y_train, x_test, y_test; it has: {names}"
+        )
+    if owner is not None:
+        found["owner"], wanted = owner, (*wanted, "owner")
+    unknown = [found[role] for role in wanted if found[role] not in members]
+    if unknown:
+        raise ConfigError(f"{path.name} has no array {', '.join(unknown)}; it has: {names}")
+    return config | {role: found[role] for role in wanted if found[role] != role}
+
+
+@source(
+    SourceSpec(
+        name="npz",
+        doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test.",
+        source="NumPy NEP 1, the .npy format",
+        config=NpzConfig,
+        detects=_detects,
+        from_path=_from_path,
+    )
+)
+def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
+    """The arrays of one archive.
+
+    Raises:
+        UnsafeFile: outside the root, object arrays or other pickles, sizes that the bytes cannot hold or above ``max_bytes``.
+        DataError: not an archive, truncated, damaged, arrays missing or not matching.
+    """
+    root = root_folder(config.root)
+    path = inside(root, config.file)
+    check_size(path.stat().st_size, config.max_bytes, path.name)
+    with _open(path) as archive:
+        members = _members(archive, path)
+        two = config.x_train in members
+        roles = [(config.x_train, config.y_train), (config.x_test, config.y_test)] if two else [(config.x, config.y)]
+        absent = [name for pair in roles for name in pair if name not in members]
+        if absent:
+            raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
+        x_members = [members[x] for x, _ in roles]
+        x = _read_values(archive, x_members, config)
+        raw = [_column(archive, members, y, config, len_of=members[x]) for x, y in roles]
+        optional = {k: getattr(config, k) for k in ("ids", "owner", "split")}
+        extra = {
+            k: _column(archive, members, name, config, len_of=x_members[0])
+            for k, name in optional.items()
+            if name in members and not two
+        }
+    asked = [n for k, n in optional.items() if n != k and k not in extra]
+    if asked:
+        raise DataError(f"{path.name} has no array {', '.join(asked)} for its examples; it has: {', '.join(members)}")
+    if two and raw[0].dtype.kind != raw[1].dtype.kind:
+        raise DataError(f"{config.y_train} is {raw[0].dtype}, {config.y_test} is {raw[1].dtype}")
+    labels = np.concatenate(raw)
+    ids = check_ids(extra["ids"]) if "ids" in extra else np.arange(len(labels), dtype=np.int64)
+    split = np.repeat(["train", "test"], [len(r) for r in raw]) if two else extra.get("split")
+    task, y, names = encode_labels(labels, ids, task=config.task, class_names=config.class_names, indexes=True)
+    return assemble(
+        x,
+        y,
+        name=config.name or path.stem,
+        task=task,
+        class_names=names,
+        seed=seed,
+        test_fraction=config.test_fraction,
+        example_id=ids,
+        split=None if split is None else check_splits(split, ids),
+        owner=extra.get("owner"),
+        white=config.white,
+        provenance={"source": "npz", "files": manifest(root, [path]), "licence": config.licence},
+    )
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    refuse_pickle(path)
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DataError(f"{path.name} is not a readable NumPy archive: {error}") from None
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
+    """Every array of the archive by its name, judged by header and directory alone."""
+    members: dict[str, _Member] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        where = f"{path.name}: member {info.filename!r}"
+        if not info.filename.endswith(".npy"):
+            raise UnsafeFile(f"{where} is not an array")
+        if name in members:
+            raise UnsafeFile(f"{where} is listed twice")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+            raise UnsafeFile(f"{where} is encrypted or compressed in a way that NumPy does not write")
+        most = info.compress_size * (DEFLATE_RATIO if info.compress_type == zipfile.ZIP_DEFLATED else 1)
+        if info.compress_size > path.stat().st_size or info.file_size > most:
+            raise UnsafeFile(f"{where} declares {info.file_size:,} bytes; its bytes in the file cannot hold as many")
+        try:
+            with archive.open(info) as stream:
+                member = _header(stream, info, where)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise DataError(f"{where} is damaged: {error}") from None
+        if member.dtype.hasobject:
+            raise UnsafeFile(f"{where} holds Python objects, which are pickles; none is ever loaded")
+        declared = member.offset + math.prod(member.shape) * member.dtype.itemsize
+        if declared != info.file_size:
+            raise UnsafeFile(f"{where} declares {declared:,} bytes, the archive lists {info.file_size:,}")
+        members[name] = member
+    return members
+
+
+def _header(stream: IO[bytes], info: zipfile.ZipInfo, where: str) -> _Member:
+    start = stream.read(12)
+    version = (start[6], start[7]) if len(start) == 12 and start[:6] == b"\x93NUMPY" else None
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{where} is not a .npy array of format 1.0 or 2.0")
+    width = 2 if version == (1, 0) else 4
+    length = int.from_bytes(start[8 : 8 + width], "little")
+    if length > _MAX_HEADER:
+        raise UnsafeFile(f"{where} has a header of {length:,} bytes, more than {_MAX_HEADER:,}")
+    text = io.BytesIO(start[8:] + stream.read(8 + width + length - 12))
+    parse = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = parse(text)
+    except ValueError as error:
+        raise DataError(f"{where} has an unreadable header: {error}") from None
+    if dtype.kind not in "biufUSO" or dtype.itemsize == 0 or any(s < 0 for s in shape):
+        raise DataError(f"{where} holds {dtype} {shape}, which is neither numbers nor text")
+    return _Member(info, dtype, shape, fortran and len(shape) > 1, 8 + width + length)
+
+
+def _read_values(archive: zipfile.ZipFile, members: list[_Member], config: NpzConfig) -> np.ndarray:
+    first = members[0]
+    for member in members:
+        if member.dtype.kind not in "biuf" or len(member.shape) not in (2, 3, 4):
+            raise DataError(
+                f"{member.info.filename} holds {member.dtype} {member.shape}; "
+                "values are numbers (N, D), (N, H, W) or (N, H, W, C)"
+            )
+        if member.shape[1:] != first.shape[1:] or member.dtype != first.dtype:
+            raise DataError(
+                f"ragged: {member.info.filename} holds {member.dtype} {member.shape[1:]}, "
+                f"{first.info.filename} {first.dtype} {first.shape[1:]}"
+            )
+    axes = _axes(first, config.layout)
+    images = len(first.shape) > 2
+    target = np.dtype(np.uint8 if images and first.dtype == np.uint8 else np.float32)
+    row = (1, *first.shape[1:]) if len(first.shape) == 3 else tuple(first.shape[a] for a in axes[1:])
+    shape = (sum(m.shape[0] for m in members), *row)
+    check_size(math.prod(shape) * target.itemsize, config.max_bytes, f"{config.file}: values")
+    out = np.empty(shape, target)
+    start = 0
+    for member in members:
+        for block in _row_blocks(archive, member):
+            part = out[start : start + len(block)]
+            with np.errstate(over="ignore"):  # becomes Inf, which validation refuses by id
+                part[...] = block[:, None] if block.ndim == 3 else block.transpose(axes)
+            start += len(block)
+    return out
+
+
+def _axes(member: _Member, layout: str) -> tuple[int, ...]:
+    if len(member.shape) < 4:
+        return tuple(range(len(member.shape)))
+    first, last = member.shape[1] in (1, 3, 4), member.shape[3] in (1, 3, 4)
+    if layout == "auto" and first == last:
+        raise DataError(
+            f"{member.info.filename} has shape {member.shape}: which axis holds the channels cannot be told; set layout"
+        )
+    return (0, 3, 1, 2) if layout == "hwc" or (layout == "auto" and last) else (0, 1, 2, 3)
+
+
+def _column(
+    archive: zipfile.ZipFile, members: Mapping[str, _Member], name: str, config: NpzConfig, *, len_of: _Member
+) -> np.ndarray:
+    member = members[name]
+    if member.shape not in ((len_of.shape[0],), (len_of.shape[0], 1)):
+        raise DataError(f"array {name!r} has shape {member.shape}, the values have {len_of.shape}")
+    check_size(member.info.file_size, config.max_bytes, f"{config.file}: {name}")
+    blocks = [block.reshape(-1) for block in _row_blocks(archive, member)]
+    values = np.concatenate(blocks) if blocks else np.empty(0, member.dtype)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _row_blocks(archive: zipfile.ZipFile, member: _Member) -> Iterator[np.ndarray]:
+    """Rows in blocks of bounded size, in order. An array in Fortran order comes as a single block."""
+    row_bytes = math.prod(member.shape[1:]) * member.dtype.itemsize
+    step = member.shape[0] if member.fortran else max(1, BLOCK_BYTES // max(1, row_bytes))
+    try:
+        with archive.open(member.info) as stream:
+            stream.read(member.offset)
+            for start in range(0, member.shape[0], max(1, step)):
+                num = min(step, member.shape[0] - start)
+                data = stream.read(num * row_bytes)
+                if len(data) != num * row_bytes:
+                    raise DataError(f"{member.info.filename} is truncated: {num * row_bytes - len(data):,} bytes are missing")
+                block = np.frombuffer(data, member.dtype)
+                shape = (num, *member.shape[1:])
+                yield block.reshape(shape[::-1]).T if member.fortran else block.reshape(shape)
+            stream.read(1)  # reaching the end is what makes zipfile compare the CRC
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"{member.info.filename} is truncated or damaged: {error}") from None

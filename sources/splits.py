@@ -1,0 +1,83 @@
+"""The seeded, stratified test split of data that brings none.
+
+Every example gets a key: the SplitMix64 finaliser (Steele, Lea, Flood, OOPSLA 2014, fig. 16), a bijection of 64-bit
+words, of its id mixed with the seed. Within each stratum the n_c smallest keys are the test examples. So the split is
+a function of (ids, labels, seed): it does not depend on the order of the rows, and an added example moves at most one
+other per stratum.
+
+Strata: the classes; for regression, bins of equal count of the target. Counts: n_c = floor(f N_c), the rest of
+round(f N) goes to the largest remainders, and n_c <= N_c - 1, so that every class keeps a training example.
+
+y (N,) int64 | float64; example_id (N,) int64; result (N,) "<U5".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from contracts.digests import derive_seed
+from contracts.errors import DataError
+from contracts.methods import Task
+
+MAX_BINS = 10
+
+
+def stratified_split(
+    y: np.ndarray, example_id: np.ndarray, *, task: Task, test_fraction: float, seed: int
+) -> np.ndarray:
+    """"train" or "test" for each example.
+
+    Args:
+        y: (N,) class indexes or regression targets.
+        example_id: (N,) unique ids.
+        task: decides the strata.
+        test_fraction: wanted share f of the test split, in (0, 1).
+        seed: root of the keys.
+
+    Returns:
+        (N,) "<U5".
+
+    Raises:
+        DataError: no example can be spared for the test split.
+    """
+    strata = y.astype(np.int64) if task == "classification" else _bins(y, example_id)
+    _, strata = np.unique(strata, return_inverse=True)
+    sizes = np.bincount(strata)
+    counts = _test_counts(sizes, test_fraction)
+    if not counts.sum():
+        raise DataError(
+            f"{len(y)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training"
+        )
+    order = np.lexsort((_keys(example_id, seed), strata))
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(len(y), np.int64)
+    rank[order] = np.arange(len(y)) - starts[strata[order]]
+    return np.where(rank < counts[strata], "test", "train").astype("<U5")
+
+
+def _bins(y: np.ndarray, example_id: np.ndarray) -> np.ndarray:
+    num_bins = int(np.clip(len(y) // 10, 1, MAX_BINS))
+    bins = np.empty(len(y), np.int64)
+    bins[np.lexsort((example_id, y))] = np.arange(len(y)) * num_bins // max(len(y), 1)
+    return bins
+
+
+def _test_counts(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    total = int(np.clip(round(fraction * sizes.sum()), 1, max(sizes.sum() - 1, 1)))
+    quota = fraction * sizes
+    counts = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
+    by_remainder = np.argsort(counts - quota, kind="stable")
+    while (left := total - int(counts.sum())) > 0:
+        open_ = by_remainder[counts[by_remainder] < (sizes - 1)[by_remainder]][:left]
+        if not len(open_):
+            break
+        counts[open_] += 1
+    return counts
+
+
+def _keys(example_id: np.ndarray, seed: int) -> np.ndarray:
+    offset = np.array([derive_seed("test split", seed)], np.uint64)
+    z = example_id.astype(np.uint64) * np.array([0x9E3779B97F4A7C15], np.uint64) + offset
+    z = (z ^ (z >> np.uint64(30))) * np.array([0xBF58476D1CE4E5B9], np.uint64)
+    z = (z ^ (z >> np.uint64(27))) * np.array([0x94D049BB133111EB], np.uint64)
+    return z ^ (z >> np.uint64(31))

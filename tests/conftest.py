@@ -1,0 +1,67 @@
+"""What holds for every test: no network, no telemetry, fixed threads, no display, no state in the repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis
+import pytest
+import threadpoolctl
+
+ROOT = Path(__file__).resolve().parent.parent
+GUARD = ROOT / "tests" / "guard"
+
+# Before anything heavy is imported: OpenMP reads its thread count once, at load.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.update(
+    MPLBACKEND="Agg",
+    DAGSTER_DISABLE_TELEMETRY="1",
+    GX_ANALYTICS_ENABLED="false",
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    DO_NOT_TRACK="1",
+    PYTHONPATH=os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH", "")))),
+)
+
+
+def _load_guard() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("network_guard", GUARD / "sitecustomize.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.install()
+    return module
+
+
+_guard = _load_guard()
+# numpy is loaded by pytest plugins before this file, so its BLAS did not see the variables above.
+_blas = threadpoolctl.threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
+
+hypothesis.settings.register_profile("palimpsest", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("palimpsest")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_outside_the_repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALIMPSEST_HOME", str(tmp_path_factory.mktemp("palimpsest")))
+        yield
+
+
+@pytest.fixture
+def network_guard() -> ModuleType:
+    """The socket guard; ``attempts`` lists what was refused."""
+    return _guard
+
+
+@pytest.fixture(autouse=True)
+def _no_network() -> Iterator[None]:
+    """Fails the test that tried to reach the network, also when the library swallowed the refusal."""
+    _guard.attempts.clear()
+    yield
+    assert not _guard.attempts, f"this test tried to reach the network: {_guard.attempts}"

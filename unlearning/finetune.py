@@ -1,0 +1,65 @@
+"""FT: fine-tune on what is kept, and hope that the rest is forgotten (baseline of Fan et al., ICLR 2024, card 06 step 7).
+
+    theta <- argmin_theta  E_{(x,y) in D_r} CE(f(x; theta), y),   started at the trained weights
+
+The forget set is not looked at. Published settings: 10 epochs, learning rate searched in [1e-3, 1e-1].
+It is not unlearning by construction: with a small learning rate the model stays where it was, and class forgetting fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from contracts.methods import UnlearnerSpec, unlearner
+from contracts.params import param
+from contracts.progress import Progress, silent
+from sources.example_set import ExampleSet
+from unlearning._descent import DescentConfig, Pass, by_id, check_sets, descend
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(DescentConfig):
+    lr: float = param(0.01, gt=0, le=1, doc="learning rate; published search range 1e-3 to 1e-1")
+
+
+@unlearner(
+    UnlearnerSpec(
+        name="finetune",
+        doc="Trains on with the retained examples only.",
+        source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline FT",
+        config=FinetuneConfig,
+    )
+)
+def finetune(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: FinetuneConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Fine-tune a copy of ``model`` on ``retain``.
+
+    Args:
+        model: trained classifier; not changed.
+        retain: (N_r) examples to keep, at least one.
+        forget: (N_f) examples to remove; used only to check that the two sets are disjoint.
+        config: see :class:`FinetuneConfig`.
+        seed: batch order and dropout.
+        progress: called after each step.
+
+    Returns:
+        The unlearned copy, eval mode.
+
+    Raises:
+        DataError, NotApplicable: see ``check_sets``.
+        Diverged: the run left the finite numbers or collapsed.
+    """
+    check_sets(model, retain=retain, forget=forget, needs_retain=True)
+    kept = by_id(retain)
+    return descend(
+        model, lambda _: [Pass.over(kept)], retain=kept, config=config, seed=seed, name="finetune", progress=progress
+    )

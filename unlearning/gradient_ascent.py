@@ -1,0 +1,75 @@
+"""GA: climb the loss of what is to be forgotten (baseline of Fan et al., ICLR 2024, card 06 step 7).
+
+    theta <- theta + lr * grad_theta E_{(x,y) in D_f} CE(f(x; theta), y)
+
+The retain set is not trained on. Published settings: 5 epochs, learning rate searched from 1e-6 to 1e-1; the objective
+is unbounded, so this is the most sensitive method of all: a little too much and the whole model is gone. Such a run
+raises ``Diverged`` and is recorded as diverged, never scored.
+
+It is not a repair: nothing holds the retained accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from contracts.methods import UnlearnerSpec, unlearner
+from contracts.params import param
+from contracts.progress import Progress, silent
+from sources.example_set import ExampleSet
+from unlearning._descent import DescentConfig, Pass, by_id, check_sets, descend
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientAscentConfig(DescentConfig):
+    lr: float = param(1e-4, gt=0, le=1, doc="learning rate; published search range 1e-6 to 1e-1")
+    epochs: int = param(5, ge=0, le=1000, doc="passes over the forget set")
+
+
+@unlearner(
+    UnlearnerSpec(
+        name="gradient_ascent",
+        doc="Ascends the loss of the examples to be forgotten.",
+        source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline GA",
+        config=GradientAscentConfig,
+    )
+)
+def gradient_ascent(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: GradientAscentConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Ascend the cross-entropy of ``forget`` on a copy of ``model``.
+
+    Args:
+        model: trained classifier; not changed.
+        retain: (N_r) examples to keep; used only to notice a collapse.
+        forget: (N_f) examples to remove; with none of them the copy is returned as it is.
+        config: see :class:`GradientAscentConfig`.
+        seed: batch order and dropout.
+        progress: called after each step.
+
+    Returns:
+        The unlearned copy, eval mode.
+
+    Raises:
+        DataError, NotApplicable: see ``check_sets``.
+        Diverged: the run left the finite numbers or collapsed.
+    """
+    check_sets(model, retain=retain, forget=forget, needs_retain=False)
+    gone = by_id(forget)
+    return descend(
+        model,
+        lambda _: [Pass.over(gone, weight=-1.0)],
+        retain=by_id(retain),
+        config=config,
+        seed=seed,
+        name="gradient_ascent",
+        progress=progress,
+    )

@@ -1,0 +1,236 @@
+"""What is measured on an unlearned classifier (Fan et al., ICLR 2024, card 06 step 8). All in percent, eval mode.
+
+    UA = 100 - acc(D_f)        RA = acc(D_r)        TA = acc(test)
+    MIA-efficacy = 100 * share of D_f that an SVM calls NON-member
+    gap_X = |X - X of retraining, same seed|        avg_gap = mean of gap_UA, gap_RA, gap_TA, gap_MIA
+
+The SVM (RBF, C = 3, gamma = 1/features) is fitted on a feature of the model's output on n = min(N_r, N_test) retained
+(member) and n test (non-member) examples, drawn without order. Features, with p the softmax and y the label:
+    confidence   p_y  (the one reported)                   correctness  [argmax p = y]
+    entropy      -sum_j p_j log p_j                        probability  all of p
+    modified entropy  -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j)
+
+Closer to retraining is better: a HIGHER UA or MIA-efficacy is not better when the forgotten examples are a random
+share. It is not a membership audit: an average over examples from a weak attack. See ``attacks`` for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy.special import log_softmax, logsumexp
+from sklearn.svm import SVC
+from torch import nn
+
+from contracts.digests import derive_seed
+from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
+from recipes.predict import predict_logits
+from sources.example_set import ExampleSet
+
+METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
+GAPS = {"gap_ua": "ua", "gap_ra": "ra", "gap_ta": "ta", "gap_mia": "mia_efficacy"}
+SVC_CAP = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """Log-probabilities (n, K) float64 and labels (n,) of one set."""
+
+    log_p: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, model: nn.Module, data: ExampleSet, *, what: str) -> _Outputs:
+        if data.num_examples == 0:
+            return cls(np.empty((0, data.num_classes)), data.y)
+        logits = predict_logits(model, data).astype(np.float64)
+        bad = ~np.isfinite(logits).all(axis=1)
+        if bad.any():
+            raise Diverged(f"the model's output is not finite on {bad.sum()} of {len(bad)} {what} examples")
+        return cls(log_softmax(logits, axis=1), data.y)
+
+    def accuracy(self) -> float:
+        """Percent; NaN for an empty set."""
+        return 100.0 * float(np.mean(self.log_p.argmax(1) == self.labels)) if len(self.labels) else float("nan")
+
+    def rows(self, rows: np.ndarray) -> _Outputs:
+        return _Outputs(self.log_p[rows], self.labels[rows])
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Metric name -> (n, features): what its SVM sees."""
+        p = np.exp(self.log_p)
+        own = np.arange(len(self.labels)), self.labels
+        return {
+            "mia_efficacy": p[own][:, None],
+            "mia_correctness": (self.log_p.argmax(1) == self.labels)[:, None].astype(np.float64),
+            "mia_entropy": -(p * self.log_p).sum(1, keepdims=True),
+            "mia_m_entropy": modified_entropy(self.log_p, self.labels)[:, None],
+            "mia_prob": p,
+        }
+
+
+def modified_entropy(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Modified entropy of Song & Mittal (USENIX Security 2021); smaller = more confidently right.
+
+        -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j)
+
+    Args:
+        log_p: (n, K) log-probabilities.
+        labels: (n,) class indices.
+
+    Returns:
+        (n,) float64, >= 0, finite also where some p_j rounds to 1.
+
+    >>> float(modified_entropy(np.log([[0.5, 0.5]]), np.array([0])).round(6))
+    0.693147
+    """
+    p = np.exp(log_p)
+    rows, top = np.arange(len(labels)), log_p.argmax(1)
+    # log(1 - p) from p loses everything as p -> 1, which only the largest can do: there it is the others' logsumexp.
+    others = log_p.copy()
+    others[rows, top] = -np.inf
+    log_rest = np.log1p(-np.minimum(p, 1 - np.finfo(float).eps))
+    log_rest[rows, top] = logsumexp(others, axis=1)
+    wrong = p * log_rest
+    wrong[rows, labels] = 0.0
+    rest_own = np.exp(log_rest[rows, labels])
+    return -rest_own * log_p[rows, labels] - wrong.sum(1)
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    test: ExampleSet,
+    seed: int,
+    svc_cap: int | None = SVC_CAP,
+) -> dict[str, float]:
+    """Measure one unlearned classifier.
+
+    A class of which nothing is retained is a forgotten class: its test examples are left out (of TA and of the SVM).
+
+    Args:
+        model: classifier; its mode is restored.
+        retain: (N_r) retained training examples, at least one.
+        forget: (N_f) forgotten training examples; the same for every method that is compared.
+        test: (N_t) test examples.
+        seed: draws the examples the SVM is fitted on. Use one seed for a method and for its retraining.
+        svc_cap: largest number of examples a side for the SVM; None for min(N_r, N_t) as published. An RBF SVM on
+            10,000 + 10,000 points takes about 8 s for each of the five features (0.3 s with 2,000), and the sampling
+            error of the share it calls non-member does not shrink with it below that of N_f.
+
+    Returns:
+        ``METRICS`` in percent, [0, 100]. With no forgotten example, UA and the MIA figures are NaN (undefined).
+
+    Raises:
+        NotApplicable: not classification.
+        DataError: no retained example, or no test example of a retained class.
+        InvalidInput: svc_cap below 2.
+        Diverged: the model's output is not finite somewhere.
+    """
+    if retain.task != "classification":
+        raise NotApplicable(f"accuracy and the SVM attack need classification, not {retain.task}")
+    if svc_cap is not None and svc_cap < 2:
+        raise InvalidInput(f"svc_cap = {svc_cap} must be >= 2, or None for no cap")
+    if retain.num_examples == 0:
+        raise DataError("the retain set is empty: there are no members to compare with")
+    kept_classes = np.unique(retain.y)
+    test = test.subset(test.example_id[np.isin(test.y, kept_classes)])
+    if test.num_examples == 0:
+        raise DataError("the test set has no example of a retained class")
+    member = _Outputs.of(model, retain, what="retain")
+    outsider = _Outputs.of(model, test, what="test")
+    forgotten = _Outputs.of(model, forget, what="forget")
+    figures = {"ua": 100.0 - forgotten.accuracy(), "ra": member.accuracy(), "ta": outsider.accuracy()}
+    n = min(retain.num_examples, test.num_examples, svc_cap or retain.num_examples)
+    rng = np.random.default_rng(derive_seed("mia", seed))
+    known = member.rows(_draw(retain, n, rng)).features(), outsider.rows(_draw(test, n, rng)).features()
+    asked = forgotten.features()
+    figures |= {name: _share_non_member(known[0][name], known[1][name], asked[name]) for name in asked}
+    return figures
+
+
+def _draw(data: ExampleSet, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` rows without order; a function of the ids, not of the order the rows came in."""
+    return np.argsort(data.example_id)[rng.choice(data.num_examples, n, replace=False)]
+
+
+def _share_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndarray) -> float:
+    """Percent of ``asked`` that the SVM calls non-member; NaN when nothing is asked.
+
+    Equal points of one side are one point of their number's weight: the same optimum, and quick for correctness or
+    for saturated confidences, where nearly all points are equal.
+    """
+    if len(asked) == 0:
+        return float("nan")
+    points, sides, weights = [], [], []
+    for side, values in ((1, members), (0, outsiders)):
+        distinct, counts = np.unique(values, axis=0, return_counts=True)
+        points.append(distinct)
+        sides.append(np.full(len(distinct), side))
+        weights.append(counts)
+    svm = SVC(kernel="rbf", C=3.0, gamma="auto")
+    svm.fit(np.concatenate(points), np.concatenate(sides), sample_weight=np.concatenate(weights))
+    distinct, where = np.unique(asked, axis=0, return_inverse=True)
+    return 100.0 * float(np.mean(svm.predict(distinct)[where.reshape(-1)] == 0))
+
+
+def add_gaps(rows: pl.DataFrame) -> pl.DataFrame:
+    """Fill gap_ua, gap_ra, gap_ta, gap_mia and avg_gap of each run against retraining of the same split and seed.
+
+    Args:
+        rows: split, method, seed and the metrics of ``unlearning.runs``; existing gap columns are replaced. Where a
+            metric is null or NaN (a diverged run, or an undefined figure), the gap is null.
+
+    Returns:
+        The rows in their order, with the gaps in percentage points. avg_gap is null unless all four are known.
+
+    Raises:
+        NotReady: a split and seed has no retraining.
+        DataError: two retrainings of one split and seed, or a run on other forget or retain sets than its retraining.
+    """
+    sizes = [c for c in ("num_forget", "num_retain") if c in rows.columns]
+    yard = rows.filter(pl.col("method") == "retrain").select(
+        "split", "seed", *(pl.col(c).alias(f"_{c}") for c in (*GAPS.values(), *sizes))
+    )
+    if yard.select("split", "seed").is_duplicated().any():
+        raise DataError("two retrainings of one split and seed: the gaps would be ambiguous")
+    alone = rows.join(yard, on=["split", "seed"], how="anti").select("split", "seed").unique(maintain_order=True)
+    if alone.height:
+        pairs = ", ".join(f"split {s} seed {k}" for s, k in alone.head(5).iter_rows())
+        raise NotReady(f"no retraining to compare with for {pairs}; run the unlearner 'retrain' there first")
+    both = rows.drop(*GAPS, "avg_gap", strict=False).join(yard, on=["split", "seed"], how="left", maintain_order="left")
+    for size in sizes:
+        other = both.filter(pl.col(size) != pl.col(f"_{size}"))
+        if other.height:
+            split, method, seed = other.select("split", "method", "seed").row(0)
+            raise DataError(f"{method} on split {split}, seed {seed} has another {size} than its retraining")
+    gaps = [(pl.col(m) - pl.col(f"_{m}")).abs().fill_nan(None).alias(g) for g, m in GAPS.items()]
+    mean = pl.when(pl.all_horizontal(pl.col(*GAPS).is_not_null())).then(pl.mean_horizontal(*GAPS)).alias("avg_gap")
+    return both.with_columns(gaps).with_columns(mean).select(*rows.drop(*GAPS, "avg_gap", strict=False).columns, *GAPS, "avg_gap")
+
+
+def summarise(rows: pl.DataFrame) -> pl.DataFrame:
+    """Mean and spread over seeds, one row a split x method x metric.
+
+    Args:
+        rows: split, method and any of the metrics, the gaps, avg_gap, wall_s and rte, one row a seed.
+
+    Returns:
+        split, method, metric, mean, std (n - 1 in the denominator, null for one run), n (runs with a value) and
+        num_runs (all, with the diverged ones), in the order of first appearance.
+    """
+    known = [c for c in (*METRICS, *GAPS, "avg_gap", "wall_s", "rte") if c in rows.columns]
+    long = rows.select("split", "method", *known).unpivot(
+        known, index=["split", "method"], variable_name="metric", value_name="value"
+    )
+    value = pl.col("value").fill_nan(None)
+    return long.group_by("split", "method", "metric", maintain_order=True).agg(
+        value.mean().alias("mean"),
+        value.std().alias("std"),
+        value.count().cast(pl.Int64).alias("n"),
+        pl.len().cast(pl.Int64).alias("num_runs"),
+    )

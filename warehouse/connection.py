@@ -1,0 +1,126 @@
+"""Doors to DuckDB: the writer's private file, and the locked-down read-only door. Both always close.
+
+Everything is opened through an in-memory instance that attaches the file as ``palimpsest``: a new file then gets the
+1.5 storage format (readable by DuckDB 1.5 and 2.x), and a reader in the same process sees a snapshot published since,
+which a second ``duckdb.connect(path)`` would not while an older connection is open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from contracts.errors import DataError, IntegrityError, NotReady
+
+STORAGE = "v1.5.0"
+CATALOG = "palimpsest"
+Connection = duckdb.DuckDBPyConnection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What DuckDB may use. ``spill`` is the folder for what does not fit in memory."""
+
+    memory: str = "2GB"
+    threads: int | None = None
+    spill: Path | None = None
+
+
+@contextmanager
+def opened(path: Path, *, limits: Limits, read_only: bool = False) -> Iterator[Connection]:
+    """The database file ``path`` as the current catalog, created when absent (unless read-only).
+
+    Raises:
+        IntegrityError: DuckDB's own checksums do not fit; names the path.
+        OSError: the disk failed or is full; names the path.
+    """
+    with translated(path), _instance(limits) as con:
+        mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
+        con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({mode})")
+        con.execute(f"USE {CATALOG}")
+        try:
+            yield con
+        finally:
+            con.execute("USE memory")
+            if not read_only:
+                con.execute(f"DETACH {CATALOG}")  # merges the write-ahead log, and says so when it cannot
+
+
+@contextmanager
+def door(path: Path, *, limits: Limits) -> Iterator[Connection]:
+    """A reader that can neither write, nor reach any other file, nor loosen its own settings.
+
+    Raises:
+        NotReady: nothing has been published yet.
+    """
+    if not path.exists():
+        raise NotReady(f"{path} does not exist yet: run `palimpsest audit` (it publishes its tables) first")
+    with opened(path, limits=limits, read_only=True) as con:
+        lock_down(con)
+        yield con
+
+
+@contextmanager
+def scratch(*, limits: Limits) -> Iterator[Connection]:
+    """An empty in-memory instance; the caller fills it and then calls :func:`lock_down`."""
+    with _instance(limits) as con:
+        yield con
+
+
+def lock_down(con: Connection) -> None:
+    """No files, no network, no extensions, no Python variables, and no way back."""
+    con.execute("SET python_enable_replacements = false")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+def literal(text: str) -> str:
+    """``text`` as an SQL string literal, for the few places where DuckDB takes no parameter."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@contextmanager
+def _instance(limits: Limits) -> Iterator[Connection]:
+    spill = limits.spill or Path(tempfile.gettempdir()) / f"palimpsest-spill-{os.getpid()}"
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": limits.memory,
+        "temp_directory": str(spill),
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    if limits.threads is not None:
+        config["threads"] = limits.threads
+    con = duckdb.connect(":memory:", config=config)
+    try:
+        con.execute("SET TimeZone = 'UTC'")
+        yield con
+    finally:
+        con.close()
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """DuckDB's errors in the words of ``contracts.errors``; programming errors pass through."""
+    try:
+        yield
+    except duckdb.ConstraintException as error:
+        raise DataError(f"the database refused the rows: {_first_line(error)}") from error
+    except (duckdb.IOException, duckdb.SerializationException, duckdb.FatalException, duckdb.InternalException) as error:
+        text = str(error)
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            if os.strerror(code).lower() in text.lower():
+                raise OSError(code, f"{os.strerror(code)}: {_first_line(error)}", str(path)) from error
+        if isinstance(error, duckdb.IOException) and "orrupt" not in text and "not a valid DuckDB" not in text:
+            raise OSError(errno.EIO, _first_line(error), str(path)) from error
+        raise IntegrityError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,172 @@
+"""Bytes on disk: every file of the state folder is written here, whole or not at all.
+
+A file is written beside its final name, synced, renamed over it, and the folder is synced; a reader sees the old file
+or the new one. The temporary file is held by a kernel lock while its writer lives, so what a killed writer left is
+recognised (its lock is free) and swept, whatever its age. Each operation passes a fault point, so that tests can fail
+the n-th one. Paths are built from checked components only and never leave their root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from contracts.errors import IllegalName, UnsafeFile
+from warehouse.faults import fault
+
+_CHUNK = 8 << 20
+_COMPONENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_SUFFIX = re.compile(r"(\.[a-z0-9]{1,16}){0,2}")
+_counter = itertools.count()
+
+
+def confined(root: Path, name: str) -> Path:
+    """The path of ``name`` ("digits/models/target", "digits/report.html") under ``root``.
+
+    Raises:
+        IllegalName: a component is not ``[a-z0-9][a-z0-9_-]{0,63}`` (the last may add up to two suffixes).
+        UnsafeFile: a symbolic link on the way leads out of ``root``.
+    """
+    parts = name.split("/") if isinstance(name, str) else [repr(name)]
+    stem, dot, rest = parts[-1].partition(".")
+    legal = all(_COMPONENT.fullmatch(p) for p in (*parts[:-1], stem)) and _SUFFIX.fullmatch(dot + rest)
+    if not legal or len(name) > 400:
+        raise IllegalName(
+            f"artefact name {str(name)[:120]!r} is not allowed: components of a-z, 0-9, '_' and '-', joined by '/', "
+            "the last with up to two suffixes"
+        )
+    path = root.joinpath(*parts)
+    home = root.resolve()
+    if not path.parent.resolve().is_relative_to(home) or (path.is_symlink() and not path.resolve().is_relative_to(home)):
+        raise UnsafeFile(f"{path} leads out of {root} through a symbolic link")
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[tuple[Path, int]]:
+    """Yield ``(temporary path, its descriptor)``; when the block ends well, what is there becomes ``path``, durably.
+
+    Raises:
+        OSError: naming ``path``; the old file is untouched and the temporary one removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp, descriptor = _reserve(path)
+    try:
+        with _naming(path):
+            yield temp, descriptor
+            sync(descriptor, path)
+            fault("fsio.rename", path)
+            temp.rename(path)
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, *chunks: bytes | memoryview) -> None:
+    """Replace ``path`` by the concatenation of ``chunks``, durably and atomically."""
+    with replacing(path) as (_, descriptor):
+        for chunk in chunks:
+            write(descriptor, chunk, path)
+
+
+def write(descriptor: int, data: bytes | memoryview, path: Path) -> None:
+    """Write all of ``data``; a short write is continued."""
+    view = memoryview(data).cast("B")
+    while view:
+        fault("fsio.write", path)
+        view = view[os.write(descriptor, view[:_CHUNK]) :]
+
+
+def sync(descriptor: int, path: Path) -> None:
+    fault("fsio.fsync", path)
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and creations in ``folder`` durable."""
+    fault("fsio.fsync_folder", folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_over(source: Path, path: Path) -> None:
+    """Give the content of ``source`` the second name ``path`` (replacing it), without copying where links exist."""
+    temp = _temporary(path)
+    try:
+        with _naming(path):
+            fault("fsio.link", path)
+            temp.hardlink_to(source)
+            temp.rename(path)
+            sync_folder(path.parent)
+    except (PermissionError, NotImplementedError):  # a file system without hard links
+        write_bytes(path, source.read_bytes())
+    finally:
+        with suppress(OSError):
+            temp.unlink()
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may already be gone."""
+    fault("fsio.unlink", path)
+    path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder: Path, *, below: bool = False) -> int:
+    """Remove temporary files whose writer is dead, in ``folder`` or in all folders ``below``. Returns how many."""
+    removed = 0
+    for temp in folder.glob("**/.*.tmp*" if below else ".*.tmp*"):
+        with suppress(OSError):
+            descriptor = os.open(temp, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temp.unlink()
+                removed += 1
+            finally:
+                os.close(descriptor)
+    return removed
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}-{os.urandom(4).hex()}.tmp")
+
+
+def _reserve(path: Path) -> tuple[Path, int]:
+    """A fresh temporary file, locked by this process."""
+    while True:
+        temp = _temporary(path)
+        fault("fsio.create", path)
+        with _naming(path):
+            descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # a sweeper may have come between creation and lock
+            return temp, descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Operating-system errors on a descriptor carry no name; add it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
