@@ -5,6 +5,7 @@ Both ways give the same values: what ``ExampleSet.inputs`` gives, cast to the mo
 
 from __future__ import annotations
 
+import copy
 from math import prod
 
 import torch
@@ -53,6 +54,12 @@ class Inputs:
     def block(self, start: int, stop: int) -> Tensor:
         """Inputs of the rows ``start`` to ``stop`` (excluded)."""
         return self._read(slice(start, stop)) if self._all is None else self._all[start:stop]
+
+    def with_targets(self, targets: Tensor) -> Inputs:
+        """The same inputs with other targets, nothing copied."""
+        other = copy.copy(self)
+        other.targets = targets
+        return other
 
     def _read(self, rows: object) -> Tensor:
         return torch.from_numpy(self.data.inputs(rows)).to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]

@@ -34,12 +34,13 @@ def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> 
 
 def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndarray:
     """As :func:`predict_logits`, on inputs that may already be in memory."""
-    parts = [np.empty((0, max(inputs.data.num_classes, 1)), np.float32)]
-    with eval_mode(model), torch.inference_mode():
+    parts = []
+    # Not inference_mode: a module that caches a tensor on its first call must stay trainable.
+    with eval_mode(model), torch.no_grad():
         for start in range(0, len(inputs), batch):
             outputs = model(inputs.block(start, min(start + batch, len(inputs))))
             parts.append(outputs.to(torch.float32).cpu().numpy())
-    logits = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    logits = np.concatenate(parts) if parts else np.empty((0, max(inputs.data.num_classes, 1)), np.float32)
     broken = ~np.isfinite(logits).all(axis=1)
     if broken.any():
         raise DataError(

@@ -13,6 +13,7 @@ is trained among others, see exactly the batches of the straight run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class SupervisedConfig(Config):
             raise ConfigError("SupervisedConfig.nesterov needs optimizer = 'sgd' and momentum > 0")
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(f"SupervisedConfig.warmup_epochs = {self.warmup_epochs} must be < epochs = {self.epochs}")
-        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        increasing = all(a < b for a, b in pairwise(self.milestones))
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ConfigError("SupervisedConfig.milestones go with schedule = 'multistep', and it needs them")
         if self.milestones and not (increasing and self.milestones[-1] < self.epochs):

@@ -4,7 +4,7 @@ Matplotlib's object interface with the Agg canvas only: no window system, no pyp
 The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
 Charts come in two themes, "light" and "dark", so that a page can show the one that fits its reader.
 
-Text that comes from data is drawn as given: ``parse_math`` is off, so a label like "$x^$" is neither maths nor an error.
+Text that comes from data is drawn as given: matplotlib's own mathematics is off, so a label like "$x^$" is no error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -83,7 +83,7 @@ def histogram_png(
             side = "left" if value <= middle else "right"
             axes.annotate(
                 f"{_quantile_name(q)} {_short(value)}", (value, top * height), xytext=(4 if side == "left" else -4, -2),
-                textcoords="offset points", ha=side, va="top", fontsize=8, color=_INK[theme], parse_math=False,
+                textcoords="offset points", ha=side, va="top", fontsize=8, color=_INK[theme],
             )  # fmt: skip
         axes.grid(axis="y", color=_RULE[theme], linewidth=0.6)
 
@@ -140,15 +140,11 @@ def roc_png(
         axes.set_ylim(y_low, 1.12)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel(f"false-positive rate  (from 1/{n_neg:,})".replace(",", "\u2009"))
         axes.set_ylabel("true-positive rate")
         axes.grid(color=_RULE[theme], linewidth=0.6)
-        legend = axes.legend(
-            loc="lower right", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        axes.legend(loc="lower right", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85)
 
     return _figure(draw, title=title, theme=theme, size=(5.2, 4.4))
 
@@ -203,9 +199,9 @@ def dots_png(
             axes.axvline(threshold, color=_SERIES[theme][1], linewidth=1.1, linestyle=(0, (4, 2)))
             axes.annotate(
                 threshold_label, (threshold, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -3), ha="left", va="top",
-                textcoords="offset points", fontsize=8, color=_SERIES[theme][1], parse_math=False,
+                textcoords="offset points", fontsize=8, color=_SERIES[theme][1],
             )  # fmt: skip
-        axes.set_yticks(range(len(groups)), list(groups), parse_math=False)
+        axes.set_yticks(range(len(groups)), list(groups))
         axes.set_ylim(len(groups) - 0.4, -0.6)
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, 0.0) if left >= 0 else left, right + 0.04 * (right - left))
@@ -273,7 +269,7 @@ def grid_png(
                             interpolation="nearest")  # fmt: skip
                 if captions:
                     axes.text(0.5, -0.08, captions[place], ha="center", va="top", fontsize=6.5, transform=axes.transAxes,
-                              color=_INK[theme], parse_math=False)  # fmt: skip
+                              color=_INK[theme])  # fmt: skip
 
     return _save(figure, fill, title=title, theme=theme, colours=None)
 
@@ -330,7 +326,7 @@ def _save(figure: Figure, fill: Callable[[], None], *, title: str, theme: Theme,
         "figure.facecolor": _GROUND[theme], "axes.facecolor": _GROUND[theme], "axes.edgecolor": _MUTED[theme],
         "axes.linewidth": 0.7, "axes.labelcolor": _INK[theme], "text.color": _INK[theme], "xtick.color": _MUTED[theme],
         "ytick.color": _MUTED[theme], "xtick.labelcolor": _INK[theme], "ytick.labelcolor": _INK[theme], "font.size": 9,
-        "axes.labelsize": 9, "legend.fontsize": 8.5, "font.family": ["DejaVu Sans"], "axes.formatter.use_mathtext": False,
+        "axes.labelsize": 9, "legend.fontsize": 8.5, "font.family": ["DejaVu Sans"], "axes.formatter.use_mathtext": False, "text.parse_math": False,
     }  # fmt: skip
     with mpl.rc_context():
         mpl.rcParams.update({k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")})
@@ -340,7 +336,7 @@ def _save(figure: Figure, fill: Callable[[], None], *, title: str, theme: Theme,
         canvas = FigureCanvasAgg(figure)
         fill()
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, parse_math=False)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         canvas.draw()
         image = Image.frombuffer("RGBA", canvas.get_width_height(physical=True), canvas.buffer_rgba()).convert("RGB")
     # A palette is enough for a chart (grounds, inks and their antialiasing) and a quarter of the bytes.

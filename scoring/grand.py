@@ -37,7 +37,10 @@ from sources.example_set import ExampleSet
 class GrandConfig(Config):
     """How the passes are cut up; the scores do not depend on it."""
 
-    batch: int = param(64, ge=1, le=1_000_000, doc="examples differentiated at a time; bounds memory")
+    batch: int = param(512, ge=1, le=1_000_000, doc="examples read at a time")
+    micro_batch: int | None = param(
+        None, ge=1, le=1_000_000, doc="examples differentiated at a time; bounds memory. By the cache when not given"
+    )
 
 
 @score(
@@ -88,7 +91,7 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
     check("grand", data, early_models)
     whole, last = Moments(len(data)), Moments(len(data))
     for model in early_models:
-        norms, last_layer = _one_model(model, data, batch=config.batch)
+        norms, last_layer = _one_model(model, data, config)
         whole.add(norms)
         last.add(last_layer)
     return pl.DataFrame(
@@ -112,12 +115,12 @@ def unit_error(logits_BK: Tensor, y_B: Tensor) -> Tensor:
 
 
 def _one_model(
-    model: nn.Module, data: ExampleSet, *, batch: int
+    model: nn.Module, data: ExampleSet, config: GrandConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
     norms, last = np.empty(len(data)), np.full(len(data), np.nan)
-    with evaluating(model), PerExampleGradNorm(model, micro_batch=batch) as measure:
-        for rows, x, y in batches(data, model, batch=batch):
+    with evaluating(model), PerExampleGradNorm(model, micro_batch=config.micro_batch) as measure:
+        for rows, x, y in batches(data, model, batch=config.batch):
             found = measure(x, y, lambda logits, labels: _checked_unit_error(data, rows, logits, labels))  # noqa: B023
             size = torch.linalg.vector_norm(error_vector(found.logits, y), dim=1)
             total = size * torch.stack(list(found.squared.values())).sum(0).sqrt()

@@ -56,10 +56,14 @@ def check_logits(name: str, data: ExampleSet, rows: slice, logits: Tensor) -> No
     """
     ids, labels = data.example_id[rows], data.y[rows]
     if logits.dim() != 2 or len(logits) != len(ids):
-        raise DataError(f"{name}: the model gives {tuple(logits.shape)} for {len(ids)} examples; (B, K) logits are needed")
+        raise DataError(
+            f"{name}: the model gives {tuple(logits.shape)} for {len(ids)} examples; (B, K) logits are needed"
+        )
     outside = (labels < 0) | (labels >= logits.shape[1])
     if outside.any():
-        raise DataError(f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs", example_ids=ids[outside])
+        raise DataError(
+            f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs", example_ids=ids[outside]
+        )
     broken = ~logits.isfinite().all(dim=1).cpu().numpy()
     if broken.any():
         raise DataError(f"{name}: the model gives NaN or infinite logits", example_ids=ids[broken])

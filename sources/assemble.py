@@ -11,6 +11,7 @@ constant columns get scale 1.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def check_ids(values: np.ndarray) -> np.ndarray:
 
 
 def check_splits(values: np.ndarray, example_id: np.ndarray) -> np.ndarray:
-    """"train" or "test" in any case, as "<U5".
+    """ "train" or "test" in any case, as "<U5".
 
     Raises:
         DataError: any other word, naming the examples.
@@ -154,7 +155,7 @@ def _moments(train: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", over="ignore"):
         for rows in blocks(train):
             block = np.asarray(train[rows], np.float64)
-            block = block.reshape(len(block), train.shape[1], -1)
+            block = block.reshape(len(block), train.shape[1], math.prod(train.shape[2:]))
             num, block_mean = block[:, 0].size, block.mean(axis=(0, 2))
             total, delta = count + num, block_mean - mean
             m2 += np.square(block - block_mean[:, None]).sum(axis=(0, 2)) + np.square(delta) * (count * num / total)

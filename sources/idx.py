@@ -18,7 +18,6 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,9 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
     names = [stem, stem.removesuffix(".gz"), stem.removesuffix(".gz") + ".gz"]
     labels = next((n for n in names if n != path.name and (path.parent / n).is_file()), None)
     if labels is None:
-        raise DataError(f"{path.name} holds images, but no labels lie beside it; tried {', '.join(names[:1] + names[2:])}")
+        raise DataError(
+            f"{path.name} holds images, but no labels lie beside it; tried {', '.join(names[:1] + names[2:])}"
+        )
     return {"root": str(path.parent), "images": path.name, "labels": labels}
 
 
@@ -171,7 +172,9 @@ def _read_header(path: Path, *, max_bytes: int) -> _Header:
         start = _read(stream, 4, path)
         refuse_pickle(path)
         if start[:2] != b"\0\0" or start[2] not in _TYPES or not 1 <= start[3] <= 4:
-            raise DataError(f"{path.name} is not an IDX file: it opens with {start.hex()}, not 0000, a type and 1 to 4 dimensions")
+            raise DataError(
+                f"{path.name} is not an IDX file: it opens with {start.hex()}, not 0000, a type and 1 to 4 dimensions"
+            )
         shape = struct.unpack(f">{start[3]}I", _read(stream, 4 * start[3], path))
     header = _Header(path, np.dtype(_TYPES[start[2]]), shape, zipped)
     check_size(header.size_bytes, max_bytes, path.name)
@@ -179,7 +182,9 @@ def _read_header(path: Path, *, max_bytes: int) -> _Header:
     if zipped and wanted > there * DEFLATE_RATIO:
         raise UnsafeFile(f"{path.name} declares {wanted:,} bytes; {there:,} compressed bytes cannot hold as many")
     if not zipped and there != wanted:
-        raise DataError(f"{path.name} has {there:,} bytes, its header declares {wanted:,}: truncated or not an IDX file")
+        raise DataError(
+            f"{path.name} has {there:,} bytes, its header declares {wanted:,}: truncated or not an IDX file"
+        )
     return header
 
 
@@ -191,7 +196,9 @@ def _check_pair(images: _Header, labels: _Header, *, first: _Header) -> None:
     if images.shape[0] != labels.shape[0]:
         raise DataError(f"{images.path.name} has {images.shape[0]} images, {labels.path.name} {labels.shape[0]} labels")
     if images.shape[1:] != first.shape[1:]:
-        raise DataError(f"ragged: {images.path.name} has images {images.shape[1:]}, {first.path.name} {first.shape[1:]}")
+        raise DataError(
+            f"ragged: {images.path.name} has images {images.shape[1:]}, {first.path.name} {first.shape[1:]}"
+        )
 
 
 def _stack(headers: list[_Header]) -> np.ndarray | Rows:
@@ -235,7 +242,7 @@ def _array(header: _Header, out: np.ndarray | None = None) -> np.ndarray:
             if stream.read(1):
                 raise DataError(f"{header.path.name} holds more than the {header.size_bytes:,} bytes that it declares")
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{header.path.name} is damaged: {error}") from None
+            raise DataError(f"{header.path.name} is truncated or damaged: {error}") from None
     return out
 
 
@@ -261,5 +268,3 @@ def _read(stream: BinaryIO | gzip.GzipFile, size: int, path: Path) -> bytes:
     if left:
         raise DataError(f"{path.name} is truncated: {left:,} bytes are missing")
     return b"".join(pieces)
-
-

@@ -35,7 +35,21 @@ from sources.files import FileConfig, check_size, head, inside, root_folder
 from sources.loading import no_columns
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+_MAGIC = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"BM",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    b"P1",
+    b"P2",
+    b"P3",
+    b"P4",
+    b"P5",
+    b"P6",
+)
 _GREY = ("1", "L")
 _COLOUR = ("P", "RGB", "RGBA", "RGBX", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 _TEST = ("test", "val", "valid", "validation")
@@ -44,9 +58,11 @@ _IGNORED = ("Thumbs.db", "desktop.ini")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFolderConfig(FileConfig):
-    size: tuple[int, int] | None = param(None, ge=1, le=16_384, doc="height and width to resize to; as they are when not given")
+    size: tuple[int, int] | None = param(
+        None, ge=1, le=16_384, doc="height and width to resize to; as they are when not given"
+    )
     channels: str = param("auto", choices=("auto", "grey", "rgb"), doc="auto: grey when every file is")
-    max_pixels: int = param(64_000_000, ge=1, le=2**31, doc="largest image accepted")
+    max_pixels: int = param(64_000_000, ge=1, le=178_000_000, doc="largest image accepted")
     max_file_bytes: int = param(2**28, ge=1, le=2**34, unit="bytes", doc="largest image file accepted")
 
 
@@ -147,9 +163,17 @@ def _walk(root: Path) -> Iterator[_Found]:
     else:
         bases = [("", "train")]
     for base, split in bases:
+        inside(root, base or ".", folder=True)
         classes = [e for e in _entries(root / base) if e.is_dir()]
-        paths = ((file, c.name) for c in classes for file in _files(root, c))
-        for name, label in sorted(((p.relative_to(root).as_posix(), label) for p, label in paths)):
+        names = []
+        for folder in classes:
+            files = [(p.relative_to(root).as_posix(), folder.name) for p in _files(root, folder)]
+            if not files:
+                raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no images")
+            names += files
+        for name, label in sorted(names):
+            if not name.isprintable():  # also true of bytes that are not UTF-8
+                raise DataError(f"file name {name!r} cannot be used: it is not printable text")
             yield _Found(name, label, split)
 
 
@@ -179,7 +203,7 @@ def _header(root: Path, name: str, config: ImageFolderConfig) -> _Header:
         width, height = image.size
         if width * height > config.max_pixels:
             raise UnsafeFile(f"{name} declares {width} x {height} pixels, more than max_pixels = {config.max_pixels:,}")
-        if getattr(image, "n_frames", 1) > 1:
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a camera's JPEG with previews behind it
             raise DataError(f"{name} has {image.n_frames} frames; an example is one image")
         if image.mode not in _GREY + _COLOUR:
             raise DataError(f"{name} has pixels of mode {image.mode}; only 8 bits a channel are read")
@@ -194,11 +218,11 @@ def _open(stream: io.BufferedIOBase, name: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=_FORMATS) as image:
                 yield image
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise UnsafeFile(f"{name}: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name} cannot be read as an image ({', '.join(_FORMATS)}): {error}") from None
 
 

@@ -78,7 +78,7 @@ class _Member:
 
 
 def _detects(path: Path) -> bool:
-    if not head(path, 2) == b"PK":
+    if head(path, 2) != b"PK":
         return False
     try:
         with zipfile.ZipFile(path) as archive:
@@ -292,7 +292,9 @@ def _row_blocks(archive: zipfile.ZipFile, member: _Member) -> Iterator[np.ndarra
                 num = min(step, member.shape[0] - start)
                 data = stream.read(num * row_bytes)
                 if len(data) != num * row_bytes:
-                    raise DataError(f"{member.info.filename} is truncated: {num * row_bytes - len(data):,} bytes are missing")
+                    raise DataError(
+                        f"{member.info.filename} is truncated: {num * row_bytes - len(data):,} bytes are missing"
+                    )
                 block = np.frombuffer(data, member.dtype)
                 shape = (num, *member.shape[1:])
                 yield block.reshape(shape[::-1]).T if member.fortran else block.reshape(shape)

@@ -25,7 +25,7 @@ MAX_BINS = 10
 def stratified_split(
     y: np.ndarray, example_id: np.ndarray, *, task: Task, test_fraction: float, seed: int
 ) -> np.ndarray:
-    """"train" or "test" for each example.
+    """ "train" or "test" for each example.
 
     Args:
         y: (N,) class indexes or regression targets.

@@ -30,6 +30,7 @@ from sources.splits import stratified_split
 from sources.table_files import SEPARATORS, UNNAMED, Table, kind_of, read_table
 
 _LABELS = ("label", "target", "class", "y")
+_MAX_LEVELS = 100
 _IDS = ("example_id", "id")
 
 
@@ -45,10 +46,10 @@ class TableConfig(FileConfig):
     task: str = param("auto", choices=TASKS, doc="auto: floats of many values are targets")
     class_names: tuple[str, ...] = param((), doc="names of the classes in order; the sorted levels when empty")
     separator: str = param("", choices=("", *SEPARATORS), doc="of a CSV; found in the header when empty")
-    max_levels: int = param(100, ge=2, le=10_000, doc="most levels of a categorical column")
+    max_levels: int = param(_MAX_LEVELS, ge=2, le=10_000, doc="most levels of a categorical column")
 
     def check(self) -> None:
-        roles = [n for n in (self.label, self.owner, self.id, self.split, *self.drop) if n or n in self.drop]
+        roles = [*filter(None, (self.label, self.owner, self.id, self.split)), *self.drop]
         doubled = sorted({n for n in roles if roles.count(n) > 1})
         if doubled:
             raise ConfigError(f"TableConfig: column {doubled[0]!r} has two roles among label, owner, id, split, drop")
@@ -112,8 +113,8 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         ids = check_ids(data.column(config.id).to_numpy())
     labels = data.column(config.label)
     _refuse_missing(labels, ids, path)
-    task, y, class_names = encode_labels(_values(labels), ids, task=config.task, class_names=config.class_names)
-    own = check_splits(_texts(data.column(config.split)), ids) if config.split else None
+    task, y, class_names = encode_labels(_values(labels, config), ids, task=config.task, class_names=config.class_names)
+    own = check_splits(_texts(data.column(config.split), config), ids) if config.split else None
     split = own
     if split is None:  # the levels below are those of the training split, so it is needed now
         split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)
@@ -128,7 +129,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         test_fraction=config.test_fraction,
         example_id=ids,
         split=own,
-        owner=_texts(data.column(config.owner)) if config.owner else None,
+        owner=_texts(data.column(config.owner), config) if config.owner else None,
         keep_columns=one_hot,
         feature_names=features,
         provenance={"source": "table", "files": manifest(root, [path]), "licence": config.licence},
@@ -140,22 +141,28 @@ def _features(
 ) -> tuple[np.ndarray, list[str], list[int]]:
     """The float32 matrix, its column names, and which columns are 0/1. Two passes over the columns: the levels first,
     so that the matrix is allocated once and only after its size was checked."""
-    used = {config.label, config.owner, config.id, config.split, *config.drop} - ({""} - set(config.drop))
+    used = {*filter(None, (config.label, config.owner, config.id, config.split)), *config.drop}
     absent = [n for n in (*config.drop, *config.categorical) if n not in data.schema]
     if absent:
-        raise DataError(f"{data.path.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}")
+        raise DataError(
+            f"{data.path.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}"
+        )
     plan: list[tuple[str, list[str] | None]] = []
     for name, dtype in data.schema.items():
         if name in used:
             continue
         if name in UNNAMED:
-            raise DataError(f"{data.path.name}: column {name!r} looks like a saved row index; list it in 'drop' or as 'id'")
+            raise DataError(
+                f"{data.path.name}: column {name!r} looks like a saved row index; list it in 'drop' or as 'id'"
+            )
         if _is_text(dtype) or name in config.categorical:
             plan.append((name, _levels(data, name, train, config.max_levels, ids)))
         elif dtype.is_numeric() or dtype == pl.Boolean:
             plan.append((name, None))
         else:
-            raise DataError(f"{data.path.name}: column {name!r} is {dtype}, which is no number and no category; list it in 'drop'")
+            raise DataError(
+                f"{data.path.name}: column {name!r} is {dtype}, which is no number and no category; list it in 'drop'"
+            )
     width = sum(1 if levels is None else len(levels) for _, levels in plan)
     if not width:
         raise DataError(f"{data.path.name} has no feature column besides {', '.join(n for n in used if n)}")
@@ -172,10 +179,9 @@ def _features(
             names.append(name)
             binary += [at] if series.dtype == pl.Boolean else []
         else:
-            values, known = _texts(series), np.array(levels)
-            slot = np.minimum(np.searchsorted(known, values), len(levels) - 1)
-            seen = np.flatnonzero(known[slot] == values)
-            x[seen, at + slot[seen]] = 1.0
+            slot = series.cast(pl.String).cast(pl.Enum(levels), strict=False).to_physical()  # null where unseen
+            seen = slot.is_not_null().to_numpy()
+            x[np.flatnonzero(seen), at + slot.drop_nulls().to_numpy()] = 1.0
             names += [f"{name}={level}" for level in levels]
             binary += range(at, at + len(levels))
     return x, names, binary
@@ -184,13 +190,13 @@ def _features(
 def _levels(data: Table, name: str, train: np.ndarray, most: int, ids: np.ndarray) -> list[str]:
     series = data.column(name)
     _refuse_missing(series, ids, data.path)
-    levels: list[str] = np.unique(_texts(series.filter(pl.Series(train)))).tolist()
+    levels = series.filter(pl.Series(train)).unique().cast(pl.String)
     if len(levels) > most:
         raise DataError(
             f"{data.path.name}: column {name!r} has {len(levels)} levels, more than max_levels = {most}; "
             "an identifier or free text belongs in 'drop'"
         )
-    return levels
+    return sorted(levels.to_list())
 
 
 def _refuse_missing(series: pl.Series, ids: np.ndarray, path: Path, what: str = "examples") -> None:
@@ -204,7 +210,7 @@ def _refuse_missing(series: pl.Series, ids: np.ndarray, path: Path, what: str = 
         )
 
 
-def _values(series: pl.Series) -> np.ndarray:
+def _values(series: pl.Series, config: TableConfig) -> np.ndarray:
     """Label values as numpy numbers or str."""
     if series.dtype.is_numeric():
         return series.cast(pl.Float64).to_numpy() if series.dtype.is_decimal() else series.to_numpy()
@@ -212,12 +218,14 @@ def _values(series: pl.Series) -> np.ndarray:
         return series.to_numpy().astype(bool)
     if not _is_text(series.dtype):
         raise DataError(f"label column {series.name!r} is {series.dtype}; labels are whole numbers, text or floats")
-    return _texts(series)
+    return _texts(series, config)
 
 
-def _texts(series: pl.Series) -> np.ndarray:
-    """Values as str; "" where missing."""
-    return np.array(series.cast(pl.String).fill_null("").to_list(), dtype=str)
+def _texts(series: pl.Series, config: TableConfig) -> np.ndarray:
+    """Values as numpy str, "" where missing. Every row takes the room of the longest, so that is checked first."""
+    texts = series.cast(pl.String).fill_null("")
+    check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), config.max_bytes, f"column {series.name!r}")
+    return np.array(texts.to_list(), dtype=str)
 
 
 def _is_text(dtype: pl.DataType) -> bool:
@@ -245,5 +253,5 @@ def _can_be_feature(data: Table, name: str) -> bool:
     """Numbers, bools and text of few levels; identifiers, free text, dates and nested values are not."""
     dtype = data.schema[name]
     if _is_text(dtype):
-        return data.column(name).n_unique() <= 100
+        return data.column(name).n_unique() <= _MAX_LEVELS
     return dtype.is_numeric() or dtype == pl.Boolean

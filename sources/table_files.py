@@ -43,7 +43,9 @@ class Table:
             DataError: unknown (the known ones are listed), or its bytes cannot be read.
         """
         if name not in self.schema:
-            raise DataError(f"{self.path.name} has no column {name!r}; columns are: {', '.join(map(repr, self.schema))}")
+            raise DataError(
+                f"{self.path.name} has no column {name!r}; columns are: {', '.join(map(repr, self.schema))}"
+            )
         if self.frame is not None:
             return self.frame.get_column(name)
         try:
@@ -51,12 +53,14 @@ class Table:
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise DataError(f"{self.path.name}: column {name!r} cannot be read: {error}") from None
         if len(series) != self.num_rows:
-            raise DataError(f"{self.path.name}: column {name!r} has {len(series)} rows, the footer says {self.num_rows}")
+            raise DataError(
+                f"{self.path.name}: column {name!r} has {len(series)} rows, the footer says {self.num_rows}"
+            )
         return series
 
 
 def kind_of(path: Path) -> str | None:
-    """"parquet", "csv" or None, by content: Parquet's magic, or a first line of text with at least two cells."""
+    """ "parquet", "csv" or None, by content: Parquet's magic, or a first line of text with at least two cells."""
     start = head(path, 4096)
     if start.startswith(_PARQUET):
         return "parquet"
@@ -95,7 +99,8 @@ def _read_parquet(path: Path, max_bytes: int) -> Table:
     try:
         meta = pq.read_metadata(path)
         declared = max(
-            meta.num_rows * meta.num_columns * 8, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+            meta.num_rows * meta.num_columns * 8,
+            sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)),
         )
         check_size(declared, max_bytes, path.name)
         schema = dict(pl.read_parquet_schema(path))

@@ -3,7 +3,8 @@
 from unlearning.finetune import finetune
 from unlearning.gradient_ascent import gradient_ascent
 from unlearning.metrics import add_gaps, evaluate, summarise
+from unlearning.none import none
 from unlearning.random_label import random_label
 from unlearning.retrain import retrain
 
-__all__ = ["add_gaps", "evaluate", "finetune", "gradient_ascent", "random_label", "retrain", "summarise"]
+__all__ = ["add_gaps", "evaluate", "finetune", "gradient_ascent", "none", "random_label", "retrain", "summarise"]

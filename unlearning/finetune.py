@@ -16,7 +16,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, by_id, check_sets, descend
+from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +58,6 @@ def finetune(
         DataError, NotApplicable: see ``check_sets``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, needs_retain=True)
-    kept = by_id(retain)
-    return descend(
-        model, lambda _: [Pass.over(kept)], retain=kept, config=config, seed=seed, name="finetune", progress=progress
-    )
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    kept = Pass.over(inputs_of(model, retain))
+    return descend(model, lambda _: [kept], retain=retain, config=config, seed=seed, name="finetune", progress=progress)

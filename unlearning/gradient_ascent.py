@@ -19,7 +19,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, by_id, check_sets, descend
+from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +62,8 @@ def gradient_ascent(
         DataError, NotApplicable: see ``check_sets``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, needs_retain=False)
-    gone = by_id(forget)
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=False)
+    gone = Pass.over(inputs_of(model, forget), weight=-1.0)
     return descend(
-        model,
-        lambda _: [Pass.over(gone, weight=-1.0)],
-        retain=by_id(retain),
-        config=config,
-        seed=seed,
-        name="gradient_ascent",
-        progress=progress,
+        model, lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent", progress=progress
     )

@@ -25,9 +25,9 @@ from sklearn.svm import SVC
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
-from recipes.predict import predict_logits
+from contracts.errors import DataError, InvalidInput, NotReady
 from sources.example_set import ExampleSet
+from unlearning._descent import check_labels, finite_logits
 
 METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
 GAPS = {"gap_ua": "ua", "gap_ra": "ra", "gap_ta": "ta", "gap_mia": "mia_efficacy"}
@@ -43,17 +43,11 @@ class _Outputs:
 
     @classmethod
     def of(cls, model: nn.Module, data: ExampleSet, *, what: str) -> _Outputs:
-        if data.num_examples == 0:
-            return cls(np.empty((0, data.num_classes)), data.y)
-        logits = predict_logits(model, data).astype(np.float64)
-        bad = ~np.isfinite(logits).all(axis=1)
-        if bad.any():
-            raise Diverged(f"the model's output is not finite on {bad.sum()} of {len(bad)} {what} examples")
-        return cls(log_softmax(logits, axis=1), data.y)
+        return cls(log_softmax(finite_logits(model, data, what=what).astype(np.float64), axis=1), data.y)
 
     def accuracy(self) -> float:
-        """Percent; NaN for an empty set."""
-        return 100.0 * float(np.mean(self.log_p.argmax(1) == self.labels)) if len(self.labels) else float("nan")
+        """Percent."""
+        return 100.0 * float(np.mean(self.log_p.argmax(1) == self.labels))
 
     def rows(self, rows: np.ndarray) -> _Outputs:
         return _Outputs(self.log_p[rows], self.labels[rows])
@@ -96,7 +90,7 @@ def modified_entropy(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
     wrong = p * log_rest
     wrong[rows, labels] = 0.0
     rest_own = np.exp(log_rest[rows, labels])
-    return -rest_own * log_p[rows, labels] - wrong.sum(1)
+    return np.asarray(-rest_own * log_p[rows, labels] - wrong.sum(1))
 
 
 def evaluate(
@@ -107,7 +101,7 @@ def evaluate(
     test: ExampleSet,
     seed: int,
     svc_cap: int | None = SVC_CAP,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure one unlearned classifier.
 
     A class of which nothing is retained is a forgotten class: its test examples are left out (of TA and of the SVM).
@@ -123,7 +117,7 @@ def evaluate(
             error of the share it calls non-member does not shrink with it below that of N_f.
 
     Returns:
-        ``METRICS`` in percent, [0, 100]. With no forgotten example, UA and the MIA figures are NaN (undefined).
+        ``METRICS`` in percent, [0, 100]. With no forgotten example, UA and the MIA figures are None (undefined).
 
     Raises:
         NotApplicable: not classification.
@@ -131,8 +125,8 @@ def evaluate(
         InvalidInput: svc_cap below 2.
         Diverged: the model's output is not finite somewhere.
     """
-    if retain.task != "classification":
-        raise NotApplicable(f"accuracy and the SVM attack need classification, not {retain.task}")
+    for what, data in (("retain", retain), ("forget", forget), ("test", test)):
+        check_labels(what, data)
     if svc_cap is not None and svc_cap < 2:
         raise InvalidInput(f"svc_cap = {svc_cap} must be >= 2, or None for no cap")
     if retain.num_examples == 0:
@@ -141,10 +135,13 @@ def evaluate(
     test = test.subset(test.example_id[np.isin(test.y, kept_classes)])
     if test.num_examples == 0:
         raise DataError("the test set has no example of a retained class")
-    member = _Outputs.of(model, retain, what="retain")
-    outsider = _Outputs.of(model, test, what="test")
+    member, outsider = _Outputs.of(model, retain, what="retain"), _Outputs.of(model, test, what="test")
+    figures: dict[str, float | None] = dict.fromkeys(METRICS)
+    figures |= {"ra": member.accuracy(), "ta": outsider.accuracy()}
+    if forget.num_examples == 0:
+        return figures
     forgotten = _Outputs.of(model, forget, what="forget")
-    figures = {"ua": 100.0 - forgotten.accuracy(), "ra": member.accuracy(), "ta": outsider.accuracy()}
+    figures["ua"] = 100.0 - forgotten.accuracy()
     n = min(retain.num_examples, test.num_examples, svc_cap or retain.num_examples)
     rng = np.random.default_rng(derive_seed("mia", seed))
     known = member.rows(_draw(retain, n, rng)).features(), outsider.rows(_draw(test, n, rng)).features()
@@ -159,13 +156,11 @@ def _draw(data: ExampleSet, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _share_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndarray) -> float:
-    """Percent of ``asked`` that the SVM calls non-member; NaN when nothing is asked.
+    """Percent of ``asked`` that the SVM calls non-member.
 
     Equal points of one side are one point of their number's weight: the same optimum, and quick for correctness or
     for saturated confidences, where nearly all points are equal.
     """
-    if len(asked) == 0:
-        return float("nan")
     points, sides, weights = [], [], []
     for side, values in ((1, members), (0, outsiders)):
         distinct, counts = np.unique(values, axis=0, return_counts=True)
@@ -192,9 +187,12 @@ def add_gaps(rows: pl.DataFrame) -> pl.DataFrame:
         NotReady: a split and seed has no retraining.
         DataError: two retrainings of one split and seed, or a run on other forget or retain sets than its retraining.
     """
+    metrics = tuple(GAPS.values())
+    rows = rows.drop(*GAPS, "avg_gap", strict=False)
+    rows = rows.with_columns(pl.col(*metrics).cast(pl.Float64))  # all runs diverged: a column of type Null
     sizes = [c for c in ("num_forget", "num_retain") if c in rows.columns]
     yard = rows.filter(pl.col("method") == "retrain").select(
-        "split", "seed", *(pl.col(c).alias(f"_{c}") for c in (*GAPS.values(), *sizes))
+        "split", "seed", *(pl.col(c).alias(f"_{c}") for c in (*metrics, *sizes))
     )
     if yard.select("split", "seed").is_duplicated().any():
         raise DataError("two retrainings of one split and seed: the gaps would be ambiguous")
@@ -202,15 +200,16 @@ def add_gaps(rows: pl.DataFrame) -> pl.DataFrame:
     if alone.height:
         pairs = ", ".join(f"split {s} seed {k}" for s, k in alone.head(5).iter_rows())
         raise NotReady(f"no retraining to compare with for {pairs}; run the unlearner 'retrain' there first")
-    both = rows.drop(*GAPS, "avg_gap", strict=False).join(yard, on=["split", "seed"], how="left", maintain_order="left")
+    both = rows.join(yard, on=["split", "seed"], how="left", maintain_order="left")
     for size in sizes:
         other = both.filter(pl.col(size) != pl.col(f"_{size}"))
         if other.height:
             split, method, seed = other.select("split", "method", "seed").row(0)
             raise DataError(f"{method} on split {split}, seed {seed} has another {size} than its retraining")
     gaps = [(pl.col(m) - pl.col(f"_{m}")).abs().fill_nan(None).alias(g) for g, m in GAPS.items()]
-    mean = pl.when(pl.all_horizontal(pl.col(*GAPS).is_not_null())).then(pl.mean_horizontal(*GAPS)).alias("avg_gap")
-    return both.with_columns(gaps).with_columns(mean).select(*rows.drop(*GAPS, "avg_gap", strict=False).columns, *GAPS, "avg_gap")
+    known = pl.all_horizontal(pl.col(*GAPS).is_not_null())
+    mean = pl.when(known).then(pl.mean_horizontal(*GAPS)).alias("avg_gap")
+    return both.with_columns(gaps).with_columns(mean).select(*rows.columns, *GAPS, "avg_gap")
 
 
 def summarise(rows: pl.DataFrame) -> pl.DataFrame:

@@ -26,7 +26,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, by_id, check_sets, descend
+from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,18 +88,14 @@ def random_label(
         DataError, NotApplicable: see ``check_sets``; fewer than two classes with ``exclude_true_label``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, needs_retain=True)
-    kept, gone = by_id(retain), by_id(forget)
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
     rng = np.random.default_rng(derive_seed("random_label", "labels", seed))
-    keep = Pass.over(kept, weight=config.alpha)
+    keep, gone = Pass.over(inputs_of(model, retain), weight=config.alpha), inputs_of(model, forget)
+    labels, num_classes = gone.data.y, gone.data.num_classes
 
     def passes(_: int) -> Sequence[Pass]:
-        targets = random_labels(
-            gone.y, num_classes=gone.num_classes, exclude_true=config.exclude_true_label, rng=rng
-        )
+        targets = random_labels(labels, num_classes=num_classes, exclude_true=config.exclude_true_label, rng=rng)
         wrong = Pass.over(gone, targets=targets)
         return [wrong, keep] if config.order == "sequential" else [wrong.together_with(keep)]
 
-    return descend(
-        model, passes, retain=kept, config=config, seed=seed, name="random_label", progress=progress
-    )
+    return descend(model, passes, retain=retain, config=config, seed=seed, name="random_label", progress=progress)

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
-from contracts.errors import DataError, Diverged
+from contracts.errors import DataError
 from contracts.methods import ANY_TASK, UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import check_disjoint
+from unlearning._descent import check_disjoint, check_finite
 
 
 @unlearner(
@@ -63,7 +62,6 @@ def retrain(
     if retain.num_examples == 0:
         raise DataError("the retain set is empty: nothing is left to train on")
     fresh = train(retain, seed).eval()
-    if not all(bool(torch.isfinite(p).all()) for p in fresh.parameters()):
-        raise Diverged("retrain: the subject's recipe gave weights that are not finite")
+    check_finite(fresh, what="retrain, by the subject's recipe")
     progress(1, 1, "retrain")
     return fresh

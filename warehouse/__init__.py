@@ -1,1 +1,24 @@
-"""warehouse"""
+"""Rows, files and their proof: the only room with SQL, DuckDB and bytes on disk."""
+
+from warehouse.artifacts import Artifact, ArtifactStore
+from warehouse.connection import Limits
+from warehouse.docs import markdown
+from warehouse.frames import content_digest
+from warehouse.ledger import Head, LedgerReport
+from warehouse.requests import RequestRecord
+from warehouse.warehouse import Warehouse
+from warehouse.writer import Receipt, Transaction
+
+__all__ = [
+    "Artifact",
+    "ArtifactStore",
+    "Head",
+    "LedgerReport",
+    "Limits",
+    "Receipt",
+    "RequestRecord",
+    "Transaction",
+    "Warehouse",
+    "content_digest",
+    "markdown",
+]

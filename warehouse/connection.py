@@ -45,12 +45,10 @@ def opened(path: Path, *, limits: Limits, read_only: bool = False) -> Iterator[C
         mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
         con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({mode})")
         con.execute(f"USE {CATALOG}")
-        try:
-            yield con
-        finally:
+        yield con
+        if not read_only:  # merges the write-ahead log into the file, and says so when it cannot
             con.execute("USE memory")
-            if not read_only:
-                con.execute(f"DETACH {CATALOG}")  # merges the write-ahead log, and says so when it cannot
+            con.execute(f"DETACH {CATALOG}")
 
 
 @contextmanager
@@ -112,7 +110,12 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except duckdb.ConstraintException as error:
         raise DataError(f"the database refused the rows: {_first_line(error)}") from error
-    except (duckdb.IOException, duckdb.SerializationException, duckdb.FatalException, duckdb.InternalException) as error:
+    except (
+        duckdb.IOException,
+        duckdb.SerializationException,
+        duckdb.FatalException,
+        duckdb.InternalException,
+    ) as error:
         text = str(error)
         for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             if os.strerror(code).lower() in text.lower():

@@ -22,7 +22,7 @@ from warehouse.faults import fault
 
 _CHUNK = 8 << 20
 _COMPONENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_SUFFIX = re.compile(r"(\.[a-z0-9]{1,16}){0,2}")
+_SUFFIX = re.compile(r"(\.[a-z0-9]{1,8}){0,2}")
 _counter = itertools.count()
 
 
@@ -43,14 +43,15 @@ def confined(root: Path, name: str) -> Path:
         )
     path = root.joinpath(*parts)
     home = root.resolve()
-    if not path.parent.resolve().is_relative_to(home) or (path.is_symlink() and not path.resolve().is_relative_to(home)):
+    if not path.parent.resolve().is_relative_to(home) or (
+        path.is_symlink() and not path.resolve().is_relative_to(home)
+    ):
         raise UnsafeFile(f"{path} leads out of {root} through a symbolic link")
     return path
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[tuple[Path, int]]:
-    """Yield ``(temporary path, its descriptor)``; when the block ends well, what is there becomes ``path``, durably.
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data``, durably and atomically.
 
     Raises:
         OSError: naming ``path``; the old file is untouched and the temporary one removed.
@@ -59,11 +60,11 @@ def replacing(path: Path) -> Iterator[tuple[Path, int]]:
     temp, descriptor = _reserve(path)
     try:
         with _naming(path):
-            yield temp, descriptor
-            sync(descriptor, path)
-            fault("fsio.rename", path)
-            temp.rename(path)
-            sync_folder(path.parent)
+            os.fchmod(descriptor, mode)
+            _write(descriptor, data, path)
+            fault("fsio.fsync", path)
+            os.fsync(descriptor)
+            _rename(temp, path)
     except BaseException:
         with suppress(OSError):
             temp.unlink()
@@ -72,24 +73,47 @@ def replacing(path: Path) -> Iterator[tuple[Path, int]]:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, *chunks: bytes | memoryview) -> None:
-    """Replace ``path`` by the concatenation of ``chunks``, durably and atomically."""
-    with replacing(path) as (_, descriptor):
-        for chunk in chunks:
-            write(descriptor, chunk, path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a free temporary name beside ``path``; the file that the block makes there becomes ``path``, durably.
+
+    For files that a library writes by name. No lock marks them as alive: the caller holds the writer's lock, under
+    which alone this folder is swept.
+    """
+    temp = _temporary(path)
+    try:
+        with _naming(path):
+            yield temp
+            _sync(temp, path)
+            _rename(temp, path)
+    except BaseException:
+        for left in path.parent.glob(temp.name + "*"):
+            with suppress(OSError):
+                left.unlink()
+        raise
 
 
-def write(descriptor: int, data: bytes | memoryview, path: Path) -> None:
+def _rename(temp: Path, path: Path) -> None:
+    fault("fsio.rename", path)
+    temp.rename(path)
+    sync_folder(path.parent)
+
+
+def _sync(temp: Path, path: Path) -> None:
+    fault("fsio.fsync", path)
+    descriptor = os.open(temp, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes, path: Path) -> None:
     """Write all of ``data``; a short write is continued."""
-    view = memoryview(data).cast("B")
+    view = memoryview(data)
     while view:
         fault("fsio.write", path)
         view = view[os.write(descriptor, view[:_CHUNK]) :]
-
-
-def sync(descriptor: int, path: Path) -> None:
-    fault("fsio.fsync", path)
-    os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,7 +26,8 @@ def layer_norm(
     found = {}
     if "weight" in wanted:
         if isinstance(module, nn.LayerNorm):
-            normalised = F.layer_norm(inputs, shape, eps=module.eps)
+            ones, zeros = inputs.new_ones(shape), inputs.new_zeros(shape)  # the kernel without them is twice as slow
+            normalised = F.layer_norm(inputs, shape, ones, zeros, eps=module.eps)
         else:  # the default epsilon is that of the dtype the layer ran in
             eps = torch.finfo(module.weight.dtype).eps if module.eps is None else module.eps
             normalised = F.rms_norm(inputs, shape, eps=eps)

@@ -19,6 +19,8 @@ Source: "Deep Learning on a Data Diet" (NeurIPS 2021); not a sampler of per-exam
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,10 +30,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from contracts.errors import NotApplicable
-from scoring.grad_norms.closed_forms import form_of, squared_norm
+from scoring.grad_norms.closed_forms import ClosedForm, form_of, squared_norm
 from scoring.grad_norms.fallback import loop_squared_norms, vmap_squared_norms
 
 _PROBES = 3
+_CACHE_BYTES = 32 << 20  # of inputs and outputs of the layers: measured best of 8 to 64 MiB
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -62,7 +65,8 @@ class PerExampleGradNorm:
     Args:
         model: maps a batch (B, ...) to logits (B, K); BatchNorm and dropout in eval mode. Parameters that do not require
             a gradient are left out.
-        micro_batch: examples differentiated at a time; bounds memory and keeps activations in the cache.
+        micro_batch: examples differentiated at a time, which bounds memory. When not given: as many as keep what the
+            layers take in and give out within the cache.
 
     Attributes:
         coverage: parameter name -> name of its closed form, "broadcast", "vmap" or "unused"; filled by the first call.
@@ -73,10 +77,11 @@ class PerExampleGradNorm:
             has no gradient of its own; a data-parallel wrapper, which calls hooks once a replica.
     """
 
-    def __init__(self, model: nn.Module, *, micro_batch: int = 64) -> None:
+    def __init__(self, model: nn.Module, *, micro_batch: int | None = None) -> None:
         _refuse(model)
         self.model = model
         self.micro_batch = micro_batch
+        self._micro_batch = 1
         self.coverage: dict[str, str] = {}
         self.output_layer: tuple[str, ...] = ()
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -92,7 +97,9 @@ class PerExampleGradNorm:
             self._handles.append(module.register_forward_hook(self._hook(name), prepend=True, with_kwargs=True))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -108,12 +115,13 @@ class PerExampleGradNorm:
         Raises:
             NotApplicable: the model does not give logits (B, K), or mixes the examples of a batch.
         """
+        if not self.coverage:
+            self._plan(x, y, error)
+        step = self.micro_batch or self._micro_batch
         parts = []
-        for rows, targets in zip(x.split(self.micro_batch), y.split(self.micro_batch), strict=True):
+        for rows, targets in zip(x.split(step), y.split(step), strict=True):
             logits, calls = self._forward(rows)
             delta = error(logits.detach(), targets).to(logits.dtype)
-            if not self.coverage:
-                self._plan(rows, delta)
             parts.append(GradNorms(logits.detach(), self._norms(rows, logits, calls, delta)))
         return GradNorms(
             torch.cat([part.logits for part in parts]),
@@ -137,7 +145,9 @@ class PerExampleGradNorm:
             self._calls = None  # a checkpointed layer runs again in the backward pass
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise NotApplicable(f"the model gives {shape} for {len(x)} examples; logits of shape ({len(x)}, K) are needed")
+            raise NotApplicable(
+                f"the model gives {shape} for {len(x)} examples; logits of shape ({len(x)}, K) are needed"
+            )
         return logits, calls
 
     def _norms(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> dict[str, Tensor]:
@@ -150,122 +160,128 @@ class PerExampleGradNorm:
         edges = [call.edge for call in calls] + [GradientEdge(node, 0) for _, node, _ in uses]
         if edges:
             deltas = torch.autograd.grad(logits, edges, delta, allow_unused=True)
-            for call, d in zip(calls, deltas, strict=False):
-                if d is not None:
-                    squared |= self._closed_form(call, d)
-            squared |= self._broadcast(uses, deltas[len(calls) :])
+            for dtype in (torch.promote_types(delta.dtype, torch.float32), torch.float64):
+                for call, d in zip(calls, deltas, strict=False):
+                    if d is not None:
+                        squared |= self._closed_form(call, d, dtype)
+                squared |= self._broadcast(uses, deltas[len(calls) :], dtype)
+                if bool(torch.stack(list(squared.values())).isfinite().all()):
+                    break  # else: what overflows in single precision is taken again in double
         slow = [name for name, how in self.coverage.items() if how == "vmap"]
         if slow:
             squared |= vmap_squared_norms(self.model, slow, x, delta)
         return squared
 
-    def _closed_form(self, call: _Call, d: Tensor) -> dict[str, Tensor]:
+    def _closed_form(self, call: _Call, d: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         module = self._modules[call.module]
-        form, own = form_of(module), dict(module.named_parameters(recurse=False))
-        assert form is not None
-        for dtype in (torch.promote_types(d.dtype, torch.float32), torch.float64):
-            a = call.inputs.to(dtype) if call.inputs.is_floating_point() else call.inputs
-            found = form(module, a, d.to(dtype), self._wanted[call.module])
-            if all(bool(value.isfinite().all()) for value in found.values()):
-                break  # else: squares that overflow single precision are taken again in double
-        return {self._names[id(own[local])]: value for local, value in found.items()}
+        a = call.inputs.to(dtype) if call.inputs.is_floating_point() else call.inputs
+        found = _form(module)(module, a, d.to(dtype), self._wanted[call.module])
+        return {self._full(module, local): value for local, value in found.items()}
 
-    def _broadcast(self, uses: list[tuple[str, Node, int]], deltas: Iterable[Tensor | None]) -> dict[str, Tensor]:
+    def _broadcast(
+        self, uses: list[tuple[str, Node, int]], deltas: Iterable[Tensor | None], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
         gradients: dict[str, Tensor] = {}
         for (name, node, position), d in zip(uses, deltas, strict=True):
-            if d is None:
-                continue
-            alpha = getattr(node, "_saved_alpha", 1) if position == 1 else 1
-            g = _unbroadcast(d, self._parameters[name].shape) * alpha
-            gradients[name] = gradients[name] + g if name in gradients else g
-        return {name: squared_norm(g.to(torch.promote_types(g.dtype, torch.float32))) for name, g in gradients.items()}
+            if d is not None:
+                alpha = getattr(node, "_saved_alpha", 1) if position == 1 else 1  # torch.add(x, p, alpha=...)
+                g = _unbroadcast(d.to(dtype), self._parameters[name].shape) * alpha
+                gradients[name] = gradients[name] + g if name in gradients else g
+        return {name: squared_norm(g) for name, g in gradients.items()}
+
+    def _full(self, module: nn.Module, local: str) -> str:
+        return self._names[id(getattr(module, local))]
 
     # ---- the plan ------------------------------------------------------------------------------------------------
 
-    def _plan(self, x: Tensor, delta: Tensor) -> None:
-        """Decide how each parameter is covered, then verify against plain autograd."""
+    def _plan(self, x: Tensor, y: Tensor, error: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Decide how each parameter is covered and how many examples go at a time, then verify."""
         again = -(-_PROBES // len(x))
-        x = x.repeat(again, *[1] * (x.dim() - 1))[:_PROBES]
-        delta = delta.repeat(again, 1)[:_PROBES]
+        x, y = (t.repeat(again, *[1] * (t.dim() - 1))[:_PROBES] for t in (x, y))
         logits, calls = self._forward(x)
+        delta = error(logits.detach(), y).to(logits.dtype)
         self._refuse_mixing(x, logits)
         uses = _uses(logits, self._names)
-        self.coverage = {name: "vmap" if uses[name] else "unused" for name in self._parameters}
-        batch_first = self._batch_first(x[:2]) & self._batch_first(x)
+        batch_first = self._batch_first(x[:-1]) & self._batch_first(x)
+        self.coverage = {name: _bare(self._parameters[name], found, len(x)) for name, found in uses.items()}
         for call in calls:
             module = self._modules[call.module]
             own = {
-                local: self._names[id(p)]
-                for local, p in module.named_parameters(recurse=False)
-                if id(p) in self._names and len(uses[self._names[id(p)]]) == 1
+                local: self._names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in self._names
             }
-            if call.module in batch_first and own:
-                self._wanted[call.module] = frozenset(own)
-                form = form_of(module)
-                assert form is not None
-                self.coverage |= dict.fromkeys(own.values(), form.__name__)
+            single = {local for local, name in own.items() if len(uses[name]) == 1}
+            if call.module in batch_first and single:
+                self._wanted[call.module] = frozenset(single)
+                self.coverage |= {own[local]: _form(module).__name__ for local in single}
                 if isinstance(module, nn.Linear) and call.edge.node is logits.grad_fn:
-                    self.output_layer = tuple(self._names[id(p)] for p in module.parameters() if id(p) in self._names)
-        for name, found in uses.items():
-            if self.coverage[name] == "vmap" and found and self._only_broadcast(name, logits, found, delta):
-                self.coverage[name] = "broadcast"
+                    self.output_layer = tuple(own.values())
+        size = sum(call.inputs.numel() + math.prod(_shape(call.edge)) for call in calls) * logits.element_size()
+        self._micro_batch = max(1, _CACHE_BYTES * len(x) // max(size, 1))
         self._verify(x, logits, calls, delta)
 
     def _batch_first(self, x: Tensor) -> set[str]:
         """Modules called once whose input and output start with the batch. Asked at two sizes, so that another axis
         of the same length is not taken for it."""
         _, calls = self._forward(x)
-        counts: dict[str, int] = {}
-        for call in calls:
-            shape = call.edge.node._input_metadata[call.edge.output_nr].shape  # type: ignore[attr-defined]
-            leads = len(call.inputs) == len(x) == shape[0]
-            counts[call.module] = counts.get(call.module, 0) + (1 if leads else 2)
-        return {name for name, count in counts.items() if count == 1}
-
-    def _only_broadcast(self, name: str, logits: Tensor, found: list[tuple[Node, int]], delta: Tensor) -> bool:
-        """Only added or expanded, over a batch that is the first axis and that the parameter does not extend along."""
-        shape = self._parameters[name].shape
-        for node, _ in found:
-            if node.name() not in ("AddBackward0", "ExpandBackward0"):
-                return False
-            made = node._input_metadata[0].shape  # type: ignore[attr-defined]
-            if made[0] != len(delta) or not (len(shape) < len(made) or (len(shape) == len(made) and shape[0] == 1)):
-                return False
-        return True
+        times = Counter(call.module for call in calls)
+        return {c.module for c in calls if times[c.module] == 1 and len(c.inputs) == len(x) == _shape(c.edge)[0]}
 
     def _verify(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> None:
         """What differs from plain autograd on the probes goes to vmap: a trap that the plan did not foresee."""
-        fast = [name for name, how in self.coverage.items() if how not in ("vmap", "unused")]
+        planned = dict(self.coverage)
+        fast = [name for name, how in planned.items() if how not in ("vmap", "unused")]
         if not fast:
             return
         exact = loop_squared_norms(self.model, fast, x, delta)
-        slow = {name: how for name, how in self.coverage.items() if how == "vmap"}
-        self.coverage |= dict.fromkeys(slow, "unused")  # not computed here
-        squared = self._norms(x, logits, calls, delta)
-        self.coverage |= slow
-        total = sum(exact.values()).sqrt()  # type: ignore[union-attr]
-        tolerance = 3 * torch.finfo(logits.dtype).eps ** 0.5 * total
+        self.coverage = {name: planned[name] for name in fast}
+        found = self._norms(x, logits, calls, delta)
+        self.coverage = planned
+        tolerance = _tolerance(logits) * torch.stack(list(exact.values())).sum(0).sqrt()
         for name in fast:
-            if bool(((squared[name].sqrt() - exact[name].sqrt()).abs() > tolerance).any()):
+            if bool(((found[name].sqrt() - exact[name].sqrt()).abs() > tolerance).any()):
                 self.coverage[name] = "vmap"
-        self._wanted = {
-            module: kept
-            for module, wanted in self._wanted.items()
-            if (kept := frozenset(n for n in wanted if self.coverage[self._full(module, n)] != "vmap"))
-        }
-
-    def _full(self, module: str, local: str) -> str:
-        return self._names[id(getattr(self._modules[module], local))]
+        for name, wanted in list(self._wanted.items()):
+            module = self._modules[name]
+            self._wanted[name] = frozenset(n for n in wanted if self.coverage[self._full(module, n)] != "vmap")
 
     def _refuse_mixing(self, x: Tensor, logits: Tensor) -> None:
         with torch.no_grad():
             alone = torch.cat([self.model(x[b : b + 1]) for b in range(len(x))])
         scale = logits.detach().abs().amax().clamp_min(1.0)
-        if bool(((alone - logits).abs() > 3 * torch.finfo(logits.dtype).eps ** 0.5 * scale).any()):
+        if bool(((alone - logits).abs() > _tolerance(logits) * scale).any()):
             raise NotApplicable(
                 "the model gives an example other logits in a batch than alone: it mixes examples, and an example has "
                 "no gradient of its own"
             )
+
+
+def _form(module: nn.Module) -> ClosedForm:
+    form = form_of(module)
+    assert form is not None  # self._modules holds no others
+    return form
+
+
+def _shape(edge: GradientEdge) -> tuple[int, ...]:
+    return tuple(edge.node._input_metadata[edge.output_nr].shape)  # type: ignore[attr-defined]
+
+
+def _tolerance(logits: Tensor) -> float:
+    return float(3 * torch.finfo(logits.dtype).eps ** 0.5)
+
+
+def _bare(parameter: Tensor, uses: list[tuple[Node, int]], num: int) -> str:
+    """Coverage of a parameter as far as the graph alone tells: "broadcast" when it is only added or expanded over a
+    batch that is the first axis and that the parameter does not extend along."""
+    if not uses:
+        return "unused"
+    for node, _ in uses:
+        if node.name() not in ("AddBackward0", "ExpandBackward0"):
+            return "vmap"
+        made = _shape(GradientEdge(node, 0))
+        along = parameter.shape[0] if parameter.dim() == len(made) else 1
+        if made[:1] != (num,) or along != 1:
+            return "vmap"
+    return "broadcast"
 
 
 def _refuse(model: nn.Module) -> None:
@@ -276,7 +292,9 @@ def _refuse(model: nn.Module) -> None:
         if isinstance(module, _PARALLEL):
             raise NotApplicable(f"{what} replicates the model; pass its .module")
         if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
-            raise NotApplicable(f"{what} normalises with the statistics of the batch: an example has no gradient of its own")
+            raise NotApplicable(
+                f"{what} normalises with the statistics of the batch: an example has no gradient of its own"
+            )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise NotApplicable(f"{what} is in training mode: the gradient would be random; call model.eval()")
 

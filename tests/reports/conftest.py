@@ -77,7 +77,7 @@ def unlearning_row(split: str, method: str, seed: int, rng: np.random.Generator,
     shake = rng.normal(scale=0.3, size=6)
     return {
         "split": split, "method": method, "seed": seed, "num_forget": 144, "num_retain": 1293,
-        "ua": base["ua"] + shake[0], "ra": min(100.0, base["ra"] + shake[1] / 10), "ta": base["ta"] + shake[2],
+        "ua": max(0.0, base["ua"] + shake[0]), "ra": min(100.0, base["ra"] + shake[1] / 10), "ta": base["ta"] + shake[2],
         "mia_efficacy": base["mia_efficacy"] + shake[3], "mia_correctness": 4.0, "mia_entropy": 9.0, "mia_m_entropy": 9.5,
         "mia_prob": 10.0, "gap_ua": base["gap"], "gap_ra": base["gap"] / 2, "gap_ta": base["gap"] / 2, "gap_mia": base["gap"] * 2,
         "avg_gap": abs(base["gap"] + shake[4]) if base["gap"] else 0.0, "wall_s": base["wall_s"] * (1 + 0.05 * shake[5]),
@@ -177,7 +177,7 @@ def build_report() -> AuditReport:
         groups=(shown("Noisiest: the scores disagree most", "rank spread", 0.9),),
         unlearning=pl.DataFrame(runs),
         attacks=pl.DataFrame(attacks, infer_schema_length=None),
-        curves={audited: {name: a.curve for name, a in group.items()} for audited, group in done.items()},
+        curves={a: {name: x.curve for name, x in done[a].items()} for a in ("target", "random/finetune", "random/retrain")},
         notes=("Near duplicates of forgotten examples were not looked for.",),
         commands=("palimpsest audit digits", "palimpsest sql --named attacks-low-fpr"),
         config_yaml=CONFIG,

@@ -1,0 +1,73 @@
+# Two stamps in one environment: `make audit` and `make ui` need only what the program runs on; the others add the
+# tools of the workshop (pytest, ruff, mypy, ...). Either is set up again when pyproject.toml or constraints.txt changes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.stamp-runtime
+DEV := $(VENV)/.stamp-dev
+SUBJECT ?= digits
+ARGS ?=
+export PALIMPSEST_HOME ?= $(CURDIR)/.palimpsest
+export DAGSTER_DISABLE_TELEMETRY := 1
+# pytest ends with 5 when it finds no test of the mark
+NONE_IS_FINE := test $$? -eq 5
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help audit test lint ui reproduce bench chaos stat browser slow clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+audit: $(RUNTIME) ## set up, then audit SUBJECT (default digits) from data to report
+	@$(BIN)/palimpsest audit $(SUBJECT) $(ARGS)
+
+ui: $(RUNTIME) ## the Dagster UI on http://127.0.0.1:3000 (no log-in of its own: see SECURITY.md)
+	@mkdir -p $(PALIMPSEST_HOME)
+	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev -m pipelines.definitions --host 127.0.0.1 $(ARGS)
+
+test: $(DEV) ## set up, then the default tests (minutes); ARGS are given to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## format, lint, layers, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+reproduce: $(RUNTIME) ## re-measure the papers' claims; ARGS: card numbers, --seed S, --json
+	@$(BIN)/palimpsest reproduce $(ARGS)
+
+bench: $(DEV) ## every benchmark: ratios to a plain run or a peer, measured side by side
+	@for file in benchmarks/[a-z]*.py; do name=$${file##*/}; echo "== $${name%.py}"; $(BIN)/python -m benchmarks.$${name%.py} $(ARGS); done
+
+chaos: $(DEV) ## kill processes, fail disks
+	@$(BIN)/python -m pytest -m chaos $(ARGS) || $(NONE_IS_FINE)
+
+stat: $(DEV) ## simulate the statistical promises
+	@$(BIN)/python -m pytest -m stat $(ARGS) || $(NONE_IS_FINE)
+
+browser: $(DEV) ## drive the UI in headless Chromium
+	@$(BIN)/python -m pytest -m browser $(ARGS) || $(NONE_IS_FINE)
+
+slow: $(DEV) ## minutes of compute on real data
+	@$(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_IS_FINE)
+
+clean: ## remove the environment and the tools' caches; the state in .palimpsest stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache *.egg-info
+
+$(RUNTIME): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Palimpsest needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once; some minutes on a first download)"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "adding the development tools to $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,227 @@
+"""Stage 7, reports: everything an audit found, as one page that works offline and as JSON beside it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from assets.audits import TARGET
+from assets.stage import Output, Run, Stage, labels_of
+from assets.unlearning import Scope
+from assets.workspace import device_of
+from contracts import schema
+from contracts.digests import digest, plain
+from contracts.methods import recipe, score
+from contracts.requests import RequestState
+from contracts.subject import Subject
+from contracts.verdicts import Verdict
+from reports import AuditReport, Curve, Examples, Histogram, ScoreSection, render_html, render_json, summary
+from reports.plots import is_picture
+from sources import ExampleSet
+
+SHOWN = 16
+
+
+def audit_report(
+    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, scores: Mapping[str, Stage], findings: Stage,
+    comparison: Stage | None,
+) -> Stage:  # fmt: skip
+    """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder."""
+    per_request = scope is not None and scope.per_request
+    return Stage(
+        subject=subject,
+        path=(f"{scope.prefix if scope else ''}reports", "audit"),
+        doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
+        "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
+        config={"subject": subject},
+        version=1,
+        deps=(upstream["examples"], upstream["target"], *scores.values(), findings, *((comparison,) if comparison else ())),
+        kinds=frozenset({"html", "json"}),
+        per_request=per_request,
+        fresh_days=None if per_request else 8,
+        work=lambda run: _report(run, scope, scores),
+    )
+
+
+def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Output:
+    report = assemble(run, scope, scores)
+    store = run.warehouse.artifacts
+    files = [
+        store.save_bytes(f"{run.asset}.html", render_html(report).encode()),
+        store.save_bytes(f"{run.asset}.json", render_json(report).encode()),
+    ]
+    if run.request:
+        verdict = report.judgement.verdict
+        run.warehouse.requests.reach(run.request, RequestState.AUDITED, note=f"audit says {verdict.value}")
+        if verdict is Verdict.PASS:
+            run.warehouse.requests.reach(run.request, RequestState.CLOSED, note=report.judgement.sentence)
+    return Output(
+        artifacts=files,
+        metadata={
+            "verdict": report.judgement.verdict.value,
+            "why": report.judgement.sentence,
+            "page": str(run.workspace.home / files[0].path),
+            "findings": [
+                {"about": r.audited, "what": r.what, "verdict": r.verdict.value, "figure": r.figure, "interval": r.interval}
+                for r in report.rows
+            ],
+        },
+    )
+
+
+def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> AuditReport:
+    """The facts of one audit, read from the warehouse."""
+    subject, data = run.subject, run.data
+    split = scope.name(run) if scope else ""
+    about = [f"{split}/"] if run.request else [f"{split}/", TARGET, "scores"]
+    mine = pl.any_horizontal([pl.col("audited").str.starts_with(prefix) for prefix in about if prefix != "/"])
+    attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
+    head = run.warehouse.ledger.head()
+    request = run.warehouse.requests.get(run.request) if run.request else None
+    return AuditReport(
+        subject=subject.subject,
+        title=subject.title or subject.subject,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        findings=run.read(schema.FINDINGS).filter(mine),
+        audited=_audited(run),
+        scores=[_score_section(run, name) for name in scores],
+        groups=_disagreement(run, scores),
+        unlearning=run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None,
+        attacks=attacks,
+        curves=_curves(run, mine),
+        commands=_commands(subject, run.request),
+        config_yaml=yaml.safe_dump(plain(subject), sort_keys=False, allow_unicode=True),
+        environment=environment(subject),
+        ledger_head=f"{head.seq}:{head.hash}",
+        request={k: v for k, v in plain(request.request).items() if v} if request else None,
+        events=run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None,
+        max_gap=subject.thresholds.max_gap,
+        decides=subject.unlearning.decides if subject.unlearning else None,
+    )
+
+
+def _commands(subject: Subject, request: str | None) -> list[str]:
+    first = f"palimpsest request run {subject.subject} {request}" if request else f"palimpsest audit {subject.subject}"
+    return [first, f"palimpsest sql \"SELECT * FROM audits.findings WHERE subject = '{subject.subject}'\"", "palimpsest verify --ledger"]
+
+
+def environment(subject: Subject) -> dict[str, str]:
+    """Versions and hardware that the figures depend on."""
+    import torch
+
+    names = ("torch", "numpy", "scikit-learn", "duckdb", "polars", "dagster", "great-expectations")
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+        "machine": platform.machine(),
+        "device": device_of(subject),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _audited(run: Run) -> dict[str, dict[str, Any]]:
+    subject, data = run.subject, run.data
+    train = int((data.split == "train").sum())
+    row = run.read(schema.CHECKPOINTS, {"role": "target"}).row(0, named=True)
+    share = {k: f"{row[k]:.1%}" for k in ("train_acc", "test_acc") if row[k] is not None}
+    plan = subject.ensemble
+    return {
+        "Data": {
+            "source": subject.source.name,
+            **{k: v for k, v in subject.source.config.items() if isinstance(v, (str, int, float))},
+            "examples": f"{data.num_examples:,} ({train:,} train, {data.num_examples - train:,} test)",
+            "classes": data.num_classes or "regression",
+            "shape": " × ".join(map(str, data.input_shape)),
+        },
+        "Model": {"architecture": subject.model.name, **plain(subject.model.config), "parameters": f"{row['num_parameters']:,}", **share},
+        "Recipe": {"recipe": subject.recipe.name, **plain(recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config))},
+        "Seeds": {
+            "subject": subject.seed,
+            "early models": f"{subject.early.seeds}, stopped at epoch {subject.early.epoch}",
+            "reference models": plan.num_models,
+            "unlearning": f"{subject.unlearning.seeds} runs a method" if subject.unlearning else "none",
+        },
+        "Digests": {"data": data.digest, "configuration": digest(subject)},
+    }
+
+
+def _score_section(run: Run, name: str) -> ScoreSection:
+    spec = score.get(name).spec
+    frame = run.read(spec.table)
+    gate = run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True)
+    ordered = frame.drop_nulls(spec.value).sort([spec.value, "example_id"], descending=[True, False])
+    column = spec.table.column(spec.value)
+    return ScoreSection(
+        name=name,
+        doc=spec.doc,
+        unit=column.unit,
+        higher_means=spec.higher_means,
+        histogram=Histogram.of(ordered[spec.value].to_numpy()),
+        examples=[
+            examples_of(run.data, ordered.head(SHOWN), spec.value, f"Most {spec.higher_means}"),
+            examples_of(run.data, ordered.reverse().head(SHOWN), spec.value, f"Least {spec.higher_means}"),
+        ],
+        passed=gate["passed"],
+        reason=gate["reason"],
+    )
+
+
+def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:
+    """Examples chosen by a score as pictures where they are pictures, else as rows of their features."""
+    ids = frame["example_id"].to_numpy()
+    rows = data.positions(ids)
+    pictures = is_picture(data.input_shape)
+    labels = labels_of(data.subset(ids))
+    values = np.asarray(data.x[rows])
+    features = None
+    if not pictures and values.ndim == 2:
+        names = data.feature_names or tuple(f"x{i}" for i in range(values.shape[1]))
+        features = pl.DataFrame({n: values[:, i] for i, n in enumerate(names[:8])})
+    return Examples(
+        heading=heading,
+        example_id=ids,
+        value=frame[column].to_numpy().astype(np.float64),
+        label=[str(v) for v in labels[labels.columns[1]]],
+        images=values if pictures else None,
+        rows=features,
+    )
+
+
+def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
+    """Examples that several scores put near the top: likely mislabelled, or rare. Mean of the scores' ranks in [0, 1]."""
+    if len(scores) < 2:
+        return []
+    ranked: pl.DataFrame | None = None
+    for name in scores:
+        spec = score.get(name).spec
+        rank = (pl.col(spec.value).rank() / pl.len()).alias(name)
+        frame = run.read(spec.table).drop_nulls(spec.value).select("example_id", rank)
+        ranked = frame if ranked is None else ranked.join(frame, on="example_id")
+    assert ranked is not None
+    top = ranked.with_columns(mean=pl.mean_horizontal(list(scores))).sort(["mean", "example_id"], descending=[True, False])
+    return [examples_of(run.data, top.head(SHOWN), "mean", "Noisiest: near the top of every score (mean rank)")] if top.height else []
+
+
+def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
+    from attacks.membership import roc
+
+    out: dict[str, dict[str, Curve]] = {}
+    frame = run.read(schema.ATTACK_SCORES).filter(mine).drop_nulls("score")
+    for (audited, attack), part in frame.group_by(["audited", "attack"], maintain_order=True):
+        member = part["is_member"].to_numpy()
+        if 0 < member.sum() < len(member):
+            fpr, tpr = roc(part["score"].to_numpy(), member)
+            out.setdefault(str(audited), {})[str(attack)] = Curve.of(fpr, tpr, n_pos=int(member.sum()), n_neg=int((~member).sum()))
+    return out
+
+
+def verdict_rows(report: Mapping[str, Any]) -> list[summary.Row]:
+    """The summary rows of a stored JSON report."""
+    return summary.rows(pl.DataFrame(report["findings"], schema=summary.FINDINGS_SCHEMA))

@@ -1,0 +1,62 @@
+"""Forget requests: one partition a request, from its scope to its report, on the same stages as the scheduled audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from assets.curation import curate
+from assets.stage import Output, Run, Stage
+from contracts import schema
+from contracts.errors import DataError, StateError
+from contracts.identity import owner_token
+from contracts.methods import curator
+from contracts.requests import ForgetRequest, RequestState
+from contracts.subject import Subject
+
+CLOSED_TO_WORK = (RequestState.RECEIVED, RequestState.REFUSED, RequestState.ON_HOLD)
+
+
+def scope_of_request(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> Stage:
+    """``[subject, request_curation, split]``: the examples that a request selects, and all others."""
+    return Stage(
+        subject=subject,
+        path=("request_curation", "split"),
+        doc="The examples a forget request selects (ids, owner, class, SQL predicate or score), and the rest to retain.",
+        config={"seed": subject.seed},
+        deps=(upstream["examples"], *scores.values()),
+        tables=(schema.MEMBERS, schema.DATASETS),
+        per_request=True,
+        work=_scope,
+    )
+
+
+def _scope(run: Run) -> Output:
+    assert run.request is not None
+    requests = run.warehouse.requests
+    entry = requests.get(run.request)
+    if entry.state in CLOSED_TO_WORK:
+        raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
+    method, config = selection(run, entry.request)
+    output = curate(run, run.request, method, curator.get(method).spec.config.from_mapping(config))
+    forget = int(output.metadata["forget"])
+    requests.reach(run.request, RequestState.SCOPED, note=f"{forget} examples by {entry.request.selector}", num_examples=forget)
+    return output
+
+
+def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]:
+    """The curator that a request's selector stands for, with its configuration."""
+    if request.selector == "owner":
+        salt = run.warehouse.salt()
+        owners = {owner for owner in np.unique(run.train.owner).tolist() if owner_token(owner, salt=salt) == request.owner}
+        ids = run.train.example_id[np.isin(run.train.owner, sorted(owners))]
+        if not len(ids):
+            raise DataError(f"request {request.request_id}: no training example belongs to owner token {request.owner}")
+        return "by_ids", {"ids": ids.tolist()}
+    return {
+        "ids": ("by_ids", {"ids": list(request.ids)}),
+        "class": ("by_class", {"class_name": request.class_name}),
+        "where": ("by_predicate", {"where": request.where}),
+        "score": ("top_score", {"score": request.score, "fraction": request.fraction}),
+    }[request.selector]

@@ -1,0 +1,94 @@
+"""``palimpsest init``: a new subject from a file or folder of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contracts.errors import ConfigError
+from contracts.identity import check_name
+from contracts.subject import Subject
+from pipelines.cli.terminal import console
+from pipelines.home import state_home
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="name of the new subject: a-z, 0-9, _ and -")],
+    data: Annotated[Path, typer.Option("--data", help="CSV, Parquet, NPZ, image folder, or IDX pair")],
+    label: Annotated[str | None, typer.Option("--label", help="label column of a table")] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="column that says whose data a row is")] = None,
+    model: Annotated[str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable")] = "mlp",
+) -> None:
+    """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
+    from pipelines.subjects import write_subject
+
+    home = state_home()
+    check_name(name, kind="subject")
+    if not data.exists():
+        raise ConfigError(f"--data {data} does not exist")
+    plan, facts = plan_for(name, data.resolve(), label=label, owner=owner, model=model)
+    path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited.")
+    console.print(f"[bold]{name}[/]: {facts}", highlight=False)
+    console.print(f"Plan: {path}", soft_wrap=True)
+    console.print(
+        f"  model {plan.model.name}, {plan.recipe.config['epochs']} epochs; {plan.ensemble.num_models} reference models; "
+        f"scores {', '.join(c.name for c in plan.scores) or 'none'}; "
+        f"attacks {', '.join(c.name for c in plan.attacks) or 'none'}; every Monday at 06:00 UTC under 'make ui'",
+        highlight=False,
+    )
+    console.print(f"Next: [bold]palimpsest audit {name}[/]")
+
+
+def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, model: str) -> tuple[Subject, str]:
+    """A checked plan for a data set, sized by it, and one line of facts about it.
+
+    Every training step count is bounded: about 4,000 steps a model, batches of 64 (256 above 20,000 examples).
+
+    Raises:
+        ConfigError: no source recognises the data, or the label column is not known.
+        DataError: the data cannot be audited as it is.
+        NotApplicable: regression, for which no attack and no score is defined yet.
+    """
+    from assets.workspace import load_examples, model_builder
+    from contracts.errors import NotApplicable
+    from sources import detect
+
+    source, config = detect(data, label=label, owner=owner)
+    base = {"subject": name, "title": f"{name}: {data.name}", "source": {"name": source, "config": config}}
+    probe = Subject.from_mapping({**base, "model": model, "recipe": "supervised"})
+    examples = load_examples(probe)
+    if examples.task != "classification":
+        raise NotApplicable(
+            f"{data.name} has a numeric target (regression); an audit needs classes. "
+            "If the numbers are class codes, make the label column text or whole numbers."
+        )
+    model_builder(probe, examples)(0)  # refuses a model that does not fit the data before anything is written
+    train = int((examples.split == "train").sum())
+    batch = 64 if train <= 20_000 else 256
+    epochs = int(min(100, max(10, 4_000 * batch // train)))
+    plan = {
+        **base,
+        "model": model,
+        "recipe": {
+            "name": "supervised",
+            "config": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch": batch, "epochs": epochs, "schedule": "cosine"},
+        },
+        "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
+        "ensemble": {"num_models": 64 if train <= 5_000 else 16, "block": 16 if train <= 5_000 else 8},
+        "scores": ["el2n", "grand", "memorization"],
+        "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}],
+        "unlearning": {
+            "split": "random",
+            "methods": [{"name": "finetune", "config": {"epochs": max(1, epochs // 8), "lr": 0.02}}],
+            "seeds": 3 if train <= 20_000 else 1,
+        },
+        "attacks": ["loss", "lira_online", "rmia_online"],
+    }
+    owners = len(set(examples.owner.tolist()) - {""})
+    facts = (
+        f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {examples.num_classes} classes, "
+        f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
+    )
+    return Subject.from_mapping(plan), facts

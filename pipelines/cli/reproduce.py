@@ -1,0 +1,37 @@
+"""``palimpsest reproduce``: a method card's claims, measured again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipelines.cli.terminal import console, live_progress
+
+
+def reproduce(
+    cards: Annotated[list[int] | None, typer.Argument(help="card numbers; all when none is given")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="root of every random choice")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object a card, a line each")] = False,
+) -> None:
+    """Re-measure published claims at small scale on real data. Exit 0 if and only if all pass."""
+    import reproductions
+
+    passed = True
+    for card in cards or reproductions.cards():
+        with live_progress(f"card {card}") as progress:
+            result = reproductions.run(card, seed=seed, progress=progress)
+        passed &= result["passed"]
+        if json_:
+            sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
+            continue
+        table = Table("claim", "measured", "", "threshold", "", title=f"card {card}, seed {seed}, {result['wall_s']:.0f} s", title_justify="left")
+        for claim in result["claims"]:
+            mark = "[green]pass[/]" if claim["passed"] else "[red]fail[/]"
+            table.add_row(claim["name"], f"{claim['measured']:.4g}", claim["direction"], f"{claim['threshold']:.4g}", mark)
+        console.print(table)
+    raise typer.Exit(0 if passed else 1)

@@ -1,0 +1,139 @@
+"""``palimpsest sql | report | trace | verify``: reading what is stored, never writing."""
+
+from __future__ import annotations
+
+import enum
+import io
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from contracts.errors import ConfigError, NotReady
+from pipelines.cli.terminal import console
+from pipelines.home import state_home
+
+
+class Format(enum.StrEnum):
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+def sql(
+    query: Annotated[str | None, typer.Argument(help="one SELECT")] = None,
+    named: Annotated[str | None, typer.Option("--named", help="a query of the cookbook; without a name of one, they are listed")] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE for a named query; may be repeated")] = None,
+    format: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write to a file (needed for parquet)")] = None,
+) -> None:
+    """Ask the published snapshot. Read-only: nothing can be written, attached or read from disk."""
+    from warehouse import Warehouse, queries
+
+    if (query is None) == (named is None):
+        if query is None:
+            _list_queries(queries)
+            return
+        raise ConfigError("give a query or --named NAME, not both")
+    values: dict[str, Any] = {}
+    if named is not None:
+        chosen = queries.get(named)
+        query, values = chosen.sql, {**chosen.params, **_params(param or [], chosen.params)}
+    assert query is not None
+    frame = Warehouse.open(state_home()).query(query, values or ())
+    if format is Format.TABLE:
+        _print_table(frame)
+        return
+    if format is Format.PARQUET:
+        if out is None:
+            raise ConfigError("--format parquet needs --out FILE")
+        frame.write_parquet(out)
+        return
+    buffer = io.StringIO()
+    text = frame.write_csv() if format is Format.CSV else frame.write_json()
+    buffer.write(text if text.endswith("\n") else text + "\n")
+    if out is None:
+        sys.stdout.write(buffer.getvalue())
+    else:
+        out.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def _params(given: list[str], known: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for item in given:
+        name, sep, value = item.partition("=")
+        if not sep or name not in known:
+            raise ConfigError(f"--param {item!r}: use NAME=VALUE with NAME one of {', '.join(known) or '(this query has none)'}")
+        default = known[name]
+        try:
+            out[name] = type(default)(value) if default is not None else value
+        except ValueError:
+            raise ConfigError(f"--param {item!r}: {value!r} is not a {type(default).__name__}") from None
+    return out
+
+
+def _list_queries(queries: Any) -> None:
+    table = Table("name", "answers", "parameters", title="Named queries", title_justify="left")
+    for name in queries.names():
+        chosen = queries.get(name)
+        table.add_row(name, chosen.summary, ", ".join(f"{k}={v}" for k, v in chosen.params.items()))
+    console.print(table)
+    console.print('Run one: palimpsest sql --named NAME [--param subject=digits]; or your own: palimpsest sql "SELECT ..."')
+
+
+def _print_table(frame: Any, limit: int = 200) -> None:
+    table = Table(*frame.columns, header_style="bold")
+    for row in frame.head(limit).iter_rows():
+        table.add_row(*["" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in row])
+    console.print(table, markup=False)
+    more = f" of {frame.height:,}; use --format csv for all" if frame.height > limit else ""
+    console.print(f"{min(frame.height, limit):,} rows{more}", highlight=False)
+
+
+def report(
+    what: Annotated[str, typer.Argument(help="a subject, or the id of a forget request")],
+    open_: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+) -> None:
+    """Where the report of a subject or of a forget request is."""
+    from warehouse import Warehouse
+
+    home = state_home()
+    w = Warehouse.open(home)
+    names = [f"{what}/reports/audit.html"]
+    names += [f"{e.request.subject}/request_reports/{what}/audit.html" for e in w.requests.list() if e.request.request_id == what]
+    for name in reversed(names):
+        if w.artifacts.exists(name):
+            path = home / w.artifacts.describe(name).path
+            console.print(str(path), soft_wrap=True, highlight=False)
+            if open_:
+                webbrowser.open(path.as_uri())
+            return
+    raise NotReady(f"there is no report of {what!r} yet; run: palimpsest audit {what}")
+
+
+def trace(
+    example_id: Annotated[int, typer.Argument(help="stable id of the example")],
+    subject: Annotated[str | None, typer.Option("--subject", help="only of this subject")] = None,
+) -> None:
+    """Everything an example touched: tables, splits, models, reports."""
+    from warehouse import Warehouse
+
+    frame = Warehouse.open(state_home()).trace(example_id, subject=subject)
+    if not frame.height:
+        raise NotReady(f"no stored thing mentions example {example_id}" + (f" of {subject}" if subject else ""))
+    _print_table(frame)
+
+
+def verify(
+    ledger: Annotated[bool, typer.Option("--ledger", help="recompute the hash chain and compare its head")] = True,
+) -> None:
+    """Check that the ledger has not been changed, cut or swapped. Exit 0 whole, 1 not."""
+    from warehouse import Warehouse
+
+    result = Warehouse.open(state_home()).ledger.verify()
+    console.print(f"ledger: {result}", highlight=False)
+    raise typer.Exit(0 if result.ok else 1)

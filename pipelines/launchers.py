@@ -1,0 +1,128 @@
+"""Unlearning jobs in processes of their own. A job record makes a retry adopt the running job or read the finished one.
+
+    <home>/jobs/<job id>/record.json   {job_id, pid, started, boot_id}     written before the job counts as running
+    <home>/jobs/<job id>/job.json      what the worker reads
+    <home>/jobs/<job id>/progress.json {done, total, what}                 written by the worker, read by whoever waits
+
+The identity of a process is (pid, start time, boot id): a recycled pid is never taken for the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from contracts.digests import canonical_json, digest
+from contracts.errors import IntegrityError, JobFailed
+from contracts.jobs import UnlearnJob
+from contracts.progress import Progress
+from warehouse import ArtifactStore, fsio
+
+POLL_S = 0.1
+WORKER = "pipelines.worker"
+
+
+class PipesLauncher:
+    """Runs the worker as a local child through Dagster Pipes, which carries its log lines and its result's metadata."""
+
+    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Progress) -> None:
+        """Return when the job's output artifact is complete; adopt, read or start it, never double it.
+
+        Raises:
+            JobFailed: the worker ended without its output; the message carries the end of its error output.
+        """
+        folder = home / "jobs" / job.job_id
+        folder.mkdir(parents=True, exist_ok=True)
+        running = _alive(folder)
+        if running is not None:
+            context.log.info(f"adopting job {job.job_id}: process {running.pid} is still at work")
+            _wait(running, folder, progress)
+        if _finished(job, home):
+            return
+        fsio.write_bytes(folder / "job.json", canonical_json(job).encode())
+        self._start(folder, home, context, progress)
+        if not _finished(job, home):
+            raise JobFailed(f"unlearning job {job.job_id} ({job.method.name}) ended without a result: {_tail(folder)}")
+
+    def _start(self, folder: Path, home: Path, context: Any, progress: Progress) -> None:
+        import dagster as dg
+        from dagster import PipesEnvContextInjector, PipesTempFileMessageReader, open_pipes_session
+
+        with (
+            open_pipes_session(
+                context=context, context_injector=PipesEnvContextInjector(), message_reader=PipesTempFileMessageReader()
+            ) as session,
+            (folder / "stderr.txt").open("wb") as stderr,
+        ):
+            env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
+            child = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(folder / "job.json")],
+                env=env, stdout=stderr, stderr=stderr, start_new_session=True,
+            )  # fmt: skip
+            process = psutil.Process(child.pid)
+            try:
+                record = {"pid": child.pid, "started": process.create_time(), "boot_id": boot_id()}
+                fsio.write_bytes(folder / "record.json", canonical_json(record).encode())
+                while child.poll() is None:
+                    _report(folder, progress)
+                    time.sleep(POLL_S)
+            except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+                child.terminate()
+                child.wait(10)
+                raise
+
+
+def _alive(folder: Path) -> psutil.Process | None:
+    """The job's process if it still runs. A process of the same pid, but another start or boot, is not it."""
+    try:
+        record = json.loads((folder / "record.json").read_bytes())
+        process = psutil.Process(int(record["pid"]))
+        same = abs(process.create_time() - float(record["started"])) < 0.02 and record["boot_id"] == boot_id()
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+
+
+def _wait(process: psutil.Process, folder: Path, progress: Progress) -> None:
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        _report(folder, progress)
+        time.sleep(POLL_S)
+
+
+def _report(folder: Path, progress: Progress) -> None:
+    try:
+        state = json.loads((folder / "progress.json").read_bytes())
+        progress(int(state["done"]), int(state["total"]), str(state["what"]))
+    except (FileNotFoundError, ValueError, KeyError):
+        return
+
+
+def _finished(job: UnlearnJob, home: Path) -> bool:
+    """The output exists, is whole, and was made by exactly this job."""
+    try:
+        loaded = ArtifactStore(home).load(job.output)
+    except (IntegrityError, LookupError):
+        return False
+    return loaded is not None and loaded[1].get("job") == digest(job)
+
+
+def _tail(folder: Path, limit: int = 1500) -> str:
+    try:
+        return (folder / "stderr.txt").read_bytes()[-limit:].decode(errors="replace")
+    except FileNotFoundError:
+        return "(no error output)"
+
+
+def boot_id() -> str:
+    """Changes at every boot of the machine: a pid of another boot means nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return str(psutil.boot_time())

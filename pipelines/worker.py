@@ -1,0 +1,116 @@
+"""The process of one unlearning job: reads the job file, runs the method over its seeds, writes one artifact.
+
+It opens no database: the audited model and the ids of the split come as artifacts with their digests, the data from its
+source, compared by digest.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from assets.models import recipe_config
+from assets.workspace import device_of, load_examples, model_builder
+from contracts.digests import canonical_json, digest
+from contracts.errors import Diverged, IntegrityError
+from contracts.jobs import UnlearnJob
+from contracts.methods import recipe, unlearner
+from contracts.subject import Subject
+from pipelines.home import state_home
+from sources import ExampleSet
+from warehouse import ArtifactStore, fsio
+
+
+def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
+    """Do the job and return the meta of its output artifact.
+
+    The artifact holds ``logits`` (S, N, K) float32 on every example of the data set, ``example_id`` (N,), and the
+    weights of seed s under ``<s>.<parameter>``; its meta holds one row of metrics a seed.
+
+    Raises:
+        IntegrityError: the data, the model or the split is not the one the job was made for.
+    """
+    from recipes import load_arrays, predict_logits, to_arrays
+    from unlearning.metrics import evaluate
+
+    subject = Subject.from_mapping(job.subject)
+    store = ArtifactStore(home)
+    data = load_examples(subject)
+    _same("data set", data.digest, job.data_version)
+    _same(job.target, store.sha256(job.target), job.target_sha256)
+    _same(job.members, store.sha256(job.members), job.members_sha256)
+    weights, _ = store.load(job.target)
+    ids, _ = store.load(job.members)
+    train, test = data.part("train"), data.part("test")
+    forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])
+    build, device = model_builder(subject, data), device_of(subject)
+    model = build(0)
+    load_arrays(model, weights)
+    model = model.to(device).eval()
+    method = unlearner.get(job.method.name)
+    config = method.spec.config.from_mapping(job.method.config)
+    training = recipe.get(subject.recipe.name)
+
+    def fresh(examples: ExampleSet, seed: int) -> Any:
+        return training(build, examples, config=recipe_config(subject), seed=seed, device=device, progress=progress)
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal said
+        if time.monotonic() - said > 0.2:
+            said = time.monotonic()
+            state = {"done": step * 1000 + 1000 * done // max(total, 1), "total": 1000 * len(job.seeds), "what": what}
+            fsio.write_scratch(folder / "progress.json", canonical_json(state).encode())
+
+    said, step = 0.0, 0
+    rows: list[dict[str, Any]] = []
+    logits: list[np.ndarray] = []
+    arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
+    handed = {"train": fresh}
+    for step, seed in enumerate(job.seeds):
+        started = time.perf_counter()
+        status = "ok"
+        try:
+            result = method(
+                model, retain=retain, forget=forget, config=config, seed=seed, progress=progress,
+                **{need: handed[need] for need in method.spec.needs},
+            )  # fmt: skip
+        except Diverged:
+            result, status = model, "diverged"
+        wall_s = time.perf_counter() - started
+        logits.append(predict_logits(result, data))
+        arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
+        metrics = evaluate(result, retain=retain, forget=forget, test=test, seed=seed) if status == "ok" else {}
+        rows.append(
+            {"seed": seed, "num_forget": forget.num_examples, "num_retain": retain.num_examples, **metrics,
+             "wall_s": wall_s, "rte": wall_s / 60, "status": status}
+        )  # fmt: skip
+    meta = {"job": digest(job), "method": job.method.name, "runs": rows}
+    store.save(job.output, {**arrays, "logits": np.stack(logits)}, meta)
+    return meta
+
+
+def _same(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise IntegrityError(f"{what} has digest {found}, but the job was made for {expected}; run the audit again")
+
+
+def main() -> None:
+    """Entry of the child process: ``python -m pipelines.worker JOB.json``, under Dagster Pipes when its parent set it up."""
+    import json
+
+    path = Path(sys.argv[1])
+    job = UnlearnJob.from_mapping(json.loads(path.read_bytes()))
+    with open_dagster_pipes():
+        pipes = PipesContext.get()
+        pipes.log.info(f"job {job.job_id}: {job.method.name} over {len(job.seeds)} seeds")
+        meta = run_job(job, home=state_home(), folder=path.parent)
+        pipes.log.info(f"job {job.job_id}: done, {len(meta['runs'])} runs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The training loop of one model, an ordinary PyTorch loop: the reference that every faster path must equal.
+
+    classification: mean cross-entropy of a batch (label smoothing as torch.nn.functional.cross_entropy)
+    regression:     mean squared error; see `standardise`
+
+The optimiser is torch.optim's, in its fused form. Everything else is in recipes.schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contracts.digests import derive_seed
+from contracts.errors import ConfigError, DataError
+from recipes.inputs import Inputs
+from recipes.predict import eval_mode
+from recipes.rng import local_rng
+from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_steps
+
+
+class Diverged(ConfigError):
+    """The loss or a parameter is no longer finite: the configuration does not train this model on this data."""
+
+
+def make_optimizer(model: nn.Module, config: SupervisedConfig) -> torch.optim.Optimizer:
+    """torch.optim's SGD or AdamW over the trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def fit(
+    model: nn.Module,
+    inputs: Inputs,
+    rows: np.ndarray,
+    *,
+    config: SupervisedConfig,
+    seed: int,
+    stop_after: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    start: int = 0,
+    after_epoch: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Train ``model`` in place on the positions ``rows`` of ``inputs``, epochs ``start`` to ``stop_after`` (excluded).
+
+    Args:
+        rows: int64 (n,), n >= 1; the epoch's order permutes it.
+        optimizer: with its state, when a run is resumed; a fresh one otherwise.
+        after_epoch: called with the number of epochs done, after each.
+
+    Raises:
+        Diverged: the loss or a parameter is not finite; names the epoch.
+    """
+    optimizer = make_optimizer(model, config) if optimizer is None else optimizer
+    loss_of = _loss(inputs.data.task, config)
+    members = torch.from_numpy(rows).to(inputs.device)
+    steps = num_steps(len(rows), config)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model.train()
+    for epoch in range(start, stop_after):
+        order = members[epoch_order(len(rows), seed=seed, epoch=epoch).to(inputs.device)]
+        targets = inputs.targets[order]
+        total = torch.zeros((), device=inputs.device)
+        # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the same.
+        with local_rng(derive_seed("noise", seed, epoch), device=inputs.device), deterministic(inputs.device):
+            for step, lr in enumerate(learning_rates(config, steps=steps, epoch=epoch).tolist()):
+                batch = slice(step * config.batch, (step + 1) * config.batch)
+                loss = loss_of(model(inputs.gather(order[batch])), targets[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.grad_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                total += loss.detach()
+        check_finite([total, *(p.detach() for p in parameters)], epoch=epoch, config=config)
+        after_epoch(epoch + 1)
+    optimizer.zero_grad(set_to_none=True)
+    model.eval()
+
+
+def check_finite(values: list[Tensor], *, epoch: int, config: SupervisedConfig, who: str = "training") -> None:
+    """Raise :class:`Diverged` unless all values are finite. ``epoch`` counts from 0."""
+    if not all(bool(torch.isfinite(v).all()) for v in values):
+        raise Diverged(
+            f"{who} diverged in epoch {epoch + 1} of {config.epochs}: the loss or a parameter is not finite. "
+            f"Lower lr (= {config.lr:g}), add warmup_epochs, or set grad_clip"
+        )
+
+
+def check_trainable(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse, before work starts, data without examples and a model whose outputs do not fit the task.
+
+    Raises:
+        DataError: no examples.
+        ConfigError: outputs are not (B, K), or (B, 1) for regression.
+    """
+    if not len(inputs):
+        raise DataError(f"{inputs.data.name}: there is no example to train on")
+    wanted = (1, max(inputs.data.num_classes, 1))
+    with eval_mode(model), torch.no_grad(), local_rng(0, device=inputs.device):
+        got = tuple(model(inputs.block(0, 1)).shape)
+    if got != wanted:
+        raise ConfigError(f"the model maps one example of {inputs.data.name} to shape {got}; {wanted} is needed")
+
+
+@contextmanager
+def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> Iterator[Inputs]:
+    """For regression: targets in units of their own mean and standard deviation inside; afterwards that affine map is
+    folded into the model's output layer ``head``, so that the model speaks in the target's units again.
+
+    A step size that suits targets of unit variance then suits every target. A model without an ``nn.Linear`` called
+    ``head`` is trained on the targets as they are, and so is everything else when the task is classification.
+    """
+    head = getattr(model, "head", None)
+    if inputs.data.task != "regression" or not isinstance(head, nn.Linear) or head.bias is None:
+        yield inputs
+        return
+    members = inputs.data.y[rows]
+    shift, scale = float(members.mean()), float(members.std()) or 1.0
+    yield inputs.with_targets((inputs.targets - shift) / scale)
+    with torch.no_grad():
+        head.weight.mul_(scale)
+        head.bias.mul_(scale).add_(shift)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """cuDNN's deterministic kernels, in full precision, on CUDA; nothing to do on the CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _loss(task: str, config: SupervisedConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    if task == "regression":
+        return F.mse_loss
+    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)

@@ -1,0 +1,143 @@
+"""The supervised recipe: one model, minibatch SGD or AdamW on the mean loss, from a fresh initialisation.
+
+    theta_0 = build(seed);  for t = 0 .. T-1:  theta_{t+1} = optimiser(theta_t, grad mean_{b in batch_t} loss_b, lr(t))
+
+Deterministic: (build, data in its order, config, seed, device, thread count) give the same bits, also when the run was
+killed and resumed from a checkpoint, and also when it stops early (``stop_after``) and is taken up later.
+No augmentation: the audits of this project compare what a model says of an example with and without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from contracts.digests import digest
+from contracts.errors import ConfigError
+from contracts.methods import ANY_TASK, RecipeSpec, recipe
+from contracts.progress import Progress, silent
+from contracts.stores import CheckpointStore, NoStore
+from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
+from recipes.fitting import check_trainable, fit, make_optimizer, standardise
+from recipes.inputs import Inputs, model_dtype
+from recipes.models import Build
+from recipes.schedule import SupervisedConfig, epochs_to_train
+from sources.example_set import ExampleSet
+
+
+@recipe(
+    RecipeSpec(
+        name="supervised",
+        doc="Minibatch training on the mean loss: cross-entropy for classification, squared error for regression.",
+        source="Robbins & Monro 1951; Loshchilov & Hutter, ICLR 2017 (cosine schedule), ICLR 2019 (AdamW)",
+        config=SupervisedConfig,
+        tasks=ANY_TASK,
+    )
+)
+def supervised(
+    build: Build,
+    data: ExampleSet,
+    *,
+    config: SupervisedConfig,
+    seed: int,
+    device: str = "cpu",
+    stop_after: int | None = None,
+    checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
+    checkpoint_name: str = "supervised",
+    checkpoint_every: int = 10,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Train a fresh model on every row of ``data``.
+
+    Args:
+        build: seed -> freshly initialised model.
+        data: the training examples, in the order they have here (the caller passes ``data.part("train")`` or a subset).
+        config: loss, optimiser, schedule.
+        seed: of initialisation, batch order and dropout; in [0, 2**63).
+        device: "cpu" or "cuda".
+        stop_after: epochs after which the full schedule is left (0 gives the initialisation); None trains to its end.
+        checkpoints: where the run is kept, every ``checkpoint_every`` epochs and at its end. A checkpoint of another
+            configuration, initialisation or data is not used.
+        checkpoint_name: its name there.
+        progress: told (epochs done, epochs, "training").
+
+    Returns:
+        The model in eval mode on ``device``. For regression its outputs are in the target's units.
+
+    Raises:
+        DataError: no examples.
+        ConfigError: the model's outputs do not fit the labels; ``stop_after`` beyond the schedule.
+        Diverged: the loss is no longer finite (names the epoch).
+        IntegrityError: the stored checkpoint is damaged.
+    """
+    last = epochs_to_train(config, stop_after)
+    if checkpoint_every < 1:
+        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
+    model = build(seed).to(device)
+    inputs = Inputs(data, dtype=model_dtype(model), device=device)
+    check_trainable(model, inputs)
+    run = run_fingerprint(model, data, config=config, seed=seed)
+    optimizer = make_optimizer(model, config)
+    start = _resume(model, optimizer, checkpoints.load(checkpoint_name), run=run, last=last)
+
+    def after_epoch(done: int) -> None:
+        if not isinstance(checkpoints, NoStore) and (done == last or done % checkpoint_every == 0):
+            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | _optimizer_arrays(optimizer)
+            checkpoints.save(checkpoint_name, arrays, {"run": run, "epoch": done})
+        progress(done, last, "training")
+
+    rows = np.arange(len(data))
+    with standardise(model, inputs, rows) as scaled:
+        fit(
+            model, scaled, rows, config=config, seed=seed, stop_after=last,
+            optimizer=optimizer, start=start, after_epoch=after_epoch,
+        )  # fmt: skip
+    return model
+
+
+def run_fingerprint(model: nn.Module, data: ExampleSet, *, config: SupervisedConfig, seed: int) -> str:
+    """What a checkpoint must agree on to be resumed: configuration, seed, initial weights, data and its order."""
+    return digest(
+        {
+            "config": config,
+            "seed": seed,
+            "initial": arrays_digest(to_arrays(model)),
+            "data": data.digest,
+            "order": hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest(),
+        }
+    )
+
+
+def _resume(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stored: tuple[dict[str, Any], dict[str, Any]] | None,
+    *,
+    run: str,
+    last: int,
+) -> int:
+    """Load a checkpoint of this very run that is not past ``last``; return the epochs it has done, else 0."""
+    if stored is None or stored[1].get("run") != run or stored[1]["epoch"] > last:
+        return 0
+    arrays, meta = stored
+    load_arrays(model, {n.removeprefix("model/"): a for n, a in arrays.items() if n.startswith("model/")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, array in arrays.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(meta["epoch"])
+
+
+def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    return {
+        f"optimizer/{index}/{key}": value.detach().cpu().numpy().copy()
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if value is not None
+    }

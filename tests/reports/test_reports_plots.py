@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from contracts.errors import InvalidInput
+from reports import plots
+from reports.series import Histogram
+
+HOSTILE = "$\\frac{<script>$ [x](javascript:1) _{^"
+CURVE = (np.array([0, 0.01, 0.5, 1]), np.array([0, 0.2, 0.8, 1]))
+INTERVALS = pl.DataFrame(
+    {"attack": [HOSTILE, HOSTILE], "tpr": [0.2, None], "tpr_lo": [0.1, None], "tpr_hi": [0.3, None], "fpr": [0.01, None], "fpr_lo": [0.0, None], "fpr_hi": [0.05, None]}
+)  # fmt: skip
+CHARTS: dict[str, Callable[..., bytes]] = {
+    "histogram": lambda **k: plots.histogram_png(np.linspace(0, 1, 50) ** 2, title=HOSTILE, xlabel=HOSTILE, **k),
+    "empty histogram": lambda **k: plots.histogram_png([float("nan")], xlabel="x", **k),
+    "roc": lambda **k: plots.roc_png({HOSTILE: CURVE, "b": CURVE}, n_neg=100, title=HOSTILE, intervals=INTERVALS, **k),
+    "dots": lambda **k: plots.dots_png(
+        {HOSTILE: [1, 2, float("nan")], "one": [3.0], "none": []},
+        xlabel=HOSTILE,
+        threshold=2.5,
+        threshold_label=HOSTILE,
+        **k,
+    ),
+    "sheet": lambda **k: plots.grid_png(np.eye(8)[None].repeat(3, 0), [HOSTILE, "b", "c"], title=HOSTILE, **k),
+}
+
+
+def opened(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_repeat_to_the_byte_whatever_the_users_settings(name: str) -> None:
+    before = dict(mpl.rcParams)
+    first = CHARTS[name]()
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10}):
+        assert CHARTS[name]() == first
+    assert dict(mpl.rcParams) == before
+    image = opened(first)
+    assert image.format == "PNG"
+    assert not image.info, "no text, no time, no software name in the file"
+    assert CHARTS[name](theme="dark") != first
+
+
+def test_hostile_text_is_drawn_as_it_is() -> None:
+    """A label that is broken mathematics must neither raise nor be typeset: its two dollar signs are drawn."""
+    with_maths = opened(plots.histogram_png([1, 2], xlabel="$a$")).convert("L")
+    without = opened(plots.histogram_png([1, 2], xlabel="a")).convert("L")
+    dark = [(np.asarray(i) < 128).sum() for i in (with_maths, without)]
+    assert dark[0] > dark[1] + 20
+
+
+def test_the_roc_starts_at_one_over_n_neg() -> None:
+    seen = {}
+    original = plots._figure
+
+    def spy(draw, **kwargs):  # type: ignore[no-untyped-def]
+        def watched(axes):  # type: ignore[no-untyped-def]
+            draw(axes)
+            seen["xlim"], seen["scales"] = axes.get_xlim(), (axes.get_xscale(), axes.get_yscale())
+            seen["lines"] = [np.column_stack(line.get_data()) for line in axes.lines]
+
+        return original(watched, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_figure", spy)
+        plots.roc_png({"a": CURVE}, n_neg=250, intervals=INTERVALS.with_columns(attack=pl.lit("a")))
+    assert seen["xlim"] == pytest.approx((1 / 250, 1.0))
+    assert seen["scales"] == ("log", "log")
+    guess, curve, cross_x, cross_y, _ = seen["lines"]  # the row of nulls draws nothing
+    assert np.allclose(guess[:, 0], guess[:, 1])
+    assert curve[:, 0].min() == pytest.approx(1 / 250)
+    assert curve[curve[:, 0] == 0.01, 1].tolist() == [0.2]
+    assert cross_x[:, 0].tolist() == pytest.approx([1 / 250, 0.05])
+    assert cross_y[:, 1].tolist() == [0.1, 0.3]
+
+
+@pytest.mark.parametrize("call", [
+    lambda: plots.roc_png({}, n_neg=5),
+    lambda: plots.roc_png({"a": CURVE}, n_neg=0),
+    lambda: plots.dots_png({}, xlabel="x"),
+    lambda: plots.grid_png(np.zeros((0, 4, 4))),
+    lambda: plots.grid_png(np.zeros((2, 4, 4)), ["one"]),
+    lambda: plots.example_png(np.zeros(30)),
+    lambda: plots.example_png(np.zeros((2, 4, 4))),
+    lambda: plots.example_png(np.full((4, 4), np.nan)),
+    lambda: plots.example_png(np.zeros((0, 4), np.uint8)),
+])  # fmt: skip
+def test_what_cannot_be_drawn_is_refused(call: Callable[[], bytes]) -> None:
+    with pytest.raises(InvalidInput):
+        call()
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (3, 5, 7)])
+def test_an_enlarged_picture_holds_the_pixels_unchanged(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = np.asarray(opened(plots.example_png(x, min_side=64)))
+    factor = 10  # the least whole factor with 7 * factor >= 64
+    assert image.shape[:2] == (5 * factor, 7 * factor)
+    small = image[factor // 2 :: factor, factor // 2 :: factor]
+    assert np.array_equal(small, x.reshape(shape[-2:]) if len(shape) == 2 or shape[0] == 1 else x.transpose(1, 2, 0))
+
+
+def test_floats_are_mapped_from_their_range() -> None:
+    x = np.array([[-1.0, 0.0], [1.0, 3.0]])
+    own = np.asarray(opened(plots.example_png(x, min_side=1)))
+    fixed = np.asarray(opened(plots.example_png(x, low=-1, high=1, min_side=1)))
+    assert own.ravel().tolist() == [0, 64, 128, 255]
+    assert fixed.ravel().tolist() == [0, 128, 255, 255]
+    assert np.asarray(opened(plots.example_png(np.full((2, 2), 5.0), min_side=1))).ravel().tolist() == [0, 0, 0, 0]
+    assert np.asarray(opened(plots.example_png(x > 0, min_side=1))).ravel().tolist() == [0, 0, 255, 255]
+
+
+def test_a_million_values_cost_a_histogram() -> None:
+    values = np.random.default_rng(0).normal(size=1_000_000)
+    assert len(plots.histogram_png(values, xlabel="x")) < 40_000
+    assert plots.histogram_png(values, xlabel="x") == plots.histogram_png(Histogram.of(values), xlabel="x")

@@ -1,0 +1,316 @@
+"""Bulk results on disk: safetensors and report files, each with a SHA-256 manifest that is verified on every read.
+
+Layout under ``home/artifacts`` for the name ``digits/models/target``:
+
+    digits/models/target.<first 16 hex of SHA-256>.safetensors    the content, never changed in place
+    digits/models/target.manifest.json                            names it; its rename is the moment of change
+
+so that a reader sees the old artefact or the new one, whenever the writer dies. A file for people
+(``digits/report.html``) gets its plain name as a second link to the same content. No pickle, and nothing is read by
+its suffix: an artefact exists when its manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from contracts.digests import canonical_json, digest
+from contracts.errors import DataError, IntegrityError, NotReady, UnsafeFile
+from warehouse import fsio
+from warehouse.faults import fault
+
+_META = "palimpsest"
+_MAX_HEADER = 100 << 20
+_MAX_MANIFEST = 16 << 20
+_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_DTYPES = frozenset(
+    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """A stored result: ``path`` is the file for people (reports) or the content itself (safetensors)."""
+
+    name: str
+    path: Path
+    sha256: str
+    size_bytes: int
+    kind: str = "safetensors"
+
+    def output(self) -> dict[str, Any]:
+        """This artefact as an output of a stage, for ``Warehouse.complete``."""
+        return {"kind": "artifact", "name": self.name, "digest": self.sha256}
+
+
+class ArtifactStore:
+    """Artefacts by name below one folder (``w.artifacts``)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def save(self, name: str, tensors: Mapping[str, Any], meta: Mapping[str, Any], *, finite: bool = True) -> Artifact:
+        """Store numpy arrays (and a JSON-able ``meta``) under ``name``, replacing an earlier one.
+
+        Raises:
+            DataError: an array of a type without a plain form, or (unless ``finite`` is False) with NaN or Inf.
+            IllegalName, UnsafeFile: the name.
+        """
+        arrays = {key: _array(name, key, value, finite=finite) for key, value in tensors.items()}
+        data = safetensors.numpy.save(arrays, metadata={_META: canonical_json(meta)})
+        return self._store(name, data, "safetensors", meta)
+
+    def load(self, name: str, *, finite: bool = False) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+        """The arrays and meta of ``name``, after verifying manifest, digest and header.
+
+        Raises:
+            NotReady: there is none.
+            IntegrityError: what is stored is not what was written (or, with ``finite``, holds NaN or Inf).
+        """
+        path, manifest, data = self._read(name, "safetensors")
+        check_header(data, path)
+        try:
+            arrays = safetensors.numpy.load(data)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise IntegrityError(f"{path} cannot be read as safetensors: {error}") from error
+        if finite:
+            for key, value in arrays.items():
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise IntegrityError(f"{path}: tensor {key} holds NaN or Inf")
+        return arrays, dict(manifest["meta"])
+
+    def save_bytes(self, name: str, data: bytes, *, meta: Mapping[str, Any] | None = None) -> Artifact:
+        """Store a file for people, e.g. ``digits/report.html``; it is found under that name."""
+        if not Path(name).suffix:
+            raise DataError(f"artefact {name}: a file for people needs a suffix such as .html")
+        return self._store(name, data, Path(name).suffix[1:], meta or {})
+
+    def load_bytes(self, name: str) -> bytes:
+        """The verified content of a file stored by :meth:`save_bytes`.
+
+        Raises:
+            NotReady, IntegrityError: as :meth:`load`.
+        """
+        return self._read(name, "")[2]
+
+    def save_json(self, name: str, value: Any) -> Artifact:
+        """Store JSON-able ``value`` as ``name`` + ``.json``."""
+        return self.save_bytes(_json_name(name), canonical_json(value).encode("utf-8"))
+
+    def load_json(self, name: str) -> Any:
+        return json.loads(self.load_bytes(_json_name(name)))
+
+    def describe(self, name: str) -> Artifact:
+        """Name, path, digest and size from the manifest, without reading the content.
+
+        Raises:
+            NotReady: there is none.
+            IntegrityError: the manifest is damaged.
+        """
+        manifest = self._manifest(name)
+        return self._artifact(name, manifest)
+
+    def sha256(self, name: str) -> str:
+        return self.describe(name).sha256
+
+    def exists(self, name: str) -> bool:
+        return self._manifest_path(name).exists()
+
+    def holds(self, name: str, sha256: str) -> bool:
+        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read)."""
+        try:
+            manifest = self._manifest(name)
+            size = self._content_path(name, manifest).stat().st_size
+        except (NotReady, IntegrityError, OSError):
+            return False
+        return bool(manifest["sha256"] == sha256 and size == manifest["size_bytes"])
+
+    def remove(self, name: str) -> None:
+        """Delete ``name``; the manifest goes first, so no reader finds half of it."""
+        path = self._manifest_path(name)
+        fsio.remove(path)
+        fsio.remove(fsio.confined(self.root, name))
+        self._drop_content(name, keep="")
+        if path.parent.exists():
+            fsio.sync_folder(path.parent)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of everything stored, or of what lies below ``prefix``."""
+        base = fsio.confined(self.root, prefix) if prefix else self.root
+        manifests = base.glob("**/*.manifest.json")
+        return sorted(m.relative_to(self.root).as_posix().removesuffix(".manifest.json") for m in manifests)
+
+    def store(self, prefix: str) -> PrefixStore:
+        """The part of this store below ``prefix``, as a training's ``CheckpointStore``."""
+        fsio.confined(self.root, prefix)
+        return PrefixStore(self, prefix)
+
+    def _store(self, name: str, data: bytes, kind: str, meta: Mapping[str, Any]) -> Artifact:
+        path = fsio.confined(self.root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fsio.sweep(path.parent)
+        manifest = {
+            "format": 1, "name": name, "kind": kind, "sha256": _sha256(data), "size_bytes": len(data), "meta": dict(meta),
+        }  # fmt: skip
+        content = self._content_path(name, manifest)
+        if not self._unchanged(name, manifest, content):
+            fault("artifacts.before_content")
+            fsio.write_bytes(content, data)
+            fault("artifacts.after_content")
+            sealed = canonical_json({**manifest, "check": digest(manifest)})
+            fsio.write_bytes(self._manifest_path(name), sealed.encode("utf-8") + b"\n")
+            fault("artifacts.after_manifest")
+        if kind != "safetensors" and not (path.exists() and path.samefile(content)):
+            fsio.link_over(content, path)
+        self._drop_content(name, keep=content.name)
+        return self._artifact(name, manifest)
+
+    def _unchanged(self, name: str, manifest: Mapping[str, Any], content: Path) -> bool:
+        """The same is already there, and still intact: then writing it again would change nothing."""
+        try:
+            stored = self._manifest(name)
+            return digest(stored) == digest(manifest) and fsio.sha256_of(content) == manifest["sha256"]
+        except (NotReady, IntegrityError, OSError):
+            return False
+
+    def _read(self, name: str, kind: str) -> tuple[Path, Mapping[str, Any], bytes]:
+        """Verified content. A writer may replace the artefact between our two reads: then look again."""
+        for attempt in range(5):
+            manifest = self._manifest(name)
+            path = self._content_path(name, manifest)
+            if kind and manifest["kind"] != kind:
+                raise IntegrityError(f"{path} is {manifest['kind']}, expected {kind}")
+            try:
+                if path.stat().st_size != manifest["size_bytes"]:
+                    raise IntegrityError(
+                        f"{path} has {path.stat().st_size} bytes, its manifest says {manifest['size_bytes']}"
+                    )
+                data = path.read_bytes()
+            except FileNotFoundError:
+                if attempt < 4 and self._manifest(name)["sha256"] != manifest["sha256"]:
+                    continue
+                raise IntegrityError(f"{path} is named by its manifest but does not exist") from None
+            if _sha256(data) != manifest["sha256"]:
+                raise IntegrityError(f"{path} is damaged: its SHA-256 is not the one its manifest records")
+            return path, manifest, data
+        raise IntegrityError(f"artefact {name} changed five times while it was read")
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        path = self._manifest_path(name)
+        try:
+            if path.stat().st_size > _MAX_MANIFEST:
+                raise UnsafeFile(f"{path} has {path.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST}")
+            text = path.read_bytes()
+        except FileNotFoundError:
+            raise NotReady(f"there is no artefact {name!r} yet ({path} does not exist)") from None
+        try:
+            manifest = json.loads(text)
+            check = manifest.pop("check")
+            if check != digest(manifest) or manifest["name"] != name or manifest["format"] != 1:
+                raise ValueError
+            # Every byte counts: also a flip in the white space or in an escape is a damaged file.
+            if text != canonical_json({**manifest, "check": check}).encode("utf-8") + b"\n":
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{path} is damaged: it is not the manifest of {name} that was written") from error
+        return dict(manifest)
+
+    def _artifact(self, name: str, manifest: Mapping[str, Any]) -> Artifact:
+        binary = manifest["kind"] == "safetensors"
+        path = self._content_path(name, manifest) if binary else fsio.confined(self.root, name)
+        return Artifact(
+            name=name, path=path, sha256=manifest["sha256"], size_bytes=manifest["size_bytes"], kind=manifest["kind"]
+        )
+
+    def _manifest_path(self, name: str) -> Path:
+        path = fsio.confined(self.root, name)
+        return path.with_name(path.name + ".manifest.json")
+
+    def _content_path(self, name: str, manifest: Mapping[str, Any]) -> Path:
+        path = fsio.confined(self.root, name)
+        return path.with_name(f"{path.name}.{manifest['sha256'][:16]}.{manifest['kind']}")
+
+    def _drop_content(self, name: str, *, keep: str) -> None:
+        """Remove content that no manifest names any more."""
+        path = fsio.confined(self.root, name)
+        for old in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}.*"):
+            if old.name != keep:
+                fsio.remove(old)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStore:
+    """``contracts.stores.CheckpointStore`` below a prefix. Checkpoints may hold NaN: resuming must not change them."""
+
+    artifacts: ArtifactStore
+    prefix: str
+
+    def save(self, name: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+        return self.artifacts.save(f"{self.prefix}/{name}", tensors, meta, finite=False).sha256
+
+    def load(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        try:
+            return self.artifacts.load(f"{self.prefix}/{name}")
+        except NotReady:
+            return None
+
+
+def check_header(data: bytes, path: Path) -> None:
+    """Refuse a safetensors image whose header lies: too long, tensors that overlap, leave gaps, leave the file, or
+    whose size is not that of their shape. Nothing is allocated from what the header claims.
+
+    Raises:
+        UnsafeFile: with what is wrong.
+    """
+    if len(data) < 8:
+        raise UnsafeFile(f"{path} is too short to be safetensors: {len(data)} bytes")
+    length = int.from_bytes(data[:8], "little")
+    if length > min(_MAX_HEADER, len(data) - 8):
+        raise UnsafeFile(
+            f"{path} claims a header of {length} bytes; the file has {len(data)}, the limit is {_MAX_HEADER}"
+        )
+    try:
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        spans = sorted((*map(int, t["data_offsets"]), t["dtype"], tuple(map(int, t["shape"]))) for t in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsafeFile(f"{path} has no valid safetensors header: {error}") from error
+    end = 0
+    for first, last, dtype, shape in spans:
+        size = _SIZES.get(dtype, 0) * math.prod(shape)
+        if dtype not in _SIZES or min(shape, default=0) < 0:
+            raise UnsafeFile(f"{path} has a tensor of type {dtype} and shape {shape}")
+        if first != end or last - first != size:
+            raise UnsafeFile(f"{path} has a tensor at bytes {first} to {last}, expected {end} to {end + size}")
+        end = last
+    if 8 + length + end != len(data):
+        raise UnsafeFile(f"{path} has {len(data)} bytes, its header accounts for {8 + length + end}")
+
+
+def _array(name: str, key: str, value: Any, *, finite: bool) -> np.ndarray[Any, Any]:
+    array = np.asarray(value)
+    if array.dtype.name not in _DTYPES:
+        raise DataError(f"artefact {name}: tensor {key} has type {array.dtype}; allowed: {', '.join(sorted(_DTYPES))}")
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"artefact {name}: tensor {key} holds NaN or Inf")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def _json_name(name: str) -> str:
+    return name if name.endswith(".json") else name + ".json"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,116 @@
+"""What was made from what, and from whom: artefacts, edges between assets, and the examples behind each asset.
+
+Members are stored as runs of consecutive ids, so that a model trained on a whole split is one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS
+from warehouse import ddl
+from warehouse.artifacts import Artifact
+from warehouse.connection import Connection, literal
+from warehouse.writer import Receipt, Transaction
+
+if TYPE_CHECKING:
+    from warehouse.warehouse import Warehouse
+
+
+def runs_of(ids: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """First and last id of each run of consecutive ids, ascending; repeated ids count once.
+
+    >>> [a.tolist() for a in runs_of([7, 1, 2, 3, 9])]
+    [[1, 7, 9], [3, 7, 9]]
+    """
+    ordered = np.unique(np.asarray(ids, dtype=np.int64))
+    if not len(ordered):
+        return ordered, ordered
+    breaks = np.flatnonzero(np.diff(ordered) != 1)
+    return ordered[np.r_[0, breaks + 1]], ordered[np.r_[breaks, len(ordered) - 1]]
+
+
+def record(
+    t: Transaction, asset: str, *, parents: Iterable[str], artifacts: Sequence[Artifact | Receipt], key: str,
+    members: Any, subject: str, run_id: str, config_digest: str,
+) -> None:  # fmt: skip
+    """Replace what is known of ``asset``: its results, its parents, the examples it was made from (None: keep)."""
+    common: dict[str, Any] = {"subject": subject, "run_id": run_id, "config_digest": config_digest}
+    rows = [_row(asset, item, key, t) for item in artifacts]
+    frame = pl.DataFrame(rows, schema={c.name: _DTYPES[c.name] for c in ARTIFACTS.columns})
+    t.replace(ARTIFACTS, frame, partition={"asset": asset}, **common)
+    edges = pl.DataFrame({"parent": sorted(set(parents))}, schema={"parent": pl.String})
+    t.replace(EDGES, edges, partition={"child": asset}, **common)
+    if members is not None:
+        first, last = runs_of(members)
+        t.replace(
+            LINEAGE_MEMBERS, pl.DataFrame({"first_id": first, "last_id": last}), partition={"asset": asset}, **common
+        )
+
+
+def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame:
+    """Everything one example touched: ``(subject, kind, location, asset, detail)``.
+
+    kind ``row``: a table row about it (``detail`` is the row as JSON); ``made_from``: a result of an asset whose
+    members include it; ``derived``: a result of an asset that was made, directly or not, from such an asset.
+    """
+    own = "WHERE example_id = ? AND (?::VARCHAR IS NULL OR subject = ?)"
+    parts = [
+        f"SELECT subject, 'row' AS kind, {literal(f'{schema}.{name}')} AS location, '' AS asset, "
+        f"to_json(t)::VARCHAR AS detail FROM {ddl.quoted(schema)}.{ddl.quoted(name)} t {own}"
+        for schema, name in con.execute(
+            "SELECT schema_name, table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (database_name, schema_name, "
+            "table_name) WHERE database_name = current_database() AND column_name = 'example_id' ORDER BY ALL"
+        ).fetchall()
+    ]
+    parts.append(_DESCENT)
+    values = [example_id, subject, subject] * len(parts)
+    frame = con.sql("\nUNION ALL\n".join(f"({p})" for p in parts), params=values).pl()
+    return frame.sort("subject", "kind", "location", "asset", "detail")
+
+
+_DESCENT = """
+WITH RECURSIVE touched(subject, asset, kind) AS (
+    SELECT DISTINCT subject, asset, 'made_from' FROM lineage.members
+    WHERE ? BETWEEN first_id AND last_id AND (?::VARCHAR IS NULL OR subject = ?)
+    UNION
+    SELECT e.subject, e.child, 'derived' FROM touched t JOIN lineage.edges e ON e.subject = t.subject AND e.parent = t.asset
+), strongest AS (SELECT subject, asset, max(kind) AS kind FROM touched GROUP BY ALL)
+SELECT s.subject, s.kind, coalesce(a.location, '') AS location, s.asset,
+    coalesce(json_object('artifact', a.artifact_id, 'kind', a.kind, 'sha256', a.sha256)::VARCHAR, '{}') AS detail
+FROM strongest s LEFT JOIN lineage.artifacts a ON a.subject = s.subject AND a.asset = s.asset
+"""
+
+_DTYPES: Mapping[str, Any] = {
+    "artifact_id": pl.String, "asset": pl.String, "kind": pl.String, "location": pl.String, "sha256": pl.String,
+    "size_bytes": pl.Int64, "key": pl.String, "created_at": pl.Datetime("us", "UTC"),
+}  # fmt: skip
+
+
+def _row(asset: str, item: Artifact | Receipt, key: str, t: Transaction) -> dict[str, Any]:
+    if isinstance(item, Receipt):
+        facts = {"kind": "table", "location": item.table, "sha256": item.digest, "size_bytes": 0}
+    else:
+        location = "/".join(["artifacts", *item.name.split("/")[:-1], item.path.name])
+        facts = {"kind": item.kind, "location": location, "sha256": item.sha256, "size_bytes": item.size_bytes}
+    return {"artifact_id": item.name, "asset": asset, **facts, "key": key, "created_at": t.now}
+
+
+class Lineage:
+    """Lineage of an open warehouse (``w.lineage``)."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self._w = warehouse
+
+    def record(
+        self, asset: str, *, subject: str, run_id: str, config_digest: str, parents: Iterable[str] = (),
+        artifacts: Sequence[Artifact | Receipt] = (), key: str = "", members: Any = None,
+    ) -> None:  # fmt: skip
+        """As :func:`record`, in a transaction of its own."""
+        with self._w.transaction() as t:
+            record(t, asset, parents=parents, artifacts=artifacts, key=key, members=members, subject=subject,
+                   run_id=run_id, config_digest=config_digest)  # fmt: skip

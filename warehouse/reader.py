@@ -1,0 +1,125 @@
+"""Reading for people and for predicates: one SELECT, on a door that can do nothing else.
+
+``query`` runs over the published snapshot; ``select_where`` evaluates a user's boolean expression over the training
+rows of one subject's ``data.examples``, alone in a scratch instance: whatever the text says, there is nothing else to
+see, to write or to reach, and it must parse as one expression before it is evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from contracts.errors import InvalidInput
+from warehouse import connection
+from warehouse.connection import Connection, Limits
+
+_READS = ("SELECT", "EXPLAIN")
+
+
+def query(snapshot: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], *, limits: Limits) -> pl.DataFrame:
+    """Rows of one reading statement over the published snapshot.
+
+    Raises:
+        InvalidInput: not exactly one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), or refused by DuckDB.
+        NotReady: nothing has been published yet.
+    """
+    with connection.door(snapshot, limits=limits) as con:
+        _one_statement(con, sql)
+        try:
+            return con.sql(sql, params=params or None).pl()
+        except duckdb.Error as error:
+            raise InvalidInput(f"the query was refused: {error}") from error
+
+
+def select_where(examples: pl.DataFrame, predicate: str, *, limits: Limits) -> np.ndarray[Any, Any]:
+    """Ids (ascending) of the rows of ``examples`` for which ``predicate`` is true.
+
+    Raises:
+        InvalidInput: not one boolean SQL expression, one whose answer differs from call to call (random(), now()), or
+            one that DuckDB refuses; carries DuckDB's message.
+    """
+    with connection.scratch(limits=limits) as con:
+        con.register("incoming", examples)
+        con.execute("CREATE TABLE examples AS SELECT * FROM incoming")
+        con.unregister("incoming")
+        connection.lock_down(con)
+        _one_expression(con, predicate)
+        try:
+            kind = con.execute(f"SELECT typeof(({predicate}\n)) FROM examples LIMIT 1").fetchone()
+            if kind is not None and kind[0] not in ("BOOLEAN", '"NULL"'):
+                raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
+            ids = con.sql(f"SELECT example_id FROM examples WHERE ({predicate}\n) ORDER BY example_id").pl()
+        except duckdb.Error as error:
+            raise InvalidInput(f"the predicate {predicate!r} was refused: {error}") from error
+    return ids["example_id"].to_numpy().astype(np.int64)
+
+
+def _one_statement(con: Connection, sql: str) -> None:
+    try:
+        kinds = [statement.type.name for statement in con.extract_statements(sql)]
+    except duckdb.Error as error:
+        raise InvalidInput(f"the query cannot be parsed: {error}") from error
+    if len(kinds) != 1 or kinds[0] not in _READS:
+        raise InvalidInput(f"the query must be one SELECT, found: {', '.join(kinds) or 'nothing'}")
+
+
+def _one_expression(con: Connection, predicate: str) -> None:
+    """The text must mean the same with and without parentheses around it: then it is an expression and ends there."""
+    if not isinstance(predicate, str) or not predicate.strip():
+        raise InvalidInput("the predicate is empty; write a boolean SQL expression such as label = 3")
+    bare = _parsed(con, f"SELECT 1 FROM examples WHERE {predicate}\n", predicate)
+    closed = _parsed(con, f"SELECT 1 FROM examples WHERE ({predicate}\n)", predicate)
+    plain = _parsed(con, "SELECT 1 FROM examples WHERE true", predicate)
+    frame = [{**tree, "where_clause": None} for tree in (bare, closed, plain)]
+    if frame[0] != frame[2] or frame[1] != frame[2] or bare["where_clause"] != closed["where_clause"]:
+        raise InvalidInput(f"the predicate {predicate!r} is more than one boolean expression over data.examples")
+    moving = {
+        row[0]
+        for row in con.execute(
+            "SELECT function_name FROM duckdb_functions() WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
+        ).fetchall()
+    }
+    used = sorted(_functions(bare["where_clause"]) & moving)
+    if used:
+        raise InvalidInput(
+            f"the predicate {predicate!r} uses {', '.join(used)}, whose answer differs from call to call"
+        )
+
+
+def _parsed(con: Connection, sql: str, predicate: str) -> dict[str, Any]:
+    try:
+        row = con.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+    except duckdb.Error as error:
+        raise InvalidInput(f"the predicate {predicate!r} cannot be parsed: {error}") from error
+    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+    if tree.get("error"):
+        raise InvalidInput(
+            f"the predicate {predicate!r} cannot be parsed: {tree.get('error_message', 'not an expression')}"
+        )
+    if len(tree["statements"]) != 1:
+        raise InvalidInput(f"the predicate {predicate!r} holds {len(tree['statements'])} statements")
+    return dict(_without_positions(tree["statements"][0]["node"]))
+
+
+def _without_positions(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _without_positions(v) for k, v in node.items() if k != "query_location"}
+    if isinstance(node, list):
+        return [_without_positions(v) for v in node]
+    return node
+
+
+def _functions(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        own = {str(node["function_name"]).lower()} if "function_name" in node else set()
+        return own.union(*(_functions(v) for v in node.values()))
+    if isinstance(node, list):
+        return set().union(*(_functions(v) for v in node))
+    return set()

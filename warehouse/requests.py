@@ -1,0 +1,172 @@
+"""The register of forget requests and their events: one transaction a step, only transitions that the contract allows.
+
+Order within a request is ``seq``; the clock only says when. The ledger is told id, state and digest of the request,
+never ids or owners of examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from contracts.digests import canonical_json
+from contracts.errors import ConfigError, StateError, UnknownName
+from contracts.requests import ForgetRequest, RequestState, next_state
+from contracts.schema import REGISTER, REQUEST_EVENTS
+from warehouse import ddl
+from warehouse.connection import Connection
+from warehouse.writer import Transaction, read_partition
+
+if TYPE_CHECKING:
+    from warehouse.warehouse import Warehouse
+
+_WRITER = "requests"
+_MAIN_LINE = (
+    RequestState.RECEIVED, RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED, RequestState.AUDITED,
+    RequestState.CLOSED,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestRecord:
+    """A request as it stands. ``events`` holds (seq, state, note, at), oldest first."""
+
+    request: ForgetRequest
+    state: RequestState
+    num_examples: int | None
+    events: pl.DataFrame
+
+
+class Requests:
+    """Forget requests of an open warehouse (``w.requests``). Request ids are unique over all subjects."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self._w = warehouse
+
+    def add(self, request: ForgetRequest, *, note: str = "") -> RequestRecord:
+        """Enter a request in state received. The same request again changes nothing.
+
+        Raises:
+            ConfigError: another request has that id, or a date is not ISO 8601 with a time zone.
+        """
+        received, due = _utc(request.received_at, "received_at"), _utc(request.due_at, "due_at")
+        if due <= received:
+            raise ConfigError(f"request {request.request_id}: due_at {request.due_at} is not after receipt")
+        with self._w.transaction() as t:
+            stored = _find(t.con, request.request_id)
+            if stored is not None:
+                if stored.request != request:
+                    raise ConfigError(f"request id {request.request_id} is taken by another request")
+                return stored
+            row = {
+                "state": RequestState.RECEIVED.value, "selector": request.selector, "request": canonical_json(request),
+                "legal_basis": request.legal_basis, "received_at": received, "due_at": due, "num_examples": None,
+            }  # fmt: skip
+            _enter(t, request, row, seq=0, note=note)
+            return _get(t.con, request.request_id)
+
+    def get(self, request_id: str) -> RequestRecord:
+        """A request with its events.
+
+        Raises:
+            UnknownName: with the list of the known ids.
+        """
+        with self._w.reading() as con:
+            return _get(con, request_id)
+
+    def list(self, subject: str | None = None) -> pl.DataFrame:
+        """``(subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples)``, oldest first."""
+        with self._w.reading() as con:
+            return con.sql(
+                f"SELECT subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples "
+                f"FROM {ddl.table(REGISTER)} WHERE ?::VARCHAR IS NULL OR subject = ? ORDER BY received_at, request_id",
+                params=[subject, subject],
+            ).pl()
+
+    def advance(
+        self, request_id: str, state: RequestState | str, *, note: str = "", num_examples: int | None = None
+    ) -> RequestRecord:
+        """Move a request to ``state``, on record.
+
+        Raises:
+            StateError: ``state`` may not follow the present one; names those that may.
+        """
+        with self._w.transaction() as t:
+            record = _get(t.con, request_id)
+            wanted = next_state(record.state, RequestState(state))
+            row = _row(t.con, record.request) | {"state": wanted.value}
+            if num_examples is not None:
+                row["num_examples"] = num_examples
+            _enter(t, record.request, row, seq=record.events.height, note=note)
+            return _get(t.con, request_id)
+
+    def reach(
+        self, request_id: str, state: RequestState | str, *, note: str = "", num_examples: int | None = None
+    ) -> RequestRecord:
+        """As :meth:`advance`, but a request that is already there, or further, is left as it is (a repeated run)."""
+        record, wanted = self.get(request_id), RequestState(state)
+        on_line = record.state in _MAIN_LINE and wanted in _MAIN_LINE
+        if record.state == wanted or (on_line and _MAIN_LINE.index(record.state) > _MAIN_LINE.index(wanted)):
+            return record
+        return self.advance(request_id, wanted, note=note, num_examples=num_examples)
+
+
+def _enter(t: Transaction, request: ForgetRequest, row: Mapping[str, Any], *, seq: int, note: str) -> None:
+    common: dict[str, Any] = {
+        "subject": request.subject, "run_id": _WRITER, "config_digest": request.digest(),
+        "partition": {"request_id": request.request_id},
+    }  # fmt: skip
+    schema = {c.name: _DTYPES.get(c.dtype, pl.String) for c in REGISTER.columns if c.name != "request_id"}
+    t.replace(REGISTER, pl.DataFrame([row], schema=schema), **common)
+    event = {"seq": seq, "state": row["state"], "note": note, "at": t.now}
+    t.append(REQUEST_EVENTS, pl.DataFrame([event]), **common)
+    t.note("request", {"request_id": request.request_id, "subject": request.subject, "state": row["state"],
+                       "request": request.digest()})  # fmt: skip
+
+
+_DTYPES: Mapping[str, Any] = {"timestamp": pl.Datetime("us", "UTC"), "int64": pl.Int64}
+
+
+def _find(con: Connection, request_id: str) -> RequestRecord | None:
+    row = con.execute(
+        f"SELECT subject, request, state, num_examples FROM {ddl.table(REGISTER)} WHERE request_id = ?", [request_id]
+    ).fetchone()
+    if row is None:
+        return None
+    events = read_partition(con, REQUEST_EVENTS, row[0], {"request_id": request_id}).drop("request_id")
+    return RequestRecord(
+        request=ForgetRequest.from_mapping(json.loads(row[1])),
+        state=RequestState(row[2]),
+        num_examples=row[3],
+        events=events,
+    )
+
+
+def _get(con: Connection, request_id: str) -> RequestRecord:
+    record = _find(con, request_id)
+    if record is None:
+        known = con.execute(f"SELECT request_id FROM {ddl.table(REGISTER)}").fetchall()
+        raise UnknownName("request", request_id, [row[0] for row in known])
+    return record
+
+
+def _row(con: Connection, request: ForgetRequest) -> dict[str, Any]:
+    frame = read_partition(con, REGISTER, request.subject, {"request_id": request.request_id})
+    if frame.height != 1:
+        raise StateError(f"request {request.request_id} has {frame.height} rows in the register")
+    return frame.drop("request_id").row(0, named=True)
+
+
+def _utc(text: str, name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{name} = {text!r} is not an ISO 8601 date") from None
+    if moment.tzinfo is None:
+        raise ConfigError(f"{name} = {text!r} has no time zone; write it in UTC, e.g. 2026-01-31T00:00:00+00:00")
+    return moment.astimezone(UTC)

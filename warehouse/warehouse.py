@@ -1,0 +1,383 @@
+"""The warehouse of one state folder: the single place where results become rows and files.
+
+    home/warehouse/palimpsest.duckdb        the writer's file, opened only inside a transaction
+    home/warehouse/palimpsest.read.duckdb   the published snapshot, for everyone else
+    home/warehouse/ledger.head              the ledger's head, mirrored after each commit
+    home/warehouse/writer.lock, salt        kernel lock; salt of the owner tokens (0600, never leaves this file)
+    home/artifacts/                         bulk results, see ``warehouse.artifacts``
+
+An object of this class holds paths and settings, no connection: it may be shared between threads and sent to processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, UnknownName
+from contracts.identity import MAX_EXAMPLE_ID, check_name
+from contracts.methods import ScoreSpec
+from contracts.schema import EXAMPLES, TABLES
+from contracts.tables import TableSpec
+from warehouse import connection, ddl, frames, fsio, ledger, lineage, lock, publish, reader, views, writer
+from warehouse.artifacts import Artifact, ArtifactStore
+from warehouse.connection import Connection, Limits
+from warehouse.faults import fault
+from warehouse.ledger import Head, Ledger
+from warehouse.lineage import Lineage
+from warehouse.requests import Requests
+from warehouse.writer import Receipt, Transaction
+
+if TYPE_CHECKING:
+    from warehouse.expectations import CheckReport
+
+_SALT_BYTES = 32
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Warehouse:
+    """See the module. Made by :meth:`open`.
+
+    Attributes:
+        artifacts: bulk results.
+        ledger: the tamper-evident log.
+        requests: forget requests.
+        lineage: what was made from what.
+        snapshot: path of the published snapshot.
+    """
+
+    def __init__(self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime]) -> None:
+        self.home = home
+        self.folder = home / "warehouse"
+        self.snapshot = self.folder / "palimpsest.read.duckdb"
+        self.head_file = self.folder / "ledger.head"
+        self.artifacts = ArtifactStore(home / "artifacts")
+        self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
+        self._db = self.folder / "palimpsest.duckdb"
+        self._limits, self._lock_timeout_s, self._clock = limits, lock_timeout_s, clock
+
+    @classmethod
+    def open(
+        cls, home: Path | str, *, limits: Limits | None = None, lock_timeout_s: float = 120.0,
+        clock: Callable[[], datetime] = _now,
+    ) -> Warehouse:  # fmt: skip
+        """The warehouse under ``home``, created or brought up to date when needed.
+
+        Args:
+            home: the state folder.
+            limits: what DuckDB may use (default 2 GB, all cores).
+            lock_timeout_s: how long to wait for another writer.
+            clock: the time that rows and ledger entries carry; order never depends on it.
+
+        Raises:
+            StateError: it was written by a newer version of this program.
+            IntegrityError: its database is gone or damaged.
+        """
+        root = Path(home).expanduser().resolve()
+        folder = root / "warehouse"
+        folder.mkdir(parents=True, exist_ok=True)
+        (root / "artifacts").mkdir(exist_ok=True)
+        w = cls(root, limits=limits or Limits(spill=folder / "spill"), lock_timeout_s=lock_timeout_s, clock=clock)
+        with w._locked():
+            w._create()
+        with w.reading() as con:
+            stale = ddl.outdated(con, TABLES)
+        if stale:
+            with w.transaction() as t:
+                t.declare(stale)
+        return w
+
+    # ---------------------------------------------------------------- writing
+
+    @contextmanager
+    def transaction(self, *, guarded: bool = True) -> Iterator[Transaction]:
+        """Several writes that happen together or not at all; the lock is held for the block, so keep it short.
+
+        Raises:
+            LockTimeout: another writer did not end in time.
+            IntegrityError: committed entries of the ledger are gone (unless ``guarded`` is False).
+        """
+        with self._locked(), connection.opened(self._db, limits=self._limits) as con:
+            mirrored = ledger.read_mirror(self.head_file) if guarded else None
+            if guarded:
+                ledger.guard(con, mirrored)
+            con.begin()
+            t = Transaction(con, ledger.head_of(con), self._clock())
+            try:
+                yield t
+                fault("writer.before_commit")
+                con.commit()
+            except BaseException:
+                with suppress(duckdb.Error):
+                    con.rollback()
+                raise
+            fault("writer.after_commit")
+            if t.head != mirrored:
+                ledger.write_mirror(self.head_file, t.head)
+
+    def replace(
+        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        partition: Mapping[str, Any] | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Replace a partition of a table by ``frame``, atomically; the same content again is a no-op.
+
+        Args:
+            spec: the declaration; a ScoreSpec also says which of its columns ``scores.latest`` shows.
+            frame: exactly the declared columns (partition columns may be left out), rows in any order.
+            partition: a value for each of the spec's partition columns.
+
+        Raises:
+            DataError: the frame does not satisfy the declaration (names columns, range and ids); nothing was written.
+        """
+        with self.transaction() as t:
+            return t.replace(
+                spec, frame, subject=subject, run_id=run_id, config_digest=config_digest, partition=partition
+            )
+
+    def append(
+        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        partition: Mapping[str, Any] | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Add rows to a partition; a key that is already there is refused. Arguments as :meth:`replace`."""
+        with self.transaction() as t:
+            return t.append(
+                spec, frame, subject=subject, run_id=run_id, config_digest=config_digest, partition=partition
+            )
+
+    def complete(
+        self, asset: str, key: str, record: Mapping[str, Any] | None = None, *, outputs: Iterable[Any] = (),
+    ) -> Head:  # fmt: skip
+        """Put on record that ``asset`` (``subject/stage/name``) is done for the idempotence key ``key``.
+
+        Args:
+            record: JSON-able facts that :meth:`completed` gives back; may hold ``outputs``.
+            outputs: receipts, artefacts, or their ``output()`` mappings.
+        """
+        listed = [o if isinstance(o, Mapping) else o.output() for o in outputs]
+        body = {"outputs": listed, **(record or {}), "asset": asset, "key": key}
+        with self.transaction() as t:
+            return t.complete(asset, key, body)
+
+    def record_lineage(
+        self, asset: str, *, subject: str, run_id: str, config_digest: str, parents: Iterable[str] = (),
+        artifacts: Sequence[Artifact | Receipt] = (), key: str = "", members: Any = None,
+    ) -> None:  # fmt: skip
+        """Replace what lineage knows of ``asset``: its results, its parents, the example ids it was made from."""
+        self.lineage.record(asset, subject=subject, run_id=run_id, config_digest=config_digest, parents=parents,
+                            artifacts=artifacts, key=key, members=members)  # fmt: skip
+
+    def publish(self) -> bool:
+        """Bring the snapshot up to date; False when it already is."""
+        with self._locked(), connection.opened(self._db, limits=self._limits) as con:
+            ledger.guard(con, ledger.read_mirror(self.head_file))
+            with suppress(IntegrityError):  # a damaged snapshot is replaced
+                if publish.snapshot_head(self.snapshot, limits=self._limits) == ledger.head_of(con):
+                    return False
+            publish.publish(con, self.snapshot, limits=self._limits)
+            return True
+
+    # ---------------------------------------------------------------- reading
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """The writer's file, read-only, with what has not been published yet; holds the lock for the block."""
+        with self._locked(), connection.opened(self._db, limits=self._limits, read_only=True) as con:
+            yield con
+
+    def read(
+        self, spec: TableSpec | ScoreSpec | str, *, subject: str, partition: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
+    ) -> pl.DataFrame:  # fmt: skip
+        """A subject's rows with the declared columns (``columns`` chooses some, also run_id and config_digest), sorted
+        by key. ``partition`` may name any of the partition columns. No row is an empty frame.
+
+        Raises:
+            UnknownName: no table of that name was ever written.
+        """
+        with self.reading() as con:
+            known = ddl.declared(con)
+            name = spec if isinstance(spec, str) else (spec.table if isinstance(spec, ScoreSpec) else spec).full_name
+            if name not in known:
+                raise UnknownName("table", name, known)
+            chosen = known[name]
+            unknown = sorted({*(partition or {})} - set(chosen.partition)) + sorted(
+                set(columns) - {c.name for c in chosen.all_columns}
+            )
+            if unknown:
+                raise DataError(f"table {name} has no (partition) column {', '.join(unknown)}")
+            return writer.read_partition(con, chosen, subject, dict(partition or {}), columns)
+
+    def receipt(self, spec: TableSpec, *, subject: str, partition: Mapping[str, Any] | None = None) -> Receipt | None:
+        """What the last write of a partition left; None if it was never written (zero rows are a result)."""
+        with self.reading() as con:
+            found = writer.receipt_of(con, spec.full_name, subject, dict(partition or {}))
+        return found[0] if found else None
+
+    def completed(self, asset: str, key: str) -> dict[str, Any] | None:
+        """The record of the asset's last completion, if it was for ``key`` and its outputs are still in place."""
+        with self.reading() as con:
+            body = _last_stage(con, asset)
+            if body is None or body["key"] != key:
+                return None
+            intact = all(self._in_place(con, asset, output) for output in body["outputs"])
+        return body if intact else None
+
+    def last_complete(self, asset: str) -> dict[str, Any] | None:
+        """The record of the asset's last completion, whatever its key; None if there never was one."""
+        with self.reading() as con:
+            return _last_stage(con, asset)
+
+    def latest_score(self, subject: str, name: str) -> pl.DataFrame:
+        """``(example_id, value, stderr)`` of a current score that met its gates, by example id.
+
+        Raises:
+            UnknownName: no such score was ever stored.
+            NotReady: it was not computed for this subject, or did not meet its gates (says which).
+        """
+        with self.reading() as con:
+            known = [row[0] for row in con.execute("SELECT score FROM meta.scores").fetchall()]
+            if name not in known:
+                raise UnknownName("stored score", name, known)
+            frame = con.sql(
+                "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY example_id",
+                params=[subject, name],
+            ).pl()
+            run = con.execute(
+                "SELECT passed, reason FROM scores.runs WHERE subject = ? AND score = ?", [subject, name]
+            ).fetchone()
+            judged = con.execute(
+                "SELECT 1 FROM meta.partitions WHERE name = ? AND subject = ?", [f"scores.{name}", subject]
+            ).fetchone()
+        if run is None or judged is None:
+            raise NotReady(f"score {name} of {subject} has not been computed; run: palimpsest audit {subject}")
+        if not run[0]:
+            raise NotReady(f"score {name} of {subject} did not meet its gates: {run[1]}")
+        return frame
+
+    def select_where(self, subject: str, predicate: str) -> np.ndarray[Any, Any]:
+        """Ids (int64, ascending) of the subject's training examples for which an SQL boolean expression over
+        ``data.examples`` is true, e.g. ``label_name = 'ship' AND owner <> ''``.
+
+        Raises:
+            NotReady: the subject's examples have not been recorded.
+            InvalidInput: not one boolean expression, or refused by DuckDB (with its message).
+        """
+        examples = self.read(EXAMPLES, subject=subject)
+        if not examples.height:
+            raise NotReady(f"the examples of {subject} have not been recorded; run: palimpsest audit {subject}")
+        return reader.select_where(examples.filter(pl.col("split") == "train"), predicate, limits=self._limits)
+
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pl.DataFrame:
+        """Rows of one SELECT over the published snapshot, on a door that can neither write nor reach anything else.
+
+        Raises:
+            NotReady: nothing has been published yet.
+            InvalidInput: not one reading statement, or refused by DuckDB (with its message).
+        """
+        return reader.query(self.snapshot, sql, params, limits=self._limits)
+
+    def trace(self, example_id: int, subject: str | None = None) -> pl.DataFrame:
+        """Everything an example touched: ``(subject, kind, location, asset, detail)``; see ``warehouse.lineage.trace``."""
+        if isinstance(example_id, bool) or not isinstance(example_id, int) or not 0 <= example_id <= MAX_EXAMPLE_ID:
+            raise InvalidInput(f"example id {example_id!r} is not a whole number from 0 to {MAX_EXAMPLE_ID}")
+        if subject is not None:
+            check_name(subject, kind="subject")
+        with self.reading() as con:
+            return lineage.trace(con, example_id, subject)
+
+    def check(
+        self, spec: TableSpec | ScoreSpec, *, subject: str, partition: Mapping[str, Any] | None = None
+    ) -> CheckReport:
+        """The Great Expectations suite generated from ``spec``, run on what is stored."""
+        from warehouse import expectations  # slow to import, and needed here only
+
+        table = spec.table if isinstance(spec, ScoreSpec) else spec
+        return expectations.check(table, self.read(table, subject=subject, partition=partition))
+
+    def verify_tables(self) -> list[str]:
+        """Re-read every partition and compare it with what the ledger recorded last; the problems found."""
+        problems = []
+        with self.reading() as con:
+            specs = ddl.declared(con)
+            rows = con.execute(
+                "SELECT name, subject, part, num_rows, digest FROM meta.partitions ORDER BY ALL"
+            ).fetchall()
+            for name, subject, part, num_rows, digest in rows:
+                frame = writer.read_partition(con, specs[name], subject, json.loads(part))
+                if frame.height != num_rows or frames.digest_of(frame, specs[name].columns) != digest:
+                    problems.append(
+                        f"{name} of {subject} {part}: not what the ledger recorded ({frame.height} rows, {num_rows} recorded)"
+                    )
+        return problems
+
+    def published_head(self) -> Head | None:
+        """Ledger head of the published snapshot; None when nothing was published."""
+        return publish.snapshot_head(self.snapshot, limits=self._limits)
+
+    def salt(self) -> bytes:
+        """The salt of the owner tokens: created once, readable by this user only."""
+        path = self.folder / "salt"
+        with suppress(FileNotFoundError):
+            return _checked_salt(path)
+        with self._locked():
+            if not path.exists():
+                fsio.write_bytes(path, os.urandom(_SALT_BYTES), mode=0o600)
+            return _checked_salt(path)
+
+    # ---------------------------------------------------------------- inside
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with lock.exclusive(self.folder / "writer.lock", timeout_s=self._lock_timeout_s):
+            yield
+
+    def _create(self) -> None:
+        """The database file, whole or not at all; the caller holds the lock."""
+        if self._db.exists():
+            return
+        mirrored = ledger.read_mirror(self.head_file)
+        if mirrored is not None and mirrored.seq > 0:
+            raise IntegrityError(f"{self._db} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
+        fsio.sweep(self.folder)
+        ledger.write_mirror(self.head_file, Head())
+        with fsio.replacing(self._db) as temp:
+            fault("warehouse.before_create")
+            with connection.opened(temp, limits=self._limits) as con:
+                con.execute(ddl.LAYOUT)
+                con.execute(views.LAYOUT)
+        fault("warehouse.after_create")
+
+    def _in_place(self, con: Connection, asset: str, output: Mapping[str, Any]) -> bool:
+        if output["kind"] == "artifact":
+            return self.artifacts.holds(output["name"], output["digest"])
+        subject = output.get("subject") or asset.partition("/")[0]
+        found = writer.receipt_of(con, output["name"], subject, output.get("partition") or {})
+        return found is not None and output.get("receipt", output["digest"]) in (found[0].digest, found[0].content)
+
+
+def _last_stage(con: Connection, asset: str) -> dict[str, Any] | None:
+    row = con.execute(
+        "SELECT e.body FROM meta.stages s JOIN ledger.entries e USING (seq) WHERE s.asset = ?", [asset]
+    ).fetchone()
+    return dict(json.loads(row[0])) if row else None
+
+
+def _checked_salt(path: Path) -> bytes:
+    salt = path.read_bytes()
+    if len(salt) != _SALT_BYTES:
+        raise IntegrityError(
+            f"{path} has {len(salt)} bytes, not {_SALT_BYTES}: owner tokens could not be matched any more"
+        )
+    return salt

@@ -1,0 +1,222 @@
+"""One transaction: replace or append partitions, note them in the ledger, all or nothing.
+
+replace = BEGIN; DELETE the partition; INSERT BY NAME; read back, compare row count and digest; ledger row; COMMIT.
+A frame that says what is already there, under the same configuration, changes nothing and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from contracts.digests import canonical_json, plain
+from contracts.errors import DataError, IntegrityError
+from contracts.identity import check_name
+from contracts.methods import ScoreSpec
+from contracts.tables import TableSpec
+from warehouse import ddl, frames, ledger, views
+from warehouse.connection import Connection
+from warehouse.faults import fault
+from warehouse.ledger import Head
+
+_ROW = "subject = ? AND name = ? AND part = ?::JSON"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What a write left behind.
+
+    Attributes:
+        table: full name of the table.
+        subject: whose rows.
+        partition: which rows.
+        rows: rows now in the partition.
+        digest: SHA-256 of all its columns, in any row order.
+        content: the same without volatile columns.
+        changed: False when the write was a no-op.
+        seq: the ledger entry that tells of this content.
+    """
+
+    table: str
+    subject: str
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    rows: int
+    digest: str
+    content: str
+    changed: bool
+    seq: int
+
+    @property
+    def name(self) -> str:
+        """Table and partition in one text, e.g. ``models.checkpoints[role=target]``."""
+        inside = ",".join(f"{k}={v}" for k, v in self.partition.items())
+        return f"{self.table}[{inside}]" if inside else self.table
+
+    def output(self) -> dict[str, Any]:
+        """This receipt as an output of a stage, for ``Warehouse.complete``."""
+        return {"kind": "table", "name": self.table, "subject": self.subject, "partition": dict(self.partition),
+                "digest": self.content, "receipt": self.digest}  # fmt: skip
+
+
+class Transaction:
+    """An open transaction. Handed out by ``Warehouse.transaction``; committed when its block ends well."""
+
+    def __init__(self, con: Connection, head: Head, now: datetime) -> None:
+        self.con, self.head, self.now = con, head, now
+
+    def note(self, kind: str, body: Mapping[str, Any]) -> Head:
+        """Add a ledger entry; ``at`` (UTC) is added to its body."""
+        self.head = ledger.insert(self.con, self.head, kind, {**body, "at": self.now.isoformat()})
+        return self.head
+
+    def declare(self, specs: Iterable[TableSpec]) -> None:
+        """Bring the tables of ``specs`` into being or up to date."""
+        for spec in specs:
+            self._declare(spec, None)
+
+    def complete(self, asset: str, key: str, body: Mapping[str, Any]) -> Head:
+        """Note that an asset is done; the entry becomes its last completion."""
+        head = self.note("stage", body)
+        self.con.execute("DELETE FROM meta.stages WHERE asset = ?", [asset])
+        self.con.execute("INSERT INTO meta.stages VALUES (?, ?, ?)", [asset, key, head.seq])
+        return head
+
+    def replace(
+        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        partition: Mapping[str, Any] | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Replace a partition of a subject by ``frame``.
+
+        Raises:
+            DataError: the frame does not satisfy the declaration; nothing was written.
+        """
+        spec, part = self._prepare(spec, subject, partition)
+        rows = frames.checked(spec, frame, part)
+        content = frames.digest_of(rows, frames.content_columns(spec))
+        stored = receipt_of(self.con, spec.full_name, subject, part)
+        if stored is not None and stored[0].content == content and stored[1] == config_digest:
+            return stored[0]
+        fault("writer.before_delete")
+        where, values = _partition_where(subject, part)
+        self.con.execute(f"DELETE FROM {ddl.table(spec)} WHERE {where}", values)
+        fault("writer.after_delete")
+        self._insert(spec, rows, subject, run_id, config_digest)
+        return self._settle("replace", spec, rows, subject, part, run_id, config_digest)
+
+    def append(
+        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        partition: Mapping[str, Any] | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Add rows to a partition; a key that is already there is refused.
+
+        Raises:
+            DataError: the frame does not satisfy the declaration, or repeats a stored key; nothing was written.
+        """
+        spec, part = self._prepare(spec, subject, partition)
+        rows = frames.checked(spec, frame, part)
+        before = read_partition(self.con, spec, subject, part)
+        stored = receipt_of(self.con, spec.full_name, subject, part)
+        if stored is not None and not rows.height:
+            return stored[0]
+        whole = frames.checked(spec, pl.concat([before, rows]), part)
+        self._insert(spec, rows, subject, run_id, config_digest)
+        return self._settle("append", spec, whole, subject, part, run_id, config_digest)
+
+    def _prepare(
+        self, spec: TableSpec | ScoreSpec, subject: str, partition: Mapping[str, Any] | None
+    ) -> tuple[TableSpec, dict[str, Any]]:
+        check_name(subject, kind="subject")
+        if isinstance(spec, ScoreSpec):
+            table = spec.table
+            self._declare(table, spec)
+        else:
+            table = spec
+            self._declare(table, None)
+        return table, dict(partition or {})
+
+    def _declare(self, table: TableSpec, score: ScoreSpec | None) -> None:
+        done = ddl.ensure(self.con, table)
+        if done:
+            self.note("table", {"table": table.full_name, "version": table.version, "done": done})
+            if table.schema == "scores":
+                views.refresh(self.con, table, score)
+
+    def _insert(self, spec: TableSpec, rows: pl.DataFrame, subject: str, run_id: str, config_digest: str) -> None:
+        if not run_id or not config_digest:
+            raise DataError(f"table {spec.full_name}: run_id and config_digest may not be empty")
+        self.con.register("incoming", rows)
+        try:
+            self.con.execute(
+                f"INSERT INTO {ddl.table(spec)} BY NAME "
+                "SELECT ?::VARCHAR AS subject, ?::VARCHAR AS run_id, ?::VARCHAR AS config_digest, * FROM incoming",
+                [subject, run_id, config_digest],
+            )
+        finally:
+            self.con.unregister("incoming")
+        fault("writer.after_insert")
+
+    def _settle(
+        self, kind: str, spec: TableSpec, expected: pl.DataFrame, subject: str, part: dict[str, Any], run_id: str,
+        config_digest: str,
+    ) -> Receipt:  # fmt: skip
+        """Read the partition back, compare it with what was meant, and put it on record."""
+        digest = frames.digest_of(expected, spec.columns)
+        back = read_partition(self.con, spec, subject, part)
+        if back.height != expected.height or frames.digest_of(back, spec.columns) != digest:
+            raise IntegrityError(
+                f"table {spec.full_name}: {expected.height} rows were written, {back.height} rows with other content came back"
+            )
+        content = frames.digest_of(expected, frames.content_columns(spec))
+        head = self.note(
+            kind,
+            {"table": spec.full_name, "version": spec.version, "subject": subject, "partition": part,
+             "rows": expected.height, "digest": digest, "content": content, "config_digest": config_digest,
+             "run_id": run_id},
+        )  # fmt: skip
+        text = part_text(part)
+        self.con.execute(f"DELETE FROM meta.partitions WHERE {_ROW}", [subject, spec.full_name, text])
+        self.con.execute(
+            "INSERT INTO meta.partitions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [spec.full_name, subject, text, expected.height, digest, content, config_digest, run_id, head.seq],
+        )
+        return Receipt(table=spec.full_name, subject=subject, partition=part, rows=expected.height, digest=digest,
+                       content=content, changed=True, seq=head.seq)  # fmt: skip
+
+
+def part_text(partition: Mapping[str, Any]) -> str:
+    return canonical_json(plain(partition))
+
+
+def receipt_of(con: Connection, table: str, subject: str, partition: Mapping[str, Any]) -> tuple[Receipt, str] | None:
+    """The receipt (marked unchanged) and configuration digest of what a partition holds now; None if never written."""
+    row = con.execute(
+        f"SELECT num_rows, digest, content, seq, config_digest FROM meta.partitions WHERE {_ROW}",
+        [subject, table, part_text(partition)],
+    ).fetchone()
+    if row is None:
+        return None
+    receipt = Receipt(table=table, subject=subject, partition=dict(partition), rows=row[0], digest=row[1],
+                      content=row[2], changed=False, seq=row[3])  # fmt: skip
+    return receipt, str(row[4])
+
+
+def read_partition(
+    con: Connection, spec: TableSpec, subject: str, partition: Mapping[str, Any], columns: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The spec's columns (or some of them) of a partition, or of several when ``partition`` names fewer columns;
+    sorted by key."""
+    where, values = _partition_where(subject, partition)
+    chosen = [c for c in spec.all_columns if c.name in columns] if columns else list(spec.columns)
+    names = ", ".join(ddl.quoted(c.name) for c in chosen)
+    order = ", ".join(ddl.quoted(k) for k in spec.key if k not in partition) or "1"
+    frame = con.sql(f"SELECT {names} FROM {ddl.table(spec)} WHERE {where} ORDER BY {order}", params=values).pl()
+    return frame.with_columns(pl.col(c.name).cast(frames.POLARS[c.dtype]) for c in chosen)
+
+
+def _partition_where(subject: str, partition: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    conditions = ["subject = ?", *(f"{ddl.quoted(name)} = ?" for name in partition)]
+    return " AND ".join(conditions), [subject, *partition.values()]
