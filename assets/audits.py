@@ -6,8 +6,9 @@ Over several seeds of one method an example's score is the mean over the seeds' 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -18,15 +19,20 @@ from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.methods import AttackSpec, attack
-from contracts.subject import Choice, Subject
-from contracts.verdicts import Finding
+from contracts.subject import Choice, Subject, Thresholds
+from contracts.verdicts import Finding, Verdict
 from reports import plots
+
+if TYPE_CHECKING:
+    from attacks.membership.unlearning import UMIAResult
 
 TARGET = "target"
 FINDING_COLUMNS = ("what", "verdict", "sentence", "value", "low", "high", "threshold")
 
 
-def attacks(subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]) -> dict[str, Stage]:
+def attacks(
+    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
+) -> dict[str, Stage]:
     """``[subject, audits, <attack>]`` for every attack the subject lists."""
     return {choice.name: _attack(subject, choice, upstream, scope, jobs) for choice in subject.attacks}
 
@@ -52,7 +58,12 @@ def _attack(
 
 
 def _run_attack(
-    run: Run, spec: AttackSpec, config: Any, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
+    run: Run,
+    spec: AttackSpec,
+    config: Any,
+    upstream: Mapping[str, Stage],
+    scope: Scope | None,
+    jobs: Mapping[str, Stage],
 ) -> Output:
     from attacks.membership import Evidence, attack_report, roc
 
@@ -64,7 +75,9 @@ def _run_attack(
         audited.append((TARGET, stored["logits"][None], None))
     if scope:
         forget, _ = run.load(scope.split)
-        audited += [(f"{scope.name(run)}/{m}", run.load(stage)[0]["logits"], forget["forget"]) for m, stage in jobs.items()]
+        audited += [
+            (f"{scope.name(run)}/{m}", run.load(stage)[0]["logits"], forget["forget"]) for m, stage in jobs.items()
+        ]
     logits = np.concatenate([part for _, part, _ in audited])[:, where]
     pool = ensemble.pool
     scores = attack.get(spec.name)(
@@ -98,7 +111,10 @@ def _run_attack(
             }
         ).with_columns(pl.col("score").fill_nan(None))  # fmt: skip
         report = attack_report(
-            mean[shown], member[shown], alpha=run.subject.thresholds.alpha, seed=derive_seed(run.subject.seed, name) % 2**31
+            mean[shown],
+            member[shown],
+            alpha=run.subject.thresholds.alpha,
+            seed=derive_seed(run.subject.seed, name) % 2**31,
         ).with_columns(audited=pl.lit(name), attack=pl.lit(spec.name))
         partition = {"audited": name, "attack": spec.name}
         tables += [(schema.ATTACK_REPORTS, report, partition), (schema.ATTACK_SCORES, frame, partition)]
@@ -108,7 +124,9 @@ def _run_attack(
         tables=tables,
         members=ids,
         metadata={
-            "auc": reports.unique("audited", maintain_order=True).select("audited", "n_pos", "n_neg", "auc", "auc_lo", "auc_hi").to_dicts(),
+            "auc": reports.unique("audited", maintain_order=True)
+            .select("audited", "n_pos", "n_neg", "auc", "auc_lo", "auc_hi")
+            .to_dicts(),
             "most_exposed": top_rows(tables[1][1].filter("is_member"), "score", labels_of(run.data)),
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)},
@@ -135,7 +153,7 @@ def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: M
 
 
 def _u_mia(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
-    from attacks.membership import umia_report
+    from attacks.membership.unlearning import population_umia
 
     forget, _ = run.load(scope.split)
     data = run.data
@@ -146,17 +164,53 @@ def _u_mia(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
         name = f"{scope.name(run)}/{method}"
         logits = run.load(stage)[0]["logits"]
         losses = np.mean([models.losses(z, data.y) for z in logits], axis=0)
-        report = umia_report(
-            losses[inside], losses[unseen], alpha=run.subject.thresholds.alpha, seed=derive_seed(run.subject.seed, name) % 2**31
-        ).with_columns(audited=pl.lit(name), attack=pl.lit(U_MIA))
+        result = population_umia(
+            losses[inside],
+            losses[unseen],
+            alpha=run.subject.thresholds.alpha,
+            seed=derive_seed(run.subject.seed, name) % 2**31,
+        )
+        report = pl.DataFrame([_umia_row(result)], schema_overrides=_NO_CAP).with_columns(
+            audited=pl.lit(name), attack=pl.lit(U_MIA)
+        )
         tables.append((schema.ATTACK_REPORTS, report, {"audited": name, "attack": U_MIA}))
         rows.append(report.row(0, named=True))
     columns = ("audited", "balanced_acc_heldout", "balanced_acc_heldout_lo", "balanced_acc_heldout_hi")
     return Output(tables=tables, metadata={"accuracy": [{c: row[c] for c in columns} for row in rows]})
 
 
+_NO_CAP = {name: pl.Float64 for name in ("tpr", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi")}
+
+
+def _umia_row(result: UMIAResult) -> dict[str, Any]:
+    """A row of audits.attack_reports; its claim is the accuracy, so no rate at a cap is given."""
+    return {
+        "n_pos": result.n_pos, "n_neg": result.n_neg, "auc": result.auc, "auc_lo": result.auc_low, "auc_hi": result.auc_high,
+        "balanced_acc": result.published_accuracy, "balanced_acc_heldout": result.accuracy,
+        "balanced_acc_heldout_lo": result.low, "balanced_acc_heldout_hi": result.high, "fpr_cap": 1.0,
+        **dict.fromkeys(_NO_CAP), "reliable": True,
+    }  # fmt: skip
+
+
+def _umia_of(report: pl.DataFrame) -> UMIAResult | None:
+    from attacks.membership.unlearning import UMIAResult
+
+    if not report.height:
+        return None
+    row = report.row(0, named=True)
+    return UMIAResult(
+        accuracy=row["balanced_acc_heldout"], low=row["balanced_acc_heldout_lo"], high=row["balanced_acc_heldout_hi"],
+        published_accuracy=row["balanced_acc"], auc=row["auc"], auc_low=row["auc_lo"], auc_high=row["auc_hi"],
+        n_pos=row["n_pos"], n_neg=row["n_neg"],
+    )  # fmt: skip
+
+
 def findings(
-    subject: Subject, scope: Scope | None, scores: Mapping[str, Stage], reports: Mapping[str, Stage], comparison: Stage | None
+    subject: Subject,
+    scope: Scope | None,
+    scores: Mapping[str, Stage],
+    reports: Mapping[str, Stage],
+    comparison: Stage | None,
 ) -> Stage:
     """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts."""
     per_request = scope is not None and scope.per_request
@@ -165,7 +219,10 @@ def findings(
         path=(f"{scope.prefix if scope else ''}audits", "findings"),
         doc="Verdicts: pass, fail, inconclusive or broken, each with the sentence that explains it. A pass or a fail needs the "
         "whole interval on one side of the plan's threshold.",
-        config={"thresholds": subject.thresholds, "decides": subject.unlearning.decides if subject.unlearning else None},
+        config={
+            "thresholds": subject.thresholds,
+            "decides": subject.unlearning.decides if subject.unlearning else None,
+        },
         deps=(*scores.values(), *reports.values(), *((comparison,) if comparison else ())),
         tables=(schema.FINDINGS,),
         per_request=per_request,
@@ -175,25 +232,26 @@ def findings(
 
 
 def _findings(run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack_stages: Mapping[str, Stage]) -> Output:
-    from attacks.verdicts import judge_score, judge_target, judge_unlearning
-
-    found: list[tuple[str, Finding]] = []
-    for name in scores:
-        found.append(("scores", judge_score(run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True))))
-    reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("attack").is_in(list(attack_stages)))
-    if not run.stage.per_request:
-        found += [(TARGET, f) for f in judge_target(reports.filter(pl.col("audited") == TARGET), run.subject.thresholds)]
+    limits = run.subject.thresholds
+    found: list[tuple[str, Finding]] = [
+        ("scores", _judge_score(run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True))) for name in scores
+    ]
+    reports = run.read(schema.ATTACK_REPORTS)
+    if not run.stage.per_request and limits.max_target_auc is not None:
+        own = dataclasses.replace(limits, max_auc=limits.max_target_auc)
+        found += [(TARGET, f) for f in _judge_attacks(run, TARGET, reports, attack_stages, own, two_sided=False)]
     if scope:
         split = scope.name(run)
-        runs = run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split)
+        runs = run.read(schema.UNLEARNING_RUNS, {"split": split})
         for method in runs["method"].unique(maintain_order=True):
             name = f"{split}/{method}"
-            mine = reports.filter(pl.col("audited") == name)
-            found += [
-                (name, f) for f in judge_unlearning(name, mine, runs.filter(pl.col("method") == method), run.subject.thresholds)
-            ]
+            found += [(name, f) for f in _judge_attacks(run, name, reports, attack_stages, limits, two_sided=True)]
+            found.append((name, _judge_gap(name, runs.filter(pl.col("method") == method), limits)))
     frame = pl.DataFrame(
-        [{"audited": audited, **{c: getattr(f, c) for c in FINDING_COLUMNS}, "verdict": f.verdict.value} for audited, f in found],
+        [
+            {"audited": audited, **{c: getattr(f, c) for c in FINDING_COLUMNS}, "verdict": f.verdict.value}
+            for audited, f in found
+        ],
         schema_overrides={c: pl.Float64 for c in FINDING_COLUMNS[3:]},
         infer_schema_length=None,
     )
@@ -204,5 +262,51 @@ def _findings(run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack
     counts = frame.group_by("verdict").len().sort("verdict")
     return Output(
         tables=tables,
-        metadata={"verdicts": dict(counts.iter_rows()), "findings": frame.select("audited", "what", "verdict", "sentence").to_dicts()},
+        metadata={
+            "verdicts": dict(counts.iter_rows()),
+            "findings": frame.select("audited", "what", "verdict", "sentence").to_dicts(),
+        },
     )
+
+
+def _judge_score(row: Mapping[str, Any]) -> Finding:
+    """A score whose run missed a gate is no evidence, whatever its values."""
+    what = f"score/{row['score']}"
+    if not row["passed"]:
+        return Finding(what=what, verdict=Verdict.INCONCLUSIVE, sentence=row["reason"])
+    return Finding(
+        what=what, verdict=Verdict.PASS, sentence=f"{row['num_examples']:,} examples scored; every gate met."
+    )
+
+
+def _judge_attacks(
+    run: Run, name: str, reports: pl.DataFrame, stages: Mapping[str, Stage], limits: Thresholds, *, two_sided: bool
+) -> list[Finding]:
+    from attacks.verdicts import judge_attack, judge_umia
+
+    out = []
+    for attack_name in stages:
+        if attack_name == U_MIA and name == TARGET:
+            continue
+        what = f"attack/{attack_name}"
+        report = reports.filter((pl.col("audited") == name) & (pl.col("attack") == attack_name))
+        if attack_name == U_MIA:
+            out.append(judge_umia(_umia_of(report), what=what, thresholds=limits))
+            continue
+        out.append(
+            judge_attack(
+                report if report.height else None,
+                what=what,
+                thresholds=limits,
+                num_references=run.subject.ensemble.num_models if attack.get(attack_name).spec.references else None,
+                num_tests=len(stages),
+                two_sided=two_sided,
+            )
+        )
+    return out
+
+
+def _judge_gap(name: str, runs: pl.DataFrame, limits: Thresholds) -> Finding:
+    from attacks.verdicts import judge_gap
+
+    return judge_gap(runs["avg_gap"].to_list(), what="gap to retraining", thresholds=limits)

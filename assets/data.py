@@ -48,9 +48,9 @@ def _examples(run: Run) -> Output:
         tables=[(schema.EXAMPLES, frame, {})],
         members=data.example_id,
         metadata=_facts(data, frame),
-        pictures={"classes": plots.counts_png(_counts(frame), title="Examples per class", split_names=("train", "test"))}
-        if classes is not None
-        else {},
+        pictures={
+            "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if classes is not None else "target")
+        },
     )
 
 
@@ -65,12 +65,3 @@ def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
         "source_digest": data.digest,
         "first_rows": frame.head(10).select("example_id", "split", "label_name").to_dicts(),
     }
-
-
-def _counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """class -> split -> count."""
-    table = frame.group_by("label_name", "split").len().sort("label_name", "split")
-    out: dict[str, dict[str, int]] = {}
-    for name, split, count in table.iter_rows():
-        out.setdefault(name, {})[split] = count
-    return out

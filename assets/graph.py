@@ -35,9 +35,7 @@ def subject_stages(subject: Subject) -> list[Stage]:
     return [*stages, split, *_forgetting(subject, upstream, scored, Scope(split, per_request=True))]
 
 
-def _forgetting(
-    subject: Subject, upstream: dict[str, Stage], scored: dict[str, Stage], scope: Scope
-) -> list[Stage]:
+def _forgetting(subject: Subject, upstream: dict[str, Stage], scored: dict[str, Stage], scope: Scope) -> list[Stage]:
     """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
     jobs = unlearning.jobs(subject, upstream, scope)
     comparison = unlearning.comparison(subject, scope, jobs)

@@ -18,8 +18,9 @@ from contracts.subject import Subject
 from reports import plots
 
 if TYPE_CHECKING:
-    from recipes.ensemble import ReferenceEnsemble
     from torch import nn
+
+    from recipes.ensemble import ReferenceEnsemble
 
 
 def training(subject: Subject) -> dict[str, Any]:
@@ -103,10 +104,9 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def loss_picture(run: Run, logits: np.ndarray) -> bytes:
-    values, train = losses(logits, run.data.y), run.data.split == "train"
-    return plots.histogram_png(
-        {"train": values[train], "test": values[~train]}, title="Loss of the audited model", xlabel="cross-entropy (nats)", log_x=True
-    )
+    """Losses span many decades once a model interpolates, so their logarithm is drawn."""
+    values = np.log10(np.maximum(losses(logits, run.data.y), 1e-12))
+    return plots.histogram_png(values, title="Loss of the audited model", xlabel="log10 cross-entropy (nats)")
 
 
 def early(subject: Subject, examples: Stage) -> Stage:
@@ -225,4 +225,3 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
     from recipes import ReferenceEnsemble
 
     return ReferenceEnsemble.from_arrays(*run.load(stage))
-

@@ -22,7 +22,20 @@ from contracts.methods import recipe, score
 from contracts.requests import RequestState
 from contracts.subject import Subject
 from contracts.verdicts import Verdict
-from reports import AuditReport, Curve, Examples, Histogram, ScoreSection, render_html, render_json, summary
+from reports import (
+    AuditReport,
+    Curve,
+    Examples,
+    Histogram,
+    Judgement,
+    Row,
+    ScoreSection,
+    judge,
+    render_html,
+    render_json,
+    rows,
+    summary,
+)
 from reports.plots import is_picture
 from sources import ExampleSet
 
@@ -42,7 +55,13 @@ def audit_report(
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
         version=1,
-        deps=(upstream["examples"], upstream["target"], *scores.values(), findings, *((comparison,) if comparison else ())),
+        deps=(
+            upstream["examples"],
+            upstream["target"],
+            *scores.values(),
+            findings,
+            *((comparison,) if comparison else ()),
+        ),
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
@@ -69,7 +88,13 @@ def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Outpu
             "why": report.judgement.sentence,
             "page": str(run.workspace.home / files[0].path),
             "findings": [
-                {"about": r.audited, "what": r.what, "verdict": r.verdict.value, "figure": r.figure, "interval": r.interval}
+                {
+                    "about": r.audited,
+                    "what": r.what,
+                    "verdict": r.verdict.value,
+                    "figure": r.figure,
+                    "interval": r.interval,
+                }
                 for r in report.rows
             ],
         },
@@ -78,7 +103,7 @@ def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Outpu
 
 def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> AuditReport:
     """The facts of one audit, read from the warehouse."""
-    subject, data = run.subject, run.data
+    subject = run.subject
     split = scope.name(run) if scope else ""
     about = [f"{split}/"] if run.request else [f"{split}/", TARGET, "scores"]
     mine = pl.any_horizontal([pl.col("audited").str.starts_with(prefix) for prefix in about if prefix != "/"])
@@ -109,7 +134,11 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Audi
 
 def _commands(subject: Subject, request: str | None) -> list[str]:
     first = f"palimpsest request run {subject.subject} {request}" if request else f"palimpsest audit {subject.subject}"
-    return [first, f"palimpsest sql \"SELECT * FROM audits.findings WHERE subject = '{subject.subject}'\"", "palimpsest verify --ledger"]
+    return [
+        first,
+        f"palimpsest sql \"SELECT * FROM audits.findings WHERE subject = '{subject.subject}'\"",
+        "palimpsest verify --ledger",
+    ]
 
 
 def environment(subject: Subject) -> dict[str, str]:
@@ -140,8 +169,16 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
             "classes": data.num_classes or "regression",
             "shape": " × ".join(map(str, data.input_shape)),
         },
-        "Model": {"architecture": subject.model.name, **plain(subject.model.config), "parameters": f"{row['num_parameters']:,}", **share},
-        "Recipe": {"recipe": subject.recipe.name, **plain(recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config))},
+        "Model": {
+            "architecture": subject.model.name,
+            **plain(subject.model.config),
+            "parameters": f"{row['num_parameters']:,}",
+            **share,
+        },
+        "Recipe": {
+            "recipe": subject.recipe.name,
+            **plain(recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config)),
+        },
         "Seeds": {
             "subject": subject.seed,
             "early models": f"{subject.early.seeds}, stopped at epoch {subject.early.epoch}",
@@ -205,8 +242,14 @@ def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
         frame = run.read(spec.table).drop_nulls(spec.value).select("example_id", rank)
         ranked = frame if ranked is None else ranked.join(frame, on="example_id")
     assert ranked is not None
-    top = ranked.with_columns(mean=pl.mean_horizontal(list(scores))).sort(["mean", "example_id"], descending=[True, False])
-    return [examples_of(run.data, top.head(SHOWN), "mean", "Noisiest: near the top of every score (mean rank)")] if top.height else []
+    top = ranked.with_columns(mean=pl.mean_horizontal(list(scores))).sort(
+        ["mean", "example_id"], descending=[True, False]
+    )
+    return (
+        [examples_of(run.data, top.head(SHOWN), "mean", "Noisiest: near the top of every score (mean rank)")]
+        if top.height
+        else []
+    )
 
 
 def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
@@ -218,10 +261,14 @@ def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
         member = part["is_member"].to_numpy()
         if 0 < member.sum() < len(member):
             fpr, tpr = roc(part["score"].to_numpy(), member)
-            out.setdefault(str(audited), {})[str(attack)] = Curve.of(fpr, tpr, n_pos=int(member.sum()), n_neg=int((~member).sum()))
+            out.setdefault(str(audited), {})[str(attack)] = Curve.of(
+                fpr, tpr, n_pos=int(member.sum()), n_neg=int((~member).sum())
+            )
     return out
 
 
-def verdict_rows(report: Mapping[str, Any]) -> list[summary.Row]:
-    """The summary rows of a stored JSON report."""
-    return summary.rows(pl.DataFrame(report["findings"], schema=summary.FINDINGS_SCHEMA))
+def judgement_of(facts: Mapping[str, Any]) -> tuple[Judgement, list[Row]]:
+    """The overall verdict and the summary rows of a stored JSON report."""
+    findings = pl.DataFrame(facts["findings"], schema=summary.FINDINGS_SCHEMA)
+    controls, decides = facts["controls"]["methods"], facts["decides"]
+    return judge(findings, controls=controls, decides=decides), rows(findings, controls=controls, decides=decides)

@@ -41,7 +41,9 @@ def _scope(run: Run) -> Output:
     method, config = selection(run, entry.request)
     output = curate(run, run.request, method, curator.get(method).spec.config.from_mapping(config))
     forget = int(output.metadata["forget"])
-    requests.reach(run.request, RequestState.SCOPED, note=f"{forget} examples by {entry.request.selector}", num_examples=forget)
+    requests.reach(
+        run.request, RequestState.SCOPED, note=f"{forget} examples by {entry.request.selector}", num_examples=forget
+    )
     return output
 
 
@@ -49,7 +51,9 @@ def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]
     """The curator that a request's selector stands for, with its configuration."""
     if request.selector == "owner":
         salt = run.warehouse.salt()
-        owners = {owner for owner in np.unique(run.train.owner).tolist() if owner_token(owner, salt=salt) == request.owner}
+        owners = {
+            owner for owner in np.unique(run.train.owner).tolist() if owner_token(owner, salt=salt) == request.owner
+        }
         ids = run.train.example_id[np.isin(run.train.owner, sorted(owners))]
         if not len(ids):
             raise DataError(f"request {request.request_id}: no training example belongs to owner token {request.owner}")

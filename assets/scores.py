@@ -86,7 +86,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
             "mean": float(values.mean()) if len(values) else 0.0,  # type: ignore[arg-type]
             "highest": top_rows(frame, spec.value, labels_of(run.data)),
         },
-        pictures={"histogram": plots.histogram_png({"train": values.to_numpy()}, title=spec.name, xlabel=_xlabel(spec))}
+        pictures={"histogram": plots.histogram_png(values.to_numpy(), title=spec.name, xlabel=_xlabel(spec))}
         if len(values)
         else {},
         warnings={"gates": " ".join(reasons)} if spec.gates else {},
@@ -104,4 +104,8 @@ def _refusal(frame: pl.DataFrame, gate: Gate) -> str:
     if not len(values):
         return f"{gate.column} has no values: {gate.why}"
     found = float(np.mean(values) if gate.statistic == "mean" else np.min(values))
-    return "" if found >= gate.at_least else f"{gate.statistic} {gate.column} is {found:.3f}, below {gate.at_least:g}: {gate.why}"
+    return (
+        ""
+        if found >= gate.at_least
+        else f"{gate.statistic} {gate.column} is {found:.3f}, below {gate.at_least:g}: {gate.why}"
+    )

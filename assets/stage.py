@@ -178,7 +178,9 @@ def _join(asset: str, name: str) -> str:
     return f"{asset}/{name}" if name else f"{asset}/result"
 
 
-def materialize(stage: Stage, workspace: Workspace, *, run_id: str, request: str | None, context: Any) -> dict[str, Any]:
+def materialize(
+    stage: Stage, workspace: Workspace, *, run_id: str, request: str | None, context: Any
+) -> dict[str, Any]:
     """Bring one stage up to date and return its record, with ``unchanged`` telling whether there was work to do."""
     run = Run(stage, workspace, run_id, request, context)
     w = run.warehouse
@@ -208,7 +210,12 @@ def materialize(stage: Stage, workspace: Workspace, *, run_id: str, request: str
     for artifact in output.artifacts:
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
     w.record_lineage(
-        run.asset, parents=tuple(inputs), artifacts=(*output.artifacts, shown), key=key, members=output.members, **common
+        run.asset,
+        parents=tuple(inputs),
+        artifacts=(*output.artifacts, shown),
+        key=key,
+        members=output.members,
+        **common,
     )
     record = {
         "key": key,
@@ -226,7 +233,9 @@ def materialize(stage: Stage, workspace: Workspace, *, run_id: str, request: str
 
 def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.AssetsDefinition:
     """The Dagster asset of a stage, with its blocking contract check and its warnings."""
-    specs = [dg.AssetCheckSpec("contract", asset=stage.key, blocking=True, description=_CONTRACT)] if stage.tables else []
+    specs = (
+        [dg.AssetCheckSpec("contract", asset=stage.key, blocking=True, description=_CONTRACT)] if stage.tables else []
+    )
     specs += [dg.AssetCheckSpec(name, asset=stage.key, description="Not blocking.") for name in stage.warnings]
 
     @dg.asset(
@@ -247,7 +256,7 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         else None,
         required_resource_keys={"workspace"},
     )
-    def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def _asset(context) -> dg.MaterializeResult:  # type: ignore[no-untyped-def, type-arg]  # Dagster reads this annotation at run time
         workspace: Workspace = context.resources.workspace
         request = context.partition_key if stage.per_request else None
         record = materialize(stage, workspace, run_id=context.run_id, request=request, context=context)

@@ -134,7 +134,15 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
     return Output(
         tables=tables,
         metadata={"methods": len(jobs), "table": _short(frame)},
-        pictures={"gap": plots.unlearning_png(frame, title=f"Distance to retraining: {split}")},
+        pictures={
+            "gap": plots.dots_png(
+                {method: frame.filter(pl.col("method") == method)["avg_gap"].to_numpy() for method in jobs},
+                title=f"Distance to retraining: {split}",
+                xlabel="average gap to retraining (points)",
+                threshold=run.subject.thresholds.max_gap,
+                threshold_label="largest tolerated",
+            )
+        },
     )
 
 

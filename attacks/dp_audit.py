@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.stats import binom
 
 from attacks.statistics import lower_bound, upper_bound
 from contracts.errors import InvalidInput
@@ -57,11 +58,13 @@ def eps_lower_bound(
     """
     _check_delta(delta)
     if repeats < 1 or (repeats > 1 and delta > 0):
-        raise InvalidInput(f"repeats = {repeats} with delta = {delta}: needs repeats >= 1, and delta = 0 when repeats > 1")
+        raise InvalidInput(
+            f"repeats = {repeats} with delta = {delta}: needs repeats >= 1, and delta = 0 when repeats > 1"
+        )
     tpr, fpr = _bounds(true_positives, n_pos, false_positives, n_neg, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = [np.log(max(tpr - delta, 0.0)) - np.log(fpr), np.log(max(1 - fpr - delta, 0.0)) - np.log(1 - tpr)]
-    return max(0.0, *(float(eps) for eps in found if np.isfinite(eps))) / repeats
+    return max([0.0, *(float(eps) for eps in found if np.isfinite(eps))]) / repeats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +81,7 @@ def gdp_lower_bound(
     """As :func:`eps_lower_bound` for a mechanism known to be Gaussian (DP-SGD, in good approximation); 0 < delta < 1."""
     _check_delta(delta, positive=True)
     tpr, fpr = _bounds(true_positives, n_pos, false_positives, n_neg, alpha)
-    mu = float(norm.ppf(1 - fpr) - norm.ppf(1 - tpr))
+    mu = float(ndtri(1 - fpr) - ndtri(1 - tpr))
     mu = max(0.0, mu) if np.isfinite(mu) else 0.0
     return GaussianBound(mu=mu, eps=eps_of_mu(mu, delta=delta))
 
@@ -88,7 +91,7 @@ def delta_of_eps(eps: float, *, mu: float) -> float:
     if mu == 0:
         return 0.0
     # e^eps * Phi(.) in log space: the factor overflows where the product is tiny.
-    return float(norm.cdf(-eps / mu + mu / 2) - np.exp(eps + norm.logcdf(-eps / mu - mu / 2)))
+    return float(ndtr(-eps / mu + mu / 2) - np.exp(eps + log_ndtr(-eps / mu - mu / 2)))
 
 
 def eps_of_mu(mu: float, *, delta: float) -> float:
@@ -96,7 +99,7 @@ def eps_of_mu(mu: float, *, delta: float) -> float:
     _check_delta(delta, positive=True)
     if delta_of_eps(0.0, mu=mu) <= delta:
         return 0.0
-    top = mu * (mu / 2 - norm.ppf(delta)) + 1.0  # there Phi(-eps/mu + mu/2) < delta already
+    top = mu * (mu / 2 - ndtri(delta)) + 1.0  # there Phi(-eps/mu + mu/2) < delta already
     return float(brentq(lambda eps: delta_of_eps(eps, mu=mu) - delta, 0.0, top, xtol=1e-12))
 
 
@@ -125,9 +128,7 @@ def one_run_eps(
     """
 
     def excess(eps: float) -> float:
-        p = one_run_p_value(
-            eps, num_canaries=num_canaries, num_guesses=num_guesses, num_right=num_right, delta=delta
-        )
+        p = one_run_p_value(eps, num_canaries=num_canaries, num_guesses=num_guesses, num_right=num_right, delta=delta)
         return p - alpha
 
     if excess(0.0) >= 0:

@@ -74,7 +74,9 @@ class Config:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(map(str, values)) - set(fields))
         if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(fields) or '(none)'}")
+            raise ConfigError(
+                f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(fields) or '(none)'}"
+            )
         required = [
             n for n, f in fields.items() if f.default is _MISSING and f.default_factory is _MISSING and n not in values
         ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from calendar import monthrange
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from contracts.errors import ConfigError, StateError
@@ -47,6 +49,17 @@ def next_state(current: RequestState, wanted: RequestState) -> RequestState:
         allowed = ", ".join(sorted(TRANSITIONS[current])) or "none: it is final"
         raise StateError(f"a request that is {current.value} cannot become {wanted.value}; allowed: {allowed}")
     return wanted
+
+
+def due_date(received: datetime, *, months: int = 1) -> datetime:
+    """The same day ``months`` later, or that month's last day (Regulation 1182/71 Art. 3; GDPR Art. 12(3)).
+
+    >>> due_date(datetime(2027, 1, 31)).date().isoformat()
+    '2027-02-28'
+    """
+    month = received.month - 1 + months
+    year, month = received.year + month // 12, month % 12 + 1
+    return received.replace(year=year, month=month, day=min(received.day, monthrange(year, month)[1]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,6 +88,9 @@ class Thresholds(Config):
 
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of every interval")
     max_auc: float = param(0.60, gt=0.5, lt=1, doc="largest tolerated attack AUC on forgotten examples")
+    max_target_auc: float | None = param(
+        None, gt=0.5, lt=1, doc="largest tolerated attack AUC on the audited model itself; null: reported, not judged"
+    )
     max_umia: float = param(0.60, gt=0.5, lt=1, doc="largest tolerated accuracy of the population attack, max(a, 1-a)")
     max_gap: float = param(5.0, ge=0, le=100, unit="points", doc="largest tolerated average gap to retraining")
 

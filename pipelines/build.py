@@ -79,7 +79,8 @@ def _request_sensor(
             return dg.SkipReason("no verified forget request is waiting")
         return dg.SensorResult(
             run_requests=[
-                dg.RunRequest(run_key=name, partition_key=name, tags={"palimpsest/forget_request": name}) for name in waiting
+                dg.RunRequest(run_key=name, partition_key=name, tags={"palimpsest/forget_request": name})
+                for name in waiting
             ],
             dynamic_partitions_requests=[partitions.build_add_request(waiting)],
         )
@@ -88,6 +89,6 @@ def _request_sensor(
 
 
 def _waiting(workspace: Workspace, subject: str) -> Iterator[str]:
-    for entry in workspace.warehouse.requests.list(subject):
-        if entry.state is RequestState.VERIFIED:
-            yield entry.request.request_id
+    for row in workspace.warehouse.requests.list(subject).iter_rows(named=True):
+        if row["state"] == RequestState.VERIFIED:
+            yield str(row["request_id"])

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import IntegrityError, JobFailed
+from contracts.errors import IntegrityError, JobFailed, NotReady
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress
 from warehouse import ArtifactStore, fsio
@@ -107,10 +107,10 @@ def _report(folder: Path, progress: Progress) -> None:
 def _finished(job: UnlearnJob, home: Path) -> bool:
     """The output exists, is whole, and was made by exactly this job."""
     try:
-        loaded = ArtifactStore(home).load(job.output)
-    except (IntegrityError, LookupError):
+        _, meta = ArtifactStore(home / "artifacts").load(job.output)
+    except (IntegrityError, NotReady):
         return False
-    return loaded is not None and loaded[1].get("job") == digest(job)
+    return bool(meta.get("job") == digest(job))
 
 
 def _tail(folder: Path, limit: int = 1500) -> str:

@@ -24,7 +24,9 @@ def subject_files(home: Path) -> dict[str, Path]:
     for folder in (BUILT_IN, home / "subjects"):
         for path in sorted(folder.glob("*/defs.yaml")):
             if path.parent.name in found:
-                raise ConfigError(f"subject {path.parent.name!r} is declared twice: {found[path.parent.name]} and {path}")
+                raise ConfigError(
+                    f"subject {path.parent.name!r} is declared twice: {found[path.parent.name]} and {path}"
+                )
             found[path.parent.name] = path
     return dict(sorted(found.items()))
 

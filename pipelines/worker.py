@@ -39,7 +39,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     from unlearning.metrics import evaluate
 
     subject = Subject.from_mapping(job.subject)
-    store = ArtifactStore(home)
+    store = ArtifactStore(home / "artifacts")
     data = load_examples(subject)
     _same("data set", data.digest, job.data_version)
     _same(job.target, store.sha256(job.target), job.target_sha256)
@@ -64,7 +64,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
         if time.monotonic() - said > 0.2:
             said = time.monotonic()
             state = {"done": step * 1000 + 1000 * done // max(total, 1), "total": 1000 * len(job.seeds), "what": what}
-            fsio.write_scratch(folder / "progress.json", canonical_json(state).encode())
+            fsio.write_bytes(folder / "progress.json", canonical_json(state).encode())
 
     said, step = 0.0, 0
     rows: list[dict[str, Any]] = []

@@ -114,6 +114,7 @@ class AuditReport:
         request: {label: value} when this is the report of one forget request, else None.
         events: rows of ``requests.events`` of that request, or None.
         controls: methods that must fail; see :mod:`reports.summary`.
+        decides: the unlearning method in use, whose verdict decides; None when all count.
         max_gap: the plan's largest tolerated average gap to retraining, drawn as a line; None for no line.
 
     Raises:
@@ -138,6 +139,7 @@ class AuditReport:
     request: Mapping[str, Any] | None = None
     events: pl.DataFrame | None = None
     controls: Sequence[str] = summary.CONTROLS
+    decides: str | None = None
     max_gap: float | None = None
 
     def __post_init__(self) -> None:
@@ -150,12 +152,12 @@ class AuditReport:
     @property
     def judgement(self) -> summary.Judgement:
         """The overall verdict and the banner's sentence."""
-        return summary.judge(self._findings, controls=self.controls)
+        return summary.judge(self._findings, controls=self.controls, decides=self.decides)
 
     @property
     def rows(self) -> list[summary.Row]:
         """One row a finding, worst first; the terminal shows the same."""
-        return summary.rows(self._findings, controls=self.controls)
+        return summary.rows(self._findings, controls=self.controls, decides=self.decides)
 
     @property
     def _findings(self) -> pl.DataFrame:
@@ -186,6 +188,7 @@ def facts(report: AuditReport) -> dict[str, Any]:
         "sentence": judgement.sentence,
         "counts": {v.value: n for v, n in judgement.counts.items()},
         "controls": {"methods": list(report.controls), "not_caught": list(judgement.powerless)},
+        "decides": report.decides,
         "request": report.request,
         "events": report.events,
         "audited": report.audited,

@@ -219,12 +219,12 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
                 "gaps": group["avg_gap"].drop_nulls().to_list(),
             })  # fmt: skip
         methods.sort(key=lambda m: m["order"])
-        gaps = {m["method"]: m["gaps"] for m in methods if m["method"] != "retrain"}
         chart = None
-        if any(gaps.values()):
+        if any(m["gaps"] for m in methods if m["method"] != "retrain"):
             alt = "Average gap to retraining: " + ", ".join(
                 f"{m['method']} {summary.number(m['cells']['avg_gap'][0]) or 'unknown'}" for m in methods if m["method"] != "retrain"
             )  # fmt: skip
+            gaps = {m["method"]: m["gaps"] for m in methods if m["method"] != "retrain"}
             draw = functools.partial(plots.dots_png, gaps, xlabel="average gap to retraining (points)",
                                      threshold=report.max_gap, threshold_label="allowed")  # fmt: skip
             chart = _chart(lambda theme, draw=draw: draw(theme=theme), alt)

@@ -201,7 +201,7 @@ def dots_png(
                 threshold_label, (threshold, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -3), ha="left", va="top",
                 textcoords="offset points", fontsize=8, color=_SERIES[theme][1],
             )  # fmt: skip
-        axes.set_yticks(range(len(groups)), list(groups))
+        axes.set_yticks(range(len(groups)), [_clipped(n) for n in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, 0.0) if left >= 0 else left, right + 0.04 * (right - left))
@@ -272,6 +272,10 @@ def grid_png(
                               color=_INK[theme])  # fmt: skip
 
     return _save(figure, fill, title=title, theme=theme, colours=None)
+
+
+def _clipped(text: str, most: int = 32) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def _rates(curve: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,8 +1,9 @@
 """The audit in a few rows: the overall verdict with its sentence, and one row a finding, for terminal and page alike.
 
-Overall verdict = the worst of the findings (contracts.verdicts.overall), except those about a *control*. The untouched
-model (method "none") is a positive control: an audit that works must fail it. So its failures do not count against the
-subject, and when nothing about it fails, the audit had no power on that split: then "pass" becomes "inconclusive".
+Overall verdict = the worst of the findings that count (contracts.verdicts.overall). Of the unlearning methods only the
+one in use counts (``decides``); the others are compared with it. The untouched model (method "none") is a positive
+control: an audit that works must fail it, so its failures never count against the subject, and when nothing about it
+fails, the audit had no power on that split: then "pass" becomes "inconclusive".
 
 Plain data only: strings and numbers; colours and boxes are the caller's.
 """
@@ -31,7 +32,8 @@ class Row:
     Attributes:
         audited: "target", "scores" or "<split>/<method>".
         what, verdict, sentence, value, low, high, threshold: of the finding.
-        control: the row is about a control and does not count in the overall verdict.
+        control: the row is about a control: it must fail.
+        counted: the row decides the overall verdict; the others are controls and methods compared.
     """
 
     audited: str
@@ -43,6 +45,7 @@ class Row:
     high: float | None
     threshold: float | None
     control: bool
+    counted: bool
 
     @property
     def figure(self) -> str:
@@ -62,7 +65,7 @@ class Judgement:
     """The verdict over all findings and the sentence that a banner shows.
 
     Attributes:
-        counts: verdict -> number of findings, controls excluded; every verdict is a key.
+        counts: verdict -> number of findings that count; every verdict is a key.
         powerless: splits whose positive control was not caught.
     """
 
@@ -106,20 +109,32 @@ def is_control(audited: str, controls: Sequence[str] = CONTROLS) -> bool:
     return "/" in audited and audited.rsplit("/", 1)[1] in controls
 
 
-def judge(findings: pl.DataFrame, *, controls: Sequence[str] = CONTROLS) -> Judgement:
+def counts(audited: str, *, controls: Sequence[str] = CONTROLS, decides: str | None = None) -> bool:
+    """Whether findings about ``audited`` decide the overall verdict: those about a method do when it is the one in use.
+
+    >>> counts("target"), counts("random/none"), counts("random/finetune", decides="retrain")
+    (True, False, False)
+    """
+    if "/" not in audited:
+        return True
+    return not is_control(audited, controls) and decides in (None, audited.rsplit("/", 1)[1])
+
+
+def judge(findings: pl.DataFrame, *, controls: Sequence[str] = CONTROLS, decides: str | None = None) -> Judgement:
     """The overall verdict of ``audits.findings`` rows.
 
     Args:
         findings: rows of ``audits.findings``; other columns are ignored.
         controls: methods whose failure is expected and required.
+        decides: the unlearning method in use; with None all that are no controls count.
 
     Raises:
         DataError: see :func:`check_findings`.
     """
     frame = check_findings(findings)
     rows = [r | {"verdict": Verdict(r["verdict"])} for r in frame.iter_rows(named=True)]
-    counted = [r for r in rows if not is_control(r["audited"], controls)]
-    counts = {v: sum(r["verdict"] is v for r in counted) for v in Verdict}
+    counted = [r for r in rows if counts(r["audited"], controls=controls, decides=decides)]
+    tally = {v: sum(r["verdict"] is v for r in counted) for v in Verdict}
     verdict = overall(r["verdict"] for r in counted)
 
     caught: dict[str, bool] = {}
@@ -130,17 +145,22 @@ def judge(findings: pl.DataFrame, *, controls: Sequence[str] = CONTROLS) -> Judg
     powerless = tuple(sorted(split for split, found in caught.items() if not found))
     if verdict is Verdict.PASS and powerless:
         verdict = Verdict.INCONCLUSIVE
-    return Judgement(verdict=verdict, sentence=_sentence(verdict, counted, counts, powerless), counts=counts, powerless=powerless)  # fmt: skip
+    return Judgement(verdict=verdict, sentence=_sentence(verdict, counted, tally, powerless), counts=tally, powerless=powerless)  # fmt: skip
 
 
-def rows(findings: pl.DataFrame, *, controls: Sequence[str] = CONTROLS) -> list[Row]:
-    """One row a finding: failures first, then broken, inconclusive, passed; controls last; else in the order given."""
+def rows(findings: pl.DataFrame, *, controls: Sequence[str] = CONTROLS, decides: str | None = None) -> list[Row]:
+    """One row a finding: those that count, then methods compared, then controls; within each failures first, then
+    broken, inconclusive, passed; else in the order given."""
     order = {v: n for n, v in enumerate((Verdict.FAIL, Verdict.BROKEN, Verdict.INCONCLUSIVE, Verdict.PASS))}
     made = [
-        Row(**(r | {"verdict": Verdict(r["verdict"])}), control=is_control(r["audited"], controls))
+        Row(
+            **(r | {"verdict": Verdict(r["verdict"])}),
+            control=is_control(r["audited"], controls),
+            counted=counts(r["audited"], controls=controls, decides=decides),
+        )
         for r in check_findings(findings).iter_rows(named=True)
     ]
-    return sorted(made, key=lambda r: (r.control, order[r.verdict]))
+    return sorted(made, key=lambda r: (not r.counted, r.control, order[r.verdict]))
 
 
 def number(value: float | None) -> str:
@@ -173,12 +193,12 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def _sentence(
-    verdict: Verdict, counted: Sequence[Mapping[str, Any]], counts: Mapping[Verdict, int], powerless: Sequence[str]
+    verdict: Verdict, counted: Sequence[Mapping[str, Any]], tally: Mapping[Verdict, int], powerless: Sequence[str]
 ) -> str:
     if not counted:
         return "Nothing was judged, so nothing can be claimed."
     total = len(counted)
-    if verdict is Verdict.INCONCLUSIVE and not counts[Verdict.INCONCLUSIVE]:
+    if verdict is Verdict.INCONCLUSIVE and not tally[Verdict.INCONCLUSIVE]:
         return (
             f"The untouched model was not caught on {', '.join(powerless)}: the audit had no power there, "
             "so passing it proves nothing."

@@ -156,7 +156,7 @@ def _moments(train: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
         for rows in blocks(train):
             block = np.asarray(train[rows], np.float64)
             block = block.reshape(len(block), train.shape[1], math.prod(train.shape[2:]))
-            num, block_mean = block[:, 0].size, block.mean(axis=(0, 2))
+            num, block_mean = len(block) * block.shape[2], block.mean(axis=(0, 2))
             total, delta = count + num, block_mean - mean
             m2 += np.square(block - block_mean[:, None]).sum(axis=(0, 2)) + np.square(delta) * (count * num / total)
             mean += delta * (num / total)

@@ -21,6 +21,7 @@ from contracts.errors import DataError, UnsafeFile
 from contracts.params import Config, param
 
 MAX_BYTES = 4 * 2**30
+BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)  # what zipfile raises on a bad file
 DEFLATE_RATIO = 1032  # the most that a deflate stream can expand (RFC 1951: 258 bytes out of 2 bits)
 
 
@@ -103,7 +104,7 @@ def refuse_pickle(path: Path) -> None:
     start = head(path, 256)
     pickled = len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 5
     if start.startswith(b"PK"):
-        with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        with contextlib.suppress(*BAD_ZIP), zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
     if start.startswith(b"\x93NUMPY"):
         pickled = b"'|O'" in start

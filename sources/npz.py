@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,17 @@ from contracts.methods import SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble, check_ids, check_splits
 from sources.example_set import ExampleSet
-from sources.files import DEFLATE_RATIO, FileConfig, check_size, head, inside, manifest, refuse_pickle, root_folder
+from sources.files import (
+    BAD_ZIP,
+    DEFLATE_RATIO,
+    FileConfig,
+    check_size,
+    head,
+    inside,
+    manifest,
+    refuse_pickle,
+    root_folder,
+)
 from sources.labels import TASKS, encode_labels
 from sources.rows import BLOCK_BYTES
 
@@ -83,7 +94,7 @@ def _detects(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except BAD_ZIP:
         return False
 
 
@@ -175,7 +186,7 @@ def _open(path: Path) -> zipfile.ZipFile:
     refuse_pickle(path)
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except BAD_ZIP as error:
         raise DataError(f"{path.name} is not a readable NumPy archive: {error}") from None
 
 
@@ -197,7 +208,9 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
         try:
             with archive.open(info) as stream:
                 member = _header(stream, info, where)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        except DataError:
+            raise
+        except (*BAD_ZIP, zlib.error, EOFError) as error:
             raise DataError(f"{where} is damaged: {error}") from None
         if member.dtype.hasobject:
             raise UnsafeFile(f"{where} holds Python objects, which are pickles; none is ever loaded")
@@ -221,7 +234,7 @@ def _header(stream: IO[bytes], info: zipfile.ZipInfo, where: str) -> _Member:
     parse = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = parse(text)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise DataError(f"{where} has an unreadable header: {error}") from None
     if dtype.kind not in "biufUSO" or dtype.itemsize == 0 or any(s < 0 for s in shape):
         raise DataError(f"{where} holds {dtype} {shape}, which is neither numbers nor text")
@@ -299,5 +312,7 @@ def _row_blocks(archive: zipfile.ZipFile, member: _Member) -> Iterator[np.ndarra
                 shape = (num, *member.shape[1:])
                 yield block.reshape(shape[::-1]).T if member.fortran else block.reshape(shape)
             stream.read(1)  # reaching the end is what makes zipfile compare the CRC
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except DataError:
+        raise
+    except (*BAD_ZIP, zlib.error, EOFError) as error:
         raise DataError(f"{member.info.filename} is truncated or damaged: {error}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import nn
 
 from contracts.errors import DataError
@@ -17,7 +18,7 @@ from contracts.methods import ANY_TASK, UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import check_disjoint, check_finite
+from unlearning._descent import check_disjoint, check_finite, check_labels
 
 
 @unlearner(
@@ -40,7 +41,7 @@ def retrain(
     train: Callable[[ExampleSet, int], nn.Module],
     progress: Progress = silent,
 ) -> nn.Module:
-    """Call ``train(retain, seed)``.
+    """Call ``train(retain, seed)``, the retained examples in the order of their ids.
 
     Args:
         model: the model to be replaced; not looked at and not changed.
@@ -55,13 +56,15 @@ def retrain(
         The fresh model, eval mode.
 
     Raises:
-        DataError: an example in both sets, or none retained.
+        DataError: an example in both sets, a label out of range, or none retained.
         Diverged: the recipe gave non-finite weights.
     """
     check_disjoint(retain, forget)
+    if retain.task == "classification":
+        check_labels("retain", retain)
     if retain.num_examples == 0:
         raise DataError("the retain set is empty: nothing is left to train on")
-    fresh = train(retain, seed).eval()
+    fresh = train(retain.subset(np.sort(retain.example_id)), seed).eval()
     check_finite(fresh, what="retrain, by the subject's recipe")
     progress(1, 1, "retrain")
     return fresh

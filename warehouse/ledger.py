@@ -22,7 +22,7 @@ import polars as pl
 from contracts.digests import canonical_json, digest
 from contracts.errors import IntegrityError
 from warehouse import fsio
-from warehouse.connection import Connection
+from warehouse.connection import Connection, fetch
 from warehouse.faults import fault
 
 if TYPE_CHECKING:
@@ -143,10 +143,11 @@ class Ledger:
     def entries(self, *, kind: str | None = None, after: int = 0) -> pl.DataFrame:
         """``(seq, prev_hash, hash, kind, body)`` in order; ``body`` is JSON text."""
         with self._w.reading() as con:
-            return con.sql(
+            return fetch(
+                con,
                 "SELECT * FROM ledger.entries WHERE seq > ? AND (? IS NULL OR kind = ?) ORDER BY seq",
-                params=[after, kind, kind],
-            ).pl()
+                [after, kind, kind],
+            )
 
     def verify(self, *, anchors: Sequence[Head] = ()) -> LedgerReport:
         """Recompute the chain and compare it with the mirrored head, the published snapshot and ``anchors``.

@@ -14,7 +14,7 @@ import polars as pl
 from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS
 from warehouse import ddl
 from warehouse.artifacts import Artifact
-from warehouse.connection import Connection, literal
+from warehouse.connection import Connection, fetch, literal
 from warehouse.writer import Receipt, Transaction
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame
     ]
     parts.append(_DESCENT)
     values = [example_id, subject, subject] * len(parts)
-    frame = con.sql("\nUNION ALL\n".join(f"({p})" for p in parts), params=values).pl()
+    frame = fetch(con, "\nUNION ALL\n".join(f"({p})" for p in parts), values)
     return frame.sort("subject", "kind", "location", "asset", "detail")
 
 

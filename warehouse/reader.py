@@ -18,7 +18,7 @@ import polars as pl
 
 from contracts.errors import InvalidInput
 from warehouse import connection
-from warehouse.connection import Connection, Limits
+from warehouse.connection import Connection, Limits, fetch
 
 _READS = ("SELECT", "EXPLAIN")
 
@@ -33,7 +33,7 @@ def query(snapshot: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], *
     with connection.door(snapshot, limits=limits) as con:
         _one_statement(con, sql)
         try:
-            return con.sql(sql, params=params or None).pl()
+            return fetch(con, sql, params or None)
         except duckdb.Error as error:
             raise InvalidInput(f"the query was refused: {error}") from error
 
@@ -55,7 +55,7 @@ def select_where(examples: pl.DataFrame, predicate: str, *, limits: Limits) -> n
             kind = con.execute(f"SELECT typeof(({predicate}\n)) FROM examples LIMIT 1").fetchone()
             if kind is not None and kind[0] not in ("BOOLEAN", '"NULL"'):
                 raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
-            ids = con.sql(f"SELECT example_id FROM examples WHERE ({predicate}\n) ORDER BY example_id").pl()
+            ids = fetch(con, f"SELECT example_id FROM examples WHERE ({predicate}\n) ORDER BY example_id")
         except duckdb.Error as error:
             raise InvalidInput(f"the predicate {predicate!r} was refused: {error}") from error
     return ids["example_id"].to_numpy().astype(np.int64)

@@ -19,7 +19,7 @@ from contracts.errors import ConfigError, StateError, UnknownName
 from contracts.requests import ForgetRequest, RequestState, next_state
 from contracts.schema import REGISTER, REQUEST_EVENTS
 from warehouse import ddl
-from warehouse.connection import Connection
+from warehouse.connection import Connection, fetch
 from warehouse.writer import Transaction, read_partition
 
 if TYPE_CHECKING:
@@ -82,11 +82,12 @@ class Requests:
     def list(self, subject: str | None = None) -> pl.DataFrame:
         """``(subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples)``, oldest first."""
         with self._w.reading() as con:
-            return con.sql(
+            return fetch(
+                con,
                 f"SELECT subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples "
                 f"FROM {ddl.table(REGISTER)} WHERE ?::VARCHAR IS NULL OR subject = ? ORDER BY received_at, request_id",
-                params=[subject, subject],
-            ).pl()
+                [subject, subject],
+            )
 
     def advance(
         self, request_id: str, state: RequestState | str, *, note: str = "", num_examples: int | None = None

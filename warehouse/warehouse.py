@@ -30,7 +30,7 @@ from contracts.schema import EXAMPLES, TABLES
 from contracts.tables import TableSpec
 from warehouse import connection, ddl, frames, fsio, ledger, lineage, lock, publish, reader, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
-from warehouse.connection import Connection, Limits
+from warehouse.connection import Connection, Limits, fetch
 from warehouse.faults import fault
 from warehouse.ledger import Head, Ledger
 from warehouse.lineage import Lineage
@@ -250,10 +250,11 @@ class Warehouse:
             known = [row[0] for row in con.execute("SELECT score FROM meta.scores").fetchall()]
             if name not in known:
                 raise UnknownName("stored score", name, known)
-            frame = con.sql(
+            frame = fetch(
+                con,
                 "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY example_id",
-                params=[subject, name],
-            ).pl()
+                [subject, name],
+            )
             run = con.execute(
                 "SELECT passed, reason FROM scores.runs WHERE subject = ? AND score = ?", [subject, name]
             ).fetchone()

@@ -19,7 +19,7 @@ from contracts.identity import check_name
 from contracts.methods import ScoreSpec
 from contracts.tables import TableSpec
 from warehouse import ddl, frames, ledger, views
-from warehouse.connection import Connection
+from warehouse.connection import Connection, fetch
 from warehouse.faults import fault
 from warehouse.ledger import Head
 
@@ -212,9 +212,11 @@ def read_partition(
     where, values = _partition_where(subject, partition)
     chosen = [c for c in spec.all_columns if c.name in columns] if columns else list(spec.columns)
     names = ", ".join(ddl.quoted(c.name) for c in chosen)
-    order = ", ".join(ddl.quoted(k) for k in spec.key if k not in partition) or "1"
-    frame = con.sql(f"SELECT {names} FROM {ddl.table(spec)} WHERE {where} ORDER BY {order}", params=values).pl()
-    return frame.with_columns(pl.col(c.name).cast(frames.POLARS[c.dtype]) for c in chosen)
+    frame = fetch(con, f"SELECT {names} FROM {ddl.table(spec)} WHERE {where}", values)
+    frame = frame.with_columns(pl.col(c.name).cast(frames.POLARS[c.dtype]) for c in chosen)
+    # Sorted here, not by ORDER BY: DuckDB's sort of 10M rows spills at the memory limit we give it.
+    key = [k for k in spec.key if k not in partition and k in frame.columns]
+    return frame.sort(key, nulls_last=True, maintain_order=True) if key else frame
 
 
 def _partition_where(subject: str, partition: Mapping[str, Any]) -> tuple[str, list[Any]]:

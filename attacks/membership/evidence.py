@@ -77,7 +77,9 @@ class Evidence:
         if self.target_index is not None:
             index = self.target_index
             if index.shape != (self.num_targets,) or (index < -1).any() or (index >= self.num_references).any():
-                raise DataError(f"target_index must be ({self.num_targets},) with values in [-1, {self.num_references})")
+                raise DataError(
+                    f"target_index must be ({self.num_targets},) with values in [-1, {self.num_references})"
+                )
 
     def _check_logits(self, name: str, logits: Logits, labels: NDArray[np.int64], ndim: int | None) -> None:
         ndims = (3, 4) if ndim is None else (ndim,)

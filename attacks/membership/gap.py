@@ -24,9 +24,7 @@ class GapConfig(Config):
 
 
 @attack(
-    AttackSpec(
-        name="gap", doc="A correct prediction means member.", source="Yeom et al., CSF 2018", config=GapConfig
-    )
+    AttackSpec(name="gap", doc="A correct prediction means member.", source="Yeom et al., CSF 2018", config=GapConfig)
 )
 def gap(evidence: Evidence, *, config: GapConfig, seed: int) -> NDArray[np.float64]:
     """1 where the audited model is right, else 0, (T, N). ``seed`` is not used."""

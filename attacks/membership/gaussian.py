@@ -85,7 +85,9 @@ def fit(values: Float, member: NDArray[np.bool_], index: NDArray[np.int64], *, v
 def _fixed_scale(values: Float, member: NDArray[np.bool_], index: NDArray[np.int64]) -> Float:
     """numpy.std of all the group's values, (T, 1), each target's own row left out."""
     count = member.sum(axis=1)
-    middle = np.where(member, values, 0.0).sum() / max(count.sum(), 1)  # near the mean, so that the squares do not cancel
+    middle = np.where(member, values, 0.0).sum() / max(
+        count.sum(), 1
+    )  # near the mean, so that the squares do not cancel
     centred = np.where(member, values - middle, 0.0)
     row = np.where(index >= 0, index, 0)
     own = (index >= 0).astype(np.float64)

@@ -42,7 +42,7 @@ def reference(evidence: Evidence, *, config: ReferenceConfig, seed: int) -> NDAr
     """
     phi, keep = evidence.references("reference", fewest=2)
     target, left_out = evidence.target_phi[0], evidence.left_out
-    share = np.empty_like(target)
+    share = np.empty(target.shape)
     for start in range(0, share.shape[1], _BLOCK):
         at = slice(start, start + _BLOCK)
         outside = ~keep[:, at]

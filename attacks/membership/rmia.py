@@ -170,7 +170,7 @@ def _group_mean(p: Float, member: NDArray[np.bool_], left_out: NDArray[np.int64]
     own = member[row] & (left_out >= 0)[:, None]
     sums = sums_without(p, member, left_out)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return sums / (size - own)
+        return np.asarray(sums / (size - own))
 
 
 def _population_ratio(evidence: Evidence) -> Float:
@@ -178,4 +178,3 @@ def _population_ratio(evidence: Evidence) -> Float:
     reference = _probability(evidence.population_reference_phi)
     everyone = np.ones(reference.shape, dtype=bool)
     return _probability(evidence.population_target_phi) / _group_mean(reference, everyone, evidence.left_out)
-

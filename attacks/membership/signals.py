@@ -68,9 +68,10 @@ def confidence_from_log_odds(phi: Float) -> Float:
     0.5
     """
     with np.errstate(over="ignore"):  # exp(-phi) = inf gives p = 0, which is the right limit
-        p = np.exp(-phi)
-        p += 1.0
-        return np.divide(1.0, p, out=p)
+        p: Float = np.exp(-phi)
+    p += 1.0
+    np.divide(1.0, p, out=p)
+    return p
 
 
 def log_softmax(logits: NDArray[np.floating]) -> Float:
@@ -84,9 +85,8 @@ def log_softmax(logits: NDArray[np.floating]) -> Float:
 def entropy(logits: NDArray[np.floating]) -> Float:
     """H = -sum_k p_k log p_k in nats, (..., N); larger = less sure, whatever the label."""
     log_p = log_softmax(logits)
-    p = np.exp(log_p)
-    # 0 * log 0 = 0: an underflown p has a finite log_p unless the logits themselves overflow.
-    return -(p * log_p).sum(axis=-1)
+    # 0 * log 0 = 0 needs no care: an underflown p has a finite log_p.
+    return np.asarray(-(np.exp(log_p) * log_p).sum(axis=-1))
 
 
 def modified_entropy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Float:
@@ -100,7 +100,7 @@ def modified_entropy(logits: NDArray[np.floating], labels: NDArray[np.integer]) 
     log_own = np.maximum(np.take_along_axis(log_p, _at(labels, log_p.ndim), axis=-1)[..., 0], _LOG_FLOOR)
     rest_own = np.exp(np.take_along_axis(_log_one_minus(p, log_p), _at(labels, log_p.ndim), axis=-1)[..., 0])
     others = np.where(np.arange(p.shape[-1]) == labels[:, None], 0.0, p * log_rest)
-    return -rest_own * log_own - others.sum(axis=-1)
+    return np.asarray(-rest_own * log_own - others.sum(axis=-1))
 
 
 def correct(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -40,6 +40,8 @@ def upper_bound(k: ArrayLike, n: ArrayLike, *, alpha: float) -> Float:
 def clopper_pearson(k: ArrayLike, n: ArrayLike, *, alpha: float = 0.05) -> tuple[Float, Float]:
     """Two-sided interval (low, high) of a rate at level 1 - ``alpha``, element by element.
 
+    Counts may be fractional: effective counts of trials that are not quite independent.
+
     >>> round(float(clopper_pearson(0, 1000)[1]), 6)
     0.003682
     """

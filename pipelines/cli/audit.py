@@ -24,8 +24,12 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 1, "broken": 2}
 
 
 def audit(
-    subject: Annotated[str, typer.Argument(help="a subject of pipelines/defs, or one made by 'palimpsest init'")] = "digits",
-    quick: Annotated[bool, typer.Option("--quick", help="fewer seeds and reference models: a first look, not evidence")] = False,
+    subject: Annotated[
+        str, typer.Argument(help="a subject of pipelines/defs, or one made by 'palimpsest init'")
+    ] = "digits",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="fewer seeds and reference models: a first look, not evidence")
+    ] = False,
 ) -> None:
     """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass, 1 not shown to pass, 2 error."""
     from pipelines.subjects import load_subject
@@ -50,7 +54,9 @@ def quick_plan(plan: Subject) -> Subject:
     )
 
 
-def run_subject(plan: Subject, home: Path, *, job: str, request: str | None = None) -> tuple[Workspace, list[dict[str, Any]]]:
+def run_subject(
+    plan: Subject, home: Path, *, job: str, request: str | None = None
+) -> tuple[Workspace, list[dict[str, Any]]]:
     """Run one of the subject's jobs in this process and return the workspace and each stage's state.
 
     Raises:
@@ -71,7 +77,8 @@ def run_subject(plan: Subject, home: Path, *, job: str, request: str | None = No
         workspace = Workspace(home, launcher=PipesLauncher(), progress=progress)
         hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
         definitions = dg.Definitions.merge(
-            subject_definitions(plan), dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor)
+            subject_definitions(plan),
+            dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
         )
         name = (audit_job_name if job == "audit" else request_job_name)(plan.subject)
         with dg.DagsterInstance.get() as instance:
@@ -136,5 +143,3 @@ def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[s
     ):
         console.print(f'  palimpsest sql "{query}"', soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(EXIT[verdict])
-
-

@@ -42,10 +42,19 @@ def doctor() -> None:
     home = state_home()
     free = shutil.disk_usage(home).free / 2**30
     line("state folder", f"{home} ({free:.0f} GiB free)", "" if free > 1 else "set PALIMPSEST_HOME to a disk with room")
-    line("DAGSTER_HOME", str(dagster_home()), "" if (dagster_home() / "dagster.yaml").exists() else "export DAGSTER_HOME=<folder with dagster.yaml>")
+    line(
+        "DAGSTER_HOME",
+        str(dagster_home()),
+        "" if (dagster_home() / "dagster.yaml").exists() else "export DAGSTER_HOME=<folder with dagster.yaml>",
+    )
     line("ledger", *_ledger(home))
     found = (FASHION / "train-images-idx3-ubyte.gz").exists()
-    line("Fashion-MNIST", str(FASHION) if found else "missing", "" if found else "apt-get install dataset-fashion-mnist", needed=False)
+    line(
+        "Fashion-MNIST",
+        str(FASHION) if found else "missing",
+        "" if found else "apt-get install dataset-fashion-mnist",
+        needed=False,
+    )
     chromium = shutil.which("chromium")
     line("Chromium (tests)", chromium or "missing", "" if chromium else "apt-get install chromium", needed=False)
     console.print(table)

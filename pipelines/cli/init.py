@@ -29,7 +29,9 @@ def init(
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
     plan, facts = plan_for(name, data.resolve(), label=label, owner=owner, model=model)
-    path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited.")
+    path = write_subject(
+        plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited."
+    )
     console.print(f"[bold]{name}[/]: {facts}", highlight=False)
     console.print(f"Plan: {path}", soft_wrap=True)
     console.print(
@@ -73,12 +75,21 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         "model": model,
         "recipe": {
             "name": "supervised",
-            "config": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch": batch, "epochs": epochs, "schedule": "cosine"},
+            "config": {
+                "optimizer": "sgd",
+                "lr": 0.05,
+                "momentum": 0.9,
+                "batch": batch,
+                "epochs": epochs,
+                "schedule": "cosine",
+            },
         },
         "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
         "ensemble": {"num_models": 64 if train <= 5_000 else 16, "block": 16 if train <= 5_000 else 8},
         "scores": ["el2n", "grand", "memorization"],
-        "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}],
+        "splits": [
+            {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}
+        ],
         "unlearning": {
             "split": "random",
             "methods": [{"name": "finetune", "config": {"epochs": max(1, epochs // 8), "lr": 0.02}}],

@@ -29,9 +29,19 @@ def reproduce(
             sys.stdout.write(json.dumps(result) + "\n")
             sys.stdout.flush()
             continue
-        table = Table("claim", "measured", "", "threshold", "", title=f"card {card}, seed {seed}, {result['wall_s']:.0f} s", title_justify="left")
+        table = Table(
+            "claim",
+            "measured",
+            "",
+            "threshold",
+            "",
+            title=f"card {card}, seed {seed}, {result['wall_s']:.0f} s",
+            title_justify="left",
+        )
         for claim in result["claims"]:
             mark = "[green]pass[/]" if claim["passed"] else "[red]fail[/]"
-            table.add_row(claim["name"], f"{claim['measured']:.4g}", claim["direction"], f"{claim['threshold']:.4g}", mark)
+            table.add_row(
+                claim["name"], f"{claim['measured']:.4g}", claim["direction"], f"{claim['threshold']:.4g}", mark
+            )
         console.print(table)
     raise typer.Exit(0 if passed else 1)

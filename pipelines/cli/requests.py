@@ -34,9 +34,15 @@ def add(
     where: Annotated[str | None, typer.Option("--where", help="SQL predicate over data.examples")] = None,
     score: Annotated[str | None, typer.Option("--score", help="the highest of a stored score, with --fraction")] = None,
     fraction: Annotated[float, typer.Option("--fraction", help="share of the training examples, for --score")] = 0.01,
-    due: Annotated[str | None, typer.Option("--due", help="YYYY-MM-DD; by default one month after today (GDPR Art. 12(3))")] = None,
-    request_id: Annotated[str | None, typer.Option("--id", help="id of the request; made from the clock when not given")] = None,
-    unverified: Annotated[bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")] = False,
+    due: Annotated[
+        str | None, typer.Option("--due", help="YYYY-MM-DD; by default one month after today (GDPR Art. 12(3))")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option("--id", help="id of the request; made from the clock when not given")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")
+    ] = False,
 ) -> None:
     """Register a forget request. A verified one is run by the sensor under 'make ui', or by 'palimpsest request run'."""
     from contracts.identity import owner_token
@@ -90,13 +96,19 @@ def _due(text: str | None, now: datetime) -> datetime:
 
 
 @app.command("verify")
-def verify(subject: Name, request_id: RequestId, note: Annotated[str, typer.Option("--note")] = "requester verified") -> None:
+def verify(
+    subject: Name, request_id: RequestId, note: Annotated[str, typer.Option("--note")] = "requester verified"
+) -> None:
     """Say that the requester's identity has been verified."""
     _advance(subject, request_id, RequestState.VERIFIED, note)
 
 
 @app.command("refuse")
-def refuse(subject: Name, request_id: RequestId, why: Annotated[str, typer.Option("--why", help="the reason, kept in the register")]) -> None:
+def refuse(
+    subject: Name,
+    request_id: RequestId,
+    why: Annotated[str, typer.Option("--why", help="the reason, kept in the register")],
+) -> None:
     """Refuse a request, with the reason."""
     _advance(subject, request_id, RequestState.REFUSED, why)
 
@@ -120,15 +132,29 @@ def _of(w: Any, subject: str, request_id: str) -> Any:
 def list_(subject: Name) -> None:
     """All requests of a subject, the most urgent first."""
     now = datetime.now(UTC)
-    table = Table("request", "state", "selector", "examples", "received", "due", "days left", title=f"Forget requests of {subject}", title_justify="left")
-    entries = sorted(_warehouse().requests.list(subject), key=lambda e: e.request.due_at)
-    for entry in entries:
-        r = entry.request
-        left = (datetime.fromisoformat(r.due_at) - now).days
+    table = Table(
+        "request",
+        "state",
+        "selector",
+        "examples",
+        "received",
+        "due",
+        "days left",
+        title=f"Forget requests of {subject}",
+        title_justify="left",
+    )
+    rows = _warehouse().requests.list(subject).sort("due_at")
+    for r in rows.iter_rows(named=True):
+        examples = "" if r["num_examples"] is None else str(r["num_examples"])
+        left = str((r["due_at"].replace(tzinfo=UTC) - now).days)
         table.add_row(
-            r.request_id, entry.state.value, r.selector, str(entry.num_examples or ""), r.received_at[:10], r.due_at[:10], str(left)
+            r["request_id"], r["state"], r["selector"], examples, f"{r['received_at']:%F}", f"{r['due_at']:%F}", left
         )
-    console.print(table if entries else f"no forget request of {subject} yet; register one: palimpsest request add {subject} --ids 3,17")
+    console.print(
+        table
+        if rows.height
+        else f"no forget request of {subject} yet; register one: palimpsest request add {subject} --ids 3,17"
+    )
 
 
 @app.command("show")
@@ -143,7 +169,9 @@ def show(subject: Name, request_id: RequestId) -> None:
         if value:
             console.print(f"{key:>12}  {value}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{'state':>12}  [bold]{entry.state.value}[/]")
-    for row in w.read(REQUEST_EVENTS, subject=subject, partition={"request_id": request_id}).sort("seq").iter_rows(named=True):
+    for row in (
+        w.read(REQUEST_EVENTS, subject=subject, partition={"request_id": request_id}).sort("seq").iter_rows(named=True)
+    ):
         console.print(f"  {row['at']:%Y-%m-%d %H:%M}  {row['state']:<10} {row['note']}", markup=False, highlight=False)
     findings = w.read(FINDINGS, subject=subject)
     for row in findings.filter(findings["audited"].str.starts_with(f"{request_id}/")).iter_rows(named=True):

@@ -9,6 +9,7 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
+import polars as pl
 import typer
 from rich.table import Table
 
@@ -26,8 +27,12 @@ class Format(enum.StrEnum):
 
 def sql(
     query: Annotated[str | None, typer.Argument(help="one SELECT")] = None,
-    named: Annotated[str | None, typer.Option("--named", help="a query of the cookbook; without a name of one, they are listed")] = None,
-    param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE for a named query; may be repeated")] = None,
+    named: Annotated[
+        str | None, typer.Option("--named", help="a query of the cookbook; without a name of one, they are listed")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="NAME=VALUE for a named query; may be repeated")
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write to a file (needed for parquet)")] = None,
 ) -> None:
@@ -67,7 +72,9 @@ def _params(given: list[str], known: dict[str, Any]) -> dict[str, Any]:
     for item in given:
         name, sep, value = item.partition("=")
         if not sep or name not in known:
-            raise ConfigError(f"--param {item!r}: use NAME=VALUE with NAME one of {', '.join(known) or '(this query has none)'}")
+            raise ConfigError(
+                f"--param {item!r}: use NAME=VALUE with NAME one of {', '.join(known) or '(this query has none)'}"
+            )
         default = known[name]
         try:
             out[name] = type(default)(value) if default is not None else value
@@ -82,7 +89,9 @@ def _list_queries(queries: Any) -> None:
         chosen = queries.get(name)
         table.add_row(name, chosen.summary, ", ".join(f"{k}={v}" for k, v in chosen.params.items()))
     console.print(table)
-    console.print('Run one: palimpsest sql --named NAME [--param subject=digits]; or your own: palimpsest sql "SELECT ..."')
+    console.print(
+        'Run one: palimpsest sql --named NAME [--param subject=digits]; or your own: palimpsest sql "SELECT ..."'
+    )
 
 
 def _print_table(frame: Any, limit: int = 200) -> None:
@@ -104,7 +113,8 @@ def report(
     home = state_home()
     w = Warehouse.open(home)
     names = [f"{what}/reports/audit.html"]
-    names += [f"{e.request.subject}/request_reports/{what}/audit.html" for e in w.requests.list() if e.request.request_id == what]
+    owners = w.requests.list().filter(pl.col("request_id") == what)["subject"]
+    names += [f"{subject}/request_reports/{what}/audit.html" for subject in owners]
     for name in reversed(names):
         if w.artifacts.exists(name):
             path = home / w.artifacts.describe(name).path

@@ -36,18 +36,32 @@ def live_progress(title: str) -> Iterator[Report]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda done, total, what: bars.update(task, completed=done, total=total or None, description=escape(what[:60]))
+        yield lambda done, total, what: bars.update(
+            task, completed=done, total=total or None, description=escape(what[:60])
+        )
 
 
 def summary_table(rows: Iterable[Row], *, title: str) -> Table:
     """One line a finding: what, verdict, figure with interval, the plan's limit."""
     table = Table(title=title, title_justify="left", header_style="bold", expand=False)
-    for name, right in (("about", False), ("what", False), ("verdict", False), ("figure", True), ("interval", True), ("limit", True)):
+    for name, right in (
+        ("about", False),
+        ("what", False),
+        ("verdict", False),
+        ("figure", True),
+        ("interval", True),
+        ("limit", True),
+    ):
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "what")
     for row in rows:
         colour = COLOURS[row.verdict.value]
         role = f" [dim]({row.role})[/]" if row.role else ""
         table.add_row(
-            escape(row.audited) + role, escape(row.what), f"[{colour}]{row.verdict.value}[/]", row.figure, row.interval, row.limit
+            escape(row.audited) + role,
+            escape(row.what),
+            f"[{colour}]{row.verdict.value}[/]",
+            row.figure,
+            row.interval,
+            row.limit,
         )
     return table

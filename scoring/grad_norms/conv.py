@@ -1,11 +1,12 @@
 """Squared per-example gradient norms of nn.Conv2d: groups, stride, dilation, every padding mode, padding="same".
 
-grad W[o, c, i, j] = sum_t delta[o, t] * a[c, s t + d (i, j)]        t runs over the H x W output positions
+grad W[o, c, i, j] = sum_t delta[o, t] * a[c, s t + d (i, j)]        t runs over the T = H x W output positions
 
-With U (C k_h k_w, T) the unfolded input and Delta (O, T), group by group:
-    direct: ||Delta U^T||_F^2                       O(O C k_h k_w T)
-    ghost:  <U^T U, Delta^T Delta>                  O(T^2 (C k_h k_w + O))
-Bias: ||sum_t Delta_t||^2. The cheaper form is taken; early layers have large T (direct), late ones small T (ghost).
+With U (C k_h k_w, T) the unfolded input and Delta (O, T), group by group, three ways to the same number:
+    ghost    <U^T U, Delta^T Delta>          O(T^2 (C k_h k_w + O)): late layers, where T is small
+    grouped  ||grad W||_F^2, all examples' grad W by one convolution whose groups are the examples: narrow layers on a CPU
+    direct   ||Delta U^T||_F^2               O(O C k_h k_w T): the rest
+Bias: ||sum_t Delta_t||^2.
 
 ``torch.nn.functional.unfold`` writes C k_h k_w T numbers and costs more than the product itself on a CPU. Here only the
 columns are unfolded (k_w copies); with rows sorted by their phase modulo the stride, kernel row i is then a contiguous
@@ -21,9 +22,12 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from scoring.grad_norms.closed_forms import chunks, closed_form, squared_norm
 from scoring.grad_norms.linear import inner
+
+_NARROW = 1 << 14  # numbers in the weight; measured: beyond, the grouped convolution loses to the products
 
 
 @closed_form(nn.Conv2d)
@@ -38,45 +42,66 @@ def conv2d(module: nn.Conv2d, inputs: Tensor, deltas: Tensor, wanted: frozenset[
 
 
 def _weight(module: nn.Conv2d, a_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
-    groups = module.groups
-    channels, outputs = module.in_channels // groups, module.out_channels // groups
+    channels, outputs = module.in_channels // module.groups, module.out_channels // module.groups
     positions = d_BOHW.shape[2] * d_BOHW.shape[3]
     taps = channels * module.kernel_size[0] * module.kernel_size[1]
-    ghost = positions * (taps + outputs) < taps * outputs
-    unfolded = module.in_channels * module.kernel_size[1] * a_BCHW.shape[2] * d_BOHW.shape[3]
-    working = groups * (2 * positions**2 if ghost else outputs * channels * module.kernel_size[1])
-    d_BOT = d_BOHW.flatten(2)
-    parts = []
-    for rows in chunks(len(a_BCHW), bytes_each=a_BCHW.element_size() * (unfolded + working)):
-        num = rows.stop - rows.start
-        d = d_BOT[rows].reshape(num * groups, outputs, positions)
-        kernel_rows = _kernel_rows(module, a_BCHW[rows], d_BOHW.shape[2], d_BOHW.shape[3])
-        if ghost:
-            gram = torch.zeros(num * groups, positions, positions, dtype=d.dtype, device=d.device)
-            for u in kernel_rows:
-                gram.baddbmm_(u.mT, u)
-            squared = inner(gram, d.mT @ d)
-        else:
-            squared = sum((squared_norm(d @ u.mT) for u in kernel_rows), start=d.new_zeros((), dtype=torch.float64))
-        parts.append(squared.view(num, groups).sum(1))
-    return torch.cat(parts)
-
-
-def _kernel_rows(module: nn.Conv2d, a_BCHW: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """For each kernel row i the (B G, C/G k_w, T) slice of the unfolded input, as a view of one buffer."""
-    (k_h, k_w), (s_h, s_w), (d_h, d_w) = module.kernel_size, module.stride, module.dilation
-    padded = _pad(module, a_BCHW)
-    num, channels, rows, _ = padded.shape
-    depth = -(-rows // s_h)  # rows of one phase
-    if k_w == s_h == s_w == 1:
-        columns = padded[..., :width].reshape(num, channels, 1, 1, rows, width)
+    if positions * (taps + outputs) < taps * outputs:
+        form, working = _ghost, 2 * module.groups * positions**2
+    elif module.out_channels * taps <= _NARROW and a_BCHW.device.type == "cpu":
+        form, working = _grouped, module.out_channels * taps
     else:
-        columns = padded.new_empty(num, channels, k_w, s_h, depth, width)
-        for j in range(k_w):
-            taken = padded[..., j * d_w : j * d_w + s_w * (width - 1) + 1 : s_w]
-            for phase in range(min(s_h, rows)):
-                part = taken[:, :, phase::s_h]
-                columns[:, :, j, phase, : part.shape[2]] = part
+        form, working = _direct, module.out_channels * channels * module.kernel_size[1]
+    padded = _pad(module, a_BCHW)
+    if form is not _grouped:
+        working += module.in_channels * module.kernel_size[1] * padded.shape[2] * d_BOHW.shape[3]
+    slices = chunks(len(padded), bytes_each=padded.element_size() * working)
+    return torch.cat([form(module, padded[rows], d_BOHW[rows]) for rows in slices])
+
+
+def _grouped(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+    num, _, height, width = padded_BCHW.shape
+    gradients = conv2d_weight(
+        padded_BCHW.reshape(1, -1, height, width),
+        (num * module.out_channels, *module.weight.shape[1:]),
+        d_BOHW.reshape(1, -1, *d_BOHW.shape[2:]),
+        stride=module.stride,
+        dilation=module.dilation,
+        groups=num * module.groups,
+    )
+    return squared_norm(gradients.view(num, -1))
+
+
+def _direct(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+    d_XOT = _by_group(module, d_BOHW)
+    squared = torch.stack([squared_norm(d_XOT @ u.mT) for u in _kernel_rows(module, padded_BCHW, d_BOHW.shape)])
+    return squared.view(-1, len(d_BOHW), module.groups).sum((0, 2))
+
+
+def _ghost(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+    d_XOT = _by_group(module, d_BOHW)
+    gram = d_XOT.new_zeros(len(d_XOT), d_XOT.shape[2], d_XOT.shape[2])
+    for u in _kernel_rows(module, padded_BCHW, d_BOHW.shape):
+        gram.baddbmm_(u.mT, u)
+    return inner(gram, d_XOT.mT @ d_XOT).view(-1, module.groups).sum(1)
+
+
+def _by_group(module: nn.Conv2d, d_BOHW: Tensor) -> Tensor:
+    """(B, O, H, W) -> (B G, O/G, T)."""
+    return d_BOHW.reshape(len(d_BOHW) * module.groups, module.out_channels // module.groups, -1)
+
+
+def _kernel_rows(module: nn.Conv2d, padded_BCHW: Tensor, out_shape: torch.Size) -> Iterator[Tensor]:
+    """For each kernel row i its part (B G, C/G k_w, T) of the unfolded input, as a view of one buffer."""
+    (k_h, k_w), (s_h, s_w), (d_h, d_w) = module.kernel_size, module.stride, module.dilation
+    num, channels, rows, _ = padded_BCHW.shape
+    height, width = out_shape[2:]
+    depth = -(-rows // s_h)  # rows of one phase
+    columns = padded_BCHW.new_empty(num, channels, k_w, s_h, depth, width)
+    for j in range(k_w):
+        taken = padded_BCHW[..., j * d_w : j * d_w + s_w * (width - 1) + 1 : s_w]
+        for phase in range(min(s_h, rows)):
+            part = taken[:, :, phase::s_h]
+            columns[:, :, j, phase, : part.shape[2]] = part
     flat = columns.view(num * module.groups, channels // module.groups * k_w, s_h, depth * width)
     for i in range(k_h):
         start = (i * d_h) // s_h * width

@@ -34,7 +34,7 @@ from scoring.grad_norms.closed_forms import ClosedForm, form_of, squared_norm
 from scoring.grad_norms.fallback import loop_squared_norms, vmap_squared_norms
 
 _PROBES = 3
-_CACHE_BYTES = 32 << 20  # of inputs and outputs of the layers: measured best of 8 to 64 MiB
+_MICRO_BATCH, _CACHE_BYTES = 64, 16 << 20  # more than 64 examples while the layers' inputs and outputs fit the cache
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -65,8 +65,8 @@ class PerExampleGradNorm:
     Args:
         model: maps a batch (B, ...) to logits (B, K); BatchNorm and dropout in eval mode. Parameters that do not require
             a gradient are left out.
-        micro_batch: examples differentiated at a time, which bounds memory. When not given: as many as keep what the
-            layers take in and give out within the cache.
+        micro_batch: examples differentiated at a time, which bounds memory. When not given 64, or more while what the
+            layers take in and give out stays within the cache.
 
     Attributes:
         coverage: parameter name -> name of its closed form, "broadcast", "vmap" or "unused"; filled by the first call.
@@ -216,7 +216,7 @@ class PerExampleGradNorm:
                 if isinstance(module, nn.Linear) and call.edge.node is logits.grad_fn:
                     self.output_layer = tuple(own.values())
         size = sum(call.inputs.numel() + math.prod(_shape(call.edge)) for call in calls) * logits.element_size()
-        self._micro_batch = max(1, _CACHE_BYTES * len(x) // max(size, 1))
+        self._micro_batch = max(_MICRO_BATCH, _CACHE_BYTES * len(x) // max(size, 1))
         self._verify(x, logits, calls, delta)
 
     def _batch_first(self, x: Tensor) -> set[str]:

@@ -96,6 +96,13 @@ def changed(digits_report: AuditReport) -> Callable[..., AuditReport]:
     return lambda **fields: dataclasses.replace(digits_report, **fields)
 
 
+@pytest.fixture
+def lean(digits_report: AuditReport) -> Callable[..., AuditReport]:
+    """The report without its pictures (but the unlearning plot), with some fields replaced."""
+    bare: dict[str, Any] = {"scores": (), "groups": (), "curves": {}}
+    return lambda **fields: dataclasses.replace(digits_report, **(bare | fields))
+
+
 def build_report() -> AuditReport:
     rng = np.random.default_rng(7)
     digits = load_digits()

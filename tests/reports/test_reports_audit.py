@@ -195,19 +195,19 @@ def test_an_audit_of_nothing_is_inconclusive_and_still_a_page() -> None:
     assert page.headings == ["What was audited", "Findings", "What is not decided, and why", "Do it again"]
 
 
-def test_missing_numbers_become_dashes_and_nulls(digits_report: AuditReport, changed: Changed) -> None:
+def test_missing_numbers_become_dashes_and_nulls(digits_report: AuditReport, lean: Changed) -> None:
     frame = digits_report.unlearning
     assert frame is not None
     known = [pl.lit(None, pl.Float64).alias(c) for c in ("avg_gap", "ua")]
     broken = frame.with_columns(*known, ra=pl.lit(float("nan")), status=pl.lit("diverged"))
-    report = changed(unlearning=broken)
+    report = lean(unlearning=broken)
     text = render_html(report)
     assert "3 diverged" in text
     assert "nan" not in Page(text).text.lower()
     assert json.loads(render_json(report))["unlearning"][0]["ra"] is None
 
 
-def test_a_score_that_is_not_current_and_missing_values_are_told(changed: Changed) -> None:
+def test_a_score_that_is_not_current_and_missing_values_are_told(lean: Changed) -> None:
     score = ScoreSection(
         name="memorization",
         doc="d",
@@ -215,28 +215,28 @@ def test_a_score_that_is_not_current_and_missing_values_are_told(changed: Change
         passed=False,
         reason="mean acc_in 0.93 < 0.98",
     )
-    page = Page(render_html(changed(scores=(score,))))
+    page = Page(render_html(lean(scores=(score,))))
     assert page.text.count("mean acc_in 0.93 < 0.98") == 2
     assert "1 examples have no finite value" in page.text or "1 example has no finite value" in page.text
 
 
-def test_a_control_that_is_not_caught_is_told(changed: Changed, digits_report: AuditReport) -> None:
+def test_a_control_that_is_not_caught_is_told(lean: Changed, digits_report: AuditReport) -> None:
     found = digits_report.findings
     assert isinstance(found, pl.DataFrame)
     only = found.filter(pl.col("verdict") == "pass").vstack(
         found.filter(pl.col("audited") == "random/none").with_columns(verdict=pl.lit("pass"))
     )
-    report = changed(findings=only)
+    report = lean(findings=only)
     assert report.judgement.verdict is Verdict.INCONCLUSIVE
     assert "had no power on this split" in Page(render_html(report)).text
 
 
-def test_the_report_of_one_request_shows_it_and_each_methods_verdict(changed: Changed) -> None:
+def test_the_report_of_one_request_shows_it_and_each_methods_verdict(lean: Changed) -> None:
     events = pl.DataFrame(
         {"request_id": ["r-1"] * 2, "seq": [0, 1], "state": ["received", "verified"], "note": ["by mail", "identity seen"],
          "at": [datetime(2026, 11, 1, 9), datetime(2026, 11, 2, 10, 30)]}
     )  # fmt: skip
-    report = changed(request={"Request": "r-1", "Selector": "ids", "Examples": 144}, events=events)
+    report = lean(request={"Request": "r-1", "Selector": "ids", "Examples": 144}, events=events)
     page = Page(render_html(report))
     assert page.headings[0] == "The request"
     assert "2 November 2026, 10:30 UTC" in page.text

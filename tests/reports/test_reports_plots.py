@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from contracts.errors import InvalidInput
@@ -52,6 +54,20 @@ def test_charts_repeat_to_the_byte_whatever_the_users_settings(name: str) -> Non
     assert CHARTS[name](theme="dark") != first
 
 
+def axes_of(call: Callable[[], bytes]) -> Axes:
+    """The axes that a chart drew on."""
+    seen: list[Axes] = []
+    original = plots._figure
+
+    def spy(draw: Callable[[Axes], None], **kwargs: Any) -> bytes:
+        return original(lambda axes: (draw(axes), seen.append(axes))[0], **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_figure", spy)
+        call()
+    return seen[0]
+
+
 def test_hostile_text_is_drawn_as_it_is() -> None:
     """A label that is broken mathematics must neither raise nor be typeset: its two dollar signs are drawn."""
     with_maths = opened(plots.histogram_png([1, 2], xlabel="$a$")).convert("L")
@@ -61,20 +77,12 @@ def test_hostile_text_is_drawn_as_it_is() -> None:
 
 
 def test_the_roc_starts_at_one_over_n_neg() -> None:
-    seen = {}
-    original = plots._figure
-
-    def spy(draw, **kwargs):  # type: ignore[no-untyped-def]
-        def watched(axes):  # type: ignore[no-untyped-def]
-            draw(axes)
-            seen["xlim"], seen["scales"] = axes.get_xlim(), (axes.get_xscale(), axes.get_yscale())
-            seen["lines"] = [np.column_stack(line.get_data()) for line in axes.lines]
-
-        return original(watched, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_figure", spy)
-        plots.roc_png({"a": CURVE}, n_neg=250, intervals=INTERVALS.with_columns(attack=pl.lit("a")))
+    axes = axes_of(lambda: plots.roc_png({"a": CURVE}, n_neg=250, intervals=INTERVALS.with_columns(attack=pl.lit("a"))))
+    seen = {
+        "xlim": axes.get_xlim(),
+        "scales": (axes.get_xscale(), axes.get_yscale()),
+        "lines": [np.column_stack(line.get_data()) for line in axes.lines],
+    }
     assert seen["xlim"] == pytest.approx((1 / 250, 1.0))
     assert seen["scales"] == ("log", "log")
     guess, curve, cross_x, cross_y, _ = seen["lines"]  # the row of nulls draws nothing
@@ -125,3 +133,24 @@ def test_a_million_values_cost_a_histogram() -> None:
     values = np.random.default_rng(0).normal(size=1_000_000)
     assert len(plots.histogram_png(values, xlabel="x")) < 40_000
     assert plots.histogram_png(values, xlabel="x") == plots.histogram_png(Histogram.of(values), xlabel="x")
+
+
+def test_dots_are_the_seeds_around_their_mean_with_one_deviation() -> None:
+    axes = axes_of(
+        lambda: plots.dots_png({"a": [1.0, 3.0, float("nan")], "one": [5.0], "none": []}, xlabel="x", threshold=4.0)
+    )
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 6.5]
+    assert means == [2.0, 5.0]
+    (bar,) = [c.get_segments()[0] for c in axes.collections]
+    assert bar[:, 0].tolist() == pytest.approx([2 - 2**0.5, 2 + 2**0.5])
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "one", "none"]
+    assert "no value" in [t.get_text() for t in axes.texts]
+    assert axes.get_xlim()[0] <= 0, "a distance is drawn from zero"
+
+
+def test_bars_are_the_counts_and_marks_the_quantiles() -> None:
+    values = np.arange(1001) / 1000
+    axes = axes_of(lambda: plots.histogram_png(values, xlabel="x"))
+    assert axes.patches[0].get_data().values.sum() == 1001
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([0.5, 0.9, 0.99])
+    assert [t.get_text() for t in axes.texts] == ["median 0.5", "90 % 0.9", "99 % 0.99"]

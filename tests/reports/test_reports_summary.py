@@ -73,6 +73,20 @@ def test_rows_put_the_worst_first_and_controls_last() -> None:
     assert [r.control for r in made] == [False] * 5 + [True]
 
 
+def test_the_method_in_use_decides_and_the_others_are_compared() -> None:
+    found = frame(("target", P), ("s/retrain", P), ("s/finetune", F), ("s/none", F))
+    assert judge(found).verdict is F
+    assert judge(found, decides="retrain").verdict is P
+    assert judge(found, decides="retrain").counts[P] == 2
+    assert judge(found, decides="finetune").verdict is F
+    assert (
+        judge(frame(("target", P), ("s/retrain", P), ("s/finetune", F), ("s/none", P)), decides="retrain").verdict is I
+    )
+    assert [(r.audited, r.counted) for r in rows(found, decides="retrain")] == [
+        ("target", True), ("s/retrain", True), ("s/finetune", False), ("s/none", False),
+    ]  # fmt: skip
+
+
 def test_figures_are_readable() -> None:
     row = rows(
         findings_frame(

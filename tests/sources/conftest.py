@@ -44,7 +44,7 @@ def peak_below() -> Callable[[float], contextlib.AbstractContextManager[None]]:
 def write_idx() -> Callable[..., Path]:
     def write(path: Path, values: np.ndarray, *, kind: int = 0x08) -> Path:
         data = idx_bytes(values, kind)
-        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+        path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
         return path
 
     return write

@@ -1,0 +1,119 @@
+"""RMIA against a naive transcription, the tuning of ``a``, and ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from attacks.membership import Evidence, rmia
+from attacks.membership.rmia import A_GRID, RmiaOfflineConfig, RmiaOnlineConfig, rmia_offline, rmia_online, tune_a
+from attacks.membership.signals import log_odds
+from attacks.statistics import auc
+from contracts.errors import ConfigError, InvalidInput
+
+
+def probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    z = logits.astype(np.float64)
+    p = np.exp(z - z.max(axis=-1, keepdims=True))
+    return (p / p.sum(axis=-1, keepdims=True))[:, np.arange(len(labels)), labels]
+
+
+def naive_rmia(evidence: Evidence, rows_of, gamma: float, a: float | None) -> np.ndarray:
+    p_target, p_ref = (probability(z, evidence.labels) for z in (evidence.target_logits, evidence.reference_logits))
+    z_target = probability(evidence.population_target_logits, evidence.population_labels)
+    z_ref = probability(evidence.population_reference_logits, evidence.population_labels)
+    scores = np.full(p_target.shape, np.nan)
+    for t in range(len(p_target)):
+        rows = rows_of(evidence, t)
+        ratio_z = z_target[t] / z_ref[rows].mean(axis=0)
+        for n in range(p_target.shape[1]):
+            member = evidence.keep[rows, n]
+            inside, outside = p_ref[rows, n][member], p_ref[rows, n][~member]
+            if not len(outside) or (a is None and not len(inside)):
+                continue
+            p_x = (inside.mean() + outside.mean()) / 2 if a is None else ((1 + a) * outside.mean() + (1 - a)) / 2
+            ratio = p_target[t, n] / p_x
+            beaten = sum(ratio / r >= gamma for r in ratio_z)
+            scores[t, n] = (beaten + ratio / (1 + ratio)) / (len(ratio_z) + 1)
+    return scores
+
+
+CASES = [
+    {"seed": 0},
+    {"seed": 1, "models": 9, "balanced": False},
+    {"seed": 2, "self_targets": False, "balanced": False},
+]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.7])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rmia_equals_its_naive_transcription(planted, references_of, monkeypatch, case: dict, gamma: float) -> None:
+    monkeypatch.setattr(rmia, "_BLOCK", 7)
+    evidence = planted(**case)
+    found = rmia_online(evidence, config=RmiaOnlineConfig(gamma=gamma), seed=0)
+    np.testing.assert_allclose(found, naive_rmia(evidence, references_of, gamma, None), rtol=1e-9)
+    for a in (0.0, 0.3, 1.0):
+        found = rmia_offline(evidence, config=RmiaOfflineConfig(gamma=gamma, a=a), seed=0)
+        np.testing.assert_allclose(found, naive_rmia(evidence, references_of, gamma, a), rtol=1e-9)
+
+
+def test_a_is_the_best_of_the_grid_on_a_reference_attacked_by_the_rest(planted) -> None:
+    evidence = planted(3, self_targets=False, models=11, examples=200)
+    phi, keep = evidence.reference_phi[0], evidence.keep
+    tuned = tune_a(phi, keep, evidence.left_out, seed=5)
+    rng = np.random.default_rng(5)
+    rng.permutation(phi.shape[1])
+    attacked = int(rng.permutation(len(phi))[0])
+    rest = np.delete(np.arange(len(phi)), attacked)
+    p = 1 / (1 + np.exp(-phi))
+    out = np.array([p[rest, n][~keep[rest, n]].mean() for n in range(phi.shape[1])])
+    reached = []
+    for a in A_GRID:
+        ratio = p[attacked] / (((1 + a) * out + 1 - a) / 2)
+        reached.append(auc(ratio[keep[attacked]], ratio[~keep[attacked]]))
+    assert len(set(reached)) > 3
+    assert tuned.tolist() == [A_GRID[int(np.argmax(reached))]] * evidence.num_targets
+
+
+def test_tuning_never_sees_the_target(planted) -> None:
+    evidence = planted(4, models=10, examples=60)
+    phi, keep = evidence.reference_phi[0], evidence.keep
+    for t in range(10):
+        other_phi, other_keep = phi.copy(), keep.copy()
+        other_phi[t], other_keep[t] = np.random.default_rng(t).normal(0, 9, phi.shape[1]), ~keep[t]
+        tuned = [tune_a(p, k, np.array([t]), seed=1)[0] for p, k in ((phi, keep), (other_phi, other_keep))]
+        assert tuned[0] == tuned[1]
+
+
+def test_ties_in_the_share_are_broken_by_the_ratio(planted) -> None:
+    evidence = planted(5, points=2, examples=80)
+    scores = rmia_online(evidence, config=RmiaOnlineConfig(), seed=0)
+    assert all(len(np.unique(row)) == 80 for row in scores)
+    assert scores.min() >= 0 and scores.max() <= 1
+
+
+def test_underflowing_probabilities_do_not_become_nan(planted) -> None:
+    evidence = planted(6)
+    logits = evidence.reference_logits.copy()
+    logits[:, 0, evidence.labels[0]] = -3000
+    far = Evidence(
+        **{
+            **{f: getattr(evidence, f) for f in evidence.__dataclass_fields__},
+            "reference_logits": logits,
+            "target_logits": logits,
+        }
+    )
+    assert (log_odds(logits, evidence.labels)[:, 0] < -2000).all()
+    assert np.isfinite(rmia_online(far, config=RmiaOnlineConfig(), seed=0)).all()
+
+
+def test_what_is_missing_is_named(planted) -> None:
+    evidence = planted(7)
+    bare = Evidence(
+        example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits,
+        reference_logits=evidence.reference_logits, keep=evidence.keep,
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="population points"):
+        rmia_online(bare, config=RmiaOnlineConfig(), seed=0)
+    with pytest.raises(ConfigError, match="at least 3"):
+        rmia_offline(planted(7, models=3), config=RmiaOfflineConfig(), seed=0)

@@ -1,0 +1,146 @@
+"""Verdicts: each of the four, from both sides, and the promises about small samples and the worst case."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from attacks.membership import attack_report
+from attacks.membership.unlearning import UMIAResult, population_umia, three_state_design, u_lira
+from attacks.verdicts import judge_attack, judge_gap, judge_u_lira, judge_umia, references_needed
+from contracts.subject import Thresholds
+from contracts.verdicts import Verdict
+
+THRESHOLDS = Thresholds()
+
+
+def report(shift: float, n_pos: int = 1000, n_neg: int = 1000, seed: int = 0, **more: object) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    scores = np.concatenate([rng.normal(shift, 1, n_pos), rng.normal(0, 1, n_neg)])
+    return attack_report(scores, np.arange(n_pos + n_neg) < n_pos, **more)
+
+
+def judge(frame: pl.DataFrame | None, **more: object):
+    return judge_attack(frame, what="attack/lira_online", thresholds=THRESHOLDS, **more)
+
+
+def test_alike_passes_with_its_interval_in_the_sentence() -> None:
+    finding = judge(report(0.0))
+    assert finding.verdict is Verdict.PASS
+    assert 0.4 < finding.low < finding.value < finding.high < 0.6 == finding.threshold
+    assert f"{finding.low:.3f} to {finding.high:.3f}" in finding.sentence and "0.05" in finding.sentence
+
+
+def test_different_fails_on_both_sides() -> None:
+    assert judge(report(1.0)).verdict is Verdict.FAIL
+    streisand = judge(report(-1.0))
+    assert streisand.verdict is Verdict.FAIL and "other way round" in streisand.sentence
+    assert judge(report(-1.0), two_sided=False).verdict is Verdict.PASS  # the target itself: a low AUC accuses nobody
+
+
+def test_an_interval_across_the_threshold_is_inconclusive() -> None:
+    # AUC 0.6 in truth, 300 a side: the interval reaches past it, and nobody stands out at a low FPR.
+    rng = np.random.default_rng(1)
+    scores = np.concatenate([rng.uniform(0.2, 1, 300), rng.uniform(0, 1, 300)])
+    scores[:300] = np.minimum(scores[:300], 0.9)
+    finding = judge(attack_report(scores, np.arange(600) < 300))
+    assert finding.low < 0.6 < finding.high and finding.verdict is Verdict.INCONCLUSIVE
+
+
+def test_worst_case_not_average() -> None:
+    """30 of 1,000 exposed beyond every non-member: AUC 0.51, verdict fail."""
+    rng = np.random.default_rng(2)
+    scores = rng.normal(size=2000)
+    scores[:30] += 10
+    frame = attack_report(scores, np.arange(2000) < 1000)
+    assert abs(frame["auc"][0] - 0.5) < 0.04
+    finding = judge(frame)
+    assert finding.verdict is Verdict.FAIL and "stand out" in finding.sentence
+
+
+def test_too_few_examples_or_references_never_pass() -> None:
+    few = judge(report(0.0, n_pos=5000, n_neg=199))
+    assert few.verdict is Verdict.INCONCLUSIVE and "199, needed 200" in few.sentence
+    strict = judge(report(0.0, n_pos=3000, n_neg=3000), claim_fpr=0.001)
+    assert strict.verdict is Verdict.INCONCLUSIVE and "needed 10000" in strict.sentence
+    assert judge(report(0.0), num_references=18).verdict is Verdict.INCONCLUSIVE
+    assert judge(report(0.0), num_references=19).verdict is Verdict.PASS
+    assert [references_needed(a) for a in (0.05, 0.01, 0.1)] == [19, 99, 9]
+    assert judge(report(2.0, n_pos=40, n_neg=40)).verdict is Verdict.FAIL  # small samples can still convict
+
+
+def test_a_cap_that_the_report_lacks_is_inconclusive() -> None:
+    assert judge(report(0.0, fpr_caps=(0.1,))).verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("absent", [None, report(0.0).clear(), report(0.0).with_columns(auc=pl.lit(math.nan))])
+def test_no_report_or_nan_is_broken(absent: pl.DataFrame | None) -> None:
+    assert judge(absent).verdict is Verdict.BROKEN
+
+
+def umia(accuracy: float, low: float, high: float, area: float = 0.5) -> UMIAResult:
+    return UMIAResult(
+        accuracy=accuracy, low=low, high=high, published_accuracy=accuracy, auc=area, auc_low=area, auc_high=area, n_pos=1, n_neg=1
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict"),
+    [
+        (umia(0.5, 0.45, 0.55), Verdict.PASS),
+        (umia(0.7, 0.65, 0.75), Verdict.FAIL),
+        (umia(0.3, 0.25, 0.35), Verdict.FAIL),
+        (umia(0.58, 0.53, 0.63), Verdict.INCONCLUSIVE),
+        (umia(0.42, 0.37, 0.47), Verdict.INCONCLUSIVE),
+        (umia(math.nan, 0.4, 0.6), Verdict.BROKEN),
+        (None, Verdict.BROKEN),
+    ],
+)
+def test_population_attack_is_judged_on_both_sides(result: UMIAResult | None, verdict: Verdict) -> None:
+    assert judge_umia(result, what="umia", thresholds=THRESHOLDS).verdict is verdict
+
+
+def test_the_sentence_says_in_which_direction_the_losses_differ() -> None:
+    rng = np.random.default_rng(0)
+    low, high = rng.gamma(1, 0.05, 300), rng.gamma(1, 1, 300)
+    for forget, test, word in ((low, high, "too low"), (high, low, "too high")):
+        finding = judge_umia(population_umia(forget, test, seed=0), what="umia", thresholds=THRESHOLDS)
+        assert finding.verdict is Verdict.FAIL and word in finding.sentence
+
+
+def test_u_lira_is_judged_by_its_auc() -> None:
+    rng = np.random.default_rng(0)
+    state = three_state_design(30, 300, seed=0)
+    for trace, verdict in ((0.0, Verdict.PASS), (2.0, Verdict.FAIL)):
+        logits = rng.normal(size=(30, 300, 2))
+        logits[..., 0] += trace * (state == 2)
+        found = u_lira(logits, np.zeros(300, dtype=int), state)
+        assert judge_u_lira(found, what="u_lira", thresholds=THRESHOLDS).verdict is verdict
+    assert judge_u_lira(None, what="u_lira", thresholds=THRESHOLDS).verdict is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"),
+    [
+        ([1.0, 1.2, 0.8], Verdict.PASS),
+        ([9.0, 9.5, 8.5], Verdict.FAIL),
+        ([2.0, 8.0, 5.0], Verdict.INCONCLUSIVE),
+        ([1.0], Verdict.INCONCLUSIVE),
+        ([0.0, 0.0, 0.0], Verdict.PASS),
+        ([1.0, math.nan, 1.0], Verdict.BROKEN),
+        ([1.0, None], Verdict.BROKEN),
+        ([], Verdict.BROKEN),
+    ],
+)
+def test_gap_to_retraining(gaps: list[float | None], verdict: Verdict) -> None:
+    assert judge_gap(gaps, what="gap", thresholds=THRESHOLDS).verdict is verdict
+
+
+@pytest.mark.stat
+def test_false_alarms_under_the_null_stay_below_alpha() -> None:
+    """F3: "unlearned" drawn as never seen, at the sizes of the digits audit: fail in at most 5% of audits."""
+    alarms = [judge(report(0.0, n_pos=130, n_neg=250, seed=seed)).verdict is Verdict.FAIL for seed in range(2000)]
+    assert np.mean(alarms) <= 0.05

@@ -1,0 +1,214 @@
+"""One small world, built once, in which every registered method can be run; and how each kind of method is called.
+
+``World.run(kind, method, ...)`` returns a method's output in one comparable form:
+    score, curator   the polars frame              attack   float64 (T, N)
+    unlearner, recipe   all parameters and buffers, float64 (d,)       source   the ExampleSet
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from attacks.membership.evidence import Evidence
+from contracts.methods import REGISTRIES
+from contracts.registry import Method, Registry
+from contracts.subject import Ensemble
+from recipes import ReferenceEnsemble, SupervisedConfig, early_models, predict_logits, supervised, train_ensemble
+from recipes.models import builder
+from sources import detect
+from sources.example_set import ExampleSet
+
+NUM_CLASSES = 3
+KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES}
+METHODS = [(kind, name) for kind, registry in KINDS.items() for name in registry.names()]
+
+
+def of(*kinds: str) -> list[Any]:
+    """The registered methods of these kinds, for ``pytest.mark.parametrize(("kind", "name"), ...)``."""
+    return [pytest.param(kind, name, id=f"{kind}-{name}") for kind, name in METHODS if kind in kinds]
+
+
+def make_examples(seed: int = 0, num: int = 150, dim: int = 5) -> ExampleSet:
+    """Overlapping Gaussian classes; ids with gaps and out of order; four owners."""
+    rng = np.random.default_rng(seed)
+    y = (np.arange(num) % NUM_CLASSES).astype(np.int64)
+    x = (rng.normal(size=(NUM_CLASSES, dim))[y] * 1.5 + rng.normal(size=(num, dim))).astype(np.float32)
+    return ExampleSet(
+        name="battery",
+        task="classification",
+        x=x,
+        y=y,
+        example_id=rng.permutation(5 * num)[:num].astype(np.int64),
+        split=np.where(np.arange(num) < num * 3 // 5, "train", "test").astype("<U5"),
+        owner=np.array(["", "ann", "bob", "eve"])[np.arange(num) % 4],
+        content_hash=np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in x]),
+        class_names=("red", "green", "blue"),
+        center=np.zeros(dim, np.float32),
+        scale=np.ones(dim, np.float32),
+        feature_names=tuple(f"f{i}" for i in range(dim)),
+    ).validate()
+
+
+@dataclass
+class World:
+    examples: ExampleSet
+    train: ExampleSet
+    build: Callable[[int], nn.Module]
+    needs: dict[str, Any]
+    evidence: Evidence
+    configs: dict[tuple[str, str], Mapping[str, Any]]
+
+    def config(self, kind: str, method: Method[Any], **changed: Any) -> Any:
+        """A legal configuration: the example given here for what is required, defaults for the rest."""
+        spec = method.spec
+        return spec.config.from_mapping({**self.fields(kind, method), **changed})
+
+    def fields(self, kind: str, method: Method[Any]) -> dict[str, Any]:
+        given = dict(self.configs.get((kind, method.spec.name), {}))
+        required = [
+            f.name
+            for f in dataclasses.fields(method.spec.config)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in given
+        ]
+        assert not required, (
+            f"{kind} {method.spec.name} has required fields {required}: give an example in tests/battery/conftest.py"
+        )
+        return given
+
+    def run(
+        self,
+        kind: str,
+        method: Method[Any],
+        *,
+        data: ExampleSet | None = None,
+        evidence: Evidence | None = None,
+        needs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Any:
+        config = self.config(kind, method)
+        handed = {need: (needs or self.needs)[need] for need in method.spec.needs}
+        data = self.train if data is None else data
+        if kind in ("score", "curator"):
+            return method(data, config=config, seed=seed, **handed)
+        if kind == "attack":
+            return method(evidence or self.evidence, config=config, seed=seed)
+        if kind == "recipe":
+            return flat(method(self.build, data, config=config, seed=seed))
+        if kind == "source":
+            return method(config=config, seed=seed)
+        assert kind == "unlearner", f"a new kind of method, {kind}: say here how it is called"
+        model = (needs or self.needs)["model"]
+        retain, forget = halves(data)
+        return flat(method(model, retain=retain, forget=forget, config=config, seed=seed, **handed))
+
+
+def halves(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
+    """Retain and forget sets by id, so that they do not depend on the order of the rows; one example is retained."""
+    chosen = data.example_id % 5 == 0
+    if len(data) == 1 or chosen.all():
+        return data, data._at(np.empty(0, np.int64))
+    return data._at(np.flatnonzero(~chosen)), data._at(np.flatnonzero(chosen))
+
+
+def flat(model: nn.Module) -> np.ndarray:
+    return torch.cat([t.detach().double().flatten() for t in model.state_dict().values()]).numpy()
+
+
+def make_evidence(data: ExampleSet, models: Sequence[nn.Module], ensemble: ReferenceEnsemble) -> Evidence:
+    """The audited models on the ensemble's pool; the first is also one of the references, the others are strangers."""
+    pool, people = ensemble.pool, data.subset(ensemble.example_id)
+    logits = np.stack([ensemble.logits[0], *(predict_logits(model, people) for model in models)])
+    return Evidence(
+        example_id=ensemble.example_id[pool],
+        labels=ensemble.labels[pool],
+        target_logits=logits[:, pool],
+        reference_logits=ensemble.logits[:, pool],
+        keep=ensemble.keep[:, pool],
+        population_labels=ensemble.labels[~pool],
+        population_target_logits=logits[:, ~pool],
+        population_reference_logits=ensemble.logits[:, ~pool],
+        target_index=np.array([0, *[-1] * len(models)]),
+    )
+
+
+def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
+    """The examples as each kind of file that a source reads."""
+    rng = np.random.default_rng(0)
+    values = np.asarray(examples.x)
+    table = pl.DataFrame({f"f{i}": values[:, i] for i in range(values.shape[1])}).with_columns(
+        label=pl.Series([examples.class_names[k] for k in examples.y]), owner=pl.Series(examples.owner.tolist())
+    )
+    table.write_csv(folder / "table.csv")
+    np.savez(folder / "arrays.npz", x=values, y=examples.y)
+    images = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = (np.arange(60) % NUM_CLASSES).astype(np.uint8)
+    idx = folder / "idx"
+    idx.mkdir()
+    head = b"\x00\x00\x08\x03" + b"".join(int(n).to_bytes(4, "big") for n in images.shape)
+    (idx / "train-images-idx3-ubyte").write_bytes(head + images.tobytes())
+    (idx / "train-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01" + (60).to_bytes(4, "big") + labels.tobytes())
+    for number, image in enumerate(images):
+        home = folder / "folder" / examples.class_names[labels[number]]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(home / f"{number:03d}.png")
+    return {
+        "table": folder / "table.csv", "npz": folder / "arrays.npz", "idx": idx, "image_folder": folder / "folder",
+    }  # fmt: skip
+
+
+def make_world(folder: Path) -> World:
+    """Train the models, write the files."""
+    examples = make_examples()
+    train = examples.part("train")
+    build = builder("mlp", {"hidden": (8,)}, input_shape=examples.input_shape, num_outputs=NUM_CLASSES)
+    recipe = SupervisedConfig(lr=0.1, epochs=15, batch=32)
+
+    def fresh(data: ExampleSet, seed: int) -> nn.Module:
+        return supervised(build, data, config=recipe, seed=seed)
+
+    values = pl.DataFrame({"example_id": train.example_id, "value": train.x[:, 0].astype(np.float64)})
+    model = fresh(train, 0)
+    ensemble = train_ensemble(
+        build, examples, config=recipe, ensemble=Ensemble(num_models=8, population_fraction=0.5), seed=1
+    )
+    files = write_files(folder, examples)
+    configs: dict[tuple[str, str], Mapping[str, Any]] = {
+        ("curator", "by_ids"): {"ids": np.sort(train.example_id)[:7].tolist()},
+        ("curator", "by_owner"): {"owner": "ann"},
+        ("curator", "by_class"): {"class_name": "green"},
+        ("curator", "by_predicate"): {"where": "label = 1"},
+        ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
+        ("recipe", "supervised"): {"epochs": 3, "batch": 32},
+    }
+    for name, path in files.items():
+        label = "label" if name == "table" else None
+        kind, config = detect(path, label=label, owner=None)
+        assert kind == name
+        configs["source", name] = config
+    return World(
+        examples=examples,
+        train=train,
+        build=build,
+        needs={
+            "model": model,
+            "early_models": early_models(build, train, config=recipe, seeds=[3, 4], epoch=3),
+            "ensemble": ensemble,
+            "train": fresh,
+            "scores": lambda name: values,
+            "select_where": lambda where: train.example_id[train.y == 1],
+        },
+        evidence=make_evidence(examples, [model, fresh(train, 9)], ensemble),
+        configs=configs,
+    )

@@ -1,0 +1,157 @@
+"""Requests, certificates, jobs, subjects and verdicts: the rules that are data."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from contracts.certificates import AttackResult, Certificate
+from contracts.errors import ConfigError, IllegalName, StateError
+from contracts.jobs import UnlearnJob
+from contracts.requests import TRANSITIONS, ForgetRequest, RequestState, next_state
+from contracts.schema import TABLES
+from contracts.subject import Choice, Subject
+from contracts.tables import COMMON
+from contracts.verdicts import Verdict, overall
+
+REQUEST = {
+    "request_id": "r1", "subject": "digits", "selector": "ids", "ids": [1, 2],
+    "received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.product(RequestState, RequestState)))
+def test_every_change_of_state_is_allowed_or_refused(a, b):
+    if b in TRANSITIONS[a]:
+        assert next_state(a, b) is b
+    else:
+        with pytest.raises(StateError, match=f"{a.value} cannot become {b.value}"):
+            next_state(a, b)
+
+
+def test_the_states_form_a_road_that_ends():
+    assert set(TRANSITIONS) == set(RequestState)
+    assert TRANSITIONS[RequestState.CLOSED] == TRANSITIONS[RequestState.REFUSED] == frozenset()
+    road = ["received", "verified", "scoped", "executed", "audited", "closed"]
+    for a, b in itertools.pairwise(map(RequestState, road)):
+        assert next_state(a, b) is b
+    for state in RequestState:  # nothing is closed without an audit
+        if RequestState.CLOSED in TRANSITIONS[state]:
+            assert state is RequestState.AUDITED
+
+
+@pytest.mark.parametrize(
+    ("selector", "given"),
+    [("ids", {"ids": [3]}), ("owner", {"owner": "t"}), ("class", {"class_name": "7"}), ("where", {"where": "label = 3"}),
+     ("score", {"score": "el2n", "fraction": 0.1})],
+)  # fmt: skip
+def test_each_selector_takes_its_own_value_and_no_other(selector, given):
+    base = {k: v for k, v in REQUEST.items() if k != "ids"}
+    assert ForgetRequest.from_mapping({**base, "selector": selector, **given}).selector == selector
+    with pytest.raises(ConfigError, match="given: nothing"):
+        ForgetRequest.from_mapping({**base, "selector": selector})
+    other = {"owner": "t"} if selector != "owner" else {"ids": [1]}
+    with pytest.raises(ConfigError, match="needs its own value and no other"):
+        ForgetRequest.from_mapping({**base, "selector": selector, **given, **other})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"ids": [1, 1]}, ConfigError, "listed twice"),
+        ({"ids": [-1]}, ConfigError, ">= 0"),
+        ({"ids": [2**63]}, ConfigError, "ids"),
+        ({"request_id": "R/1"}, IllegalName, "request id"),
+        ({"subject": "../x"}, IllegalName, "subject"),
+        ({"selector": "all"}, ConfigError, "'ids', 'owner'"),
+    ],
+)
+def test_bad_requests_are_refused(change, error, says):
+    with pytest.raises(error, match=says):
+        ForgetRequest.from_mapping(REQUEST | change)
+
+
+CERTIFICATE = {
+    "subject": "digits", "request_id": "r1", "method": "finetune", "verdict": "pass",
+    "attacks": [{"attack": "lira", "n_pos": 10, "n_neg": 10, "auc": 0.5, "auc_lo": 0.4, "auc_hi": 0.6}],
+    "digests": {}, "ledger_head": "0", "issued_at": "2026-01-01T00:00:00+00:00", "expires_at": "2026-02-01T00:00:00+00:00",
+}  # fmt: skip
+
+
+def test_certificates():
+    assert Certificate.from_mapping(CERTIFICATE).attacks[0] == AttackResult(**CERTIFICATE["attacks"][0])
+    with pytest.raises(ConfigError, match="not after"):
+        Certificate.from_mapping(CERTIFICATE | {"expires_at": CERTIFICATE["issued_at"]})
+    with pytest.raises(ConfigError, match="no attack was run"):
+        Certificate.from_mapping(CERTIFICATE | {"attacks": []})
+    assert Certificate.from_mapping(CERTIFICATE | {"attacks": [], "verdict": "broken"}).verdict == "broken"
+    with pytest.raises(ConfigError, match=r"auc_hi = 1\.1"):
+        Certificate.from_mapping(CERTIFICATE | {"attacks": [CERTIFICATE["attacks"][0] | {"auc_hi": 1.1}]})
+
+
+def test_a_job_is_known_by_everything_in_it():
+    values = {
+        "subject": {"subject": "digits"}, "data_version": "d", "method": "finetune", "seeds": [0, 1], "target": "t",
+        "target_sha256": "s", "members": "m", "members_sha256": "s", "output": "o",
+    }  # fmt: skip
+    job = UnlearnJob.from_mapping(values)
+    assert job.job_id == UnlearnJob.from_mapping(dict(reversed(values.items()))).job_id
+    for change in ({"seeds": [1, 0]}, {"data_version": "e"}, {"method": {"name": "finetune", "config": {"lr": 0.1}}}):
+        assert UnlearnJob.from_mapping(values | change).job_id != job.job_id
+
+
+SUBJECT = {
+    "subject": "digits", "source": "sklearn", "model": "mlp", "recipe": "supervised",
+    "splits": [{"name": "random", "method": "random_fraction"}], "unlearning": {"methods": ["finetune"]},
+}  # fmt: skip
+
+
+def test_a_subject_reads_bare_names():
+    subject = Subject.from_mapping(SUBJECT)
+    assert subject.source == Choice(name="sklearn", config={})
+    assert subject.unlearning is not None and subject.unlearning.split == "random"
+    assert (
+        subject.digest()
+        == Subject.from_mapping(SUBJECT).digest()
+        != Subject.from_mapping(SUBJECT | {"seed": 1}).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"subject": "Digits"}, IllegalName, "subject"),
+        ({"scores": ["el2n", "el2n"]}, ConfigError, "score el2n is listed twice"),
+        ({"splits": []}, ConfigError, "'random' is not among its splits"),
+        ({"ensemble": {"num_models": 7}}, ConfigError, "must be even"),
+        ({"thresholds": {"alpha": 0.5}}, ConfigError, "> 0 and < 0.5"),
+        ({"seed": 2**31}, ConfigError, "seed"),
+        ({"colour": "red"}, ConfigError, "no field colour"),
+        ({"splits": [{"name": "A", "method": "m"}]}, IllegalName, "split"),
+    ],
+)
+def test_bad_subjects_are_refused(change, error, says):
+    with pytest.raises(error, match=says):
+        Subject.from_mapping(SUBJECT | change)
+
+
+@pytest.mark.parametrize("verdicts", [c for n in range(4) for c in itertools.product(Verdict, repeat=n)])
+def test_the_worst_verdict_wins(verdicts):
+    worst = [v for v in (Verdict.FAIL, Verdict.BROKEN, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts]
+    assert overall(verdicts) is (worst[0] if worst else Verdict.INCONCLUSIVE)
+    assert (overall(verdicts) is Verdict.PASS) == (set(verdicts) == {Verdict.PASS})
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t.full_name)
+def test_every_table_is_documented(table):
+    assert table.doc.endswith(".") and table.key
+    for column in table.columns:
+        assert column.doc, column.name
+        assert not (column.name in table.key and column.nullable), column.name
+        assert column.dtype == "str" or not column.choices
+    assert not {c.name for c in table.columns} & {c.name for c in COMMON}
+
+
+def test_table_names_are_unique():
+    assert len({t.full_name for t in TABLES}) == len(TABLES)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from contracts.errors import ConfigError, NotApplicable, UnknownName
+from recipes.checkpoints import arrays_digest, to_arrays
+from recipes.models import MODELS, build, builder
+from recipes.rng import local_rng
+
+SMALL = {
+    "mlp": {"hidden": [8, 5], "activation": "gelu"},
+    "cnn": {"channels": [4, 6], "hidden": 7},
+    "resnet_gn": {"widths": [8, 16], "blocks": 2, "groups": 4},
+    "vit": {"dim": 8, "depth": 2, "heads": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _user_models(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_initialisation_is_a_function_of_the_seed_alone(name, rng_left_alone):
+    make = builder(name, SMALL[name], input_shape=(1, 8, 8), num_outputs=3)
+    with rng_left_alone():
+        first = arrays_digest(to_arrays(make(7)))
+    with local_rng(99):
+        torch.rand(5)
+        assert arrays_digest(to_arrays(make(7))) == first
+    assert arrays_digest(to_arrays(make(8))) != first
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_each_row_has_its_own_logits(name):
+    """An example's logits do not depend on its batch: no layer mixes examples, in train mode either."""
+    model = build(name, SMALL[name], input_shape=(2, 8, 8), num_outputs=3, seed=0).double()
+    assert model.training
+    x = torch.rand(5, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together = model(x)
+    assert together.shape == (5, 3)
+    assert torch.allclose(together, torch.cat([model(row[None]) for row in x]), atol=1e-12)
+
+
+def test_mlp_is_the_formula_in_its_docstring():
+    model = build("mlp", {"hidden": [4], "activation": "tanh"}, input_shape=(3,), num_outputs=2, seed=1).double()
+    x = torch.rand(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, head = model.hidden[0], model.head
+    by_hand = torch.tanh(x @ first.weight.T + first.bias) @ head.weight.T + head.bias
+    assert torch.allclose(model(x), by_hand, atol=1e-14)
+
+
+def test_vit_attention_is_scaled_dot_product_attention():
+    layer = build("vit", SMALL["vit"], input_shape=(1, 8, 8), num_outputs=2, seed=3).double().layers[0]
+    x = torch.rand(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    query, key, value = (p.reshape(2, 4, 2, 4).transpose(1, 2) for p in layer.qkv(x).chunk(3, -1))
+    attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert torch.allclose(layer._attend(x), layer.out(attended.transpose(1, 2).reshape(2, 4, 8)), atol=1e-12)
+
+
+def test_vit_has_49_tokens_on_28_by_28():
+    model = build("vit", None, input_shape=(1, 28, 28), num_outputs=10, seed=0)
+    assert model.tokens == 49 and len(model.layers) == 4 and model.head.in_features == 64
+
+
+def test_parameter_names_are_stable():
+    names = list(to_arrays(build("mlp", {"hidden": [4, 3]}, input_shape=(2,), num_outputs=2, seed=0)))
+    assert names == ["hidden.0.weight", "hidden.0.bias", "hidden.1.weight", "hidden.1.bias", "head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet_gn", "vit"])
+def test_image_models_refuse_vectors(name):
+    with pytest.raises(NotApplicable, match=r"\(30,\)"):
+        build(name, None, input_shape=(30,), num_outputs=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "shape", "error", "words"),
+    [
+        ("resnet", {}, (1, 8, 8), UnknownName, "resnet_gn"),
+        ("mlp", {"width": 3}, (4,), ConfigError, "has no field width"),
+        ("mlp", {"hidden": [0]}, (4,), ConfigError, ">= 1"),
+        ("resnet_gn", {"groups": 5}, (1, 8, 8), ConfigError, "divide"),
+        ("vit", {"heads": 3}, (1, 8, 8), ConfigError, "divide"),
+        ("vit", {}, (1, 9, 8), NotApplicable, "9 x 8"),
+        ("cnn", {}, (1, 3, 8), NotApplicable, "4 x 4"),
+        ("mlp", {}, (), ConfigError, "input_shape"),
+        ("no_such_module_here:f", {}, (4,), ConfigError, "cannot be imported"),
+        ("recipes_user_models:absent", {}, (4,), ConfigError, "cannot be imported"),
+        ("recipes_user_models:wrong_outputs", {}, (4,), ConfigError, r"\(2, 3\)"),
+        ("recipes_user_models:not_a_module", {}, (4,), ConfigError, "dict"),
+        ("recipes_user_models:frozen", {}, (4,), ConfigError, "no trainable"),
+    ],
+)
+def test_refusals(name, config, shape, error, words):
+    with pytest.raises(error, match=words):
+        build(name, config, input_shape=shape, num_outputs=2, seed=0)
+
+
+def test_a_users_callable_is_seeded_and_gets_its_configuration(rng_left_alone):
+    name = "recipes_user_models:linear"
+    with rng_left_alone():
+        one = build(name, {"scale": 1.0}, input_shape=(2, 3), num_outputs=4, seed=5)
+    two = build(name, {"scale": 2.0}, input_shape=(2, 3), num_outputs=4, seed=5)
+    assert torch.equal(2 * one[1].weight, two[1].weight) and one.training
+    assert "recipes_user_models" in sys.modules

@@ -1,0 +1,251 @@
+"""Rules of the house, checked on the source: layers, style, types, and what may stand where."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = (
+    "contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports", "assets",
+    "pipelines", "reproductions",
+)  # fmt: skip
+LIBRARIES = ("contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports")
+IMPORT_CHILD = ROOT / "recipes" / "import_checkpoint_child.py"  # a program of its own: the guarded way in for .pt files
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+SQL = re.compile(
+    r"\s*(SELECT\b.*\bFROM\b|SELECT\s+\*|INSERT\s+INTO\b|DELETE\s+FROM\b|UPDATE\s+\w+\s+SET\b|MERGE\s+INTO\b"
+    r"|(CREATE|DROP|ALTER)\s+(OR\s+REPLACE\s+)?(TABLE|VIEW|SCHEMA|SEQUENCE)\b|ATTACH\s+'|COPY\s+(FROM\s+DATABASE|\w+\s+TO)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def files(*rooms: str) -> list[Path]:
+    return [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with the dotted name of what is called ("torch.load")."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def texts(path: Path) -> Iterator[ast.Constant]:
+    """String constants and pieces of f-strings, docstrings left out."""
+    docs = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docs.add(id(first.value))
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node
+
+
+def tool(*command: str, cwd: Path = ROOT) -> None:
+    """Run a tool of this environment; show what it says when it fails."""
+    done = subprocess.run([*command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_imports_point_one_way():
+    tool(str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache")
+
+
+def test_ruff_finds_nothing():
+    tool(sys.executable, "-m", "ruff", "check", ".")
+
+
+def test_ruff_would_change_no_format():
+    tool(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+@pytest.mark.timeout(600)
+def test_types_are_strict():
+    tool(sys.executable, "-m", "mypy")
+
+
+@pytest.mark.parametrize("folder", [*ROOMS, "tests", "benchmarks"])
+def test_every_folder_says_what_belongs_in_it(folder):
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8").lower()
+    assert text.startswith("# ") and "belong" in text and "does not" in text.replace("doesn't", "does not")
+    assert "three steps" in text
+
+
+@pytest.mark.parametrize("path", files(*ROOMS, "benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_opens_with_its_purpose(path):
+    assert ast.get_docstring(tree(path)), "no docstring"
+
+
+def test_sql_stands_in_the_warehouse_only():
+    """Statements, not words of advice: a text that begins like a statement."""
+    found = [
+        where(path, node)
+        for path in files(*(room for room in ROOMS if room != "warehouse"))
+        for node in texts(path)
+        if SQL.match(str(node.value))
+    ]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("text", "is_sql"),
+    [
+        ("SELECT a FROM b", True), ("select * from t", True), ("\n  INSERT INTO t VALUES (?)", True),
+        ("DELETE FROM x", True), ("CREATE OR REPLACE VIEW v AS", True), ("DROP TABLE x", True),
+        ("ATTACH 'file' AS a", True), ("COPY FROM DATABASE a TO b", True),
+        ("palimpsest sql 'SELECT * FROM scores.latest'", False), ("selected by the predicate", False),
+        ("update the subject", False), ("create a table", False), ("Select examples by SQL", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_sql(text, is_sql):
+    assert bool(SQL.match(text)) == is_sql
+
+
+def test_nothing_unpickles():
+    found = []
+    for path in files(*ROOMS, "benchmarks"):
+        if path == IMPORT_CHILD:  # knows the name of pickle's error, and nothing else of it
+            used = {ast.unparse(n) for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute)}
+            assert {name for name in used if name.startswith("pickle.")} <= {"pickle.UnpicklingError"}
+            continue
+        for node in ast.walk(tree(path)):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found += [where(path, node) for name in names if name.split(".")[0] in PICKLES]
+        for name, call in calls(path):
+            options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            if name.endswith(("read_pickle", "to_pickle")) or name in ("torch.save", "yaml.load", "yaml.unsafe_load"):
+                found.append(where(path, call))
+            if name in ("np.load", "numpy.load") and options.get("allow_pickle") != "False":
+                found.append(where(path, call))
+            if options.get("allow_pickle") == "True":
+                found.append(where(path, call))
+    assert not found, found
+
+
+def test_torch_load_stands_in_the_import_child_only_and_weights_only():
+    found = [(path, call) for path in files(*ROOMS, "benchmarks") for name, call in calls(path) if name == "torch.load"]
+    assert [path for path, _ in found] == [IMPORT_CHILD], [where(*f) for f in found]
+    options = {k.arg: ast.unparse(k.value) for k in found[0][1].keywords}
+    assert options["weights_only"] == "True"
+
+
+def test_libraries_do_not_print_nor_look_at_the_clock_of_the_machine():
+    found = [
+        where(path, call)
+        for path in files(*LIBRARIES)
+        if path != IMPORT_CHILD
+        for name, call in calls(path)
+        if name in ("print", "breakpoint", "input", "sys.stdout.write", "sys.stderr.write", "os.system", "eval", "exec")
+    ]
+    pure = ("sources", "recipes", "scoring", "curation", "unlearning", "attacks", "reports")
+    found += [
+        where(path, call)
+        for path in files(*pure)
+        for name, call in calls(path)
+        if name in ("datetime.now", "datetime.utcnow", "date.today", "time.time", "np.random.seed", "torch.manual_seed")
+    ]
+    assert not found, found
+
+
+def test_no_bare_except_and_no_star_import():
+    found = [
+        where(path, node)
+        for path in files(*ROOMS)
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.ExceptHandler) and node.type is None)
+        or (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
+    ]
+    assert not found, found
+
+
+def test_versions_are_pinned_for_everything_that_is_declared():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines) and pins["torch"] == "2.13.0"
+    assert not [line for line in lines if "+" in line or " " in line]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=!~; \[]", text)[0] for text in declared}
+
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    assert {plain(n) for n in names} <= {plain(n) for n in pins}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "constraints.txt",
+     "dagster.yaml", ".pre-commit-config.yaml", ".ci/run", "docs/adr/0001-warehouse.md"],
+)  # fmt: skip
+def test_the_house_has_its_papers(name):
+    assert (ROOT / name).stat().st_size > 100
+
+
+def test_the_continuous_check_can_be_run():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    tool("bash", "-n", str(ROOT / ".ci" / "run"))
+
+
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets is not None
+    assert set(targets[1].split()) == {line.split()[1] for line in done.stdout.splitlines()}
+
+
+def test_the_network_is_blocked_here_and_in_child_processes(network_guard):
+    import socket
+
+    for attempt in (
+        lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
+        lambda: socket.getaddrinfo("example.org", 80),
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
+    ):
+        with pytest.raises(network_guard.NetworkBlocked):
+            attempt()
+    assert len(network_guard.attempts) == 3
+    network_guard.attempts.clear()
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode != 0 and "NetworkBlocked" in child.stderr
+
+
+def test_the_loopback_stays_open(network_guard):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
+        assert server.accept()
+    assert not network_guard.attempts
+    assert network_guard.is_local("localhost") and network_guard.is_local("::1") and network_guard.is_local(None)
+    assert not network_guard.is_local("10.0.0.1") and not network_guard.is_local("example.org")
+
+
+def test_nothing_is_told_to_anybody():
+    assert os.environ["DAGSTER_DISABLE_TELEMETRY"] == os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["GX_ANALYTICS_ENABLED"] == "false" and os.environ["MPLBACKEND"] == "Agg"
