@@ -223,10 +223,12 @@ def materialize(
         "outputs": outputs,
         "tables": [[spec.full_name, dict(partition)] for spec, _, partition in output.tables],
         "rows": rows,
+        "contract": _check(run, output.tables),
         "warnings": dict(output.warnings),
         "wall_s": round(time.perf_counter() - started, 3),
     }
-    w.complete(run.asset, key, record)
+    if record["contract"]["passed"]:
+        w.complete(run.asset, key, record)
     w.publish()
     return {**record, "unchanged": False}
 
@@ -265,7 +267,7 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         return dg.MaterializeResult(
             metadata=_metadata(stage, workspace, record, request, state),
             data_version=dg.DataVersion(f"sha256:{record['data_version']}"),
-            check_results=[*_contract(stage, workspace, record), *_warnings(stage, record)],
+            check_results=[*_contract(stage, record), *_warnings(stage, record)],
         )
 
     return _asset
@@ -274,28 +276,35 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
 _CONTRACT = "Columns, types, ranges, keys, nulls and finiteness as the method declares them, by Great Expectations."
 
 
-def _contract(stage: Stage, workspace: Workspace, record: Mapping[str, Any]) -> list[dg.AssetCheckResult]:
+def _check(run: Run, tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]]) -> dict[str, Any]:
+    """The generated Great Expectations suites on what was just stored, once a table; plain data for the record."""
+    specs = {spec.full_name: spec for spec, _, _ in tables}
+    reports = [
+        run.warehouse.check(
+            spec, subject=run.subject.subject, partitions=[p for s, _, p in tables if s.full_name == name]
+        )
+        for name, spec in specs.items()
+    ]
+    return {
+        "passed": all(r.passed and not r.broken for r in reports),
+        "broken": any(r.broken for r in reports),
+        "expectations": sum(len(r.results) for r in reports),
+        "problems": [str(line) for r in reports if r.broken or not r.passed for line in r.problems()],
+    }
+
+
+def _contract(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult]:
     if not stage.tables:
         return []
-    by_name = {spec.full_name: spec for spec in stage.tables}
-    reports = [
-        workspace.warehouse.check(by_name[name], subject=stage.subject.subject, partition=partition)
-        for name, partition in record["tables"]
-    ]
-    broken = [r for r in reports if r.broken]
-    failed = [r for r in reports if not r.passed]
+    contract = record["contract"]
     return [
         dg.AssetCheckResult(
             check_name="contract",
             asset_key=stage.key,
-            passed=not failed and not broken,
+            passed=contract["passed"],
             severity=dg.AssetCheckSeverity.ERROR,
-            description="the check itself could not run" if broken else None,
-            metadata={
-                "tables": len(reports),
-                "expectations": sum(len(r.results) for r in reports),
-                "problems": "\n".join(str(line) for r in (*broken, *failed) for line in r.problems()) or "none",
-            },
+            description="the check itself could not run" if contract["broken"] else None,
+            metadata={"expectations": contract["expectations"], "problems": "\n".join(contract["problems"]) or "none"},
         )
     ]
 

@@ -58,7 +58,9 @@ def main(source: str, target: str, max_bytes: int, memory_bytes: int, cpu_second
     if Path("/proc/self/statm").exists():
         _limit(resource.RLIMIT_AS, _address_space() + memory_bytes)
     try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        # An open file, not its name: given a name, torch chooses the reader by the suffix.
+        with Path(source).open("rb") as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message is long, and advises to switch the safety off: pass on only what was found.
         found = re.search(r"GLOBAL (\S+)", str(error))

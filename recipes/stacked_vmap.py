@@ -23,7 +23,7 @@ class StackedVmap:
 
     def __init__(self, models: list[nn.Module], *, label_smoothing: float) -> None:
         self.models, self.smoothing = models, label_smoothing
-        self.base = copy.deepcopy(models[0]).to("meta").train()
+        self.base = copy.deepcopy(models[0]).train()
         everything = dict(models[0].named_parameters()) | dict(models[0].named_buffers())
         self.trainable = [n for n, p in models[0].named_parameters() if p.requires_grad]
         stack = {name: torch.stack([_get(m, name).detach() for m in models]) for name in everything}
@@ -52,8 +52,8 @@ class StackedVmap:
 
     @torch.no_grad()
     def unstack(self) -> None:
-        """Write the trained parameters, and buffers that the forward pass changed, back into the models."""
-        for name, values in [*zip(self.trainable, self.params, strict=True), *self.fixed.items()]:
+        """Write the trained parameters back into the models."""
+        for name, values in zip(self.trainable, self.params, strict=True):
             for model, value in zip(self.models, values, strict=True):
                 _get(model, name).copy_(value)
 
@@ -62,6 +62,7 @@ def fits(models: list[nn.Module], x: Tensor) -> str:
     """Why these models cannot be trained under vmap, or "" when they can.
 
     They (two are enough) are run on ``x`` (B, *shape) in train mode, together and one by one; the logits must agree.
+    A forward pass that changes a buffer is not taken: padding would enter the buffer.
     """
     pair = [copy.deepcopy(m).train() for m in models]
     try:
@@ -72,6 +73,10 @@ def fits(models: list[nn.Module], x: Tensor) -> str:
     except Exception as error:
         # vmap reports what it cannot do through many types of exception, all of which mean the same here.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    before = [buffer for model in models for buffer in model.buffers()]
+    after = [buffer for model in pair for buffer in model.buffers()]
+    if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        return "a forward pass in train mode changes its buffers"
     tolerance = 1e-3 * max(float(alone.abs().max()), 1e-3)
     if together.shape != alone.shape or float((together - alone).abs().max()) > tolerance:
         return "logits under vmap differ from those of the models alone"

@@ -26,6 +26,7 @@ _THIN = "\u202f"
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!"}
 _METRICS = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "wall_s")
 _SHOWN_COLUMNS = 8
+_SHOWN_ITEMS = 40
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
            "December")  # fmt: skip
 
@@ -83,7 +84,7 @@ def percent(share: float) -> str:
 
 
 def text(value: Any) -> str:
-    """A fact's value as people read it: thousands apart, lists joined, nothing as a dash."""
+    """A fact's value as people read it: thousands apart (but not in lists: those are ids), nothing as a dash."""
     if value is None or value == "":
         return "\u2014"
     if isinstance(value, bool):
@@ -95,7 +96,8 @@ def text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {text(v)}" for k, v in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(text(v) for v in value) or "\u2014"
+        more = f", … {count(len(value))} in all" if len(value) > _SHOWN_ITEMS else ""
+        return ", ".join(str(v) if isinstance(v, int) else text(v) for v in value[:_SHOWN_ITEMS]) + more or "\u2014"
     return str(value)
 
 

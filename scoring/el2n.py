@@ -26,7 +26,7 @@ from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from scoring.error_vector import error_vector
-from scoring.streaming import Moments, batches, check, check_logits, evaluating
+from scoring.streaming import Moments, batches, check, check_finite, check_outputs, evaluating
 from sources.example_set import ExampleSet
 
 _SQRT2 = math.sqrt(2.0)
@@ -37,7 +37,7 @@ _VALUES = ("el2n", "el1n", "margin_max", "margin_sum")
 class EL2NConfig(Config):
     """How the forward passes are cut up; the scores do not depend on it."""
 
-    batch: int = param(512, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
+    batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
 
 @score(
@@ -118,23 +118,23 @@ def error_scores(logits_BK: Tensor, y_B: Tensor) -> dict[str, Tensor]:
     True
     """
     e_BK = error_vector(logits_BK, y_B)
-    y_B1 = y_B[:, None]
-    miss = -e_BK.gather(1, y_B1).squeeze(1)  # 1 - p_y
-    best_wrong = e_BK.scatter(1, y_B1, -1.0).amax(1)
+    miss = -e_BK.gather(1, y_B[:, None]).squeeze(1)  # 1 - p_y
+    hit = 1.0 - miss
     return {
         "el2n": torch.linalg.vector_norm(e_BK, dim=1),
         "el1n": 2.0 * miss,
-        "margin_max": best_wrong - (1.0 - miss),
-        "margin_sum": 1.0 - logits_BK.shape[1] * (1.0 - miss),
+        "margin_max": e_BK.amax(1) - hit,  # the entry of the true class is never above 0
+        "margin_sum": 1.0 - logits_BK.shape[1] * hit,
     }
 
 
 def _one_model(model: nn.Module, data: ExampleSet, *, batch: int) -> dict[str, NDArray[np.float64]]:
     values = {name: np.empty(len(data)) for name in _VALUES}
     with evaluating(model), torch.inference_mode():
+        check_outputs("el2n", data, model)
         for rows, x, y in batches(data, model, batch=batch):
             logits = model(x)
-            check_logits("el2n", data, rows, logits)
+            check_finite("el2n", "logits", data, rows, logits)
             for name, value in error_scores(logits, y).items():
                 values[name][rows] = value.cpu().numpy()
     return values

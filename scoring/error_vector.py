@@ -16,5 +16,6 @@ def error_vector(logits_BK: Tensor, y_B: Tensor) -> Tensor:
     >>> error_vector(torch.zeros(1, 4), torch.tensor([2])).tolist()
     [[0.25, 0.25, -0.75, 0.25]]
     """
-    others = torch.softmax(logits_BK.double(), dim=1).scatter(1, y_B[:, None], 0.0)
-    return others.scatter(1, y_B[:, None], -others.sum(1, keepdim=True))
+    y_B1 = y_B[:, None]
+    e_BK = torch.softmax(logits_BK.double(), dim=1).scatter_(1, y_B1, 0.0)
+    return e_BK.scatter_(1, y_B1, -e_BK.sum(1, keepdim=True))

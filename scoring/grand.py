@@ -5,9 +5,6 @@
 f_r: R models stopped after a few epochs, eval mode. Exact over all trainable parameters (scoring.grad_norms), not the
 last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product.
 
-The gradient is linear in the error vector e = p - y at the logits, so e / ||e|| is what goes backward and the result is
-multiplied by ||e||: errors of 1e-20 neither underflow nor lose digits.
-
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), definition 1. At
 initialisation it ranks no better than the input norm (Kirsch, arXiv 2303.14753): use models of a few epochs.
 """
@@ -21,15 +18,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from contracts.errors import DataError
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
-from scoring.streaming import Moments, batches, check, check_logits, evaluating
+from scoring.streaming import Moments, batches, check, check_finite, check_outputs, evaluating
 from sources.example_set import ExampleSet
 
 
@@ -107,33 +103,19 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
     )
 
 
-def unit_error(logits_BK: Tensor, y_B: Tensor) -> Tensor:
-    """e / ||e|| (B, K), float64; 0 where the error is exactly 0."""
-    e_BK = error_vector(logits_BK, y_B)
-    norm = torch.linalg.vector_norm(e_BK, dim=1, keepdim=True)
-    return torch.where(norm > 0, e_BK / norm, 0.0)
-
-
 def _one_model(
     model: nn.Module, data: ExampleSet, config: GrandConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
     norms, last = np.empty(len(data)), np.full(len(data), np.nan)
     with evaluating(model), PerExampleGradNorm(model, micro_batch=config.micro_batch) as measure:
+        check_outputs("grand", data, model)
         for rows, x, y in batches(data, model, batch=config.batch):
-            found = measure(x, y, lambda logits, labels: _checked_unit_error(data, rows, logits, labels))  # noqa: B023
-            size = torch.linalg.vector_norm(error_vector(found.logits, y), dim=1)
-            total = size * torch.stack(list(found.squared.values())).sum(0).sqrt()
-            broken = ~total.isfinite().cpu().numpy()
-            if broken.any():
-                raise DataError("grand: the gradient is NaN or infinite", example_ids=data.example_id[rows][broken])
-            norms[rows] = total.cpu().numpy()
+            found = measure(x, y, error_vector)
+            check_finite("grand", "logits", data, rows, found.logits)
+            check_finite("grand", "gradients", data, rows, found.total[:, None])
+            norms[rows] = found.total.sqrt().cpu().numpy()
             if measure.output_layer:
                 output = torch.stack([found.squared[name] for name in measure.output_layer]).sum(0)
-                last[rows] = (size * output.sqrt()).cpu().numpy()
+                last[rows] = output.sqrt().cpu().numpy()
     return norms, last
-
-
-def _checked_unit_error(data: ExampleSet, rows: slice, logits: Tensor, y: Tensor) -> Tensor:
-    check_logits("grand", data, rows, logits)
-    return unit_error(logits, y)

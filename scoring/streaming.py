@@ -48,25 +48,37 @@ def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple
         yield rows, x, torch.from_numpy(np.ascontiguousarray(data.y[rows])).to(like.device)
 
 
-def check_logits(name: str, data: ExampleSet, rows: slice, logits: Tensor) -> None:
-    """Refuse logits that no score can be made of.
+def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
+    """Ask the model for the logits of one example, and refuse labels that it has no output for.
 
     Raises:
-        DataError: not (B, K) with every label below K, or NaN or infinite; names the examples.
+        NotApplicable: it does not give logits (1, K).
+        DataError: labels outside [0, K); names the examples.
     """
-    ids, labels = data.example_id[rows], data.y[rows]
-    if logits.dim() != 2 or len(logits) != len(ids):
-        raise DataError(
-            f"{name}: the model gives {tuple(logits.shape)} for {len(ids)} examples; (B, K) logits are needed"
-        )
-    outside = (labels < 0) | (labels >= logits.shape[1])
-    if outside.any():
-        raise DataError(
-            f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs", example_ids=ids[outside]
-        )
-    broken = ~logits.isfinite().all(dim=1).cpu().numpy()
+    for _, x, _ in batches(data, model, batch=1):
+        with torch.inference_mode():
+            logits = model(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise NotApplicable(f"{name}: the model gives {shape} for one example; logits (1, K) are needed")
+        outside = (data.y < 0) | (data.y >= logits.shape[1])
+        if outside.any():
+            raise DataError(
+                f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs",
+                example_ids=data.example_id[outside],
+            )
+        return
+
+
+def check_finite(name: str, what: str, data: ExampleSet, rows: slice, values: Tensor) -> None:
+    """Refuse NaN and Inf in ``values`` (B, ...).
+
+    Raises:
+        DataError: names the examples.
+    """
+    broken = ~values.flatten(1).isfinite().all(dim=1).cpu().numpy()
     if broken.any():
-        raise DataError(f"{name}: the model gives NaN or infinite logits", example_ids=ids[broken])
+        raise DataError(f"{name}: NaN or infinite {what}", example_ids=data.example_id[rows][broken])
 
 
 class Moments:

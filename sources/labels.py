@@ -34,7 +34,7 @@ def encode_labels(
     """Turn raw labels into class indexes or targets.
 
     Args:
-        values: (N,) of kind int, uint, bool, float, str or bytes (UTF-8); NaN and "" count as missing.
+        values: (N,) of kind int, uint, bool, float or str; NaN and "" count as missing.
         example_id: (N,) ids, for the messages.
         task: "auto", "classification" or "regression".
         class_names: names of the classes in the order of their indexes; text labels must be among them.
@@ -48,11 +48,6 @@ def encode_labels(
     """
     if values.ndim != 1 or len(values) != len(example_id):
         raise DataError(f"labels have shape {values.shape}, not ({len(example_id)},)")
-    if values.dtype.kind == "S":
-        try:
-            values = np.char.decode(values, "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"labels are bytes that are not UTF-8: {error}") from None
     kind = values.dtype.kind
     if kind not in "iubfU":
         raise DataError(f"labels of type {values.dtype} cannot be used: whole numbers, text or floats are")

@@ -1,7 +1,8 @@
 """NumPy archives (``numpy.savez``, ``numpy.savez_compressed``), never with pickle.
 
     x, y [, ids, owner, split]                 one table of examples
-    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention)
+    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention);
+                                               ids and owner, if there, run over training rows, then test rows
 
     x  (N, D) numbers          -> float32 features
        (N, H, W) [, channels]  -> images (N, C, H, W): uint8 kept, anything else float32; C in {1, 3, 4}, first or last
@@ -22,7 +23,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -150,16 +151,18 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
             raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
         x_members = [members[x] for x, _ in roles]
         x = _read_values(archive, x_members, config)
-        raw = [_column(archive, members, y, config, len_of=members[x]) for x, y in roles]
+        raw = [_column(archive, members[y], y, config, num=members[x].shape[0]) for x, y in roles]
         optional = {k: getattr(config, k) for k in ("ids", "owner", "split")}
+        absent = [name for role, name in optional.items() if name != role and name not in members]
+        if absent:
+            raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
+        if two and config.split in members:
+            raise DataError(f"{path.name} says twice what is for testing: {config.split} and {config.x_test}")
         extra = {
-            k: _column(archive, members, name, config, len_of=x_members[0])
-            for k, name in optional.items()
-            if name in members and not two
+            role: _column(archive, members[name], name, config, num=len(x))
+            for role, name in optional.items()
+            if name in members
         }
-    asked = [n for k, n in optional.items() if n != k and k not in extra]
-    if asked:
-        raise DataError(f"{path.name} has no array {', '.join(asked)} for its examples; it has: {', '.join(members)}")
     if two and raw[0].dtype.kind != raw[1].dtype.kind:
         raise DataError(f"{config.y_train} is {raw[0].dtype}, {config.y_test} is {raw[1].dtype}")
     labels = np.concatenate(raw)
@@ -282,15 +285,17 @@ def _axes(member: _Member, layout: str) -> tuple[int, ...]:
     return (0, 3, 1, 2) if layout == "hwc" or (layout == "auto" and last) else (0, 1, 2, 3)
 
 
-def _column(
-    archive: zipfile.ZipFile, members: Mapping[str, _Member], name: str, config: NpzConfig, *, len_of: _Member
-) -> np.ndarray:
-    member = members[name]
-    if member.shape not in ((len_of.shape[0],), (len_of.shape[0], 1)):
-        raise DataError(f"array {name!r} has shape {member.shape}, the values have {len_of.shape}")
+def _column(archive: zipfile.ZipFile, member: _Member, name: str, config: NpzConfig, *, num: int) -> np.ndarray:
+    if member.shape not in ((num,), (num, 1)):
+        raise DataError(f"array {name!r} has shape {member.shape}, there are {num} examples")
     check_size(member.info.file_size, config.max_bytes, f"{config.file}: {name}")
     blocks = [block.reshape(-1) for block in _row_blocks(archive, member)]
     values = np.concatenate(blocks) if blocks else np.empty(0, member.dtype)
+    if values.dtype.kind == "S":
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"array {name!r} holds bytes that are not UTF-8: {error}") from None
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 

@@ -116,7 +116,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     task, y, class_names = encode_labels(_values(labels, config), ids, task=config.task, class_names=config.class_names)
     own = check_splits(_texts(data.column(config.split), config), ids) if config.split else None
     split = own
-    if split is None:  # the levels below are those of the training split, so it is needed now
+    if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
         split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)
     x, features, one_hot = _features(data, config, ids, split == "train")
     return assemble(

@@ -25,11 +25,12 @@ import safetensors
 import safetensors.numpy
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import DataError, IntegrityError, NotReady, UnsafeFile
+from contracts.errors import DataError, IllegalName, IntegrityError, NotReady, UnsafeFile
 from warehouse import fsio
 from warehouse.faults import fault
 
 _META = "palimpsest"
+_MANIFEST = ".manifest.json"
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
 _SIZES = {
@@ -141,7 +142,7 @@ class ArtifactStore:
         """Delete ``name``; the manifest goes first, so no reader finds half of it."""
         path = self._manifest_path(name)
         fsio.remove(path)
-        fsio.remove(fsio.confined(self.root, name))
+        fsio.remove(self._path(name))
         self._drop_content(name, keep="")
         if path.parent.exists():
             fsio.sync_folder(path.parent)
@@ -149,8 +150,8 @@ class ArtifactStore:
     def names(self, prefix: str = "") -> list[str]:
         """Names of everything stored, or of what lies below ``prefix``."""
         base = fsio.confined(self.root, prefix) if prefix else self.root
-        manifests = base.glob("**/*.manifest.json")
-        return sorted(m.relative_to(self.root).as_posix().removesuffix(".manifest.json") for m in manifests)
+        manifests = base.glob(f"**/*{_MANIFEST}")
+        return sorted(m.relative_to(self.root).as_posix().removesuffix(_MANIFEST) for m in manifests)
 
     def store(self, prefix: str) -> PrefixStore:
         """The part of this store below ``prefix``, as a training's ``CheckpointStore``."""
@@ -158,7 +159,7 @@ class ArtifactStore:
         return PrefixStore(self, prefix)
 
     def _store(self, name: str, data: bytes, kind: str, meta: Mapping[str, Any]) -> Artifact:
-        path = fsio.confined(self.root, name)
+        path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         fsio.sweep(path.parent)
         manifest = {
@@ -229,22 +230,28 @@ class ArtifactStore:
 
     def _artifact(self, name: str, manifest: Mapping[str, Any]) -> Artifact:
         binary = manifest["kind"] == "safetensors"
-        path = self._content_path(name, manifest) if binary else fsio.confined(self.root, name)
+        path = self._content_path(name, manifest) if binary else self._path(name)
         return Artifact(
             name=name, path=path, sha256=manifest["sha256"], size_bytes=manifest["size_bytes"], kind=manifest["kind"]
         )
 
-    def _manifest_path(self, name: str) -> Path:
+    def _path(self, name: str) -> Path:
         path = fsio.confined(self.root, name)
-        return path.with_name(path.name + ".manifest.json")
+        if path.name.endswith(_MANIFEST):
+            raise IllegalName(f"artefact name {name!r} is not allowed: {_MANIFEST} is kept for manifests")
+        return path
+
+    def _manifest_path(self, name: str) -> Path:
+        path = self._path(name)
+        return path.with_name(path.name + _MANIFEST)
 
     def _content_path(self, name: str, manifest: Mapping[str, Any]) -> Path:
-        path = fsio.confined(self.root, name)
+        path = self._path(name)
         return path.with_name(f"{path.name}.{manifest['sha256'][:16]}.{manifest['kind']}")
 
     def _drop_content(self, name: str, *, keep: str) -> None:
         """Remove content that no manifest names any more."""
-        path = fsio.confined(self.root, name)
+        path = self._path(name)
         for old in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}.*"):
             if old.name != keep:
                 fsio.remove(old)

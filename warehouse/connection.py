@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from contracts.errors import DataError, IntegrityError, NotReady
+from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady
+from warehouse import fsio
 
 STORAGE = "v1.5.0"
 CATALOG = "palimpsest"
@@ -28,7 +30,7 @@ Connection = duckdb.DuckDBPyConnection
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What DuckDB may use. ``spill`` is the folder for what does not fit in memory."""
+    """What DuckDB may use. What does not fit in ``memory`` goes to a folder of its own below ``spill``."""
 
     memory: str = "2GB"
     threads: int | None = None
@@ -98,22 +100,37 @@ def literal(text: str) -> str:
 
 
 @contextmanager
-def _instance(limits: Limits) -> Iterator[Connection]:
-    spill = limits.spill or Path(tempfile.gettempdir()) / f"palimpsest-spill-{os.getpid()}"
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": limits.memory,
-        "temp_directory": str(spill),
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    if limits.threads is not None:
-        config["threads"] = limits.threads
-    con = duckdb.connect(":memory:", config=config)
+def in_time(con: Connection, limit_s: float) -> Iterator[None]:
+    """Interrupt what ``con`` is doing when the block takes longer than ``limit_s`` seconds."""
+    timer = threading.Timer(limit_s, con.interrupt)
+    timer.daemon = True
+    timer.start()
     try:
-        con.execute("SET TimeZone = 'UTC'")
-        yield con
+        yield
+    except duckdb.InterruptException as error:
+        raise InvalidInput(f"it took longer than {limit_s:g} s and was stopped") from error
     finally:
-        con.close()
+        timer.cancel()
+
+
+@contextmanager
+def _instance(limits: Limits) -> Iterator[Connection]:
+    root = limits.spill or Path(tempfile.gettempdir()) / "palimpsest-spill"
+    with fsio.scratch_folder(root) as spill:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": limits.memory,
+            "temp_directory": str(spill),
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+        if limits.threads is not None:
+            config["threads"] = limits.threads
+        con = duckdb.connect(":memory:", config=config)
+        try:
+            con.execute("SET TimeZone = 'UTC'")
+            yield con
+        finally:
+            con.close()
 
 
 @contextmanager
@@ -123,6 +140,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except duckdb.ConstraintException as error:
         raise DataError(f"the database refused the rows: {_first_line(error)}") from error
+    except duckdb.OutOfMemoryException as error:
+        raise MemoryError(f"{path}: {_first_line(error)}; open the warehouse with a higher Limits.memory") from error
     except (
         duckdb.IOException,
         duckdb.SerializationException,

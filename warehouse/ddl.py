@@ -188,7 +188,7 @@ def _carried(con: Connection, spec: TableSpec) -> list[Column] | None:
             [spec.schema, spec.name],
         ).fetchall()
     )
-    shared = [c for c in spec.all_columns if have.get(c.name) in (TYPES[c.dtype], _LONG_NAMES.get(c.dtype))]
+    shared = [c for c in spec.all_columns if have.get(c.name) == _LONG_NAMES.get(c.dtype, TYPES[c.dtype])]
     absent = [c for c in spec.all_columns if c not in shared]
     if spec.schema == "scores" and spec.name != "runs":
         return None

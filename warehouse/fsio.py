@@ -13,6 +13,8 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,10 +35,10 @@ def confined(root: Path, name: str) -> Path:
         IllegalName: a component is not ``[a-z0-9][a-z0-9_-]{0,63}`` (the last may add up to two suffixes).
         UnsafeFile: a symbolic link on the way leads out of ``root``.
     """
-    parts = name.split("/") if isinstance(name, str) else [repr(name)]
+    parts = str(name).split("/")
     stem, dot, rest = parts[-1].partition(".")
     legal = all(_COMPONENT.fullmatch(p) for p in (*parts[:-1], stem)) and _SUFFIX.fullmatch(dot + rest)
-    if not legal or len(name) > 400:
+    if not isinstance(name, str) or not legal or len(name) > 400:
         raise IllegalName(
             f"artefact name {str(name)[:120]!r} is not allowed: components of a-z, 0-9, '_' and '-', joined by '/', "
             "the last with up to two suffixes"
@@ -56,7 +58,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         OSError: naming ``path``; the old file is untouched and the temporary one removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temp, descriptor = _reserve(path)
     try:
         with _naming(path):
@@ -71,6 +73,14 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and what is missing above it, durably."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
 
 
 @contextmanager
@@ -162,6 +172,39 @@ def sweep(folder: Path, *, below: bool = False) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 temp.unlink()
+                removed += 1
+            finally:
+                os.close(descriptor)
+    return removed
+
+
+@contextmanager
+def scratch_folder(root: Path) -> Iterator[Path]:
+    """A folder of one's own below ``root`` (the system's temporary folder where ``root`` cannot be written), gone after
+    the block. What a killed process leaves there is removed by :func:`sweep_scratch`."""
+    try:
+        root.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=root))
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="palimpsest-"))
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def sweep_scratch(root: Path) -> int:
+    """Remove scratch folders whose process is dead. Returns how many."""
+    removed = 0
+    for folder in root.glob("*/"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
                 removed += 1
             finally:
                 os.close(descriptor)

@@ -87,7 +87,7 @@ def read_mirror(path: Path) -> Head | None:
             raise ValueError
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: it does not hold a ledger head") from error
     return head
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from contracts.errors import LockTimeout
+from contracts.errors import LockTimeout, StateError
+
+_held = threading.local()
 
 
 @contextmanager
@@ -24,14 +27,20 @@ def exclusive(path: Path, *, timeout_s: float) -> Iterator[None]:
 
     Raises:
         LockTimeout: another writer held it for longer than ``timeout_s`` seconds; names that writer.
+        StateError: this thread holds it already; waiting for itself it would wait for ever.
     """
+    held: set[Path] = _held.__dict__.setdefault("paths", set())
+    if path in held:
+        raise StateError("the warehouse is already open in this thread: use the transaction you are in")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _acquire(descriptor, path, timeout_s)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        held.add(path)
         yield
     finally:
+        held.discard(path)
         os.close(descriptor)  # releases the lock
 
 

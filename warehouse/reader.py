@@ -33,12 +33,14 @@ def query(snapshot: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], *
     with connection.door(snapshot, limits=limits) as con:
         _one_statement(con, sql)
         try:
-            return fetch(con, sql, params or None)
+            return fetch(con, sql, params)
         except duckdb.Error as error:
             raise InvalidInput(f"the query was refused: {error}") from error
 
 
-def select_where(examples: pl.DataFrame, predicate: str, *, limits: Limits) -> np.ndarray[Any, Any]:
+def select_where(
+    examples: pl.DataFrame, predicate: str, *, limits: Limits, limit_s: float = 60.0
+) -> np.ndarray[Any, Any]:
     """Ids (ascending) of the rows of ``examples`` for which ``predicate`` is true.
 
     Raises:
@@ -47,15 +49,17 @@ def select_where(examples: pl.DataFrame, predicate: str, *, limits: Limits) -> n
     """
     with connection.scratch(limits=limits) as con:
         con.register("incoming", examples)
-        con.execute("CREATE TABLE examples AS SELECT * FROM incoming")
+        con.execute("CREATE SCHEMA data")
+        con.execute("CREATE TABLE data.examples AS SELECT * FROM incoming")
         con.unregister("incoming")
         connection.lock_down(con)
         _one_expression(con, predicate)
         try:
-            kind = con.execute(f"SELECT typeof(({predicate}\n)) FROM examples LIMIT 1").fetchone()
-            if kind is not None and kind[0] not in ("BOOLEAN", '"NULL"'):
-                raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
-            ids = fetch(con, f"SELECT example_id FROM examples WHERE ({predicate}\n) ORDER BY example_id")
+            with connection.in_time(con, limit_s):
+                kind = con.execute(f"SELECT typeof(({predicate}\n)) FROM data.examples LIMIT 1").fetchone()
+                if kind is not None and kind[0] not in ("BOOLEAN", '"NULL"'):
+                    raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
+                ids = fetch(con, f"SELECT example_id FROM data.examples WHERE ({predicate}\n) ORDER BY example_id")
         except duckdb.Error as error:
             raise InvalidInput(f"the predicate {predicate!r} was refused: {error}") from error
     return ids["example_id"].to_numpy().astype(np.int64)
@@ -74,9 +78,9 @@ def _one_expression(con: Connection, predicate: str) -> None:
     """The text must mean the same with and without parentheses around it: then it is an expression and ends there."""
     if not isinstance(predicate, str) or not predicate.strip():
         raise InvalidInput("the predicate is empty; write a boolean SQL expression such as label = 3")
-    bare = _parsed(con, f"SELECT 1 FROM examples WHERE {predicate}\n", predicate)
-    closed = _parsed(con, f"SELECT 1 FROM examples WHERE ({predicate}\n)", predicate)
-    plain = _parsed(con, "SELECT 1 FROM examples WHERE true", predicate)
+    bare = _parsed(con, f"SELECT 1 FROM data.examples WHERE {predicate}\n", predicate)
+    closed = _parsed(con, f"SELECT 1 FROM data.examples WHERE ({predicate}\n)", predicate)
+    plain = _parsed(con, "SELECT 1 FROM data.examples WHERE true", predicate)
     frame = [{**tree, "where_clause": None} for tree in (bare, closed, plain)]
     if frame[0] != frame[2] or frame[1] != frame[2] or bare["where_clause"] != closed["where_clause"]:
         raise InvalidInput(f"the predicate {predicate!r} is more than one boolean expression over data.examples")
@@ -86,7 +90,7 @@ def _one_expression(con: Connection, predicate: str) -> None:
             "SELECT function_name FROM duckdb_functions() WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
         ).fetchall()
     }
-    used = sorted(_functions(bare["where_clause"]) & moving)
+    used = sorted(_functions(bare["where_clause"]) & (moving | {"query", "query_table"}))
     if used:
         raise InvalidInput(
             f"the predicate {predicate!r} uses {', '.join(used)}, whose answer differs from call to call"

@@ -24,15 +24,23 @@ CREATE VIEW IF NOT EXISTS scores.latest AS {_EMPTY};
 
 
 def refresh(con: Connection, spec: TableSpec, score: ScoreSpec | None = None) -> None:
-    """Take a new or changed score table into the view, inside the caller's transaction."""
-    if spec.name == "runs":
+    """Take a new or changed score table into the view, inside the caller's transaction.
+
+    A score's own declaration says which columns are shown; without it what was said before stays, or the naming rule
+    of :func:`shown_columns` holds.
+    """
+    names = {c.name for c in spec.columns}
+    stored = con.execute("SELECT value, stderr FROM meta.scores WHERE score = ?", [spec.name]).fetchone()
+    if score:
+        shown = (score.value, score.stderr)
+    else:
+        shown = stored if stored and set(stored) <= names | {""} else shown_columns(spec)
+    if shown == stored:
         return
-    value, stderr = (score.value, score.stderr) if score else shown_columns(spec)
     con.execute("DELETE FROM meta.scores WHERE score = ?", [spec.name])
-    con.execute("INSERT INTO meta.scores VALUES (?, ?, ?)", [spec.name, value, stderr])
+    con.execute("INSERT INTO meta.scores VALUES (?, ?, ?)", [spec.name, *shown])
     known = con.execute("SELECT score, value, stderr FROM meta.scores ORDER BY score").fetchall()
-    parts = "\nUNION ALL\n".join(_select(*row) for row in known) or _EMPTY
-    con.execute(f"CREATE OR REPLACE VIEW scores.latest AS\n{parts}")
+    con.execute("CREATE OR REPLACE VIEW scores.latest AS\n" + "\nUNION ALL\n".join(_select(*row) for row in known))
     con.execute(
         f"COMMENT ON VIEW scores.latest IS {literal('Every current score that met its gates, one row an example.')}"
     )

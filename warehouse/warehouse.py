@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,11 @@ class Warehouse:
         """
         root = Path(home).expanduser().resolve()
         folder = root / "warehouse"
-        folder.mkdir(parents=True, exist_ok=True)
-        (root / "artifacts").mkdir(exist_ok=True)
-        w = cls(root, limits=limits or Limits(spill=folder / "spill"), lock_timeout_s=lock_timeout_s, clock=clock)
+        for needed in (folder, root / "artifacts"):
+            fsio.make_folder(needed)
+        limits = limits or Limits()
+        limits = replace(limits, spill=limits.spill or folder / "spill")
+        w = cls(root, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock)
         with w._locked():
             w._create()
         with w.reading() as con:
@@ -185,6 +188,7 @@ class Warehouse:
             with suppress(IntegrityError):  # a damaged snapshot is replaced
                 if publish.snapshot_head(self.snapshot, limits=self._limits) == ledger.head_of(con):
                     return False
+            fsio.sweep_scratch(self.folder / "spill")
             publish.publish(con, self.snapshot, limits=self._limits)
             return True
 
@@ -299,13 +303,15 @@ class Warehouse:
             return lineage.trace(con, example_id, subject)
 
     def check(
-        self, spec: TableSpec | ScoreSpec, *, subject: str, partition: Mapping[str, Any] | None = None
+        self, spec: TableSpec | ScoreSpec, *, subject: str, partitions: Sequence[Mapping[str, Any]] = ({},)
     ) -> CheckReport:
-        """The Great Expectations suite generated from ``spec``, run on what is stored."""
+        """The Great Expectations suite generated from ``spec``, run once on the stored rows of ``partitions`` together."""
         from warehouse import expectations  # slow to import, and needed here only
 
         table = spec.table if isinstance(spec, ScoreSpec) else spec
-        return expectations.check(table, self.read(table, subject=subject, partition=partition))
+        everything = [c.name for c in table.all_columns]
+        stored = [self.read(table, subject=subject, partition=p, columns=everything) for p in partitions]
+        return expectations.check(table, pl.concat(stored))
 
     def verify_tables(self) -> list[str]:
         """Re-read every partition and compare it with what the ledger recorded last; the problems found."""

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from contracts.digests import canonical_json, plain
-from contracts.errors import DataError, IntegrityError
+from contracts.errors import DataError, IntegrityError, InvalidInput
 from contracts.identity import check_name
 from contracts.methods import ScoreSpec
 from contracts.tables import TableSpec
@@ -79,7 +79,10 @@ class Transaction:
             self._declare(spec, None)
 
     def complete(self, asset: str, key: str, body: Mapping[str, Any]) -> Head:
-        """Note that an asset is done; the entry becomes its last completion."""
+        """Note that an asset is done; the entry becomes its last completion. ``body["outputs"]``: see ``Receipt.output``."""
+        for output in body["outputs"]:
+            if output.get("kind") not in ("table", "artifact") or not output.get("name") or not output.get("digest"):
+                raise InvalidInput(f"{asset}: output {dict(output)} needs kind (table or artifact), name and digest")
         head = self.note("stage", body)
         self.con.execute("DELETE FROM meta.stages WHERE asset = ?", [asset])
         self.con.execute("INSERT INTO meta.stages VALUES (?, ?, ?)", [asset, key, head.seq])
@@ -139,11 +142,13 @@ class Transaction:
         return table, dict(partition or {})
 
     def _declare(self, table: TableSpec, score: ScoreSpec | None) -> None:
+        if table.full_name == "scores.latest":
+            raise DataError("scores.latest is the view over all scores; no score may be called latest")
         done = ddl.ensure(self.con, table)
         if done:
             self.note("table", {"table": table.full_name, "version": table.version, "done": done})
-            if table.schema == "scores":
-                views.refresh(self.con, table, score)
+        if table.schema == "scores" and table.name != "runs" and (done or score):
+            views.refresh(self.con, table, score)
 
     def _insert(self, spec: TableSpec, rows: pl.DataFrame, subject: str, run_id: str, config_digest: str) -> None:
         if not run_id or not config_digest:

@@ -12,6 +12,7 @@ from attacks.membership import (  # noqa: F401  (imported for their registration
     shadow_model,
 )
 from attacks.membership.evidence import Evidence
+from attacks.membership.exposure import exposure_table
 from attacks.membership.metrics import attack_report, report_over_targets, roc, tpr_at_fpr
 
-__all__ = ["Evidence", "attack_report", "report_over_targets", "roc", "tpr_at_fpr"]
+__all__ = ["Evidence", "attack_report", "exposure_table", "report_over_targets", "roc", "tpr_at_fpr"]

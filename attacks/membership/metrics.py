@@ -50,9 +50,18 @@ def tpr_at_fpr(scores: Float, is_member: Bool, cap: float) -> float:
     """Largest TPR with empirical FPR <= cap; NaN when cap * n_neg < 1."""
     scores, is_member = _defined(scores, is_member)
     tp, fp, _ = _counts(scores, is_member)
-    if _allowed(cap, fp[-1]) < 1:
+    if _allowed(cap, int(fp[-1])) < 1:
         return float("nan")
     return float(tp[_last_within(fp, cap)] / tp[-1])
+
+
+def threshold_at_fpr(scores: Float, is_member: Bool, cap: float) -> float:
+    """Smallest score t with an empirical FPR of "score >= t" <= cap; +inf when a tie leaves none, NaN when cap * n_neg < 1."""
+    scores, is_member = _defined(scores, is_member)
+    _, fp, values = _counts(scores, is_member)
+    if _allowed(cap, int(fp[-1])) < 1:
+        return float("nan")
+    return float(values[_last_within(fp, cap)])
 
 
 def best_threshold(scores: Float, is_member: Bool) -> float:

@@ -12,13 +12,14 @@ squared per-example gradient norms, float64 of shape (B,). It never mixes exampl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contracts.errors import NameTaken
 
-ClosedForm = Callable[[nn.Module, Tensor, Tensor, frozenset[str]], dict[str, Tensor]]
+ClosedForm = Callable[[Any, Tensor, Tensor, frozenset[str]], dict[str, Tensor]]
 _FORMS: dict[type[nn.Module], tuple[ClosedForm, Callable[[nn.Module], bool]]] = {}
 _CHUNK_BYTES = 4 << 20  # working set of one chunk: stays in the cache, and bounds memory for wide layers
 
@@ -49,7 +50,8 @@ def form_of(module: nn.Module) -> ClosedForm | None:
 
 def squared_norm(rows: Tensor) -> Tensor:
     """Squared L2 norm of every row (B, ...) -> float64 (B,). The norm is rounded once, before it is squared."""
-    return torch.linalg.vector_norm(rows.flatten(1), dim=1).double().square()
+    norm: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return norm.double().square()
 
 
 def chunks(num_examples: int, *, bytes_each: int) -> Iterator[slice]:

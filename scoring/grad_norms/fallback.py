@@ -63,4 +63,5 @@ def loop_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas
 
 def _squared(gradients: Tensor) -> Tensor:
     """As ``squared_norm``, in float64 throughout: the slow path has no reason to round."""
-    return torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float64)
+    return norm.square()

@@ -49,4 +49,5 @@ def _tokens(a_BTI: Tensor, d_BTO: Tensor) -> Tensor:
 
 def inner(gram_a: Tensor, gram_d: Tensor) -> Tensor:
     """<A, D> of every pair of Gram matrices, float64 (B,). The sum is a square; rounding may leave it just below zero."""
-    return torch.linalg.vecdot(gram_a.flatten(1), gram_d.flatten(1)).double().clamp_min(0.0)
+    product: Tensor = torch.linalg.vecdot(gram_a.flatten(1), gram_d.flatten(1))
+    return product.double().clamp_min(0.0)

@@ -9,6 +9,8 @@ Source: "Deep Learning on a Data Diet" (NeurIPS 2021). Not for BatchNorm in trai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ def batch_norm(module: nn.BatchNorm2d, inputs: Tensor, deltas: Tensor, wanted: f
     return _channels(lambda: F.batch_norm(inputs, mean, var, eps=module.eps), deltas, wanted)
 
 
-def _channels(normalised, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+def _channels(normalised: Callable[[], Tensor], deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
     positions = tuple(range(2, deltas.dim()))
     found = {}
     if "weight" in wanted:

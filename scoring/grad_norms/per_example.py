@@ -7,6 +7,9 @@ For each layer the closed form needs only the layer's input a and the gradient d
 and the output's *edge* in the autograd graph; ``torch.autograd.grad`` is asked for the gradients at those edges only, so
 no weight gradient is ever computed. The edge is taken inside the hook, before an in-place ReLU can overwrite the output.
 
+Gradients are linear in delta at the logits: delta / ||delta|| goes backward and the squared norms are multiplied by
+||delta||^2 in float64. Errors of 1e-20, whose squares single precision cannot hold, lose no digits.
+
 Which parameter is covered by which means is planned once, on the first three examples, from the graph itself:
     closed form   a trainable parameter of a known layer that is called once and is used nowhere else, batch first;
     broadcast     a bare parameter that is only added or expanded over the batch (class token, position embedding);
@@ -40,10 +43,11 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class GradNorms(NamedTuple):
-    """Result for one batch: ``logits`` (B, K), detached, and parameter name -> squared norm, float64 (B,)."""
+    """Result for one batch: ``logits`` (B, K), detached; parameter name -> squared norm, float64 (B,); their sum (B,)."""
 
     logits: Tensor
     squared: dict[str, Tensor]
+    total: Tensor
 
 
 class _Call(NamedTuple):
@@ -117,16 +121,26 @@ class PerExampleGradNorm:
         """
         if not self.coverage:
             self._plan(x, y, error)
+        single = torch.promote_types(next(iter(self._parameters.values())).dtype, torch.float32)
+        found = self._batch(x, y, error, single)
+        if not bool(
+            found.total.isfinite().all()
+        ):  # squares that overflow in single precision are taken again in double
+            found = self._batch(x, y, error, torch.float64)
+        return found
+
+    def _batch(self, x: Tensor, y: Tensor, error: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> GradNorms:
         step = self.micro_batch or self._micro_batch
-        parts = []
+        all_logits, all_squared = [], []
         for rows, targets in zip(x.split(step), y.split(step), strict=True):
             logits, calls = self._forward(rows)
-            delta = error(logits.detach(), targets).to(logits.dtype)
-            parts.append(GradNorms(logits.detach(), self._norms(rows, logits, calls, delta)))
-        return GradNorms(
-            torch.cat([part.logits for part in parts]),
-            {name: torch.cat([part.squared[name] for part in parts]) for name in self._parameters},
-        )
+            delta, size = _unit(error(logits.detach(), targets), logits.dtype)
+            squared = self._norms(rows, logits, calls, delta, dtype)
+            all_logits.append(logits.detach())
+            all_squared.append(torch.stack([squared[name] for name in self._parameters]) * size.square())
+        squared_PB = torch.cat(all_squared, dim=1)
+        by_name = dict(zip(self._parameters, squared_PB, strict=True))
+        return GradNorms(torch.cat(all_logits), by_name, squared_PB.sum(0))
 
     def _hook(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -137,7 +151,8 @@ class PerExampleGradNorm:
         return note
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[_Call]]:
-        self._calls = calls = []
+        calls: list[_Call] = []
+        self._calls = calls
         try:
             with torch.enable_grad():
                 logits = self.model(x)
@@ -150,8 +165,10 @@ class PerExampleGradNorm:
             )
         return logits, calls
 
-    def _norms(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> dict[str, Tensor]:
-        """Squared norms under the current plan."""
+    def _norms(
+        self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Squared norms under the current plan; closed forms are worked out in ``dtype``."""
         zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         squared = dict.fromkeys(self._parameters, zero)
         calls = [call for call in calls if call.module in self._wanted]
@@ -160,13 +177,10 @@ class PerExampleGradNorm:
         edges = [call.edge for call in calls] + [GradientEdge(node, 0) for _, node, _ in uses]
         if edges:
             deltas = torch.autograd.grad(logits, edges, delta, allow_unused=True)
-            for dtype in (torch.promote_types(delta.dtype, torch.float32), torch.float64):
-                for call, d in zip(calls, deltas, strict=False):
-                    if d is not None:
-                        squared |= self._closed_form(call, d, dtype)
-                squared |= self._broadcast(uses, deltas[len(calls) :], dtype)
-                if bool(torch.stack(list(squared.values())).isfinite().all()):
-                    break  # else: what overflows in single precision is taken again in double
+            for call, d in zip(calls, deltas, strict=False):
+                if d is not None:
+                    squared |= self._closed_form(call, d, dtype)
+            squared |= self._broadcast(uses, deltas[len(calls) :], dtype)
         slow = [name for name, how in self.coverage.items() if how == "vmap"]
         if slow:
             squared |= vmap_squared_norms(self.model, slow, x, delta)
@@ -199,7 +213,7 @@ class PerExampleGradNorm:
         again = -(-_PROBES // len(x))
         x, y = (t.repeat(again, *[1] * (t.dim() - 1))[:_PROBES] for t in (x, y))
         logits, calls = self._forward(x)
-        delta = error(logits.detach(), y).to(logits.dtype)
+        delta, _ = _unit(error(logits.detach(), y), logits.dtype)
         self._refuse_mixing(x, logits)
         uses = _uses(logits, self._names)
         batch_first = self._batch_first(x[:-1]) & self._batch_first(x)
@@ -234,7 +248,7 @@ class PerExampleGradNorm:
             return
         exact = loop_squared_norms(self.model, fast, x, delta)
         self.coverage = {name: planned[name] for name in fast}
-        found = self._norms(x, logits, calls, delta)
+        found = self._norms(x, logits, calls, delta, torch.float64)
         self.coverage = planned
         tolerance = _tolerance(logits) * torch.stack(list(exact.values())).sum(0).sqrt()
         for name in fast:
@@ -253,6 +267,13 @@ class PerExampleGradNorm:
                 "the model gives an example other logits in a batch than alone: it mixes examples, and an example has "
                 "no gradient of its own"
             )
+
+
+def _unit(delta_BK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """delta / ||delta|| in the model's precision, and ||delta||, float64 (B,)."""
+    delta_BK = delta_BK.double()
+    size = torch.linalg.vector_norm(delta_BK, dim=1)
+    return (delta_BK / size.masked_fill(size == 0, 1.0)[:, None]).to(dtype), size
 
 
 def _form(module: nn.Module) -> ClosedForm:

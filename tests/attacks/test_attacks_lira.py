@@ -86,6 +86,15 @@ def test_lira_equals_its_naive_transcription(planted, references_of, monkeypatch
         np.testing.assert_allclose(found, naive_lira(evidence, references_of, variance, tail), rtol=1e-9, atol=1e-9)
 
 
+def test_targets_inside_and_outside_the_references_may_be_mixed(planted, references_of) -> None:
+    evidence = planted(10, models=9, balanced=False)
+    index = np.where(np.arange(9) % 3 == 0, -1, np.arange(9))
+    mixed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
+    for variance in ("pooled", "per_example", "fixed"):
+        found = lira_online(mixed, config=LiraOnlineConfig(variance=variance), seed=0)
+        np.testing.assert_allclose(found, naive_lira(mixed, references_of, variance, "online"), rtol=1e-9, atol=1e-9)
+
+
 def test_group_statistics_survive_a_target_that_holds_all_the_spread() -> None:
     rng = np.random.default_rng(0)
     values = 1.0 + 1e-7 * rng.normal(size=(8, 5))

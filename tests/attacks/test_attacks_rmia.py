@@ -57,6 +57,14 @@ def test_rmia_equals_its_naive_transcription(planted, references_of, monkeypatch
         np.testing.assert_allclose(found, naive_rmia(evidence, references_of, gamma, a), rtol=1e-9)
 
 
+def test_targets_inside_and_outside_the_references_may_be_mixed(planted, references_of) -> None:
+    evidence = planted(10, models=9, balanced=False)
+    index = np.where(np.arange(9) % 3 == 0, -1, np.arange(9))
+    mixed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
+    found = rmia_online(mixed, config=RmiaOnlineConfig(), seed=0)
+    np.testing.assert_allclose(found, naive_rmia(mixed, references_of, 1.0, None), rtol=1e-9)
+
+
 def test_a_is_the_best_of_the_grid_on_a_reference_attacked_by_the_rest(planted) -> None:
     evidence = planted(3, self_targets=False, models=11, examples=200)
     phi, keep = evidence.reference_phi[0], evidence.keep

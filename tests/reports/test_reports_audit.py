@@ -301,3 +301,11 @@ def test_wrong_inputs_are_refused() -> None:
         small(unlearning=pl.DataFrame({"split": ["s"]}))
     with pytest.raises(DataError, match="verdict"):
         small(findings=pl.DataFrame({"what": ["x"]}))
+
+
+def test_a_request_of_many_examples_is_shortened_on_the_page_and_whole_in_the_data() -> None:
+    report = small(request={"ids": list(range(10_000, 15_000))})
+    page = Page(render_html(report))
+    assert "10039, … 5\u202f000 in all" in page.text
+    assert "10040" not in page.text
+    assert json.loads(render_json(report))["request"]["ids"][-1] == 14_999

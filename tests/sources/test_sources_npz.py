@@ -88,6 +88,13 @@ def test_keras_convention(tmp_path):
     np.testing.assert_array_equal(data.x[:, 0], x)
     assert data.split.tolist() == ["train"] * 40 + ["test"] * 10
     np.testing.assert_allclose(data.inputs(slice(0, 5)), x[:5, None] / 51, rtol=1e-6)
+    arrays = {"x_train": x[:40], "y_train": y[:40], "x_test": x[40:], "y_test": y[40:]}
+    np.savez(tmp_path / "m.npz", **arrays, ids=np.arange(50) + 7, owner=np.array([b"ann", "Jörg".encode()] * 25))
+    data = _load(tmp_path / "m.npz")
+    assert data.example_id.tolist() == list(range(7, 57)) and data.owner.tolist() == ["ann", "Jörg"] * 25
+    np.savez(tmp_path / "m.npz", **arrays, split=np.array(["train"] * 50))
+    with pytest.raises(DataError, match="says twice"):
+        _load(tmp_path / "m.npz")
 
 
 def test_regression_and_text(tmp_path):
@@ -97,6 +104,11 @@ def test_regression_and_text(tmp_path):
     assert data.task == "regression" and data.y.dtype == np.float64
     np.savez(tmp_path / "t.npz", x=rng.normal(size=(60, 2)), y=np.array(["b", "a"] * 30))
     assert _load(tmp_path / "t.npz").class_names == ("a", "b")
+    np.savez(tmp_path / "b.npz", x=rng.normal(size=(60, 2)), y=np.array(["ä".encode(), b"a"] * 30))
+    assert _load(tmp_path / "b.npz").class_names == ("a", "ä")
+    np.savez(tmp_path / "b.npz", x=rng.normal(size=(60, 2)), y=np.array([b"\xff", b"a"] * 30))
+    with pytest.raises(DataError, match="UTF-8"):
+        _load(tmp_path / "b.npz")
 
 
 X, Y = np.arange(24.0).reshape(12, 2), np.arange(12) % 2

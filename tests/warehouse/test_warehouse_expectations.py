@@ -189,7 +189,7 @@ def test_text_that_nothing_reads_never_leaves_polars() -> None:
 _value = st.one_of(st.none(), st.sampled_from([float("nan"), float("inf"), -0.5, 0.0, 0.5, 1.0, 2.0]))
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "b", None]), st.integers(-1, 3), _value, _value, st.sampled_from([None, 0, 1, 3, 4]),

@@ -1,0 +1,287 @@
+"""The door for people: it reads, and can do nothing else. Predicates: one expression, nothing around it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from warehouse_helpers import COMMON, EL2N, score_frame, score_run
+
+from contracts.errors import IntegrityError, InvalidInput, NotReady, UnknownName
+from contracts.schema import EXAMPLES, SCORE_RUNS
+from warehouse import Warehouse, reader
+from warehouse.connection import Limits
+
+
+def examples(n: int = 20) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "example_id": range(n),
+            "split": ["test" if i % 5 == 4 else "train" for i in range(n)],
+            "label": [i % 3 for i in range(n)],
+            "label_name": [["cat", "it's", "ship"][i % 3] for i in range(n)],
+            "target": pl.Series([None] * n, dtype=pl.Float64),
+            "owner": ["token" if i % 2 else "" for i in range(n)],
+            "content_hash": [f"{i:064d}" for i in range(n)],
+        }
+    )
+
+
+@pytest.fixture
+def filled(w: Warehouse) -> Warehouse:
+    with w.transaction() as t:
+        t.replace(EXAMPLES, examples(), **COMMON)
+        t.replace(EL2N, score_frame(list(range(20))), **COMMON)
+        t.replace(SCORE_RUNS, score_run(), partition={"score": "el2n"}, **COMMON)
+    w.publish()
+    return w
+
+
+def test_nothing_published_says_what_to_run(w: Warehouse) -> None:
+    with pytest.raises(NotReady, match="palimpsest audit"):
+        w.query("SELECT 1")
+
+
+def test_parameters_are_bound_by_position_and_by_name(filled: Warehouse) -> None:
+    sql = "SELECT example_id FROM data.examples WHERE label_name = {} ORDER BY 1 LIMIT 2"
+    assert filled.query(sql.format("?"), ["it's"])["example_id"].to_list() == [1, 4]
+    assert filled.query(sql.format("$name"), {"name": "it's"})["example_id"].to_list() == [1, 4]
+    assert filled.query(sql.format("?"), ["x' OR '1'='1"]).height == 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["FROM scores.latest", "WITH a AS (SELECT 1 AS x) SELECT * FROM a", "DESCRIBE data.examples", "SHOW ALL TABLES",
+     "SUMMARIZE data.examples", "EXPLAIN SELECT * FROM data.examples", "VALUES (1), (2)", "SELECT 1 -- no more; DROP TABLE x",
+     "SELECT 1;"],
+)  # fmt: skip
+def test_every_way_of_reading_works(filled: Warehouse, sql: str) -> None:
+    assert filled.query(sql).height > 0
+
+
+ESCAPES = [
+    "", ";", "SELECT 1; SELECT 2", "INSERT INTO scores.runs SELECT * FROM scores.runs", "UPDATE data.examples SET label = 0",
+    "DELETE FROM data.examples", "DROP TABLE data.examples", "CREATE TABLE x AS SELECT 1", "CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE VIEW v AS SELECT 1", "ALTER TABLE data.examples DROP label", "TRUNCATE data.examples",
+    "COPY data.examples TO '{out}'", "COPY (SELECT 1) TO '{out}' (FORMAT parquet)", "EXPORT DATABASE '{out}'",
+    "ATTACH '{out}' AS o", "ATTACH ':memory:' AS o", "DETACH palimpsest", "USE memory", "INSTALL httpfs", "LOAD httpfs",
+    "SET enable_external_access = true", "SET lock_configuration = false", "RESET enable_external_access", "SET threads = 1",
+    "SET memory_limit = '100GB'", "PRAGMA threads = 4", "PRAGMA enable_external_access = true", "CALL pragma_version()",
+    "CHECKPOINT", "VACUUM", "BEGIN", "COMMIT", "PREPARE p AS SELECT 1", "EXECUTE p", "SET VARIABLE x = 1",
+    "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM read_blob('/etc/passwd')",
+    "SELECT * FROM '/etc/passwd'", "SELECT * FROM '{home}/warehouse/palimpsest.duckdb'", "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM read_parquet('http://example.org/x')", "SELECT * FROM 's3://bucket/x.parquet'", "SELECT getenv('HOME')",
+    "SELECT * FROM secret_frame", "CREATE SECRET s (TYPE s3)", "COMMENT ON TABLE data.examples IS 'x'", "IMPORT DATABASE '/tmp'",
+    "EXPLAIN ANALYZE COPY data.examples TO '{out}'", "SELECT * FROM sqlite_scan('/etc/passwd', 'x')",
+    "CREATE MACRO m() AS 1", "SELECT nonsense(", "SELECT * FROM no.such_table",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sql", ESCAPES)
+def test_the_door_can_do_nothing_but_read(filled: Warehouse, tmp_path: Path, sql: str) -> None:
+    secret_frame = pl.DataFrame({"a": [1]})  # noqa: F841  (a Python variable must not become a table)
+    out = tmp_path / "out"
+    before, stat = filled.snapshot.read_bytes(), filled.snapshot.stat()
+    with pytest.raises(InvalidInput):
+        filled.query(sql.format(out=out, home=filled.home))
+    assert not out.exists() and filled.snapshot.read_bytes() == before
+    assert filled.snapshot.stat().st_mtime_ns == stat.st_mtime_ns
+    assert filled.query("SELECT count(*) AS n FROM data.examples")["n"].to_list() == [20]
+
+
+def test_memory_is_bounded_and_spill_leaves_nothing(filled: Warehouse) -> None:
+    tight = Warehouse.open(filled.home, limits=Limits(memory="64MB", threads=1))
+    n = tight.query("SELECT count(*) AS n FROM (SELECT DISTINCT hash(range) AS h FROM range(3000000))")["n"].to_list()
+    assert n == [3_000_000]
+    assert list((filled.folder / "spill").iterdir()) == []
+    with pytest.raises((InvalidInput, MemoryError)):
+        tight.query("SELECT string_agg(repeat('x', 1000), '') FROM range(200000)")
+
+
+def test_a_damaged_snapshot_is_an_integrity_error_and_is_replaced(filled: Warehouse) -> None:
+    filled.snapshot.write_bytes(b"not a database" * 1000)
+    with pytest.raises(IntegrityError, match=r"palimpsest\.read\.duckdb"):
+        filled.query("SELECT 1")
+    assert filled.publish() and filled.query("SELECT 1 AS one").height == 1
+
+
+PREDICATES = {
+    "label = 1": lambda e: e["label"] == 1,
+    "label_name = 'it''s'": lambda e: e["label_name"] == "it's",
+    "owner <> ''": lambda e: e["owner"] != "",
+    "label = 1 OR label = 2 AND owner = ''": lambda e: (e["label"] == 1) | ((e["label"] == 2) & (e["owner"] == "")),
+    "example_id BETWEEN 3 AND 7 -- a comment": lambda e: e["example_id"].is_between(3, 7),
+    "example_id IN (SELECT max(example_id) FROM data.examples GROUP BY label)": lambda e: e["example_id"].is_in([15, 17, 18]),
+    "examples.label % 2 = 0 AND data.examples.label < 9": lambda e: e["label"] % 2 == 0,
+    "CASE WHEN label = 0 THEN true ELSE false END": lambda e: e["label"] == 0,
+    "target IS NULL": lambda e: e["label"] >= 0,
+    "target > 0": lambda e: e["label"] < 0,
+    "NULL": lambda e: e["label"] < 0,
+    "true": lambda e: e["label"] >= 0,
+    "list_contains([1, 2], label)": lambda e: e["label"] >= 1,
+    "regexp_matches(label_name, '^s')": lambda e: e["label_name"] == "ship",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_predicates_select_training_examples(filled: Warehouse, predicate: str) -> None:
+    train = examples().filter(pl.col("split") == "train")
+    expected = train.filter(PREDICATES[predicate](train))["example_id"].to_list()
+    found = filled.select_where("digits", predicate)
+    assert found.dtype == np.int64 and found.tolist() == expected
+
+
+INJECTIONS = [
+    "", "   ", "-- nothing", "1=1; DROP TABLE data.examples", "1=1) UNION SELECT 5 --", "1=1 UNION SELECT 5", "1=1) OR (1=1",
+    "true ORDER BY random() LIMIT 3", "true LIMIT 3", "true GROUP BY ALL", "true QUALIFY row_number() OVER () = 1", "true HAVING true",
+    "true) LIMIT (3", "true WINDOW w AS ()", "true USING SAMPLE 5", "label", "label + 1", "'yes'", "label = 'x'", "colour = 1",
+    "count(*) > 1", "random() < 0.5", "now() > '2026-01-01'", "uuid() IS NOT NULL", "label = ?", "label = $1",
+    "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0", "(SELECT count(*) FROM ledger.entries) > 0",
+    "(SELECT count(*) FROM query('SELECT random()')) > 0", "example_id IN (SELECT * FROM secret_frame)", "(SELECT true; SELECT false)",
+    "label = 1 */ /*", "/* open", "'", '"', "\x00", "SELECT true", "COPY x TO 'y'", "EXISTS (DELETE FROM data.examples)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("predicate", INJECTIONS)
+def test_anything_but_one_boolean_expression_is_refused(filled: Warehouse, predicate: str) -> None:
+    secret_frame = pl.DataFrame({"a": [1]})  # noqa: F841
+    with pytest.raises(InvalidInput, match="predicate"):
+        filled.select_where("digits", predicate)
+    assert filled.verify_tables() == []
+
+
+def test_a_predicate_error_carries_duckdbs_message(filled: Warehouse) -> None:
+    with pytest.raises(InvalidInput, match=r'column "colour" not found'):
+        filled.select_where("digits", "colour = 1")
+
+
+def test_a_predicate_that_runs_for_ever_is_stopped() -> None:
+    endless = "(SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range + b.range + label = -1) = 0"
+    with pytest.raises(InvalidInput, match=r"took longer than 0\.5 s"):
+        reader.select_where(examples(), endless, limits=Limits(threads=1, memory="256MB"), limit_s=0.5)
+
+
+def test_a_subject_without_examples_is_not_ready(filled: Warehouse) -> None:
+    with pytest.raises(NotReady, match="examples of wine"):
+        filled.select_where("wine", "label = 1")
+
+
+def test_latest_shows_a_score_only_while_its_run_passed(filled: Warehouse) -> None:
+    assert filled.latest_score("digits", "el2n").equals(score_frame(list(range(20))).select("example_id", pl.col("el2n").alias("value"), pl.col("spread").alias("stderr")))
+    row = filled.query("SELECT * FROM scores.latest ORDER BY example_id LIMIT 1").row(0, named=True)
+    assert row == {"subject": "digits", "score": "el2n", "example_id": 0, "value": 0.1, "stderr": 0.01, "higher_means": "harder", "run_id": "run-1"}  # fmt: skip
+    filled.replace(SCORE_RUNS, score_run(passed=False, reason="acc_in too low"), partition={"score": "el2n"}, **COMMON)
+    with pytest.raises(NotReady, match="did not meet its gates: acc_in too low"):
+        filled.latest_score("digits", "el2n")
+    with pytest.raises(NotReady, match="has not been computed"):
+        filled.latest_score("wine", "el2n")
+    with pytest.raises(UnknownName, match="known: el2n"):
+        filled.latest_score("digits", "elton")
+
+
+def test_latest_hides_rows_that_another_configuration_made(filled: Warehouse) -> None:
+    """Between the write of a score and that of its run: never new rows under an old verdict."""
+    filled.replace(EL2N, score_frame([1, 2]), **(COMMON | {"config_digest": "d" * 64, "run_id": "run-2"}))
+    assert filled.latest_score("digits", "el2n").height == 0
+    filled.replace(SCORE_RUNS, score_run(), partition={"score": "el2n"}, **(COMMON | {"config_digest": "d" * 64, "run_id": "run-2"}))
+    assert filled.latest_score("digits", "el2n")["example_id"].to_list() == [1, 2]
+
+
+def test_latest_takes_columns_by_name_when_only_the_table_is_given(w: Warehouse) -> None:
+    import dataclasses
+
+    table = dataclasses.replace(EL2N.table, name="other")
+    w.replace(table, score_frame([3]), **COMMON)
+    w.replace(SCORE_RUNS, score_run("other"), partition={"score": "other"}, **COMMON)
+    assert w.latest_score("digits", "other").rows() == [(3, 0.4, None)]
+
+
+def test_views_over_many_scores_are_one_long_table(filled: Warehouse) -> None:
+    import dataclasses
+
+    for name in ("aum", "forgetting", "zeta"):
+        spec = dataclasses.replace(EL2N, name=name)
+        filled.replace(spec, score_frame([1, 2]), **COMMON)
+        filled.replace(SCORE_RUNS, score_run(name), partition={"score": name}, **COMMON)
+    filled.publish()
+    counts = filled.query("SELECT score, count(*) AS n FROM scores.latest GROUP BY score ORDER BY score")
+    assert counts.rows() == [("aum", 2), ("el2n", 20), ("forgetting", 2), ("zeta", 2)]
+
+
+def test_plain_duckdb_reads_the_snapshot_while_an_audit_writes(filled: Warehouse) -> None:
+    ask = "SELECT (SELECT count(*) FROM scores.latest), (SELECT count(*) FROM ledger.entries), (SELECT count(*) FROM requests.register), (SELECT count(*) FROM audits.attack_reports), (SELECT count(*) FROM unlearning.runs)"
+    code = f"import duckdb; print(duckdb.connect({str(filled.snapshot)!r}, read_only=True).execute({ask!r}).fetchone())"
+    with filled.transaction() as t:
+        t.replace(EL2N, score_frame([1]), **COMMON)
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        seq = filled.published_head()
+    assert seq is not None and child.stdout.strip() == f"(20, {seq.seq}, 0, 0, 0)"
+
+
+def test_an_old_reader_keeps_its_rows_across_publishes_and_a_new_one_sees_the_new(filled: Warehouse) -> None:
+    old = duckdb.connect(str(filled.snapshot), read_only=True)
+    old.begin()
+    count = "SELECT count(*) AS n FROM scores.el2n"
+    assert old.execute(count).fetchone() == (20,)
+    for i in range(3):
+        filled.replace(EL2N, score_frame(list(range(i + 1))), **COMMON)
+        assert filled.publish()
+        assert old.execute(count).fetchone() == (20,)
+        assert filled.query(count)["n"].to_list() == [i + 1]
+    old.close()
+
+
+def test_publishing_twice_does_nothing_the_second_time(filled: Warehouse) -> None:
+    stat = filled.snapshot.stat()
+    assert filled.publish() is False and filled.snapshot.stat().st_ino == stat.st_ino
+    filled.ledger.append("note", {})
+    assert filled.publish() is True and filled.publish() is False
+    assert filled.published_head() == filled.ledger.head()
+    assert [p.name for p in filled.folder.iterdir() if "tmp" in p.name or p.suffix == ".wal"] == []
+
+
+def test_deleted_rows_do_not_travel_into_the_snapshot(w: Warehouse) -> None:
+    import dataclasses
+
+    marker = "marker-7f3a9c-of-a-person"
+    row = examples().with_columns(label_name=pl.lit(marker))
+    w.replace(EXAMPLES, row, **COMMON)
+    w.publish()
+    assert marker.encode() in w.snapshot.read_bytes()
+    w.replace(EXAMPLES, examples(), **COMMON)
+    w.publish()
+    assert marker.encode() not in w.snapshot.read_bytes()
+    assert dataclasses.is_dataclass(EXAMPLES)
+
+
+def test_importing_and_opening_is_light(home: Path) -> None:
+    code = (
+        "import sys, time; from warehouse import Warehouse; w = Warehouse.open(sys.argv[1]); "
+        "print([m for m in ('torch', 'dagster', 'great_expectations', 'matplotlib') if m in sys.modules])"
+    )
+    env = dict(os.environ)
+    child = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=60, check=True, env=env)
+    assert child.stdout.strip() == "[]"
+
+
+def test_opening_an_up_to_date_warehouse_is_quick(home: Path, w: Warehouse) -> None:
+    import time
+
+    def once() -> float:
+        started = time.process_time()
+        Warehouse.open(home, limits=Limits(threads=1))
+        return time.process_time() - started
+
+    assert min(once() for _ in range(5)) < 0.05
+
+
+def test_check_runs_the_generated_suite_on_what_is_stored(filled: Warehouse) -> None:
+    report: Any = filled.check(EXAMPLES, subject="digits")
+    assert report.passed and report.rows == 20 and not report.broken
