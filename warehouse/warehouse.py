@@ -129,6 +129,7 @@ class Warehouse:
             fault("writer.after_commit")
             if t.head != mirrored:
                 ledger.write_mirror(self.head_file, t.head)
+            fault("writer.after_mirror")
 
     def replace(
         self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,

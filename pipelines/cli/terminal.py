@@ -42,26 +42,21 @@ def live_progress(title: str) -> Iterator[Report]:
 
 
 def summary_table(rows: Iterable[Row], *, title: str) -> Table:
-    """One line a finding: what, verdict, figure with interval, the plan's limit."""
+    """One line a finding, grouped by what it is about: first what decides, then methods compared, then the control."""
     table = Table(title=title, title_justify="left", header_style="bold", expand=False)
-    for name, right in (
-        ("about", False),
-        ("what", False),
-        ("verdict", False),
-        ("figure", True),
-        ("interval", True),
-        ("limit", True),
-    ):
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "what")
+    for name in ("about", "what", "verdict"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("figure (interval)", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        colour = COLOURS[row.verdict.value]
-        role = f" [dim]({row.role})[/]" if row.role else ""
-        table.add_row(
-            escape(row.audited) + role,
-            escape(row.what),
-            f"[{colour}]{row.verdict.value}[/]",
-            row.figure,
-            row.interval,
-            row.limit,
-        )
+        groups.setdefault(row.audited, []).append(row)
+    for about, members in groups.items():
+        role = "must fail" if members[0].control else "" if members[0].counted else "compared"
+        for n, row in enumerate(members):
+            colour = COLOURS[row.verdict.value]
+            head = escape(about) if n == 0 else f"[dim]  {role}[/]" if n == 1 else ""
+            figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
+            what = escape(row.what.removeprefix("attack/").removeprefix("score/"))
+            table.add_row(head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1)
     return table

@@ -30,11 +30,12 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from contracts.errors import NotApplicable
 from scoring.grad_norms.closed_forms import ClosedForm, form_of, squared_norm
 from scoring.grad_norms.fallback import loop_squared_norms, vmap_squared_norms
+from scoring.grad_norms.graph import Use, only_broadcast, shape_of, unbroadcast, uses_of
 
 _PROBES = 3
 _MICRO_BATCH, _CACHE_BYTES = 64, 16 << 20  # more than 64 examples while the layers' inputs and outputs fit the cache
@@ -89,8 +90,8 @@ class PerExampleGradNorm:
         self.coverage: dict[str, str] = {}
         self.output_layer: tuple[str, ...] = ()
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._modules = {name: m for name, m in model.named_modules() if form_of(m) is not None}
         self._names = {id(p): name for name, p in self._parameters.items()}
+        self._modules = {name: m for name, m in model.named_modules() if form_of(m) is not None and self._own(m)}
         self._wanted: dict[str, frozenset[str]] = {}
         self._calls: list[_Call] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -123,9 +124,7 @@ class PerExampleGradNorm:
             self._plan(x, y, error)
         single = torch.promote_types(next(iter(self._parameters.values())).dtype, torch.float32)
         found = self._batch(x, y, error, single)
-        if not bool(
-            found.total.isfinite().all()
-        ):  # squares that overflow in single precision are taken again in double
+        if not bool(found.total.isfinite().all()):  # squares overflow in single precision: take them again in double
             found = self._batch(x, y, error, torch.float64)
         return found
 
@@ -171,10 +170,12 @@ class PerExampleGradNorm:
         """Squared norms under the current plan; closed forms are worked out in ``dtype``."""
         zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         squared = dict.fromkeys(self._parameters, zero)
-        calls = [call for call in calls if call.module in self._wanted]
+        calls = [call for call in calls if self._wanted.get(call.module)]
+        if len({call.module for call in calls}) < len(calls):
+            raise NotApplicable("the model calls a layer more often for these examples than for its first ones")
         bare = {id(self._parameters[name]): name for name, how in self.coverage.items() if how == "broadcast"}
-        uses = [(name, *use) for name, found in _uses(logits, bare).items() for use in found]
-        edges = [call.edge for call in calls] + [GradientEdge(node, 0) for _, node, _ in uses]
+        uses = [(name, use) for name, found in uses_of(logits, bare).items() for use in found]
+        edges = [call.edge for call in calls] + [GradientEdge(node, 0) for _, (node, _) in uses]
         if edges:
             deltas = torch.autograd.grad(logits, edges, delta, allow_unused=True)
             for call, d in zip(calls, deltas, strict=False):
@@ -190,21 +191,24 @@ class PerExampleGradNorm:
         module = self._modules[call.module]
         a = call.inputs.to(dtype) if call.inputs.is_floating_point() else call.inputs
         found = _form(module)(module, a, d.to(dtype), self._wanted[call.module])
-        return {self._full(module, local): value for local, value in found.items()}
+        own = self._own(module)
+        return {own[local]: value for local, value in found.items()}
 
     def _broadcast(
-        self, uses: list[tuple[str, Node, int]], deltas: Iterable[Tensor | None], dtype: torch.dtype
+        self, uses: list[tuple[str, Use]], deltas: Iterable[Tensor | None], dtype: torch.dtype
     ) -> dict[str, Tensor]:
         gradients: dict[str, Tensor] = {}
-        for (name, node, position), d in zip(uses, deltas, strict=True):
+        for (name, (node, position)), d in zip(uses, deltas, strict=True):
             if d is not None:
                 alpha = getattr(node, "_saved_alpha", 1) if position == 1 else 1  # torch.add(x, p, alpha=...)
-                g = _unbroadcast(d.to(dtype), self._parameters[name].shape) * alpha
+                g = unbroadcast(d.to(dtype), self._parameters[name].shape) * alpha
                 gradients[name] = gradients[name] + g if name in gradients else g
         return {name: squared_norm(g) for name, g in gradients.items()}
 
-    def _full(self, module: nn.Module, local: str) -> str:
-        return self._names[id(getattr(module, local))]
+    def _own(self, module: nn.Module) -> dict[str, str]:
+        """Name within the module -> full name, of its own trainable parameters."""
+        own = module.named_parameters(recurse=False)
+        return {local: self._names[id(p)] for local, p in own if id(p) in self._names}
 
     # ---- the plan ------------------------------------------------------------------------------------------------
 
@@ -215,21 +219,21 @@ class PerExampleGradNorm:
         logits, calls = self._forward(x)
         delta, _ = _unit(error(logits.detach(), y), logits.dtype)
         self._refuse_mixing(x, logits)
-        uses = _uses(logits, self._names)
+        uses = uses_of(logits, self._names)
         batch_first = self._batch_first(x[:-1]) & self._batch_first(x)
-        self.coverage = {name: _bare(self._parameters[name], found, len(x)) for name, found in uses.items()}
+        for name, found in uses.items():
+            bare = only_broadcast(self._parameters[name], found, len(x))
+            self.coverage[name] = "broadcast" if bare else "vmap" if found else "unused"
         for call in calls:
             module = self._modules[call.module]
-            own = {
-                local: self._names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in self._names
-            }
+            own = self._own(module)
             single = {local for local, name in own.items() if len(uses[name]) == 1}
             if call.module in batch_first and single:
                 self._wanted[call.module] = frozenset(single)
                 self.coverage |= {own[local]: _form(module).__name__ for local in single}
-                if isinstance(module, nn.Linear) and call.edge.node is logits.grad_fn:
+                if isinstance(module, nn.Linear) and call.edge.node is logits.grad_fn and len(single) == len(own):
                     self.output_layer = tuple(own.values())
-        size = sum(call.inputs.numel() + math.prod(_shape(call.edge)) for call in calls) * logits.element_size()
+        size = sum(call.inputs.numel() + math.prod(shape_of(call.edge)) for call in calls) * logits.element_size()
         self._micro_batch = max(_MICRO_BATCH, _CACHE_BYTES * len(x) // max(size, 1))
         self._verify(x, logits, calls, delta)
 
@@ -238,7 +242,7 @@ class PerExampleGradNorm:
         of the same length is not taken for it."""
         _, calls = self._forward(x)
         times = Counter(call.module for call in calls)
-        return {c.module for c in calls if times[c.module] == 1 and len(c.inputs) == len(x) == _shape(c.edge)[0]}
+        return {c.module for c in calls if times[c.module] == 1 and len(c.inputs) == len(x) == shape_of(c.edge)[0]}
 
     def _verify(self, x: Tensor, logits: Tensor, calls: list[_Call], delta: Tensor) -> None:
         """What differs from plain autograd on the probes goes to vmap: a trap that the plan did not foresee."""
@@ -255,8 +259,8 @@ class PerExampleGradNorm:
             if bool(((found[name].sqrt() - exact[name].sqrt()).abs() > tolerance).any()):
                 self.coverage[name] = "vmap"
         for name, wanted in list(self._wanted.items()):
-            module = self._modules[name]
-            self._wanted[name] = frozenset(n for n in wanted if self.coverage[self._full(module, n)] != "vmap")
+            own = self._own(self._modules[name])
+            self._wanted[name] = frozenset(local for local in wanted if self.coverage[own[local]] != "vmap")
 
     def _refuse_mixing(self, x: Tensor, logits: Tensor) -> None:
         with torch.no_grad():
@@ -282,27 +286,8 @@ def _form(module: nn.Module) -> ClosedForm:
     return form
 
 
-def _shape(edge: GradientEdge) -> tuple[int, ...]:
-    return tuple(edge.node._input_metadata[edge.output_nr].shape)  # type: ignore[attr-defined]
-
-
 def _tolerance(logits: Tensor) -> float:
     return float(3 * torch.finfo(logits.dtype).eps ** 0.5)
-
-
-def _bare(parameter: Tensor, uses: list[tuple[Node, int]], num: int) -> str:
-    """Coverage of a parameter as far as the graph alone tells: "broadcast" when it is only added or expanded over a
-    batch that is the first axis and that the parameter does not extend along."""
-    if not uses:
-        return "unused"
-    for node, _ in uses:
-        if node.name() not in ("AddBackward0", "ExpandBackward0"):
-            return "vmap"
-        made = _shape(GradientEdge(node, 0))
-        along = parameter.shape[0] if parameter.dim() == len(made) else 1
-        if made[:1] != (num,) or along != 1:
-            return "vmap"
-    return "broadcast"
 
 
 def _refuse(model: nn.Module) -> None:
@@ -318,36 +303,3 @@ def _refuse(model: nn.Module) -> None:
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise NotApplicable(f"{what} is in training mode: the gradient would be random; call model.eval()")
-
-
-def _uses(logits: Tensor, names: dict[int, str]) -> dict[str, list[tuple[Node, int]]]:
-    """For every named parameter the graph nodes that consume it, each with the position among the node's inputs."""
-    found: dict[str, list[tuple[Node, int]]] = {name: [] for name in names.values()}
-    start = logits.grad_fn
-    if start is None or not names:
-        return found
-    seen, stack = {start}, [start]
-    while stack:
-        node = stack.pop()
-        for position, (child, _) in enumerate(node.next_functions):
-            if child is None:
-                continue
-            if child.name() == "torch::autograd::AccumulateGrad":
-                name = names.get(id(child.variable))  # type: ignore[attr-defined]
-                if name is not None:
-                    found[name].append((node, position))
-            elif child not in seen:
-                seen.add(child)
-                stack.append(child)
-    return found
-
-
-def _unbroadcast(d: Tensor, shape: torch.Size) -> Tensor:
-    """Gradient of each example (B, *shape) from the gradient of what the parameter was broadcast to (B, ...)."""
-    missing = d.dim() - len(shape)
-    if missing > 1:
-        d = d.sum(tuple(range(1, missing)))
-    if missing:
-        shape = torch.Size((1, *shape))
-    axes = tuple(axis for axis in range(1, len(shape)) if shape[axis] == 1 and d.shape[axis] != 1)
-    return d.sum(axes, keepdim=True) if axes else d

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from contracts.errors import InvalidInput, JobFailed, UnsafeFile
 from recipes import import_checkpoint as module

@@ -18,7 +18,7 @@ from torch import nn
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from contracts.schema import UNLEARNING_RUNS
 from sources.example_set import ExampleSet
-from unlearning.metrics import METRICS, _share_non_member, add_gaps, evaluate, modified_entropy, summarise
+from unlearning.metrics import METRICS, _merged, _share_non_member, add_gaps, evaluate, modified_entropy, summarise
 
 
 class Table(nn.Module):
@@ -96,6 +96,19 @@ def test_the_attack_is_the_published_svm():
 def test_features_that_say_nothing_give_a_defined_figure():
     same = np.full((20, 1), 0.5)
     assert _share_non_member(same, same, same[:7]) in (0.0, 100.0)
+
+
+@pytest.mark.parametrize("width", [1.0, 1e-4], ids=["spread", "all within 1e-4 of 1"])
+def test_merging_neighbours_hardly_moves_the_figure(width):
+    rng = np.random.default_rng(1)
+    members, outsiders, asked = (1 - width * rng.beta(1, b, (n, 1)) for b, n in ((6, 3000), (3, 3000), (4, 1000)))
+    merged = _merged(members, outsiders, groups=500)
+    assert len(np.unique(np.concatenate(merged))) <= 1500 < len(np.unique(members))
+    assert np.abs(merged[0] - members).max() <= 1e-3
+    assert np.mean(merged[0]) + np.mean(merged[1]) == pytest.approx(np.mean(members) + np.mean(outsiders))
+    exact = _share_non_member(members, outsiders, asked)
+    assert 2 < exact < 98
+    assert _share_non_member(*merged, asked) == pytest.approx(exact, abs=1.0)
 
 
 def exact_modified_entropy(log_p: np.ndarray, label: int) -> float:

@@ -7,7 +7,6 @@ import pytest
 
 from warehouse import Limits, Warehouse
 
-
 LIMITS = Limits(memory="512MB", threads=1)
 
 

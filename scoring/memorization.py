@@ -1,0 +1,202 @@
+"""Memorization: how much more often an example's own label is predicted by models that trained on it.
+
+    mem_i = P[f(x_i) = y_i | i in S] - P[f(x_i) = y_i | i not in S]         in [-1, 1]; higher = more memorised
+          ~ mean of correct[:, i] over models with keep[:, i]  -  mean over models without
+
+over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M, N)
+bool: model m trained on example i; correct (M, N): model m predicts y_i, recorded on all N examples, in and out.
+
+stderr_i = sqrt(acc_in (1 - acc_in) / n_in + acc_out (1 - acc_out) / n_out);  mean-squared error about 1/n_in + 1/n_out.
+mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity.
+
+Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), definition; Feldman & Zhang, "What
+Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), section 3 and the authors' code. A property of the
+recipe, not of one model; meaningless for models that do not fit their training set, hence the gate. A near duplicate takes
+the place of an example it was left out with: deduplicate before reading a low value as "typical".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+
+from contracts.errors import DataError, InvalidInput, NotApplicable
+from contracts.methods import Gate, ScoreSpec, score
+from contracts.params import Config
+from contracts.tables import Column
+from recipes.ensemble import ReferenceEnsemble
+from sources.example_set import ExampleSet
+
+_BLOCK = 1024  # examples whose logits of all models are converted to float64 at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Memorization:
+    """Estimates for N examples; NaN where no model is on one of the sides.
+
+    Attributes:
+        mem: float64 (N,), acc_in - acc_out.
+        acc_in, acc_out: float64 (N,) in [0, 1], mean over models with and without the example.
+        n_in, n_out: int64 (N,), models on each side.
+        stderr: float64 (N,), standard error of ``mem``.
+    """
+
+    mem: NDArray[np.float64]
+    acc_in: NDArray[np.float64]
+    acc_out: NDArray[np.float64]
+    n_in: NDArray[np.int64]
+    n_out: NDArray[np.int64]
+    stderr: NDArray[np.float64]
+
+
+def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
+    """Subsampled memorization estimates.
+
+    Args:
+        keep: (M, N) bool, model m trained on example i.
+        correct: (M, N) bool, model m is right on example i; or values in [0, 1] (the soft variant), for which the
+            standard error is an upper bound, because the variance of such a value is at most q (1 - q).
+
+    Raises:
+        InvalidInput: shapes differ, ``keep`` is not bool, or ``correct`` leaves [0, 1].
+
+    >>> float(memorization_scores([[True], [False]], [[True], [False]]).mem[0])
+    1.0
+    """
+    keep_MN, correct_MN = np.asarray(keep), np.asarray(correct, dtype=np.float64)
+    if keep_MN.dtype != np.bool_ or keep_MN.ndim != 2 or keep_MN.shape != correct_MN.shape:
+        raise InvalidInput(
+            f"keep is {keep_MN.dtype} {keep_MN.shape} and correct {correct_MN.shape}; bool (M, N) and (M, N) are needed"
+        )
+    if not ((correct_MN >= 0) & (correct_MN <= 1)).all():  # NaN included
+        raise InvalidInput("correct holds values outside [0, 1]")
+    n_in = keep_MN.sum(0, dtype=np.int64)
+    n_out = len(keep_MN) - n_in
+    acc_in = _ratio(np.where(keep_MN, correct_MN, 0.0).sum(0), n_in)
+    acc_out = _ratio(np.where(keep_MN, 0.0, correct_MN).sum(0), n_out)
+    variance = _ratio(acc_in * (1 - acc_in), n_in) + _ratio(acc_out * (1 - acc_out), n_out)
+    return Memorization(acc_in - acc_out, acc_in, acc_out, n_in, n_out, np.sqrt(variance))
+
+
+@score(
+    ScoreSpec(
+        name="memorization",
+        doc="Memorization: accuracy on the example of models trained with it, minus that of models trained without it.",
+        source="Feldman, STOC 2020 (arXiv 1906.05271); Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703)",
+        needs=("ensemble",),
+        columns=(
+            Column(
+                name="mem", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
+                doc="acc_in - acc_out; null when no model is on one of the sides",
+            ),
+            Column(
+                name="mem_prob", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
+                doc="the same difference for the probability of the label",
+            ),
+            Column(
+                name="acc_in", dtype="float64", low=0, high=1, nullable=True,
+                doc="share of right predictions among models trained with the example; null when there are none",
+            ),
+            Column(
+                name="acc_out", dtype="float64", low=0, high=1, nullable=True,
+                doc="share of right predictions among models trained without the example; null when there are none",
+            ),
+            Column(name="n_in", dtype="int64", low=0, doc="models trained with the example"),
+            Column(name="n_out", dtype="int64", low=0, doc="models trained without the example"),
+            Column(name="stderr", dtype="float64", low=0, high=1, nullable=True, doc="standard error of mem"),
+        ),
+        value="mem",
+        stderr="stderr",
+        higher_means="memorised",
+        gates=(
+            Gate(
+                column="acc_in",
+                at_least=0.98,
+                why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train longer",
+            ),
+        ),
+    )
+)  # fmt: skip
+def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:
+    """Memorization of every example of ``data`` that is in the ensemble's pool.
+
+    Args:
+        data: the training split, classification.
+        config: no fields.
+        seed: not used; the score is a function of the ensemble.
+        ensemble: M models on halves of the pool.
+
+    Returns:
+        One row for each example of ``data`` in the pool, in the order of ``data``; the others are not scored.
+
+    Raises:
+        NotApplicable: a regression task.
+        DataError: no example of ``data`` is in the pool; labels differ from those the ensemble was trained on, or are
+            outside its outputs; NaN or infinite logits. Names the examples.
+    """
+    if data.task != "classification":
+        raise NotApplicable(f"memorization compares predictions with a label; {data.name} is a {data.task} task")
+    rows, columns = _in_pool(data, ensemble)
+    _check(data, rows, ensemble, columns)
+    correct_MN = np.empty((len(ensemble.keep), len(columns)), dtype=bool)
+    prob_MN = np.empty(correct_MN.shape)
+    for start in range(0, len(columns), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        labels = ensemble.labels[columns[block]]
+        logits = ensemble.logits[:, columns[block]].astype(np.float64)
+        if not np.isfinite(logits).all():
+            broken = ~np.isfinite(logits).all(axis=(0, 2))
+            raise DataError("the ensemble has NaN or infinite logits", example_ids=data.example_id[rows[block][broken]])
+        correct_MN[:, block] = logits.argmax(2) == labels
+        logits -= logits.max(2, keepdims=True)
+        of_label = np.take_along_axis(logits, labels[None, :, None], axis=2)[..., 0]
+        prob_MN[:, block] = np.exp(of_label) / np.exp(logits).sum(2)
+    keep_MN = ensemble.keep[:, columns]
+    found, soft = memorization_scores(keep_MN, correct_MN), memorization_scores(keep_MN, prob_MN)
+    return pl.DataFrame(
+        {
+            "example_id": data.example_id[rows],
+            "mem": found.mem,
+            "mem_prob": soft.mem,
+            "acc_in": found.acc_in,
+            "acc_out": found.acc_out,
+            "n_in": found.n_in,
+            "n_out": found.n_out,
+            "stderr": found.stderr,
+        },
+        nan_to_null=True,
+    )
+
+
+def _in_pool(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of ``data`` and columns of the ensemble of the same example, members of the pool only."""
+    members = np.flatnonzero(ensemble.pool)
+    _, rows, found = np.intersect1d(
+        data.example_id, ensemble.example_id[members], assume_unique=True, return_indices=True
+    )
+    order = np.argsort(rows)
+    if len(data) and not len(rows):
+        raise DataError(f"no example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
+    return rows[order], members[found[order]]
+
+
+def _check(data: ExampleSet, rows: NDArray[np.int64], ensemble: ReferenceEnsemble, columns: NDArray[np.int64]) -> None:
+    ids, labels = data.example_id[rows], ensemble.labels[columns]
+    other = data.y[rows] != labels
+    if other.any():
+        raise DataError("labels differ from those the ensemble was trained on", example_ids=ids[other])
+    outside = (labels < 0) | (labels >= ensemble.logits.shape[2])
+    if outside.any():
+        raise DataError(
+            f"labels outside 0..{ensemble.logits.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
+        )
+
+
+def _ratio(total: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    """total / count, NaN where there is nothing to divide by."""
+    quotient: NDArray[np.float64] = np.full(len(count), np.nan)
+    np.divide(total, count, out=quotient, where=count > 0)
+    return quotient

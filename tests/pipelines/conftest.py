@@ -1,0 +1,49 @@
+"""A tiny subject on real digits, audited once a session in a state folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.subject import Subject
+from pipelines.subjects import write_subject
+
+SMALL = {
+    "subject": "small",
+    "title": "a small audit of digits",
+    "source": {"name": "sklearn", "config": {"dataset": "digits", "test_fraction": 0.5}},
+    "model": {"name": "mlp", "config": {"hidden": [32]}},
+    "recipe": {"name": "supervised", "config": {"lr": 0.1, "momentum": 0.9, "batch": 64, "epochs": 20, "schedule": "cosine"}},
+    "early": {"seeds": 2, "epoch": 1},
+    "ensemble": {"num_models": 8, "block": 4},
+    "scores": ["el2n", "grand", "memorization"],
+    "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
+    "unlearning": {"split": "random", "methods": [{"name": "finetune", "config": {"epochs": 1}}], "seeds": 1},
+    "attacks": ["loss", "lira_online"],
+}
+
+
+@pytest.fixture(scope="session")
+def small() -> Subject:
+    return Subject.from_mapping(SMALL)
+
+
+@pytest.fixture(scope="session")
+def audited_home(tmp_path_factory: pytest.TempPathFactory, small: Subject) -> Iterator[Path]:
+    """A state folder in which the small subject has been audited once."""
+    from pipelines.cli.audit import run_subject
+
+    home = tmp_path_factory.mktemp("state")
+    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
+    os.environ["PALIMPSEST_HOME"] = str(home)
+    write_subject(small, home, comment="a test")
+    run_subject(small, home, job="audit")
+    yield home
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

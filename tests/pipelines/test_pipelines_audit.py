@@ -1,0 +1,101 @@
+"""The whole graph on real digits: what is stored, that nothing is done twice, that readers can always read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from contracts.subject import Subject
+from pipelines.cli.audit import run_subject
+from warehouse import Warehouse
+
+
+def test_every_promised_table_answers(audited_home: Path) -> None:
+    w = Warehouse.open(audited_home)
+    latest = w.query("SELECT score, count(*) AS n FROM scores.latest GROUP BY score ORDER BY score")
+    train = w.query("SELECT count(*) AS n FROM data.examples WHERE split = 'train'")["n"][0]
+    assert {"el2n", "grand"} <= set(latest["score"])
+    assert set(latest.filter(pl.col("score") != "memorization")["n"]) == {train}
+    audited = w.query("SELECT DISTINCT audited FROM audits.attack_reports")["audited"].to_list()
+    assert {"target", "random/none", "random/retrain", "random/finetune"} <= set(audited)
+    runs = w.query("SELECT method, avg_gap FROM unlearning.runs")
+    assert dict(runs.iter_rows())["retrain"] == 0.0
+    assert w.query("SELECT count(*) AS n FROM requests.register")["n"][0] >= 0
+    assert w.ledger.verify().ok
+
+
+def test_a_plain_connection_reads_the_published_file(audited_home: Path) -> None:
+    with duckdb.connect(str(Warehouse.open(audited_home).snapshot), read_only=True) as con:
+        for table in ("scores.latest", "audits.attack_reports", "unlearning.runs", "requests.register", "ledger.entries"):
+            assert con.execute(f"SELECT count(*) FROM {table}").fetchone() is not None
+
+
+def test_the_control_is_caught_by_a_strong_attack(audited_home: Path) -> None:
+    frame = Warehouse.open(audited_home).query(
+        "SELECT audited, auc_lo, auc_hi FROM audits.attack_reports WHERE attack = 'lira_online' AND fpr_cap = 0.05"
+    )
+    rows = {audited: (lo, hi) for audited, lo, hi in frame.iter_rows()}
+    assert rows["random/none"][0] > 0.5, "the untouched model must show what it was trained on"
+    assert rows["random/retrain"][0] <= 0.5 <= rows["random/retrain"][1], "a retrained model must not"
+
+
+def test_a_second_run_recomputes_nothing(audited_home: Path, small: Subject) -> None:
+    w = Warehouse.open(audited_home)
+    before = w.ledger.head()
+    _, records = run_subject(small, audited_home, job="audit")
+    assert records and all(r["state"].startswith("unchanged") for r in records), records
+    assert w.ledger.head() == before
+
+
+def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> None:
+    store = Warehouse.open(audited_home).artifacts
+    page = store.load_bytes("small/reports/audit.html").decode()
+    facts = json.loads(store.load_bytes("small/reports/audit.json"))
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert facts["verdict"] in page.lower() and len(facts["scores"]) == 3
+
+
+def test_trace_names_what_an_example_touched(audited_home: Path) -> None:
+    w = Warehouse.open(audited_home)
+    forgotten = w.query("SELECT min(example_id) AS i FROM curation.members WHERE role = 'forget'")["i"][0]
+    found = w.trace(int(forgotten), "small")
+    assets = set(found["asset"].drop_nulls()) | set(found["location"].drop_nulls())
+    assert any("scores.el2n" in a for a in assets) and any("models/target" in a for a in assets)
+    retrained = found.filter(pl.col("asset").str.contains("unlearning/retrain").fill_null(False))
+    assert not retrained.height, "the retrained model never saw a forgotten example"
+
+
+@pytest.mark.parametrize("selector", ["ids", "owner_missing"])
+def test_a_forget_request_runs_to_its_verdict(audited_home: Path, small: Subject, selector: str) -> None:
+    from datetime import UTC, datetime
+
+    from contracts.errors import JobFailed
+    from contracts.requests import ForgetRequest, RequestState, due_date
+
+    w = Warehouse.open(audited_home)
+    now = datetime.now(UTC)
+    train = w.query("SELECT example_id FROM data.examples WHERE split = 'train' ORDER BY 1 LIMIT 40")["example_id"]
+    chosen = {"selector": "ids", "ids": tuple(train)} if selector == "ids" else {"selector": "owner", "owner": "0" * 32}
+    name = f"r-{selector.replace('_', '-')}"
+    w.requests.add(
+        ForgetRequest(
+            request_id=name, subject="small", received_at=now.isoformat(), due_at=due_date(now).isoformat(), **chosen
+        )
+    )
+    with pytest.raises(JobFailed, match="verif"):
+        run_subject(small, audited_home, job="forget", request=name)
+    w.requests.advance(name, RequestState.VERIFIED, note="a test")
+    if selector == "owner_missing":
+        with pytest.raises(JobFailed, match="owner token"):
+            run_subject(small, audited_home, job="forget", request=name)
+        return
+    run_subject(small, audited_home, job="forget", request=name)
+    entry = w.requests.get(name)
+    assert entry.state in (RequestState.AUDITED, RequestState.CLOSED)
+    methods = w.query("SELECT DISTINCT method FROM unlearning.runs WHERE split = ?", [name])["method"]
+    assert set(methods) == {"none", "retrain", "finetune"}
+    assert w.artifacts.exists(f"small/request_reports/{name}/audit.html")

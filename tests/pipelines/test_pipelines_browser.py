@@ -1,0 +1,121 @@
+"""The Dagster UI as a person sees it: the subject's graph materialised, a picture in the metadata. Saves the README's screenshots."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+PICTURES = Path(os.environ.get("PALIMPSEST_SCREENSHOTS", ROOT / ".palimpsest" / "screenshots"))
+CHROMIUM = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SUBJECT = os.environ.get("PALIMPSEST_UI_SUBJECT", "small")
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ui(audited_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``dagster dev`` on a free port over the audited state folder."""
+    home = Path(os.environ.get("PALIMPSEST_UI_HOME", audited_home))
+    port = _free_port()
+    env = {**os.environ, "PALIMPSEST_HOME": str(home), "DAGSTER_HOME": str(ROOT), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    log = (tmp_path_factory.mktemp("ui") / "dagster.log").open("wb")
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "dagster", "dev", "-m", "pipelines.definitions", "-p", str(port), "-h", "127.0.0.1"],
+        cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(f"{url}/server_info", timeout=2):
+                    break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, Path(log.name).read_text()[-2000:]
+                time.sleep(1)
+        yield url
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(60)
+        log.close()
+
+
+def test_the_graph_is_materialised_and_a_picture_is_shown(ui: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "Chromium is missing: apt-get install chromium"
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1720, "height": 1000})
+        page.goto(f"{ui}/asset-groups?asset-selection=key%3A%22{SUBJECT}%2F*%22", wait_until="domcontentloaded")
+        page.get_by_text("ensemble", exact=True).first.wait_for(timeout=120_000)
+        page.wait_for_timeout(4000)
+        page.screenshot(path=PICTURES / "graph.png")
+        body = page.locator("body").inner_text()
+        assert "memorization" in body and "findings" in body
+        page.goto(f"{ui}/assets/{SUBJECT}/scores/el2n", wait_until="domcontentloaded")
+        page.get_by_text("Materialized", exact=False).first.wait_for(timeout=120_000)
+        page.wait_for_timeout(3000)
+        page.get_by_text("Show Markdown", exact=False).first.click(timeout=30_000)
+        picture = page.locator("img[src^='data:image/png;base64']").first
+        picture.wait_for(timeout=30_000)
+        assert picture.evaluate("e => e.naturalWidth") > 200
+        page.screenshot(path=PICTURES / "metadata.png")
+        browser.close()
+
+
+def test_every_asset_of_the_audit_is_materialised(ui: str) -> None:
+    import json
+
+    query = "query { assetNodes { assetKey { path } isPartitioned assetMaterializations(limit: 1) { runId } } }"
+    request = urllib.request.Request(
+        f"{ui}/graphql", data=json.dumps({"query": query}).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        nodes = json.load(answer)["data"]["assetNodes"]
+    mine = [n for n in nodes if n["assetKey"]["path"][0] == SUBJECT and not n["isPartitioned"]]
+    assert len(mine) >= 15
+    missing = [n["assetKey"]["path"] for n in mine if not n["assetMaterializations"]]
+    assert not missing
+
+
+def test_the_report_opens_without_a_network(audited_home: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    from warehouse import Warehouse
+
+    home = Path(os.environ.get("PALIMPSEST_UI_HOME", audited_home))
+    w = Warehouse.open(home)
+    page_file = home / w.artifacts.describe(f"{SUBJECT}/reports/audit.html").path
+    requests: list[str] = []
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1200, "height": 1400})
+        page.on("request", lambda r: requests.append(r.url))
+        page.goto(page_file.resolve().as_uri())
+        assert re.search(r"pass|fail|inconclusive|broken", page.locator("body").inner_text(), re.I)
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / "report.png")
+        browser.close()
+    assert not [url for url in requests if not url.startswith(("file:", "data:"))]

@@ -1,0 +1,146 @@
+"""The command line as a stranger meets it: exit status, messages, and data made by other tools."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_wine
+from typer.testing import CliRunner
+
+from contracts.errors import PalimpsestError
+from pipelines.cli.app import app
+from pipelines.cli.init import plan_for
+from pipelines.subjects import load_subject
+
+runner = CliRunner()
+
+
+def palimpsest(*words: str) -> tuple[int, str]:
+    result = runner.invoke(app, list(words), env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(params=["csv", "parquet", "npz", "image_folder", "idx"])
+def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
+    digits = load_digits()
+    images, labels = digits.images[:400].astype(np.uint8) * 15, digits.target[:400]
+    wine = load_wine(as_frame=True).frame
+    match request.param:
+        case "csv":
+            wine.to_csv(tmp_path / "wine.csv", index=False)
+            return tmp_path / "wine.csv", ["--label", "target"]
+        case "parquet":
+            wine.rename(columns={"target": "cultivar"}).to_parquet(tmp_path / "wine.parquet")
+            return tmp_path / "wine.parquet", ["--label", "cultivar"]
+        case "npz":
+            np.savez_compressed(tmp_path / "digits.npz", x=images, y=labels)
+            return tmp_path / "digits.npz", []
+        case "image_folder":
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                folder = tmp_path / "images" / f"digit-{label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{i}.png")
+            return tmp_path / "images", []
+        case _:
+            folder = tmp_path / "idx"
+            folder.mkdir()
+            (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 400, 8, 8) + images.tobytes())
+            (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes())
+            return folder, []
+
+
+def test_init_understands_data_made_by_someone_else(
+    made_by_someone_else: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    path, more = made_by_someone_else
+    code, out = palimpsest("init", "mine", "--data", str(path), *more)
+    assert code == 0 and "palimpsest audit mine" in out
+    plan = load_subject("mine", tmp_path / "state")
+    assert plan.unlearning is not None and len(plan.scores) == 3
+
+
+def test_init_refuses_what_it_cannot_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    frame = pd.DataFrame({"a": [1.0, 2.0, float("nan")] * 20, "species": ["x", "y", "x"] * 20})
+    frame.to_csv(tmp_path / "gaps.csv", index=False)
+    with pytest.raises(PalimpsestError, match="label"):
+        palimpsest("init", "mine", "--data", str(tmp_path / "gaps.csv"))
+    with pytest.raises(PalimpsestError, match="a"):
+        palimpsest("init", "mine", "--data", str(tmp_path / "gaps.csv"), "--label", "species")
+    with pytest.raises(PalimpsestError, match="does not exist"):
+        palimpsest("init", "mine", "--data", str(tmp_path / "nothing.csv"))
+    with pytest.raises(PalimpsestError, match="subject"):
+        palimpsest("init", "../mine", "--data", str(tmp_path / "gaps.csv"))
+    assert not (tmp_path / "state" / "subjects").exists()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
+    with pytest.raises(PalimpsestError):
+        plan_for("mine", tmp_path / "wine.csv", label="target", owner=None, model="cnn")
+
+
+def test_sql_speaks_table_csv_json_and_refuses_writing(audited_home: Path) -> None:
+    query = "SELECT score, count(*) AS n FROM scores.latest GROUP BY score ORDER BY score"
+    assert "el2n" in palimpsest("sql", query)[1]
+    rows = json.loads(palimpsest("sql", query, "--format", "json")[1])
+    assert {row["score"] for row in rows} >= {"el2n", "grand"}
+    assert palimpsest("sql", query, "--format", "csv")[1].startswith("score,n\n")
+    for evil in ("DROP TABLE data.examples", "COPY data.examples TO '/tmp/out.csv'", "ATTACH '/tmp/x.db'", "SELECT * FROM read_csv('/etc/passwd')"):
+        with pytest.raises(PalimpsestError):
+            palimpsest("sql", evil)
+    code, out = palimpsest("sql")
+    assert code == 0 and "--named NAME" in out
+    with pytest.raises(PalimpsestError, match="known"):
+        palimpsest("sql", "--named", "no-such-query")
+
+
+def test_every_named_query_answers(audited_home: Path) -> None:
+    from warehouse import queries
+
+    assert len(queries.names()) >= 12
+    for name in queries.names():
+        has_subject = "subject" in queries.get(name).params
+        code, _ = palimpsest("sql", "--named", name, *(["--param", "subject=small"] if has_subject else []))
+        assert code == 0, name
+
+
+def test_request_register_from_the_command_line(audited_home: Path) -> None:
+    code, out = palimpsest("request", "add", "small", "--ids", "1,2", "--id", "cli-1", "--unverified")
+    assert code == 0 and "cli-1" in out
+    assert "received" in palimpsest("request", "list", "small")[1]
+    with pytest.raises(PalimpsestError, match="verified"):
+        palimpsest("request", "run", "small", "cli-1")
+    palimpsest("request", "refuse", "small", "cli-1", "--why", "Art. 17(3)(b)")
+    shown = palimpsest("request", "show", "small", "cli-1")[1]
+    assert "refused" in shown and "Art. 17(3)(b)" in shown
+    with pytest.raises(PalimpsestError, match="exactly one"):
+        palimpsest("request", "add", "small", "--ids", "1", "--class", "3")
+    with pytest.raises(PalimpsestError, match="whole numbers"):
+        palimpsest("request", "add", "small", "--ids", "1,x")
+
+
+def test_report_trace_verify_and_doctor(audited_home: Path) -> None:
+    code, out = palimpsest("report", "small")
+    assert code == 0 and Path(out.strip()).exists()
+    with pytest.raises(PalimpsestError, match="no report"):
+        palimpsest("report", "nothing")
+    train_id = "0"
+    assert palimpsest("trace", train_id, "--subject", "small")[0] == 0
+    assert palimpsest("verify", "--ledger")[0] == 0
+    assert "torch" in palimpsest("doctor")[1]
+
+
+def test_an_unknown_subject_names_the_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    with pytest.raises(PalimpsestError, match="digits, fashion_mnist"):
+        palimpsest("audit", "nothing")

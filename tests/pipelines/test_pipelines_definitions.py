@@ -1,0 +1,112 @@
+"""Definitions load without data, GPU, network or secrets, and say what they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from contracts.errors import ConfigError, UnknownName
+from contracts.subject import Subject
+from pipelines.build import subject_definitions
+from pipelines.cli.audit import quick_plan
+from pipelines.subjects import BUILT_IN, attributes_of, load_subject, subject_files, write_subject
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in BUILT_IN.glob("*/defs.yaml")))
+def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> None:
+    plan = load_subject(name, tmp_path)
+    definitions = subject_definitions(plan)
+    graph = definitions.resolve_asset_graph()
+    keys = {"/".join(k.path[1:]) for k in graph.get_all_asset_keys()}
+    assert {"data/examples", "models/target", "models/ensemble", "audits/findings", "reports/audit"} <= keys
+    assert {f"scores/{c.name}" for c in plan.scores} <= keys
+    assert {"request_curation/split", "request_reports/audit"} <= keys
+    checks = {(k.asset_key.path[-1], k.name) for k in graph.asset_check_keys}
+    assert all((c.name, "contract") in checks for c in plan.scores), "every table has its blocking check"
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description and node.code_version and node.owners and node.group_name
+
+
+def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:
+    definitions = subject_definitions(load_subject("digits", tmp_path))
+    assert {job.name for job in definitions.resolve_all_job_defs()} >= {"audit_digits", "forget_digits"}
+    assert [s.cron_schedule for s in definitions.schedules] == ["0 6 * * 1"]
+    assert [s.name for s in definitions.sensors] == ["forget_digits_sensor"]
+
+
+def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small: Subject) -> None:
+    from datetime import UTC, datetime
+
+    from contracts.requests import ForgetRequest, RequestState, due_date
+    from pipelines.definitions import workspace
+    from warehouse import Warehouse
+
+    w, now = Warehouse.open(audited_home), datetime.now(UTC)
+    for name in ("s-verified", "s-received"):
+        w.requests.add(
+            ForgetRequest(
+                request_id=name, subject="small", selector="ids", ids=(3,), received_at=now.isoformat(),
+                due_at=due_date(now).isoformat(),
+            )
+        )  # fmt: skip
+    w.requests.advance("s-verified", RequestState.VERIFIED, note="a test")
+    definitions = subject_definitions(small)
+    (sensor,) = definitions.sensors
+    with dg.instance_for_test() as instance:
+        context = dg.build_sensor_context(instance=instance, resources={"workspace": workspace(None)})
+        result = sensor(context)
+    assert [r.run_key for r in result.run_requests] == ["s-verified"]
+    assert list(result.dynamic_partitions_requests[0].partition_keys) == ["s-verified"]
+
+
+def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "VIRTUAL_ENV": str(root / ".venv"),
+        "PALIMPSEST_HOME": str(tmp_path / "state"), "DAGSTER_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    done = subprocess.run(
+        [Path(sys.executable).parent / "dg", "check", "defs"], cwd=root, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All definitions loaded successfully" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": {"name": "supervised", "config": {"lr": -1.0}}}, "lr"),
+        ({"scores": ["no_such_score"]}, "no_such_score"),
+        ({"splits": [{"name": "random", "method": "no_such_curator"}]}, "no_such_curator"),
+        ({"attacks": [{"name": "loss", "config": {"no_such_field": 1}}]}, "no_such_field"),
+    ],
+)
+def test_a_bad_plan_is_refused_before_any_work(small: Subject, change: dict[str, object], message: str) -> None:
+    from contracts.digests import plain
+
+    with pytest.raises((ConfigError, UnknownName), match=message):
+        subject_definitions(Subject.from_mapping({**plain(small), **change}))
+
+
+def test_a_name_is_declared_once(tmp_path: Path, small: Subject) -> None:
+    path = write_subject(small, tmp_path, comment="a test")
+    assert load_subject("small", tmp_path) == small
+    assert attributes_of(path)["subject"] == "small"
+    with pytest.raises(ConfigError, match="exists already"):
+        write_subject(small, tmp_path, comment="again")
+    (tmp_path / "subjects" / "digits").mkdir()
+    (tmp_path / "subjects" / "digits" / "defs.yaml").write_text(path.read_text())
+    with pytest.raises(ConfigError, match="declared twice"):
+        subject_files(tmp_path)
+
+
+def test_quick_is_smaller_and_has_its_own_digest(tmp_path: Path) -> None:
+    plan = load_subject("digits", tmp_path)
+    quick = quick_plan(plan)
+    assert quick.ensemble.num_models < plan.ensemble.num_models and quick.digest() != plan.digest()

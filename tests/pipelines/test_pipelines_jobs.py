@@ -1,0 +1,118 @@
+"""Jobs are adopted or read, never doubled; runs of dead processes are ended; a recycled pid fools nobody."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import numpy as np
+import psutil
+import pytest
+from dagster import DagsterRunStatus
+
+from contracts.digests import canonical_json, digest
+from contracts.jobs import UnlearnJob
+from contracts.progress import silent
+from contracts.subject import Choice
+from pipelines import launchers
+from pipelines.launchers import PipesLauncher, boot_id
+from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
+from warehouse import ArtifactStore, fsio
+
+JOB = UnlearnJob(
+    subject={}, data_version="0", method=Choice(name="finetune"), seeds=(1,), target="t", target_sha256="0", members="m",
+    members_sha256="0", output="small/unlearning/finetune/result",
+)  # fmt: skip
+CONTEXT = SimpleNamespace(log=logging.getLogger("test"))
+
+
+def _finish(home: Path, job: UnlearnJob = JOB) -> None:
+    ArtifactStore(home / "artifacts").save(job.output, {"logits": np.zeros((1, 2, 2), np.float32)}, {"job": digest(job)})
+
+
+def _record(home: Path, pid: int, started: float, boot: str) -> None:
+    folder = home / "jobs" / JOB.job_id
+    folder.mkdir(parents=True)
+    fsio.write_bytes(folder / "record.json", canonical_json({"pid": pid, "started": started, "boot_id": boot}).encode())
+
+
+@pytest.fixture
+def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a second process was started")
+
+    monkeypatch.setattr(PipesLauncher, "_start", refuse)
+
+
+def test_a_finished_job_is_read_not_run(tmp_path: Path, no_start: None) -> None:
+    _finish(tmp_path)
+    PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
+
+
+def test_a_running_job_is_adopted(tmp_path: Path, no_start: None) -> None:
+    code = (
+        "import sys, time; time.sleep(1.0)\n"
+        "from pathlib import Path; import numpy as np; from warehouse import ArtifactStore\n"
+        "ArtifactStore(Path(sys.argv[1])).save(sys.argv[2], {'logits': np.zeros((1, 2, 2), np.float32)}, {'job': sys.argv[3]})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "artifacts"), JOB.output, digest(JOB)])
+    try:
+        _record(tmp_path, child.pid, psutil.Process(child.pid).create_time(), boot_id())
+        PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
+    finally:
+        child.wait(60)
+    assert ArtifactStore(tmp_path / "artifacts").exists(JOB.output)
+
+
+@pytest.mark.parametrize(("shift", "boot"), [(100.0, None), (0.0, "another boot")])
+def test_a_recycled_pid_is_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, boot: str | None) -> None:
+    me = psutil.Process()
+    _record(tmp_path, me.pid, me.create_time() - shift, boot or boot_id())
+    started = []
+    monkeypatch.setattr(PipesLauncher, "_start", lambda *a: (started.append(1), _finish(tmp_path)))
+    PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
+    assert started == [1]
+
+
+def test_another_jobs_result_is_not_taken(tmp_path: Path) -> None:
+    other = UnlearnJob.from_mapping({**json.loads(canonical_json(JOB)), "seeds": [2]})
+    _finish(tmp_path, other)
+    assert JOB.job_id != other.job_id
+    assert not launchers._finished(JOB, tmp_path) and launchers._finished(other, tmp_path)
+
+
+def test_the_reaper_ends_runs_of_dead_processes_only() -> None:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def empty() -> None:
+        nothing()
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = psutil.Process(child.pid)
+    dead = {PID: str(child.pid), STARTED: f"{process.create_time():.2f}", BOOT: boot_id()}
+    with dg.instance_for_test() as instance:
+        runs = {
+            name: instance.create_run_for_job(empty, status=DagsterRunStatus.STARTED, tags=tags)
+            for name, tags in {"dead": dead, "alive": run_tags(), "daemon": {}}.items()
+        }
+        assert reap(instance, note=lambda _: None) == []
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        time.sleep(0.05)
+        notes: list[str] = []
+        assert reap(instance, note=notes.append) == [runs["dead"].run_id]
+        states = {name: instance.get_run_by_id(run.run_id).status for name, run in runs.items()}
+    assert states == {
+        "dead": DagsterRunStatus.FAILURE, "alive": DagsterRunStatus.STARTED, "daemon": DagsterRunStatus.STARTED,
+    }  # fmt: skip
+    assert "finished stages are kept" in notes[0]
