@@ -309,4 +309,4 @@ def _judge_attacks(
 def _judge_gap(name: str, runs: pl.DataFrame, limits: Thresholds) -> Finding:
     from attacks.verdicts import judge_gap
 
-    return judge_gap(runs["avg_gap"].to_list(), what="gap to retraining", thresholds=limits)
+    return judge_gap(runs["avg_gap"].to_list(), what="gap (points)", thresholds=limits)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 def training(subject: Subject) -> dict[str, Any]:
     """What every trained model of a subject depends on."""
-    return {"model": subject.model, "recipe": subject.recipe, "seed": subject.seed, "device": subject.device}
+    return {
+        "model": subject.model,
+        "recipe": {"name": subject.recipe.name, "config": recipe_config(subject)},
+        "seed": subject.seed,
+        "device": subject.device,
+    }
 
 
 def recipe_config(subject: Subject) -> Config:

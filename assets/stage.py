@@ -261,7 +261,7 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
     def _asset(context) -> dg.MaterializeResult:  # type: ignore[no-untyped-def, type-arg]  # Dagster reads this annotation at run time
         workspace: Workspace = context.resources.workspace
         request = context.partition_key if stage.per_request else None
-        record = materialize(stage, workspace, run_id=context.run_id, request=request, context=context)
+        record = materialize(stage, workspace, run_id=context.run.run_id, request=request, context=context)
         state = "unchanged: nothing was recomputed" if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
         context.log.info(f"{stage.asset(request)}: {state}")
         return dg.MaterializeResult(

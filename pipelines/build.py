@@ -53,7 +53,6 @@ def subject_definitions(subject: Subject) -> dg.Definitions:
         forget = dg.define_asset_job(
             request_job_name(subject.subject),
             selection=dg.AssetSelection.assets(*per_request),
-            partitions_def=partitions,
             description="One forget request: scope, unlearning jobs, attacks, verdict, report.",
             tags=tags,
         )

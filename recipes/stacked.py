@@ -156,7 +156,8 @@ class StackedTrainer:
             with deterministic(inputs.device):
                 for x, labels, weights, lr in batches.of(epoch):
                     optimizer.step(stack.gradients(x, labels, weights), lr)
-            finite = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in stack.params]).all(0)
+            largest = torch.stack([torch.linalg.vector_norm(p.flatten(1), torch.inf, dim=1) for p in stack.params])
+            finite = torch.isfinite(largest).all(0)
             if not bool(finite.all()):
                 model = offset + int(order[int((~finite).nonzero()[0])])
                 check_finite([torch.tensor(torch.nan)], epoch=epoch, config=self.config, who=f"model {model}")
@@ -169,6 +170,7 @@ class _Batches:
 
     Step s concerns the A models with S_m > s and yields x (A, B, *shape), labels (A, B), weights (A, B) and lr (A,):
     weights are 1/count on the count[m] examples of model m's batch and 0 on padding, which points at its first example.
+    ``x`` is overwritten by the next step.
     """
 
     def __init__(self, rows: list[np.ndarray], seeds: Sequence[int], config: SupervisedConfig, inputs: Inputs) -> None:
@@ -181,6 +183,8 @@ class _Batches:
         self.live = (self.steps > step[:, None]).sum(1).tolist()
         count = np.clip(sizes - step[:, None] * config.batch, 0, config.batch)  # (S, M)
         weights = (np.arange(self.width) < count[..., None]) / np.maximum(count, 1)[..., None]
+        shape = (len(rows) * self.width, *inputs.data.input_shape)
+        self._x = torch.empty(shape, device=inputs.device, dtype=inputs.dtype)
         self.weights = torch.from_numpy(weights).to(inputs.device, inputs.dtype)
 
     def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -194,7 +198,7 @@ class _Batches:
         labels = self.inputs.targets[index]
         rates = self._rates(epoch)
         for step, live in enumerate(self.live):
-            x = self.inputs.gather(index[step, :live].reshape(-1))
+            x = self.inputs.gather(index[step, :live].reshape(-1), out=self._x[: live * self.width])
             x = x.view(live, self.width, *x.shape[1:])
             yield x, labels[step, :live], self.weights[step, :live], rates[step, :live]
 

@@ -1,10 +1,12 @@
 """M multi-layer perceptrons as one: a batched product a layer, the backward pass written out.
 
-    forward    h_l = act(h_{l-1} W_l + b_l)       W_l (M, in, out), b_l (M, 1, out), h_l (M, B, out)   [baddbmm]
-    loss       L = sum_m sum_b w[m, b] CE(z[m, b], y[m, b]),   w = 1/count on the batch of model m, 0 on padding
+    forward    h_l = act(W_l h_{l-1} + b_l)       W_l (M, out, in), b_l (M, out, 1), h_l (M, out, B)    [baddbmm]
+    loss       L = sum_m sum_b w[m, b] CE(z[m, :, b], y[m, b]),   w = 1/count on the batch of model m, 0 on padding
     backward   d_L = w (softmax(z) - q),  q = (1 - s) onehot(y) + s / K,  s = label smoothing
-               dW_l = h_{l-1}^T d_l,  db_l = sum_b d_l,  d_{l-1} = (d_l W_l^T) act'(h_{l-1})            [bmm]
+               dW_l = d_l h_{l-1}^T,  db_l = sum_b d_l,  d_{l-1} = (W_l^T d_l) act'(h_{l-1})             [bmm]
 
+Activations carry the batch last: the products with the few rows of an output layer are then 2 to 5 times faster than
+with the batch first (measured; MKL).
 The sum over m separates, so each model gets its own gradient. Writing the backward pass out instead of recording it
 saves a third of a step on small models, and the gradient of the inputs, which nobody needs, is never formed.
 """
@@ -16,14 +18,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from recipes.mlp import ACTIVATIONS, MLP
+from recipes.mlp import MLP
 
-# act'(.) times an incoming gradient, from (gradient, input of the activation, output of the activation)
+_aten = torch.ops.aten
+# Both write into memory that is there already: forward(before, after), backward(gradient, before, after) in place.
+# Fresh memory of a few MB a step would cost more in page faults than these operations cost.
+_FORWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda before, after: torch.clamp_min(before, 0, out=after),
+    "tanh": lambda before, after: torch.tanh(before, out=after),
+    "gelu": lambda before, after: _aten.gelu.out(before, out=after),
+    "silu": lambda before, after: _aten.silu.out(before, out=after),
+}
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "relu": lambda grad, before, after: torch.ops.aten.threshold_backward(grad, after, 0),
-    "tanh": lambda grad, before, after: torch.ops.aten.tanh_backward(grad, after),
-    "gelu": lambda grad, before, after: torch.ops.aten.gelu_backward(grad, before),
-    "silu": lambda grad, before, after: torch.ops.aten.silu_backward(grad, before),
+    "relu": lambda grad, before, after: _aten.threshold_backward.grad_input(grad, after, 0, grad_input=grad),
+    "tanh": lambda grad, before, after: _aten.tanh_backward.grad_input(grad, after, grad_input=grad),
+    "gelu": lambda grad, before, after: _aten.gelu_backward.grad_input(grad, before, grad_input=grad),
+    "silu": lambda grad, before, after: _aten.silu_backward.grad_input(grad, before, grad_input=grad),
 }
 
 
@@ -44,9 +54,10 @@ class StackedMLP:
         self.activation = models[0].activation
         self.params: list[Tensor] = []
         for layers in zip(*map(_layers, models), strict=True):
-            self.params.append(torch.stack([layer.weight.detach().t() for layer in layers]))
-            self.params.append(torch.stack([layer.bias.detach()[None] for layer in layers]))
+            self.params.append(torch.stack([layer.weight.detach() for layer in layers]))
+            self.params.append(torch.stack([layer.bias.detach()[:, None] for layer in layers]))
         self._grads = [torch.empty_like(p) for p in self.params]
+        self._work: list[Tensor] = []  # (3, M, out, B) a hidden layer: before and after the activation, and its gradient
 
     def gradients(self, x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor | None]:
         """Gradient of the loss above with respect to every parameter of models 0 .. A-1.
@@ -59,24 +70,29 @@ class StackedMLP:
         Returns:
             One tensor a parameter, (A, ...); they are overwritten by the next call.
         """
-        live = len(x)
-        act, back = ACTIVATIONS[self.activation], _BACKWARD[self.activation]
+        live, width = x.shape[:2]
+        forward, backward = _FORWARD[self.activation], _BACKWARD[self.activation]
         params, grads = [p[:live] for p in self.params], [g[:live] for g in self._grads]
-        before, after = [x], [x.flatten(2)]
-        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
-            before.append(torch.baddbmm(bias, after[-1], weight))
-            after.append(act(before[-1]))
-        delta = torch.softmax(torch.baddbmm(params[-1], after[-1], params[-2]), dim=-1)
+        if not self._work or self._work[0].shape[-1] != width:
+            self._work = [bias.new_empty(3, len(bias), bias.shape[1], width) for bias in self.params[1:-2:2]]
+        work = [buffers[:, :live].unbind() for buffers in self._work]
+        after = [x.flatten(2).transpose(1, 2)]
+        for layer, (before, out, _) in enumerate(work):
+            torch.baddbmm(params[2 * layer + 1], params[2 * layer], after[-1], out=before)
+            after.append(forward(before, out))
+        delta = torch.softmax(torch.baddbmm(params[-1], params[-2], after[-1]), dim=1)
         if self.smoothing:
-            delta -= self.smoothing / delta.shape[-1]
-        hit = labels.unsqueeze(-1)
-        delta.scatter_add_(2, hit, delta.new_full((1, 1, 1), self.smoothing - 1).expand(hit.shape))
-        delta *= weights.unsqueeze(-1)
+            delta -= self.smoothing / delta.shape[1]
+        hit = labels.unsqueeze(1)
+        delta.scatter_add_(1, hit, delta.new_full((1, 1, 1), self.smoothing - 1).expand(hit.shape))
+        delta *= weights.unsqueeze(1)
         for layer in reversed(range(len(after))):
-            torch.bmm(after[layer].transpose(1, 2), delta, out=grads[2 * layer])
-            torch.sum(delta, 1, keepdim=True, out=grads[2 * layer + 1])
+            torch.bmm(delta, after[layer].transpose(1, 2), out=grads[2 * layer])
+            torch.sum(delta, 2, keepdim=True, out=grads[2 * layer + 1])
             if layer:
-                delta = back(torch.bmm(delta, params[2 * layer].transpose(1, 2)), before[layer], after[layer])
+                before, out, room = work[layer - 1]
+                torch.bmm(params[2 * layer].transpose(1, 2), delta, out=room)
+                delta = backward(room, before, out)
         return list(grads)
 
     @torch.no_grad()
@@ -84,8 +100,8 @@ class StackedMLP:
         """Write the trained parameters back into the models."""
         for number, model in enumerate(self.models):
             for layer, weight, bias in zip(_layers(model), self.params[::2], self.params[1::2], strict=True):
-                layer.weight.copy_(weight[number].t())
-                layer.bias.copy_(bias[number, 0])
+                layer.weight.copy_(weight[number])
+                layer.bias.copy_(bias[number, :, 0])
 
 
 def _layers(model: nn.Module) -> list[nn.Linear]:

@@ -106,8 +106,7 @@ def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Seque
             "margin_max": moments["margin_max"].mean,
             "margin_sum": moments["margin_sum"].mean,
             "n_seeds": np.full(len(data), len(early_models), np.int64),
-        },
-        schema_overrides={"el2n_std": pl.Float64, "el2n_stderr": pl.Float64},
+        }
     )
 
 

@@ -98,8 +98,7 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
             "grand_stderr": whole.stderr,
             "grand_last_layer": pl.Series(last.mean, nan_to_null=True),
             "n_seeds": np.full(len(data), len(early_models), np.int64),
-        },
-        schema_overrides={"grand_std": pl.Float64, "grand_stderr": pl.Float64, "grand_last_layer": pl.Float64},
+        }
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ def check_finite(name: str, what: str, data: ExampleSet, rows: slice, values: Te
     Raises:
         DataError: names the examples.
     """
-    broken = ~values.flatten(1).isfinite().all(dim=1).cpu().numpy()
-    if broken.any():
+    if not bool(values.isfinite().all()):
+        broken = ~values.flatten(1).isfinite().all(dim=1).cpu().numpy()
         raise DataError(f"{name}: NaN or infinite {what}", example_ids=data.example_id[rows][broken])
 
 
@@ -96,11 +97,13 @@ class Moments:
         self._m2 += before * (values - self.mean)
 
     @property
-    def std(self) -> NDArray[np.float64] | None:
-        """Sample standard deviation (R - 1); None for a single model, which says nothing about the spread."""
-        return np.sqrt(self._m2 / (self.count - 1)) if self.count > 1 else None
+    def std(self) -> pl.Series:
+        """Sample standard deviation (R - 1); null for a single model, which says nothing about the spread."""
+        if self.count < 2:
+            return pl.repeat(None, len(self.mean), dtype=pl.Float64, eager=True)
+        return pl.Series(np.sqrt(self._m2 / (self.count - 1)))
 
     @property
-    def stderr(self) -> NDArray[np.float64] | None:
-        """Standard error of the mean, std / sqrt(R)."""
-        return None if (std := self.std) is None else std / np.sqrt(self.count)
+    def stderr(self) -> pl.Series:
+        """Standard error of the mean, std / sqrt(R); null for a single model."""
+        return self.std / float(np.sqrt(self.count))

@@ -150,8 +150,9 @@ def evaluate(
     for name, asked in forgotten.features().items():
         sides = known[0][name], known[1][name]
         if svc_cap is not None and n > svc_cap:
+            one_feature = asked.shape[1] == 1
             # _draw gave them in random order: the first are a random choice
-            sides = _merged(*sides, groups=svc_cap // 2) if asked.shape[1] == 1 else tuple(s[:svc_cap] for s in sides)
+            sides = _merged(*sides, groups=svc_cap // 2) if one_feature else (sides[0][:svc_cap], sides[1][:svc_cap])
         figures[name] = _share_non_member(*sides, asked)
     return figures
 

@@ -138,23 +138,23 @@ def translated(path: Path) -> Iterator[None]:
     """DuckDB's errors in the words of ``contracts.errors``; programming errors pass through."""
     try:
         yield
-    except duckdb.ConstraintException as error:
-        raise DataError(f"the database refused the rows: {_first_line(error)}") from error
-    except duckdb.OutOfMemoryException as error:
-        raise MemoryError(f"{path}: {_first_line(error)}; open the warehouse with a higher Limits.memory") from error
-    except (
-        duckdb.IOException,
-        duckdb.SerializationException,
-        duckdb.FatalException,
-        duckdb.InternalException,
-    ) as error:
-        text = str(error)
-        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            if os.strerror(code).lower() in text.lower():
-                raise OSError(code, f"{os.strerror(code)}: {_first_line(error)}", str(path)) from error
-        if isinstance(error, duckdb.IOException) and "orrupt" not in text and "not a valid DuckDB" not in text:
-            raise OSError(errno.EIO, _first_line(error), str(path)) from error
-        raise IntegrityError(f"{path} is damaged: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        told = _first_line(error)
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
+            if os.strerror(code).lower() in str(error).lower():
+                raise OSError(code, f"{os.strerror(code)}: {told}", str(path)) from error
+        if isinstance(error, duckdb.ConstraintException):
+            raise DataError(f"the database refused the rows: {told}") from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise MemoryError(f"{path}: {told}; open the warehouse with a higher Limits.memory") from error
+        if isinstance(error, _DAMAGE) or "orrupt" in told or "not a valid DuckDB" in told:
+            raise IntegrityError(f"{path} is damaged: {told}") from error
+        if isinstance(error, duckdb.IOException):
+            raise OSError(errno.EIO, told, str(path)) from error
+        raise
+
+
+_DAMAGE = (duckdb.SerializationException, duckdb.FatalException, duckdb.InternalException)
 
 
 def _first_line(error: Exception) -> str:

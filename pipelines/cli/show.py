@@ -135,7 +135,13 @@ def trace(
     frame = Warehouse.open(state_home()).trace(example_id, subject=subject)
     if not frame.height:
         raise NotReady(f"no stored thing mentions example {example_id}" + (f" of {subject}" if subject else ""))
-    _print_table(frame)
+    named = pl.when(pl.col("kind") == "row").then(pl.col("location")).otherwise(pl.col("asset"))
+    grouped = frame.group_by("subject", "kind", named.alias("where"), maintain_order=True).len("things")
+    order = pl.col("kind").replace_strict({"made_from": 0, "derived": 1, "row": 2}, return_dtype=pl.Int8)
+    _print_table(grouped.sort("subject", order, "where").with_columns(kind=pl.col("kind").replace(_TRACE_WORDS)))
+
+
+_TRACE_WORDS = {"made_from": "was used to make", "derived": "behind", "row": "is a row of"}
 
 
 def verify(

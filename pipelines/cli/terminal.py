@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -43,7 +44,14 @@ def live_progress(title: str) -> Iterator[Report]:
 
 def summary_table(rows: Iterable[Row], *, title: str) -> Table:
     """One line a finding, grouped by what it is about: first what decides, then methods compared, then the control."""
-    table = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("about", "what", "verdict"):
         table.add_column(name, no_wrap=True)
     table.add_column("figure (interval)", justify="right", no_wrap=True)
@@ -58,5 +66,7 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
             head = escape(about) if n == 0 else f"[dim]  {role}[/]" if n == 1 else ""
             figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
             what = escape(row.what.removeprefix("attack/").removeprefix("score/"))
-            table.add_row(head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1)
+            table.add_row(
+                head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
+            )
     return table

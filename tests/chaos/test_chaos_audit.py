@@ -74,7 +74,9 @@ def _readable(home: Path) -> None:
     with duckdb.connect(str(path), read_only=True) as con:
         for table, size in (("data.examples", 1797), ("scores.el2n", None)):
             schema, name = table.split(".")
-            known = con.execute("SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?", [schema, name]).fetchone()
+            known = con.execute(
+                "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?", [schema, name]
+            ).fetchone()
             rows = con.execute(f"SELECT count(*) FROM {table}").fetchone() if known else (0,)
             assert rows is not None and (size is None or rows[0] in (0, size)), (table, rows)
 

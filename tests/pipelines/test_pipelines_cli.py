@@ -53,7 +53,9 @@ def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tupl
             folder = tmp_path / "idx"
             folder.mkdir()
             (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 400, 8, 8) + images.tobytes())
-            (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes())
+            (folder / "train-labels-idx1-ubyte").write_bytes(
+                struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes()
+            )
             return folder, []
 
 
@@ -95,7 +97,12 @@ def test_sql_speaks_table_csv_json_and_refuses_writing(audited_home: Path) -> No
     rows = json.loads(palimpsest("sql", query, "--format", "json")[1])
     assert {row["score"] for row in rows} >= {"el2n", "grand"}
     assert palimpsest("sql", query, "--format", "csv")[1].startswith("score,n\n")
-    for evil in ("DROP TABLE data.examples", "COPY data.examples TO '/tmp/out.csv'", "ATTACH '/tmp/x.db'", "SELECT * FROM read_csv('/etc/passwd')"):
+    for evil in (
+        "DROP TABLE data.examples",
+        "COPY data.examples TO '/tmp/out.csv'",
+        "ATTACH '/tmp/x.db'",
+        "SELECT * FROM read_csv('/etc/passwd')",
+    ):
         with pytest.raises(PalimpsestError):
             palimpsest("sql", evil)
     code, out = palimpsest("sql")

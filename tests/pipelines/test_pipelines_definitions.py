@@ -14,14 +14,18 @@ from contracts.errors import ConfigError, UnknownName
 from contracts.subject import Subject
 from pipelines.build import subject_definitions
 from pipelines.cli.audit import quick_plan
+from pipelines.definitions import workspace
 from pipelines.subjects import BUILT_IN, attributes_of, load_subject, subject_files, write_subject
+
+
+def _whole(plan: Subject) -> dg.Definitions:
+    return dg.Definitions.merge(subject_definitions(plan), dg.Definitions(resources={"workspace": workspace}))
 
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in BUILT_IN.glob("*/defs.yaml")))
 def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> None:
     plan = load_subject(name, tmp_path)
-    definitions = subject_definitions(plan)
-    graph = definitions.resolve_asset_graph()
+    graph = _whole(plan).resolve_asset_graph()
     keys = {"/".join(k.path[1:]) for k in graph.get_all_asset_keys()}
     assert {"data/examples", "models/target", "models/ensemble", "audits/findings", "reports/audit"} <= keys
     assert {f"scores/{c.name}" for c in plan.scores} <= keys
@@ -34,7 +38,7 @@ def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> No
 
 
 def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:
-    definitions = subject_definitions(load_subject("digits", tmp_path))
+    definitions = _whole(load_subject("digits", tmp_path))
     assert {job.name for job in definitions.resolve_all_job_defs()} >= {"audit_digits", "forget_digits"}
     assert [s.cron_schedule for s in definitions.schedules] == ["0 6 * * 1"]
     assert [s.name for s in definitions.sensors] == ["forget_digits_sensor"]
@@ -44,7 +48,6 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
     from datetime import UTC, datetime
 
     from contracts.requests import ForgetRequest, RequestState, due_date
-    from pipelines.definitions import workspace
     from warehouse import Warehouse
 
     w, now = Warehouse.open(audited_home), datetime.now(UTC)
@@ -60,9 +63,9 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
     (sensor,) = definitions.sensors
     with dg.instance_for_test() as instance:
         context = dg.build_sensor_context(instance=instance, resources={"workspace": workspace(None)})
-        result = sensor(context)
-    assert [r.run_key for r in result.run_requests] == ["s-verified"]
-    assert list(result.dynamic_partitions_requests[0].partition_keys) == ["s-verified"]
+        result = sensor.evaluate_tick(context)
+    assert [r.run_key for r in result.run_requests or []] == ["s-verified"]
+    assert list((result.dynamic_partitions_requests or [])[0].partition_keys) == ["s-verified"]
 
 
 def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
@@ -72,7 +75,12 @@ def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
         "PALIMPSEST_HOME": str(tmp_path / "state"), "DAGSTER_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     done = subprocess.run(
-        [Path(sys.executable).parent / "dg", "check", "defs"], cwd=root, env=env, capture_output=True, text=True, timeout=240
+        [Path(sys.executable).parent / "dg", "check", "defs"],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All definitions loaded successfully" in done.stdout + done.stderr

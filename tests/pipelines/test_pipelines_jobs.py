@@ -35,7 +35,9 @@ CONTEXT = SimpleNamespace(log=logging.getLogger("test"))
 
 
 def _finish(home: Path, job: UnlearnJob = JOB) -> None:
-    ArtifactStore(home / "artifacts").save(job.output, {"logits": np.zeros((1, 2, 2), np.float32)}, {"job": digest(job)})
+    ArtifactStore(home / "artifacts").save(
+        job.output, {"logits": np.zeros((1, 2, 2), np.float32)}, {"job": digest(job)}
+    )
 
 
 def _record(home: Path, pid: int, started: float, boot: str) -> None:
@@ -73,7 +75,9 @@ def test_a_running_job_is_adopted(tmp_path: Path, no_start: None) -> None:
 
 
 @pytest.mark.parametrize(("shift", "boot"), [(100.0, None), (0.0, "another boot")])
-def test_a_recycled_pid_is_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, boot: str | None) -> None:
+def test_a_recycled_pid_is_not_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, boot: str | None
+) -> None:
     me = psutil.Process()
     _record(tmp_path, me.pid, me.create_time() - shift, boot or boot_id())
     started = []

@@ -47,7 +47,9 @@ def test_arrays_and_meta_come_back_bit_for_bit(store: ArtifactStore) -> None:
     for name, value in TENSORS.items():
         assert arrays[name].dtype == value.dtype and arrays[name].shape == value.shape
         assert arrays[name].tobytes() == np.asarray(value).tobytes()
-    assert store.describe("digits/models/target") == artifact and store.sha256("digits/models/target") == artifact.sha256
+    assert (
+        store.describe("digits/models/target") == artifact and store.sha256("digits/models/target") == artifact.sha256
+    )
     assert artifact.path.stat().st_size == artifact.size_bytes and fsio.sha256_of(artifact.path) == artifact.sha256
 
 
@@ -128,7 +130,9 @@ def test_nan_is_refused_unless_it_is_meant(store: ArtifactStore) -> None:
         store.load("m", finite=True)
 
 
-@pytest.mark.parametrize("bad", [np.array([object()]), np.array(["text"]), np.array([1j]), np.array(["2026"], "M8[D]"), np.zeros(1, "i4,f4")])
+@pytest.mark.parametrize(
+    "bad", [np.array([object()]), np.array(["text"]), np.array([1j]), np.array(["2026"], "M8[D]"), np.zeros(1, "i4,f4")]
+)
 def test_arrays_without_a_plain_form_are_refused(store: ArtifactStore, bad: Any) -> None:
     with pytest.raises(DataError, match="tensor w has type"):
         store.save("m", {"w": bad}, {})
@@ -172,7 +176,14 @@ def forge(store: ArtifactStore, name: str, data: bytes, **changed: Any) -> None:
     import hashlib
 
     sha = hashlib.sha256(data).hexdigest()
-    manifest = {"format": 1, "name": name, "kind": "safetensors", "sha256": sha, "size_bytes": len(data), "meta": {}} | changed
+    manifest = {
+        "format": 1,
+        "name": name,
+        "kind": "safetensors",
+        "sha256": sha,
+        "size_bytes": len(data),
+        "meta": {},
+    } | changed
     path = store._content_path(name, manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -224,11 +235,19 @@ def test_bombs_and_lies_are_refused_before_anything_is_allocated(store: Artifact
     assert peak < 8 << 20
 
 
-@given(st.dictionaries(st.text("abc", min_size=1), st.tuples(st.sampled_from(["F32", "I64", "BOOL", "F16"]), st.lists(st.integers(0, 4), max_size=3)), max_size=4))
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1),
+        st.tuples(st.sampled_from(["F32", "I64", "BOOL", "F16"]), st.lists(st.integers(0, 4), max_size=3)),
+        max_size=4,
+    )
+)
 @settings(max_examples=40)
 def test_the_header_check_accepts_whatever_the_library_writes(layout: dict[str, tuple[str, list[int]]]) -> None:
     dtypes = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_, "F16": np.float16}
-    data = safetensors.numpy.save({k: np.zeros(shape, dtypes[d]) for k, (d, shape) in layout.items()}, metadata={"m": "x"})
+    data = safetensors.numpy.save(
+        {k: np.zeros(shape, dtypes[d]) for k, (d, shape) in layout.items()}, metadata={"m": "x"}
+    )
     check_header(data, Path("x"))
 
 

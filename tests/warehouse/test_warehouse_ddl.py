@@ -29,7 +29,10 @@ def version(number: int, *columns: Column, **changed: object) -> TableSpec:
 
 def tables(w: Warehouse) -> set[str]:
     with w.reading() as con:
-        return {row[0] for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'test'").fetchall()}
+        return {
+            row[0]
+            for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'test'").fetchall()
+        }
 
 
 @pytest.fixture
@@ -146,7 +149,9 @@ def test_comments_say_unit_range_and_direction(w: Warehouse) -> None:
     w.replace(EL2N, score_frame([1]), **COMMON)
     w.publish()
     with duckdb.connect(str(w.snapshot), read_only=True) as con:
-        found = con.execute("SELECT comment FROM duckdb_columns() WHERE table_name = 'el2n' AND column_name = 'el2n'").fetchone()
+        found = con.execute(
+            "SELECT comment FROM duckdb_columns() WHERE table_name = 'el2n' AND column_name = 'el2n'"
+        ).fetchone()
         bare = con.execute(
             "SELECT schema_name, table_name FROM duckdb_tables() WHERE comment IS NULL OR comment = ''"
         ).fetchall()
@@ -156,13 +161,19 @@ def test_comments_say_unit_range_and_direction(w: Warehouse) -> None:
 
 def test_names_are_quoted_whatever_they_are() -> None:
     assert ddl.quoted('a"; DROP TABLE x; --') == '"a""; DROP TABLE x; --"'
-    reserved = TableSpec(schema="select", name="table", doc="d'oh", key=("order",), columns=(Column(name="order", dtype="int64", doc="it's"),))
+    reserved = TableSpec(
+        schema="select",
+        name="table",
+        doc="d'oh",
+        key=("order",),
+        columns=(Column(name="order", dtype="int64", doc="it's"),),
+    )
     con = duckdb.connect()
     con.execute('CREATE SCHEMA "select"')
     con.execute(ddl.create_table(reserved))
     for statement in ddl.comments(reserved):
         con.execute(statement)
-    assert con.execute('SELECT comment FROM duckdb_tables()').fetchone() == ("d'oh Unique within a subject: order.",)
+    assert con.execute("SELECT comment FROM duckdb_tables()").fetchone() == ("d'oh Unique within a subject: order.",)
     con.close()
 
 
@@ -172,5 +183,7 @@ def test_the_documentation_has_every_table_and_column_once() -> None:
         section = text.split(f"## {spec.full_name}\n")[1].split("\n## ")[0]
         for column in spec.columns:
             assert section.count(f"| `{column.name}` |") == 1
-    hostile = TableSpec(schema="a", name="b", doc="<script> | x", key=("c",), columns=(Column(name="c", dtype="str", doc="a|b\nc"),))
+    hostile = TableSpec(
+        schema="a", name="b", doc="<script> | x", key=("c",), columns=(Column(name="c", dtype="str", doc="a|b\nc"),)
+    )
     assert "&lt;script&gt; \\| x" in markdown([hostile]) and "| a\\|b c |" in markdown([hostile])

@@ -165,7 +165,9 @@ def test_the_digest_feels_every_cell(rows: list[tuple[Any, ...]], data: st.DataO
     column = data.draw(st.sampled_from(["number", "flag", "text", "at"]))
     old = frame[row, column]
     other = {"number": 0.125, "flag": True, "text": "é\x00", "at": NOW}[column]
-    new = data.draw(st.sampled_from([None, other, {"text": "", "number": -2.5, "flag": False, "at": NOW + timedelta(1)}[column]]))
+    new = data.draw(
+        st.sampled_from([None, other, {"text": "", "number": -2.5, "flag": False, "at": NOW + timedelta(1)}[column]])
+    )
     hypothesis.assume(new != old)
     values = frame[column].to_list()
     values[row] = new
@@ -211,14 +213,18 @@ def test_volatile_and_partition_columns_are_not_content() -> None:
 
 def test_ten_ids_are_named_and_the_rest_counted() -> None:
     frame = score_frame(list(range(100))).with_columns(el2n=pl.lit(9.0))
-    with pytest.raises(DataError, match=r"100 values of el2n are above 1\.5 1 \(example ids: 0, 1, .*, 9, \.\.\. 100 in all\)"):
+    with pytest.raises(
+        DataError, match=r"100 values of el2n are above 1\.5 1 \(example ids: 0, 1, .*, 9, \.\.\. 100 in all\)"
+    ):
         frames.checked(EL2N.table, frame, {})
 
 
 def test_a_million_rows_are_checked_and_digested_in_any_order_alike() -> None:
     n = 1_000_000
     order = np.random.default_rng(5).permutation(n)
-    ordered = pl.DataFrame({"example_id": np.arange(n), "el2n": np.arange(n) / n, "spread": np.ones(n), "wall_s": np.ones(n)})
+    ordered = pl.DataFrame(
+        {"example_id": np.arange(n), "el2n": np.arange(n) / n, "spread": np.ones(n), "wall_s": np.ones(n)}
+    )
     columns = EL2N.table.columns
     one, two = (frames.checked(EL2N.table, f, {}) for f in (ordered, ordered[order]))
     assert frames.digest_of(one, columns) == frames.digest_of(two, columns)

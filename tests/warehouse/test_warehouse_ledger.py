@@ -87,7 +87,9 @@ def rewritten(w: Warehouse, last: int) -> None:
             body["i"] = 99
         new = Head(seq, ledger.entry_hash(seq, previous.hash, kind, body))
         quoted = canonical_json(body).replace("'", "''")
-        statements.append(f"INSERT INTO ledger.entries VALUES ({seq}, '{previous.hash}', '{new.hash}', '{kind}', '{quoted}')")
+        statements.append(
+            f"INSERT INTO ledger.entries VALUES ({seq}, '{previous.hash}', '{new.hash}', '{kind}', '{quoted}')"
+        )
         previous = new
     tamper(w, *statements)
 
@@ -102,7 +104,9 @@ def test_a_replay_with_fresh_hashes_is_found_by_the_mirror_the_snapshot_and_any_
     written.snapshot.unlink()
     assert written.ledger.verify().ok, "from inside, a consistent forgery cannot be told from the truth"
     report = written.ledger.verify(anchors=[noted])
-    assert report.problems == (f"head mismatch: entry {noted.seq} is not the one that the given head {noted.seq} knows",)
+    assert report.problems == (
+        f"head mismatch: entry {noted.seq} is not the one that the given head {noted.seq} knows",
+    )
 
 
 def test_a_lost_tail_stops_writing_until_it_is_on_record(home: Path, written: Warehouse) -> None:
@@ -118,7 +122,9 @@ def test_a_lost_tail_stops_writing_until_it_is_on_record(home: Path, written: Wa
     assert written.ledger.verify().ok
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]", b'{"seq":1,"hash":"x","check":"y"}', b"\xff\xfe", b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{}", b"[1]", b'{"seq":1,"hash":"x","check":"y"}', b"\xff\xfe", b"[" * 9999]
+)
 def test_a_missing_or_damaged_mirror_is_found(written: Warehouse, content: bytes | None) -> None:
     if content is None:
         written.head_file.unlink()

@@ -187,7 +187,11 @@ def test_a_subject_without_examples_is_not_ready(door: Warehouse) -> None:
 
 
 def test_latest_shows_a_score_only_while_its_run_passed(filled: Warehouse) -> None:
-    assert filled.latest_score("digits", "el2n").equals(score_frame(list(range(20))).select("example_id", pl.col("el2n").alias("value"), pl.col("spread").alias("stderr")))
+    assert filled.latest_score("digits", "el2n").equals(
+        score_frame(list(range(20))).select(
+            "example_id", pl.col("el2n").alias("value"), pl.col("spread").alias("stderr")
+        )
+    )
     row = filled.query("SELECT * FROM scores.latest ORDER BY example_id LIMIT 1").row(0, named=True)
     assert row == {"subject": "digits", "score": "el2n", "example_id": 0, "value": 0.1, "stderr": 0.01, "higher_means": "harder", "run_id": "run-1"}  # fmt: skip
     filled.replace(SCORE_RUNS, score_run(passed=False, reason="acc_in too low"), partition={"score": "el2n"}, **COMMON)
@@ -203,7 +207,12 @@ def test_latest_hides_rows_that_another_configuration_made(filled: Warehouse) ->
     """Between the write of a score and that of its run: never new rows under an old verdict."""
     filled.replace(EL2N, score_frame([1, 2]), **(COMMON | {"config_digest": "d" * 64, "run_id": "run-2"}))
     assert filled.latest_score("digits", "el2n").height == 0
-    filled.replace(SCORE_RUNS, score_run(), partition={"score": "el2n"}, **(COMMON | {"config_digest": "d" * 64, "run_id": "run-2"}))
+    filled.replace(
+        SCORE_RUNS,
+        score_run(),
+        partition={"score": "el2n"},
+        **(COMMON | {"config_digest": "d" * 64, "run_id": "run-2"}),
+    )
     assert filled.latest_score("digits", "el2n")["example_id"].to_list() == [1, 2]
 
 
@@ -277,7 +286,9 @@ def test_importing_and_opening_is_light(home: Path) -> None:
         "print([m for m in ('torch', 'dagster', 'great_expectations', 'matplotlib') if m in sys.modules])"
     )
     env = dict(os.environ)
-    child = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=60, check=True, env=env)
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=60, check=True, env=env
+    )
     assert child.stdout.strip() == "[]"
 
 

@@ -31,7 +31,9 @@ def run_stage(w: Warehouse, key: str, ids: list[int], asset: str = "digits/score
         return done
     artifact = w.artifacts.save(f"{asset}/result", {"ids": np.array(ids)}, {})
     receipt = w.replace(EL2N, score_frame(ids), **COMMON)
-    w.record_lineage(asset, parents=["digits/data/examples"], artifacts=[artifact, receipt], key=key, members=ids, **COMMON)
+    w.record_lineage(
+        asset, parents=["digits/data/examples"], artifacts=[artifact, receipt], key=key, members=ids, **COMMON
+    )
     w.complete(asset, key, {"wall_s": 1.5, "data_version": key}, outputs=[artifact, receipt])
     w.publish()
     return {}
@@ -95,7 +97,11 @@ def test_outputs_as_plain_mappings_verify_by_content_or_by_receipt(w: Warehouse)
 
 
 def test_an_output_that_cannot_be_verified_is_refused(w: Warehouse) -> None:
-    for bad in ({"kind": "file", "name": "x", "digest": "d"}, {"kind": "table", "digest": "d"}, {"kind": "artifact", "name": "a"}):
+    for bad in (
+        {"kind": "file", "name": "x", "digest": "d"},
+        {"kind": "table", "digest": "d"},
+        {"kind": "artifact", "name": "a"},
+    ):
         with pytest.raises(InvalidInput, match="needs kind"):
             w.complete("digits/a", "k", {"outputs": [bad]})
 
@@ -157,7 +163,11 @@ def test_adding_again_is_a_no_op_and_another_request_of_that_id_is_refused(w: Wa
 
 @pytest.mark.parametrize(
     ("field", "value", "told"),
-    [("received_at", "yesterday", "not an ISO 8601 date"), ("received_at", "2026-01-31T10:00:00", "no time zone"), ("due_at", "2026-01-31T23:30:00+00:00", "not after")],
+    [
+        ("received_at", "yesterday", "not an ISO 8601 date"),
+        ("received_at", "2026-01-31T10:00:00", "no time zone"),
+        ("due_at", "2026-01-31T23:30:00+00:00", "not after"),
+    ],
 )
 def test_dates_that_mean_nothing_are_refused(w: Warehouse, field: str, value: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
@@ -169,7 +179,13 @@ def test_reach_is_idempotent_and_never_goes_back(w: Warehouse) -> None:
     w.requests.add(request())
     with pytest.raises(StateError):
         w.requests.reach("r1", RequestState.EXECUTED)
-    for state in (RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED, RequestState.EXECUTED, RequestState.SCOPED):
+    for state in (
+        RequestState.VERIFIED,
+        RequestState.SCOPED,
+        RequestState.EXECUTED,
+        RequestState.EXECUTED,
+        RequestState.SCOPED,
+    ):
         w.requests.reach("r1", state)
     assert w.requests.get("r1").state is RequestState.EXECUTED and w.requests.get("r1").events.height == 4
     w.requests.advance("r1", "scoped", note="again")
@@ -213,7 +229,10 @@ def test_a_whole_split_is_one_row_and_a_sparse_set_is_exact(w: Warehouse) -> Non
     w.record_lineage("digits/models/target", members=np.arange(50_000), **COMMON)
     assert w.read(LINEAGE_MEMBERS, subject="digits").rows() == [("digits/models/target", 0, 49_999)]
     w.record_lineage("digits/models/target", members=[5, 3, 3, 4, 9], **COMMON)
-    assert w.read(LINEAGE_MEMBERS, subject="digits").rows() == [("digits/models/target", 3, 5), ("digits/models/target", 9, 9)]
+    assert w.read(LINEAGE_MEMBERS, subject="digits").rows() == [
+        ("digits/models/target", 3, 5),
+        ("digits/models/target", 9, 9),
+    ]
 
 
 def test_recording_the_same_again_keeps_when_it_was_made(w: Warehouse) -> None:
@@ -235,8 +254,12 @@ def test_trace_finds_everything_an_example_touched_and_nothing_else(w: Warehouse
     target = w.artifacts.save("digits/models/target/weights", {"w": np.ones(2)}, {})
     report = w.artifacts.save_bytes("digits/report.html", b"<h1>")
     other = w.artifacts.save("digits/models/other/weights", {"w": np.ones(3)}, {})
-    w.record_lineage("digits/models/target", artifacts=[target], parents=["digits/data/examples"], members=[1, 2], **COMMON)
-    w.record_lineage("digits/models/other", artifacts=[other], parents=["digits/data/examples"], members=[1, 3], **COMMON)
+    w.record_lineage(
+        "digits/models/target", artifacts=[target], parents=["digits/data/examples"], members=[1, 2], **COMMON
+    )
+    w.record_lineage(
+        "digits/models/other", artifacts=[other], parents=["digits/data/examples"], members=[1, 3], **COMMON
+    )
     w.record_lineage("digits/audit", artifacts=[], parents=["digits/models/target"], **COMMON)
     w.record_lineage("digits/report", artifacts=[report], parents=["digits/audit"], **COMMON)
     found = w.trace(2, "digits")

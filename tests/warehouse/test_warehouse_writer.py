@@ -43,7 +43,11 @@ def test_what_was_written_is_read_back_and_on_record(w: Warehouse) -> None:
     entry = w.ledger.entries(kind="replace").row(0, named=True)
     assert entry["seq"] == receipt.seq == w.ledger.head().seq and receipt.digest in entry["body"]
     stored = w.read(EL2N, subject="digits", columns=["run_id", "config_digest", "example_id"])
-    assert stored.unique().row(0, named=True) == {"run_id": "run-1", "config_digest": "c" * 64, "example_id": stored[0, 2]}
+    assert stored.unique().row(0, named=True) == {
+        "run_id": "run-1",
+        "config_digest": "c" * 64,
+        "example_id": stored[0, 2],
+    }
 
 
 def test_a_replace_replaces_its_partition_and_nothing_else(w: Warehouse) -> None:
@@ -101,7 +105,12 @@ def test_a_refused_frame_leaves_the_old_rows_intact(w: Warehouse, bad: pl.DataFr
 def test_columns_in_another_order_are_matched_by_name(w: Warehouse) -> None:
     frame = pl.DataFrame({"wall_s": [1.0], "spread": [0.25], "el2n": [0.5], "example_id": [7]})
     replace(w, frame)
-    assert w.read(EL2N, subject="digits").row(0, named=True) == {"example_id": 7, "el2n": 0.5, "spread": 0.25, "wall_s": 1.0}
+    assert w.read(EL2N, subject="digits").row(0, named=True) == {
+        "example_id": 7,
+        "el2n": 0.5,
+        "spread": 0.25,
+        "wall_s": 1.0,
+    }
 
 
 def test_hostile_values_come_back_byte_for_byte(w: Warehouse) -> None:
@@ -220,6 +229,8 @@ def test_a_score_may_not_take_the_views_name(w: Warehouse) -> None:
     latest = TableSpec(schema="scores", name="latest", doc="d", key=("example_id",), columns=EL2N.table.columns)
     with pytest.raises(DataError, match="no score may be called latest"):
         w.replace(latest, score_frame([1]), **COMMON)
-    other = TableSpec(schema="scores", name="runs", doc="d", key=("a",), columns=(Column(name="a", dtype="int64", doc="a"),))
+    other = TableSpec(
+        schema="scores", name="runs", doc="d", key=("a",), columns=(Column(name="a", dtype="int64", doc="a"),)
+    )
     with pytest.raises(StateError, match="raise it"):
         w.replace(other, pl.DataFrame({"a": [1]}), **COMMON)

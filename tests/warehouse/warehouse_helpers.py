@@ -49,5 +49,14 @@ def score_frame(ids: list[int], *, base: float = 0.1) -> pl.DataFrame:
 
 def score_run(name: str = "el2n", *, passed: bool = True, reason: str = "") -> pl.DataFrame:
     return pl.DataFrame(
-        [{"score": name, "num_examples": 3, "passed": passed, "reason": reason, "higher_means": "harder", "wall_s": 1.0}]
+        [
+            {
+                "score": name,
+                "num_examples": 3,
+                "passed": passed,
+                "reason": reason,
+                "higher_means": "harder",
+                "wall_s": 1.0,
+            }
+        ]
     )
