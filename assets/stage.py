@@ -199,10 +199,9 @@ def materialize(
     pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
     shown = w.artifacts.save_json(f"{run.asset}/shown", {"metadata": metadata, "pictures": pictures})
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
-    outputs, rows = [], 0
+    outputs: list[dict[str, Any]] = []
     for spec, frame, partition in output.tables:
         receipt = w.replace(spec, frame, partition=dict(partition), **common)
-        rows += frame.height
         outputs.append(
             {"kind": "table", "name": spec.full_name, "partition": dict(partition), "digest": content_digest(spec, frame),
              "receipt": receipt.digest}
@@ -222,7 +221,7 @@ def materialize(
         "data_version": digest([(o["name"], o.get("partition"), o["digest"]) for o in outputs]),
         "outputs": outputs,
         "tables": [[spec.full_name, dict(partition)] for spec, _, partition in output.tables],
-        "rows": rows,
+        "rows": sum(frame.height for spec, frame, _ in output.tables if spec.full_name == stage.tables[0].full_name),
         "contract": _check(run, output.tables),
         "warnings": dict(output.warnings),
         "wall_s": round(time.perf_counter() - started, 3),

@@ -79,12 +79,14 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
                 model, retain=retain, forget=forget, config=config, seed=seed, progress=progress,
                 **{need: handed[need] for need in method.spec.needs},
             )  # fmt: skip
-        except Diverged:
-            result, status = model, "diverged"
-        wall_s = time.perf_counter() - started
+            wall_s = time.perf_counter() - started
+            metrics = evaluate(result, retain=retain, forget=forget, test=test, seed=seed)
+        except Diverged as error:
+            # What diverged is never audited as if it were a model: the untouched one stands in, and the row says so.
+            sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
+            result, status, metrics, wall_s = model, "diverged", {}, time.perf_counter() - started
         logits.append(predict_logits(result, data))
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
-        metrics = evaluate(result, retain=retain, forget=forget, test=test, seed=seed) if status == "ok" else {}
         rows.append(
             {"seed": seed, "num_forget": forget.num_examples, "num_retain": retain.num_examples, **metrics,
              "wall_s": wall_s, "rte": wall_s / 60, "status": status}

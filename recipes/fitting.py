@@ -3,13 +3,14 @@
     classification: mean cross-entropy of a batch (label smoothing as torch.nn.functional.cross_entropy)
     regression:     mean squared error; see `standardise`
 
-The optimiser is torch.optim's, in its fused form. Everything else is in recipes.schedule.
+The optimiser is torch.optim's. Everything else is in recipes.schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +29,27 @@ class Diverged(ConfigError):
     """The loss or a parameter is no longer finite: the configuration does not train this model on this data."""
 
 
-def make_optimizer(model: nn.Module, config: SupervisedConfig) -> torch.optim.Optimizer:
-    """torch.optim's SGD or AdamW over the trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(parameters: Iterable[Any], config: SupervisedConfig) -> torch.optim.Optimizer:
+    """torch.optim's SGD or AdamW over parameters or parameter groups, fused where that is sound."""
+    parameters = list(parameters)
+    every = [p for group in parameters for p in (group["params"] if isinstance(group, dict) else [group])]
+    # The fused kernels walk memory as it lies: parameter, gradient and state must have the same strides.
+    fused = all(p.is_contiguous() for p in every)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=fused,
     )
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def fit(
@@ -65,7 +74,7 @@ def fit(
     Raises:
         Diverged: the loss or a parameter is not finite; names the epoch.
     """
-    optimizer = make_optimizer(model, config) if optimizer is None else optimizer
+    optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
     loss_of = _loss(inputs.data.task, config)
     members = torch.from_numpy(rows).to(inputs.device)
     steps = num_steps(len(rows), config)

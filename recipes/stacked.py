@@ -151,11 +151,11 @@ class StackedTrainer:
             [models[i].train() for i in order], label_smoothing=self.config.label_smoothing
         )
         batches = _Batches([rows[i] for i in order], [seeds[i] for i in order], self.config, inputs)
-        optimizer = StackedOptimizer(stack.params, self.config)
+        optimizer = StackedOptimizer(stack.params, batches.steps, self.config)
         for epoch in range(last):
             with deterministic(inputs.device):
-                for x, labels, weights, lr in batches.of(epoch):
-                    optimizer.step(stack.gradients(x, labels, weights), lr)
+                for x, labels, weights, rates in batches.of(epoch):
+                    optimizer.step(stack.gradients(x, labels, weights), rates)
             largest = torch.stack([torch.linalg.vector_norm(p.flatten(1), torch.inf, dim=1) for p in stack.params])
             finite = torch.isfinite(largest).all(0)
             if not bool(finite.all()):
@@ -168,8 +168,8 @@ class StackedTrainer:
 class _Batches:
     """The steps of an epoch for M subsets sorted by falling number of steps S_m.
 
-    Step s concerns the A models with S_m > s and yields x (A, B, *shape), labels (A, B), weights (A, B) and lr (A,):
-    weights are 1/count on the count[m] examples of model m's batch and 0 on padding, which points at its first example.
+    Step s concerns the A models with S_m > s and yields x (A, B, *shape), labels (A, B), weights (A, B) and the
+    learning rate of each group of models with equal S_m > s. Weights are 1/count on the count[m] examples of model m's batch and 0 on padding, which points at its first example.
     ``x`` is overwritten by the next step.
     """
 
@@ -187,8 +187,8 @@ class _Batches:
         self._x = torch.empty(shape, device=inputs.device, dtype=inputs.dtype)
         self.weights = torch.from_numpy(weights).to(inputs.device, inputs.dtype)
 
-    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(x, labels, weights, lr) of every step of ``epoch``."""
+    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, list[float]]]:
+        """(x, labels, weights, rates) of every step of ``epoch``."""
         num_models, longest = len(self.rows), int(self.steps.max())
         index = torch.stack([r[0] for r in self.rows])[:, None].repeat(1, longest * self.config.batch)
         for slot, own, seed in zip(index, self.rows, self.seeds, strict=True):
@@ -196,19 +196,15 @@ class _Batches:
         index = index.view(num_models, longest, -1)[..., : self.width].transpose(0, 1).contiguous()  # (S, M, B)
         index = index.to(self.inputs.device)
         labels = self.inputs.targets[index]
-        rates = self._rates(epoch)
+        rates = [
+            learning_rates(self.config, steps=steps, epoch=epoch).tolist()
+            for steps in np.unique(self.steps)[::-1].tolist()
+        ]
         for step, live in enumerate(self.live):
             x = self.inputs.gather(index[step, :live].reshape(-1), out=self._x[: live * self.width])
             x = x.view(live, self.width, *x.shape[1:])
-            yield x, labels[step, :live], self.weights[step, :live], rates[step, :live]
-
-    def _rates(self, epoch: int) -> Tensor:
-        """(S, M) in the parameters' dtype; a model's unused steps hold 0."""
-        table = np.zeros((int(self.steps.max()), len(self.steps)))
-        for steps in np.unique(self.steps):
-            lr = learning_rates(self.config, steps=int(steps), epoch=epoch)
-            table[:steps, self.steps == steps] = lr[:, None]
-        return torch.from_numpy(table).to(self.inputs.device, self.inputs.dtype)
+            own = [group[step] for group in rates if step < len(group)]
+            yield x, labels[step, :live], self.weights[step, :live], own
 
 
 def _check_members(data: ExampleSet, members: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:

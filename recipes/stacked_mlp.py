@@ -57,7 +57,9 @@ class StackedMLP:
             self.params.append(torch.stack([layer.weight.detach() for layer in layers]))
             self.params.append(torch.stack([layer.bias.detach()[:, None] for layer in layers]))
         self._grads = [torch.empty_like(p) for p in self.params]
-        self._work: list[Tensor] = []  # (3, M, out, B) a hidden layer: before and after the activation, and its gradient
+        self._work: list[
+            Tensor
+        ] = []  # (3, M, out, B) a hidden layer: before and after the activation, and its gradient
 
     def gradients(self, x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor | None]:
         """Gradient of the loss above with respect to every parameter of models 0 .. A-1.

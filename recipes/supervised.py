@@ -22,7 +22,7 @@ from contracts.methods import ANY_TASK, RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
-from recipes.fitting import check_trainable, fit, make_optimizer, standardise
+from recipes.fitting import check_trainable, fit, make_optimizer, standardise, trainable
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train
@@ -81,7 +81,7 @@ def supervised(
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     check_trainable(model, inputs)
     run = run_fingerprint(model, data, config=config, seed=seed)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(trainable(model), config)
     start = _resume(model, optimizer, checkpoints.load(checkpoint_name), run=run, last=last)
 
     def after_epoch(done: int) -> None:

@@ -94,6 +94,12 @@ def fetch(con: Connection, sql: str, params: Sequence[Any] | Mapping[str, Any] =
     return con.sql(sql, params=given).pl()
 
 
+def first(con: Connection, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Any, ...] | None:
+    """The first row of a query, or None. Fetched to the end: DuckDB 2 allows nothing else on the connection before."""
+    found = con.execute(sql, params or None).fetchall()
+    return found[0] if found else None
+
+
 def literal(text: str) -> str:
     """``text`` as an SQL string literal, for the few places where DuckDB takes no parameter."""
     return "'" + text.replace("'", "''") + "'"

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from contracts.digests import canonical_json, digest
 from contracts.errors import StateError
 from contracts.tables import Column, TableSpec
-from warehouse.connection import Connection, literal
+from warehouse.connection import Connection, first, literal
 
 TYPES = {
     "int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN", "str": "VARCHAR", "timestamp": "TIMESTAMPTZ", "json": "JSON",
@@ -125,7 +125,7 @@ def ensure(con: Connection, spec: TableSpec) -> str:
     """
     if not outdated(con, [spec]):
         return ""
-    stored = con.execute("SELECT version, shape FROM meta.tables WHERE name = ?", [spec.full_name]).fetchone()
+    stored = first(con, "SELECT version, shape FROM meta.tables WHERE name = ?", [spec.full_name])
     done = "described"
     if stored is None:
         con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(spec.schema)}")
@@ -197,10 +197,11 @@ def _carried(con: Connection, spec: TableSpec) -> list[Column] | None:
     rules = [f"coalesce({rule}, true)" for c in shared for rule in _rules(c)]
     rules += [f"{quoted(c.name)} IS NOT NULL" for c in shared if not c.nullable]
     key = ", ".join(map(quoted, ("subject", *spec.key)))
-    bad = con.execute(
+    bad = first(
+        con,
         f"SELECT (SELECT count(*) FROM {table(spec)} WHERE NOT ({' AND '.join(rules)})) "
-        f"+ (SELECT count(*) FROM (SELECT 1 FROM {table(spec)} GROUP BY {key} HAVING count(*) > 1))"
-    ).fetchone()
+        f"+ (SELECT count(*) FROM (SELECT 1 FROM {table(spec)} GROUP BY {key} HAVING count(*) > 1))",
+    )
     return shared if bad == (0,) else None
 
 

@@ -22,7 +22,7 @@ import polars as pl
 from contracts.digests import canonical_json, digest
 from contracts.errors import IntegrityError
 from warehouse import fsio
-from warehouse.connection import Connection, fetch
+from warehouse.connection import Connection, fetch, first
 from warehouse.faults import fault
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def entry_hash(seq: int, prev_hash: str, kind: str, body: Any) -> str:
 
 
 def head_of(con: Connection) -> Head:
-    row = con.execute("SELECT seq, hash FROM ledger.entries ORDER BY seq DESC LIMIT 1").fetchone()
+    row = first(con, "SELECT seq, hash FROM ledger.entries ORDER BY seq DESC LIMIT 1")
     return Head(int(row[0]), str(row[1])) if row else Head()
 
 
@@ -119,7 +119,7 @@ def _anchored(con: Connection, head: Head, anchor: Head | None, name: str) -> tu
     if anchor.seq > head.seq:
         return f"head mismatch: {name} knows entry {anchor.seq}, the ledger ends at {head.seq}", head.seq + 1
     if anchor.seq:
-        row = con.execute("SELECT hash FROM ledger.entries WHERE seq = ?", [anchor.seq]).fetchone()
+        row = first(con, "SELECT hash FROM ledger.entries WHERE seq = ?", [anchor.seq])
         if row is None or row[0] != anchor.hash:
             return f"head mismatch: entry {anchor.seq} is not the one that {name} knows", None
     return "", None

@@ -18,7 +18,7 @@ import polars as pl
 
 from contracts.errors import InvalidInput
 from warehouse import connection
-from warehouse.connection import Connection, Limits, fetch
+from warehouse.connection import Connection, Limits, fetch, first
 
 _READS = ("SELECT", "EXPLAIN")
 
@@ -56,7 +56,7 @@ def select_where(
         _one_expression(con, predicate)
         try:
             with connection.in_time(con, limit_s):
-                kind = con.execute(f"SELECT typeof(({predicate}\n)) FROM data.examples LIMIT 1").fetchone()
+                kind = first(con, f"SELECT typeof(({predicate}\n)) FROM data.examples LIMIT 1")
                 if kind is not None and kind[0] not in ("BOOLEAN", '"NULL"'):
                     raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
                 ids = fetch(con, f"SELECT example_id FROM data.examples WHERE ({predicate}\n) ORDER BY example_id")
@@ -99,7 +99,7 @@ def _one_expression(con: Connection, predicate: str) -> None:
 
 def _parsed(con: Connection, sql: str, predicate: str) -> dict[str, Any]:
     try:
-        row = con.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+        row = first(con, "SELECT json_serialize_sql(?)", [sql])
     except duckdb.Error as error:
         raise InvalidInput(f"the predicate {predicate!r} cannot be parsed: {error}") from error
     tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}

@@ -19,7 +19,7 @@ from contracts.errors import ConfigError, StateError, UnknownName
 from contracts.requests import ForgetRequest, RequestState, next_state
 from contracts.schema import REGISTER, REQUEST_EVENTS
 from warehouse import ddl
-from warehouse.connection import Connection, fetch
+from warehouse.connection import Connection, fetch, first
 from warehouse.writer import Transaction, read_partition
 
 if TYPE_CHECKING:
@@ -134,9 +134,11 @@ _DTYPES: Mapping[str, Any] = {"timestamp": pl.Datetime("us", "UTC"), "int64": pl
 
 
 def _find(con: Connection, request_id: str) -> RequestRecord | None:
-    row = con.execute(
-        f"SELECT subject, request, state, num_examples FROM {ddl.table(REGISTER)} WHERE request_id = ?", [request_id]
-    ).fetchone()
+    row = first(
+        con,
+        f"SELECT subject, request, state, num_examples FROM {ddl.table(REGISTER)} WHERE request_id = ?",
+        [request_id],
+    )
     if row is None:
         return None
     events = read_partition(con, REQUEST_EVENTS, row[0], {"request_id": request_id}).drop("request_id")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contracts.methods import ScoreSpec
 from contracts.tables import TableSpec
-from warehouse.connection import Connection, literal
+from warehouse.connection import Connection, first, literal
 from warehouse.ddl import quoted
 
 _EMPTY = (
@@ -30,7 +30,7 @@ def refresh(con: Connection, spec: TableSpec, score: ScoreSpec | None = None) ->
     of :func:`shown_columns` holds.
     """
     names = {c.name for c in spec.columns}
-    stored = con.execute("SELECT value, stderr FROM meta.scores WHERE score = ?", [spec.name]).fetchone()
+    stored = first(con, "SELECT value, stderr FROM meta.scores WHERE score = ?", [spec.name])
     if score:
         shown = (score.value, score.stderr)
     else:

@@ -31,7 +31,7 @@ from contracts.schema import EXAMPLES, TABLES
 from contracts.tables import TableSpec
 from warehouse import connection, ddl, frames, fsio, ledger, lineage, lock, publish, reader, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
-from warehouse.connection import Connection, Limits, fetch
+from warehouse.connection import Connection, Limits, fetch, first
 from warehouse.faults import fault
 from warehouse.ledger import Head, Ledger
 from warehouse.lineage import Lineage
@@ -260,12 +260,10 @@ class Warehouse:
                 "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY example_id",
                 [subject, name],
             )
-            run = con.execute(
-                "SELECT passed, reason FROM scores.runs WHERE subject = ? AND score = ?", [subject, name]
-            ).fetchone()
-            judged = con.execute(
-                "SELECT 1 FROM meta.partitions WHERE name = ? AND subject = ?", [f"scores.{name}", subject]
-            ).fetchone()
+            run = first(con, "SELECT passed, reason FROM scores.runs WHERE subject = ? AND score = ?", [subject, name])
+            judged = first(
+                con, "SELECT 1 FROM meta.partitions WHERE name = ? AND subject = ?", [f"scores.{name}", subject]
+            )
         if run is None or judged is None:
             raise NotReady(f"score {name} of {subject} has not been computed; run: palimpsest audit {subject}")
         if not run[0]:
@@ -376,9 +374,7 @@ class Warehouse:
 
 
 def _last_stage(con: Connection, asset: str) -> dict[str, Any] | None:
-    row = con.execute(
-        "SELECT e.body FROM meta.stages s JOIN ledger.entries e USING (seq) WHERE s.asset = ?", [asset]
-    ).fetchone()
+    row = first(con, "SELECT e.body FROM meta.stages s JOIN ledger.entries e USING (seq) WHERE s.asset = ?", [asset])
     return dict(json.loads(row[0])) if row else None
 
 

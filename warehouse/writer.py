@@ -19,7 +19,7 @@ from contracts.identity import check_name
 from contracts.methods import ScoreSpec
 from contracts.tables import TableSpec
 from warehouse import ddl, frames, ledger, views
-from warehouse.connection import Connection, fetch
+from warehouse.connection import Connection, fetch, first
 from warehouse.faults import fault
 from warehouse.ledger import Head
 
@@ -198,10 +198,11 @@ def part_text(partition: Mapping[str, Any]) -> str:
 
 def receipt_of(con: Connection, table: str, subject: str, partition: Mapping[str, Any]) -> tuple[Receipt, str] | None:
     """The receipt (marked unchanged) and configuration digest of what a partition holds now; None if never written."""
-    row = con.execute(
+    row = first(
+        con,
         f"SELECT num_rows, digest, content, seq, config_digest FROM meta.partitions WHERE {_ROW}",
         [subject, table, part_text(partition)],
-    ).fetchone()
+    )
     if row is None:
         return None
     receipt = Receipt(table=table, subject=subject, partition=dict(partition), rows=row[0], digest=row[1],

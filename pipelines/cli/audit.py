@@ -20,6 +20,10 @@ from pipelines.home import dagster_home, state_home
 if TYPE_CHECKING:
     from assets import Workspace
 
+TRY = (
+    "palimpsest sql --named hardest-examples --param subject={subject}",
+    "palimpsest sql \"SELECT audited, attack, auc, auc_lo, auc_hi FROM audits.attack_reports WHERE subject = '{subject}'\"",
+)
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 1, "broken": 2}
 
 
@@ -137,9 +141,6 @@ def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[s
     )
     console.print(f"Report: {workspace.home / page.path}", soft_wrap=True)
     console.print("Try:")
-    for query in (
-        f"SELECT * FROM scores.latest WHERE subject = '{plan.subject}' ORDER BY value DESC LIMIT 10",
-        f"SELECT audited, attack, auc, auc_lo, auc_hi FROM audits.attack_reports WHERE subject = '{plan.subject}' AND fpr_cap = 0.01",
-    ):
-        console.print(f'  palimpsest sql "{query}"', soft_wrap=True, markup=False, highlight=False)
+    for line in TRY:
+        console.print("  " + line.format(subject=plan.subject), soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(EXIT[verdict])

@@ -8,6 +8,7 @@ Source: "Deep Learning on a Data Diet" (NeurIPS 2021); ``torch.func`` for the tr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,8 @@ def vmap_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas
     chunk = max(1, min(len(x), _MAX_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
     per_example = vmap(grad(contracted), in_dims=(None, 0, 0), chunk_size=chunk)
     try:
-        with torch.no_grad():  # the parameters that are not asked for need no outer graph
+        with torch.no_grad(), warnings.catch_warnings():  # the parameters that are not asked for need no outer graph
+            warnings.filterwarnings("ignore", "There is a performance drop")  # slow is what this path is for
             gradients = per_example(parameters, x, deltas_BK)
     except RuntimeError:  # no batching rule (recurrent kernels, data-dependent control flow)
         return loop_squared_norms(model, names, x, deltas_BK)

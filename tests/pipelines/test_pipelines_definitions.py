@@ -62,7 +62,11 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
     definitions = subject_definitions(small)
     (sensor,) = definitions.sensors
     with dg.instance_for_test() as instance:
-        context = dg.build_sensor_context(instance=instance, resources={"workspace": workspace(None)})
+        context = dg.build_sensor_context(
+            instance=instance,
+            resources={"workspace": workspace(None)},
+            repository_def=_whole(small).get_repository_def(),
+        )
         result = sensor.evaluate_tick(context)
     assert [r.run_key for r in result.run_requests or []] == ["s-verified"]
     assert list((result.dynamic_partitions_requests or [])[0].partition_keys) == ["s-verified"]

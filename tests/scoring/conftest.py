@@ -9,26 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scoring_data import make_examples
 from torch import Tensor, nn
 
 from sources.example_set import ExampleSet
-
-
-def make_examples(x: np.ndarray, y: np.ndarray, *, num_classes: int, ids: np.ndarray | None = None) -> ExampleSet:
-    num = len(y)
-    return ExampleSet(
-        name="planted",
-        task="classification",
-        x=x,
-        y=np.asarray(y, np.int64),
-        example_id=np.arange(num, dtype=np.int64) if ids is None else ids,
-        split=np.full(num, "train", "<U5"),
-        owner=np.full(num, "", "<U1"),
-        content_hash=np.full(num, "", "<U64"),
-        class_names=tuple(f"class {k}" for k in range(num_classes)),
-        center=np.zeros(1, np.float32),
-        scale=np.ones(1, np.float32),
-    )
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks or m.training for m in model.modules())
     for (name, p), q in zip(model.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(p, q) and p.requires_grad == q.requires_grad, name
-        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or name == "head.weight", name
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
 
 
@@ -354,7 +354,10 @@ def test_hooks_are_removed_when_the_model_fails() -> None:
     ("model", "match"),
     [
         (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).train(), "BatchNorm1d '1'"),
-        (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(), "statistics of the batch"),
+        (
+            nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+            "statistics of the batch",
+        ),
         (nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5)).train(), "Dropout '1'"),
         (nn.Linear(6, 4).requires_grad_(False), "no parameter"),
         (nn.DataParallel(nn.Linear(6, 4)), r"\.module"),
