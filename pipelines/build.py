@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import dagster as dg
 
 from assets import Workspace, subject_stages, to_asset
@@ -72,22 +70,23 @@ def _request_sensor(
         description="Starts a run for each verified forget request that has none yet.",
     )
     def _sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        workspace: Workspace = context.resources.workspace
-        waiting = list(_waiting(workspace, subject.subject))
-        if not waiting:
-            return dg.SkipReason("no verified forget request is waiting")
-        return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(run_key=name, partition_key=name, tags={"palimpsest/forget_request": name})
-                for name in waiting
-            ],
-            dynamic_partitions_requests=[partitions.build_add_request(waiting)],
-        )
+        return request_tick(context.resources.workspace, subject.subject, partitions)
 
     return _sensor
 
 
-def _waiting(workspace: Workspace, subject: str) -> Iterator[str]:
-    for row in workspace.warehouse.requests.list(subject).iter_rows(named=True):
-        if row["state"] == RequestState.VERIFIED:
-            yield str(row["request_id"])
+def request_tick(
+    workspace: Workspace, subject: str, partitions: dg.DynamicPartitionsDefinition
+) -> dg.SensorResult | dg.SkipReason:
+    """What the sensor answers: a partition and a run for each verified request. Asked again, the run key makes it a no-op."""
+    requests = workspace.warehouse.requests.list(subject)
+    waiting = [row["request_id"] for row in requests.iter_rows(named=True) if row["state"] == RequestState.VERIFIED]
+    if not waiting:
+        return dg.SkipReason("no verified forget request is waiting")
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(run_key=name, partition_key=name, tags={"palimpsest/forget_request": name})
+            for name in waiting
+        ],
+        dynamic_partitions_requests=[partitions.build_add_request(waiting)],
+    )

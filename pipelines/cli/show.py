@@ -87,7 +87,11 @@ def _list_queries(queries: Any) -> None:
     table = Table("name", "answers", "parameters", title="Named queries", title_justify="left")
     for name in queries.names():
         chosen = queries.get(name)
-        table.add_row(name, chosen.summary.partition(". ")[0].partition(": ")[0], ", ".join(f"{k}={v}" for k, v in chosen.params.items()))
+        table.add_row(
+            name,
+            chosen.summary.partition(". ")[0].partition(": ")[0],
+            ", ".join(f"{k}={v}" for k, v in chosen.params.items()),
+        )
     console.print(table)
     console.print(
         'Run one: palimpsest sql --named NAME [--param subject=digits]; or your own: palimpsest sql "SELECT ..."'

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.errors import ConfigError, UnknownName
 from contracts.subject import Subject
-from pipelines.build import subject_definitions
+from pipelines.build import request_partitions, request_tick, subject_definitions
 from pipelines.cli.audit import quick_plan
 from pipelines.definitions import workspace
 from pipelines.subjects import BUILT_IN, attributes_of, load_subject, subject_files, write_subject
@@ -59,15 +59,8 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
             )
         )  # fmt: skip
     w.requests.advance("s-verified", RequestState.VERIFIED, note="a test")
-    definitions = subject_definitions(small)
-    (sensor,) = definitions.sensors
-    with dg.instance_for_test() as instance:
-        context = dg.build_sensor_context(
-            instance=instance,
-            resources={"workspace": workspace(None)},
-            repository_def=_whole(small).get_repository_def(),
-        )
-        result = sensor.evaluate_tick(context)
+    result = request_tick(workspace(None), "small", request_partitions("small"))
+    assert isinstance(result, dg.SensorResult)
     assert [r.run_key for r in result.run_requests or []] == ["s-verified"]
     assert list((result.dynamic_partitions_requests or [])[0].partition_keys) == ["s-verified"]
 
