@@ -202,8 +202,8 @@ def _score_section(run: Run, name: str) -> ScoreSection:
         higher_means=spec.higher_means,
         histogram=Histogram.of(ordered[spec.value].to_numpy()),
         examples=[
-            examples_of(run.data, ordered.head(SHOWN), spec.value, f"Most {spec.higher_means}"),
-            examples_of(run.data, ordered.reverse().head(SHOWN), spec.value, f"Least {spec.higher_means}"),
+            examples_of(run.data, ordered.head(SHOWN), spec.value, f"Highest: {spec.higher_means}"),
+            examples_of(run.data, ordered.reverse().head(SHOWN), spec.value, "Lowest"),
         ],
         passed=gate["passed"],
         reason=gate["reason"],
@@ -226,7 +226,7 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
         example_id=ids,
         value=frame[column].to_numpy().astype(np.float64),
         label=[str(v) for v in labels[labels.columns[1]]],
-        images=values if pictures else None,
+        images=data.inputs(rows) if pictures else None,  # the scale of the model's input, whatever the raw values' is
         rows=features,
     )
 
