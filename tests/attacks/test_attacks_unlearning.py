@@ -215,18 +215,18 @@ def test_population_umia_interval_covers_under_the_null(shape: str) -> None:
         "few-wrong": lambda n: np.where(rng.random(n) < 0.03, rng.gamma(1, 3, n), 1e-3 * rng.gamma(1, 1, n)),
     }[shape]
     covered = []
-    for seed in range(150):
+    for seed in range(100):
         found = population_umia(draw(130), draw(250), seed=seed)
         covered.append(found.low <= 0.5 <= found.high)
     assert np.mean(covered) >= 0.94
 
 
 @pytest.mark.stat
-@pytest.mark.parametrize("shift", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("shift", [0.3, 0.8])
 def test_population_umia_interval_covers_its_mean_under_faint_and_clear_differences(shift: float) -> None:
     rng = np.random.default_rng(5)
     found = [
-        population_umia(np.exp(rng.normal(-shift, 1, 130)), np.exp(rng.normal(0, 1, 130)), seed=s) for s in range(200)
+        population_umia(np.exp(rng.normal(-shift, 1, 130)), np.exp(rng.normal(0, 1, 130)), seed=s) for s in range(150)
     ]
     mean = np.mean([f.accuracy for f in found])
     assert np.mean([f.low <= mean <= f.high for f in found]) >= 0.92
