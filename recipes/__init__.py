@@ -4,7 +4,6 @@ from recipes.checkpoints import load_arrays, to_arrays
 from recipes.design import balanced_design
 from recipes.early import early_models
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
-from recipes.fitting import Diverged
 from recipes.models import Build, build, builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
@@ -12,7 +11,7 @@ from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 
 __all__ = [
-    "Build", "Diverged", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig",
+    "Build", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig",
     "balanced_design", "build", "builder", "early_models", "load_arrays", "predict_logits", "supervised", "to_arrays",
     "train_ensemble",
 ]  # fmt: skip

@@ -18,15 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError
+from contracts.errors import ConfigError, DataError, Diverged
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_steps
-
-
-class Diverged(ConfigError):
-    """The loss or a parameter is no longer finite: the configuration does not train this model on this data."""
 
 
 def make_optimizer(parameters: Iterable[Any], config: SupervisedConfig) -> torch.optim.Optimizer:
@@ -116,11 +112,19 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
     """Refuse, before work starts, data without examples and a model whose outputs do not fit the task.
 
     Raises:
-        DataError: no examples.
+        DataError: no examples, or labels that are not classes of the data; names the ids.
         ConfigError: outputs are not (B, K), or (B, 1) for regression.
     """
     if not len(inputs):
         raise DataError(f"{inputs.data.name}: there is no example to train on")
+    data = inputs.data
+    if data.task == "classification":
+        outside = (data.y < 0) | (data.y >= data.num_classes)
+        if outside.any():
+            raise DataError(
+                f"{data.name}: labels outside 0 to {data.num_classes - 1}",
+                example_ids=data.example_id[outside].tolist(),
+            )
     wanted = (1, max(inputs.data.num_classes, 1))
     with eval_mode(model), torch.no_grad(), local_rng(0, device=inputs.device):
         got = tuple(model(inputs.block(0, 1)).shape)

@@ -83,5 +83,7 @@ def _thresholds(evidence: Evidence, shadow: int) -> Float:
     for c in np.unique(evidence.labels):
         of_class = evidence.labels == c
         if member[of_class].any() and not member[of_class].all():
-            tau[c] = -best_threshold(score[of_class], member[of_class])
+            threshold = best_threshold(score[of_class], member[of_class])
+            if np.isfinite(threshold):  # infinite: calling nobody a member is best, so there is no threshold
+                tau[c] = -threshold
     return tau

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes import stacked as stacked_module
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.early import early_models
-from recipes.fitting import Diverged
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
@@ -103,7 +102,7 @@ def test_models_under_vmap_equal_separate_training(examples, model, config):
 @settings(max_examples=15)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 25), st.integers(1, 6), st.integers(0, 3))
 def test_any_sizes_batches_chunks_and_early_stops(sizes, batch, chunk, stop):
-    from conftest import make_examples
+    from recipes_examples import make_examples
 
     data = make_examples(60)
     config = dataclasses.replace(SGD, epochs=3, batch=batch)

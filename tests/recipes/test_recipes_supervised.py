@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.errors import ConfigError, DataError, IntegrityError
+from contracts.errors import ConfigError, DataError, Diverged, IntegrityError
 from contracts.methods import recipe
 from recipes import inputs as inputs_module
 from recipes import supervised as supervised_package
 from recipes.checkpoints import arrays_digest, to_arrays
-from recipes.fitting import Diverged
 from recipes.models import builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig, epoch_order
@@ -99,7 +98,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 sys.path[:0] = [{root!r}, {here!r}]
-from conftest import make_examples
+from recipes_examples import make_examples
 from safetensors.numpy import load_file, save_file
 import json, torch
 from recipes import SupervisedConfig, builder, supervised, to_arrays

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scoring_data import make_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from polars.testing import assert_frame_equal
+from scoring_data import make_examples
 from torch import nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable

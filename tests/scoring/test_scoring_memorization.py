@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import polars as pl
 import pytest
-from scoring_data import make_examples
 from hypothesis import given
 from hypothesis import strategies as st
+from scoring_data import make_examples
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from contracts.methods import score
@@ -155,7 +156,7 @@ def test_ids_join_whatever_the_order(planted) -> None:
 def test_blocks_give_what_the_whole_gives(planted, monkeypatch) -> None:
     data, ensemble = planted
     whole = memorization(data, config=Config(), seed=0, ensemble=ensemble)
-    monkeypatch.setattr("scoring.memorization._BLOCK", 7)
+    monkeypatch.setattr(sys.modules["scoring.memorization"], "_BLOCK", 7)
     assert memorization(data, config=Config(), seed=0, ensemble=ensemble).equals(whole)
 
 
