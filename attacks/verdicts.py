@@ -20,7 +20,7 @@ import polars as pl
 from scipy.stats import t as student_t
 
 from attacks.membership.unlearning import ULiRAResult, UMIAResult
-from attacks.statistics import exceedance_p_value, holm
+from attacks.statistics import low_fpr_p_value
 from contracts.subject import Thresholds
 from contracts.verdicts import Finding, Verdict
 
@@ -39,9 +39,9 @@ def judge_attack(
 ) -> Finding:
     """Judge one attack on one model from its report (``attack_report``, made with ``thresholds.alpha``).
 
-    Fails when the AUC's interval lies beyond ``max_auc`` (or below 1 - max_auc), or when at some reliable or unreliable
-    cap significantly more members than chance allows lie above the threshold: exact rank test, Holm over the caps,
-    level alpha / num_tests. Passes only when the AUC's interval lies within the tolerance, no cap is significant, the cap
+    Fails when the AUC's interval lies beyond ``max_auc`` (or below 1 - max_auc), or when significantly more members than
+    chance allows lie above the thresholds of the caps: one rank test over all caps, reliable or not
+    (``statistics.low_fpr_p_value``), level alpha / num_tests. Passes only when the AUC's interval lies within the tolerance, no cap is significant, the cap
     ``claim_fpr`` is reliable (at least 10 non-members above its threshold) and, for an attack that uses reference models,
     there are enough of them for a p-value of ``claim_fpr`` (1 / (M + 1) <= claim_fpr).
 
@@ -62,7 +62,7 @@ def judge_attack(
         return _broken(what, "the attack's AUC is not a number", limit)
     figures = {"what": what, "value": value, "low": low, "high": high, "threshold": limit}
     shown = f"AUC {value:.3f} ({_level(alpha)} interval {low:.3f} to {high:.3f}), tolerated {limit:g}"
-    standing_out = _worst_cap(report, alpha / num_tests)
+    standing_out = _standing_out(report, alpha / num_tests)
     if low > limit:
         return Finding(**figures, verdict=Verdict.FAIL, sentence=f"The attack tells members: {shown}.")
     if two_sided and high < 1 - limit:
@@ -173,29 +173,20 @@ def _around_half(
     )
 
 
-def _worst_cap(report: pl.DataFrame, level: float) -> str | None:
-    """The sentence about the most significant cap at which members stand out, or None."""
+def _standing_out(report: pl.DataFrame, level: float) -> str | None:
+    """The sentence about members that stand out at low false-positive rates, or None when chance explains them."""
     rows = [row for row in report.iter_rows(named=True) if row["tpr"] is not None]
     if not rows:
         return None
-    p_values = []
-    for row in rows:
-        # All negatives that the cap allows count, though ties may have kept the threshold above some: conservative.
-        allowed = math.floor(row["fpr_cap"] * row["n_neg"] * (1 + 1e-12))
-        p_values.append(
-            exceedance_p_value(
-                round(row["tpr"] * row["n_pos"]), n_pos=row["n_pos"], n_neg=row["n_neg"], num_negative_above=allowed
-            )
-        )
-    adjusted = holm(p_values)
-    worst = int(np.argmin(adjusted))
-    if adjusted[worst] > level:
+    n_pos, n_neg = rows[0]["n_pos"], rows[0]["n_neg"]
+    found = [round(row["tpr"] * n_pos) for row in rows]
+    # All non-members that a cap allows count, though ties may have kept the threshold above some: conservative.
+    allowed = [math.floor(row["fpr_cap"] * n_neg * (1 + 1e-12)) for row in rows]
+    p_value = low_fpr_p_value(found, allowed, n_pos=n_pos, n_neg=n_neg)
+    if p_value > level:
         return None
-    row = rows[worst]
-    return (
-        f"At a false-positive rate of {row['fpr_cap']:g}, {round(row['tpr'] * row['n_pos'])} of {row['n_pos']} members stand out "
-        f"(TPR {row['tpr']:.3f}, p = {p_values[worst]:.1e} for no more than chance)."
-    )
+    at_caps = ", ".join(f"{k} at FPR {row['fpr_cap']:g}" for k, row in zip(found, rows, strict=True))
+    return f"Of {n_pos} members more stand out than chance allows ({at_caps}; p = {p_value:.1e})."
 
 
 def _finite(*values: float | None) -> bool:

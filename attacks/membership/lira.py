@@ -7,7 +7,7 @@ Source: Carlini et al., "Membership Inference Attacks From First Principles", IE
               density  score = -log N(phi; mu_out, s_out^2)    two-sided, the authors' code; a different ROC
 
 averaged over the queries of an example, treated as independent as the code does. mu = median and s = spread over the
-reference models (``gaussian``), the audited model left out. Below about 64 reference models a spread per example is
+reference models (``gaussian``), the audited model left out. Up to about 64 reference models a spread per example is
 too noisy and one pooled spread does better: ``variance="auto"``.
 
 Shapes: Evidence with T targets, M references, N examples -> scores (T, N), larger = more likely a member, NaN where
@@ -29,7 +29,8 @@ from contracts.params import Config, param
 
 Float = NDArray[np.float64]
 
-ENOUGH_FOR_OWN_VARIANCE = 64
+# With 64 the pooled spread still finds more: of 36 digits models with everything to find, 35 against 33 at level 0.05.
+ENOUGH_FOR_OWN_VARIANCE = 65
 _VARIANCES = ("auto", "pooled", "per_example", "fixed")
 
 
@@ -38,7 +39,7 @@ class LiraOnlineConfig(Config):
     variance: str = param(
         "auto",
         choices=_VARIANCES,
-        doc="spread of the normals: pooled over examples, per example, auto (pooled below 64 references), fixed (the authors' fix_variance: IN spread used for OUT too)",
+        doc="spread of the normals: pooled over examples, per example, auto (pooled up to 64 references), fixed (the authors' fix_variance: IN spread used for OUT too)",
     )
 
 

@@ -2,7 +2,7 @@
 
 from attacks.statistics.binomial import clopper_pearson, fewest_trials, lower_bound, upper_bound
 from attacks.statistics.multiple import benjamini_hochberg, holm
-from attacks.statistics.ranking import AucInterval, auc, auc_interval, exceedance_p_value
+from attacks.statistics.ranking import AucInterval, auc, auc_interval, exceedance_p_value, low_fpr_p_value
 
 __all__ = [
     "AucInterval",
@@ -13,6 +13,7 @@ __all__ = [
     "exceedance_p_value",
     "fewest_trials",
     "holm",
+    "low_fpr_p_value",
     "lower_bound",
     "upper_bound",
 ]

@@ -18,6 +18,7 @@ from attacks.statistics import (
     exceedance_p_value,
     fewest_trials,
     holm,
+    low_fpr_p_value,
     lower_bound,
     upper_bound,
 )
@@ -121,6 +122,33 @@ def test_exceedance_p_value_equals_enumeration() -> None:
         for k in range(n_pos + 1):
             expected = np.mean(np.array(above) >= k)
             assert exceedance_p_value(k, n_pos=n_pos, n_neg=n_neg, num_negative_above=r) == pytest.approx(expected)
+
+
+def test_low_fpr_test_equals_a_permutation_test() -> None:
+    n_pos, n_neg, allowed = 30, 50, np.array([1, 5, 12])
+    rng = np.random.default_rng(0)
+    best_first = rng.permuted(np.tile(np.arange(n_pos + n_neg) < n_pos, (40_000, 1)), axis=1)
+    above, negatives = best_first.cumsum(axis=1), (~best_first).cumsum(axis=1)
+    # The place just before negative number r + 1.
+    counts = np.stack(
+        [np.take_along_axis(above, (negatives <= r).sum(axis=1, keepdims=True) - 1, 1)[:, 0] for r in allowed], 1
+    )
+    statistic = (counts / (allowed + 1)).sum(axis=1)
+    for k in ([3, 8, 14], [1, 4, 8], [0, 12, 20]):
+        expected = np.mean(statistic >= (np.array(k) / (allowed + 1)).sum() - 1e-9)
+        found = low_fpr_p_value(k, allowed.tolist(), n_pos=n_pos, n_neg=n_neg)
+        assert found == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 40_000))
+    assert low_fpr_p_value([3], [1], n_pos=30, n_neg=50) == exceedance_p_value(
+        3, n_pos=30, n_neg=50, num_negative_above=1
+    )
+    assert low_fpr_p_value([30, 30, 30], [0, 5, 50], n_pos=30, n_neg=50) == pytest.approx(1e-5)
+    assert low_fpr_p_value([0, 0], [0, 50], n_pos=30, n_neg=50) == 1
+
+
+@pytest.mark.parametrize(("k", "r"), [([5], [1, 2]), ([], []), ([31], [1]), ([1], [51]), ([-1], [0])])
+def test_impossible_exceedances_are_refused(k: list[int], r: list[int]) -> None:
+    with pytest.raises(InvalidInput):
+        low_fpr_p_value(k, r, n_pos=30, n_neg=50)
 
 
 @pytest.mark.stat
