@@ -67,15 +67,11 @@ def test_the_graph_is_materialised_and_a_picture_is_shown(ui: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 2000, "height": 1150})
+        page = browser.new_page(viewport={"width": 2600, "height": 1150})
         page.goto(f"{ui}/locations/pipelines.definitions/jobs/audit_{SUBJECT}", wait_until="domcontentloaded")
-        page.get_by_text(f"{SUBJECT}_scores").first.wait_for(timeout=120_000)
-        page.wait_for_timeout(1000)
-        page.keyboard.press("Alt+KeyE")  # expand every group; a reload then fits the whole graph into the window
-        page.wait_for_timeout(3000)
-        page.reload(wait_until="domcontentloaded")
-        page.get_by_text("findings", exact=True).first.wait_for(timeout=120_000)
-        page.wait_for_timeout(3000)
+        for stage in ("data", "models", "scores"):
+            page.get_by_text(f"{SUBJECT}_{stage}").first.wait_for(timeout=120_000)
+        page.wait_for_timeout(4000)
         page.screenshot(path=PICTURES / "graph.png")
         page.goto(f"{ui}/assets/{SUBJECT}/scores/el2n?view=overview", wait_until="domcontentloaded")
         shown = page.get_by_text("[Show Markdown]").first
