@@ -2,7 +2,8 @@
 
 64 models x 60,000 examples x 10 classes (float32 logits, as an ensemble stores them) and 2,000 population points;
 every model serves once as the target with the other 63 as its references. Everything starts from the logits and a
-fresh ``Evidence``, its checks included; "lira + rmia" is one audit that runs both, as on any ``Evidence`` they share the log-odds.
+fresh ``Evidence``, its checks included; "lira + rmia" is one audit that runs both on one ``Evidence``, where they share
+the log-odds.
 Interleaved in one process, medians of ``--repeats``; exit status 1 above ``LIMIT``.
 """
 
