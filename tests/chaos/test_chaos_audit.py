@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -60,8 +61,9 @@ def _content(home: Path) -> dict[str, str]:
     w = Warehouse.open(home)
     assert w.ledger.verify().ok and w.verify_tables() == []
     last = {}
-    for entry in w.ledger.entries("stage"):
-        last[entry.body["asset"]] = entry.body["data_version"]
+    for text in w.ledger.entries(kind="stage")["body"]:
+        body = json.loads(text)
+        last[body["asset"]] = body["data_version"]
     last.pop("crash/reports/audit", None)  # carries the time it was made
     return {asset: digest(version) for asset, version in sorted(last.items())}
 
