@@ -58,7 +58,7 @@ CASES = (
     Case("64 MLPs 64-128-10 (digits)", "mlp", {"hidden": [128]}, (1, 8, 8), 64, 16, 1800, 4, 8.0),
     Case("64 MLPs 784-128-10", "mlp", {"hidden": [128]}, (1, 28, 28), 64, 16, 2000, 3, 2.0),
     Case("8 small CNNs, 28 x 28", "cnn", {}, (1, 28, 28), 8, 8, 512, 1, 0.95),
-    Case("8 GroupNorm ResNets, 28 x 28", "resnet_gn", {"widths": [8, 16]}, (1, 28, 28), 8, 8, 256, 1, 0.95),
+    Case("4 GroupNorm ResNets, 28 x 28", "resnet_gn", {"widths": [8, 16]}, (1, 28, 28), 4, 4, 1024, 1, 0.95),
     Case("8 small CNNs, vmap: other path", "cnn", {}, (1, 28, 28), 8, 8, 512, 1, None, "vmap"),
 )
 

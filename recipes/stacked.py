@@ -156,7 +156,9 @@ class StackedTrainer:
             with deterministic(inputs.device):
                 for x, labels, weights, rates in batches.of(epoch):
                     optimizer.step(stack.gradients(x, labels, weights), rates)
-            largest = torch.stack([torch.linalg.vector_norm(p.flatten(1), torch.inf, dim=1) for p in stack.params])
+            largest = torch.stack(
+                [torch.linalg.vector_norm(p.reshape(len(p), -1), torch.inf, dim=1) for p in stack.params]
+            )
             finite = torch.isfinite(largest).all(0)
             if not bool(finite.all()):
                 model = offset + int(order[int((~finite).nonzero()[0])])
@@ -169,8 +171,8 @@ class _Batches:
     """The steps of an epoch for M subsets sorted by falling number of steps S_m.
 
     Step s concerns the A models with S_m > s and yields x (A, B, *shape), labels (A, B), weights (A, B) and the
-    learning rate of each group of models with equal S_m > s. Weights are 1/count on the count[m] examples of model m's batch and 0 on padding, which points at its first example.
-    ``x`` is overwritten by the next step.
+    learning rate of each group of models with equal S_m > s. Weights are 1/count on the count[m] examples of model m's
+    batch and 0 on padding, which points at its first example. ``x`` is overwritten by the next step.
     """
 
     def __init__(self, rows: list[np.ndarray], seeds: Sequence[int], config: SupervisedConfig, inputs: Inputs) -> None:

@@ -1,18 +1,20 @@
-"""Deep Learning on a Data Diet (Paul et al., NeurIPS 2021, arXiv 2107.07075; replication: Kirsch, arXiv 2303.14753).
+"""Data diet (Paul, Ganguli, Dziugaite, NeurIPS 2021; Kirsch 2023) on digits and Fashion-MNIST.
 
-Digits with 10% changed labels, MLP-128, R = 10 seeds: EL2N and GraNd find the noise at epoch 3 and not at epoch 0;
-GraNd at initialisation only tracks the input norm (the replication's finding); averaging over seeds makes the ranking
-repeatable. Fashion-MNIST: the hardest half trains better than a random half, the easiest much worse, at the same number
-of steps. The closed forms are compared with a plain loop over examples.
+1-3. digits with 10% of the training labels changed, MLP-128, R = 10 seeds, scores after 0 and 3 epochs, over several
+     plantings of the noise: EL2N and GraNd find the changed labels, but not at initialisation, where GraNd follows the
+     norm of the input; averaging over seeds makes EL2N stable.
+4.   Fashion-MNIST, 20,000 training images: keeping the hardest half costs nothing, keeping the easiest half much.
+5.   GraNd by closed forms against one backward pass an example.
 """
 
 from __future__ import annotations
 
-import copy
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -22,159 +24,157 @@ from contracts.progress import Progress
 from recipes import SupervisedConfig, builder, early_models, predict_logits
 from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
-from scoring import el2n, grand
-from scoring.el2n import EL2NConfig
-from scoring.grand import GrandConfig
-from sources import ExampleSet, load, plant_label_noise
+from scoring.el2n import EL2NConfig, el2n
+from scoring.grand import GrandConfig, grand
+from sources import load, plant_label_noise
+from sources.example_set import ExampleSet
 
-FASHION = {"root": "/usr/share/datasets/fashion-mnist"}
-SEEDS, EPOCH, PLANTINGS = 10, 3, 10
-DIGITS = SupervisedConfig(lr=0.05, momentum=0.9, batch=64, epochs=EPOCH, schedule="constant")
-STEPS, BATCH, REPEATS = 2_000, 128, 6
+FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
+NOISY = SupervisedConfig(lr=0.05, momentum=0.9, batch=64, epochs=30, schedule="constant")
+PLANTINGS, SEEDS, EPOCH = 5, 10, 3
+# The same 2,000 steps for every set, cosine: with a constant rate the noise between seeds (3 points) hides everything.
+HALF = SupervisedConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch=100, epochs=20)
+FULL = SupervisedConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch=100, epochs=10)
+PRUNING_SEEDS = 6
 
 
 @reproduction(card=26)
 def data_diet(seed: int, progress: Progress) -> list[Claim]:
-    return [*_noise(seed, progress), *_pruning(seed, progress), *_speed(seed)]
+    fashion = load("idx", FASHION_MNIST, seed=seed)
+    return [*_noise(seed, progress), *_pruning(fashion, seed, progress), *_speed(fashion, seed)]
+
+
+# ---- 1 to 3: label noise on digits -------------------------------------------------------------------------------
 
 
 def _noise(seed: int, progress: Progress) -> list[Claim]:
-    clean = load("sklearn", {"dataset": "digits", "test_fraction": 0.278}, seed=derive_seed("split", seed) % 2**31)
-    noisy, flipped_ids = plant_label_noise(clean, fraction=0.1, seed=derive_seed("noise", seed) % 2**31)
-    train = noisy.part("train")
-    flipped = np.isin(train.example_id, flipped_ids)
-    build = builder("mlp", {"hidden": [128]}, input_shape=train.input_shape, num_outputs=10)
-    seeds = [derive_seed("model", seed, r) % 2**31 for r in range(SEEDS)]
-    late = early_models(build, train, config=DIGITS, seeds=seeds, epoch=EPOCH, progress=progress)
-    fresh = [build(s).eval() for s in seeds]
-    at_3 = _scores(train, late)
-    at_0 = [_scores(*_again(clean, seed, n, fresh)) for n in range(PLANTINGS)]
-    claims = [
-        at_least(f"1. {name} at epoch {EPOCH}, AUROC for changed labels", roc_auc_score(flipped, at_3[name]), 0.97)
-        for name in at_3
-    ]
-    for name in at_3:
-        # One planting of 130 labels has a standard error of 0.03; the claim is about the mean.
-        mean = float(np.mean([roc_auc_score(_flipped(clean, seed, n), scores[name]) for n, scores in enumerate(at_0)]))
-        claims += [
-            at_least(f"1. {name} at epoch 0 is uninformative, mean AUROC of {PLANTINGS} plantings", mean, 0.42),
-            at_most(f"1. {name} at epoch 0 is uninformative, mean AUROC of {PLANTINGS} plantings", mean, 0.58),
-        ]
-    norms = np.linalg.norm(train.inputs(slice(None)).reshape(train.num_examples, -1), axis=1)
-    halves = [_scores(train, late[start : start + SEEDS // 2])["el2n"] for start in (0, SEEDS // 2)]
-    single = np.stack([_scores(train, [model])["el2n"] for model in late])
-    pairs = np.triu_indices(SEEDS, 1)
-    alone = float(np.asarray(spearmanr(single, axis=1).statistic)[pairs].mean())
-    together = float(spearmanr(*halves).statistic)
+    rows = []
+    for planting in range(PLANTINGS):
+        rows.append(_one_planting(derive_seed("planting", seed, planting)))
+        progress(planting + 1, PLANTINGS, "plantings of label noise")
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return [
-        *claims,
-        at_least(
-            "2. GraNd at initialisation tracks the input norm, Spearman",
-            float(spearmanr(_scores(train, fresh)["grand"], norms).statistic),
-            0.9,
-        ),
-        at_most(
-            f"2. GraNd at epoch {EPOCH} does not, |Spearman|",
-            abs(float(spearmanr(at_3["grand"], norms).statistic)),
-            0.2,
-        ),
-        at_least("3. EL2N of 5 seeds against 5 others, Spearman", together, 0.9),
-        at_least("3. averaging over seeds agrees more than single seeds, difference", together - alone, 0.02),
+        at_least("1. AUROC of EL2N for changed labels, epoch 3", mean["el2n"], 0.97),
+        at_least("1. AUROC of GraNd for changed labels, epoch 3", mean["grand"], 0.97),
+        at_most("1. |AUROC - 0.5| of EL2N at initialisation", abs(mean["el2n at 0"] - 0.5), 0.08),
+        at_most("1. |AUROC - 0.5| of GraNd at initialisation", abs(mean["grand at 0"] - 0.5), 0.08),
+        at_least("2. Spearman of GraNd at initialisation and the input norm", mean["norm at 0"], 0.9),
+        at_most("2. |Spearman| of GraNd at epoch 3 and the input norm", abs(mean["norm"]), 0.2),
+        at_least("3. Spearman of EL2N, 5 against 5 seeds", mean["halves"], 0.9),
+        at_least("3. the same above that of single seeds", mean["halves"] - mean["singles"], 0.02),
     ]
 
 
-def _planted(clean: ExampleSet, seed: int, n: int) -> tuple[ExampleSet, np.ndarray]:
-    return plant_label_noise(clean, fraction=0.1, seed=derive_seed("noise again", seed, n) % 2**31)
+def _one_planting(seed: int) -> dict[str, float]:
+    digits = load("sklearn", {"dataset": "digits", "test_fraction": 500 / 1797}, seed=seed)
+    data, flipped = plant_label_noise(digits, fraction=0.1, seed=seed)
+    data = data.part("train")
+    changed = np.isin(data.example_id, flipped)
+    build = builder("mlp", {"hidden": (128,)}, input_shape=data.input_shape, num_outputs=data.num_classes)
+    seeds = [derive_seed("early", seed, r) for r in range(SEEDS)]
 
+    def scores(models: list[nn.Module]) -> tuple[np.ndarray, np.ndarray]:
+        by_error = el2n(data, config=EL2NConfig(), seed=0, early_models=models)["el2n"]
+        return by_error.to_numpy(), grand(data, config=GrandConfig(), seed=0, early_models=models)["grand"].to_numpy()
 
-def _again(clean: ExampleSet, seed: int, n: int, models: list[nn.Module]) -> tuple[ExampleSet, list[nn.Module]]:
-    return _planted(clean, seed, n)[0].part("train"), models
-
-
-def _flipped(clean: ExampleSet, seed: int, n: int) -> np.ndarray:
-    noisy, ids = _planted(clean, seed, n)
-    return np.isin(noisy.part("train").example_id, ids)
-
-
-def _scores(data: ExampleSet, models: list[nn.Module]) -> dict[str, np.ndarray]:
+    fresh = early_models(build, data, config=NOISY, seeds=seeds, epoch=0)
+    models = early_models(build, data, config=NOISY, seeds=seeds, epoch=EPOCH)
+    norm = np.linalg.norm(data.inputs(slice(None)).reshape(len(data), -1), axis=1)
+    el2n_0, grand_0 = scores(fresh)
+    el2n_t, grand_t = scores(models)
+    half = SEEDS // 2
+    singles = [scores([model])[0] for model in models]
     return {
-        "el2n": el2n(data, config=EL2NConfig(), seed=0, early_models=models)["el2n"].to_numpy(),
-        "grand": grand(data, config=GrandConfig(), seed=0, early_models=models)["grand"].to_numpy(),
+        "el2n": roc_auc_score(changed, el2n_t),
+        "grand": roc_auc_score(changed, grand_t),
+        "el2n at 0": roc_auc_score(changed, el2n_0),
+        "grand at 0": roc_auc_score(changed, grand_0),
+        "norm at 0": spearmanr(grand_0, norm).statistic,
+        "norm": spearmanr(grand_t, norm).statistic,
+        "halves": spearmanr(np.mean(singles[:half], axis=0), np.mean(singles[half:], axis=0)).statistic,
+        "singles": np.mean([spearmanr(singles[r], singles[r + half]).statistic for r in range(half)]),
     }
 
 
-def _pruning(seed: int, progress: Progress) -> list[Claim]:
-    """20,000 training images, halves chosen by EL2N, every run about 2,000 steps with the same schedule.
+# ---- 4: pruning Fashion-MNIST ------------------------------------------------------------------------------------
 
-    Means of six runs. Measured on seeds 0, 1, 2: hardest minus random +0.60, +0.46, +0.40 points; hardest minus full
-    -0.28, -0.20, -0.26; easiest minus random -6.2, -6.4, -6.7. The published margin for the first (+1.0 from two runs)
-    was not reached, so its threshold is what six runs carry on any seed.
-    """
-    fashion = load("idx", FASHION)
-    rng = np.random.default_rng(derive_seed("pool", seed))
+
+def _pruning(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
+    rng = np.random.default_rng(derive_seed("images", seed))
     train = fashion.part("train")
     train = train.subset(rng.permutation(train.example_id)[:20_000])
     test = fashion.part("test")
-    build = builder("mlp", {"hidden": [128]}, input_shape=train.input_shape, num_outputs=10)
-    early = SupervisedConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch=BATCH, epochs=10, schedule="cosine")
-    scoring_seeds = [derive_seed("scoring", seed, r) % 2**31 for r in range(4)]
-    models = early_models(build, train, config=early, seeds=scoring_seeds, epoch=EPOCH, progress=progress)
-    order = el2n(train, config=EL2NConfig(), seed=0, early_models=models)["el2n"].to_numpy().argsort(kind="stable")
-    half = len(order) // 2
-    accuracy: dict[str, float] = {}
-    for name, members, size in (
-        ("full", [np.arange(len(order))] * REPEATS, len(order)),
-        ("hardest", [np.sort(order[half:])] * REPEATS, half),
-        ("easiest", [np.sort(order[:half])] * REPEATS, half),
-        ("random", [np.sort(rng.permutation(len(order))[:half]) for _ in range(REPEATS)], half),
-    ):
-        config = SupervisedConfig(
-            lr=0.1, momentum=0.9, weight_decay=5e-4, batch=BATCH, epochs=round(STEPS * BATCH / size), schedule="cosine"
-        )
-        seeds = [derive_seed("final", name, seed, r) % 2**31 for r in range(REPEATS)]
-        runs = StackedTrainer(build=build, config=config).train(train, members=members, seeds=seeds, progress=progress)
-        accuracy[name] = float(np.mean([(predict_logits(m, test).argmax(1) == test.y).mean() for m in runs]))
+    build = builder("mlp", {"hidden": (128,)}, input_shape=train.input_shape, num_outputs=train.num_classes)
+    scorers = [derive_seed("scorer", seed, r) for r in range(4)]
+    models = early_models(build, train, config=FULL, seeds=scorers, epoch=EPOCH)
+    order = np.argsort(el2n(train, config=EL2NConfig(), seed=0, early_models=models)["el2n"].to_numpy(), kind="stable")
+    everything = np.arange(len(train))
+    kept = {
+        "hardest": [order[len(order) // 2 :]] * PRUNING_SEEDS,
+        "easiest": [order[: len(order) // 2]] * PRUNING_SEEDS,
+        "random": [rng.permutation(everything)[: len(order) // 2] for _ in range(PRUNING_SEEDS)],
+        "full": [everything] * PRUNING_SEEDS,
+    }
+    accuracy = {}
+    for number, (name, members) in enumerate(kept.items()):
+        config = FULL if name == "full" else HALF
+        seeds = [derive_seed("final", seed, r) for r in range(PRUNING_SEEDS)]  # the same for every set: paired
+        trained = StackedTrainer(build=build, config=config).train(train, members=members, seeds=seeds)
+        accuracy[name] = 100 * np.mean([(predict_logits(m, test).argmax(1) == test.y).mean() for m in trained])
+        progress(number + 1, len(kept), "pruned training sets")
     return [
-        at_least(
-            "4. hardest half against a random half, points", 100 * (accuracy["hardest"] - accuracy["random"]), 0.1
-        ),
-        at_least("4. hardest half against everything, points", 100 * (accuracy["hardest"] - accuracy["full"]), -0.5),
-        at_most(
-            "4. easiest half against a random half, points", 100 * (accuracy["easiest"] - accuracy["random"]), -4.0
-        ),
+        at_least("4. hardest half above a random half, points", accuracy["hardest"] - accuracy["random"], 0.6),
+        at_least("4. hardest half above the full set, points", accuracy["hardest"] - accuracy["full"], -0.5),
+        at_most("4. easiest half above a random half, points", accuracy["easiest"] - accuracy["random"], -4.0),
     ]
 
 
-def _speed(seed: int) -> list[Claim]:
-    """CPU time of the closed forms on 2,000 images against a loop over 200 of them, per image."""
-    train = load("idx", FASHION).part("train")
-    rng = np.random.default_rng(derive_seed("speed", seed))
-    data = train.subset(rng.permutation(train.example_id)[:2_000])
+# ---- 5: speed ----------------------------------------------------------------------------------------------------
+
+
+def _three_convolutions(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("cnn", seed) % 2**31)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 10),
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 7 * 7, 10),
         ).eval()  # fmt: skip
-    fast = float("inf")
-    for _ in range(3):  # the least of three: what else the machine does only adds
-        started = time.process_time()
-        found = grand(data, config=GrandConfig(), seed=0, early_models=[model])["grand"].to_numpy()
-        fast = min(fast, (time.process_time() - started) / data.num_examples)
-    x, y = torch.from_numpy(data.inputs(slice(0, 200))), torch.from_numpy(np.asarray(data.y[:200]))
-    parameters = list(model.parameters())
-    started = time.process_time()
-    naive = []
-    for i in range(len(x)):
-        loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
-        naive.append(sum(float(g.square().sum()) for g in torch.autograd.grad(loss, parameters)) ** 0.5)
-    slow = (time.process_time() - started) / len(x)
-    exact, wide = [], copy.deepcopy(model).double()
-    for i in range(50):
-        loss = nn.functional.cross_entropy(wide(x[i : i + 1].double()), y[i : i + 1])
-        exact.append(sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(wide.parameters()))) ** 0.5)
-    error = np.abs(found[:50] - np.array(exact)) / np.array(exact)
+
+
+def _speed(fashion: ExampleSet, seed: int) -> list[Claim]:
+    train = fashion.part("train")
+    chosen = np.random.default_rng(derive_seed("speed", seed)).permutation(train.example_id)[:2_000]
+    data, model = train.subset(chosen), _three_convolutions(derive_seed("network", seed) % 2**63)
+    x, y = torch.from_numpy(data.inputs(slice(None))), torch.from_numpy(data.y)
+
+    def naive() -> np.ndarray:
+        norms = []
+        for b in range(len(x)):
+            gradients = torch.autograd.grad(
+                F.cross_entropy(model(x[b : b + 1]), y[b : b + 1]), list(model.parameters())
+            )
+            norms.append(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
+        return torch.stack(norms).double().numpy()
+
+    def ours() -> np.ndarray:
+        return grand(data, config=GrandConfig(), seed=0, early_models=[model])["grand"].to_numpy()
+
+    ours()
+    fast, slow = [], []
+    for _ in range(2):
+        spent, exact = _timed(naive)
+        slow.append(spent)
+        spent, found = _timed(ours)
+        fast.append(spent)
+    # 99%: where the input of a ReLU is 1e-7, the two orders of summation may fall on different sides of its kink.
+    difference = np.quantile(np.abs(found - exact) / exact, 0.99)
     return [
-        at_least("5. closed forms against a loop over examples, times faster", slow / fast, 5.0),
-        at_most("5. largest relative difference from the float64 loop", float(error.max()), 1e-4),
+        at_least("5. CPU time of a loop over the examples / CPU time of GraNd", min(slow) / min(fast), 5.0),
+        at_most("5. relative difference from the loop, 99% of the images", difference, 1e-4),
     ]
+
+
+def _timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result

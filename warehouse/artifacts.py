@@ -141,10 +141,12 @@ class ArtifactStore:
     def remove(self, name: str) -> None:
         """Delete ``name``; the manifest goes first, so no reader finds half of it."""
         path = self._manifest_path(name)
-        fsio.remove(path)
-        fsio.remove(self._path(name))
-        self._drop_content(name, keep="")
-        if path.parent.exists():
+        if not path.parent.exists():
+            return
+        with fsio.locked_folder(path.parent):
+            fsio.remove(path)
+            fsio.remove(self._path(name))
+            self._drop_content(name, keep="")
             fsio.sync_folder(path.parent)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -160,22 +162,23 @@ class ArtifactStore:
 
     def _store(self, name: str, data: bytes, kind: str, meta: Mapping[str, Any]) -> Artifact:
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fsio.sweep(path.parent)
         manifest = {
             "format": 1, "name": name, "kind": kind, "sha256": _sha256(data), "size_bytes": len(data), "meta": dict(meta),
         }  # fmt: skip
         content = self._content_path(name, manifest)
-        if not self._unchanged(name, manifest, content):
-            fault("artifacts.before_content")
-            fsio.write_bytes(content, data)
-            fault("artifacts.after_content")
-            sealed = canonical_json({**manifest, "check": digest(manifest)})
-            fsio.write_bytes(self._manifest_path(name), sealed.encode("utf-8") + b"\n")
-            fault("artifacts.after_manifest")
-        if kind != "safetensors" and not (path.exists() and path.samefile(content)):
-            fsio.link_over(content, path)
-        self._drop_content(name, keep=content.name)
+        fsio.make_folder(path.parent)
+        with fsio.locked_folder(path.parent):
+            fsio.sweep(path.parent)
+            if not self._unchanged(name, manifest, content):
+                fault("artifacts.before_content")
+                fsio.write_bytes(content, data)
+                fault("artifacts.after_content")
+                sealed = canonical_json({**manifest, "check": digest(manifest)})
+                fsio.write_bytes(self._manifest_path(name), sealed.encode("utf-8") + b"\n")
+                fault("artifacts.after_manifest")
+            if kind != "safetensors" and not (path.exists() and path.samefile(content)):
+                fsio.link_over(content, path)
+            self._drop_content(name, keep=content.name)
         return self._artifact(name, manifest)
 
     def _unchanged(self, name: str, manifest: Mapping[str, Any], content: Path) -> bool:

@@ -1,9 +1,9 @@
 """Bytes on disk: every file of the state folder is written here, whole or not at all.
 
 A file is written beside its final name, synced, renamed over it, and the folder is synced; a reader sees the old file
-or the new one. The temporary file is held by a kernel lock while its writer lives, so what a killed writer left is
-recognised (its lock is free) and swept, whatever its age. Each operation passes a fault point, so that tests can fail
-the n-th one. Paths are built from checked components only and never leave their root.
+or the new one. What a killed writer left is swept by the next one, under a kernel lock that both take: the writer's
+lock for ``home/warehouse``, :func:`locked_folder` for a folder of artefacts. Each operation passes a fault point, so
+that tests can fail the n-th one. Paths are built from checked components only and never leave their root.
 """
 
 from __future__ import annotations
@@ -59,20 +59,22 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         OSError: naming ``path``; the old file is untouched and the temporary one removed.
     """
     make_folder(path.parent)
-    temp, descriptor = _reserve(path)
+    temp = _temporary(path)
     try:
         with _naming(path):
-            os.fchmod(descriptor, mode)
-            _write(descriptor, data, path)
-            fault("fsio.fsync", path)
-            os.fsync(descriptor)
+            fault("fsio.create", path)
+            descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            try:
+                _write(descriptor, data, path)
+                fault("fsio.fsync", path)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             _rename(temp, path)
     except BaseException:
         with suppress(OSError):
             temp.unlink()
         raise
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
@@ -87,8 +89,7 @@ def make_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a free temporary name beside ``path``; the file that the block makes there becomes ``path``, durably.
 
-    For files that a library writes by name. No lock marks them as alive: the caller holds the writer's lock, under
-    which alone this folder is swept.
+    For files that a library writes by name.
     """
     temp = _temporary(path)
     try:
@@ -163,19 +164,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sweep(folder: Path, *, below: bool = False) -> int:
-    """Remove temporary files whose writer is dead, in ``folder`` or in all folders ``below``. Returns how many."""
-    removed = 0
-    for temp in folder.glob("**/.*.tmp*" if below else ".*.tmp*"):
+def sweep(folder: Path) -> None:
+    """Remove the temporary files in ``folder``. The caller holds its lock, so whoever made them is dead."""
+    for temp in folder.glob(".*.tmp*"):
         with suppress(OSError):
-            descriptor = os.open(temp, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                temp.unlink()
-                removed += 1
-            finally:
-                os.close(descriptor)
-    return removed
+            temp.unlink()
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the kernel lock of an existing folder for the block; waits for another holder, dies with its process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -184,48 +188,42 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     the block. What a killed process leaves there is removed by :func:`sweep_scratch`."""
     try:
         root.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=root))
+        folder, descriptor = _own_folder(root)
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="palimpsest-"))
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder, descriptor = _own_folder(Path(tempfile.gettempdir()))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
 
-def sweep_scratch(root: Path) -> int:
-    """Remove scratch folders whose process is dead. Returns how many."""
-    removed = 0
+def _own_folder(root: Path) -> tuple[Path, int]:
+    """A new folder, locked by this process; made again if a sweeper came between the two."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=root, prefix="palimpsest-"))
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def sweep_scratch(root: Path) -> None:
+    """Remove scratch folders whose process is dead: their lock is free."""
     for folder in root.glob("*/"):
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
-                removed += 1
             finally:
                 os.close(descriptor)
-    return removed
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}-{os.urandom(4).hex()}.tmp")
-
-
-def _reserve(path: Path) -> tuple[Path, int]:
-    """A fresh temporary file, locked by this process."""
-    while True:
-        temp = _temporary(path)
-        fault("fsio.create", path)
-        with _naming(path):
-            descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:  # a sweeper may have come between creation and lock
-            return temp, descriptor
-        os.close(descriptor)
 
 
 @contextmanager

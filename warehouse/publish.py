@@ -34,7 +34,6 @@ def publish(con: Connection, target: Path, *, limits: Limits) -> Head:
         OSError: the disk failed or is full; the old snapshot stays.
     """
     head = head_of(con)
-    fsio.sweep(target.parent)
     with fsio.replacing(target) as temp:
         fault("publish.before_copy")
         with connection.translated(target):

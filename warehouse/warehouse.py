@@ -94,6 +94,8 @@ class Warehouse:
         limits = replace(limits, spill=limits.spill or folder / "spill")
         w = cls(root, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock)
         with w._locked():
+            fsio.sweep(folder)
+            fsio.sweep_scratch(folder / "spill")
             w._create()
         with w.reading() as con:
             stale = ddl.outdated(con, TABLES)
@@ -189,7 +191,6 @@ class Warehouse:
             with suppress(IntegrityError):  # a damaged snapshot is replaced
                 if publish.snapshot_head(self.snapshot, limits=self._limits) == ledger.head_of(con):
                     return False
-            fsio.sweep_scratch(self.folder / "spill")
             publish.publish(con, self.snapshot, limits=self._limits)
             return True
 
@@ -356,7 +357,6 @@ class Warehouse:
         mirrored = ledger.read_mirror(self.head_file)
         if mirrored is not None and mirrored.seq > 0:
             raise IntegrityError(f"{self._db} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
-        fsio.sweep(self.folder)
         ledger.write_mirror(self.head_file, Head())
         with fsio.replacing(self._db) as temp:
             fault("warehouse.before_create")

@@ -23,6 +23,7 @@ from warehouse.connection import Connection, fetch, first
 from warehouse.faults import fault
 from warehouse.ledger import Head
 
+_CHUNK_ROWS = 1 << 18
 _ROW = "subject = ? AND name = ? AND part = ?::JSON"
 
 
@@ -153,7 +154,9 @@ class Transaction:
     def _insert(self, spec: TableSpec, rows: pl.DataFrame, subject: str, run_id: str, config_digest: str) -> None:
         if not run_id or not config_digest:
             raise DataError(f"table {spec.full_name}: run_id and config_digest may not be empty")
-        self.con.register("incoming", rows)
+        # DuckDB reads one chunk of a frame with one thread.
+        parts = list(rows.iter_slices(_CHUNK_ROWS)) or [rows]
+        self.con.register("incoming", pl.concat(parts, rechunk=False))
         try:
             self.con.execute(
                 f"INSERT INTO {ddl.table(spec)} BY NAME "

@@ -34,7 +34,7 @@ def batchnorm(input_shape, num_outputs):
 
 
 class Odd(nn.Module):
-    """Partly frozen, one parameter unused, one tied, and (when counting) a buffer that every training step changes."""
+    """Partly frozen, one parameter unused, one tied, one a scalar, and (when counting) a buffer that every training step changes."""
 
     def __init__(self, input_shape, num_outputs, *, counting=False):
         super().__init__()
@@ -44,6 +44,7 @@ class Odd(nn.Module):
         self.tied = nn.Linear(width, width)
         self.again = nn.Linear(width, width)
         self.again.weight = self.tied.weight
+        self.gain = nn.Parameter(torch.ones(()))
         self.unused = nn.Parameter(torch.ones(3))
         self.out = nn.Linear(width, num_outputs)
         self.counting = counting
@@ -53,7 +54,7 @@ class Odd(nn.Module):
         if self.training and self.counting:
             self.seen += x.abs().sum()
         x = torch.tanh(self.fixed(x.flatten(1)))
-        return self.out(torch.tanh(self.again(torch.tanh(self.tied(x)))))
+        return self.gain * self.out(torch.tanh(self.again(torch.tanh(self.tied(x)))))
 
 
 class Noisy(nn.Module):

@@ -368,6 +368,37 @@ def test_a_reader_beside_a_writer_sees_one_or_the_other(store: ArtifactStore) ->
     assert problems == []
 
 
+def test_several_writers_in_one_folder_do_not_disturb_each_other(store: ArtifactStore) -> None:
+    import threading
+
+    problems: list[Exception] = []
+
+    def write(writer: int) -> None:
+        try:
+            for i in range(12):
+                store.save("jobs/shared", {"w": np.full(8, float(100 * writer + i))}, {"w": 100 * writer + i})
+                store.save_bytes(f"jobs/page{writer}.html", f"{writer} {i}".encode())
+        except Exception as error:
+            problems.append(error)
+
+    writers = [threading.Thread(target=write, args=(k,)) for k in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    arrays, meta = store.load("jobs/shared")
+    assert problems == [] and (arrays["w"] == meta["w"]).all() and meta["w"] % 100 == 11
+    assert [store.load_bytes(f"jobs/page{k}.html") for k in range(4)] == [f"{k} 11".encode() for k in range(4)]
+    assert len(files(store)) == 2 + 4 * 3, "contents of earlier versions are gone"
+
+
+def test_what_a_killed_writer_left_is_swept_by_the_next(store: ArtifactStore) -> None:
+    store.save("m", {"w": np.zeros(2)}, {})
+    (store.root / ".m.manifest.json.123-0-abcd.tmp").write_bytes(b"half")
+    store.save("other", {"w": np.zeros(2)}, {})
+    assert len(files(store)) == 4
+
+
 @given(st.binary(max_size=300))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_in_place_of_a_manifest_or_content_give_a_typed_error(store: ArtifactStore, data: bytes) -> None:

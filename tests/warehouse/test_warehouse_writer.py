@@ -230,3 +230,19 @@ def test_a_score_may_not_take_the_views_name(w: Warehouse) -> None:
     )
     with pytest.raises(StateError, match="raise it"):
         w.replace(other, pl.DataFrame({"a": [1]}), **COMMON)
+
+
+def test_replacing_over_and_over_does_not_grow_the_file(w: Warehouse) -> None:
+    sizes = []
+    for i in range(6):
+        replace(w, score_frame(list(range(30_000)), base=0.01 * i))
+        sizes.append((w.folder / "palimpsest.duckdb").stat().st_size)
+    assert max(sizes) <= 3 * sizes[0] and sizes[-1] <= max(sizes[:3])
+
+
+def test_a_warehouse_can_be_sent_to_another_process(w: Warehouse) -> None:
+    import pickle
+
+    again = pickle.loads(pickle.dumps(w))
+    assert again.replace(EL2N, score_frame([1]), **COMMON).changed
+    assert w.read(EL2N, subject="digits").height == 1
