@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Read by OpenMP once, when torch is loaded: threads that wait must sleep, or two processes on two cores fight.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def state_home() -> Path:
     """``$PALIMPSEST_HOME``, by default ``.palimpsest`` in the working folder; made when it is missing."""
