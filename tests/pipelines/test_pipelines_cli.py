@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_wine
 from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
@@ -26,37 +23,6 @@ def palimpsest(*words: str) -> tuple[int, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
-
-
-@pytest.fixture(params=["csv", "parquet", "npz", "image_folder", "idx"])
-def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
-    digits = load_digits()
-    images, labels = digits.images[:400].astype(np.uint8) * 15, digits.target[:400]
-    wine = load_wine(as_frame=True).frame
-    match request.param:
-        case "csv":
-            wine.to_csv(tmp_path / "wine.csv", index=False)
-            return tmp_path / "wine.csv", ["--label", "target"]
-        case "parquet":
-            wine.rename(columns={"target": "cultivar"}).to_parquet(tmp_path / "wine.parquet")
-            return tmp_path / "wine.parquet", ["--label", "cultivar"]
-        case "npz":
-            np.savez_compressed(tmp_path / "digits.npz", x=images, y=labels)
-            return tmp_path / "digits.npz", []
-        case "image_folder":
-            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                folder = tmp_path / "images" / f"digit-{label}"
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folder / f"{i}.png")
-            return tmp_path / "images", []
-        case _:
-            folder = tmp_path / "idx"
-            folder.mkdir()
-            (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 400, 8, 8) + images.tobytes())
-            (folder / "train-labels-idx1-ubyte").write_bytes(
-                struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes()
-            )
-            return folder, []
 
 
 def test_init_understands_data_made_by_someone_else(

@@ -1,0 +1,64 @@
+"""The digits plan keeps its promises on planted label noise, and data made by other tools is audited to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from assets.models import early_seeds, recipe_config
+from assets.workspace import load_examples, model_builder
+from contracts.digests import derive_seed
+from contracts.methods import score
+from pipelines.cli.audit import quick_plan, run_subject
+from pipelines.cli.init import plan_for
+from pipelines.subjects import load_subject
+from sources import plant_label_noise
+from warehouse import Warehouse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_digits_plan_finds_planted_label_noise(seed: int, tmp_path: Path) -> None:
+    from recipes import early_models, train_ensemble
+
+    plan = load_subject("digits", tmp_path)
+    noisy, flipped = plant_label_noise(load_examples(plan), fraction=0.1, seed=seed)
+    train, build = noisy.part("train"), model_builder(plan, noisy)
+    changed = np.isin(train.example_id, flipped)
+
+    def found(name: str, **needs: object) -> float:
+        method = score.get(name)
+        frame = method(train, config=method.spec.config(), seed=seed, **needs)
+        values = train.positions(frame["example_id"].to_numpy())
+        return float(roc_auc_score(changed[values], frame[method.spec.value].to_numpy()))
+
+    models = early_models(build, train, config=recipe_config(plan), seeds=early_seeds(plan), epoch=plan.early.epoch)
+    assert found("el2n", early_models=models) >= 0.97
+    assert found("grand", early_models=models) >= 0.97
+    ensemble = train_ensemble(
+        build, noisy, config=recipe_config(plan), ensemble=plan.ensemble, seed=derive_seed(seed, "ensemble") % 2**31
+    )
+    method = score.get("memorization")
+    frame = method(train, config=method.spec.config(), seed=seed, ensemble=ensemble)
+    assert frame["acc_in"].mean() >= 0.98, "the plan must interpolate noise too, else its memorization is refused"
+    assert found("memorization", ensemble=ensemble) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_data_made_by_someone_else_is_audited(
+    made_by_someone_else: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "state"
+    home.mkdir()
+    monkeypatch.setenv("PALIMPSEST_HOME", str(home))
+    path, more = made_by_someone_else
+    plan, _ = plan_for("mine", path, label=more[1] if more else None, owner=None, model="mlp")
+    run_subject(quick_plan(plan), home, job="audit")
+    w = Warehouse.open(home)
+    assert w.artifacts.exists("mine/reports/audit.html")
+    assert set(w.query("SELECT DISTINCT score FROM scores.latest")["score"]) >= {"el2n", "grand"}
+    assert {"random/none", "random/retrain"} <= set(w.query("SELECT DISTINCT audited FROM audits.findings")["audited"])
