@@ -40,6 +40,7 @@ class Output:
     Attributes:
         tables: (spec, frame, partition) to replace.
         artifacts: bulk results already written through the artifact store.
+        volatile: stored things that differ between equal runs (times); no part of the data version.
         members: ids of the examples that the results were made from.
         metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table).
         pictures: label -> PNG bytes, shown in the Dagster UI.
@@ -48,6 +49,7 @@ class Output:
 
     tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]] = ()
     artifacts: Sequence[Artifact] = ()
+    volatile: Sequence[Artifact] = ()
     members: np.ndarray | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
@@ -211,7 +213,7 @@ def materialize(
     w.record_lineage(
         run.asset,
         parents=tuple(inputs),
-        artifacts=(*output.artifacts, shown),
+        artifacts=(*output.artifacts, *output.volatile, shown),
         key=key,
         members=output.members,
         **common,

@@ -72,6 +72,11 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
     )
 
 
+def times_of(output: str) -> str:
+    """Name of the file with the wall times of a job's runs, one a seed."""
+    return f"{output}-times.json"
+
+
 def job_seeds(subject: Subject) -> tuple[int, ...]:
     assert subject.unlearning is not None
     return tuple(derive_seed(subject.seed, "unlearn", r) % 2**31 for r in range(subject.unlearning.seeds))
@@ -97,6 +102,7 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
     ids, _ = store.load(members)
     return Output(
         artifacts=[artifact],
+        volatile=[store.describe(times_of(job.output))],
         members=ids["retain"] if choice.name == "retrain" else np.concatenate([ids["retain"], ids["forget"]]),
         metadata={"job": job.job_id, "runs": meta["runs"]},
     )
@@ -123,7 +129,10 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
     rows: list[dict[str, Any]] = []
     for method, stage in jobs.items():
         _, meta = run.load(stage)
-        rows += [{"split": split, "method": method, **row} for row in meta["runs"]]
+        times = run.warehouse.artifacts.load_json(times_of(f"{stage.asset(run.request)}/result"))
+        rows += [
+            {"split": split, "method": method, **row, **took} for row, took in zip(meta["runs"], times, strict=True)
+        ]
     frame = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
     if scope.per_request and run.request:
         run.warehouse.requests.reach(run.request, RequestState.EXECUTED, note=f"{len(jobs)} methods run")

@@ -15,6 +15,7 @@ import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.models import recipe_config
+from assets.unlearning import times_of
 from assets.workspace import device_of, load_examples, model_builder
 from contracts.digests import canonical_json, digest
 from contracts.errors import Diverged, IntegrityError
@@ -31,6 +32,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
 
     The artifact holds ``logits`` (S, N, K) float32 on every example of the data set, ``example_id`` (N,), and the
     weights of seed s under ``<s>.<parameter>``; its meta holds one row of metrics a seed.
+    What it took is stored beside it: times differ between equal runs.
 
     Raises:
         IntegrityError: the data, the model or the split is not the one the job was made for.
@@ -68,6 +70,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
 
     said, step = 0.0, 0
     rows: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
     logits: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     handed = {"train": fresh}
@@ -89,9 +92,11 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
         rows.append(
             {"seed": seed, "num_forget": forget.num_examples, "num_retain": retain.num_examples, **metrics,
-             "wall_s": wall_s, "rte": wall_s / 60, "status": status}
+             "status": status}
         )  # fmt: skip
+        times.append({"seed": seed, "wall_s": wall_s, "rte": wall_s / 60})
     meta = {"job": digest(job), "method": job.method.name, "runs": rows}
+    store.save_json(times_of(job.output), times)
     store.save(job.output, {**arrays, "logits": np.stack(logits)}, meta)
     return meta
 

@@ -68,7 +68,9 @@ def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> Non
 
 def test_trace_names_what_an_example_touched(audited_home: Path) -> None:
     w = Warehouse.open(audited_home)
-    forgotten = w.query("SELECT min(example_id) AS i FROM curation.members WHERE role = 'forget'")["i"][0]
+    forgotten = w.query(
+        "SELECT min(example_id) AS i FROM curation.members WHERE role = 'forget' AND dataset_id = 'random'"
+    )["i"][0]
     found = w.trace(int(forgotten), "small")
     assets = set(found["asset"].drop_nulls()) | set(found["location"].drop_nulls())
     assert any("scores.el2n" in a for a in assets) and any("models/target" in a for a in assets)
