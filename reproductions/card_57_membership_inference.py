@@ -13,7 +13,6 @@ Where the card says 0.1% FPR this says 0.2%: 0.1% of about 1,000 non-members is 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
 
@@ -49,7 +48,8 @@ FINETUNING = SupervisedConfig(optimizer="sgd", lr=0.01, momentum=0.9, batch=100,
 @reproduction(card=57)
 def membership_inference(seed: int, progress: Progress) -> list[Claim]:
     """All claims of the card; about three minutes on one core."""
-    data = _standardised(sources.load("idx", {"root": FASHION_MNIST}).part("train"))
+    # On inputs in [0, 1] the same schedule memorises less (LiRA AUC 0.73, not 0.76).
+    data = sources.load("idx", {"root": FASHION_MNIST, "standardise": True}).part("train")
     order = np.random.default_rng(derive_seed("images", seed)).permutation(data.example_id)
     sizes = (POOL, POINTS) * NUM_POOLS + (TARGETS, BASE)
     *pools, targets, base = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
@@ -63,14 +63,6 @@ def membership_inference(seed: int, progress: Progress) -> list[Claim]:
         *_unlearning(data, targets, base, seed=seed, progress=progress),
         *_units(seed=seed),
     ]
-
-
-def _standardised(data: ExampleSet) -> ExampleSet:
-    """Inputs of mean 0 and deviation 1 over Fashion-MNIST. On [0, 1] the same schedule memorises less (LiRA AUC 0.73, not 0.76)."""
-    mean, deviation = 255 * 0.2860, 255 * 0.3530
-    return dataclasses.replace(
-        data, center=np.full_like(data.center, mean), scale=np.full_like(data.scale, 1 / deviation)
-    )
 
 
 def _mlp(seed: int) -> nn.Module:

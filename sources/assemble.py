@@ -4,7 +4,7 @@ Ids that the data does not bring are positions in the canonical order of the sou
 files before test files). They are stable as long as that order is: a source says so in its own page.
 
 center and scale, fitted on the training split in float64, in bounded blocks (Chan et al. 1979, pairwise update):
-uint8 images 0 and 1/white; float images per channel; features per column, where 0/1 columns stay as they are and
+uint8 images 0 and 1/white, or per channel when asked; float images per channel; features per column, where 0/1 columns stay as they are and
 constant columns get scale 1.
 """
 
@@ -37,6 +37,7 @@ def assemble(
     split: np.ndarray | None = None,
     owner: np.ndarray | None = None,
     white: int = 255,
+    standardise: bool = False,
     keep_columns: Sequence[int] = (),
     feature_names: Sequence[str] = (),
     provenance: Mapping[str, Any],
@@ -49,6 +50,7 @@ def assemble(
         seed, test_fraction: of the stratified split that is made when ``split`` is None.
         example_id, owner: positions and "" when None.
         white: raw value of a uint8 image that becomes 1.0.
+        standardise: give uint8 images mean 0 and standard deviation 1 a channel; ``white`` then says nothing.
         keep_columns: features that are not standardised (one-hot columns).
 
     Raises:
@@ -60,7 +62,7 @@ def assemble(
     if split is None:
         split = stratified_split(y, ids, task=task, test_fraction=test_fraction, seed=seed)
         how = f"stratified, test_fraction {test_fraction:g}, seed {seed}"
-    center, scale = _affine(select(x, np.flatnonzero(split == "train")), white, keep_columns)
+    center, scale = _affine(select(x, np.flatnonzero(split == "train")), None if standardise else white, keep_columns)
     return ExampleSet(
         name=name,
         task=task,
@@ -131,9 +133,9 @@ def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def _affine(train: np.ndarray | Rows, white: int, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _affine(train: np.ndarray | Rows, white: int | None, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     shape = train.shape[1:]
-    if train.dtype == np.uint8:
+    if train.dtype == np.uint8 and white is not None:
         one = (1,) * len(shape)
         return np.zeros(one, np.float32), np.full(one, 1 / white, np.float32)
     mean, std = _moments(train)

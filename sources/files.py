@@ -36,6 +36,17 @@ class FileConfig(Config):
     licence: str = param("", doc="licence of the data, kept in the provenance")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig(FileConfig):
+    """Fields that every source of images has besides."""
+
+    standardise: bool = param(
+        False,
+        doc="uint8 images with mean 0 and standard deviation 1 over the training split, channel by channel, in place of "
+        "0 to 1; networks fit such inputs in fewer epochs",
+    )
+
+
 def root_folder(root: str | Path) -> Path:
     """The resolved root. ``~`` is expanded; a relative one is taken from the working folder.
 

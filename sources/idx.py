@@ -30,7 +30,7 @@ from contracts.methods import SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
-from sources.files import DEFLATE_RATIO, FileConfig, check_size, inside, manifest, refuse_pickle, root_folder
+from sources.files import DEFLATE_RATIO, ImageConfig, check_size, inside, manifest, refuse_pickle, root_folder
 from sources.labels import encode_labels
 from sources.loading import no_columns
 from sources.rows import Rows
@@ -43,7 +43,7 @@ _ROLES = {"images": ("train-images", 3), "labels": ("train-labels", 1),
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IdxConfig(FileConfig):
+class IdxConfig(ImageConfig):
     images: str = param("", doc="training images; found by the usual name when empty")
     labels: str = param("", doc="training labels")
     test_images: str = param("", doc="test images; without them a test split is drawn")
@@ -138,6 +138,7 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
         test_fraction=config.test_fraction,
         split=own,
         white=config.white,
+        standardise=config.standardise,
         provenance={
             "source": "idx",
             "files": manifest(root, [h.path for pair in headers for h in pair]),

@@ -31,7 +31,7 @@ from contracts.methods import SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
-from sources.files import FileConfig, check_size, head, inside, root_folder
+from sources.files import ImageConfig, check_size, head, inside, root_folder
 from sources.loading import no_columns
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -57,7 +57,7 @@ _IGNORED = ("Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFolderConfig(FileConfig):
+class ImageFolderConfig(ImageConfig):
     size: tuple[int, int] | None = param(
         None, ge=1, le=16_384, doc="height and width to resize to; as they are when not given"
     )
@@ -142,6 +142,7 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
         seed=seed,
         test_fraction=config.test_fraction,
         split=np.array([f.split for f in found]) if own else None,
+        standardise=config.standardise,
         provenance={
             "source": "image_folder",
             "num_files": len(found),

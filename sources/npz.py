@@ -38,7 +38,7 @@ from sources.example_set import ExampleSet
 from sources.files import (
     BAD_ZIP,
     DEFLATE_RATIO,
-    FileConfig,
+    ImageConfig,
     check_size,
     head,
     inside,
@@ -61,7 +61,7 @@ _GUESSES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NpzConfig(FileConfig):
+class NpzConfig(ImageConfig):
     file: str = param(doc="name of the archive inside the root")
     x: str = param("x", doc="array of values")
     y: str = param("y", doc="array of labels")
@@ -181,6 +181,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         split=None if split is None else check_splits(split, ids),
         owner=extra.get("owner"),
         white=config.white,
+        standardise=config.standardise,
         provenance={"source": "npz", "files": manifest(root, [path]), "licence": config.licence},
     )
 

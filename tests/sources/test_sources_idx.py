@@ -45,6 +45,15 @@ def test_usual_folder(folder, images, suffix, dot):
     assert next(f["name"] for f in data.provenance["files"]) == f"train-images{dot}idx3-ubyte{suffix}"
 
 
+def test_standardised_on_the_training_split(folder, images):
+    data = load("idx", {"root": str(folder()), "standardise": True})
+    train = images[0][:45].astype(np.float64)
+    np.testing.assert_allclose(
+        data.inputs(slice(None)), (images[0][:, None] - train.mean()) / train.std(), rtol=1e-5, atol=1e-6
+    )
+    assert data.x.dtype == np.uint8, "the images themselves stay as they are"
+
+
 def test_zipped_and_plain_have_one_digest(folder):
     plain = load("idx", {"root": str(folder())}).digest
     for path in folder().iterdir():
