@@ -46,7 +46,8 @@ def init(
 def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, model: str) -> tuple[Subject, str]:
     """A checked plan for a data set, sized by it, and one line of facts about it.
 
-    Every training step count is bounded: about 4,000 steps a model, batches of 64 (256 above 20,000 examples).
+    Every training step count is bounded, by about what a network needs to fit its training data to the last example
+    (memorization asks for that): 20,000 steps for an MLP, 6,000 for others, batches of 64 (128 above 20,000 examples).
 
     Raises:
         ConfigError: no source recognises the data, or the label column is not known.
@@ -55,9 +56,13 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
     """
     from assets.workspace import load_examples, model_builder
     from contracts.errors import NotApplicable
+    from contracts.methods import source as sources
     from sources import detect
+    from sources.files import ImageConfig
 
     source, config = detect(data, label=label, owner=owner)
+    if issubclass(sources.get(source).spec.config, ImageConfig):
+        config = {**config, "standardise": True}
     base = {"subject": name, "title": f"{name}: {data.name}", "source": {"name": source, "config": config}}
     probe = Subject.from_mapping({**base, "model": model, "recipe": "supervised"})
     examples = load_examples(probe)
@@ -68,8 +73,8 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         )
     model_builder(probe, examples)(0)  # refuses a model that does not fit the data before anything is written
     train = int((examples.split == "train").sum())
-    batch = 64 if train <= 20_000 else 256
-    epochs = int(min(100, max(10, 4_000 * batch // train)))
+    batch = 64 if train <= 20_000 else 128
+    epochs = int(min(100, max(10, (20_000 if model == "mlp" else 6_000) * batch // train)))
     plan = {
         **base,
         "model": model,
@@ -85,7 +90,7 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
             },
         },
         "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
-        "ensemble": {"num_models": 64 if train <= 5_000 else 16, "block": 16 if train <= 5_000 else 8},
+        "ensemble": {"num_models": 64, "block": 16} if train <= 5_000 else {"num_models": 20, "block": 10},
         "scores": ["el2n", "grand", "memorization"],
         "splits": [
             {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}
