@@ -1,4 +1,4 @@
-"""What a method declares beside its function, and the six registries.
+"""What a method declares beside its function, and the seven registries.
 
 A declaration drives the Dagster asset, the table, the Great Expectations suite and its check, the contract battery
 and the docs. ``needs`` names what the pipeline hands to the function as keyword arguments; the words are ``NEEDS``.
@@ -16,16 +16,19 @@ from contracts.params import Config
 from contracts.registry import Registry
 from contracts.tables import Column, TableSpec
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "ranking"]
 CLASSIFICATION: tuple[Task, ...] = ("classification",)
-ANY_TASK: tuple[Task, ...] = ("classification", "regression")
+ANY_TASK: tuple[Task, ...] = ("classification", "regression", "ranking")
 
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
-    "train": "Callable[[ExampleSet, int], torch.nn.Module]: the subject's own recipe from a fresh initialisation (data, seed)",
+    "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
+    "observe=None); effort multiplies its epochs, observe(rows, logits) is told of every mini-batch before its step",
+    "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
+    "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 
@@ -98,6 +101,57 @@ class ScoreSpec(MethodSpec):
 EXAMPLE_ID = Column(name="example_id", dtype="int64", low=0, doc="stable id of the example; every join is on it")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """How a table of an analysis is drawn: beside the numbers in the Dagster UI and in the report.
+
+    Attributes:
+        table: name of one of the analysis' tables.
+        kind: "lines" (y against x, with the band low..high), "dots" (one a row, with whiskers), "bars", or "examples"
+            (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first).
+        series: column that tells the lines apart, or "".
+        low, high: columns of the interval, or "".
+        where: (column, value): only these rows are drawn.
+    """
+
+    table: str
+    title: str
+    x: str
+    y: str
+    kind: Literal["lines", "dots", "bars", "examples"] = "lines"
+    series: str = ""
+    low: str = ""
+    high: str = ""
+    log_x: bool = False
+    where: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSpec(MethodSpec):
+    """A finding about the whole data set rather than one number an example (a pruning curve, pairs, laws, concepts).
+
+    The function takes ``(data, *, config, seed, progress, <needs>)``, with ``data`` both splits, and returns one
+    polars.DataFrame for every table: ``{table.name: frame}``.
+
+    Attributes:
+        tables: what it stores, replaced as a whole; the first is the one shown in the UI.
+        pictures: how they are drawn.
+    """
+
+    tables: tuple[TableSpec, ...]
+    pictures: tuple[Picture, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        columns = {t.name: {c.name for c in t.columns} for t in self.tables}
+        for p in self.pictures:
+            used = {p.x, p.y, p.series, p.low, p.high, *(c for c, _ in p.where)} - {""}
+            if not used <= columns.get(p.table, set()):
+                raise ConfigError(
+                    f"analysis {self.name}: picture {p.title!r} draws {', '.join(sorted(used))} of {p.table}"
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CuratorSpec(MethodSpec):
     """Builds a data set out of another. The function takes ``(data, *, config, seed, <needs>)`` and returns a
@@ -161,9 +215,10 @@ class SourceSpec(MethodSpec):
 
 
 score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", home="scoring")
+analysis: Registry[AnalysisSpec] = Registry("analysis", group="palimpsest.analyses", home="scoring")
 curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", home="curation")
 unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", home="unlearning")
 attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", home="attacks")
 recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", home="recipes")
 source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", home="sources")
-REGISTRIES: tuple[Registry, ...] = (source, recipe, score, curator, unlearner, attack)  # type: ignore[type-arg]
+REGISTRIES: tuple[Registry, ...] = (source, recipe, score, analysis, curator, unlearner, attack)  # type: ignore[type-arg]

@@ -109,6 +109,7 @@ class Subject(Config):
     early: Early = param(Early())
     ensemble: Ensemble = param(Ensemble())
     scores: tuple[Choice, ...] = param(())
+    analyses: tuple[Choice, ...] = param(())
     splits: tuple[Split, ...] = param(())
     unlearning: Unlearning | None = param(None)
     attacks: tuple[Choice, ...] = param(())
@@ -120,6 +121,7 @@ class Subject(Config):
         check_name(self.subject, kind="subject")
         for kind, names in (
             ("score", [c.name for c in self.scores]),
+            ("analysis", [c.name for c in self.analyses]),
             ("split", [s.name for s in self.splits]),
             ("attack", [c.name for c in self.attacks]),
             ("unlearner", [c.name for c in self.unlearning.methods] if self.unlearning else []),

@@ -1,0 +1,64 @@
+"""What a model sees in an example: its penultimate activations, the input of its last linear layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contracts.errors import DataError, NotApplicable
+from recipes.inputs import Inputs, model_dtype
+from recipes.predict import eval_mode
+from sources.example_set import ExampleSet
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the output layer: the last ``nn.Linear`` in order of registration.
+
+    Raises:
+        NotApplicable: the model has none.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise NotApplicable(f"{type(model).__name__} has no linear output layer, so no penultimate activations")
+    return found[-1]
+
+
+def embeddings(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
+    """Penultimate activations of every row of ``data``, in its order; eval mode, no gradient.
+
+    Args:
+        model: on any device; every submodule's train/eval state is as before after the call.
+        data: N examples.
+        batch: examples at a time; changes memory and speed only.
+
+    Returns:
+        float32 (N, d).
+
+    Raises:
+        NotApplicable: the model has no linear output layer, or calls it other than once on (B, d).
+        DataError: activations that are not finite, naming the examples.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = Inputs(data, dtype=model_dtype(model), device=device, preload_bytes=0)
+    _, head = last_linear(model)
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    out = np.empty((len(data), head.in_features), np.float32)
+    try:
+        with eval_mode(model), torch.no_grad():
+            for start in range(0, len(data), batch):
+                rows = slice(start, min(start + batch, len(data)))
+                model(inputs.block(rows.start, rows.stop))
+                if len(seen) != 1 or seen[0].shape != (rows.stop - rows.start, head.in_features):
+                    raise NotApplicable(f"{type(model).__name__} does not call its output layer once on (B, d)")
+                out[rows] = seen.pop().to(torch.float32).cpu().numpy()
+    finally:
+        handle.remove()
+    broken = ~np.isfinite(out).all(axis=1)
+    if broken.any():
+        raise DataError(
+            f"the model's activations on {int(broken.sum())} examples are not finite",
+            example_ids=data.example_id[broken],
+        )
+    return out
