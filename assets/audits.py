@@ -233,8 +233,10 @@ def findings(
 
 def _findings(run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack_stages: Mapping[str, Stage]) -> Output:
     limits = run.subject.thresholds
+    runs_of_scores = [run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True) for name in scores]
+    # A score without examples does not apply to this subject; the report says why, there is nothing to judge.
     found: list[tuple[str, Finding]] = [
-        ("scores", _judge_score(run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True))) for name in scores
+        ("scores", _judge_score(row)) for row in runs_of_scores if row["num_examples"] or row["passed"]
     ]
     reports = run.read(schema.ATTACK_REPORTS)
     if not run.stage.per_request and limits.max_target_auc is not None:

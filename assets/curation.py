@@ -8,49 +8,47 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from assets import needs
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.digests import canonical_json, derive_seed, digest
-from contracts.errors import UnknownName
 from contracts.methods import curator
 from contracts.subject import Split, Subject
 
 
 def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> dict[str, Stage]:
     """``[subject, curation, <split>]`` for every split the subject lists."""
-    return {split.name: _stage(subject, split, upstream, scores) for split in subject.splits}
+    made: dict[str, Stage] = {}
+    for split in subject.splits:  # a split may read those listed before it
+        made[split.name] = _stage(subject, split, upstream, scores, made)
+    return made
 
 
-def _stage(subject: Subject, split: Split, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> Stage:
+def _stage(
+    subject: Subject, split: Split, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], before: Mapping[str, Stage]
+) -> Stage:  # fmt: skip
     spec = curator.get(split.method).spec
     config = spec.config.from_mapping(split.config)
-    deps = [upstream["examples"]]
-    if "scores" in spec.needs:
-        name = split.config["score"]
-        if name not in scores:
-            raise UnknownName(f"score for split {split.name!r} of subject {subject.subject}: score", name, scores)
-        deps.append(scores[name])
     return Stage(
         subject=subject,
         path=("curation", split.name),
         doc=f"{spec.doc} Roles: {', '.join(spec.roles)}.",
         config={"method": split.method, "config": config, "seed": subject.seed},
         version=spec.version,
-        deps=tuple(deps),
+        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=before),
         tables=(schema.MEMBERS, schema.DATASETS),
-        work=lambda run: curate(run, split.name, split.method, config),
+        work=lambda run: curate(run, split.name, split.method, config, upstream),
     )
 
 
-def curate(run: Run, dataset_id: str, method: str, config: Any) -> Output:
+def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> Output:
     """Run a curator and store its members as a table and, for the jobs, as an artifact of ids by role."""
     spec = curator.get(method).spec
-    handed = {"scores": lambda: run.stored_score, "select_where": lambda: run.select_where}
     members = curator.get(method)(
         run.train,
         config=config,
         seed=derive_seed(run.subject.seed, "split", dataset_id) % 2**31,
-        **{need: handed[need]() for need in spec.needs},
+        **needs.handed(run, spec, upstream),
     ).sort("example_id")
     ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in spec.roles}
     stored = run.save(ids, {"dataset_id": dataset_id, "method": method})

@@ -1,15 +1,17 @@
-"""The stages of a subject, in order: data, models, scores, curation, unlearning, audits, reports; then the same per request."""
+"""The stages of a subject, in order: data, models, scores, curation, analyses, unlearning, audits, reports; then per request."""
 
 from __future__ import annotations
 
-from assets import audits, curation, data, models, reports, requests, scores, unlearning
+from collections.abc import Mapping
+
+from assets import analyses, audits, curation, data, models, reports, requests, scores, unlearning
 from assets.stage import Stage
 from assets.unlearning import Scope
 from contracts.subject import Subject
 
 
 def subject_stages(subject: Subject) -> list[Stage]:
-    """Every stage of one subject; upstream stages come first.
+    """Every stage of one subject; upstream stages come first. Models that nothing listed in the plan reads are left out.
 
     Raises:
         UnknownName: the subject names a method that is not registered.
@@ -24,24 +26,30 @@ def subject_stages(subject: Subject) -> list[Stage]:
     }
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
-    stages = [*upstream.values(), *scored.values(), *splits.values()]
+    analysed = analyses.analyses(subject, upstream, scored, splits)
+    later = [*scored.values(), *splits.values(), *analysed.values()]
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})
         findings = audits.findings(subject, None, scored, found, None)
-        report = reports.audit_report(subject, upstream, None, scored, findings, None)
-        return [*stages, *found.values(), findings, report]
-    stages += _forgetting(subject, upstream, scored, Scope(splits[subject.unlearning.split], per_request=False))
-    split = requests.scope_of_request(subject, upstream, scored)
-    return [*stages, split, *_forgetting(subject, upstream, scored, Scope(split, per_request=True))]
+        later += [*found.values(), findings]
+        later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
+    else:
+        scope = Scope(splits[subject.unlearning.split], per_request=False)
+        later += _forgetting(subject, upstream, scope, scored, analysed)
+        split = requests.scope_of_request(subject, upstream, scored)
+        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, {})]
+    read = {dep for stage in later for dep in stage.deps}
+    return [stage for name, stage in upstream.items() if stage in read or name in ("examples", "target")] + later
 
 
-def _forgetting(subject: Subject, upstream: dict[str, Stage], scored: dict[str, Stage], scope: Scope) -> list[Stage]:
+def _forgetting(
+    subject: Subject, upstream: Mapping[str, Stage], scope: Scope, scored: Mapping[str, Stage], analysed: Mapping[str, Stage]
+) -> list[Stage]:  # fmt: skip
     """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
     jobs = unlearning.jobs(subject, upstream, scope)
     comparison = unlearning.comparison(subject, scope, jobs)
     found = audits.attacks(subject, upstream, scope, jobs)
     found[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
-    judged = {} if scope.per_request else scored
-    findings = audits.findings(subject, scope, judged, found, comparison)
-    report = reports.audit_report(subject, upstream, scope, judged, findings, comparison)
+    findings = audits.findings(subject, scope, scored, found, comparison)
+    report = reports.audit_report(subject, upstream, scope, scored, analysed, findings, comparison)
     return [*jobs.values(), comparison, *found.values(), findings, report]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets.stage import Output, Run, Stage
+from assets.stage import APPLIES, Output, Run, Stage
 from assets.workspace import device_of, model_builder
 from contracts import schema
 from contracts.digests import derive_seed
+from contracts.errors import NotApplicable
 from contracts.methods import recipe
 from contracts.params import Config
 from contracts.subject import Subject
@@ -189,6 +190,7 @@ def ensemble(subject: Subject, examples: Stage) -> Stage:
         f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Trained stacked, resumable by {plan.block} models.",
         config={**training(subject), "ensemble": plan},
         deps=(examples,),
+        warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         trains=True,
         work=_ensemble,
@@ -199,16 +201,19 @@ def _ensemble(run: Run) -> Output:
     from recipes import train_ensemble
 
     subject = run.subject
-    result = train_ensemble(
-        model_builder(subject, run.data),
-        run.data,
-        config=recipe_config(subject),
-        ensemble=subject.ensemble,
-        seed=derive_seed(subject.seed, "ensemble") % 2**31,
-        device=device_of(subject),
-        checkpoints=run.checkpoints(),
-        progress=run.progress,
-    )
+    try:
+        result = train_ensemble(
+            model_builder(subject, run.data),
+            run.data,
+            config=recipe_config(subject),
+            ensemble=subject.ensemble,
+            seed=derive_seed(subject.seed, "ensemble") % 2**31,
+            device=device_of(subject),
+            checkpoints=run.checkpoints(),
+            progress=run.progress,
+        )
+    except NotApplicable as error:
+        return Output(warnings={APPLIES: str(error)})
     correct = result.logits.argmax(2) == result.labels
     acc_in = float(correct[result.keep].mean())
     acc_out = float(correct[~result.keep].mean())
@@ -227,6 +232,14 @@ def _ensemble(run: Run) -> Output:
 
 
 def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
+    """The stored ensemble.
+
+    Raises:
+        NotApplicable: there is none for this subject, and why.
+    """
     from recipes import ReferenceEnsemble
 
+    reason = run.warehouse.last_complete(stage.asset(run.request))["warnings"].get(APPLIES)
+    if reason:
+        raise NotApplicable(reason)
     return ReferenceEnsemble.from_arrays(*run.load(stage))

@@ -8,21 +8,22 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import polars as pl
 import yaml
 
 from assets.audits import TARGET
-from assets.stage import Output, Run, Stage, labels_of
+from assets.examples import examples_in, examples_of
+from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from assets.workspace import device_of
 from contracts import schema
 from contracts.digests import digest, plain
-from contracts.methods import recipe, score
+from contracts.methods import analysis, recipe, score
 from contracts.requests import RequestState
 from contracts.subject import Subject
 from contracts.verdicts import Verdict
 from reports import (
+    AnalysisSection,
     AuditReport,
     Curve,
     Examples,
@@ -36,15 +37,13 @@ from reports import (
     rows,
     summary,
 )
-from reports.plots import is_picture
-from sources import ExampleSet
 
 SHOWN = 16
 
 
 def audit_report(
-    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, scores: Mapping[str, Stage], findings: Stage,
-    comparison: Stage | None,
+    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, scores: Mapping[str, Stage],
+    analyses: Mapping[str, Stage], findings: Stage, comparison: Stage | None,
 ) -> Stage:  # fmt: skip
     """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder."""
     per_request = scope is not None and scope.per_request
@@ -59,18 +58,19 @@ def audit_report(
             upstream["examples"],
             upstream["target"],
             *scores.values(),
+            *analyses.values(),
             findings,
             *((comparison,) if comparison else ()),
         ),
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _report(run, scope, scores),
+        work=lambda run: _report(run, scope, scores, analyses),
     )
 
 
-def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Output:
-    report = assemble(run, scope, scores)
+def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> Output:
+    report = assemble(run, scope, scores, analyses)
     store = run.warehouse.artifacts
     files = [
         store.save_bytes(f"{run.asset}.html", render_html(report).encode()),
@@ -101,7 +101,7 @@ def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Outpu
     )
 
 
-def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> AuditReport:
+def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> AuditReport:
     """The facts of one audit, read from the warehouse."""
     subject = run.subject
     split = scope.name(run) if scope else ""
@@ -118,6 +118,7 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage]) -> Audi
         audited=_audited(run),
         scores=[_score_section(run, name) for name in scores],
         groups=_disagreement(run, scores),
+        analyses=[_analysis_section(run, stage) for stage in analyses.values()],
         unlearning=run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None,
         attacks=attacks,
         curves=_curves(run, mine),
@@ -210,41 +211,37 @@ def _score_section(run: Run, name: str) -> ScoreSection:
     )
 
 
-def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:
-    """Examples chosen by a score as pictures where they are pictures, else as rows of their features."""
-    ids = frame["example_id"].to_numpy()
-    rows = data.positions(ids)
-    pictures = is_picture(data.input_shape)
-    labels = labels_of(data.subset(ids))
-    values = np.asarray(data.x[rows])
-    features = None
-    if not pictures and values.ndim == 2:
-        names = data.feature_names or tuple(f"x{i}" for i in range(values.shape[1]))
-        features = pl.DataFrame({n: values[:, i] for i, n in enumerate(names[:8])})
-    return Examples(
-        heading=heading,
-        example_id=ids,
-        value=frame[column].to_numpy().astype(np.float64),
-        label=[str(v) for v in labels[labels.columns[1]]],
-        images=data.inputs(rows) if pictures else None,  # the scale of the model's input, whatever the raw values' is
-        rows=features,
+def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
+    spec = analysis.get(stage.path[1]).spec
+    frames = {table.name: run.read(table) for table in spec.tables}
+    first = frames[spec.tables[0].name]
+    return AnalysisSection(
+        name=spec.name,
+        doc=spec.doc,
+        charts=[(p, frames[p.table]) for p in spec.pictures if p.kind != "examples"] if first.height else [],
+        examples=[
+            group for p in spec.pictures if p.kind == "examples" for group in examples_in(run.data, p, frames[p.table])
+        ],
+        table=first.head(10),
+        num_rows=first.height,
+        reason=(run.warehouse.last_complete(stage.asset(run.request)) or {}).get("warnings", {}).get(APPLIES, ""),
     )
 
 
 def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
     """Examples that several scores put near the top: likely mislabelled, or rare. Mean of the scores' ranks in [0, 1]."""
-    if len(scores) < 2:
-        return []
     ranked: pl.DataFrame | None = None
+    names = []
     for name in scores:
         spec = score.get(name).spec
         rank = (pl.col(spec.value).rank() / pl.len()).alias(name)
         frame = run.read(spec.table).drop_nulls(spec.value).select("example_id", rank)
-        ranked = frame if ranked is None else ranked.join(frame, on="example_id")
-    assert ranked is not None
-    top = ranked.with_columns(mean=pl.mean_horizontal(list(scores))).sort(
-        ["mean", "example_id"], descending=[True, False]
-    )
+        if frame.height:
+            names.append(name)
+            ranked = frame if ranked is None else ranked.join(frame, on="example_id")
+    if ranked is None or len(names) < 2:
+        return []
+    top = ranked.with_columns(mean=pl.mean_horizontal(names)).sort(["mean", "example_id"], descending=[True, False])
     return (
         [examples_of(run.data, top.head(SHOWN), "mean", "Noisiest: near the top of every score (mean rank)")]
         if top.height

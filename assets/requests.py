@@ -28,18 +28,18 @@ def scope_of_request(subject: Subject, upstream: Mapping[str, Stage], scores: Ma
         deps=(upstream["examples"], *scores.values()),
         tables=(schema.MEMBERS, schema.DATASETS),
         per_request=True,
-        work=_scope,
+        work=lambda run: _scope(run, upstream),
     )
 
 
-def _scope(run: Run) -> Output:
+def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     assert run.request is not None
     requests = run.warehouse.requests
     entry = requests.get(run.request)
     if entry.state in CLOSED_TO_WORK:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
     method, config = selection(run, entry.request)
-    output = curate(run, run.request, method, curator.get(method).spec.config.from_mapping(config))
+    output = curate(run, run.request, method, curator.get(method).spec.config.from_mapping(config), upstream)
     forget = int(output.metadata["forget"])
     requests.reach(
         run.request, RequestState.SCOPED, note=f"{forget} examples by {entry.request.selector}", num_examples=forget

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from assets import models
+from assets import needs
 from assets.stage import Output, Run, Stage, labels_of, top_rows
-from assets.workspace import device_of, model_builder
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
-from contracts.methods import Gate, ScoreSpec, recipe, score
+from contracts.methods import Gate, ScoreSpec, score
 from contracts.subject import Choice, Subject
 from reports import plots
+from warehouse import empty
 
 
 def scores(subject: Subject, upstream: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -26,53 +26,43 @@ def scores(subject: Subject, upstream: Mapping[str, Stage]) -> dict[str, Stage]:
     Args:
         upstream: the stages ``examples``, ``target``, ``early`` and ``ensemble``.
     """
-    return {choice.name: _stage(subject, choice, upstream) for choice in subject.scores}
+    made: dict[str, Stage] = {}
+    for choice in subject.scores:  # a score may read those listed before it
+        made[choice.name] = _stage(subject, choice, upstream, made)
+    return made
 
 
-def _stage(subject: Subject, choice: Choice, upstream: Mapping[str, Stage]) -> Stage:
+def _stage(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], before: Mapping[str, Stage]) -> Stage:
     spec = score.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
     return Stage(
         subject=subject,
         path=("scores", spec.name),
         doc=f"{spec.doc} Higher means {spec.higher_means}. {spec.source}",
-        config={"score": config, "seed": subject.seed},
+        config={"score": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
-        deps=(upstream["examples"], *(upstream[NEEDS[need]] for need in spec.needs if need in NEEDS)),
+        deps=needs.stages_of(spec, config, upstream, scores=before, splits={}),
         tables=(spec.table, schema.SCORE_RUNS),
-        warnings=("gates",) if spec.gates else (),
+        warnings=("gates",),
         kinds=frozenset({"torch", "duckdb"}),
+        trains=bool({"train", "unlearn", "early_at"} & set(spec.needs)),
         work=lambda run: _score(run, spec, config, upstream),
     )
 
 
-NEEDS = {"model": "target", "early_models": "early", "ensemble": "ensemble"}
-_LOAD: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
-    "model": lambda run, up: models.load_model(run, up["target"]),
-    "early_models": lambda run, up: models.load_early(run, up["early"]),
-    "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
-    "train": lambda run, up: trainer(run),
-}
-
-
-def trainer(run: Run) -> Callable[..., Any]:
-    """``(data, seed) -> model``: the subject's own recipe from a fresh initialisation."""
-    method, config = recipe.get(run.subject.recipe.name), models.recipe_config(run.subject)
-    build, device = model_builder(run.subject, run.data), device_of(run.subject)
-    return lambda data, seed: method(build, data, config=config, seed=seed, device=device, progress=run.progress)
-
-
 def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]) -> Output:
-    if run.data.task not in spec.tasks:
-        raise NotApplicable(f"score {spec.name} is defined for {', '.join(spec.tasks)}, not for {run.data.task}")
     started = time.perf_counter()
-    frame = score.get(spec.name)(
-        run.train,
-        config=config,
-        seed=derive_seed(run.subject.seed, "score", spec.name) % 2**31,
-        **{need: _LOAD[need](run, upstream) for need in spec.needs},
-    ).sort("example_id")
-    reasons = [reason for gate in spec.gates if (reason := _refusal(frame, gate))]
+    try:
+        needs.refuse_task(run, spec, "score")
+        frame = score.get(spec.name)(
+            run.train,
+            config=config,
+            seed=derive_seed(run.subject.seed, "score", spec.name) % 2**31,
+            **needs.handed(run, spec, upstream),
+        ).sort("example_id")
+        reasons = [reason for gate in spec.gates if (reason := _refusal(frame, gate))]
+    except NotApplicable as error:
+        frame, reasons = empty(spec.table), [str(error)]
     row = {
         "score": spec.name, "num_examples": frame.height, "passed": not reasons, "reason": " ".join(reasons),
         "higher_means": spec.higher_means, "wall_s": time.perf_counter() - started,
@@ -89,7 +79,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
         pictures={"histogram": plots.histogram_png(values.to_numpy(), title=spec.name, xlabel=_xlabel(spec))}
         if len(values)
         else {},
-        warnings={"gates": " ".join(reasons)} if spec.gates else {},
+        warnings={"gates": " ".join(reasons)},
     )
 
 

@@ -31,6 +31,7 @@ from sources import ExampleSet
 from warehouse import Artifact, content_digest
 
 Partition = Mapping[str, str]
+APPLIES = "applies"  # the check that says why a method does not apply to a subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from contracts.digests import canonical_json
 from contracts.errors import DataError, InvalidInput
+from contracts.methods import Picture
 from contracts.schema import ATTACK_REPORTS, UNLEARNING_RUNS
 from contracts.tables import TableSpec
 from contracts.verdicts import Finding
@@ -96,6 +97,27 @@ class ScoreSection:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class AnalysisSection:
+    """One finding about the whole data set: its pictures and the head of its table.
+
+    Attributes:
+        name, doc: as the analysis declares them.
+        charts: (declaration, rows) of each picture that is a chart.
+        examples: one group a picture of kind "examples".
+        table: the first rows of its first table; ``num_rows`` says how many there are.
+        reason: why it does not apply to this subject, or "".
+    """
+
+    name: str
+    doc: str
+    charts: Sequence[tuple[Picture, pl.DataFrame]] = ()
+    examples: Sequence[Examples] = ()
+    table: pl.DataFrame | None = None
+    num_rows: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport:
     """What one audit found.
 
@@ -105,6 +127,7 @@ class AuditReport:
         findings: rows of ``audits.findings``, or findings about nothing in particular.
         audited: group -> {label: value}; the groups "Data", "Model", "Recipe", "Seeds", "Digests" in the order shown.
         scores: one section a score. ``groups``: examples chosen over several scores (the noisiest).
+        analyses: one section an analysis.
         unlearning: rows of ``unlearning.runs``. ``attacks``: rows of ``audits.attack_reports``. None when not run.
         curves: audited -> attack -> ROC curve.
         notes: further limits and reasons, one sentence each.
@@ -128,6 +151,7 @@ class AuditReport:
     audited: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scores: Sequence[ScoreSection] = ()
     groups: Sequence[Examples] = ()
+    analyses: Sequence[AnalysisSection] = ()
     unlearning: pl.DataFrame | None = None
     attacks: pl.DataFrame | None = None
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
@@ -199,6 +223,11 @@ def facts(report: AuditReport) -> dict[str, Any]:
             for s in report.scores
         ],
         "groups": [_listed(e) for e in report.groups],
+        "analyses": [
+            {"name": a.name, "doc": a.doc, "reason": a.reason, "num_rows": a.num_rows, "head": a.table,
+             "examples": [_listed(e) for e in a.examples]}
+            for a in report.analyses
+        ],
         "unlearning": report.unlearning,
         "max_gap": report.max_gap,
         "attacks": report.attacks,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import polars as pl
 
+from contracts.methods import Picture
 from contracts.verdicts import Verdict, overall
 from reports import plots, summary
 from reports.series import Curve, Histogram
@@ -44,6 +45,15 @@ def render(report: AuditReport, *, digest: str) -> str:
             for s in report.scores
         ],
         groups=[_group(e) for e in report.groups],
+        analyses=[
+            {
+                "section": a,
+                "charts": [_table_chart(p, rows) for p, rows in a.charts],
+                "groups": [_group(e) for e in a.examples],
+                "head": _head(a.table),
+            }
+            for a in report.analyses
+        ],
         unlearning=_unlearning(report),
         attacks=_attacks(report.attacks),
         rocs=[_roc(audited, curves, report.attacks) for audited, curves in report.curves.items() if curves],
@@ -61,6 +71,7 @@ def open_questions(report: AuditReport) -> list[tuple[str, str]]:
     for split in report.judgement.powerless:
         asked.append((split, "The untouched model was not caught here, so the audit had no power on this split."))
     asked += _weak_rates(report.attacks)
+    asked += [(a.name, a.reason) for a in report.analyses if a.reason]
     for section in report.scores:
         if not section.passed:
             asked.append((section.name, section.reason or "Its run did not meet the score's own conditions."))
@@ -175,6 +186,17 @@ def _histogram(name: str, unit: str, data: Histogram) -> dict[str, str]:
     marks = ", ".join(f"{percent(q)} quantile {summary.number(v)}" for q, v in data.quantiles)
     alt = f"Histogram of {name} over {count(int(data.counts.sum()))} examples{': ' + marks if marks else ''}."
     return _chart(lambda theme: plots.histogram_png(data, xlabel=label, theme=theme), alt)
+
+
+def _table_chart(picture: Picture, rows: pl.DataFrame) -> dict[str, str]:
+    return _chart(lambda theme: plots.table_png(picture, rows, theme=theme), f"{picture.title}.")
+
+
+def _head(frame: pl.DataFrame | None) -> dict[str, Any] | None:
+    if frame is None or frame.is_empty():
+        return None
+    shown = frame.select(frame.columns[:_SHOWN_COLUMNS])
+    return {"columns": shown.columns, "rows": [[text(v) for v in row] for row in shown.iter_rows()]}
 
 
 def _group(examples: Examples) -> dict[str, Any]:

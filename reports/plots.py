@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: histogram, ROC on log axes, dots with their spread, examples and sheets of examples.
+"""Pictures as PNG bytes: histogram, ROC on log axes, lines with bands, bars, dots with their spread, sheets of examples.
 
 Matplotlib's object interface with the Agg canvas only: no window system, no pyplot state, no user style file, no clock.
 The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from contracts.errors import InvalidInput
+from contracts.methods import Picture
 from reports.series import Histogram
 
 Theme = Literal["light", "dark"]
@@ -210,6 +211,75 @@ def dots_png(
         axes.grid(axis="x", color=_RULE[theme], linewidth=0.6)
 
     return _figure(draw, title=title, theme=theme, size=(6.4, 1.1 + 0.36 * len(groups)))
+
+
+def table_png(picture: Picture, frame: pl.DataFrame, *, theme: Theme = "light") -> bytes:
+    """A table as its declaration asks: lines with bands, bars with whiskers, or dots by ``series``.
+
+    Args:
+        frame: rows of the picture's table; those that ``picture.where`` leaves out, or without a value, are not drawn.
+            None left draws an empty frame that says so.
+    """
+    rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
+    xlabel, ylabel = picture.x.replace("_", " "), picture.y.replace("_", " ")
+    if picture.kind == "dots" and rows.height:
+        groups = {
+            str(name): part[picture.y].to_numpy() for (name,), part in rows.group_by(picture.x, maintain_order=True)
+        }
+        return dots_png(groups, title=picture.title, xlabel=ylabel, theme=theme)
+    bars = picture.kind == "bars"
+
+    def draw(axes: Axes) -> None:
+        if rows.is_empty():
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, "no row", ha="center", va="center", color=_MUTED[theme], transform=axes.transAxes)
+        elif bars:
+            _bars(axes, rows, picture, theme)
+        else:
+            _lines(axes, rows, picture, theme)
+        axes.set_xlabel(ylabel if bars else xlabel)
+        if not bars:
+            axes.set_ylabel(ylabel)
+        axes.grid(axis="x" if bars else "both", color=_RULE[theme], linewidth=0.6)
+
+    height = 1.1 + 0.3 * max(rows.height, 1) if bars else 3.6
+    return _figure(draw, title=picture.title, theme=theme, size=(6.4, height))
+
+
+def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> None:
+    groups = rows.group_by(picture.series, maintain_order=True) if picture.series else [(("",), rows)]
+    for number, ((name,), part) in enumerate(groups):
+        part = part.sort(picture.x)
+        colour = _SERIES[theme][number % len(_SERIES[theme])]
+        x = part[picture.x].to_numpy()
+        axes.plot(
+            x, part[picture.y], color=colour, linewidth=1.7, marker="o", markersize=3.5,
+            linestyle=_DASHES[number % len(_DASHES)], label=_clipped(str(name)),
+        )  # fmt: skip
+        if picture.low and picture.high:
+            band = part.drop_nulls([picture.low, picture.high])
+            axes.fill_between(
+                band[picture.x], band[picture.low], band[picture.high], color=colour, alpha=0.16, linewidth=0
+            )
+    if picture.log_x:
+        axes.set_xscale("log")
+    if picture.series:
+        axes.legend(loc="best", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85, fontsize=8)
+
+
+def _bars(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> None:
+    names = [" ".join(str(row[c]) for c in filter(None, (picture.series, picture.x))) for row in rows.to_dicts()]
+    values = rows[picture.y].to_numpy().astype(np.float64)
+    place = np.arange(len(names))
+    axes.barh(place, values, color=_BAR[theme], height=0.7)
+    if picture.low and picture.high:
+        low, high = (rows[c].to_numpy().astype(np.float64) for c in (picture.low, picture.high))
+        whiskers = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
+        axes.errorbar(values, place, xerr=whiskers, fmt="none", color=_INK[theme], linewidth=1.0, capsize=2.5)
+    axes.set_yticks(place, [_clipped(n) for n in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
 
 
 def is_picture(shape: Sequence[int]) -> bool:

@@ -28,6 +28,11 @@ POLARS: dict[str, pl.DataType] = {
 _UTC = ("UTC", "Etc/UTC")
 
 
+def empty(spec: TableSpec) -> pl.DataFrame:
+    """No rows of the spec's own columns: what a method stores that does not apply."""
+    return pl.DataFrame(schema={c.name: POLARS[c.dtype] for c in spec.columns})
+
+
 def checked(spec: TableSpec, frame: pl.DataFrame, partition: Mapping[str, Any]) -> pl.DataFrame:
     """``frame`` with exactly the spec's columns, in its order and types, sorted by key.
 

@@ -1,0 +1,81 @@
+"""Stage 4, analyses: findings about the whole data set; the declaration alone decides inputs, tables, checks, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from assets import needs
+from assets.examples import examples_in
+from assets.stage import APPLIES, Output, Run, Stage
+from contracts.digests import derive_seed
+from contracts.errors import NotApplicable
+from contracts.methods import AnalysisSpec, Picture, analysis
+from contracts.subject import Choice, Subject
+from reports import plots
+from reports.plots import is_picture
+from warehouse import empty
+
+HEAD = 10
+
+
+def analyses(
+    subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+) -> dict[str, Stage]:
+    """``[subject, analyses, <name>]`` for every analysis the subject lists."""
+    return {choice.name: _stage(subject, choice, upstream, scores, splits) for choice in subject.analyses}
+
+
+def _stage(
+    subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+) -> Stage:  # fmt: skip
+    spec = analysis.get(choice.name).spec
+    config = spec.config.from_mapping(choice.config)
+    return Stage(
+        subject=subject,
+        path=("analyses", spec.name),
+        doc=f"{spec.doc} {spec.source}",
+        config={"analysis": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
+        version=spec.version,
+        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=splits),
+        tables=spec.tables,
+        warnings=(APPLIES,),
+        kinds=frozenset({"torch", "duckdb"}),
+        trains=bool({"train", "unlearn", "early_at"} & set(spec.needs)),
+        work=lambda run: _analyse(run, spec, config, upstream),
+    )
+
+
+def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, Stage]) -> Output:
+    try:
+        needs.refuse_task(run, spec, "analysis")
+        frames = analysis.get(spec.name)(
+            run.data,
+            config=config,
+            seed=derive_seed(run.subject.seed, "analysis", spec.name) % 2**31,
+            progress=run.progress,
+            **needs.handed(run, spec, upstream),
+        )
+    except NotApplicable as error:
+        return Output(tables=[(t, empty(t), {}) for t in spec.tables], warnings={APPLIES: str(error)})
+    first = frames[spec.tables[0].name]
+    return Output(
+        tables=[(table, frames[table.name], {}) for table in spec.tables],
+        members=run.train.example_id,
+        metadata={"rows": {t.name: frames[t.name].height for t in spec.tables}, "head": first.head(HEAD).to_dicts()},
+        pictures={p.title: png for p in spec.pictures if (png := _png(run, p, frames[p.table]))},
+        warnings={APPLIES: ""},
+    )
+
+
+def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
+    if picture.kind != "examples":
+        return plots.table_png(picture, frame)
+    groups = examples_in(run.data, picture, frame) if is_picture(run.data.input_shape) else []
+    shown = [(e, i) for e in groups for i in range(min(len(e.example_id), 8))][:64]
+    if not shown:
+        return None
+    images = [e.images[i] for e, i in shown if e.images is not None]
+    return plots.grid_png(images, [e.heading[:14] for e, _ in shown], title=picture.title)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""What the pipeline hands to a method: each word of ``contracts.methods.NEEDS``, the stages it stands on, how it is made.
+
+A stage depends on what its method needs, so that a change upstream makes it stale; the callables are made when the work
+runs and load nothing before they are called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from assets import models
+from assets.stage import Run, Stage
+from assets.workspace import device_of, model_builder
+from contracts import schema
+from contracts.errors import NotApplicable, UnknownName
+from contracts.methods import MethodSpec, recipe, unlearner
+from contracts.subject import Subject
+from sources import ExampleSet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STANDS_ON = {
+    "model": "target", "unlearn": "target", "early_models": "early", "ensemble": "ensemble",
+}  # fmt: skip
+
+
+def stages_of(
+    spec: MethodSpec, config: Any, upstream: Mapping[str, Stage], *, scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+) -> tuple[Stage, ...]:  # fmt: skip
+    """The stages a method reads, the examples first.
+
+    Args:
+        config: the method's; its fields ``score`` or ``scores`` (``split`` or ``splits``) name the stored ones it reads.
+
+    Raises:
+        UnknownName: it names a score or a split that the subject does not list.
+    """
+    wanted = [upstream["examples"], *(upstream[STANDS_ON[need]] for need in spec.needs if need in STANDS_ON)]
+    for kind, stages in (("score", scores), ("split", splits)):
+        if f"{kind}s" in spec.needs:
+            wanted += [_named(kind, name, stages, spec.name) for name in names_in(config, kind)]
+    return tuple(dict.fromkeys(wanted))
+
+
+def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
+    """Parts of the plan that a method's result depends on besides its stages: those behind the callables it is handed."""
+    plan: dict[str, Any] = {}
+    if {"train", "early_at", "unlearn"} & set(spec.needs):
+        plan |= models.training(subject)
+    if "early_at" in spec.needs:
+        plan["early"] = subject.early
+    if "unlearn" in spec.needs and subject.unlearning:
+        plan["unlearners"] = subject.unlearning.methods
+    return plan
+
+
+def names_in(config: Any, kind: str) -> Sequence[str]:
+    """The names that a configuration gives in its field ``score`` or ``scores`` (``split`` or ``splits``)."""
+    one, many = getattr(config, kind, ""), getattr(config, f"{kind}s", ())
+    return [name for name in (one, *many) if isinstance(name, str) and name]
+
+
+def _named(kind: str, name: str, stages: Mapping[str, Stage], method: str) -> Stage:
+    if name not in stages:
+        raise UnknownName(f"{method} reads a {kind} that the subject does not list: {kind}", name, stages)
+    return stages[name]
+
+
+def handed(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Any]:
+    """The keyword arguments for one call of a method."""
+    return {need: _MAKE[need](run, upstream) for need in spec.needs}
+
+
+def refuse_task(run: Run, spec: MethodSpec, kind: str) -> None:
+    """Raise :class:`NotApplicable` when the method is not defined for the data's task."""
+    if run.data.task not in spec.tasks:
+        raise NotApplicable(f"{kind} {spec.name} is defined for {', '.join(spec.tasks)}, not for {run.data.task}.")
+
+
+def trainer(run: Run) -> Callable[..., nn.Module]:
+    """``(data, seed, *, effort, observe) -> model``: the subject's own recipe from a fresh initialisation."""
+    method, config = recipe.get(run.subject.recipe.name), models.recipe_config(run.subject)
+    build, device = model_builder(run.subject, run.data), device_of(run.subject)
+
+    def train(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
+        plan: Any = config
+        if effort != 1.0:
+            if not hasattr(config, "epochs"):
+                raise NotApplicable(f"recipe {method.spec.name} has no epochs to multiply by {effort:g}.")
+            plan = dataclasses.replace(plan, epochs=max(1, round(plan.epochs * effort)))
+        watched = {} if observe is None else {"observe": observe}
+        return method(  # type: ignore[no-any-return]
+            build, data, config=plan, seed=seed, device=device, progress=run.progress, **watched
+        )
+
+    return train
+
+
+def _early_at(run: Run) -> Callable[[int], Sequence[nn.Module]]:
+    from recipes import early_models
+
+    def at(epoch: int) -> Sequence[nn.Module]:
+        return early_models(
+            model_builder(run.subject, run.data), run.train, config=models.recipe_config(run.subject),  # type: ignore[arg-type]
+            seeds=models.early_seeds(run.subject), epoch=epoch, device=device_of(run.subject), progress=run.progress,
+        )  # fmt: skip
+
+    return at
+
+
+def _unlearn(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., nn.Module]:
+    """A registered unlearner with the plan's configuration of it, or its defaults."""
+    plan = run.subject.unlearning
+    chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
+
+    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        method = unlearner.get(name)
+        config = method.spec.config.from_mapping(chosen.get(name, {}))
+        return method(  # type: ignore[no-any-return]
+            models.load_model(run, upstream["target"]), retain=retain, forget=forget, config=config, seed=seed,
+            progress=run.progress, **handed(run, method.spec, upstream),
+        )  # fmt: skip
+
+    return unlearn
+
+
+def _evaluate() -> Callable[..., dict[str, float]]:
+    from unlearning.metrics import evaluate
+
+    return evaluate
+
+
+def _split(run: Run, name: str) -> pl.DataFrame:
+    return run.read(schema.MEMBERS, {"dataset_id": name}).select("example_id", "role")
+
+
+_MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
+    "model": lambda run, up: models.load_model(run, up["target"]),
+    "early_models": lambda run, up: models.load_early(run, up["early"]),
+    "early_at": lambda run, up: _early_at(run),
+    "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
+    "train": lambda run, up: trainer(run),
+    "unlearn": _unlearn,
+    "evaluate": lambda run, up: _evaluate(),
+    "scores": lambda run, up: run.stored_score,
+    "splits": lambda run, up: lambda name: _split(run, name),
+    "select_where": lambda run, up: run.select_where,
+}
