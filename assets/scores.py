@@ -69,7 +69,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
     }  # fmt: skip
     values = frame[spec.value].drop_nulls()
     return Output(
-        tables=[(spec.table, frame, {}), (schema.SCORE_RUNS, pl.DataFrame([row]), {"score": spec.name})],
+        tables=[(spec, frame, {}), (schema.SCORE_RUNS, pl.DataFrame([row]), {"score": spec.name})],
         members=frame["example_id"].to_numpy(),
         metadata={
             "examples": frame.height,

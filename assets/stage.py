@@ -23,6 +23,7 @@ import polars as pl
 from assets.workspace import Workspace
 from contracts.digests import digest, plain
 from contracts.errors import NotReady
+from contracts.methods import ScoreSpec
 from contracts.progress import Progress
 from contracts.stores import CheckpointStore
 from contracts.subject import Subject
@@ -48,7 +49,7 @@ class Output:
         warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
     """
 
-    tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]] = ()
+    tables: Sequence[tuple[TableSpec | ScoreSpec, pl.DataFrame, Partition]] = ()
     artifacts: Sequence[Artifact] = ()
     volatile: Sequence[Artifact] = ()
     members: np.ndarray | None = None
@@ -203,8 +204,11 @@ def materialize(
     shown = w.artifacts.save_json(f"{run.asset}/shown", {"metadata": metadata, "pictures": pictures})
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
     outputs: list[dict[str, Any]] = []
-    for spec, frame, partition in output.tables:
-        receipt = w.replace(spec, frame, partition=dict(partition), **common)
+    written: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
+    for declared, frame, partition in output.tables:
+        receipt = w.replace(declared, frame, partition=dict(partition), **common)
+        spec = declared.table if isinstance(declared, ScoreSpec) else declared
+        written.append((spec, frame, partition))
         outputs.append(
             {"kind": "table", "name": spec.full_name, "partition": dict(partition), "digest": content_digest(spec, frame),
              "receipt": receipt.digest}
@@ -223,9 +227,9 @@ def materialize(
         "key": key,
         "data_version": digest([(o["name"], o.get("partition"), o["digest"]) for o in outputs]),
         "outputs": outputs,
-        "tables": [[spec.full_name, dict(partition)] for spec, _, partition in output.tables],
-        "rows": sum(frame.height for spec, frame, _ in output.tables if spec.full_name == stage.tables[0].full_name),
-        "contract": _check(run, output.tables),
+        "tables": [[spec.full_name, dict(partition)] for spec, _, partition in written],
+        "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),
+        "contract": _check(run, written),
         "warnings": dict(output.warnings),
         "wall_s": round(time.perf_counter() - started, 3),
     }

@@ -143,13 +143,13 @@ class Transaction:
         return table, dict(partition or {})
 
     def _declare(self, table: TableSpec, score: ScoreSpec | None) -> None:
-        if table.full_name == "scores.latest":
-            raise DataError("scores.latest is the view over all scores; no score may be called latest")
+        if table.full_name in ("scores.latest", "scores.agreement"):
+            raise DataError(f"{table.full_name} is a view over all scores; no score may be called {table.name}")
         done = ddl.ensure(self.con, table)
         if done:
             self.note("table", {"table": table.full_name, "version": table.version, "done": done})
-        if table.schema == "scores" and table.name != "runs" and (done or score):
-            views.refresh(self.con, table, score)
+        if score:
+            views.refresh(self.con, score)
 
     def _insert(self, spec: TableSpec, rows: pl.DataFrame, subject: str, run_id: str, config_digest: str) -> None:
         if not run_id or not config_digest:

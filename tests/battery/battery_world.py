@@ -2,6 +2,7 @@
 
 ``World.run(kind, method, ...)`` returns a method's output in one comparable form:
     score, curator   the polars frame              attack   float64 (T, N)
+    analysis   {table: polars frame}
     unlearner, recipe   all parameters and buffers, float64 (d,)       source   the ExampleSet
 """
 
@@ -22,13 +23,15 @@ from PIL import Image
 from torch import nn
 
 from attacks.membership.evidence import Evidence
-from contracts.methods import REGISTRIES
+from contracts.methods import REGISTRIES, unlearner
+from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
 from recipes import ReferenceEnsemble, SupervisedConfig, early_models, predict_logits, supervised, train_ensemble
 from recipes.models import builder
 from sources import detect
 from sources.example_set import ExampleSet
+from unlearning.metrics import evaluate
 
 NUM_CLASSES = 3
 KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES}
@@ -70,6 +73,10 @@ class World:
     evidence: Evidence
     configs: dict[tuple[str, str], Mapping[str, Any]]
 
+    def data(self, kind: str) -> ExampleSet:
+        """What a method of this kind is given: both splits for an analysis, the training examples for all others."""
+        return self.examples if kind == "analysis" else self.train
+
     def config(self, kind: str, method: Method[Any], **changed: Any) -> Any:
         """A legal configuration: the example given here for what is required, defaults for the rest."""
         spec = method.spec
@@ -99,7 +106,9 @@ class World:
     ) -> Any:
         config = self.config(kind, method)
         handed = {need: (needs or self.needs)[need] for need in method.spec.needs}
-        data = self.train if data is None else data
+        data = self.data(kind) if data is None else data
+        if kind == "analysis":
+            return method(data, config=config, seed=seed, progress=silent, **handed)
         if kind in ("score", "curator"):
             return method(data, config=config, seed=seed, **handed)
         if kind == "attack":
@@ -175,8 +184,17 @@ def make_world(folder: Path) -> World:
     build = builder("mlp", {"hidden": (8,)}, input_shape=examples.input_shape, num_outputs=NUM_CLASSES)
     recipe = SupervisedConfig(lr=0.1, epochs=15, batch=32)
 
-    def fresh(data: ExampleSet, seed: int) -> nn.Module:
-        return supervised(build, data, config=recipe, seed=seed)
+    def fresh(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
+        plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)))
+        return supervised(build, data, config=plan, seed=seed, observe=observe)
+
+    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        method = unlearner.get(name)
+        needed = {"train": fresh}
+        return method(
+            model, retain=retain, forget=forget, config=method.spec.config(), seed=seed,
+            **{need: needed[need] for need in method.spec.needs},
+        )  # fmt: skip
 
     values = pl.DataFrame({"example_id": train.example_id, "value": train.x[:, 0].astype(np.float64)})
     model = fresh(train, 0)
@@ -206,7 +224,13 @@ def make_world(folder: Path) -> World:
             "early_models": early_models(build, train, config=recipe, seeds=[3, 4], epoch=3),
             "ensemble": ensemble,
             "train": fresh,
+            "early_at": lambda epoch: early_models(build, train, config=recipe, seeds=[3, 4], epoch=epoch),
+            "unlearn": unlearn,
+            "evaluate": evaluate,
             "scores": lambda name: values,
+            "splits": lambda name: pl.DataFrame(
+                {"example_id": train.example_id, "role": np.where(train.y == 1, "forget", "retain")}
+            ),
             "select_where": lambda where: train.example_id[train.y == 1],
         },
         evidence=make_evidence(examples, [model, fresh(train, 9)], ensemble),

@@ -23,10 +23,11 @@ from attacks.membership.evidence import Evidence
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, PalimpsestError
 from contracts.registry import Method
 from contracts.tables import Column
+from reports.plots import table_png
 from sources.example_set import ExampleSet
 
 DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
-ON_DATA = of("score", "curator", "unlearner", "recipe")
+ON_DATA = of("score", "analysis", "curator", "unlearner", "recipe")
 
 
 def check_column(values: pl.Series, column: Column) -> None:
@@ -57,6 +58,17 @@ def check(kind: str, method: Method[Any], out: Any, data: ExampleSet | None, *, 
         assert set(ids) <= set(data.example_id) and len(set(ids)) == len(ids)
         if whole and "ensemble" not in spec.needs:  # an ensemble speaks of its pool only
             assert len(ids) == len(data)
+    elif kind == "analysis":
+        assert set(out) == {table.name for table in spec.tables}
+        for table in spec.tables:
+            frame = out[table.name]
+            assert set(frame.columns) == {c.name for c in table.columns}, table.name
+            for column in table.columns:
+                check_column(frame[column.name], column)
+            assert not frame.select(table.key).is_duplicated().any(), f"{table.name}: key {table.key} is not unique"
+        for picture in spec.pictures:
+            if picture.kind != "examples":
+                assert table_png(picture, out[picture.table]).startswith(b"\x89PNG")
     elif kind == "curator":
         assert out.schema == {"example_id": pl.Int64, "role": pl.String, "reason": pl.String}
         assert sorted(out["example_id"].to_list()) == sorted(data.example_id[data.split == "train"].tolist())
@@ -76,12 +88,16 @@ def comparable(kind: str, out: Any) -> Any:
     """A form in which equal outputs are equal, whatever the order of their rows."""
     if kind in ("score", "curator"):
         return out.sort("example_id")
+    if kind == "analysis":
+        return {name: frame.sort(frame.columns) for name, frame in sorted(out.items())}
     return out.digest if kind == "source" else out
 
 
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, pl.DataFrame):
         return a.equals(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else bool(a == b)
 
 
@@ -101,7 +117,7 @@ def outcome(run: Callable[[], Any]) -> Any:
 def test_the_output_is_what_was_declared(world: World, kind, name):
     method = KINDS[kind].get(name)
     out = world.run(kind, method)
-    check(kind, method, out, world.train)
+    check(kind, method, out, world.data(kind))
     if kind == "attack":
         assert out.shape == world.evidence.target_logits.shape[:2]
         assert np.isfinite(out).mean() > 0.5
@@ -131,10 +147,10 @@ def test_same_seed_same_bits_and_no_hidden_randomness(world: World, kind, name):
 @pytest.mark.parametrize(("kind", "name"), ON_DATA)
 def test_nothing_handed_in_is_changed(world: World, kind, name):
     method = KINDS[kind].get(name)
-    data, needs = copy.deepcopy(world.train), copy.deepcopy(world.needs)
+    data, needs = copy.deepcopy(world.data(kind)), copy.deepcopy(world.needs)
     world.run(kind, method, data=data, needs=needs)
     for column in ("x", "y", "example_id", "split", "owner"):
-        assert np.array_equal(getattr(data, column), getattr(world.train, column)), column
+        assert np.array_equal(getattr(data, column), getattr(world.data(kind), column)), column
     models = [
         (needs["model"], world.needs["model"]),
         *zip(needs["early_models"], world.needs["early_models"], strict=True),
@@ -148,12 +164,16 @@ def test_nothing_handed_in_is_changed(world: World, kind, name):
     assert np.array_equal(needs["ensemble"].logits, world.needs["ensemble"].logits)
 
 
-@pytest.mark.parametrize(("kind", "name"), of("score", "curator", "unlearner"))
+@pytest.mark.parametrize(("kind", "name"), of("score", "analysis", "curator", "unlearner"))
 def test_the_order_of_the_rows_does_not_matter(world: World, kind, name):
     method = KINDS[kind].get(name)
-    mixed = world.train.subset(np.random.default_rng(5).permutation(world.train.example_id))
-    first, second = (comparable(kind, world.run(kind, method, data=d)) for d in (world.train, mixed))
-    if isinstance(first, np.ndarray) or kind == "curator":
+    data = world.data(kind)
+    mixed = data.subset(np.random.default_rng(5).permutation(data.example_id))
+    first, second = (comparable(kind, world.run(kind, method, data=d)) for d in (data, mixed))
+    if isinstance(first, dict):
+        for name, frame in first.items():
+            assert_frame_equal(frame, second[name], rel_tol=1e-5, abs_tol=1e-7)
+    elif isinstance(first, np.ndarray) or kind == "curator":
         assert same(first, second)
     else:  # a batch of other neighbours may round differently
         assert_frame_equal(first, second, rel_tol=1e-5, abs_tol=1e-7)
@@ -235,7 +255,7 @@ def empty(data: ExampleSet) -> ExampleSet:
 @pytest.mark.parametrize("odd", [constant, one_class, single, empty], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("kind", "name"), ON_DATA)
 def test_odd_data_gives_a_typed_error_or_a_sound_output(world: World, kind, name, odd):
-    method, data = KINDS[kind].get(name), odd(world.train)
+    method, data = KINDS[kind].get(name), odd(world.data(kind))
     out = outcome(lambda: world.run(kind, method, data=data))
     if not isinstance(out, PalimpsestError):
         check(kind, method, out, data)
@@ -268,15 +288,16 @@ def test_odd_evidence_gives_a_typed_error_or_a_sound_output(world: World, kind, 
 
 
 @pytest.mark.parametrize("label", [-1, NUM_CLASSES])
-@pytest.mark.parametrize(("kind", "name"), of("score", "unlearner", "recipe"))
+@pytest.mark.parametrize(("kind", "name"), of("score", "analysis", "unlearner", "recipe"))
 def test_a_label_out_of_range_is_refused_naming_it(world: World, kind, name, label):
     method = KINDS[kind].get(name)
     if kind == "unlearner" and name == "none":
         pytest.skip("the control does not look at the examples")
     victim = int(halves(world.train)[0].example_id[3])
-    y = world.train.y.copy()
-    y[world.train.example_id == victim] = label
-    data = dataclasses.replace(world.train, y=y)
+    data = world.data(kind)
+    y = data.y.copy()
+    y[data.example_id == victim] = label
+    data = dataclasses.replace(data, y=y)
     with pytest.raises(InvalidInput) as error:
         world.run(kind, method, data=data)
     assert str(victim) in str(error.value) or victim in getattr(error.value, "example_ids", ())
@@ -286,9 +307,10 @@ def test_a_label_out_of_range_is_refused_naming_it(world: World, kind, name, lab
 def test_an_id_used_twice_is_refused_or_shows(world: World, kind, name):
     """Never merged in silence: refused, or still there twice, where the table's key refuses it."""
     method = KINDS[kind].get(name)
-    ids = world.train.example_id.copy()
+    data = world.data(kind)
+    ids = data.example_id.copy()
     ids[1] = ids[0]
-    data = dataclasses.replace(world.train, example_id=ids)
+    data = dataclasses.replace(data, example_id=ids)
     out = outcome(lambda: world.run(kind, method, data=data))
     if isinstance(out, pl.DataFrame):
         assert out["example_id"].is_duplicated().sum() == 2
@@ -301,11 +323,18 @@ def broken(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("kind", "name"), of("score", "unlearner"))
+MODELS = {"model", "early_models", "early_at", "ensemble"}
+LOOKS_AT_MODELS = [
+    p
+    for p in of("score", "analysis", "unlearner")
+    if MODELS & set(KINDS[p.values[0]].get(p.values[1]).spec.needs)
+    or (p.values[0] == "unlearner" and p.values[1] not in ("none", "retrain"))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LOOKS_AT_MODELS)
 def test_a_model_of_nan_is_refused(world: World, kind, name):
     method = KINDS[kind].get(name)
-    if not set(method.spec.needs) & {"model", "early_models"} and name in ("none", "retrain"):
-        pytest.skip("does not look at the model")
     ensemble = world.needs["ensemble"]
     logits = ensemble.logits.copy()
     logits[0, 0, 0] = np.nan
@@ -317,6 +346,7 @@ def test_a_model_of_nan_is_refused(world: World, kind, name):
                 **world.needs,
                 "model": broken(world.needs["model"]),
                 "early_models": [broken(m) for m in world.needs["early_models"]],
+                "early_at": lambda epoch: [broken(m) for m in world.needs["early_models"]],
                 "ensemble": dataclasses.replace(ensemble, logits=logits),
             },
         )
@@ -345,6 +375,7 @@ def test_a_task_that_is_not_declared_is_refused(world: World, kind, name):
     method = KINDS[kind].get(name)
     if "regression" in method.spec.tasks:
         pytest.skip("works on any task")
-    data = dataclasses.replace(world.train, task="regression", y=world.train.x[:, 0].astype(np.float64), class_names=())
+    data = world.data(kind)
+    data = dataclasses.replace(data, task="regression", y=data.x[:, 0].astype(np.float64), class_names=())
     with pytest.raises(NotApplicable):
         world.run(kind, method, data=data)

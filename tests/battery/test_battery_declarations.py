@@ -21,13 +21,14 @@ EVERYTHING = of(*KINDS)
 # What a method of each kind is called with besides its needs.
 CALLED_WITH = {
     "score": {"config", "seed"},
+    "analysis": {"config", "seed", "progress"},
     "curator": {"config", "seed"},
     "attack": {"config", "seed"},
     "source": {"config", "seed"},
     "recipe": {"config", "seed", "checkpoints", "progress"},
     "unlearner": {"retain", "forget", "config", "seed", "progress"},
 }
-PUBLISHED = ("score", "unlearner", "attack", "recipe")
+PUBLISHED = ("score", "analysis", "unlearner", "attack", "recipe")
 
 
 def test_something_of_every_kind_is_registered():

@@ -28,7 +28,7 @@ from contracts.schema import (
     UNLEARNING_RUNS,
 )  # fmt: skip
 from contracts.tables import TableSpec
-from warehouse import Warehouse, ddl, queries
+from warehouse import Warehouse, ddl, queries, views
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -66,6 +66,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         "CREATE TABLE scores.latest (subject VARCHAR, score VARCHAR, example_id BIGINT, value DOUBLE, stderr DOUBLE, "
         "higher_means VARCHAR, run_id VARCHAR)"
     )
+    c.execute(views.AGREEMENT)
     for i, (v, (m, se)) in enumerate(zip(EL2N, MEMORIZATION, strict=True)):
         c.execute("INSERT INTO scores.latest VALUES ('digits', 'el2n', ?, ?, NULL, 'harder', 'r')", [i, v])
         c.execute("INSERT INTO scores.latest VALUES ('digits', 'memorization', ?, ?, ?, 'memorised', 'r')", [i, m, se])
@@ -160,8 +161,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_one_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 21
+def test_there_are_twenty_two_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 22
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")

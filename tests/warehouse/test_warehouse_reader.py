@@ -216,13 +216,28 @@ def test_latest_hides_rows_that_another_configuration_made(filled: Warehouse) ->
     assert filled.latest_score("digits", "el2n")["example_id"].to_list() == [1, 2]
 
 
-def test_latest_takes_columns_by_name_when_only_the_table_is_given(w: Warehouse) -> None:
+def test_a_table_of_the_same_schema_is_no_score(filled: Warehouse) -> None:
     import dataclasses
 
-    table = dataclasses.replace(EL2N.table, name="other")
-    w.replace(table, score_frame([3]), **COMMON)
-    w.replace(SCORE_RUNS, score_run("other"), partition={"score": "other"}, **COMMON)
-    assert w.latest_score("digits", "other").rows() == [(3, 0.4, None)]
+    filled.replace(dataclasses.replace(EL2N.table, name="curve"), score_frame([3]), **COMMON)
+    filled.publish()
+    assert filled.query("SELECT DISTINCT score FROM scores.latest")["score"].to_list() == ["el2n"]
+    with pytest.raises(UnknownName):
+        filled.latest_score("digits", "curve")
+
+
+def test_agreement_lists_the_scores_that_call_an_example_high(filled: Warehouse) -> None:
+    import dataclasses
+
+    spec = dataclasses.replace(EL2N, name="aum", higher_means="mislabelled")
+    filled.replace(spec, score_frame([1, 2, 9]), **COMMON)
+    run = score_run("aum").with_columns(higher_means=pl.lit("mislabelled"))
+    filled.replace(SCORE_RUNS, run, partition={"score": "aum"}, **COMMON)
+    filled.publish()
+    places = {r["example_id"]: r for r in filled.query("SELECT * FROM scores.agreement").iter_rows(named=True)}
+    assert places[9]["high"] == ["aum", "el2n"] and places[9]["says"] == ["harder", "mislabelled"]
+    assert places[1]["high"] == [] and places[1]["num_scores"] == 2
+    assert places[9]["mean_place"] == pytest.approx((1.0 + 18 / 19) / 2) and places[0]["num_scores"] == 1
 
 
 def test_views_over_many_scores_are_one_long_table(filled: Warehouse) -> None:
