@@ -30,7 +30,7 @@ def examples(subject: Subject) -> Stage:
 
 def _examples(run: Run) -> Output:
     data = run.data
-    classes = np.asarray(data.class_names) if data.task == "classification" else None
+    classes = None if data.task == "regression" else np.asarray(data.class_names)
     salt = run.warehouse.salt()
     tokens = {owner: owner_token(owner, salt=salt) for owner in np.unique(data.owner).tolist()}
     frame = pl.DataFrame(

@@ -44,7 +44,7 @@ def target(subject: Subject, examples: Stage) -> Stage:
     return Stage(
         subject=subject,
         path=("models", "target"),
-        doc="The model under audit, trained on the whole training split, with its logits on every example.",
+        doc="The model under audit, trained on the whole training split, with its logits on every example (but a recommender's).",
         config=training(subject),
         deps=(examples,),
         tables=(schema.CHECKPOINTS,),
@@ -69,16 +69,19 @@ def _target(run: Run) -> Output:
         progress=run.progress,
     )
     wall_s = time.perf_counter() - started
-    logits = predict_logits(model, run.data)
+    # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
+    logits = None if run.data.task == "ranking" else predict_logits(model, run.data)
     weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed}, "weights")
-    stored = run.save({"example_id": run.data.example_id, "logits": logits}, {}, "logits")
+    artifacts = [weights]
+    if logits is not None:
+        artifacts.append(run.save({"example_id": run.data.example_id, "logits": logits}, {}, "logits"))
     row = checkpoint_row(run, weights.name, "target", subject.seed, model, logits, wall_s)
     return Output(
         tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
-        artifacts=[weights, stored],
+        artifacts=artifacts,
         members=run.train.example_id,
         metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
-        pictures={"loss": loss_picture(run, logits)} if run.data.task == "classification" else {},
+        pictures={"loss": loss_picture(run, logits)} if logits is not None and run.data.num_classes else {},
     )
 
 

@@ -37,6 +37,7 @@ from reports import (
     rows,
     summary,
 )
+from sources import ExampleSet
 
 SHOWN = 16
 
@@ -167,7 +168,7 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
             "source": subject.source.name,
             **{k: v for k, v in subject.source.config.items() if isinstance(v, (str, int, float))},
             "examples": f"{data.num_examples:,} ({train:,} train, {data.num_examples - train:,} test)",
-            "classes": data.num_classes or "regression",
+            **_outputs(data),
             "shape": " × ".join(map(str, data.input_shape)),
         },
         "Model": {
@@ -188,6 +189,12 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
         },
         "Digests": {"data": data.digest, "configuration": digest(subject)},
     }
+
+
+def _outputs(data: ExampleSet) -> dict[str, Any]:
+    if data.task == "ranking":
+        return {"users": data.num_users, "items": data.num_classes}
+    return {"classes": data.num_classes} if data.num_classes else {"target": "a number (regression)"}
 
 
 def _score_section(run: Run, name: str) -> ScoreSection:

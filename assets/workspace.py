@@ -65,6 +65,7 @@ def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
     from recipes.models import build
 
     num_outputs = data.num_classes or 1
+    shape = (data.num_users,) if data.task == "ranking" else data.input_shape
     return lambda seed: build(
-        subject.model.name, subject.model.config, input_shape=data.input_shape, num_outputs=num_outputs, seed=seed
+        subject.model.name, subject.model.config, input_shape=shape, num_outputs=num_outputs, seed=seed
     )

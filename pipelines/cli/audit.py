@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from assets import Workspace
 
 TRY = (
-    "palimpsest sql --named hardest-examples --param subject={subject}",
-    "palimpsest sql \"SELECT audited, attack, auc, auc_lo, auc_hi FROM audits.attack_reports WHERE subject = '{subject}'\"",
+    "palimpsest sql --named agreement --param subject={subject}",
+    "palimpsest sql \"SELECT audited, what, verdict, value, low, high FROM audits.findings WHERE subject = '{subject}'\"",
 )
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 1, "broken": 2}
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from contracts.errors import ConfigError
 from contracts.identity import check_name
-from contracts.subject import Subject
+from contracts.subject import Choice, Subject
 from pipelines.cli.terminal import console
 from pipelines.home import state_home
+
+if TYPE_CHECKING:
+    from sources import ExampleSet
 
 
 def init(
@@ -52,10 +56,9 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
     Raises:
         ConfigError: no source recognises the data, or the label column is not known.
         DataError: the data cannot be audited as it is.
-        NotApplicable: regression, for which no attack and no score is defined yet.
     """
     from assets.workspace import load_examples, model_builder
-    from contracts.errors import NotApplicable
+    from contracts.methods import score
     from contracts.methods import source as sources
     from sources import detect
     from sources.files import ImageConfig
@@ -66,16 +69,14 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
     base = {"subject": name, "title": f"{name}: {data.name}", "source": {"name": source, "config": config}}
     probe = Subject.from_mapping({**base, "model": model, "recipe": "supervised"})
     examples = load_examples(probe)
-    if examples.task != "classification":
-        raise NotApplicable(
-            f"{data.name} has a numeric target (regression); an audit needs classes. "
-            "If the numbers are class codes, make the label column text or whole numbers."
-        )
+    if examples.task == "ranking" and model == "mlp":
+        model = "mf"
+        probe = dataclasses.replace(probe, model=Choice(name=model))
     model_builder(probe, examples)(0)  # refuses a model that does not fit the data before anything is written
     train = int((examples.split == "train").sum())
     batch = 64 if train <= 20_000 else 128
     epochs = int(min(100, max(10, (20_000 if model == "mlp" else 6_000) * batch // train)))
-    plan = {
+    plan: dict[str, Any] = {
         **base,
         "model": model,
         "recipe": {
@@ -102,9 +103,21 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         },
         "attacks": ["loss", "lira_online", "rmia_online"],
     }
+    if examples.task == "ranking":
+        plan["recipe"] = {"name": "bpr", "config": {"denoise": "pld"}}
+    if examples.task != "classification":
+        # Unlearning and attacks are measured on classes; the scores that this task allows are computed.
+        plan["scores"] = [name for name in score.names() if examples.task in score.get(name).spec.tasks]
+        plan["unlearning"], plan["attacks"] = None, []
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
-        f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {examples.num_classes} classes, "
+        f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
         f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
     )
     return Subject.from_mapping(plan), facts
+
+
+def _outputs(examples: ExampleSet) -> str:
+    if examples.task == "ranking":
+        return f"{examples.num_users:,} users, {examples.num_classes:,} items"
+    return f"{examples.num_classes} classes" if examples.num_classes else "a number to predict (regression)"
