@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -40,6 +42,7 @@ from reports import (
 from sources import ExampleSet
 
 SHOWN = 16
+HIGH = 0.05  # the share that counts as the top, as in scores.agreement
 
 
 def audit_report(
@@ -236,24 +239,45 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
 
 
 def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
-    """Examples that several scores put near the top: likely mislabelled, or rare. Mean of the scores' ranks in [0, 1]."""
-    ranked: pl.DataFrame | None = None
+    """Examples in the top 5% of several scores (mislabelled, rare, memorised, duplicated), and those they disagree on."""
+    placed: pl.DataFrame | None = None
     names = []
     for name in scores:
         spec = score.get(name).spec
-        rank = (pl.col(spec.value).rank() / pl.len()).alias(name)
-        frame = run.read(spec.table).drop_nulls(spec.value).select("example_id", rank)
-        if frame.height:
-            names.append(name)
-            ranked = frame if ranked is None else ranked.join(frame, on="example_id")
-    if ranked is None or len(names) < 2:
+        frame = run.read(spec.table).drop_nulls(spec.value).sort("example_id")
+        if frame.is_empty() or not run.read(schema.SCORE_RUNS, {"score": name})["passed"].all():
+            continue
+        place = (pl.col(spec.value).rank("min") - 1) / max(frame.height - 1, 1)
+        is_high = pl.col(spec.value).rank("ordinal", descending=True) <= math.ceil(HIGH * frame.height)
+        says = pl.when(is_high).then(pl.lit(f"{name}: {spec.higher_means}"))
+        frame = frame.select("example_id", place.alias(name), says.alias(f"says {name}"))
+        placed = frame if placed is None else placed.join(frame, on="example_id")
+        names.append(name)
+    if placed is None or len(names) < 2 or placed.is_empty():
         return []
-    top = ranked.with_columns(mean=pl.mean_horizontal(names)).sort(["mean", "example_id"], descending=[True, False])
-    return (
-        [examples_of(run.data, top.head(SHOWN), "mean", "Noisiest: near the top of every score (mean rank)")]
-        if top.height
-        else []
+    said = pl.concat_list([f"says {n}" for n in names]).list.drop_nulls()
+    found = placed.select(
+        "example_id",
+        num_high=said.list.len().cast(pl.Float64),
+        note=said.list.join("; "),
+        mean=pl.mean_horizontal(names),
+        spread=pl.max_horizontal(names) - pl.min_horizontal(names),
+        highest=pl.concat_list(names).list.arg_max().replace_strict(dict(enumerate(names)), return_dtype=pl.String),
+        lowest=pl.concat_list(names).list.arg_min().replace_strict(dict(enumerate(names)), return_dtype=pl.String),
     )
+    agreed = found.sort(["num_high", "mean", "example_id"], descending=[True, True, False])
+    disputed = found.sort(["spread", "example_id"], descending=[True, False]).with_columns(
+        note=pl.format("{} high, {} low", "highest", "lowest")
+    )
+    return [
+        dataclasses.replace(
+            examples_of(run.data, frame.head(SHOWN), column, heading), note=frame.head(SHOWN)["note"].to_list()
+        )
+        for frame, column, heading in (
+            (agreed.filter(pl.col("num_high") > 1), "num_high", "In the top 5% of several scores (how many)"),
+            (disputed, "spread", "Scores disagree (difference of places, 0 to 1)"),
+        )
+    ]
 
 
 def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:

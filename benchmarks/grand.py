@@ -1,4 +1,4 @@
-"""Cost and exactness of GraNd and EL2N against plain passes over the same images, in the same run.
+"""Cost and exactness of GraNd against plain passes over the same images, in the same run.
 
     python -m benchmarks.grand [--repeats 15] [--json]
 
@@ -8,7 +8,6 @@ For each model, one thread:
 - relative difference from a naive loop over the examples in float64: in float64 the largest; in float32 that of 98% of
   the examples. Where a ReLU's input is 1e-7, single and double precision fall on different sides of its kink; the naive
   loop in float32 differs there as well (on random images, up to 2 of 256 examples, by up to 1e-3).
-- CPU-time ratio of the score EL2N to the bare forward passes over the same 4096 images.
 
 Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
 """
@@ -30,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.models import build
-from scoring.el2n import EL2NConfig, el2n
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
 from sources.example_set import ExampleSet
@@ -42,7 +40,6 @@ MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("GroupNorm ResNet 16-32-64", "resnet_gn", {"widths": (16, 32, 64)}, 1.3),
     ("ViT d 64, 4 layers, 49 tokens", "vit", {"dim": 64, "depth": 4, "patch": 4}, 1.3),
 )
-EL2N_BOUND, NUM_EL2N = 1.1, 4096
 EXACT_BOUND, SINGLE_BOUND, SINGLE_SHARE = 1e-10, 1e-4, 0.98
 
 
@@ -113,33 +110,20 @@ def measure(label: str, name: str, config: dict[str, Any], bound: float, *, repe
         Row(label, "GraNd / forward + backward", ratio, bound),
         Row(label, "GraNd float64, relative error", largest, EXACT_BOUND),
         Row(label, "GraNd float32, relative error", most, SINGLE_BOUND),
-        Row(label, "EL2N / forward", el2n_ratio(model, repeats=max(5, repeats // 3), seed=seed), EL2N_BOUND),
     ]
-
-
-def el2n_ratio(model: nn.Module, *, repeats: int, seed: int) -> float:
-    """The whole score, table included, against reading the same inputs and passing them forward."""
-    data, config = _images(seed), EL2NConfig()
-
-    def forward() -> None:
-        with torch.inference_mode():
-            for start in range(0, NUM_EL2N, config.batch):
-                model(torch.from_numpy(data.inputs(slice(start, start + config.batch))))
-
-    return paired_ratio(lambda: el2n(data, config=config, seed=0, early_models=[model]), forward, repeats=repeats)
 
 
 def _relative(measured: Tensor, exact: Tensor) -> Tensor:
     return (measured - exact).abs() / exact
 
 
-def _images(seed: int) -> ExampleSet:
+def images(num: int, shape: tuple[int, int, int], seed: int) -> ExampleSet:
     rng = np.random.default_rng(seed)
     return ExampleSet(
         name="noise", task="classification",
-        x=rng.integers(0, 256, (NUM_EL2N, *SHAPE), dtype=np.uint8), y=rng.integers(0, CLASSES, NUM_EL2N),
-        example_id=np.arange(NUM_EL2N), split=np.full(NUM_EL2N, "train", "<U5"), owner=np.full(NUM_EL2N, ""),
-        content_hash=np.full(NUM_EL2N, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
+        x=rng.integers(0, 256, (num, *shape), dtype=np.uint8), y=rng.integers(0, CLASSES, num),
+        example_id=np.arange(num), split=np.full(num, "train", "<U5"), owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
         center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
     )  # fmt: skip
 

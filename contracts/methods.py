@@ -23,10 +23,12 @@ ANY_TASK: tuple[Task, ...] = ("classification", "regression", "ranking")
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
+    "early_at": "Callable[[int], Sequence[torch.nn.Module]]: (epoch) -> R models stopped at that epoch of the full recipe, one a seed",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
     "observe=None); effort multiplies its epochs, observe(rows, logits) is told of every mini-batch before its step",
     "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner",
+    "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed) -> ua, ra, ta, mia_efficacy in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",

@@ -122,7 +122,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} = {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if isinstance(hint, type) and issubclass(hint, Config):
-        return value if isinstance(value, hint) else hint.from_mapping(value)
+        try:
+            return value if isinstance(value, hint) else hint.from_mapping(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{where} = {value!r} is not a number")

@@ -19,6 +19,7 @@ from contracts.errors import ConfigError, DataError
 from contracts.methods import ANY_TASK, CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
+from curation.scored import score_values
 from sources.example_set import ExampleSet
 
 
@@ -55,7 +56,7 @@ def top_score(
         DataError: the score has ids twice or of other data (a stale score), or fewer values than are to be forgotten.
     """
     train = training_ids(data)
-    values = _values(scores(config.score), train, config.score, data.name)
+    values = score_values(scores(config.score), train, score=config.score, data_name=data.name)
     scored = np.flatnonzero(~np.isnan(values))
     wanted = config.count if config.count is not None else round((config.fraction or 0.0) * len(train))
     if wanted > len(scored):
@@ -73,19 +74,3 @@ def top_score(
         retain_reason=np.where(np.isnan(values), f"{config.score} has no value", "not selected").astype(object),
         allow_empty=config.allow_empty,
     )
-
-
-def _values(frame: pl.DataFrame, train: np.ndarray, score: str, name: str) -> np.ndarray:
-    """(N_train,) float64 in the order of ``train``; NaN where the score has none."""
-    ids = frame.get_column("example_id").to_numpy()
-    doubled = np.unique(ids, return_counts=True)
-    if (doubled[1] > 1).any():
-        raise DataError(f"score {score!r} has examples twice", example_ids=doubled[0][doubled[1] > 1])
-    other = ids[~np.isin(ids, train)]
-    if len(other):
-        raise DataError(
-            f"score {score!r} is about examples that are not in the training split of {name}", example_ids=other
-        )
-    values = np.full(len(train), np.nan)
-    values[np.searchsorted(train, ids)] = frame.get_column("value").cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return values

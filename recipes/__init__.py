@@ -6,12 +6,15 @@ from recipes.early import early_models
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.models import Build, build, builder
 from recipes.predict import predict_logits
+from recipes.recsys import BprConfig, bpr
+from recipes.recsys_lists import Lists
+from recipes.recsys_topk import evaluate_topk, top_items
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 
 __all__ = [
-    "Build", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig",
-    "balanced_design", "build", "builder", "early_models", "load_arrays", "predict_logits", "supervised", "to_arrays",
-    "train_ensemble",
+    "BprConfig", "Build", "Lists", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig",
+    "balanced_design", "bpr", "build", "builder", "early_models", "evaluate_topk", "load_arrays", "predict_logits", "supervised", "to_arrays",
+    "top_items", "train_ensemble",
 ]  # fmt: skip

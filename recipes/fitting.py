@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, Diverged
+from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_steps
+
+Observe = Callable[[Tensor, Tensor], None]
 
 
 def make_optimizer(parameters: Iterable[Any], config: SupervisedConfig) -> torch.optim.Optimizer:
@@ -59,6 +61,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
     after_epoch: Callable[[int], None] = lambda done: None,
+    observe: Observe | None = None,
 ) -> None:
     """Train ``model`` in place on the positions ``rows`` of ``inputs``, epochs ``start`` to ``stop_after`` (excluded).
 
@@ -66,6 +69,8 @@ def fit(
         rows: int64 (n,), n >= 1; the epoch's order permutes it.
         optimizer: with its state, when a run is resumed; a fresh one otherwise.
         after_epoch: called with the number of epochs done, after each.
+        observe: called with every mini-batch before its step: its positions in ``inputs`` (b,), int64, and the outputs (b, K)
+            that its loss is taken of, detached, both on the device. Read only: it draws nothing from the global generator.
 
     Raises:
         Diverged: the loss or a parameter is not finite; names the epoch.
@@ -84,7 +89,10 @@ def fit(
         with local_rng(derive_seed("noise", seed, epoch), device=inputs.device), deterministic(inputs.device):
             for step, lr in enumerate(learning_rates(config, steps=steps, epoch=epoch).tolist()):
                 batch = slice(step * config.batch, (step + 1) * config.batch)
-                loss = loss_of(model(inputs.gather(order[batch])), targets[batch])
+                outputs = model(inputs.gather(order[batch]))
+                loss = loss_of(outputs, targets[batch])
+                if observe is not None:
+                    observe(order[batch], outputs.detach())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.grad_clip is not None:
@@ -112,9 +120,12 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
     """Refuse, before work starts, data without examples and a model whose outputs do not fit the task.
 
     Raises:
+        NotApplicable: a ranking task: an interaction is no label to be told from the others; recipe ``bpr`` is for these.
         DataError: no examples, or labels that are not classes of the data; names the ids.
         ConfigError: outputs are not (B, K), or (B, 1) for regression.
     """
+    if inputs.data.task == "ranking":
+        raise NotApplicable(f"supervised training needs labels or targets; {inputs.data.name} is for ranking: use bpr")
     if not len(inputs):
         raise DataError(f"{inputs.data.name}: there is no example to train on")
     data = inputs.data

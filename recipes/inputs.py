@@ -34,8 +34,10 @@ class Inputs:
         device: torch.device | str = "cpu",
         preload_bytes: int = PRELOAD_BYTES,
     ) -> None:
-        self.data, self.dtype, self.device = data, dtype, torch.device(device)
-        size = data.num_examples * prod(data.input_shape) * dtype.itemsize
+        # User indexes name rows: no float holds all of them.
+        self.data, self.dtype = data, torch.int64 if data.task == "ranking" else dtype
+        self.device = torch.device(device)
+        size = data.num_examples * prod(data.input_shape) * self.dtype.itemsize
         self._all = self._read(slice(0, data.num_examples)) if size <= preload_bytes else None
         targets = torch.from_numpy(data.y.copy())
         if data.task == "regression":

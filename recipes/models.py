@@ -1,7 +1,8 @@
 """Models by name, or by the user's own ``module:callable``.
 
 ``build(name, config, input_shape=, num_outputs=, seed=)`` gives a fresh ``nn.Module`` in train mode on the CPU that
-maps ``(B, *input_shape)`` to ``(B, num_outputs)``. The initialisation depends on ``seed`` alone and PyTorch's global
+maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``mf`` and ``lightgcn`` take user indexes (B, 1), ``input_shape`` is
+(num_users,) and ``num_outputs`` the number of items. The initialisation depends on ``seed`` alone and PyTorch's global
 generator is left as it was. Built-in models name their output layer ``head``. They have no BatchNorm: it mixes the
 examples of a batch (see recipes.resnet_gn).
 """
@@ -20,6 +21,7 @@ from contracts.errors import ConfigError, NotApplicable, UnknownName
 from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
 from recipes.mlp import MLP, MLPConfig
+from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, Ranker
 from recipes.resnet_gn import ResNetConfig, ResNetGN
 from recipes.rng import local_rng
 from recipes.vit import ViT, ViTConfig
@@ -31,8 +33,11 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], type[Config]]] = {
     "cnn": (CNN, CNNConfig),
     "resnet_gn": (ResNetGN, ResNetConfig),
     "vit": (ViT, ViTConfig),
+    "mf": (MatrixFactorization, MFConfig),
+    "lightgcn": (LightGCN, LightGCNConfig),
 }
 _IMAGES_ONLY = ("cnn", "resnet_gn", "vit")
+_USERS_ONLY = ("mf", "lightgcn")
 
 
 def build(
@@ -46,11 +51,11 @@ def build(
     """A freshly initialised model.
 
     Args:
-        name: ``mlp``, ``cnn``, ``resnet_gn``, ``vit``, or ``module:callable``; the callable is called as
+        name: ``mlp``, ``cnn``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the callable is called as
             ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
         config: fields of the model's configuration (``MODELS[name][1]``), or keyword arguments of the callable.
-        input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``.
-        num_outputs: K logits, or 1 for regression.
+        input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``; (num_users,) for ranking.
+        num_outputs: K logits, or 1 for regression; items for ranking.
         seed: of the initialisation, in [0, 2**63).
 
     Raises:
@@ -68,6 +73,8 @@ def build(
             raise NotApplicable(
                 f"model {name!r} needs images (channels, height, width); these examples have shape {shape}: use mlp"
             )
+        if name in _USERS_ONLY and len(shape) != 1:
+            raise NotApplicable(f"model {name!r} ranks items for users: input_shape is (num_users,), not {shape}")
         kind, config_type = MODELS[name]
         make = partial(kind, config_type.from_mapping(config), input_shape=shape, num_outputs=num_outputs)
     else:
@@ -115,7 +122,8 @@ def _check_outputs(name: str, model: object, shape: tuple[int, ...], num_outputs
     dtype = next(model.parameters()).dtype
     model.eval()
     with torch.no_grad():
-        outputs = model(torch.zeros(2, *shape, dtype=dtype))
+        ranks = isinstance(model, Ranker)  # takes user indexes, whatever the number of users
+        outputs = model(torch.zeros(2, 1, dtype=torch.int64) if ranks else torch.zeros(2, *shape, dtype=dtype))
     if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != (2, num_outputs):
         got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise ConfigError(f"model {name!r} maps 2 examples of shape {shape} to {got}; (2, {num_outputs}) is needed")

@@ -18,11 +18,11 @@ from torch import nn
 
 from contracts.digests import digest
 from contracts.errors import ConfigError
-from contracts.methods import ANY_TASK, RecipeSpec, recipe
+from contracts.methods import RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
-from recipes.fitting import check_trainable, fit, make_optimizer, standardise, trainable
+from recipes.fitting import Observe, check_trainable, fit, make_optimizer, standardise, trainable
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train
@@ -35,7 +35,7 @@ from sources.example_set import ExampleSet
         doc="Minibatch training on the mean loss: cross-entropy for classification, squared error for regression.",
         source="Robbins & Monro 1951; Loshchilov & Hutter, ICLR 2017 (cosine schedule), ICLR 2019 (AdamW)",
         config=SupervisedConfig,
-        tasks=ANY_TASK,
+        tasks=("classification", "regression"),
     )
 )
 def supervised(
@@ -49,6 +49,7 @@ def supervised(
     checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
     checkpoint_name: str = "supervised",
     checkpoint_every: int = 10,
+    observe: Observe | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Train a fresh model on every row of ``data``.
@@ -63,12 +64,17 @@ def supervised(
         checkpoints: where the run is kept, every ``checkpoint_every`` epochs and at its end. A checkpoint of another
             configuration, initialisation or data is not used.
         checkpoint_name: its name there.
+        observe: told of every mini-batch before its step: positions in ``data`` (b,), int64, and the outputs (b, K) that its
+            loss is taken of, detached (for regression in units of the standardised targets, see
+            ``recipes.fitting.standardise``). It only reads; the model is the same with or without it. A run that is observed
+            starts at its first epoch, whatever was stored: every epoch is told.
         progress: told (epochs done, epochs, "training").
 
     Returns:
         The model in eval mode on ``device``. For regression its outputs are in the target's units.
 
     Raises:
+        NotApplicable: a ranking task: interactions have no label to predict; see recipe ``bpr``.
         DataError: no examples.
         ConfigError: the model's outputs do not fit the labels; ``stop_after`` beyond the schedule.
         Diverged: the loss is no longer finite (names the epoch).
@@ -82,11 +88,12 @@ def supervised(
     check_trainable(model, inputs)
     run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    start = _resume(model, optimizer, checkpoints.load(checkpoint_name), run=run, last=last)
+    stored = checkpoints.load(checkpoint_name) if observe is None else None
+    start = resume(model, optimizer, stored, run=run, last=last)
 
     def after_epoch(done: int) -> None:
         if not isinstance(checkpoints, NoStore) and (done == last or done % checkpoint_every == 0):
-            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | _optimizer_arrays(optimizer)
+            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | optimizer_arrays(optimizer)
             checkpoints.save(checkpoint_name, arrays, {"run": run, "epoch": done})
         progress(done, last, "training")
 
@@ -94,7 +101,7 @@ def supervised(
     with standardise(model, inputs, rows) as scaled:
         fit(
             model, scaled, rows, config=config, seed=seed, stop_after=last,
-            optimizer=optimizer, start=start, after_epoch=after_epoch,
+            optimizer=optimizer, start=start, after_epoch=after_epoch, observe=observe,
         )  # fmt: skip
     return model
 
@@ -112,7 +119,7 @@ def run_fingerprint(model: nn.Module, data: ExampleSet, *, config: SupervisedCon
     )
 
 
-def _resume(
+def resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     stored: tuple[dict[str, Any], dict[str, Any]] | None,
@@ -134,7 +141,8 @@ def _resume(
     return int(meta["epoch"])
 
 
-def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    """The optimiser's state as arrays ``optimizer/<index>/<key>``, copied."""
     return {
         f"optimizer/{index}/{key}": value.detach().cpu().numpy().copy()
         for index, state in optimizer.state_dict()["state"].items()

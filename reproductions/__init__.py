@@ -1,6 +1,14 @@
 """Claims of published methods, measured again. Importing the package registers every card's reproduction."""
 
-from reproductions import card_15_memorization, card_26_data_diet, card_57_membership_inference  # noqa: F401
+from reproductions import (  # noqa: F401
+    card_03_worst_case_forget,
+    card_15_memorization,
+    card_24_concepts,
+    card_26_data_diet,
+    card_29_scaling_laws,
+    card_55_personal_loss,
+    card_57_membership_inference,
+)
 from reproductions.framework import Claim, at_least, at_most, cards, reproduction, run
 
 __all__ = ["Claim", "at_least", "at_most", "cards", "reproduction", "run"]

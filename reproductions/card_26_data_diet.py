@@ -2,7 +2,8 @@
 
 1-3. digits with 10% of the training labels changed, MLP-128, R = 10 seeds, scores after 0 and 3 epochs, over several
      plantings of the noise: EL2N and GraNd find the changed labels, but not at initialisation, where GraNd follows the
-     norm of the input; averaging over seeds makes EL2N stable.
+     norm of the input; averaging over seeds makes EL2N stable. The output layer's GraNd and
+     forgetting events over whole runs find the changed labels as well.
 4.   Fashion-MNIST, 20,480 training images: keeping the hardest half costs nothing, keeping the easiest half much.
 5.   GraNd by closed forms against one backward pass an example.
 """
@@ -21,10 +22,12 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, early_models, predict_logits
+from recipes import SupervisedConfig, builder, early_models, predict_logits, supervised
+from recipes.fitting import Observe
 from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.el2n import EL2NConfig, el2n
+from scoring.forgetting import ForgettingConfig, forgetting
 from scoring.grand import GrandConfig, grand
 from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
@@ -59,6 +62,8 @@ def _noise(seed: int, progress: Progress) -> list[Claim]:
     return [
         at_least("1. AUROC of EL2N for changed labels, epoch 3", mean["el2n"], 0.97),
         at_least("1. AUROC of GraNd for changed labels, epoch 3", mean["grand"], 0.97),
+        at_least("1. AUROC of the output layer's GraNd, a by-product of EL2N, epoch 3", mean["last layer"], 0.97),
+        at_least("1. AUROC of forgetting events over whole runs, never learnt = hardest", mean["forgetting"], 0.97),
         at_most("1. |AUROC - 0.5| of EL2N at initialisation", abs(mean["el2n at 0"] - 0.5), 0.08),
         at_most("1. |AUROC - 0.5| of GraNd at initialisation", abs(mean["grand at 0"] - 0.5), 0.08),
         at_least("2. Spearman of GraNd at initialisation and the input norm", mean["norm at 0"], 0.9),
@@ -85,11 +90,21 @@ def _one_planting(seed: int) -> dict[str, float]:
     norm = np.linalg.norm(data.inputs(slice(None)).reshape(len(data), -1), axis=1)
     el2n_0, grand_0 = scores(fresh)
     el2n_t, grand_t = scores(models)
+    by_error = el2n(data, config=EL2NConfig(), seed=0, early_models=models)
+
+    def train(data: ExampleSet, seed: int, *, effort: float, observe: Observe) -> nn.Module:
+        return supervised(build, data, config=NOISY, seed=seed, observe=observe)
+
+    events = forgetting(data, config=ForgettingConfig(), seed=seed % 2**31, train=train)
+    # Learnt in some runs only: between the events of those that always were and those that never were.
+    hardness = events["forgetting"].fill_null(0.0) + NOISY.epochs * events["never_correct_share"]
     half = SEEDS // 2
     singles = [scores([model])[0] for model in models]
     return {
         "el2n": roc_auc_score(changed, el2n_t),
         "grand": roc_auc_score(changed, grand_t),
+        "last layer": roc_auc_score(changed, by_error["grand_last_layer"]),
+        "forgetting": roc_auc_score(changed, hardness),
         "el2n at 0": roc_auc_score(changed, el2n_0),
         "grand at 0": roc_auc_score(changed, grand_0),
         "norm at 0": spearmanr(grand_0, norm).statistic,

@@ -3,17 +3,22 @@
     EL2N_i = mean_r || softmax(f_r(x_i)) - onehot(y_i) ||_2     in [0, sqrt 2]; higher = harder
 
 f_r: R models stopped after a few epochs, one initialisation each, eval mode. logits (B, K).
-With it, from the same forward pass: EL1N, and the margins max_{k != y} p_k - p_y and sum_{k != y} (p_k - p_y) = 1 - K p_y.
+With it, from the same forward pass: EL1N; the margins max_{k != y} p_k - p_y and sum_{k != y} (p_k - p_y) = 1 - K p_y; and
+the GraNd of the output layer, || p - onehot(y) || sqrt(||h||^2 + 1) with h what that layer takes in (scoring.last_layer).
+
+Every batch is read once and passed through all R models, so that nothing but the table grows with the number of examples.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet: Finding Important Examples Early in Training" (NeurIPS
 2021, arXiv 2107.07075), definition 3 and the authors' code. It ranks by difficulty, not by value: under label noise the
-highest scores are the noise. Not for untrained models (epoch 0) nor for interpolating ones, which carry no information.
+highest scores are the noise. Not for untrained models (epoch 0) nor for interpolating ones, which carry no information;
+the analysis ``data_diet`` shows where between the two the scores settle.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +30,13 @@ from torch import Tensor, nn
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
-from scoring.error_vector import error_vector
-from scoring.streaming import Moments, batches, check, check_finite, check_outputs, evaluating
+from scoring.last_layer import LastLayer
+from scoring.streaming import batches, check, check_finite, check_outputs, evaluating
 from sources.example_set import ExampleSet
 
 _SQRT2 = math.sqrt(2.0)
-_VALUES = ("el2n", "el1n", "margin_max", "margin_sum")
+_BLOCK = 1 << 15  # logits: a few hundred KiB of work that stays in the cache
+MEANS = ("el2n", "el1n", "margin_max", "margin_sum", "grand_last_layer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,7 @@ class EL2NConfig(Config):
 @score(
     ScoreSpec(
         name="el2n",
+        version=2,
         doc="EL2N: mean over early models of the L2 norm of softmax(logits) - onehot(label).",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=EL2NConfig,
@@ -63,8 +70,20 @@ class EL2NConfig(Config):
                 doc="mean of max over wrong classes k of p_k - p_y; above 0 = wrong",
             ),
             Column(
+                name="margin_max_std", dtype="float64", low=0, high=_SQRT2, nullable=True,
+                doc="sample standard deviation of margin_max over models; null for one model",
+            ),
+            Column(
                 name="margin_sum", dtype="float64", high=1, direction="higher = harder",
                 doc="mean of the sum over wrong classes k of p_k - p_y, which is 1 - K p_y",
+            ),
+            Column(
+                name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
+                doc="mean gradient norm of the output layer alone; null when the logits do not come from a linear layer",
+            ),
+            Column(
+                name="grand_last_layer_std", dtype="float64", low=0, nullable=True,
+                doc="sample standard deviation of grand_last_layer over models; null for one model",
             ),
             Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
         ),
@@ -74,7 +93,7 @@ class EL2NConfig(Config):
     )
 )  # fmt: skip
 def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:
-    """EL2N and margins of every example.
+    """EL2N, margins and the output layer's GraNd of every example.
 
     Args:
         data: N labelled examples, classification.
@@ -86,54 +105,123 @@ def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Seque
         One row an example, in the order of ``data``; columns as declared.
 
     Raises:
-        NotApplicable: a regression task.
+        NotApplicable: a regression task: its outputs are no class probabilities (``grand`` applies to both).
         DataError: labels outside the model's outputs, NaN or infinite logits; names the examples.
         InvalidInput: no models.
     """
     check("el2n", data, early_models)
-    moments = {name: Moments(len(data)) for name in _VALUES}
-    for model in early_models:
-        values = _one_model(model, data, batch=config.batch)
-        for name, moment in moments.items():
-            moment.add(values[name])
+    num, num_models = len(data), len(early_models)
+    mean, std = np.empty((len(MEANS), num)), np.full((len(MEANS), num), np.nan)
+    for rows, values in model_values("el2n", data, early_models, batch=config.batch):
+        mean[:, rows] = values.mean(0)
+        if num_models > 1:
+            std[:, rows] = values.std(0, ddof=1)
+    means = dict(zip(MEANS, mean, strict=True))
+    stds = {name: pl.Series(spread, nan_to_null=True) for name, spread in zip(MEANS, std, strict=True)}
     return pl.DataFrame(
         {
             "example_id": data.example_id,
-            "el2n": moments["el2n"].mean.clip(0.0, _SQRT2),
-            "el2n_std": moments["el2n"].std,
-            "el2n_stderr": moments["el2n"].stderr,
-            "el1n": moments["el1n"].mean,
-            "margin_max": moments["margin_max"].mean,
-            "margin_sum": moments["margin_sum"].mean,
-            "n_seeds": np.full(len(data), len(early_models), np.int64),
+            "el2n": means["el2n"],
+            "el2n_std": stds["el2n"],
+            "el2n_stderr": stds["el2n"] / math.sqrt(num_models),
+            "el1n": means["el1n"],
+            "margin_max": means["margin_max"],
+            "margin_max_std": stds["margin_max"],
+            "margin_sum": means["margin_sum"],
+            "grand_last_layer": pl.Series(means["grand_last_layer"], nan_to_null=True),
+            "grand_last_layer_std": stds["grand_last_layer"],
+            "n_seeds": np.full(num, num_models, np.int64),
         }
     )
+
+
+def model_values(
+    name: str, data: ExampleSet, models: Sequence[nn.Module], *, batch: int
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """(rows, values (R, len(MEANS), b)) block by block: what each of R models says of these examples.
+
+    A block is as many batches as give ``_BLOCK`` logits: the scores of one batch take microseconds, calling for them
+    takes as long. ``grand_last_layer`` is NaN for a model whose logits do not come from a linear layer.
+
+    Raises:
+        As :func:`el2n`; ``name`` is the score in the messages.
+    """
+    with ExitStack() as stack:
+        last_layers = []
+        for model in models:
+            stack.enter_context(evaluating(model))
+            check_outputs(name, data, model)
+            _, x, _ = next(batches(data, model, batch=1), (None, torch.empty(0), None))
+            last_layers.append(stack.enter_context(LastLayer(model, x)))
+        stack.enter_context(torch.inference_mode())
+        start, held = 0, _Held(models, last_layers)
+        for rows, x, y in batches(data, models[0], batch=batch):
+            held.add(x, y)
+            del x, y  # given back before the next batch is read, which then takes the same memory
+            if held.size >= _BLOCK or rows.stop == len(data):
+                block, start = slice(start, rows.stop), rows.stop
+                yield block, held.values(name, data, block)
+
+
+class _Held:
+    """Logits (b, K) of R models, and the norms of what their output layers take in, over the batches of one block."""
+
+    def __init__(self, models: Sequence[nn.Module], last_layers: Sequence[LastLayer]) -> None:
+        self._models, self._last_layers = models, last_layers
+        self._clear()
+
+    def _clear(self) -> None:
+        self.size = 0
+        self._y: list[Tensor] = []
+        self._logits: list[list[Tensor]] = [[] for _ in self._models]
+        self._norms: list[list[Tensor | None]] = [[] for _ in self._models]
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self._y.append(y)
+        for r, (model, last) in enumerate(zip(self._models, self._last_layers, strict=True)):
+            logits = model(x)
+            self._logits[r].append(logits)
+            self._norms[r].append(last.norm(logits))
+            self.size += logits.numel()
+
+    def values(self, name: str, data: ExampleSet, rows: slice) -> NDArray[np.float64]:
+        """(R, len(MEANS), b) of the examples at ``rows``, those added since the last call."""
+        y, found = torch.cat(self._y), []
+        for last, parts, norms in zip(self._last_layers, self._logits, self._norms, strict=True):
+            logits = torch.cat(parts)
+            check_finite(name, "logits", data, rows, logits)
+            scores = error_scores(logits, y)
+            scores["grand_last_layer"] = torch.full_like(scores["el2n"], torch.nan)
+            known = [norm for norm in norms if norm is not None]
+            if len(known) == len(norms):
+                norm = torch.cat(known)
+                check_finite(name, "activations", data, rows, norm[:, None])
+                torch.mul(scores["el2n"], last.factor(norm), out=scores["grand_last_layer"])
+            found.append(torch.stack([scores[column] for column in MEANS]))
+        self._clear()
+        return torch.stack(found).cpu().numpy()  # type: ignore[no-any-return]
 
 
 def error_scores(logits_BK: Tensor, y_B: Tensor) -> dict[str, Tensor]:
     """EL2N, EL1N and the two margins of one model's logits, each float64 (B,).
 
+    1 - p_y is taken as sum_{k != y} p_k, so that small errors keep their digits (see scoring.error_vector).
+
     >>> round(float(error_scores(torch.zeros(1, 10), torch.tensor([3]))["el2n"]), 6) == round(math.sqrt(0.9), 6)
     True
     """
-    e_BK = error_vector(logits_BK, y_B)
-    miss = -e_BK.gather(1, y_B[:, None]).squeeze(1)  # 1 - p_y
-    hit = 1.0 - miss
+    # Classes first: sums over K then run along whole rows of examples, several times as fast as over rows of K.
+    wrong_KB = logits_BK.t().to(torch.float64, memory_format=torch.contiguous_format)
+    wrong_KB = wrong_KB.sub(wrong_KB.amax(0)).exp_()
+    y_1B = y_B[None]
+    right_B = wrong_KB.gather(0, y_1B).squeeze(0)
+    wrong_KB.scatter_(0, y_1B, 0.0)
+    missed_B = wrong_KB.sum(0)
+    whole_B = missed_B + right_B
+    squared_B = wrong_KB.square().sum(0).addcmul_(missed_B, missed_B)
     return {
-        "el2n": torch.linalg.vector_norm(e_BK, dim=1),
-        "el1n": 2.0 * miss,
-        "margin_max": e_BK.amax(1) - hit,  # the entry of the true class is never above 0
-        "margin_sum": 1.0 - logits_BK.shape[1] * hit,
+        "el2n": squared_B.sqrt_().div_(whole_B).clamp_(max=_SQRT2),
+        "el1n": 2.0 * missed_B / whole_B,
+        "margin_max": (wrong_KB.amax(0) - right_B) / whole_B,
+        "margin_sum": 1.0 - len(wrong_KB) * right_B / whole_B,
     }
-
-
-def _one_model(model: nn.Module, data: ExampleSet, *, batch: int) -> dict[str, NDArray[np.float64]]:
-    values = {name: np.empty(len(data)) for name in _VALUES}
-    with evaluating(model), torch.inference_mode():
-        check_outputs("el2n", data, model)
-        for rows, x, y in batches(data, model, batch=batch):
-            logits = model(x)
-            check_finite("el2n", "logits", data, rows, logits)
-            for name, value in error_scores(logits, y).items():
-                values[name][rows] = value.cpu().numpy()
-    return values

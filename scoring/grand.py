@@ -1,9 +1,12 @@
 """GraNd: expected norm of the per-example loss gradient over all parameters, early in training.
 
-    GraNd_i = mean_r || d loss(f_r(x_i), y_i) / d theta_r ||_2        loss = cross-entropy; higher = harder
+    GraNd_i = mean_r || d loss(f_r(x_i), y_i) / d theta_r ||_2        higher = harder
+    classification: loss = cross-entropy,         gradient at the logits     softmax(z) - onehot(y)   (K,)
+    regression:     loss = (f_r(x_i) - y_i)^2,    gradient at the prediction 2 (f_r(x_i) - y_i)       (1,)
 
 f_r: R models stopped after a few epochs, eval mode. Exact over all trainable parameters (scoring.grad_norms), not the
-last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product.
+last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product. The squared error is that of the
+model as it stands, in the target's own units, so the score is in these units squared; the paper has classification only.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), definition 1. At
 initialisation it ranks no better than the input norm (Kirsch, arXiv 2303.14753): use models of a few epochs.
@@ -18,15 +21,17 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from contracts.methods import ScoreSpec, score
+from contracts.methods import ScoreSpec, Task, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
 from scoring.streaming import Moments, batches, check, check_finite, check_outputs, evaluating
 from sources.example_set import ExampleSet
+
+TASKS: tuple[Task, ...] = ("classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +47,8 @@ class GrandConfig(Config):
 @score(
     ScoreSpec(
         name="grand",
+        version=2,
+        tasks=TASKS,
         doc="GraNd: mean over early models of the L2 norm of the example's loss gradient, all parameters.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=GrandConfig,
@@ -60,6 +67,10 @@ class GrandConfig(Config):
                 name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
                 doc="gradient norm of the output layer alone; null when the logits do not come from a linear layer",
             ),
+            Column(
+                name="grand_last_layer_std", dtype="float64", low=0, nullable=True,
+                doc="sample standard deviation of grand_last_layer over models; null for one model",
+            ),
             Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
         ),
         value="grand",
@@ -71,7 +82,7 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
     """GraNd of every example.
 
     Args:
-        data: N labelled examples, classification.
+        data: N examples with a label (classification) or a target (regression).
         config: batch size.
         seed: not used; the score is a function of the models.
         early_models: R >= 1 models stopped at the early epoch, one seed each; put into eval mode and back, else untouched.
@@ -80,11 +91,12 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
         One row an example, in the order of ``data``; columns as declared.
 
     Raises:
-        NotApplicable: a regression task, or a model under which an example has no gradient of its own.
-        DataError: labels outside the model's outputs, NaN or infinite logits or gradients; names the examples.
+        NotApplicable: a ranking task, or a model under which an example has no gradient of its own.
+        DataError: labels outside the model's outputs, targets, outputs or gradients that are NaN or infinite; names the
+            examples.
         InvalidInput: no models.
     """
-    check("grand", data, early_models)
+    check("grand", data, early_models, tasks=TASKS)
     whole, last = Moments(len(data)), Moments(len(data))
     for model in early_models:
         norms, last_layer = _one_model(model, data, config)
@@ -97,9 +109,19 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
             "grand_std": whole.std,
             "grand_stderr": whole.stderr,
             "grand_last_layer": pl.Series(last.mean, nan_to_null=True),
+            "grand_last_layer_std": last.std.fill_nan(None),
             "n_seeds": np.full(len(data), len(early_models), np.int64),
         }
     )
+
+
+def squared_error_gradient(predictions_B1: Tensor, y_B: Tensor) -> Tensor:
+    """Gradient of (f - y)^2 at the prediction f: float64 (B, 1).
+
+    >>> squared_error_gradient(torch.tensor([[1.5]]), torch.tensor([1.0])).tolist()
+    [[1.0]]
+    """
+    return 2.0 * (predictions_B1.double() - y_B.double()[:, None])
 
 
 def _one_model(
@@ -107,10 +129,11 @@ def _one_model(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
     norms, last = np.empty(len(data)), np.full(len(data), np.nan)
+    error = error_vector if data.task == "classification" else squared_error_gradient
     with evaluating(model), PerExampleGradNorm(model, micro_batch=config.micro_batch) as measure:
         check_outputs("grand", data, model)
         for rows, x, y in batches(data, model, batch=config.batch):
-            found = measure(x, y, error_vector)
+            found = measure(x, y, error)
             check_finite("grand", "logits", data, rows, found.logits)
             check_finite("grand", "gradients", data, rows, found.total[:, None])
             norms[rows] = found.total.sqrt().cpu().numpy()

@@ -23,11 +23,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from contracts.errors import DataError, InvalidInput, NotApplicable
+from contracts.errors import InvalidInput
 from contracts.methods import Gate, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
+from scoring.pool import logits_of, members, softmax
 from sources.example_set import ExampleSet
 
 _BLOCK = 1024  # examples whose logits of all models are converted to float64 at a time
@@ -137,23 +138,13 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
         DataError: no example of ``data`` is in the pool; labels differ from those the ensemble was trained on, or are
             outside its outputs; NaN or infinite logits. Names the examples.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"memorization compares predictions with a label; {data.name} is a {data.task} task")
-    rows, columns = _in_pool(data, ensemble)
-    _check(data, rows, ensemble, columns)
+    rows, columns = members("memorization", data, ensemble)
     correct_MN = np.empty((len(ensemble.keep), len(columns)), dtype=bool)
     prob_MN = np.empty(correct_MN.shape)
-    for start in range(0, len(columns), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for block, logits in logits_of(ensemble, columns, block=_BLOCK):
         labels = ensemble.labels[columns[block]]
-        logits = ensemble.logits[:, columns[block]].astype(np.float64)
-        if not np.isfinite(logits).all():
-            broken = ~np.isfinite(logits).all(axis=(0, 2))
-            raise DataError("the ensemble has NaN or infinite logits", example_ids=data.example_id[rows[block][broken]])
         correct_MN[:, block] = logits.argmax(2) == labels
-        logits -= logits.max(2, keepdims=True)
-        of_label = np.take_along_axis(logits, labels[None, :, None], axis=2)[..., 0]
-        prob_MN[:, block] = np.exp(of_label) / np.exp(logits).sum(2)
+        prob_MN[:, block] = np.take_along_axis(softmax(logits), labels[None, :, None], axis=2)[..., 0]
     keep_MN = ensemble.keep[:, columns]
     found, soft = memorization_scores(keep_MN, correct_MN), memorization_scores(keep_MN, prob_MN)
     return pl.DataFrame(
@@ -169,30 +160,6 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
         },
         nan_to_null=True,
     )
-
-
-def _in_pool(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of ``data`` and columns of the ensemble of the same example, members of the pool only."""
-    members = np.flatnonzero(ensemble.pool)
-    _, rows, found = np.intersect1d(
-        data.example_id, ensemble.example_id[members], assume_unique=True, return_indices=True
-    )
-    order = np.argsort(rows)
-    if len(data) and not len(rows):
-        raise DataError(f"no example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
-    return rows[order], members[found[order]]
-
-
-def _check(data: ExampleSet, rows: NDArray[np.int64], ensemble: ReferenceEnsemble, columns: NDArray[np.int64]) -> None:
-    ids, labels = data.example_id[rows], ensemble.labels[columns]
-    other = data.y[rows] != labels
-    if other.any():
-        raise DataError("labels differ from those the ensemble was trained on", example_ids=ids[other])
-    outside = (labels < 0) | (labels >= ensemble.logits.shape[2])
-    if outside.any():
-        raise DataError(
-            f"labels outside 0..{ensemble.logits.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
-        )
 
 
 def _ratio(total: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ Ids that the data does not bring are positions in the canonical order of the sou
 files before test files). They are stable as long as that order is: a source says so in its own page.
 
 center and scale, fitted on the training split in float64, in bounded blocks (Chan et al. 1979, pairwise update):
-uint8 images 0 and 1/white, or per channel when asked; float images per channel; features per column, where 0/1 columns stay as they are and
+uint8 images 0 and 1/white, or per channel when asked; user indexes 0 and 1; float images per channel; features per column, where 0/1 columns stay as they are and
 constant columns get scale 1.
 """
 
@@ -45,8 +45,8 @@ def assemble(
     """An ExampleSet of raw values and encoded labels. It is validated by ``sources.load``, not here.
 
     Args:
-        x: (N, C, H, W) uint8 or float32, or (N, D) float32.
-        y: (N,) int64 class indexes or float64 targets.
+        x: (N, C, H, W) uint8 or float32, or (N, D) float32; for ranking int64 (N, 1) user indexes.
+        y: (N,) int64 class indexes or float64 targets; for ranking int64 item indexes.
         seed, test_fraction: of the stratified split that is made when ``split`` is None.
         example_id, owner: positions and "" when None.
         white: raw value of a uint8 image that becomes 1.0.
@@ -60,8 +60,10 @@ def assemble(
     ids = np.arange(num, dtype=np.int64) if example_id is None else check_ids(example_id)
     how = "the data's own"
     if split is None:
-        split = stratified_split(y, ids, task=task, test_fraction=test_fraction, seed=seed)
-        how = f"stratified, test_fraction {test_fraction:g}, seed {seed}"
+        strata = np.asarray(x)[:, 0] if task == "ranking" else y  # every user keeps an interaction for training
+        kind: Task = "regression" if task == "regression" else "classification"
+        split = stratified_split(strata, ids, task=kind, test_fraction=test_fraction, seed=seed)
+        how = f"stratified{' by user' if task == 'ranking' else ''}, test_fraction {test_fraction:g}, seed {seed}"
     center, scale = _affine(select(x, np.flatnonzero(split == "train")), None if standardise else white, keep_columns)
     return ExampleSet(
         name=name,
@@ -71,7 +73,7 @@ def assemble(
         example_id=ids,
         split=split.astype("<U5"),
         owner=np.full(num, "", "<U1") if owner is None else owner.astype(str),
-        content_hash=content_hashes(x),
+        content_hash=content_hashes(np.column_stack([x, y]) if task == "ranking" else x),
         class_names=tuple(class_names),
         center=center,
         scale=scale,
@@ -135,6 +137,8 @@ def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 def _affine(train: np.ndarray | Rows, white: int | None, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     shape = train.shape[1:]
+    if train.dtype == np.int64:
+        return np.zeros(shape, np.float32), np.ones(shape, np.float32)
     if train.dtype == np.uint8 and white is not None:
         one = (1,) * len(shape)
         return np.zeros(one, np.float32), np.full(one, 1 / white, np.float32)

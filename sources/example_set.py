@@ -1,8 +1,12 @@
 """The examples of a subject: arrays side by side, each row known by its stable id.
 
     x (N, *shape)      uint8 images (N, C, H, W), float32 images (N, C, H, W), or float32 features (N, D)
-    y (N,)             int64 class index in [0, K), or float64 target
-    inputs(rows)       float32 (B, *shape) = (x - center) * scale, what a model sees
+                       ranking (implicit feedback): int64 (N, 1), the index of the user
+    y (N,)             int64 class index in [0, K), float64 target, or int64 index of the item
+    inputs(rows)       float32 (B, *shape) = (x - center) * scale, what a model sees; ranking: the int64 user indexes
+
+Ranking: one interaction (user, item) is one example, at most one a pair; class_names are the items' names, owner is the
+user's raw id, provenance["num_users"] the number of users. An item may lack a training example: a cold item.
 
 ``x`` is an ndarray, a memory map, or ``sources.rows.Rows`` (a lazy array over memory maps): index it with
 ``x[rows]`` or go through ``inputs``; do not call ndarray methods on it. center and scale are fitted on the training
@@ -24,7 +28,7 @@ import numpy as np
 
 from contracts.digests import canonical_json, plain
 from contracts.errors import DataError
-from contracts.methods import Task
+from contracts.methods import ANY_TASK, Task
 from sources.rows import Rows, blocks, gather, select
 
 SPLITS = ("train", "test")
@@ -36,14 +40,14 @@ class ExampleSet:
 
     Attributes:
         name: the data set, for people.
-        task: "classification" or "regression".
+        task: "classification", "regression" or "ranking".
         x: (N, *shape) raw values; see the module.
         y: (N,) int64 in [0, K) or float64.
         example_id: (N,) int64, unique, >= 0, stable for ever.
         split: (N,) "<U5", "train" or "test".
         owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
         content_hash: (N,) "<U64", SHA-256 of the raw values of the example (C order, little-endian, -0.0 as 0.0).
-        class_names: K names in the order of the class indexes; () for regression.
+        class_names: K names in the order of the class (or item) indexes; () for regression.
         center, scale: float32, broadcast over ``shape``; fitted on the training split.
         feature_names: D names for feature vectors, else ().
         provenance: source, files with their SHA-256, licence, how it was split; JSON-able.
@@ -64,7 +68,10 @@ class ExampleSet:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        what = f"{self.num_classes} classes" if self.task == "classification" else "regression"
+        what = {
+            "classification": f"{self.num_classes} classes",
+            "ranking": f"{self.num_users} users, {self.num_classes} items",
+        }.get(self.task, self.task)
         return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {what})"
 
     def __len__(self) -> int:
@@ -76,8 +83,13 @@ class ExampleSet:
 
     @property
     def num_classes(self) -> int:
-        """K; 0 for regression."""
+        """K, the number of items for ranking; 0 for regression."""
         return len(self.class_names)
+
+    @property
+    def num_users(self) -> int:
+        """Users of a ranking task, whether or not they occur in this part of the data; 0 for other tasks."""
+        return int(self.provenance.get("num_users", 0)) if self.task == "ranking" else 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -90,7 +102,7 @@ class ExampleSet:
         state = hashlib.sha256(canonical_json({"task": self.task, "class_names": self.class_names}).encode())
         for start in range(0, len(order), 65536):
             rows = order[start : start + 65536]
-            label = self.y[rows] if self.task == "classification" else self.y[rows].view(np.int64)
+            label = self.y[rows] if self.task != "regression" else self.y[rows].view(np.int64)
             columns = (self.example_id[rows], self.split[rows], label, self.owner[rows], self.content_hash[rows])
             state.update(json.dumps([c.tolist() for c in columns], separators=(",", ":")).encode())
         return state.hexdigest()
@@ -142,9 +154,11 @@ class ExampleSet:
     def inputs(self, rows: slice | np.ndarray) -> np.ndarray:
         """What a model sees of these rows (positions, not ids): float32 (B, *shape), fresh memory.
 
-        (x - center) * scale, in float32.
+        (x - center) * scale, in float32. For ranking the user indexes, int64 (B, 1): they name rows, they are no numbers.
         """
         block = gather(self.x, rows)
+        if self.task == "ranking":
+            return block.copy() if isinstance(rows, slice) else block
         # Gathered positions are fresh memory already; a slice is a view and must not be written to.
         values = block.astype(np.float32, copy=isinstance(rows, slice))
         if self._has_center:
@@ -174,12 +188,12 @@ class ExampleSet:
         )
 
     def _check_columns(self) -> None:
-        if self.task not in ("classification", "regression"):
-            raise DataError(f"task {self.task!r} is not one of 'classification', 'regression'")
+        if self.task not in ANY_TASK:
+            raise DataError(f"task {self.task!r} is not one of {', '.join(map(repr, ANY_TASK))}")
         num = len(self.example_id)
         if num == 0:
             raise DataError(f"{self.name} holds no examples")
-        label_type = "int64" if self.task == "classification" else "float64"
+        label_type = "float64" if self.task == "regression" else "int64"
         wanted = {"y": label_type, "example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
         for column, dtype in wanted.items():
             values = getattr(self, column)
@@ -190,7 +204,10 @@ class ExampleSet:
         if len(self.x) != num:
             raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
         kind = (self.x.dtype.name, self.x.ndim)
-        if kind not in {("uint8", 4), ("float32", 4), ("float32", 2)} or 0 in self.input_shape:
+        if self.task == "ranking":
+            if kind != ("int64", 2) or self.input_shape != (1,):
+                raise DataError(f"{self.name}: x is {kind[0]} {self.x.shape}; ranking needs user indexes, int64 (N, 1)")
+        elif kind not in {("uint8", 4), ("float32", 4), ("float32", 2)} or 0 in self.input_shape:
             raise DataError(
                 f"{self.name}: x is {kind[0]} {self.x.shape}; "
                 "allowed are images (N, C, H, W) uint8 or float32, and features (N, D) float32"
@@ -222,7 +239,8 @@ class ExampleSet:
                 raise DataError(f"{self.name}: regression has no class names")
             return
         if self.num_classes < 2:
-            raise DataError(f"{self.name}: {self.num_classes} class; classification needs at least 2")
+            what = "item" if self.task == "ranking" else "class"
+            raise DataError(f"{self.name}: {self.num_classes} {what}; {self.task} needs at least 2")
         doubled = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
         if doubled:
             raise DataError(f"{self.name}: class name {doubled[0]!r} is used more than once")
@@ -232,12 +250,32 @@ class ExampleSet:
                 f"{self.name}: label {self.y[bad][0]} is outside 0..{self.num_classes - 1}",
                 example_ids=self.example_id[bad],
             )
+        if self.task == "ranking":
+            self._check_interactions()
+            return
         empty = np.flatnonzero(np.bincount(self.y[self.split == "train"], minlength=self.num_classes) == 0)
         if len(empty):
             names = ", ".join(f"{self.class_names[k]!r} (index {k})" for k in empty[:10])
             raise DataError(
                 f"{self.name}: {len(empty)} of {self.num_classes} classes have no training example: {names}",
                 example_ids=self.example_id[np.isin(self.y, empty)],
+            )
+
+    def _check_interactions(self) -> None:
+        users = np.asarray(self.x)[:, 0]
+        bad = (users < 0) | (users >= self.num_users)
+        if bad.any():
+            raise DataError(
+                f"{self.name}: user {users[bad][0]} is outside 0..{self.num_users - 1} (provenance['num_users'])",
+                example_ids=self.example_id[bad],
+            )
+        pair = users * self.num_classes + self.y
+        _, first = np.unique(pair, return_index=True)
+        if len(first) != len(pair):
+            again = np.delete(np.arange(len(pair)), first)
+            raise DataError(
+                f"{self.name}: {len(again)} interactions repeat a pair of user and item",
+                example_ids=self.example_id[again],
             )
 
     def _check_values(self) -> None:
@@ -252,7 +290,7 @@ class ExampleSet:
                 raise DataError(f"{self.name}: {what} has shape {affine.shape}, examples have {self.input_shape}")
         if not self.scale.all():
             raise DataError(f"{self.name}: scale must not be 0")
-        if self.x.dtype == np.uint8:
+        if self.x.dtype.kind in "iu":
             return
         bad: list[int] = []
         for rows in blocks(self.x):

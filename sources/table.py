@@ -25,6 +25,7 @@ from contracts.params import param
 from sources.assemble import assemble, check_ids, check_splits
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
+from sources.interactions import is_interactions
 from sources.labels import TASKS, encode_labels
 from sources.splits import stratified_split
 from sources.table_files import SEPARATORS, UNNAMED, Table, kind_of, read_table
@@ -56,7 +57,7 @@ class TableConfig(FileConfig):
 
 
 def _detects(path: Path) -> bool:
-    return path.is_file() and kind_of(path) is not None
+    return path.is_file() and kind_of(path) is not None and not is_interactions(path)
 
 
 def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:

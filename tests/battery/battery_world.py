@@ -208,6 +208,8 @@ def make_world(folder: Path) -> World:
         ("curator", "by_class"): {"class_name": "green"},
         ("curator", "by_predicate"): {"where": "label = 1"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
+        ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
+        ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
     }
     for name, path in files.items():

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.recsys_models import MatrixFactorization, MFConfig
+
 
 def linear(input_shape, num_outputs, *, scale=1.0):
     model = nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), num_outputs))
@@ -78,3 +80,7 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.out(x.flatten(1))
         return logits if float(logits.detach().sum()) > 0 else 2 * logits
+
+
+def ranker(input_shape, num_outputs, *, dim):
+    return MatrixFactorization(MFConfig(dim=dim), input_shape=input_shape, num_outputs=num_outputs)

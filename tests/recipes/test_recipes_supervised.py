@@ -280,3 +280,53 @@ def test_it_is_registered_with_its_configuration():
     method = recipe.get("supervised")
     assert method.spec.config is SupervisedConfig and method.function is supervised
     assert set(method.spec.tasks) == {"classification", "regression"} and supervised_package is supervised
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_an_observer_sees_every_mini_batch_and_changes_nothing(examples, store, task, rng_left_alone):
+    data = examples(47, task=task)
+    make = _mlp(data, dropout=0.2)
+    seen = []
+    plain = supervised(make, data, config=SMALL, seed=3)
+    with rng_left_alone():
+        watched = supervised(
+            make, data, config=SMALL, seed=3, observe=lambda rows, out: seen.append((rows.clone(), out.clone()))
+        )
+    assert _digest(watched) == _digest(plain)
+    assert [len(rows) for rows, _ in seen] == [10, 10, 10, 10, 7] * 6
+    for epoch in range(6):
+        rows = torch.cat([rows for rows, _ in seen[5 * epoch : 5 * epoch + 5]])
+        assert rows.dtype == torch.int64 and torch.equal(rows, epoch_order(47, seed=3, epoch=epoch))
+    assert all(out.shape == (len(rows), max(data.num_classes, 1)) and not out.requires_grad for rows, out in seen)
+    # also when a finished run is stored: every epoch is told again, to the same end
+    supervised(make, data, config=SMALL, seed=3, checkpoints=store)
+    told = []
+    again = supervised(
+        make,
+        data,
+        config=SMALL,
+        seed=3,
+        checkpoints=store,
+        observe=lambda rows, out: told.append((rows.clone(), out.clone())),
+    )
+    assert _digest(again) == _digest(plain)
+    assert len(told) == len(seen) and all(torch.equal(a[1], b[1]) for a, b in zip(told, seen, strict=True))
+
+
+def test_the_observed_logits_are_those_of_the_model_before_the_step(examples):
+    """One epoch without dropout: the first batch sees the initialisation, the second the model after one step."""
+    data = examples(20)
+    seen = []
+    config = SupervisedConfig(epochs=1, batch=10, lr=0.5, momentum=0.0, schedule="constant")
+    supervised(_mlp(data), data, config=config, seed=1, observe=lambda rows, out: seen.append((rows, out.clone())))
+    model = _mlp(data)(1)
+    x = torch.from_numpy(data.inputs(slice(0, 20)))
+    for rows, out in seen:
+        logits = model(x[rows])
+        torch.testing.assert_close(out, logits)
+        gradients = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.y)[rows]), list(model.parameters())
+        )
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p -= 0.5 * g

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from torch import nn
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from scoring.el2n import EL2NConfig, el2n, error_scores
 from scoring.error_vector import error_vector
+from scoring.grand import GrandConfig, grand
 
 CONFIG = EL2NConfig()
 logits_and_label = st.integers(2, 6).flatmap(
@@ -134,3 +136,64 @@ def test_refusals(examples, regression, mlp) -> None:
     with pytest.raises(DataError, match="NaN") as error:
         run(broken, [mlp(0)])
     assert error.value.example_ids == (examples.example_id[4],)
+
+
+def test_several_models_over_several_blocks_equal_one_model_at_a_time(examples, mlp, monkeypatch) -> None:
+    models = [mlp(seed).double() for seed in range(3)]
+    whole = el2n(examples, config=EL2NConfig(batch=5), seed=0, early_models=models)
+    monkeypatch.setattr(sys.modules["scoring.el2n"], "_BLOCK", 1)  # a block a batch
+    cut = el2n(examples, config=EL2NConfig(batch=5), seed=0, early_models=models)
+    assert_frame_equal(whole, cut, rel_tol=1e-12, abs_tol=1e-14)
+    each = [el2n(examples, config=CONFIG, seed=0, early_models=[m]) for m in models]
+    for name in ("el2n", "el1n", "margin_max", "margin_sum", "grand_last_layer"):
+        values = np.stack([one[name].to_numpy() for one in each])
+        np.testing.assert_allclose(cut[name], values.mean(0), rtol=1e-12, atol=1e-13)
+        if f"{name}_std" in cut.columns:
+            np.testing.assert_allclose(cut[f"{name}_std"], values.std(0, ddof=1), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_of_the_output_layer_against_grand(examples, bias: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        models = [nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4, bias=bias)).double() for _ in range(2)]
+    found = el2n(examples, config=CONFIG, seed=0, early_models=models)
+    exact = grand(examples, config=GrandConfig(), seed=0, early_models=models)
+    for name in ("grand_last_layer", "grand_last_layer_std"):
+        np.testing.assert_allclose(found[name], exact[name], rtol=1e-9)
+    models[0][2].requires_grad_(False)
+    frozen = el2n(examples, config=CONFIG, seed=0, early_models=models)
+    assert frozen["grand_last_layer"].null_count() == len(examples) and frozen["el2n"].equals(found["el2n"])
+
+
+class Tied(nn.Module):
+    """The output layer's weight is used a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x @ self.head.weight)
+
+
+class Twice(Tied):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.head(x))
+
+
+@pytest.mark.parametrize("kind", [Tied, Twice, "tanh"])
+def test_no_gradient_of_the_output_layer_when_it_is_not_its_own(examples, mlp, kind) -> None:
+    model = nn.Sequential(mlp(0), nn.Tanh()) if kind == "tanh" else kind()
+    found = el2n(examples, config=CONFIG, seed=0, early_models=[model])
+    assert found["grand_last_layer"].null_count() == found["grand_last_layer_std"].null_count() == len(examples)
+    assert found["el2n"].null_count() == 0
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_an_infinite_logit_is_refused_even_where_the_norm_is_finite(examples) -> None:
+    model = nn.Linear(6, 4)
+    with torch.no_grad():
+        model.bias[2] = -torch.inf  # probability 0: the error vector itself is finite
+    with pytest.raises(DataError, match="infinite logits"):
+        el2n(examples, config=CONFIG, seed=0, early_models=[model])

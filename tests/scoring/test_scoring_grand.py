@@ -104,8 +104,13 @@ def test_refusals(examples, regression, mlp) -> None:
     def run(data, models):
         return grand(data, config=CONFIG, seed=0, early_models=models)
 
-    with pytest.raises(NotApplicable, match="regression"):
+    with pytest.raises(NotApplicable, match=r"\(1, 1\) is needed"):
         run(regression, [mlp(0)])
+    with pytest.raises(NotApplicable, match="ranking"):
+        run(dataclasses.replace(regression, task="ranking"), [mlp(0)])
+    with pytest.raises(DataError, match="targets are not finite") as error:
+        run(dataclasses.replace(regression, y=np.where(np.arange(37) == 3, np.nan, regression.y)), [nn.Linear(6, 1)])
+    assert error.value.example_ids == (examples.example_id[3],)
     with pytest.raises(InvalidInput, match="early_models is empty"):
         run(examples, [])
     with pytest.raises(NotApplicable, match="statistics of the batch"):
@@ -121,3 +126,30 @@ def test_refusals(examples, regression, mlp) -> None:
         with pytest.raises(DataError, match=what) as error:
             run(dataclasses.replace(examples, x=x), [large])
         assert error.value.example_ids == (examples.example_id[4],)
+
+
+def test_regression_equals_the_naive_loop_of_squared_errors(regression) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        models = [nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double() for _ in range(3)]
+    x = torch.from_numpy(regression.inputs(slice(None))).double()
+    y = torch.from_numpy(regression.y)[:, None]
+    each, last = np.empty((2, 3, 37))
+    for r, model in enumerate(models):
+        for b in range(37):
+            loss = torch.nn.functional.mse_loss(model(x[b : b + 1]), y[b : b + 1])
+            squares = [float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters()))]
+            each[r, b], last[r, b] = sum(squares) ** 0.5, sum(squares[2:]) ** 0.5
+    found = grand(regression, config=CONFIG, seed=0, early_models=models)
+    np.testing.assert_allclose(found["grand"], each.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(found["grand_std"], each.std(0, ddof=1), rtol=1e-8)
+    np.testing.assert_allclose(found["grand_last_layer"], last.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(found["grand_last_layer_std"], last.std(0, ddof=1), rtol=1e-8)
+
+
+def test_a_linear_regression_in_closed_form(regression) -> None:
+    model = nn.Linear(6, 1).double()
+    x = torch.from_numpy(regression.inputs(slice(None))).double()
+    residual = np.abs(model(x)[:, 0].detach().numpy() - regression.y)
+    found = grand(regression, config=CONFIG, seed=0, early_models=[model])
+    np.testing.assert_allclose(found["grand"], 2 * residual * np.sqrt(x.square().sum(1).numpy() + 1), rtol=1e-12)

@@ -1,0 +1,100 @@
+"""Nearest neighbours of 60,000 x 128 against scikit-learn, in the same run.
+
+    python -m benchmarks.neighbours [--num 60000] [--seed 0] [--json]
+
+The points are a layer of 128 ReLU units over 2,000 clusters in 32 dimensions, scaled to unit length: like the penultimate layer of
+a trained network, they fill fewer dimensions than they have. Each method finds the 5 nearest others of every point on one
+thread; what is reported is the ratio of CPU times, building the index included:
+- exact, ours (double precision at the end) against scikit-learn's brute force, and against its kd-tree, whose queries are
+  timed on 300 random points and scaled to all of them (all would take the better part of an hour);
+- HNSW against scikit-learn's brute force, with the share of the true neighbours that it finds.
+
+Exit 1 when a bound is missed, or when exact search and brute force disagree on more than single precision explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+
+from scoring.neighbours import nearest, unit_vectors
+
+K, DIM, HIDDEN, CLUSTERS, KD_QUERIES = 5, 128, 32, 2000, 300
+BRUTE_BOUND, KD_BOUND, HNSW_BOUND, RECALL_BOUND, AGREE_BOUND = 2.0, 50.0, 3.5, 0.99, 2e-6
+
+
+def points_of(num: int, seed: int) -> np.ndarray:
+    """float32 (num, 128), unit length."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(CLUSTERS, HIDDEN))
+    latent = centres[rng.integers(0, CLUSTERS, num)] + 0.5 * rng.normal(size=(num, HIDDEN))
+    layer = latent @ rng.normal(size=(HIDDEN, DIM)) + rng.normal(size=DIM)
+    return unit_vectors(np.maximum(layer, 0).astype(np.float32))
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
+def measure(num: int, seed: int) -> list[tuple[str, float, str, float]]:
+    """(what, measured, ">=" or "<=", bound)."""
+    points = points_of(num, seed)
+    some = np.random.default_rng(seed).choice(num, min(KD_QUERIES, num), replace=False)
+    nearest(points[:2000], k=K), NearestNeighbors(n_neighbors=K + 1, algorithm="brute").fit(points[:2000]).kneighbors()
+    exact_s, exact = timed(lambda: nearest(points, k=K))
+    brute_s, (brute, _) = timed(
+        lambda: (
+            NearestNeighbors(n_neighbors=K, algorithm="brute").fit(points).kneighbors()
+        )  # without the points themselves
+    )
+    hnsw_s, hnsw = timed(lambda: nearest(points, k=K, method="hnsw"))
+    build_s, tree = timed(lambda: NearestNeighbors(n_neighbors=K + 1, algorithm="kd_tree").fit(points))
+    query_s, _ = timed(lambda: tree.kneighbors(points[some]))
+    kd_s = build_s + query_s * num / len(some)
+    recall = (exact.position[:, :, None] == hnsw.position[:, None, :]).any(2).mean()
+    apart = np.abs((1 - np.square(brute) / 2) - exact.similarity).max()
+    return [
+        ("similarities, exact against brute force: largest difference", float(apart), "<=", AGREE_BOUND),
+        ("scikit-learn brute force / exact", brute_s / exact_s, ">=", BRUTE_BOUND),
+        ("scikit-learn kd-tree (scaled from a sample) / exact", kd_s / exact_s, ">=", KD_BOUND),
+        ("scikit-learn brute force / HNSW", brute_s / hnsw_s, ">=", HNSW_BOUND),
+        ("recall of HNSW", float(recall), ">=", RECALL_BOUND),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    passed = True
+    with threadpool_limits(1):
+        faiss.omp_set_num_threads(1)
+        for what, measured, direction, bound in measure(options.num, options.seed):
+            met = measured >= bound if direction == ">=" else measured <= bound
+            passed &= met
+            if options.json:
+                print(
+                    json.dumps(
+                        {"what": what, "measured": measured, "direction": direction, "bound": bound, "passed": met}
+                    )
+                )
+            else:
+                print(f"{'ok  ' if met else 'MISS'} {what:62s} {measured:9.3g}  ({direction} {bound:g})", flush=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What personalised denoising costs: an epoch of BPR with PLD against a plain one, in the same run.
+
+    python -m benchmarks.personal_loss [--repeats 15] [--json]
+
+For each size and model, one thread: CPU-time ratio of one denoised epoch to one plain epoch of the same training run, the two
+interleaved with the order alternating, median of the paired ratios. The pool's losses are forwards without gradient, so the
+bound is 2. The card's size has small tables, where drawing weighs most; the large one is bound by memory.
+
+Exit 1 when the bound is missed. CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from recipes import BprConfig, Lists, build
+from recipes.recsys import train_epoch
+from sources import load
+
+BOUND = 2.0
+SIZES: dict[str, dict[str, Any]] = {
+    "600 x 500": {"num_users": 600, "num_items": 500},
+    "10,000 x 4,000": {"num_users": 10_000, "num_items": 4_000},
+}
+RUNS: tuple[tuple[str, str, dict[str, Any], str, int], ...] = (
+    ("600 x 500", "mf", {"dim": 32}, "bpr", 1024),
+    ("600 x 500", "mf", {"dim": 64}, "bce", 2048),
+    ("600 x 500", "lightgcn", {"dim": 64}, "bpr", 2048),
+    ("10,000 x 4,000", "mf", {"dim": 64}, "bpr", 2048),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    measured: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.measured <= self.bound
+
+
+def measure(
+    lists: Lists, name: str, fields: dict[str, Any], loss: str, batch: int, *, repeats: int, seed: int
+) -> float:
+    """Median over repeats of the CPU time of a PLD epoch / that of a plain one. Both train a model of their own."""
+    runs = {}
+    for denoise in ("none", "pld"):
+        model = build(name, fields, input_shape=(lists.num_users,), num_outputs=lists.num_items, seed=seed)
+        model.set_graph(lists.users, lists.items)
+        config = BprConfig(loss=loss, denoise=denoise, warmup_epochs=0, batch=batch, lr=1e-2)
+        runs[denoise] = model, torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True), config
+    ratios = []
+    for turn in range(repeats + 2):
+        spent = {}
+        for denoise in ("none", "pld") if turn % 2 else ("pld", "none"):
+            model, optimizer, config = runs[denoise]
+            start = time.thread_time()
+            train_epoch(model, lists, optimizer, config=config, seed=seed, epoch=turn)
+            spent[denoise] = time.thread_time() - start
+        ratios.append(spent["pld"] / spent["none"])
+    return statistics.median(ratios[2:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of epochs; a fifth of them at the large size")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    passed = True
+    lists = {
+        size: Lists.of(load("synthetic_interactions", config, seed=options.seed).part("train"))
+        for size, config in SIZES.items()
+    }
+    for size, name, fields, loss, batch in RUNS:
+        repeats = options.repeats if size == "600 x 500" else max(3, options.repeats // 5)
+        ratio = measure(lists[size], name, fields, loss, batch, repeats=repeats, seed=options.seed)
+        row = Row(f"{size}, {name} {fields['dim']}, {loss}, batch {batch}: PLD epoch / plain epoch", ratio, BOUND)
+        passed &= row.passed
+        if options.json:
+            print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
+        else:
+            print(
+                f"{'ok  ' if row.passed else 'MISS'} {row.what:75s} {row.measured:6.3g}  (<= {row.bound:g})", flush=True
+            )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

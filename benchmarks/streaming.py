@@ -1,0 +1,143 @@
+"""Memory of the streaming scores on 10% and on 100% of 2 million memory-mapped examples.
+
+    python -m benchmarks.streaming [--num 2000000] [--scores el2n grand] [--seed 0] [--json]
+
+Each measurement is a child process of its own. It maps a file of uint8 images 1 x 4 x 4, loads the columns of the examples it
+scores, calls the score with two models, and samples its anonymous resident memory every two milliseconds meanwhile (pages
+of the mapped file are the page cache's, not the program's). What is compared is
+
+    working memory = peak during the call - (columns of the examples, held before it) - (the table handed back)
+
+that is interpreter, libraries, model, batches and everything the method keeps on the way; the first and the last term are one
+row an example whatever the method does. It may grow by 10% while the examples grow tenfold. Linux only.
+
+Exit 1 when a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import scoring  # noqa: F401 - registers the scores
+from contracts.methods import score
+from recipes.models import build
+from sources.example_set import ExampleSet
+
+SHAPE, CLASSES, MODELS, BOUND, CHUNK = (1, 4, 4), 10, 2, 1.1, 100_000
+
+
+def write(path: Path, num: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        for start in range(0, num, CHUNK):
+            rng.integers(0, 256, (min(CHUNK, num - start), *SHAPE), dtype=np.uint8).tofile(file)
+
+
+def examples(path: Path, num: int, seed: int) -> ExampleSet:
+    return ExampleSet(
+        name="mapped", task="classification", x=np.memmap(path, np.uint8, "r", shape=(num, *SHAPE)),
+        y=np.random.default_rng(seed).integers(0, CLASSES, num), example_id=np.arange(num),
+        split=np.full(num, "train", "<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(CLASSES))), center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
+    )  # fmt: skip
+
+
+def anonymous() -> int:
+    """Bytes of anonymous resident memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this kernel does not tell RssAnon")
+
+
+class Peak(threading.Thread):
+    """The largest anonymous memory seen until :meth:`stop`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self._stopped = anonymous(), threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.002):
+            self.bytes = max(self.bytes, anonymous())
+
+    def stop(self) -> int:
+        self._stopped.set()
+        self.join()
+        return max(self.bytes, anonymous())
+
+
+def working(name: str, path: str, num: int, seed: int) -> int:
+    """Working memory in bytes of one call; run in a process of its own."""
+    torch.set_num_threads(1)
+    method = score.get(name)
+    models = [
+        build("mlp", {"hidden": (64,)}, input_shape=SHAPE, num_outputs=CLASSES, seed=seed + r).eval()
+        for r in range(MODELS)
+    ]
+    config = method.spec.config()
+    small = examples(Path(path), 20_000, seed)
+    method(small, config=config, seed=0, early_models=models)  # what is loaded on first use is not the method's
+    without = anonymous()
+    data = examples(Path(path), num, seed)
+    columns = anonymous() - without
+    peak = Peak()
+    peak.start()
+    frame = method(data, config=config, seed=0, early_models=models)
+    return peak.stop() - columns - int(frame.estimated_size())
+
+
+def in_child(function: Any, *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, default=2_000_000)
+    parser.add_argument("--scores", nargs="+", default=["el2n", "grand"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    o = parser.parse_args()
+    passed = True
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.u8"
+        write(path, o.num, o.seed)
+        for name in o.scores:
+            few, many = (in_child(working, name, str(path), num, o.seed) for num in (o.num // 10, o.num))
+            ratio = many / few
+            passed &= ratio <= BOUND
+            if o.json:
+                print(
+                    json.dumps(
+                        {
+                            "score": name,
+                            "few_bytes": few,
+                            "many_bytes": many,
+                            "ratio": ratio,
+                            "bound": BOUND,
+                            "passed": ratio <= BOUND,
+                        }
+                    )
+                )
+            else:
+                mark = "ok  " if ratio <= BOUND else "MISS"
+                print(
+                    f"{mark} {name:20s} {few >> 20:5d} MiB -> {many >> 20:5d} MiB   {ratio:5.3f}  (<= {BOUND:g})",
+                    flush=True,
+                )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, and unions of real pools.
+
+1. Planted curves: laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
+   and the interval of tau is wider where b is small.
+2. Best number of pools and predicted error at five budgets, and the example in which the authors' code shrinks d.
+3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant rate.
+   The laws are fitted on single pools only; predicted are the unions of the 1 .. 4 best pools at three budgets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from contracts.digests import derive_seed
+from contracts.progress import Progress
+from recipes import SupervisedConfig, builder, predict_logits
+from recipes.fitting import fit
+from recipes.inputs import Inputs
+from reproductions.framework import Claim, at_least, at_most, reproduction
+from scoring.scaling_fit import Grid, PoolCurve, fit_pool_laws
+from scoring.scaling_laws import Compat, Objective, PoolLaw, best_pool
+from sources import load
+from sources.example_set import ExampleSet
+
+FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
+SIZE_PAPER = 12_800_000
+PLANTED = ((-0.18, 3.0), (-0.13, 5.0), (-0.10, 7.0))
+DRAWS = 40
+FLIPPED = (0.0, 0.10, 0.25, 0.45)
+SIZE, SEEDS, EPOCHS = 10_000, 3, (1, 2, 4, 8, 16, 32)
+PASSES = (12, 24, 48)  # budgets over one pool: whole epochs of every union
+RECIPE = SupervisedConfig(lr=0.03, momentum=0.0, batch=100, epochs=48, schedule="constant")
+FORMS: tuple[tuple[Objective, Compat], ...] = (
+    ("effective_utility", "paper"), ("effective_utility", "official"), ("effective_data", "paper"),
+)  # fmt: skip
+
+
+@reproduction(card=29)
+def scaling_laws(seed: int, progress: Progress) -> list[Claim]:
+    return [*_recovery(seed), *_table(), *_real(seed, progress)]
+
+
+# ---- 1: planted curves -------------------------------------------------------------------------------------------
+
+
+def _curves(laws: Sequence[PoolLaw], noise: float, rng: np.random.Generator) -> list[PoolCurve]:
+    n = SIZE_PAPER * np.arange(2.0, 11.0, 2.0)
+    return [
+        PoolCurve(f"pool {i}", SIZE_PAPER, n, law.error(n, pool_size=SIZE_PAPER) + noise * rng.normal(size=len(n)))
+        for i, law in enumerate(laws)
+    ]
+
+
+def _recovery(seed: int) -> list[Claim]:
+    rng = np.random.default_rng(derive_seed("planted", seed))
+    grid = Grid(a=(0.018, 0.02, 0.022, 0.025), d=(0.06, 0.08, 0.1, 0.12))
+    worst = 0.0
+    for objective, compat in FORMS:
+        laws = [
+            PoolLaw(a=0.022, b=grid.b[i], tau=grid.tau[j], d=0.1, objective=objective, compat=compat)
+            for i, j in rng.integers((15, 5), (95, 95), (3, 2))  # b of -0.08 and below keeps the errors below 1
+        ]
+        fits = fit_pool_laws(
+            _curves(laws, 0.0, rng), objective=objective, compat=compat, grid=grid, refine=False, bootstrap=0
+        )
+        for found, law in zip(fits.laws, laws, strict=True):
+            worst = max(
+                worst, abs(found.b - law.b), abs(found.tau - law.tau), abs(found.a - law.a), abs(found.d - law.d)
+            )
+    laws = [PoolLaw(a=0.022, b=b, tau=t, d=0.1) for b, t in PLANTED]
+    known = Grid(a=(0.022,), d=(0.1,))
+    off, width = [], []
+    for draw in range(DRAWS):
+        fits = fit_pool_laws(_curves(laws, 0.002, rng), grid=known, bootstrap=100, seed=draw).fits
+        off.append([abs(f.law.b - law.b) for f, law in zip(fits, laws, strict=True)])
+        width.append([math.log(f.tau_hi / f.tau_lo) for f in fits])
+    median = np.median(width, axis=0)
+    return [
+        at_most("1. noise-free laws on the grid: largest difference of a, b, tau, d", worst, 1e-9),
+        at_most("1. noise 0.002: |error of b|, 95% of the draws, worst pool", float(np.quantile(off, 0.95, axis=0).max()), 0.01),
+        at_least("1. width of the interval of log tau, b = -0.10 against b = -0.18", float(median[2] / median[0]), 1.2),
+    ]  # fmt: skip
+
+
+# ---- 2: the table of mixtures ------------------------------------------------------------------------------------
+
+
+def _table() -> list[Claim]:
+    laws = [PoolLaw(a=0.022, b=b, tau=t, d=0.1) for b, t in ((-0.18, 3), (-0.155, 3.5), (-0.14, 4.5), (-0.125, 5))]
+    plan = best_pool(laws, [32e6, 64e6, 128e6, 640e6, 6.4e9], pool_size=SIZE_PAPER)
+    errors = plan.errors.min(1) - np.array([0.8239, 0.7545, 0.7001, 0.6065, 0.5697])
+    both = [
+        float(PoolLaw(a=0.022, b=-0.131, tau=3.0, d=0.1, compat=c).error(10 * SIZE_PAPER, pool_size=SIZE_PAPER)) - known
+        for c, known in (("paper", 0.8469), ("official", 0.8325))
+    ]
+    return [
+        at_least("2. budgets with the right number of pools, of 5", int((plan.num_pools == [2, 2, 3, 4, 4]).sum()), 5),
+        at_most("2. largest difference from the table's errors", float(np.abs(errors).max()), 1e-4),
+        at_most("2. paper's form and the authors' code, largest difference", float(np.abs(both).max()), 1e-4),
+    ]
+
+
+# ---- 3: Fashion-MNIST --------------------------------------------------------------------------------------------
+
+
+def _real(seed: int, progress: Progress) -> list[Claim]:
+    data, pools = _pools(load("idx", FASHION_MNIST, seed=seed), seed)
+    train, test = data.part("train"), data.part("test")
+    build = builder("mlp", {"hidden": (64,)}, input_shape=data.input_shape, num_outputs=data.num_classes)
+    total, done = 2 * len(pools) * SEEDS, 0
+
+    def measure(ids: Sequence[np.ndarray], epochs: Sequence[int]) -> np.ndarray:
+        """Test error (seeds, epochs); a constant rate makes one run serve all its points."""
+        nonlocal done
+        members, rows = train.subset(np.sort(np.concatenate(ids))), []
+        for r in range(SEEDS):
+            rows.append(_one_run(build, members, test, epochs, derive_seed("run", seed, r)))
+            done += 1
+            progress(done, total, "trainings on pools and unions")
+        return np.array(rows)
+
+    seen = SIZE * np.array(EPOCHS, np.float64)
+    curves = [
+        PoolCurve(f"{100 * f:g}%", SIZE, seen, measure([ids], EPOCHS)) for f, ids in zip(FLIPPED, pools, strict=True)
+    ]
+    decaying = fit_pool_laws(curves, bootstrap=0)
+    if decaying.refused:  # a pool that overfits has no law, and its unions no prediction
+        return [at_most("3. pools whose curve the law cannot describe", len(decaying.refused), 0)]
+    order = np.argsort([law.b for law in decaying.laws], kind="stable")
+    budgets = [float(SIZE * p) for p in PASSES]
+    measured = np.stack(
+        [
+            measure([pools[i] for i in order[:num]], [p // num for p in PASSES]).mean(0)
+            for num in range(1, len(pools) + 1)
+        ],
+        axis=1,
+    )  # (budgets, P)
+    ordered = [decaying.laws[i] for i in order]
+    endless = [dataclasses.replace(law, tau=1e6) for law in ordered]
+    predicted, undecayed = (best_pool(laws, budgets, pool_size=SIZE).errors for laws in (ordered, endless))
+    # The rival is the same law without its decay (tau = infinity), a, b and d unchanged. Against a no-decay law fitted anew
+    # nothing is claimed: which of the two predicts better turned on the learning rate and on the first epoch (seed 0: mean
+    # errors 0.0074 against 0.0083 as it stands; at lr 0.1 0.025 against 0.011, without the first epoch 0.0048 against 0.0120).
+    miss, undecayed_miss = (float(np.abs(p - measured).mean()) for p in (predicted, undecayed))
+    return [
+        at_least("3. pools in the order of their flip rates, by b", int((order == np.arange(4)).sum()), 4),
+        at_least("3. Spearman of predicted and trained error, 12 unions x budgets", spearmanr(predicted.ravel(), measured.ravel()).statistic, 0.7),
+        at_most("3. mean |predicted - trained error|, 12 unions x budgets", miss, 0.03),
+        at_least("3. mean error of the prediction, share by which it is below that without decay", 1 - miss / undecayed_miss, 0.2),
+    ]  # fmt: skip
+
+
+def _pools(fashion: ExampleSet, seed: int) -> tuple[ExampleSet, list[np.ndarray]]:
+    """The data with labels changed, and the ids of each pool."""
+    rng = np.random.default_rng(derive_seed("pools", seed))
+    pools = list(rng.permutation(fashion.part("train").example_id)[: len(FLIPPED) * SIZE].reshape(len(FLIPPED), SIZE))
+    y = fashion.y.copy()
+    for ids, share in zip(pools, FLIPPED, strict=True):
+        rows = fashion.positions(rng.permutation(ids)[: round(share * SIZE)])
+        y[rows] = (y[rows] + rng.integers(1, fashion.num_classes, len(rows))) % fashion.num_classes
+    return dataclasses.replace(fashion, y=y), pools
+
+
+def _one_run(
+    build: Callable[[int], nn.Module], members: ExampleSet, test: ExampleSet, epochs: Sequence[int], seed: int
+) -> list[float]:
+    errors: list[float] = []
+    model = build(seed)
+
+    def after(done: int) -> None:
+        if done in epochs:
+            errors.append(float((predict_logits(model, test).argmax(1) != test.y).mean()))
+
+    inputs = Inputs(members, dtype=torch.float32, device="cpu")
+    fit(
+        model, inputs, np.arange(len(members)), config=RECIPE, seed=seed, stop_after=max(epochs), after_epoch=after
+    )  # fmt: skip
+    return errors

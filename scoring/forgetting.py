@@ -1,0 +1,188 @@
+"""Forgetting events: how often training unlearns an example that it had right.
+
+    acc_i(t) = [argmax f(x_i) = y_i] when example i is drawn for the t-th time, before that mini-batch's step
+    forgetting_i = #{t : acc_i(t) > acc_i(t + 1)}            higher = harder; undefined when acc_i(t) = 0 for every t
+
+With it, over R runs of the subject's own recipe from R initialisations: the share of runs in which the example was never
+right (the paper counts these as infinitely forgotten), and the presentation at which it was first right. Every epoch draws
+each example once, so a presentation is an epoch, counted from 1.
+
+Source: Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning" (ICLR 2019, arXiv
+1812.05159), definition 1 and algorithm 1; the baseline of Paul et al. (NeurIPS 2021). It needs whole training runs and
+no forward pass of its own. Not a count over a fixed evaluation after each epoch, which sees other transitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from contracts.digests import derive_seed
+from contracts.errors import DataError, NotApplicable
+from contracts.methods import ScoreSpec, score
+from contracts.params import Config, param
+from contracts.progress import Progress, silent
+from contracts.tables import Column
+from sources.example_set import ExampleSet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgettingConfig(Config):
+    """How much is trained."""
+
+    seeds: int = param(3, ge=1, le=1000, doc="runs R, each from its own initialisation")
+    effort: float = param(1.0, gt=0, le=100, doc="epochs of a run, as a multiple of the recipe's")
+
+
+@score(
+    ScoreSpec(
+        name="forgetting",
+        doc="Forgetting events: how often an example goes from right to wrong between two of its presentations in training.",
+        source="Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019 (arXiv 1812.05159)",
+        config=ForgettingConfig,
+        needs=("train",),
+        columns=(
+            Column(
+                name="forgetting", dtype="float64", low=0, nullable=True, unit="events", direction="higher = harder",
+                doc="mean over the runs in which the example was ever right; null when it never was (hardest of all)",
+            ),
+            Column(
+                name="forgetting_std", dtype="float64", low=0, nullable=True, unit="events",
+                doc="sample standard deviation over these runs; null for fewer than two",
+            ),
+            Column(
+                name="forgetting_stderr", dtype="float64", low=0, nullable=True, unit="events",
+                doc="standard error over these runs; null for fewer than two",
+            ),
+            Column(name="never_correct", dtype="bool", doc="right at no presentation of any run"),
+            Column(
+                name="never_correct_share", dtype="float64", low=0, high=1, direction="higher = harder",
+                doc="share of the runs in which it was right at no presentation",
+            ),
+            Column(
+                name="first_learned", dtype="float64", low=1, nullable=True, unit="epochs", direction="higher = harder",
+                doc="epoch of the first presentation at which it was right, from 1, mean over these runs; null when never",
+            ),
+            Column(name="n_seeds", dtype="int64", low=1, doc="runs"),
+        ),
+        value="forgetting",
+        stderr="forgetting_stderr",
+        higher_means="harder",
+    )
+)  # fmt: skip
+def forgetting(
+    data: ExampleSet,
+    *,
+    config: ForgettingConfig,
+    seed: int,
+    train: Callable[..., nn.Module],
+    progress: Progress = silent,
+) -> pl.DataFrame:
+    """Forgetting events of every example.
+
+    Args:
+        data: N labelled examples, classification. The runs see them ordered by id.
+        config: runs and their length.
+        seed: root of the runs' seeds.
+        train: the subject's recipe, which tells ``observe(rows, logits)`` of every mini-batch before its step.
+        progress: told (runs done, runs, "runs observed").
+
+    Returns:
+        One row an example, in the order of ``data``; columns as declared.
+
+    Raises:
+        NotApplicable: another task, or a recipe that does not tell its mini-batches.
+        DataError: no examples, an id used twice, or labels that are not classes.
+        Diverged: a run diverged.
+    """
+    if data.task != "classification":
+        raise NotApplicable(f"forgetting counts right answers; {data.name} is a {data.task} task")
+    ordered = data.subset(np.sort(data.example_id))
+    runs = []
+    for r in range(config.seeds):
+        events = ForgettingEvents(ordered.y)
+        train(ordered, derive_seed("forgetting", seed, r) % 2**31, effort=config.effort, observe=events)
+        events.check(ordered)
+        runs.append(events)
+        progress(r + 1, config.seeds, "runs observed")
+    return _table(ordered.example_id, runs).join(
+        pl.DataFrame({"example_id": data.example_id}), on="example_id", how="right", maintain_order="right"
+    )
+
+
+class ForgettingEvents:
+    """An observer of one training run: ``events(rows, logits)`` for every mini-batch.
+
+    >>> events = ForgettingEvents(np.array([0, 1]))
+    >>> for logits in ([[2.0, 1.0], [2.0, 1.0]], [[1.0, 2.0], [2.0, 1.0]], [[2.0, 1.0], [2.0, 1.0]]):
+    ...     events(torch.tensor([0, 1]), torch.tensor(logits))
+    >>> events.count.tolist(), events.first.tolist(), events.seen.tolist()
+    ([1, 0], [1, 0], [3, 3])
+
+    Attributes:
+        count: int64 (N,), transitions from right to wrong so far.
+        first: int64 (N,), presentation at which the example was first right, from 1; 0 = never.
+        seen: int64 (N,), presentations.
+    """
+
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self._labels = torch.from_numpy(np.ascontiguousarray(labels))
+        self._right = torch.zeros(len(labels), dtype=torch.bool)
+        self.count, self.first, self.seen = (torch.zeros(len(labels), dtype=torch.int64) for _ in range(3))
+
+    def __call__(self, rows: Tensor, logits: Tensor) -> None:
+        """Take in one mini-batch: positions (b,), no two the same, and logits (b, K)."""
+        if self._labels.device != logits.device:
+            self._labels, self._right, self.count, self.first, self.seen = (
+                t.to(logits.device) for t in (self._labels, self._right, self.count, self.first, self.seen)
+            )
+        right = logits.argmax(1) == self._labels[rows]
+        seen = self.seen[rows] + 1
+        first = self.first[rows]
+        self.count[rows] += self._right[rows] & ~right
+        self.first[rows] = torch.where((first == 0) & right, seen, first)
+        self.seen[rows], self._right[rows] = seen, right
+
+    def check(self, data: ExampleSet) -> None:
+        """Refuse a run that did not show every example.
+
+        Raises:
+            NotApplicable: it told nothing at all. DataError: it left examples out; names them.
+        """
+        unseen = (self.seen == 0).cpu().numpy()
+        if unseen.all():
+            raise NotApplicable("forgetting: the recipe trained without telling its mini-batches (observe)")
+        if unseen.any():
+            raise DataError("forgetting: the recipe never drew these examples", example_ids=data.example_id[unseen])
+
+
+def _table(example_id: NDArray[np.int64], runs: list[ForgettingEvents]) -> pl.DataFrame:
+    count = np.stack([run.count.cpu().numpy() for run in runs]).astype(np.float64)  # (R, N)
+    first = np.stack([run.first.cpu().numpy() for run in runs]).astype(np.float64)
+    learned = first > 0
+    times = learned.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, which becomes null
+        mean = np.where(learned, count, 0.0).sum(0) / times
+        variance = np.where(learned, (count - mean) ** 2, 0.0).sum(0) / np.where(times > 1, times - 1, 0)
+        columns = {
+            "forgetting": mean,
+            "forgetting_std": np.sqrt(variance),
+            "forgetting_stderr": np.sqrt(variance / times),
+            "first_learned": first.sum(0) / times,
+        }
+    share = 1.0 - times / len(runs)
+    return pl.DataFrame(
+        {"example_id": example_id}
+        | {name: pl.Series(values, nan_to_null=True) for name, values in columns.items()}
+        | {
+            "never_correct": times == 0,
+            "never_correct_share": share,
+            "n_seeds": np.full(len(example_id), len(runs), np.int64),
+        }
+    )

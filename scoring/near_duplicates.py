@@ -1,0 +1,170 @@
+"""Near duplicates among the training examples, as the audited model sees them.
+
+    s_ij = cos(h(x_i), h(x_j)),   h = penultimate activations;   i ~ j when s_ij >= threshold (mutual, s is symmetric)
+    group of i = connected component of i in that graph, named by its smallest id;   similarity_i = max over j != i of s_ij
+
+Duplicates share memorisation: with the twin left in, an example is predicted whether or not it was trained on, and its
+memorization looks like that of a typical one. An erased example is not gone while its twin is there. Hence the groups.
+
+Source: definition; the graph of near duplicates of Lee et al., "Deduplicating Training Data Makes Language Models Better"
+(ACL 2022, arXiv 2107.06499), section 4, on embeddings. Components chain (a ~ b ~ c makes one group of a and c): a threshold low
+enough to join whole classes says nothing, so look at the largest groups first. Not a test of identity: what the model does
+not tell apart counts as equal; ``num_copies`` counts what is equal byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from contracts.errors import InvalidInput
+from contracts.methods import ScoreSpec, score
+from contracts.params import Config, param
+from contracts.tables import Column
+from scoring.neighbours import METHODS, Ints, Neighbours, embedded, nearest, whole_rows
+from sources.example_set import ExampleSet
+
+_LIST = 4  # neighbours asked for; an example with more at the threshold is compared with everything
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearDuplicatesConfig(Config):
+    """What counts as a near duplicate, and how neighbours are found."""
+
+    threshold: float = param(0.995, gt=0, le=1, doc="smallest cosine similarity of near duplicates")
+    index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
+    batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
+
+
+@score(
+    ScoreSpec(
+        name="near_duplicates",
+        doc="Near duplicates: cosine similarity to the nearest other training example in the model's penultimate layer.",
+        source="definition; Lee et al., ACL 2022 (arXiv 2107.06499), section 4",
+        config=NearDuplicatesConfig,
+        needs=("model",),
+        tasks=("classification", "regression"),
+        columns=(
+            Column(
+                name="similarity", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more duplicated",
+                doc="cosine similarity to the nearest other training example; null when there is no other",
+            ),
+            Column(
+                name="nearest_id", dtype="int64", low=0, nullable=True,
+                doc="id of that example, the smaller one of equals; null when there is no other",
+            ),
+            Column(
+                name="same_label", dtype="bool", nullable=True,
+                doc="the nearest example has the same label (regression: the same target)",
+            ),
+            Column(name="group_id", dtype="int64", low=0, doc="smallest id of the group; its own when it is alone"),
+            Column(name="group_size", dtype="int64", low=1, doc="members of the group; 1 = no near duplicate"),
+            Column(name="group_labels", dtype="int64", low=1, doc="different labels (targets) in the group; above 1 = they conflict"),
+            Column(name="num_copies", dtype="int64", low=0, doc="other training examples with the same values, byte for byte"),
+        ),
+        value="similarity",
+        higher_means="duplicated",
+    )
+)  # fmt: skip
+def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int, model: nn.Module) -> pl.DataFrame:
+    """Nearest example and near-duplicate group of every example.
+
+    Args:
+        data: N training examples, classification or regression.
+        config: threshold, index and batch.
+        seed: not used.
+        model: the audited model; left as it is.
+
+    Returns:
+        One row an example, ordered by id; columns as declared.
+
+    Raises:
+        NotApplicable: a ranking task, or a model without penultimate activations.
+        DataError: ids used twice, labels outside the model's outputs, activations that are not finite.
+    """
+    ordered, points = embedded("near_duplicates", data, model, batch=config.batch)
+    group, found = duplicate_groups(points, threshold=config.threshold, method=config.index)
+    ids, alone = ordered.example_id, found.position.shape[1] == 0  # at most one example: nobody has a neighbour
+    near = np.arange(len(ordered)) if alone else found.position[:, 0]
+    similarity = np.ones(len(ordered)) if alone else found.similarity[:, 0].clip(-1, 1)
+    pairs = pl.DataFrame({"group": group, "label": ordered.y})
+    return pl.DataFrame(
+        {
+            "example_id": ids,
+            "similarity": similarity,
+            "nearest_id": ids[near],
+            "same_label": ordered.y[near] == ordered.y,
+            "group_id": ids[group],
+            "group_size": pairs.select(pl.len().over("group").cast(pl.Int64)).to_series(),
+            "group_labels": pairs.select(pl.col("label").n_unique().over("group").cast(pl.Int64)).to_series(),
+            "num_copies": _copies(ordered.content_hash),
+        }
+    ).with_columns(pl.when(pl.lit(not alone)).then(pl.col("similarity", "nearest_id", "same_label")))
+
+
+def duplicate_groups(
+    points: NDArray[np.float32], *, threshold: float, method: str = "exact"
+) -> tuple[Ints, Neighbours]:
+    """Connected components of the graph of points at least ``threshold`` alike.
+
+    Args:
+        points: (N, d) float32, unit length.
+        threshold: smallest similarity, in (0, 1].
+        method: how the nearest neighbours are found; a point with a full list of them at the threshold is compared with
+            every point either way, so with "exact" the components are those of the whole graph.
+
+    Returns:
+        (N,) int64, the smallest position in each point's component, and the neighbours found on the way (k <= 4).
+
+    Raises:
+        InvalidInput: a threshold out of range.
+
+    >>> duplicate_groups(np.array([[1, 0], [0, 1], [1, 0]], np.float32), threshold=0.9)[0].tolist()
+    [0, 1, 0]
+    """
+    if not 0 < threshold <= 1:
+        raise InvalidInput(f"threshold = {threshold} is outside (0, 1]")
+    found = nearest(points, k=_LIST, method=method)
+    group = np.arange(len(points))
+    if not found.position.size:
+        return group, found
+    row, column = np.nonzero(found.similarity >= threshold)
+    group = _joined(group, row, found.position[row, column])
+    for row, column in _crowded(points, found, threshold):
+        group = _joined(group, row, column)
+        if not group.any():
+            break  # all in the group of point 0
+    return group, found
+
+
+def _crowded(points: NDArray[np.float32], found: Neighbours, threshold: float) -> Iterator[tuple[Ints, Ints]]:
+    """Every edge of the points whose list of neighbours was too short to hold all of theirs."""
+    if found.position.shape[1] >= len(points) - 1:
+        return
+    for rows, similarity in whole_rows(points, points, np.flatnonzero(found.similarity[:, -1] >= threshold)):
+        row, column = np.nonzero(similarity >= threshold)
+        yield rows[row], column
+
+
+def _joined(group: Ints, a: Ints, b: Ints) -> Ints:
+    """The groups after joining those of a and b, each named by its smallest position."""
+    num = len(group)
+    graph = coo_array((np.ones(len(a), np.int8), (group[a], group[b])), shape=(num, num))
+    component = connected_components(graph, directed=False)[1][group]
+    _, first, code = np.unique(component, return_index=True, return_inverse=True)
+    smallest: Ints = first.astype(np.int64)[code]
+    return smallest
+
+
+def _copies(content_hash: NDArray[np.str_]) -> Ints:
+    """Other examples of the same content; none where the hash is not known."""
+    _, code, count = np.unique(content_hash, return_inverse=True, return_counts=True)
+    copies: Ints = np.where(content_hash == "", 0, count[code] - 1).astype(np.int64)
+    return copies

@@ -1,0 +1,228 @@
+"""Implicit feedback: a table of (user, item[, time]), one row an interaction (CSV and Parquet).
+
+    x (N, 1) int64     index of the user among the users that are kept, in the order of their ids
+    y (N,)   int64     index of the item; class_names are the items' ids as text
+    owner (N,)         the user's id as text
+
+1. A pair (user, item) that occurs several times is kept once: the earliest by time, else the first row.
+2. Users with fewer than ``min_interactions`` pairs are dropped; items nobody is left with go with them.
+3. The test split is drawn per user (``test_fraction`` of each, by largest remainders); every user keeps training pairs.
+
+How many rows each step removed is in the provenance. Ids without an ``id`` column: the row number in the file. Ids of
+users and items sort as numbers when they are whole numbers, else as text. Ratings are not read: decide first what counts as
+an interaction and keep those rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contracts.errors import ConfigError, DataError
+from contracts.methods import SourceSpec, source
+from contracts.params import param
+from sources.assemble import assemble, check_ids
+from sources.example_set import ExampleSet
+from sources.files import FileConfig, check_size, head, inside, manifest, root_folder
+from sources.table_files import SEPARATORS, Table, kind_of, read_table
+
+_USERS = ("user", "user_id", "userid")
+_ITEMS = ("item", "item_id", "itemid")
+_TIMES = ("time", "timestamp", "date", "datetime")
+_IDS = ("example_id", "id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InteractionsConfig(FileConfig):
+    """Which columns say who, what and when."""
+
+    file: str = param(doc="name of the CSV or Parquet file inside the root")
+    user: str = param("user", doc="column of the user: whole numbers or text")
+    item: str = param("item", doc="column of the item: whole numbers or text")
+    time: str = param("", doc="column of the time; decides which of several equal pairs is kept: the earliest")
+    id: str = param("", doc="column of whole, unique ids of the interactions; the row number when empty")
+    test_fraction: float = param(0.2, gt=0, lt=1, doc="share of each user's interactions in the test split")
+    min_interactions: int = param(
+        10, ge=2, le=1_000_000, doc="users with fewer pairs are dropped; each needs one to train on and one to test"
+    )
+    separator: str = param("", choices=("", *SEPARATORS), doc="of a CSV; found in the header when empty")
+
+    def check(self) -> None:
+        roles = [r for r in (self.user, self.item, self.time, self.id) if r]
+        doubled = sorted({r for r in roles if roles.count(r) > 1})
+        if doubled or not self.user or not self.item:
+            raise ConfigError(f"InteractionsConfig: user, item, time and id must name different columns, not {roles}")
+
+
+def is_interactions(path: Path) -> bool:
+    """True for a table of a user column, an item column, and nothing but times and ids besides, by their names."""
+    names = [n.lower() for n in _column_names(path)]
+    known = (_USERS, _ITEMS, _TIMES, _IDS)
+    counts = [sum(n in group for n in names) for group in known]
+    return counts[:2] == [1, 1] and max(counts[2:]) <= 1 and sum(counts) == len(names)
+
+
+def _column_names(path: Path) -> list[str]:
+    """Of a table's header; empty when there is none to be read. The values are not looked at."""
+    if not path.is_file():
+        return []
+    kind = kind_of(path)
+    if kind == "parquet":
+        try:
+            return list(pq.read_schema(path).names)
+        except (pa.ArrowException, OSError, ValueError):
+            return []
+    if kind == "csv":
+        line = head(path, 4096).split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").rstrip("\r")
+        return next(csv.reader(io.StringIO(line), delimiter=max(SEPARATORS, key=line.count)), [])
+    return []
+
+
+def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
+    names = _column_names(path)
+    by_role = {
+        role: next((n for n in names if n.lower() in group), "")
+        for role, group in (("user", _USERS), ("item", _ITEMS), ("time", _TIMES), ("id", _IDS))
+    }
+    if label is not None:
+        raise ConfigError(f"--label {label!r} names nothing in interactions: the item is what is predicted")
+    if owner not in (None, by_role["user"]):
+        raise ConfigError(f"--owner {owner!r}: the owner of an interaction is its user, column {by_role['user']!r}")
+    return {"root": str(path.parent), "file": path.name, **{role: name for role, name in by_role.items() if name}}
+
+
+@source(
+    SourceSpec(
+        name="interactions",
+        doc="Implicit feedback as CSV or Parquet: a user and an item column, optionally time and id, and no others.",
+        source="definition",
+        config=InteractionsConfig,
+        tasks=("ranking",),
+        detects=is_interactions,
+        from_path=_from_path,
+    )
+)
+def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
+    """The distinct pairs of one table.
+
+    Raises:
+        UnsafeFile: outside the root, or more than ``max_bytes``.
+        DataError: columns that are missing, incomplete or no ids (by row number), or no user with enough pairs.
+    """
+    root = root_folder(config.root)
+    path = inside(root, config.file)
+    data = read_table(path, separator=config.separator, max_bytes=config.max_bytes)
+    if not data.num_rows:
+        raise DataError(f"{path.name} has no rows")
+    rows = np.arange(data.num_rows, dtype=np.int64)
+    _, user_of_row = _indexes(data, config.user)
+    _, item_of_row = _indexes(data, config.item)
+    ids = check_ids(_complete(data, config.id).to_numpy()) if config.id else rows
+    order = np.argsort(_times(data, config.time), kind="stable") if config.time else rows
+    pairs = user_of_row * (int(item_of_row.max()) + 1) + item_of_row
+    _, first = np.unique(pairs[order], return_index=True)
+    distinct = np.sort(order[first])
+    enough = np.bincount(user_of_row[distinct], minlength=int(user_of_row.max()) + 1) >= config.min_interactions
+    kept = distinct[enough[user_of_row[distinct]]]
+    if not len(kept):
+        raise DataError(f"{path.name}: no user has {config.min_interactions} different items (min_interactions)")
+    provenance = {
+        "source": "interactions",
+        "files": manifest(root, [path]),
+        "licence": config.licence,
+        "duplicates_removed": data.num_rows - len(distinct),
+        "users_dropped": int((~enough).sum()),
+        "rows_of_dropped_users": len(distinct) - len(kept),
+    }
+    return ranking_set(
+        _names(data, config.user, kept, config),
+        _names(data, config.item, kept, config),
+        users=user_of_row[kept],
+        items=item_of_row[kept],
+        example_id=ids[kept],
+        name=config.name or path.stem,
+        seed=seed,
+        test_fraction=config.test_fraction,
+        provenance=provenance,
+    )
+
+
+def ranking_set(
+    user_names: np.ndarray | Sequence[str],
+    item_names: np.ndarray | Sequence[str],
+    *,
+    users: np.ndarray,
+    items: np.ndarray,
+    example_id: np.ndarray,
+    name: str,
+    seed: int,
+    test_fraction: float,
+    provenance: dict[str, object],
+) -> ExampleSet:
+    """An ExampleSet of distinct pairs. It is validated by ``sources.load``, not here.
+
+    Args:
+        user_names, item_names: (N,) the name of each row's user and item.
+        users, items: (N,) int64 keys of the same; equal key, equal name. Indexes follow the order of the keys.
+    """
+    _, user_at, user = np.unique(users, return_index=True, return_inverse=True)
+    _, item_at, item = np.unique(items, return_index=True, return_inverse=True)
+    owner = np.asarray(user_names)
+    return assemble(
+        user.astype(np.int64)[:, None],
+        item.astype(np.int64),
+        name=name,
+        task="ranking",
+        class_names=np.asarray(item_names)[item_at].tolist(),
+        seed=seed,
+        test_fraction=test_fraction,
+        example_id=example_id,
+        owner=owner,
+        feature_names=("user",),
+        provenance={**provenance, "num_users": len(user_at)},
+    )
+
+
+def _complete(data: Table, name: str) -> pl.Series:
+    """A column without missing values; row numbers stand for the examples, which have no id yet."""
+    series = data.column(name)
+    missing = series.is_null()
+    if series.dtype.is_float():
+        missing = missing | series.is_nan()
+    if missing.any():
+        rows = np.flatnonzero(missing.to_numpy())
+        raise DataError(f"{data.path.name}: column {name!r} is missing in {len(rows)} row numbers", example_ids=rows)
+    return series
+
+
+def _indexes(data: Table, name: str) -> tuple[pl.Series, np.ndarray]:
+    """The column, and each row's int64 index in the order of its values."""
+    series = _complete(data, name)
+    if not (series.dtype.is_integer() or series.dtype in (pl.String, pl.Categorical, pl.Enum)):
+        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}; ids are whole numbers or text")
+    if not series.dtype.is_integer():
+        series = series.cast(pl.String)
+    return series, series.rank("dense").to_numpy().astype(np.int64) - 1
+
+
+def _names(data: Table, name: str, kept: np.ndarray, config: InteractionsConfig) -> np.ndarray:
+    """Names of the kept rows. Every row takes the room of the longest, so that is checked first."""
+    texts = data.column(name).gather(kept).cast(pl.String)
+    check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), config.max_bytes, f"column {name!r}")
+    return np.array(texts.to_list(), dtype=str)
+
+
+def _times(data: Table, name: str) -> np.ndarray:
+    """Dense ranks of the times: whatever sorts is a time."""
+    series = _complete(data, name)
+    if series.dtype.is_nested() or series.dtype == pl.Boolean:
+        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}, which is no time")
+    return series.rank("dense").to_numpy()
