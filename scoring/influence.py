@@ -312,7 +312,7 @@ _SUMMARY = TableSpec(
         Column(name="num_over", dtype="int64", low=0, doc="pairs with infl at or above its cut, before the false-discovery cut"),
         Column(name="num_pairs", dtype="int64", low=0, doc="pairs after it"),
         Column(name="smallest_p", dtype="float64", low=0, high=1, doc="smallest p-value that so many models can give; above fdr / num_tested no pair can be found alone"),
-        Column(name="acc_in", dtype="float64", low=0, high=1, doc="accuracy of the models on their own members; below 0.98 mem is not memorization"),
+        Column(name="acc_in", dtype="float64", low=0, high=1, nullable=True, doc="accuracy of the models on their own members; below 0.98 mem is not memorization"),
         Column(name="acc_test", dtype="float64", low=0, high=1, nullable=True, doc="accuracy of the models on the population; null without one"),
     ),
 )  # fmt: skip
@@ -393,9 +393,9 @@ def influence(
                 "num_over": [pairs.num_over],
                 "num_pairs": [len(pairs.train)],
                 "smallest_p": [float(np.exp(-_log_binomial(np.array(num_models), np.array(n_in))))],
-                "acc_in": [float(own.acc_in.mean())],
+                "acc_in": [float(own.acc_in.mean()) if len(columns) else None],
                 "acc_test": [float(correct.mean()) if correct.size else None],
             },
-            schema_overrides={"acc_test": pl.Float64},
+            schema_overrides={"acc_in": pl.Float64, "acc_test": pl.Float64},
         ),
     }

@@ -40,7 +40,7 @@ class KnnDisagreementConfig(Config):
 @score(
     ScoreSpec(
         name="knn_disagreement",
-        doc="k-NN disagreement: share of the nearest training examples, by the model's penultimate layer, with another label.",
+        doc="Disagreement with neighbours: share of the nearest training examples, by the model's penultimate layer, with another label.",
         source="Wilson, IEEE Trans. SMC 1972 (edited nearest neighbours), on embeddings",
         config=KnnDisagreementConfig,
         needs=("model",),

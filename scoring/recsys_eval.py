@@ -160,13 +160,14 @@ def recsys_eval(
 
     Raises:
         NotApplicable: another task than ranking.
-        DataError: no test interaction; a user has too few items left to plant.
+        DataError: no test interaction; users or items out of range, a pair twice; too few items left to plant.
         Diverged: a training is no longer finite.
     """
     if data.task != "ranking":
         raise NotApplicable(f"recsys_eval trains recommenders; {data.name} is a {data.task} task")
     if not (data.split == "test").any():
         raise DataError(f"{data.name} has no test interaction to find", example_ids=data.example_id)
+    Lists.of(data)  # refuses what is out of range or twice before anything is planted
     test = Lists.of(data.part("test"))
     build = builder(config.backbone, {"dim": config.dim}, input_shape=(data.num_users,), num_outputs=data.num_classes)
     plans = [(ratio, repeat) for ratio in config.noise_ratios for repeat in range(config.seeds)]

@@ -174,7 +174,7 @@ def _share_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndar
         points.append(distinct)
         sides.append(np.full(len(distinct), side))
         weights.append(counts)
-    svm = SVC(kernel="rbf", C=3.0, gamma="auto")
+    svm = SVC(kernel="rbf", C=3.0, gamma="auto", random_state=0)  # None would move numpy's global state
     svm.fit(np.concatenate(points), np.concatenate(sides), sample_weight=np.concatenate(weights))
     distinct, where = np.unique(asked, axis=0, return_inverse=True)
     return 100.0 * float(np.mean(svm.predict(distinct)[where.reshape(-1)] == 0))

@@ -27,9 +27,18 @@ from contracts.methods import REGISTRIES, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
-from recipes import ReferenceEnsemble, SupervisedConfig, early_models, predict_logits, supervised, train_ensemble
+from recipes import (
+    BprConfig,
+    ReferenceEnsemble,
+    SupervisedConfig,
+    bpr,
+    early_models,
+    predict_logits,
+    supervised,
+    train_ensemble,
+)
 from recipes.models import builder
-from sources import detect
+from sources import detect, load
 from sources.example_set import ExampleSet
 from unlearning.metrics import evaluate
 
@@ -70,7 +79,7 @@ class World:
     train: ExampleSet
     build: Callable[[int], nn.Module]
     needs: dict[str, Any]
-    evidence: Evidence
+    evidence: Evidence | None
     configs: dict[tuple[str, str], Mapping[str, Any]]
 
     def data(self, kind: str) -> ExampleSet:
@@ -207,7 +216,9 @@ def make_world(folder: Path) -> World:
         ("curator", "by_owner"): {"owner": "ann"},
         ("curator", "by_class"): {"class_name": "green"},
         ("curator", "by_predicate"): {"where": "label = 1"},
+        ("curator", "closure"): {"split": "random"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
+        ("analysis", "qualification"): {"trials": 1},
         ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
@@ -237,4 +248,44 @@ def make_world(folder: Path) -> World:
         },
         evidence=make_evidence(examples, [model, fresh(train, 9)], ensemble),
         configs=configs,
+    )
+
+
+def make_ranking_world(folder: Path) -> World:
+    """Ten users and twenty-five items, planted noise among them; what is about classes is missing here."""
+    examples = load(
+        "synthetic_interactions", {"num_users": 10, "num_items": 25, "per_user": 12, "dim": 2, "noise": 0.3}
+    )
+    examples = dataclasses.replace(examples, owner=np.array(["ann", "bob"])[np.asarray(examples.x)[:, 0] % 2])
+    train = examples.part("train")
+    build = builder("mf", {"dim": 4}, input_shape=(examples.num_users,), num_outputs=examples.num_classes)
+
+    def fresh(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
+        plan = BprConfig(epochs=max(1, round(5 * effort)), batch=32, lr=0.05)
+        return bpr(build, data, config=plan, seed=seed, observe=observe)
+
+    pl.DataFrame({"user": [f"u{u}" for u in np.asarray(examples.x)[:, 0]], "item": examples.y}).write_csv(
+        folder / "log.csv"
+    )
+    kind, config = detect(folder / "log.csv", label=None, owner=None)
+    assert kind == "interactions"
+    values = pl.DataFrame({"example_id": train.example_id, "value": np.sin(train.example_id.astype(np.float64))})
+    return World(
+        examples=examples,
+        train=train,
+        build=build,
+        needs={"model": fresh(train, 0), "train": fresh, "scores": lambda name: values},
+        evidence=None,
+        configs={
+            ("source", "interactions"): config,
+            ("recipe", "bpr"): {"epochs": 2, "batch": 32},
+            ("analysis", "recsys_eval"): {
+                "epochs": 4,
+                "count_from": 2,
+                "warmup_epochs": 1,
+                "seeds": 2,
+                "dim": 4,
+                "noise_ratios": [0.2],
+            },
+        },
     )

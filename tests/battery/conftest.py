@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from battery_world import World, make_world
+from battery_world import KINDS, World, make_ranking_world, make_world
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def classification_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="session")
+def ranking_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_ranking_world(tmp_path_factory.mktemp("interactions"))
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest) -> World:
+    """The world of the method under test: of classes, or of users and items when it works on nothing else."""
+    asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    tasks = KINDS[asked["kind"]].get(asked["name"]).spec.tasks if "name" in asked else ("classification",)
+    return request.getfixturevalue("ranking_world" if tasks == ("ranking",) else "classification_world")

