@@ -49,13 +49,23 @@ def test_global_generators_are_left_alone():
 
 
 def test_unknown_sources_and_fields_are_refused():
-    with pytest.raises(UnknownName, match="idx, image_folder, interactions, npz, sklearn, synthetic_interactions, table"):
+    with pytest.raises(
+        UnknownName, match="idx, image_folder, interactions, npz, sklearn, synthetic_interactions, table"
+    ):
         load("excel", {})
     with pytest.raises(ConfigError, match="no field datset"):
         load("sklearn", {"datset": "digits"})
     with pytest.raises(ConfigError, match="one of"):
         load("sklearn", {"dataset": "iris"})
-    assert set(source.names()) >= {"idx", "image_folder", "interactions", "npz", "sklearn", "synthetic_interactions", "table"}
+    assert set(source.names()) >= {
+        "idx",
+        "image_folder",
+        "interactions",
+        "npz",
+        "sklearn",
+        "synthetic_interactions",
+        "table",
+    }
     assert sources.ExampleSet is type(load("sklearn", {}))
 
 
