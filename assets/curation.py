@@ -42,14 +42,24 @@ def _stage(
 
 
 def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> Output:
-    """Run a curator and store its members as a table and, for the jobs, as an artifact of ids by role."""
-    spec = curator.get(method).spec
-    members = curator.get(method)(
+    """Run a curator and store its members."""
+    return store(run, dataset_id, method, config, choose(run, dataset_id, method, config, upstream))
+
+
+def choose(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> pl.DataFrame:
+    """What a curator says of every training example: (example_id, role, reason), by id."""
+    frame = curator.get(method)(
         run.train,
         config=config,
         seed=derive_seed(run.subject.seed, "split", dataset_id) % 2**31,
-        **needs.handed(run, spec, upstream),
-    ).sort("example_id")
+        **needs.handed(run, curator.get(method).spec, upstream),
+    )
+    return frame.sort("example_id")  # type: ignore[no-any-return]
+
+
+def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataFrame) -> Output:
+    """Members as a table and, for the jobs, as an artifact of ids by role."""
+    spec = curator.get(method).spec
     ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in spec.roles}
     stored = run.save(ids, {"dataset_id": dataset_id, "method": method})
     row = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import polars as pl
 
-from assets.curation import curate
+from assets.curation import choose, store
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.errors import DataError, StateError
@@ -14,7 +15,9 @@ from contracts.identity import owner_token
 from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
+from curation.closure import closure
 
+GROUPS = "near_duplicates"  # the score whose groups close a request
 CLOSED_TO_WORK = (RequestState.RECEIVED, RequestState.REFUSED, RequestState.ON_HOLD)
 
 
@@ -24,7 +27,7 @@ def scope_of_request(subject: Subject, upstream: Mapping[str, Stage], scores: Ma
         subject=subject,
         path=("request_curation", "split"),
         doc="The examples a forget request selects (ids, owner, class, SQL predicate or score), and the rest to retain.",
-        config={"seed": subject.seed},
+        config={"seed": subject.seed, "closure": subject.unlearning is not None and subject.unlearning.closure},
         deps=(upstream["examples"], *scores.values()),
         tables=(schema.MEMBERS, schema.DATASETS),
         per_request=True,
@@ -38,13 +41,33 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     entry = requests.get(run.request)
     if entry.state in CLOSED_TO_WORK:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
-    method, config = selection(run, entry.request)
-    output = curate(run, run.request, method, curator.get(method).spec.config.from_mapping(config), upstream)
+    method, chosen = selection(run, entry.request)
+    config = curator.get(method).spec.config.from_mapping(chosen)
+    members = choose(run, run.request, method, config, upstream)
+    members, twins = _closed(run, members)
+    output = store(run, run.request, method, config, members)
     forget = int(output.metadata["forget"])
-    requests.reach(
-        run.request, RequestState.SCOPED, note=f"{forget} examples by {entry.request.selector}", num_examples=forget
-    )
+    note = f"{forget} examples by {entry.request.selector}{twins}"
+    requests.reach(run.request, RequestState.SCOPED, note=note, num_examples=forget)
     return output
+
+
+def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The members with the near duplicates of the forget set added where the plan says so, and a clause for the register."""
+    plan = run.subject.unlearning
+    if GROUPS not in {c.name for c in run.subject.scores} or plan is None:
+        return members, ""
+    asked = members.filter(pl.col("role") == "forget")["example_id"].to_numpy()
+    found = closure(asked, run.stored_score(f"{GROUPS}.group_id").rename({"value": "group_id"}))
+    twins = found.filter(pl.col("follows").is_not_null()).select("example_id", why="reason")
+    if not plan.closure:
+        return members, f"; {twins.height} near duplicates of them stay"
+    added = pl.col("why").is_not_null()
+    members = members.join(twins, on="example_id", how="left").with_columns(
+        role=pl.when(added).then(pl.lit("forget")).otherwise("role"),
+        reason=pl.when(added).then("why").otherwise("reason"),
+    )
+    return members.drop("why").sort("example_id"), f", {twins.height} of them near duplicates of what was named"
 
 
 def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]:

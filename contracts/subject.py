@@ -73,6 +73,9 @@ class Unlearning(Config):
     decides: str = param(
         "retrain", doc="the method in use: its verdict decides the audit, the others are compared with it"
     )
+    closure: bool = param(
+        False, doc="a forget request also removes the near duplicates of what it names; they are counted in any case"
+    )
 
     def check(self) -> None:
         names = {"none", "retrain", *(m.name for m in self.methods)}

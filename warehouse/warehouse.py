@@ -248,10 +248,14 @@ class Warehouse:
     def latest_score(self, subject: str, name: str) -> pl.DataFrame:
         """``(example_id, value, stderr)`` of a current score that met its gates, by example id.
 
+        Args:
+            name: of the score; ``<score>.<column>`` asks for another of its columns as ``value`` (its own type, stderr null).
+
         Raises:
-            UnknownName: no such score was ever stored.
+            UnknownName: no such score was ever stored, or it has no such column.
             NotReady: it was not computed for this subject, or did not meet its gates (says which).
         """
+        name, _, column = name.partition(".")
         with self.reading() as con:
             known = [row[0] for row in con.execute("SELECT score FROM meta.scores").fetchall()]
             if name not in known:
@@ -261,6 +265,14 @@ class Warehouse:
                 "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY example_id",
                 [subject, name],
             )
+            if column:
+                columns = [c.name for c in ddl.declared(con)[f"scores.{name}"].columns]
+                if column not in columns:
+                    raise UnknownName(f"column of score {name}", column, columns)
+                asked = f"SELECT example_id, {ddl.quoted(column)} AS value FROM scores.{ddl.quoted(name)} WHERE subject = ?"
+                values = fetch(con, asked, [subject])
+                frame = frame.select("example_id").join(values, on="example_id", how="left", maintain_order="left")
+                frame = frame.with_columns(stderr=pl.lit(None, dtype=pl.Float64))
             run = first(con, "SELECT passed, reason FROM scores.runs WHERE subject = ? AND score = ?", [subject, name])
             judged = first(
                 con, "SELECT 1 FROM meta.partitions WHERE name = ? AND subject = ?", [f"scores.{name}", subject]

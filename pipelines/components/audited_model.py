@@ -27,6 +27,7 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     early: dict[str, Any] = {}
     ensemble: dict[str, Any] = {}
     scores: list[str | dict[str, Any]] = []
+    analyses: list[str | dict[str, Any]] = []
     splits: list[dict[str, Any]] = []
     unlearning: dict[str, Any] | None = None
     attacks: list[str | dict[str, Any]] = []

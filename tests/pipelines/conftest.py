@@ -26,9 +26,18 @@ SMALL = {
     },
     "early": {"seeds": 2, "epoch": 1},
     "ensemble": {"num_models": 16, "block": 8},
-    "scores": ["el2n", "grand", "memorization"],
-    "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
-    "unlearning": {"split": "random", "methods": [{"name": "finetune", "config": {"epochs": 1}}], "seeds": 1},
+    "scores": ["el2n", "grand", "memorization", {"name": "near_duplicates", "config": {"threshold": 0.98}}],
+    "splits": [
+        {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
+        {"name": "closed", "method": "closure", "config": {"split": "random"}},
+    ],
+    "analyses": ["influence"],
+    "unlearning": {
+        "split": "random",
+        "methods": [{"name": "finetune", "config": {"epochs": 1}}],
+        "seeds": 1,
+        "closure": True,
+    },
     "attacks": ["loss", "lira_online"],
 }
 

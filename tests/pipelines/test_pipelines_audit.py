@@ -63,7 +63,8 @@ def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> Non
     page = store.load_bytes("small/reports/audit.html").decode()
     facts = json.loads(store.load_bytes("small/reports/audit.json"))
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
-    assert facts["verdict"] in page.lower() and len(facts["scores"]) == 3
+    assert facts["verdict"] in page.lower() and len(facts["scores"]) == 4
+    assert [a["name"] for a in facts["analyses"]] == ["influence"] and "influence" in page
 
 
 def test_trace_names_what_an_example_touched(audited_home: Path) -> None:
@@ -108,4 +109,9 @@ def test_a_forget_request_runs_to_its_verdict(audited_home: Path, small: Subject
     assert entry.state in (RequestState.AUDITED, RequestState.CLOSED)
     methods = w.query("SELECT DISTINCT method FROM unlearning.runs WHERE split = ?", [name])["method"]
     assert set(methods) == {"none", "retrain", "finetune"}
+    groups = w.latest_score("small", "near_duplicates.group_id")
+    named = groups.filter(pl.col("example_id").is_in(train.to_list()))["value"].unique()
+    closed = groups.filter(pl.col("value").is_in(named.to_list()))["example_id"].to_list()
+    forgotten = w.query("SELECT example_id FROM curation.members WHERE dataset_id = ? AND role = 'forget'", [name])
+    assert set(forgotten["example_id"]) == set(closed) > set(train), "the near duplicates go with what was named"
     assert w.artifacts.exists(f"small/request_reports/{name}/audit.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contracts.errors import ConfigError, UnknownName
 from contracts.subject import Subject
 from pipelines.build import request_partitions, request_tick, subject_definitions
 from pipelines.cli.audit import quick_plan
+from pipelines.components import AuditedModel
 from pipelines.definitions import workspace
 from pipelines.subjects import BUILT_IN, attributes_of, load_subject, subject_files, write_subject
 
@@ -27,14 +29,18 @@ def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> No
     plan = load_subject(name, tmp_path)
     graph = _whole(plan).resolve_asset_graph()
     keys = {"/".join(k.path[1:]) for k in graph.get_all_asset_keys()}
-    assert {"data/examples", "models/target", "models/ensemble", "audits/findings", "reports/audit"} <= keys
-    assert {f"scores/{c.name}" for c in plan.scores} <= keys
-    assert {"request_curation/split", "request_reports/audit"} <= keys
+    assert {"data/examples", "models/target", "audits/findings", "reports/audit"} <= keys
+    assert {f"scores/{c.name}" for c in plan.scores} | {f"analyses/{c.name}" for c in plan.analyses} <= keys
+    assert ("request_reports/audit" in keys) == (plan.unlearning is not None)
     checks = {(k.asset_key.path[-1], k.name) for k in graph.asset_check_keys}
     assert all((c.name, "contract") in checks for c in plan.scores), "every table has its blocking check"
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description and node.code_version and node.owners and node.group_name
+
+
+def test_the_component_has_every_field_of_a_subject() -> None:
+    assert set(AuditedModel.model_fields) == {f.name for f in dataclasses.fields(Subject)}
 
 
 def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:

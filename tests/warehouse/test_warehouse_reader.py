@@ -216,6 +216,14 @@ def test_latest_hides_rows_that_another_configuration_made(filled: Warehouse) ->
     assert filled.latest_score("digits", "el2n")["example_id"].to_list() == [1, 2]
 
 
+def test_another_column_of_a_score_by_name(filled: Warehouse) -> None:
+    spread = filled.latest_score("digits", "el2n.spread")
+    assert spread.columns == ["example_id", "value", "stderr"] and spread.height == 20
+    assert spread["value"].null_count() < 20 and spread["stderr"].null_count() == 20
+    with pytest.raises(UnknownName, match="column of score el2n"):
+        filled.latest_score("digits", "el2n.sprout")
+
+
 def test_a_table_of_the_same_schema_is_no_score(filled: Warehouse) -> None:
     import dataclasses
 
