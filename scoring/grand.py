@@ -14,7 +14,9 @@ initialisation it ranks no better than the input norm (Kirsch, arXiv 2303.14753)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +30,7 @@ from contracts.params import Config, param
 from contracts.tables import Column
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
-from scoring.streaming import Moments, batches, check, check_finite, check_outputs, evaluating
+from scoring.streaming import batches, check, check_finite, check_outputs, evaluating
 from sources.example_set import ExampleSet
 
 TASKS: tuple[Task, ...] = ("classification", "regression")
@@ -97,20 +99,30 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
         InvalidInput: no models.
     """
     check("grand", data, early_models, tasks=TASKS)
-    whole, last = Moments(len(data)), Moments(len(data))
-    for model in early_models:
-        norms, last_layer = _one_model(model, data, config)
-        whole.add(norms)
-        last.add(last_layer)
+    num, num_models = len(data), len(early_models)
+    # Rows: all parameters, the output layer. Filled block by block: no value of a single model is kept.
+    mean, std = np.empty((2, num)), np.full((2, num), np.nan)
+    error = error_vector if data.task == "classification" else squared_error_gradient
+    with ExitStack() as stack:
+        measures = []
+        for model in early_models:
+            stack.enter_context(evaluating(model))
+            measures.append(stack.enter_context(PerExampleGradNorm(model, micro_batch=config.micro_batch)))
+            check_outputs("grand", data, model)
+        for rows, x, y in batches(data, early_models[0], batch=config.batch):
+            norms = np.stack([_norms(measure, x, y, error, data, rows) for measure in measures])
+            mean[:, rows] = norms.mean(0)
+            if num_models > 1:
+                std[:, rows] = norms.std(0, ddof=1)
     return pl.DataFrame(
         {
             "example_id": data.example_id,
-            "grand": whole.mean,
-            "grand_std": whole.std,
-            "grand_stderr": whole.stderr,
-            "grand_last_layer": pl.Series(last.mean, nan_to_null=True),
-            "grand_last_layer_std": last.std.fill_nan(None),
-            "n_seeds": np.full(len(data), len(early_models), np.int64),
+            "grand": mean[0],
+            "grand_std": pl.Series(std[0], nan_to_null=True),
+            "grand_stderr": pl.Series(std[0] / math.sqrt(num_models), nan_to_null=True),
+            "grand_last_layer": pl.Series(mean[1], nan_to_null=True),
+            "grand_last_layer_std": pl.Series(std[1], nan_to_null=True),
+            "n_seeds": np.full(num, num_models, np.int64),
         }
     )
 
@@ -124,20 +136,19 @@ def squared_error_gradient(predictions_B1: Tensor, y_B: Tensor) -> Tensor:
     return 2.0 * (predictions_B1.double() - y_B.double()[:, None])
 
 
-def _one_model(
-    model: nn.Module, data: ExampleSet, config: GrandConfig
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
-    norms, last = np.empty(len(data)), np.full(len(data), np.nan)
-    error = error_vector if data.task == "classification" else squared_error_gradient
-    with evaluating(model), PerExampleGradNorm(model, micro_batch=config.micro_batch) as measure:
-        check_outputs("grand", data, model)
-        for rows, x, y in batches(data, model, batch=config.batch):
-            found = measure(x, y, error)
-            check_finite("grand", "logits", data, rows, found.logits)
-            check_finite("grand", "gradients", data, rows, found.total[:, None])
-            norms[rows] = found.total.sqrt().cpu().numpy()
-            if measure.output_layer:
-                output = torch.stack([found.squared[name] for name in measure.output_layer]).sum(0)
-                last[rows] = output.sqrt().cpu().numpy()
-    return norms, last
+def _norms(
+    measure: PerExampleGradNorm,
+    x: Tensor,
+    y: Tensor,
+    error: Callable[[Tensor, Tensor], Tensor],
+    data: ExampleSet,
+    rows: slice,
+) -> NDArray[np.float64]:
+    """(2, b): norms over all parameters and over the output layer (NaN when that is not a linear layer)."""
+    found = measure(x, y, error)
+    check_finite("grand", "logits", data, rows, found.logits)
+    check_finite("grand", "gradients", data, rows, found.total[:, None])
+    last = torch.full_like(found.total, torch.nan)
+    if measure.output_layer:
+        last = torch.stack([found.squared[name] for name in measure.output_layer]).sum(0)
+    return torch.stack([found.total, last]).sqrt().double().cpu().numpy()  # type: ignore[no-any-return]
