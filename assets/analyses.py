@@ -78,4 +78,4 @@ def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
     if not shown:
         return None
     images = [e.images[i] for e, i in shown if e.images is not None]
-    return plots.grid_png(images, [e.heading[:14] for e, _ in shown], title=picture.title)  # type: ignore[arg-type]
+    return plots.grid_png(images, [e.heading.split(" ", 1)[-1][:14] for e, _ in shown], title=picture.title)  # type: ignore[arg-type]

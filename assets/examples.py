@@ -11,7 +11,7 @@ from reports import Examples
 from reports.plots import is_picture
 from sources import ExampleSet
 
-MOST = 24
+MOST = 8
 
 
 def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:
@@ -44,5 +44,6 @@ def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list
     for (name,), part in sorted(parts.items()):
         best = part.unique(picture.x, keep="first", maintain_order=True).head(MOST)
         chosen = best.select(pl.col(picture.x).alias("example_id"), pl.col(picture.y).cast(pl.Float64).alias("y"))
-        out.append(examples_of(data, chosen, "y", str(name)))
+        heading = f"{picture.series.replace('_', ' ')} {name}" if picture.series else picture.title
+        out.append(examples_of(data, chosen, "y", heading))
     return out

@@ -57,7 +57,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=1,
+        version=2,
         deps=(
             upstream["examples"],
             upstream["target"],

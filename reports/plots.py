@@ -20,7 +20,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -255,7 +255,7 @@ def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> No
         x = part[picture.x].to_numpy()
         axes.plot(
             x, part[picture.y], color=colour, linewidth=1.7, marker="o", markersize=3.5,
-            linestyle=_DASHES[number % len(_DASHES)], label=_clipped(str(name)),
+            linestyle=_DASHES[(number + number // len(_SERIES[theme])) % len(_DASHES)], label=_clipped(str(name)),
         )  # fmt: skip
         if picture.low and picture.high:
             band = part.drop_nulls([picture.low, picture.high])
@@ -264,6 +264,9 @@ def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> No
             )
     if picture.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     if picture.series:
         axes.legend(loc="best", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85, fontsize=8)
 

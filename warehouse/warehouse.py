@@ -269,7 +269,9 @@ class Warehouse:
                 columns = [c.name for c in ddl.declared(con)[f"scores.{name}"].columns]
                 if column not in columns:
                     raise UnknownName(f"column of score {name}", column, columns)
-                asked = f"SELECT example_id, {ddl.quoted(column)} AS value FROM scores.{ddl.quoted(name)} WHERE subject = ?"
+                asked = (
+                    f"SELECT example_id, {ddl.quoted(column)} AS value FROM scores.{ddl.quoted(name)} WHERE subject = ?"
+                )
                 values = fetch(con, asked, [subject])
                 frame = frame.select("example_id").join(values, on="example_id", how="left", maintain_order="left")
                 frame = frame.with_columns(stderr=pl.lit(None, dtype=pl.Float64))

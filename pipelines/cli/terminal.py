@@ -53,7 +53,7 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in ("about", "what", "verdict"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "what", overflow="fold")  # a narrow terminal breaks names, not verdicts
     table.add_column("figure (interval)", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     groups: dict[str, list[Row]] = {}

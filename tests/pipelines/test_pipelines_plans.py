@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -62,3 +64,39 @@ def test_data_made_by_someone_else_is_audited(
     assert w.artifacts.exists("mine/reports/audit.html")
     assert set(w.query("SELECT DISTINCT score FROM scores.latest")["score"]) >= {"el2n", "grand"}
     assert {"random/none", "random/retrain"} <= set(w.query("SELECT DISTINCT audited FROM audits.findings")["audited"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "applies", "refused"),
+    [("diabetes", {"grand", "near_duplicates"}, {"el2n", "forgetting", "memorization", "knn_disagreement"}),
+     ("interactions", {"personal_loss"}, set())],
+)  # fmt: skip
+def test_other_tasks_show_what_applies_and_say_why_the_rest_does_not(
+    name: str, applies: set[str], refused: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    run_subject(quick_plan(load_subject(name, tmp_path)), tmp_path, job="audit")
+    w = Warehouse.open(tmp_path)
+    assert set(w.query("SELECT DISTINCT score FROM scores.latest")["score"]) == applies
+    runs = {r["score"]: r for r in w.query("SELECT * FROM scores.runs").iter_rows(named=True)}
+    assert {s for s, r in runs.items() if not r["passed"]} == refused
+    assert all("not for" in runs[s]["reason"] for s in refused), "each says which tasks it is defined for"
+    page = w.artifacts.load_bytes(f"{name}/reports/audit.html").decode()
+    assert all(s in page for s in applies | refused) and "does not" not in runs[next(iter(applies))]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_score_of_the_denoised_set_finds_the_planted_interactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    plan = quick_plan(load_subject("interactions", tmp_path))
+    run_subject(dataclasses.replace(plan, analyses=()), tmp_path, job="audit")
+    found = Warehouse.open(tmp_path).query(
+        "SELECT m.role, p.is_noise FROM curation.members m JOIN scores.personal_loss p USING (subject, example_id)"
+    )
+    dropped = found.filter(pl.col("role") == "drop")
+    assert dropped["is_noise"].mean() > 1.5 * found["is_noise"].mean()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from contracts.errors import InvalidInput
+from contracts.methods import Picture
 from reports import plots
 from reports.series import Histogram
 
@@ -19,6 +21,11 @@ HOSTILE = "$\\frac{<script>$ [x](javascript:1) _{^"
 CURVE = (np.array([0, 0.01, 0.5, 1]), np.array([0, 0.2, 0.8, 1]))
 INTERVALS = pl.DataFrame(
     {"attack": [HOSTILE, HOSTILE], "tpr": [0.2, None], "tpr_lo": [0.1, None], "tpr_hi": [0.3, None], "fpr": [0.01, None], "fpr_lo": [0.0, None], "fpr_hi": [0.05, None]}
+)  # fmt: skip
+LINES = Picture(table="t", title=HOSTILE, x="budget", y="err", series="rule", low="lo", high="hi", log_x=True)
+ROWS = pl.DataFrame(
+    {"budget": [1e3, 1e4, 1e3, 1e4], "err": [0.5, 0.25, 0.4, None], "lo": [0.4, None, 0.3, 0.2], "hi": [0.6, None, 0.5, 0.4],
+     "rule": [HOSTILE, HOSTILE, "b", "b"]}
 )  # fmt: skip
 CHARTS: dict[str, Callable[..., bytes]] = {
     "histogram": lambda **k: plots.histogram_png(np.linspace(0, 1, 50) ** 2, title=HOSTILE, xlabel=HOSTILE, **k),
@@ -31,6 +38,9 @@ CHARTS: dict[str, Callable[..., bytes]] = {
         threshold_label=HOSTILE,
         **k,
     ),
+    "lines": lambda **k: plots.table_png(LINES, ROWS, **k),
+    "bars": lambda **k: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS, **k),
+    "empty table": lambda **k: plots.table_png(LINES, ROWS.clear(), **k),
     "sheet": lambda **k: plots.grid_png(np.eye(8)[None].repeat(3, 0), [HOSTILE, "b", "c"], title=HOSTILE, **k),
 }
 
@@ -154,3 +164,25 @@ def test_bars_are_the_counts_and_marks_the_quantiles() -> None:
     assert axes.patches[0].get_data().values.sum() == 1001
     assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([0.5, 0.9, 0.99])
     assert [t.get_text() for t in axes.texts] == ["median 0.5", "90 % 0.9", "99 % 0.99"]
+
+
+def test_a_table_is_drawn_as_lines_with_their_bands_by_series() -> None:
+    axes = axes_of(lambda: plots.table_png(LINES, ROWS))
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[1e3, 0.5], [1e4, 0.25]] and second.get_xydata().tolist() == [[1e3, 0.4]]
+    assert len(axes.collections) == 2, "a band a series, where both ends are known"
+    assert axes.get_xscale() == "log" and "1,000" in [t.get_text() for t in axes.get_xticklabels()]
+    only = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, where=(("rule", "b"),)), ROWS))
+    assert len(only.lines) == 1
+
+
+def test_more_series_than_colours_still_differ() -> None:
+    rows = pl.DataFrame({"budget": [1.0] * 9, "err": [0.1] * 9, "rule": [str(i) for i in range(9)]})
+    axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, low="", high=""), rows))
+    assert len({(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in axes.lines}) == 9
+
+
+def test_bars_of_a_table_carry_their_whiskers() -> None:
+    axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS.drop_nulls()))
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.4]
+    assert len(axes.get_yticklabels()) == 2 and axes.containers, "a name a bar, and whiskers"
