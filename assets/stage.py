@@ -167,8 +167,42 @@ class Run:
         return self.warehouse.artifacts.store(f"{self.asset}/resume-{same[:16]}")  # type: ignore[no-any-return]
 
     def stored_score(self, name: str) -> pl.DataFrame:
-        """(example_id, value) of a current score that met its gates; NotReady or UnknownName otherwise."""
+        """(example_id, value) of a current score that met its gates; ``<score>.<column>`` for another of its columns.
+
+        Raises:
+            UnknownName: no such score or column; lists the known.
+            NotReady: it was never computed, missed its gates, or is stale: it would come out anew.
+        """
+        base = name.partition(".")[0]
+        for dep in self.stage.deps:
+            if dep.path == ("scores", base) and self.warehouse.last_complete(dep.asset(None)) and not self._fresh(dep):
+                raise NotReady(
+                    f"score {base} of {self.subject.subject} is stale: the plan, the data or the code changed since it was "
+                    f"computed; run: palimpsest audit {self.subject.subject}"
+                )
         return self.warehouse.latest_score(self.subject.subject, name)  # type: ignore[no-any-return]
+
+    def _fresh(self, stage: Stage) -> bool:
+        """Whether a stage and everything upstream of it would be left unchanged by a run now."""
+        run = Run(stage, self.workspace, self.run_id, self.request, self.context)
+        return (
+            all(self._fresh(dep) for dep in stage.deps) and self.warehouse.completed(run.asset, run.key()) is not None
+        )
+
+    def inputs(self) -> dict[str, str]:
+        """Asset -> data version of every input."""
+        return {dep.asset(self.request): self.version_of(dep) for dep in self.stage.deps}
+
+    def key(self) -> str:
+        """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside data."""
+        stage = self.stage
+        scope = ""
+        if stage.per_request and self.request:
+            scope = digest(self.warehouse.requests.get(self.request).request)
+        return digest(
+            {"asset": self.asset, "version": stage.version, "config": stage.config_digest, "inputs": self.inputs(),
+             "request": scope, "outside": stage.fingerprint(self) if stage.fingerprint else ""}
+        )  # fmt: skip
 
     def select_where(self, predicate: str) -> np.ndarray:
         """Ids of the training examples that an SQL predicate over data.examples selects."""
@@ -188,12 +222,7 @@ def materialize(
     """Bring one stage up to date and return its record, with ``unchanged`` telling whether there was work to do."""
     run = Run(stage, workspace, run_id, request, context)
     w = run.warehouse
-    inputs = {dep.asset(request): run.version_of(dep) for dep in stage.deps}
-    scope = digest(w.requests.get(request).request) if stage.per_request and request else ""
-    key = digest(
-        {"asset": run.asset, "version": stage.version, "config": stage.config_digest, "inputs": inputs, "request": scope,
-         "outside": stage.fingerprint(run) if stage.fingerprint else ""}
-    )  # fmt: skip
+    key = run.key()
     record = w.completed(run.asset, key)
     if record is not None:
         return {**record, "unchanged": True}
@@ -217,7 +246,7 @@ def materialize(
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
     w.record_lineage(
         run.asset,
-        parents=tuple(inputs),
+        parents=tuple(run.inputs()),
         artifacts=(*output.artifacts, *output.volatile, shown),
         key=key,
         members=output.members,

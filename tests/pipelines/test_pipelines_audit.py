@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_trace_names_what_an_example_touched(audited_home: Path) -> None:
     made_from = found.filter(pl.col("kind") == "made_from")["asset"].to_list()
     assert "small/unlearning/finetune" in made_from
     assert "small/unlearning/retrain" not in made_from, "the retrained model never saw a forgotten example"
+
+
+def test_a_stale_or_unknown_score_selects_nothing(audited_home: Path, small: Subject) -> None:
+    from assets.graph import subject_stages
+    from assets.stage import Run
+    from assets.workspace import Workspace
+    from contracts.errors import NotReady, UnknownName
+    from pipelines.launchers import PipesLauncher
+
+    def stored(plan: Subject, name: str) -> pl.DataFrame:
+        split = next(s for s in subject_stages(plan) if s.path == ("request_curation", "split"))
+        return Run(split, Workspace(audited_home, launcher=PipesLauncher()), "r", None, None).stored_score(name)
+
+    assert stored(small, "el2n").height > 0
+    longer = dataclasses.replace(small, early=dataclasses.replace(small.early, epoch=2))
+    with pytest.raises(NotReady, match="score el2n of small is stale"):
+        stored(longer, "el2n")
+    assert stored(longer, "memorization").height > 0, "the ensemble is not made of early models"
+    with pytest.raises(UnknownName, match="el2n"):
+        stored(small, "elton")
 
 
 @pytest.mark.parametrize("selector", ["ids", "owner_missing"])
