@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def init(
     name: Annotated[str, typer.Argument(help="name of the new subject: a-z, 0-9, _ and -")],
-    data: Annotated[Path, typer.Option("--data", help="CSV, Parquet, NPZ, image folder, or IDX pair")],
+    data: Annotated[
+        Path, typer.Option("--data", help="CSV, Parquet (also user-item logs), NPZ, image folder, or IDX pair")
+    ],
     label: Annotated[str | None, typer.Option("--label", help="label column of a table")] = None,
     owner: Annotated[str | None, typer.Option("--owner", help="column that says whose data a row is")] = None,
     model: Annotated[str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable")] = "mlp",
@@ -38,8 +40,9 @@ def init(
     )
     console.print(f"[bold]{name}[/]: {facts}", highlight=False)
     console.print(f"Plan: {path}", soft_wrap=True)
+    references = f"{plan.ensemble.num_models} reference models; " if plan.attacks else ""
     console.print(
-        f"  model {plan.model.name}, {plan.recipe.config['epochs']} epochs; {plan.ensemble.num_models} reference models; "
+        f"  model {plan.model.name}, trained by {plan.recipe.name}; {references}"
         f"scores {', '.join(c.name for c in plan.scores) or 'none'}; "
         f"attacks {', '.join(c.name for c in plan.attacks) or 'none'}; every Monday at 06:00 UTC under 'make ui'",
         highlight=False,
@@ -92,7 +95,8 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         },
         "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
         "ensemble": {"num_models": 64, "block": 16} if train <= 5_000 else {"num_models": 20, "block": 10},
-        "scores": ["el2n", "grand", "memorization"],
+        "scores": ["el2n", "grand", "memorization", "knn_disagreement", "near_duplicates", "concept_attribution"],
+        "analyses": ["influence", "long_tail_report", "concepts"],
         "splits": [
             {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}
         ],
@@ -108,6 +112,7 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
     if examples.task != "classification":
         # Unlearning and attacks are measured on classes; the scores that this task allows are computed.
         plan["scores"] = [name for name in score.names() if examples.task in score.get(name).spec.tasks]
+        plan["analyses"] = []
         plan["unlearning"], plan["attacks"] = None, []
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import polars as pl
 import typer
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from contracts.errors import ConfigError, NotReady
@@ -99,12 +101,28 @@ def _list_queries(queries: Any) -> None:
 
 
 def _print_table(frame: Any, limit: int = 200) -> None:
+    """A table, or one record below the other where the terminal is too narrow for its columns."""
+    rows = [[escape(_text(v)) for v in row] for row in frame.head(limit).iter_rows()]
     table = Table(*frame.columns, header_style="bold")
-    for row in frame.head(limit).iter_rows():
-        table.add_row(*["" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in row])
-    console.print(table, markup=False)
+    for row in rows:
+        table.add_row(*row)
+    if Measurement.get(console, console.options.update(max_width=100_000), table).maximum > console.width:
+        table = Table.grid("", "", padding=(0, 2, 0, 0))
+        for number, row in enumerate(rows, 1):
+            table.add_row(f"[dim]row {number}[/]", "")
+            for name, value in zip(frame.columns, row, strict=True):
+                table.add_row(f"[bold]{escape(name)}[/]", value)
+    console.print(table)
     more = f" of {frame.height:,}; use --format csv for all" if frame.height > limit else ""
     console.print(f"{min(frame.height, limit):,} rows{more}", highlight=False)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
 def report(

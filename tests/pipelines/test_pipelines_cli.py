@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_diabetes, load_wine
 from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
@@ -33,7 +33,24 @@ def test_init_understands_data_made_by_someone_else(
     code, out = palimpsest("init", "mine", "--data", str(path), *more)
     assert code == 0 and "palimpsest audit mine" in out
     plan = load_subject("mine", tmp_path / "state")
-    assert plan.unlearning is not None and len(plan.scores) == 3
+    assert plan.unlearning is not None and {"el2n", "memorization", "near_duplicates"} <= {c.name for c in plan.scores}
+
+
+def test_init_plans_what_the_task_of_the_data_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    pairs = [(f"u{u}", f"i{(7 * u + 3 * i) % 50}") for u in range(20) for i in range(15)]
+    pd.DataFrame(pairs, columns=["user", "item"]).drop_duplicates().to_csv(tmp_path / "log.csv", index=False)
+    load_diabetes(as_frame=True).frame.to_csv(tmp_path / "diabetes.csv", index=False)
+    code, out = palimpsest("init", "clicks", "--data", str(tmp_path / "log.csv"))
+    assert code == 0 and "20 users" in out
+    clicks = load_subject("clicks", tmp_path / "state")
+    assert (clicks.model.name, clicks.recipe.name) == ("mf", "bpr") and [c.name for c in clicks.scores] == [
+        "personal_loss"
+    ]
+    code, out = palimpsest("init", "sugar", "--data", str(tmp_path / "diabetes.csv"), "--label", "target")
+    assert code == 0 and "regression" in out
+    sugar = load_subject("sugar", tmp_path / "state")
+    assert {"grand", "near_duplicates"} <= {c.name for c in sugar.scores} and sugar.unlearning is None
 
 
 def test_init_refuses_what_it_cannot_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +92,14 @@ def test_sql_speaks_table_csv_json_and_refuses_writing(audited_home: Path) -> No
     assert code == 0 and "--named NAME" in out
     with pytest.raises(PalimpsestError, match="known"):
         palimpsest("sql", "--named", "no-such-query")
+
+
+def test_a_narrow_terminal_gets_records_in_place_of_broken_columns(audited_home: Path) -> None:
+    result = runner.invoke(
+        app, ["sql", "--named", "agreement", "--param", "limit=2", "--param", "subject=small"], env={"COLUMNS": "80"}
+    )
+    assert result.exit_code == 0 and "row 2" in result.output and "\u2026" not in result.output
+    assert any(line.split()[:1] == ["high"] and len(line.split()) > 1 for line in result.output.splitlines())
 
 
 def test_every_named_query_answers(audited_home: Path) -> None:
