@@ -9,13 +9,12 @@ import numpy as np
 import polars as pl
 
 from assets.stage import APPLIES, Output, Run, Stage
-from assets.workspace import device_of, model_builder
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
 from contracts.methods import recipe
-from contracts.params import Config
 from contracts.subject import Subject
+from recipes.plan import device_of, model_builder, recipe_config
 from reports import plots
 
 if TYPE_CHECKING:
@@ -32,11 +31,6 @@ def training(subject: Subject) -> dict[str, Any]:
         "seed": subject.seed,
         "device": subject.device,
     }
-
-
-def recipe_config(subject: Subject) -> Config:
-    """The checked configuration of the subject's recipe."""
-    return recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config)
 
 
 def target(subject: Subject, examples: Stage) -> Stage:

@@ -14,11 +14,11 @@ import polars as pl
 
 from assets import models
 from assets.stage import Run, Stage
-from assets.workspace import device_of, model_builder
 from contracts import schema
 from contracts.errors import NotApplicable, UnknownName
 from contracts.methods import MethodSpec, recipe, unlearner
 from contracts.subject import Subject
+from recipes.plan import device_of, model_builder, recipe_config
 from sources import ExampleSet
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def refuse_task(run: Run, spec: MethodSpec, kind: str) -> None:
 
 def trainer(run: Run) -> Callable[..., nn.Module]:
     """``(data, seed, *, effort, observe) -> model``: the subject's own recipe from a fresh initialisation."""
-    method, config = recipe.get(run.subject.recipe.name), models.recipe_config(run.subject)
+    method, config = recipe.get(run.subject.recipe.name), recipe_config(run.subject)
     build, device = model_builder(run.subject, run.data), device_of(run.subject)
 
     def train(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
@@ -106,7 +106,7 @@ def _early_at(run: Run) -> Callable[[int], Sequence[nn.Module]]:
 
     def at(epoch: int) -> Sequence[nn.Module]:
         return early_models(
-            model_builder(run.subject, run.data), run.train, config=models.recipe_config(run.subject),  # type: ignore[arg-type]
+            model_builder(run.subject, run.data), run.train, config=recipe_config(run.subject),  # type: ignore[arg-type]
             seeds=models.early_seeds(run.subject), epoch=epoch, device=device_of(run.subject), progress=run.progress,
         )  # fmt: skip
 

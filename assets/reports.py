@@ -17,13 +17,13 @@ from assets.audits import TARGET
 from assets.examples import examples_in, examples_of
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
-from assets.workspace import device_of
 from contracts import schema
 from contracts.digests import digest, plain
 from contracts.methods import analysis, recipe, score
 from contracts.requests import RequestState
 from contracts.subject import Subject
 from contracts.verdicts import Verdict
+from recipes.plan import device_of
 from reports import (
     AnalysisSection,
     AuditReport,

@@ -141,19 +141,6 @@ class Run:
         name = self.asset
         return lambda done, total, what: self.workspace.progress(done, total, f"{name}: {what}")
 
-    def version_of(self, dep: Stage) -> str:
-        """Data version of an input.
-
-        Raises:
-            NotReady: the input has never been materialised.
-        """
-        record = self.warehouse.last_complete(dep.asset(self.request))
-        if record is None:
-            raise NotReady(
-                f"{dep.asset(self.request)} has not been made yet; run: palimpsest audit {self.subject.subject}"
-            )
-        return str(record["data_version"])
-
     def load(self, dep: Stage, name: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays and meta that an input stage saved (digest verified)."""
         return self.warehouse.artifacts.load(_join(dep.asset(self.request), name))  # type: ignore[no-any-return]
@@ -190,8 +177,17 @@ class Run:
         )
 
     def inputs(self) -> dict[str, str]:
-        """Asset -> data version of every input."""
-        return {dep.asset(self.request): self.version_of(dep) for dep in self.stage.deps}
+        """Asset -> data version of every input.
+
+        Raises:
+            NotReady: an input has never been materialised.
+        """
+        names = [dep.asset(self.request) for dep in self.stage.deps]
+        known: dict[str, str] = self.warehouse.versions(names)
+        for name in names:
+            if name not in known:
+                raise NotReady(f"{name} has not been made yet; run: palimpsest audit {self.subject.subject}")
+        return known
 
     def key(self) -> str:
         """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside data."""
@@ -246,7 +242,7 @@ def materialize(
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
     w.record_lineage(
         run.asset,
-        parents=tuple(run.inputs()),
+        parents=tuple(dep.asset(request) for dep in stage.deps),
         artifacts=(*output.artifacts, *output.volatile, shown),
         key=key,
         members=output.members,

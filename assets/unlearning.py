@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ from assets import models
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, plain
-from contracts.jobs import UnlearnJob
+from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import unlearner
 from contracts.requests import RequestState
-from contracts.subject import Choice, Subject
+from contracts.subject import Choice, Subject, Thresholds
 from reports import plots
 from warehouse import Artifact
 
@@ -72,21 +73,24 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
     )
 
 
-def times_of(output: str) -> str:
-    """Name of the file with the wall times of a job's runs, one a seed."""
-    return f"{output}-times.json"
-
-
 def job_seeds(subject: Subject) -> tuple[int, ...]:
     assert subject.unlearning is not None
     return tuple(derive_seed(subject.seed, "unlearn", r) % 2**31 for r in range(subject.unlearning.seeds))
+
+
+def _training_part(subject: Subject) -> Subject:
+    """The plan without what has no part in a job, so that a new threshold or score does not make a new job."""
+    return dataclasses.replace(
+        subject, title="", scores=(), analyses=(), splits=(), unlearning=None, attacks=(), thresholds=Thresholds(),
+        schedule=None, owners=(),
+    )  # fmt: skip
 
 
 def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
     store = run.warehouse.artifacts
     members, weights = scope.split.asset(run.request) + "/result", target.asset(run.request) + "/weights"
     job = UnlearnJob(
-        subject=plain(run.subject),
+        subject=plain(_training_part(run.subject)),
         data_version=run.data.digest,
         method=choice,
         seeds=job_seeds(run.subject),

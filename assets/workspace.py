@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,8 @@ from contracts.digests import digest
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress, silent
 from contracts.subject import Subject
-from sources import ExampleSet, load
+from recipes.plan import load_examples
+from sources import ExampleSet
 from warehouse import Warehouse
 
 
@@ -44,28 +44,3 @@ class Workspace:
         if key not in self._examples:
             self._examples[key] = load_examples(subject)
         return self._examples[key]
-
-
-def load_examples(subject: Subject) -> ExampleSet:
-    """Read, validate and return the data set that a subject names."""
-    return load(subject.source.name, subject.source.config, seed=subject.seed)
-
-
-def device_of(subject: Subject) -> str:
-    """``cuda`` or ``cpu``: what ``device: auto`` means on this machine."""
-    if subject.device != "auto":
-        return subject.device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
-    """``seed -> fresh model`` of the subject's architecture for the shape of its data."""
-    from recipes.models import build
-
-    num_outputs = data.num_classes or 1
-    shape = (data.num_users,) if data.task == "ranking" else data.input_shape
-    return lambda seed: build(
-        subject.model.name, subject.model.config, input_shape=shape, num_outputs=num_outputs, seed=seed
-    )

@@ -10,6 +10,11 @@ from contracts.params import Config, param
 from contracts.subject import Choice
 
 
+def times_of(output: str) -> str:
+    """Name of the file with the wall times of a job's runs, one a seed, beside its output."""
+    return f"{output}-times.json"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnlearnJob(Config):
     """What a worker process needs to know; nothing else reaches it.
@@ -18,7 +23,7 @@ class UnlearnJob(Config):
     still running is adopted, a finished one is read, and no second one is started.
     """
 
-    subject: dict[str, Any] = param(doc="the subject as plain data")
+    subject: dict[str, Any] = param(doc="the subject as plain data, without what is judged or drawn afterwards")
     data_version: str = param(doc="digest of the data set the worker must find")
     method: Choice = param(doc="registered unlearner with its configuration")
     seeds: tuple[int, ...] = param(ge=0, lt=2**31, doc="one run a seed")

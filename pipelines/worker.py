@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
-from assets.models import recipe_config
-from assets.unlearning import times_of
-from assets.workspace import device_of, load_examples, model_builder
 from contracts.digests import canonical_json, digest
 from contracts.errors import Diverged, IntegrityError
-from contracts.jobs import UnlearnJob
+from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import recipe, unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
+from recipes.plan import device_of, load_examples, model_builder, recipe_config
 from sources import ExampleSet
 from warehouse import ArtifactStore, fsio
 

@@ -240,6 +240,12 @@ class Warehouse:
             intact = all(self._in_place(con, asset, output) for output in body["outputs"])
         return body if intact else None
 
+    def versions(self, assets: Iterable[str]) -> dict[str, str]:
+        """Data version of every asset that was ever completed, in one reading."""
+        with self.reading() as con:
+            found = {asset: _last_stage(con, asset) for asset in assets}
+        return {asset: str(body["data_version"]) for asset, body in found.items() if body is not None}
+
     def last_complete(self, asset: str) -> dict[str, Any] | None:
         """The record of the asset's last completion, whatever its key; None if there never was one."""
         with self.reading() as con:

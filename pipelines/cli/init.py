@@ -60,9 +60,9 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         ConfigError: no source recognises the data, or the label column is not known.
         DataError: the data cannot be audited as it is.
     """
-    from assets.workspace import load_examples, model_builder
     from contracts.methods import score
     from contracts.methods import source as sources
+    from recipes.plan import load_examples, model_builder
     from sources import detect
     from sources.files import ImageConfig
 

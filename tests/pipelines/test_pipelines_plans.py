@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from assets.models import early_seeds, recipe_config
-from assets.workspace import load_examples, model_builder
+from assets.models import early_seeds
 from contracts.digests import derive_seed
 from contracts.methods import score
 from pipelines.cli.audit import quick_plan, run_subject
 from pipelines.cli.init import plan_for
 from pipelines.subjects import load_subject
+from recipes.plan import load_examples, model_builder, recipe_config
 from sources import plant_label_noise
 from warehouse import Warehouse
 
