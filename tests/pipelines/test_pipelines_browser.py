@@ -67,12 +67,15 @@ def test_the_graph_is_materialised_and_a_picture_is_shown(ui: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 2600, "height": 1150})
-        page.goto(f"{ui}/locations/pipelines.definitions/jobs/audit_{SUBJECT}", wait_until="domcontentloaded")
-        for stage in ("data", "models", "scores"):
-            page.get_by_text(f"{SUBJECT}_{stage}").first.wait_for(timeout=120_000)
+        page = browser.new_page(viewport={"width": 1500, "height": 2000})
+        # Everything the report stands on, all groups open: the largest depth asked for is cut to what there is.
+        lineage = "view=lineage&lineageScope=upstream&lineageDepth=10"
+        page.goto(f"{ui}/assets/{SUBJECT}/reports/audit?{lineage}", wait_until="domcontentloaded")
+        for name in ("examples", "target", "ensemble", "el2n", "retrain", "lira_online", "findings"):
+            page.get_by_text(name, exact=True).first.wait_for(timeout=120_000)
         page.wait_for_timeout(4000)
         page.screenshot(path=PICTURES / "graph.png")
+        page.set_viewport_size({"width": 1600, "height": 900})
         page.goto(f"{ui}/assets/{SUBJECT}/scores/el2n?view=overview", wait_until="domcontentloaded")
         shown = page.get_by_text("[Show Markdown]").first
         shown.wait_for(timeout=120_000)
