@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from contracts.errors import DataError
 from recipes.inputs import Inputs, model_dtype
 from sources.example_set import ExampleSet
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
@@ -51,12 +54,12 @@ def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndar
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is in the mode it was in."""
+def eval_mode(model: M) -> Iterator[M]:
+    """The model, in eval mode inside; afterwards every submodule is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        yield model
     finally:
         for module, training in modes:
             module.training = training

@@ -30,7 +30,7 @@ from contracts.methods import ScoreSpec, score
 from contracts.tables import Column
 from recipes.concepts import ClassConcepts, ConceptConfig, Concepts, PosthocCBM, centred, entropy_of, fit_concepts
 from recipes.concepts import projections_of as _projections_of
-from scoring.streaming import evaluating
+from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 
 TOLERANCE = 1e-4
@@ -84,7 +84,7 @@ def concept_integrated_gradients(
     values, delta = np.zeros(z.shape), np.zeros(len(z))
     if z.shape[1]:
         block = max(_STEPS_AT_ONCE // n_steps, 1)
-        with evaluating(_linear(head) if isinstance(head, PosthocCBM) else head) as module:
+        with eval_mode(_linear(head) if isinstance(head, PosthocCBM) else head) as module:
             method = IntegratedGradients(_Centred(module))
             method.gradient_func = _gradients
             for rows in (slice(a, a + block) for a in range(0, len(z), block)):

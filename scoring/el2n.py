@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
+from recipes.predict import eval_mode
 from scoring.last_layer import LastLayer
-from scoring.streaming import batches, check, check_finite, check_outputs, evaluating
+from scoring.streaming import batches, check, check_finite, check_outputs
 from sources.example_set import ExampleSet
 
 _SQRT2 = math.sqrt(2.0)
@@ -149,7 +150,7 @@ def model_values(
     with ExitStack() as stack:
         last_layers = []
         for model in models:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(eval_mode(model))
             check_outputs(name, data, model)
             _, x, _ = next(batches(data, model, batch=1), (None, torch.empty(0), None))
             last_layers.append(stack.enter_context(LastLayer(model, x)))

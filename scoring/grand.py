@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from contracts.methods import ScoreSpec, Task, score
 from contracts.params import Config, param
 from contracts.tables import Column
+from recipes.predict import eval_mode
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
-from scoring.streaming import batches, check, check_finite, check_outputs, evaluating
+from scoring.streaming import batches, check, check_finite, check_outputs
 from sources.example_set import ExampleSet
 
 TASKS: tuple[Task, ...] = ("classification", "regression")
@@ -106,7 +107,7 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
     with ExitStack() as stack:
         measures = []
         for model in early_models:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(eval_mode(model))
             measures.append(stack.enter_context(PerExampleGradNorm(model, micro_batch=config.micro_batch)))
             check_outputs("grand", data, model)
         for rows, x, y in batches(data, early_models[0], batch=config.batch):

@@ -33,10 +33,10 @@ from contracts.errors import DataError, InvalidInput, NotApplicable
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
+from recipes.predict import eval_mode
 from recipes.recsys import choose, pool_losses
 from recipes.recsys_lists import Lists
 from recipes.rng import generator
-from scoring.streaming import evaluating
 from sources.example_set import ExampleSet
 from sources.planted import planted_interactions
 
@@ -222,7 +222,7 @@ def _scores(
     s_neg = torch.empty(negatives.shape, dtype=torch.float64)
     row_of = _active_rows(lists)
     present = torch.nonzero(lists.count > 0).flatten()
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for users in present.split(batch) if len(present) else ():
             scores = model(users[:, None].to(device))
             if not isinstance(scores, torch.Tensor) or scores.shape != (len(users), lists.num_items):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -30,18 +29,6 @@ def check(
         raise NotApplicable(f"{name} {why}; {data.name} is a {data.task} task")
     if not models:
         raise InvalidInput(f"{name} needs at least one early model; early_models is empty")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode inside; every submodule's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

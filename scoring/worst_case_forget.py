@@ -42,9 +42,10 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column
 from recipes.inputs import Inputs, model_dtype
+from recipes.predict import eval_mode
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
-from scoring.streaming import Moments, check, check_outputs, evaluating
+from scoring.streaming import Moments, check, check_outputs
 from sources.example_set import ExampleSet
 
 _FORWARD = 1024  # examples a forward pass of the upper level
@@ -213,7 +214,7 @@ def cross_entropy_nats(model: nn.Module, inputs: Inputs) -> NDArray[np.float64]:
         Diverged: outputs that are not finite; names the examples.
     """
     losses = np.empty(len(inputs))
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(inputs), _FORWARD):
             stop = min(start + _FORWARD, len(inputs))
             z_BK = model(inputs.block(start, stop)).double()
@@ -282,7 +283,7 @@ def check_model(model: nn.Module, data: ExampleSet) -> None:
     for name, p in model.named_parameters():
         if p.is_floating_point() and not bool(p.isfinite().all()):
             raise Diverged(f"worst_case_forget: {name} of the audited model is not finite")
-    with evaluating(model):
+    with eval_mode(model):
         check_outputs("worst_case_forget", data, model)
 
 
