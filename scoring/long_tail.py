@@ -39,6 +39,7 @@ from scoring.memorization import Memorization, memorization_scores
 from scoring.near_duplicates import duplicate_groups
 from scoring.neighbours import METHODS, Ints, nearest, unit_vectors
 from scoring.pool import correctness, members
+from scoring.retraining import frame_of
 from sources.example_set import ExampleSet
 from sources.long_tail import frequency_prior_tau, zipf_prior
 
@@ -156,20 +157,15 @@ def long_tail_report(
     known = near.similarity[:, 0] >= config.threshold
     return {
         "long_tail_classes": _by_class(train, own, size == 1, config.min_mem),
-        "long_tail_price": pl.DataFrame(
+        "long_tail_price": frame_of(
+            _PRICE,
             [
                 _zipf(size, data.num_classes, seed),
                 _good_turing(size, data.num_classes),
                 _measured(size, known & (size[at] == 1), known, infl),
             ],
-            schema={c.name: _POLARS[c.dtype] for c in _PRICE.columns if c.name != "price_by_mem"},
-        )
-        .with_columns(price_by_mem=pl.col("singleton_mass") * pl.lit(_mean(own.mem[size == 1]), pl.Float64))
-        .select([c.name for c in _PRICE.columns]),
+        ).with_columns(price_by_mem=pl.col("singleton_mass") * pl.lit(_mean(own.mem[size == 1]), pl.Float64)),
     }
-
-
-_POLARS: dict[str, type[pl.DataType]] = {"int64": pl.Int64, "float64": pl.Float64, "str": pl.String}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
