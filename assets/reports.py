@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -40,9 +39,9 @@ from reports import (
     summary,
 )
 from sources import ExampleSet
+from warehouse import queries
 
 SHOWN = 16
-HIGH = 0.05  # the share that counts as the top, as in scores.agreement
 
 
 def audit_report(
@@ -57,7 +56,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=2,
+        version=3,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -240,44 +239,29 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
 
 def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
     """Examples in the top 5% of several scores (mislabelled, rare, memorised, duplicated), and those they disagree on."""
-    placed: pl.DataFrame | None = None
-    names = []
-    for name in scores:
-        spec = score.get(name).spec
-        frame = run.read(spec.table).drop_nulls(spec.value).sort("example_id")
-        if frame.is_empty() or not run.read(schema.SCORE_RUNS, {"score": name})["passed"].all():
-            continue
-        place = (pl.col(spec.value).rank("min") - 1) / max(frame.height - 1, 1)
-        is_high = pl.col(spec.value).rank("ordinal", descending=True) <= math.ceil(HIGH * frame.height)
-        says = pl.when(is_high).then(pl.lit(f"{name}: {spec.higher_means}"))
-        frame = frame.select("example_id", place.alias(name), says.alias(f"says {name}"))
-        placed = frame if placed is None else placed.join(frame, on="example_id")
-        names.append(name)
-    if placed is None or len(names) < 2 or placed.is_empty():
+    if len(scores) < 2:
         return []
-    said = pl.concat_list([f"says {n}" for n in names]).list.drop_nulls()
-    found = placed.select(
-        "example_id",
-        num_high=said.list.len().cast(pl.Float64),
-        note=said.list.join("; "),
-        mean=pl.mean_horizontal(names),
-        spread=pl.max_horizontal(names) - pl.min_horizontal(names),
-        highest=pl.concat_list(names).list.arg_max().replace_strict(dict(enumerate(names)), return_dtype=pl.String),
-        lowest=pl.concat_list(names).list.arg_min().replace_strict(dict(enumerate(names)), return_dtype=pl.String),
+    agreed = _ask(run, "agreement", at_least=2).with_columns(
+        value=pl.col("num_high").cast(pl.Float64), note=pl.col("high").list.join(", ")
     )
-    agreed = found.sort(["num_high", "mean", "example_id"], descending=[True, True, False])
-    disputed = found.sort(["spread", "example_id"], descending=[True, False]).with_columns(
-        note=pl.format("{} high, {} low", "highest", "lowest")
+    disputed = _ask(run, "noisiest").with_columns(
+        value=pl.col("spread"), note=pl.format("{} high, {} low", "highest", "lowest")
     )
     return [
-        dataclasses.replace(
-            examples_of(run.data, frame.head(SHOWN), column, heading), note=frame.head(SHOWN)["note"].to_list()
-        )
-        for frame, column, heading in (
-            (agreed.filter(pl.col("num_high") > 1), "num_high", "In the top 5% of several scores (how many)"),
-            (disputed, "spread", "Scores disagree (difference of places, 0 to 1)"),
+        dataclasses.replace(examples_of(run.data, frame, "value", heading), note=frame["note"].to_list())
+        for frame, heading in (
+            (agreed, "In the top 5% of several scores (how many)"),
+            (disputed, "Scores disagree (difference of places, 0 to 1)"),
         )
     ]
+
+
+def _ask(run: Run, name: str, **params: Any) -> pl.DataFrame:
+    """Rows of a named query about the subject's training examples."""
+    query = queries.get(name)
+    asked = {**query.params, "subject": run.subject.subject, "limit": SHOWN, **params}
+    found: pl.DataFrame = run.warehouse.query(query.sql, asked)
+    return found.filter(pl.col("example_id").is_in(run.train.example_id.tolist()))
 
 
 def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:

@@ -4,12 +4,14 @@
 ``scores.runs`` says that it met its gates; rows of another configuration than that row judged are not shown.
 Tables of analyses share the schema and are not scores.
 
-``scores.agreement(subject, example_id, num_scores, mean_place, spread, high, says)`` puts the scores of an example side by
+``scores.agreement(subject, example_id, num_scores, mean_place, spread, high, says, highest, lowest)`` puts the scores of an example side by
 side: its place in each is the share of examples below it; ``high`` lists the scores in whose top 5% it is and ``says``
-what they mean by it (harder, memorised, ...).
+what they mean by it (harder, memorised, ...); ``highest`` and ``lowest`` name the scores that place it so.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 from contracts.methods import ScoreSpec
 from warehouse.connection import Connection, first, literal
@@ -19,7 +21,7 @@ _EMPTY = (
     "SELECT NULL::VARCHAR AS subject, NULL::VARCHAR AS score, NULL::BIGINT AS example_id, NULL::DOUBLE AS value, "
     "NULL::DOUBLE AS stderr, NULL::VARCHAR AS higher_means, NULL::VARCHAR AS run_id WHERE false"
 )
-AGREEMENT = """
+_AGREEMENT = """
 CREATE OR REPLACE VIEW scores.agreement AS
 WITH placed AS (
     SELECT subject, example_id, score, higher_means,
@@ -31,11 +33,16 @@ WITH placed AS (
 )
 SELECT subject, example_id, count(*) AS num_scores, avg(place) AS mean_place, max(place) - min(place) AS spread,
     coalesce(list(score ORDER BY score) FILTER (is_high), []) AS high,
-    coalesce(list_sort(list_distinct(list(higher_means) FILTER (is_high))), []) AS says
+    coalesce(list_sort(list_distinct(list(higher_means) FILTER (is_high))), []) AS says,
+    arg_max(score, place) AS highest, arg_min(score, place) AS lowest
 FROM placed
 GROUP BY subject, example_id;
-COMMENT ON VIEW scores.agreement IS 'What all current scores say of an example: places, and in whose top 5% it is.';
 """
+_COMMENT = (
+    "What all current scores say of an example: places, and in whose top 5% it is. "
+    f"Definition {hashlib.sha256(_AGREEMENT.encode()).hexdigest()[:12]}."
+)
+AGREEMENT = f"{_AGREEMENT}COMMENT ON VIEW scores.agreement IS {literal(_COMMENT)};"
 LAYOUT = f"""
 CREATE SCHEMA IF NOT EXISTS scores;
 CREATE TABLE IF NOT EXISTS meta.scores (score VARCHAR NOT NULL, value VARCHAR NOT NULL, stderr VARCHAR NOT NULL);
@@ -43,6 +50,12 @@ COMMENT ON TABLE meta.scores IS 'Which columns of a score table scores.latest sh
 CREATE VIEW IF NOT EXISTS scores.latest AS {_EMPTY};
 {AGREEMENT}
 """
+
+
+def outdated(con: Connection) -> bool:
+    """Whether the store was laid out by another version, with another ``scores.agreement`` or none."""
+    found = first(con, "SELECT comment FROM duckdb_views() WHERE schema_name = 'scores' AND view_name = 'agreement'")
+    return found != (_COMMENT,)
 
 
 def refresh(con: Connection, score: ScoreSpec) -> None:

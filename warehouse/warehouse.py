@@ -98,10 +98,15 @@ class Warehouse:
             fsio.sweep_scratch(folder / "spill")
             w._create()
         with w.reading() as con:
-            stale = ddl.outdated(con, TABLES)
-        if stale:
+            stale, old_views = ddl.outdated(con, TABLES), views.outdated(con)
+        if stale or old_views:
             with w.transaction() as t:
                 t.declare(stale)
+                if old_views:
+                    t.con.execute(views.AGREEMENT)
+                    t.note("view", {"view": "scores.agreement", "done": "replaced"})
+        if old_views and w.snapshot.exists():
+            w.publish()  # a reader must find the view that this version's queries name
         return w
 
     # ---------------------------------------------------------------- writing

@@ -216,6 +216,20 @@ def test_latest_hides_rows_that_another_configuration_made(filled: Warehouse) ->
     assert filled.latest_score("digits", "el2n")["example_id"].to_list() == [1, 2]
 
 
+def test_a_store_of_an_older_version_gets_the_view_when_it_is_opened(filled: Warehouse) -> None:
+    with filled.transaction() as tx:
+        tx.con.execute("DROP VIEW scores.agreement")
+    filled.replace(EL2N, score_frame(list(range(20)), base=0.2), **COMMON)
+    filled.publish()
+    with pytest.raises(InvalidInput, match="agreement"):
+        filled.query("SELECT * FROM scores.agreement")
+    again = Warehouse.open(filled.home)
+    assert again.query("SELECT count(*) AS n FROM scores.agreement")["n"][0] == 20
+    assert again.ledger.verify().ok and again.verify_tables() == []
+    head = again.ledger.head()
+    assert Warehouse.open(filled.home).ledger.head() == head, "once is enough"
+
+
 def test_another_column_of_a_score_by_name(filled: Warehouse) -> None:
     spread = filled.latest_score("digits", "el2n.spread")
     assert spread.columns == ["example_id", "value", "stderr"] and spread.height == 20

@@ -3,16 +3,9 @@
 -- $subject = null: which subject; all of them when null
 -- $limit = 20: rows
 
-WITH ranked AS (
-    SELECT subject, example_id, score, percent_rank() OVER (PARTITION BY subject, score ORDER BY value) AS place
-    FROM scores.latest
-    WHERE value IS NOT NULL AND ($subject::VARCHAR IS NULL OR subject = $subject)
-)
-SELECT r.subject, r.example_id, e.label_name, max(place) - min(place) AS spread, avg(place) AS mean_rank,
-    arg_max(score, place) AS highest, arg_min(score, place) AS lowest
-FROM ranked r
+SELECT a.subject, a.example_id, e.label_name, a.spread, a.mean_place AS mean_rank, a.highest, a.lowest
+FROM scores.agreement a
 LEFT JOIN data.examples e USING (subject, example_id)
-GROUP BY r.subject, r.example_id, e.label_name
-HAVING count(*) > 1
-ORDER BY spread DESC, r.subject, r.example_id
+WHERE a.num_scores > 1 AND ($subject::VARCHAR IS NULL OR a.subject = $subject)
+ORDER BY spread DESC, a.subject, a.example_id
 LIMIT $limit
