@@ -10,7 +10,7 @@ import polars as pl
 from assets.curation import choose, store
 from assets.stage import Output, Run, Stage
 from contracts import schema
-from contracts.errors import DataError, StateError
+from contracts.errors import DataError, NotReady, StateError
 from contracts.identity import owner_token
 from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
@@ -58,7 +58,13 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     if GROUPS not in {c.name for c in run.subject.scores} or plan is None:
         return members, ""
     asked = members.filter(pl.col("role") == "forget")["example_id"].to_numpy()
-    found = closure(asked, run.stored_score(f"{GROUPS}.group_id").rename({"value": "group_id"}))
+    try:
+        groups = run.stored_score(f"{GROUPS}.group_id")
+    except NotReady as error:
+        if plan.closure:
+            raise
+        return members, f"; near duplicates were not counted: {error}"  # a count must not hold up an erasure
+    found = closure(asked, groups.rename({"value": "group_id"}))
     twins = found.filter(pl.col("follows").is_not_null()).select("example_id", why="reason")
     if not plan.closure:
         return members, f"; {twins.height} near duplicates of them stay"
@@ -67,6 +73,8 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
         role=pl.when(added).then(pl.lit("forget")).otherwise("role"),
         reason=pl.when(added).then("why").otherwise("reason"),
     )
+    if (members["role"] == "forget").all():
+        raise DataError("the near duplicates of what was named are the whole training split: nothing would be retained")
     return members.drop("why").sort("example_id"), f", {twins.height} of them near duplicates of what was named"
 
 
