@@ -43,7 +43,8 @@ reproduce: $(RUNTIME) ## re-measure the papers' claims; ARGS: card numbers, --se
 	@$(BIN)/palimpsest reproduce $(ARGS)
 
 bench: $(DEV) ## every benchmark: ratios to a plain run or a peer, measured side by side
-	@for file in benchmarks/[a-z]*.py; do name=$${file##*/}; echo "== $${name%.py}"; $(BIN)/python -m benchmarks.$${name%.py} $(ARGS); done
+	@missed=0; for file in benchmarks/[a-z]*.py; do name=$${file##*/}; echo "== $${name%.py}"; \
+	  $(BIN)/python -m benchmarks.$${name%.py} $(ARGS) || missed=1; done; exit $$missed
 
 chaos: $(DEV) ## kill processes, fail disks
 	@$(BIN)/python -m pytest -m chaos $(ARGS) || $(NONE_IS_FINE)

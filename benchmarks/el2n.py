@@ -14,16 +14,15 @@ Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a share
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.grand import CLASSES, MODELS, SHAPE, Row, images, paired_ratio
+from benchmarks._common import CLASSES, SHAPE, Row, images, paired_ratio, tell
+from benchmarks.grand import MODELS
 from recipes.models import build
 from scoring.el2n import EL2NConfig, el2n
 
@@ -85,20 +84,12 @@ def main() -> int:
             repeats = -(-options.repeats // len(used))
             ratio = cost(used, num=num, batch=batch, repeats=repeats, seed=options.seed)
             rows.append(Row(label, f"EL2N / forward, {len(used)} models", ratio, BOUND))
-            _tell(rows[-1], as_json=options.json)
+            tell(rows[-1], as_json=options.json)
     command = [sys.executable, "-m", "benchmarks.el2n", "--memory-only", "--seed", str(options.seed)]
     peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     rows.append(Row("MLP, 2 million examples", "peak / (data + table)", peak, MEMORY_BOUND))
-    _tell(rows[-1], as_json=options.json)
+    tell(rows[-1], as_json=options.json)
     return 0 if all(row.passed for row in rows) else 1
-
-
-def _tell(row: Row, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
-    else:
-        mark = "ok  " if row.passed else "MISS"
-        print(f"{mark} {row.model:30s} {row.what:30s} {row.measured:9.3g}  (<= {row.bound:g})", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,25 +15,19 @@ Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a share
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._common import CLASSES, SHAPE, Row, paired_ratio, tell
 from recipes.models import build
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
-from sources.example_set import ExampleSet
 
-SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 256
+BATCH = 256
 MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("MLP 784-256-10", "mlp", {"hidden": (256,)}, 0.8),
     ("2-conv CNN", "cnn", {}, 1.3),
@@ -41,33 +35,6 @@ MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("ViT d 64, 4 layers, 49 tokens", "vit", {"dim": 64, "depth": 4, "patch": 4}, 1.3),
 )
 EXACT_BOUND, SINGLE_BOUND, SINGLE_SHARE = 1e-10, 1e-4, 0.98
-
-
-@dataclass(frozen=True)
-class Row:
-    model: str
-    what: str
-    measured: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.measured <= self.bound
-
-
-def paired_ratio(ours: Callable[[], object], plain: Callable[[], object], *, repeats: int) -> float:
-    """Median over repeats of CPU time of ``ours`` / CPU time of ``plain``, run turn by turn, order alternating."""
-    ratios = []
-    for call in (ours, plain, ours, plain):
-        call()
-    for turn in range(repeats):
-        spent = {}
-        for call in (ours, plain) if turn % 2 else (plain, ours):
-            start = time.thread_time()
-            call()
-            spent[call] = time.thread_time() - start
-        ratios.append(spent[ours] / spent[plain])
-    return statistics.median(ratios)
 
 
 def naive_grand(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -117,17 +84,6 @@ def _relative(measured: Tensor, exact: Tensor) -> Tensor:
     return (measured - exact).abs() / exact
 
 
-def images(num: int, shape: tuple[int, int, int], seed: int) -> ExampleSet:
-    rng = np.random.default_rng(seed)
-    return ExampleSet(
-        name="noise", task="classification",
-        x=rng.integers(0, 256, (num, *shape), dtype=np.uint8), y=rng.integers(0, CLASSES, num),
-        example_id=np.arange(num), split=np.full(num, "train", "<U5"), owner=np.full(num, ""),
-        content_hash=np.full(num, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
-        center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
-    )  # fmt: skip
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="pairs a model; small models take ten times as many")
@@ -140,11 +96,7 @@ def main() -> int:
         repeats = options.repeats * (10 if name == "mlp" else 1)  # milliseconds a call
         for row in measure(label, name, config, bound, repeats=repeats, seed=options.seed):
             passed &= row.passed
-            if options.json:
-                print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
-            else:
-                mark = "ok  " if row.passed else "MISS"
-                print(f"{mark} {row.model:30s} {row.what:30s} {row.measured:9.3g}  (<= {row.bound:g})", flush=True)
+            tell(row, as_json=options.json)
     return 0 if passed else 1
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import resource
 import sys
 import time
-from typing import Any
 
 import numpy as np
 
+from benchmarks._common import in_child
 from scoring.influence import high_influence_pairs, influence_matrix
 
 PEAK_BOUND_GIB, FOUND_BOUND, FALSE_BOUND, PLANTED = 2.0, 0.95, 0.1, 100
@@ -68,11 +67,6 @@ def peak_gib() -> float:
     """Peak resident memory of this process, imports included (kibibytes on Linux, bytes on macOS)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def in_child(function: Any, *arguments: int) -> dict[str, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return dict(pool.apply(function, arguments))
 
 
 def main() -> int:

@@ -12,15 +12,14 @@ Exit 1 when the bound is missed. CPU time of the thread, not wall time: on a sha
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from benchmarks._common import Row, tell
 from recipes import BprConfig, Lists, build
 from recipes.recsys import train_epoch
 from sources import load
@@ -36,17 +35,6 @@ RUNS: tuple[tuple[str, str, dict[str, Any], str, int], ...] = (
     ("600 x 500", "lightgcn", {"dim": 64}, "bpr", 2048),
     ("10,000 x 4,000", "mf", {"dim": 64}, "bpr", 2048),
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    what: str
-    measured: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.measured <= self.bound
 
 
 def measure(
@@ -86,14 +74,9 @@ def main() -> int:
     for size, name, fields, loss, batch in RUNS:
         repeats = options.repeats if size == "600 x 500" else max(3, options.repeats // 5)
         ratio = measure(lists[size], name, fields, loss, batch, repeats=repeats, seed=options.seed)
-        row = Row(f"{size}, {name} {fields['dim']}, {loss}, batch {batch}: PLD epoch / plain epoch", ratio, BOUND)
+        row = Row(f"{size}, {name} {fields['dim']}, {loss}, batch {batch}", "PLD epoch / plain epoch", ratio, BOUND)
         passed &= row.passed
-        if options.json:
-            print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
-        else:
-            print(
-                f"{'ok  ' if row.passed else 'MISS'} {row.what:75s} {row.measured:6.3g}  (<= {row.bound:g})", flush=True
-            )
+        tell(row, as_json=options.json)
     return 0 if passed else 1
 
 

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import scoring  # noqa: F401 - registers the scores
+from benchmarks._common import in_child
 from contracts.methods import score
 from recipes.models import build
 from sources.example_set import ExampleSet
@@ -95,11 +94,6 @@ def working(name: str, path: str, num: int, seed: int) -> int:
     peak.start()
     frame = method(data, config=config, seed=0, early_models=models)
     return peak.stop() - columns - int(frame.estimated_size())
-
-
-def in_child(function: Any, *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def main() -> int:

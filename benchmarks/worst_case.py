@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.grand import CLASSES, SHAPE, Row, paired_ratio
+from benchmarks._common import CLASSES, SHAPE, Row, images, paired_ratio, tell
 from recipes.models import build
 from scoring.worst_case_forget import WorstCaseForgetConfig, select_worst_case
 from sources.example_set import ExampleSet
@@ -63,14 +62,8 @@ def measure(label: str, name: str, model_config: dict[str, Any], group: str, *, 
 
 def _images(seed: int) -> ExampleSet:
     """In float32: both sides then read the same tensor, and the conversion of pixels is not what is compared."""
-    rng = np.random.default_rng(seed)
-    return ExampleSet(
-        name="noise", task="classification",
-        x=rng.random((NUM, *SHAPE), dtype=np.float32), y=rng.integers(0, CLASSES, NUM),
-        example_id=np.arange(NUM), split=np.full(NUM, "train", "<U5"), owner=np.full(NUM, ""),
-        content_hash=np.full(NUM, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
-        center=np.zeros(1, np.float32), scale=np.ones(1, np.float32),
-    )  # fmt: skip
+    values = np.random.default_rng(seed).random((NUM, *SHAPE), dtype=np.float32)
+    return replace(images(NUM, SHAPE, seed), x=values, scale=np.ones(1, np.float32))
 
 
 def main() -> int:
@@ -85,11 +78,7 @@ def main() -> int:
         for group in ("example", "class"):
             row = measure(label, name, config, group, repeats=options.repeats, seed=options.seed)
             passed &= row.passed
-            if options.json:
-                print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
-            else:
-                mark = "ok  " if row.passed else "MISS"
-                print(f"{mark} {row.model:20s} {row.what:32s} {row.measured:9.3g}  (<= {row.bound:g})", flush=True)
+            tell(row, as_json=options.json)
     return 0 if passed else 1
 
 

@@ -1,0 +1,71 @@
+"""What the benchmarks share: a measured row and how it is told, paired timings, noise images, a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sources.example_set import ExampleSet
+
+SHAPE, CLASSES = (1, 28, 28), 10
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    what: str
+    measured: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.measured <= self.bound
+
+
+def paired_ratio(ours: Callable[[], object], plain: Callable[[], object], *, repeats: int) -> float:
+    """Median over repeats of CPU time of ``ours`` / CPU time of ``plain``, run turn by turn, order alternating."""
+    ratios = []
+    for call in (ours, plain, ours, plain):
+        call()
+    for turn in range(repeats):
+        spent = {}
+        for call in (ours, plain) if turn % 2 else (plain, ours):
+            start = time.thread_time()
+            call()
+            spent[call] = time.thread_time() - start
+        ratios.append(spent[ours] / spent[plain])
+    return statistics.median(ratios)
+
+
+def tell(row: Row, *, as_json: bool) -> None:
+    """One line for people, or one JSON object."""
+    if as_json:
+        print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
+    else:
+        mark = "ok  " if row.passed else "MISS"
+        print(f"{mark} {row.model:30s} {row.what:30s} {row.measured:9.3g}  (<= {row.bound:g})", flush=True)
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a fresh process: its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def images(num: int, shape: tuple[int, int, int], seed: int) -> ExampleSet:
+    """Noise with labels: uint8 images of ten classes."""
+    rng = np.random.default_rng(seed)
+    return ExampleSet(
+        name="noise", task="classification",
+        x=rng.integers(0, 256, (num, *shape), dtype=np.uint8), y=rng.integers(0, CLASSES, num),
+        example_id=np.arange(num), split=np.full(num, "train", "<U5"), owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
+        center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
+    )  # fmt: skip
