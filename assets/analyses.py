@@ -1,4 +1,4 @@
-"""Stage 4, analyses: findings about the whole data set; the declaration alone decides inputs, tables, checks, pictures."""
+"""Analyses of the data and audits of the model beyond membership: the declaration alone decides inputs, tables, checks, pictures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+from polars import selectors as cs
 
 from assets import needs
-from assets.examples import examples_in
+from assets.examples import WITH_EXAMPLES, examples_in
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
@@ -24,7 +25,7 @@ HEAD = 10
 def analyses(
     subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
 ) -> dict[str, Stage]:
-    """``[subject, analyses, <name>]`` for every analysis the subject lists."""
+    """``[subject, analyses | audits, <name>]`` for every analysis the subject lists."""
     return {choice.name: _stage(subject, choice, upstream, scores, splits) for choice in subject.analyses}
 
 
@@ -35,7 +36,7 @@ def _stage(
     config = spec.config.from_mapping(choice.config)
     return Stage(
         subject=subject,
-        path=("analyses", spec.name),
+        path=(spec.stage, spec.name),
         doc=f"{spec.doc} {spec.source}",
         config={"analysis": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
@@ -43,7 +44,7 @@ def _stage(
         tables=spec.tables,
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),
-        trains=bool({"train", "unlearn", "early_at"} & set(spec.needs)),
+        trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: _analyse(run, spec, config, upstream),
     )
 
@@ -64,14 +65,17 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
     return Output(
         tables=[(table, frames[table.name], {}) for table in spec.tables],
         members=run.train.example_id,
-        metadata={"rows": {t.name: frames[t.name].height for t in spec.tables}, "head": first.head(HEAD).to_dicts()},
+        metadata={
+            "rows": {t.name: frames[t.name].height for t in spec.tables},
+            "head": first.select(~cs.list()).head(HEAD).to_dicts(),
+        },
         pictures={p.title: png for p in spec.pictures if (png := _png(run, p, frames[p.table]))},
         warnings={APPLIES: ""},
     )
 
 
 def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
-    if picture.kind != "examples":
+    if picture.kind not in WITH_EXAMPLES:
         return plots.table_png(picture, frame)
     groups = examples_in(run.data, picture, frame) if is_picture(run.data.input_shape) else []
     shown = [(e, i) for e in groups for i in range(min(len(e.example_id), 8))][:64]

@@ -18,7 +18,7 @@ from assets.stage import Output, Run, Stage, labels_of, top_rows
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import derive_seed
-from contracts.methods import AttackSpec, attack
+from contracts.methods import AttackSpec, analysis, attack
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.verdicts import Finding, Verdict
 from reports import plots
@@ -211,9 +211,11 @@ def findings(
     scores: Mapping[str, Stage],
     reports: Mapping[str, Stage],
     comparison: Stage | None,
+    analyses: Mapping[str, Stage],
 ) -> Stage:
     """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts."""
     per_request = scope is not None and scope.per_request
+    judged = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", "findings"),
@@ -223,15 +225,17 @@ def findings(
             "thresholds": subject.thresholds,
             "decides": subject.unlearning.decides if subject.unlearning else None,
         },
-        deps=(*scores.values(), *reports.values(), *((comparison,) if comparison else ())),
+        deps=(*scores.values(), *reports.values(), *((comparison,) if comparison else ()), *judged.values()),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _findings(run, scope, scores, reports),
+        work=lambda run: _findings(run, scope, scores, reports, judged),
     )
 
 
-def _findings(run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack_stages: Mapping[str, Stage]) -> Output:
+def _findings(
+    run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack_stages: Mapping[str, Stage], judged: Mapping[str, Stage]
+) -> Output:  # fmt: skip
     limits = run.subject.thresholds
     runs_of_scores = [run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True) for name in scores]
     # A score without examples does not apply to this subject; the report says why, there is nothing to judge.
@@ -249,6 +253,10 @@ def _findings(run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack
             name = f"{split}/{method}"
             found += [(name, f) for f in _judge_attacks(run, name, reports, attack_stages, limits, two_sided=True)]
             found.append((name, _judge_gap(name, runs.filter(pl.col("method") == method), limits)))
+    for name in judged:
+        spec = analysis.get(name).spec
+        assert spec.judge is not None
+        found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
     frame = pl.DataFrame(
         [
             {"audited": audited, **{c: getattr(f, c) for c in FINDING_COLUMNS}, "verdict": f.verdict.value}

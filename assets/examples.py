@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 
@@ -12,6 +14,7 @@ from reports.plots import is_picture
 from sources import ExampleSet
 
 MOST = 8
+WITH_EXAMPLES = ("examples", "images")  # kinds of pictures that show examples, not charts
 
 
 def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:
@@ -36,14 +39,28 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
 
 
 def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list[Examples]:
-    """The examples that a picture of kind "examples" shows: one group a value of ``series``, highest ``y`` first."""
+    """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y`` by id."""
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
-    rows = rows.sort([picture.y, picture.x], descending=[True, False])
+    images = picture.kind == "images"
+    rows = rows.sort(picture.x) if images else rows.sort([picture.y, picture.x], descending=[True, False])
     parts = rows.partition_by(picture.series, as_dict=True) if picture.series else {(picture.title,): rows}
+    value = (pl.col(picture.value) if picture.value else pl.lit(None)) if images else pl.col(picture.y)
     out = []
-    for (name,), part in sorted(parts.items()):
+    for (name,), part in parts.items() if images else sorted(parts.items()):
         best = part.unique(picture.x, keep="first", maintain_order=True).head(MOST)
-        chosen = best.select(pl.col(picture.x).alias("example_id"), pl.col(picture.y).cast(pl.Float64).alias("y"))
+        chosen = best.select(pl.col(picture.x).alias("example_id"), value.cast(pl.Float64).alias("y"))
         heading = f"{picture.series.replace('_', ' ')} {name}" if picture.series else picture.title
-        out.append(examples_of(data, chosen, "y", heading))
+        found = examples_of(data, chosen, "y", heading)
+        if images and is_picture(data.input_shape):
+            drawn = np.stack([np.reshape(v, data.input_shape) for v in best[picture.y]])
+            found = dataclasses.replace(found, images=_in_range(drawn, data, chosen["example_id"].to_numpy()))
+        out.append(found)
     return out
+
+
+def _in_range(drawn: np.ndarray, data: ExampleSet, ids: np.ndarray) -> np.ndarray:
+    """Images with the values their originals take: what lies outside is black or white."""
+    originals = data.inputs(data.positions(ids))
+    over = tuple(range(1, originals.ndim))
+    clipped: np.ndarray = np.clip(drawn, originals.min(over, keepdims=True), originals.max(over, keepdims=True))
+    return clipped

@@ -30,7 +30,7 @@ def subject_stages(subject: Subject) -> list[Stage]:
     later = [*scored.values(), *splits.values(), *analysed.values()]
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})
-        findings = audits.findings(subject, None, scored, found, None)
+        findings = audits.findings(subject, None, scored, found, None, analysed)
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
     else:
@@ -50,6 +50,6 @@ def _forgetting(
     comparison = unlearning.comparison(subject, scope, jobs)
     found = audits.attacks(subject, upstream, scope, jobs)
     found[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
-    findings = audits.findings(subject, scope, scored, found, comparison)
+    findings = audits.findings(subject, scope, scored, found, comparison, analysed)
     report = reports.audit_report(subject, upstream, scope, scored, analysed, findings, comparison)
     return [*jobs.values(), comparison, *found.values(), findings, report]

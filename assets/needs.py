@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 STANDS_ON = {
     "model": "target", "unlearn": "target", "early_models": "early", "ensemble": "ensemble",
 }  # fmt: skip
+_UNLEARNING = {"unlearn", "unlearn_from"}
+TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
 
 
 def stages_of(
@@ -50,11 +52,11 @@ def stages_of(
 def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
     """Parts of the plan that a method's result depends on besides its stages: those behind the callables it is handed."""
     plan: dict[str, Any] = {}
-    if {"train", "early_at", "unlearn"} & set(spec.needs):
+    if TRAINING & set(spec.needs):
         plan |= models.training(subject)
     if "early_at" in spec.needs:
         plan["early"] = subject.early
-    if "unlearn" in spec.needs and subject.unlearning:
+    if _UNLEARNING & set(spec.needs) and subject.unlearning:
         plan["unlearners"] = subject.unlearning.methods
     return plan
 
@@ -113,20 +115,54 @@ def _early_at(run: Run) -> Callable[[int], Sequence[nn.Module]]:
     return at
 
 
+def _train_many(run: Run) -> Callable[..., Sequence[nn.Module]]:
+    """``(ids of each training set, seeds, *, data) -> models`` of the subject's own recipe."""
+    from recipes import SupervisedConfig
+    from recipes.stacked import StackedTrainer
+
+    config = recipe_config(run.subject)
+
+    def train_many(
+        members: Sequence[Any], seeds: Sequence[int], *, data: ExampleSet | None = None
+    ) -> Sequence[nn.Module]:
+        data = data or run.data
+        if isinstance(config, SupervisedConfig):
+            stacked = StackedTrainer(
+                build=model_builder(run.subject, data), config=config, device=device_of(run.subject)
+            )
+            rows = [data.positions(ids) for ids in members]
+            return stacked.train(data, members=rows, seeds=seeds, progress=run.progress)
+        train = trainer(run)
+        return [train(data.subset(ids), seed) for ids, seed in zip(members, seeds, strict=True)]
+
+    return train_many
+
+
 def _unlearn(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., nn.Module]:
+    unlearn_from = _unlearn_from(run, upstream)
+
+    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        return unlearn_from(  # type: ignore[no-any-return]
+            models.load_model(run, upstream["target"]), name, retain=retain, forget=forget, seed=seed
+        )
+
+    return unlearn
+
+
+def _unlearn_from(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., Any]:
     """A registered unlearner with the plan's configuration of it, or its defaults."""
     plan = run.subject.unlearning
     chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
 
-    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+    def unlearn_from(model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
         method = unlearner.get(name)
         config = method.spec.config.from_mapping(chosen.get(name, {}))
         return method(  # type: ignore[no-any-return]
-            models.load_model(run, upstream["target"]), retain=retain, forget=forget, config=config, seed=seed,
-            progress=run.progress, **handed(run, method.spec, upstream),
+            model, retain=retain, forget=forget, config=config, seed=seed, progress=run.progress,
+            **handed(run, method.spec, upstream),
         )  # fmt: skip
 
-    return unlearn
+    return unlearn_from
 
 
 def _evaluate() -> Callable[..., dict[str, float]]:
@@ -145,7 +181,9 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "early_at": lambda run, up: _early_at(run),
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
     "train": lambda run, up: trainer(run),
+    "train_many": lambda run, up: _train_many(run),
     "unlearn": _unlearn,
+    "unlearn_from": _unlearn_from,
     "evaluate": lambda run, up: _evaluate(),
     "scores": lambda run, up: run.stored_score,
     "splits": lambda run, up: lambda name: _split(run, name),

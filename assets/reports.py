@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 import yaml
+from polars import selectors as cs
 
 from assets.audits import TARGET
-from assets.examples import examples_in, examples_of
+from assets.examples import WITH_EXAMPLES, examples_in, examples_of
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
@@ -108,7 +109,7 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyse
     """The facts of one audit, read from the warehouse."""
     subject = run.subject
     split = scope.name(run) if scope else ""
-    about = [f"{split}/"] if run.request else [f"{split}/", TARGET, "scores"]
+    about = [f"{split}/"] if run.request else [f"{split}/", TARGET, "scores", "shadow/"]
     mine = pl.any_horizontal([pl.col("audited").str.starts_with(prefix) for prefix in about if prefix != "/"])
     attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
     head = run.warehouse.ledger.head()
@@ -227,11 +228,14 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
     return AnalysisSection(
         name=spec.name,
         doc=spec.doc,
-        charts=[(p, frames[p.table]) for p in spec.pictures if p.kind != "examples"] if first.height else [],
+        charts=[(p, frames[p.table]) for p in spec.pictures if p.kind not in WITH_EXAMPLES] if first.height else [],
         examples=[
-            group for p in spec.pictures if p.kind == "examples" for group in examples_in(run.data, p, frames[p.table])
+            group
+            for p in spec.pictures
+            if p.kind in WITH_EXAMPLES
+            for group in examples_in(run.data, p, frames[p.table])
         ],
-        table=first.head(10),
+        table=first.select(~cs.list()).head(10),
         num_rows=first.height,
         reason=(run.warehouse.last_complete(stage.asset(run.request)) or {}).get("warnings", {}).get(APPLIES, ""),
     )

@@ -6,15 +6,17 @@ and the docs. ``needs`` names what the pipeline hands to the function as keyword
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from contracts.errors import ConfigError
 from contracts.params import Config
 from contracts.registry import Registry
+from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
+from contracts.verdicts import Finding
 
 Task = Literal["classification", "regression", "ranking"]
 CLASSIFICATION: tuple[Task, ...] = ("classification",)
@@ -27,7 +29,11 @@ NEEDS = {
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
     "observe=None); effort multiplies its epochs, observe(rows, logits) is told of every mini-batch before its step",
+    "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one model of the subject's own "
+    "recipe a set, stacked where possible; data: the examples the ids are of, the subject's own when not given",
     "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner",
+    "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the subject's architecture after a "
+    "registered unlearner",
     "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed) -> ua, ra, ta, mia_efficacy in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
@@ -109,10 +115,12 @@ class Picture:
 
     Attributes:
         table: name of one of the analysis' tables.
-        kind: "lines" (y against x, with the band low..high), "dots" (one a row, with whiskers), "bars", or "examples"
-            (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first).
+        kind: "lines" (y against x, with the band low..high), "dots" (one a row, with whiskers), "bars", "examples"
+            (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first), or "images" (pictures of the
+            shape of an example that are in the "floats" column ``y``, in rows by ``series``, ordered by the ids in ``x``).
         series: column that tells the lines apart, or "".
         low, high: columns of the interval, or "".
+        value: column of the number under each image, or "".
         where: (column, value): only these rows are drawn.
     """
 
@@ -120,17 +128,18 @@ class Picture:
     title: str
     x: str
     y: str
-    kind: Literal["lines", "dots", "bars", "examples"] = "lines"
+    kind: Literal["lines", "dots", "bars", "examples", "images"] = "lines"
     series: str = ""
     low: str = ""
     high: str = ""
+    value: str = ""
     log_x: bool = False
     where: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSpec(MethodSpec):
-    """A finding about the whole data set rather than one number an example (a pruning curve, pairs, laws, concepts).
+    """A finding about the whole data set or the model rather than one number an example (a pruning curve, laws, an audit).
 
     The function takes ``(data, *, config, seed, progress, <needs>)``, with ``data`` both splits, and returns one
     polars.DataFrame for every table: ``{table.name: frame}``.
@@ -138,20 +147,27 @@ class AnalysisSpec(MethodSpec):
     Attributes:
         tables: what it stores, replaced as a whole; the first is the one shown in the UI.
         pictures: how they are drawn.
+        judge: (rows of every table, the plan's thresholds) -> (audited, finding); pure. None: reported, not judged.
     """
 
     tables: tuple[TableSpec, ...]
     pictures: tuple[Picture, ...] = ()
+    judge: Callable[[Mapping[str, Any], Thresholds], Sequence[tuple[str, Finding]]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         columns = {t.name: {c.name for c in t.columns} for t in self.tables}
         for p in self.pictures:
-            used = {p.x, p.y, p.series, p.low, p.high, *(c for c, _ in p.where)} - {""}
+            used = {p.x, p.y, p.series, p.low, p.high, p.value, *(c for c, _ in p.where)} - {""}
             if not used <= columns.get(p.table, set()):
                 raise ConfigError(
                     f"analysis {self.name}: picture {p.title!r} draws {', '.join(sorted(used))} of {p.table}"
                 )
+
+    @property
+    def stage(self) -> str:
+        """Where its asset stands: with the audits when its tables do, else with the analyses."""
+        return "audits" if self.tables[0].schema == "audits" else "analyses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +232,11 @@ class SourceSpec(MethodSpec):
     tasks: tuple[Task, ...] = ANY_TASK
 
 
-score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", home="scoring")
-analysis: Registry[AnalysisSpec] = Registry("analysis", group="palimpsest.analyses", home="scoring")
-curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", home="curation")
-unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", home="unlearning")
-attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", home="attacks")
-recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", home="recipes")
-source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", home="sources")
+score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", homes=("scoring",))
+analysis: Registry[AnalysisSpec] = Registry("analysis", group="palimpsest.analyses", homes=("scoring", "attacks"))
+curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation",))
+unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", homes=("unlearning",))
+attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", homes=("attacks",))
+recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", homes=("recipes",))
+source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", homes=("sources",))
 REGISTRIES: tuple[Registry, ...] = (source, recipe, score, analysis, curator, unlearner, attack)  # type: ignore[type-arg]

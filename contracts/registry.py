@@ -42,11 +42,11 @@ class Registry(Generic[S]):
     Args:
         kind: singular word for messages ("score").
         group: entry-point group that other packages use ("palimpsest.scores").
-        home: package whose import registers the built-in methods ("scoring").
+        homes: packages whose import registers the built-in methods ("scoring").
     """
 
-    def __init__(self, kind: str, *, group: str, home: str) -> None:
-        self.kind, self.group, self.home = kind, group, home
+    def __init__(self, kind: str, *, group: str, homes: tuple[str, ...]) -> None:
+        self.kind, self.group, self.homes = kind, group, homes
         self._methods: dict[str, Method[S]] = {}
         self._loaded = False
 
@@ -91,7 +91,8 @@ class Registry(Generic[S]):
             return
         self._loaded = True
         try:
-            importlib.import_module(self.home)
+            for home in self.homes:
+                importlib.import_module(home)
             for point in metadata.entry_points(group=self.group):
                 point.load()
         except BaseException:

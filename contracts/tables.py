@@ -8,7 +8,7 @@ from typing import Literal
 
 from contracts.errors import ConfigError
 
-DType = Literal["int64", "float64", "bool", "str", "timestamp", "json"]
+DType = Literal["int64", "float64", "bool", "str", "timestamp", "json", "floats"]  # floats: a list of float64 a row
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 

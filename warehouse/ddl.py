@@ -20,7 +20,7 @@ from contracts.tables import Column, TableSpec
 from warehouse.connection import Connection, first, literal
 
 TYPES = {
-    "int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN", "str": "VARCHAR", "timestamp": "TIMESTAMPTZ", "json": "JSON",
+    "int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN", "str": "VARCHAR", "timestamp": "TIMESTAMPTZ", "json": "JSON", "floats": "DOUBLE[]",
 }  # fmt: skip
 
 LAYOUT = """

@@ -23,7 +23,7 @@ from contracts.tables import COMMON, Column, TableSpec
 
 POLARS: dict[str, pl.DataType] = {
     "int64": pl.Int64(), "float64": pl.Float64(), "bool": pl.Boolean(), "str": pl.String(),
-    "timestamp": pl.Datetime("us", "UTC"), "json": pl.String(),
+    "timestamp": pl.Datetime("us", "UTC"), "json": pl.String(), "floats": pl.List(pl.Float64()),
 }  # fmt: skip
 _UTC = ("UTC", "Etc/UTC")
 
@@ -107,6 +107,11 @@ def _buffers(series: pl.Series) -> list[np.ndarray[Any, Any]]:
             return [lengths]
         bounds = np.frombuffer(offsets, dtype=np.int64)[arrow.offset : arrow.offset + len(arrow) + 1]
         return [lengths, np.frombuffer(data, dtype=np.uint8)[bounds[0] : bounds[-1]]]
+    if series.dtype == pl.List:
+        return [
+            series.list.len().fill_null(0).cast(pl.Int64).to_numpy(),
+            *_buffers(series.explode(empty_as_null=False, keep_nulls=False)),
+        ]
     if series.dtype == pl.Boolean:
         return [series.fill_null(False).to_numpy().astype(np.uint8)]
     if isinstance(series.dtype, pl.Datetime):
@@ -145,6 +150,11 @@ def _typed(series: pl.Series, column: Column, where: str) -> pl.Series:
         found == pl.Null
         or (column.dtype in ("int64", "float64") and found.is_integer())
         or (column.dtype == "float64" and found == pl.Float32)
+        or (
+            column.dtype == "floats"
+            and isinstance(found, pl.List | pl.Array)
+            and found.inner in (pl.Float32, pl.Float64)
+        )
         or (column.dtype in ("str", "json") and found in (pl.Categorical, pl.Enum))
         or (column.dtype == "timestamp" and isinstance(found, pl.Datetime) and found.time_zone in _UTC)
     )
@@ -166,6 +176,9 @@ def _breaches(series: pl.Series, column: Column, partition: Mapping[str, Any]) -
     present = series.is_not_null()
     if column.dtype == "float64":
         rules.append((~series.is_finite() & present, "are NaN or infinite"))
+    if column.dtype == "floats":
+        finite = series.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+        rules.append((~finite & present, "hold NaN, infinite or missing numbers"))
     unit = f" {column.unit}" if column.unit else ""
     if column.low is not None:
         rules.append(((series < column.low) & present, f"are below {column.low:g}{unit}"))

@@ -38,6 +38,7 @@ from recipes import (
     train_ensemble,
 )
 from recipes.models import builder
+from recipes.stacked import StackedTrainer
 from sources import detect, load
 from sources.example_set import ExampleSet
 from unlearning.metrics import evaluate
@@ -197,11 +198,18 @@ def make_world(folder: Path) -> World:
         plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)))
         return supervised(build, data, config=plan, seed=seed, observe=observe)
 
-    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+    def train_many(
+        members: Sequence[np.ndarray], seeds: Sequence[int], *, data: ExampleSet | None = None
+    ) -> list[nn.Module]:
+        data = data or examples
+        rows = [data.positions(ids) for ids in members]
+        return StackedTrainer(build=build, config=recipe).train(data, members=rows, seeds=seeds)
+
+    def unlearn_from(start: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
         method = unlearner.get(name)
         needed = {"train": fresh}
         return method(
-            model, retain=retain, forget=forget, config=method.spec.config(), seed=seed,
+            start, retain=retain, forget=forget, config=method.spec.config(), seed=seed,
             **{need: needed[need] for need in method.spec.needs},
         )  # fmt: skip
 
@@ -238,7 +246,9 @@ def make_world(folder: Path) -> World:
             "ensemble": ensemble,
             "train": fresh,
             "early_at": lambda epoch: early_models(build, train, config=recipe, seeds=[3, 4], epoch=epoch),
-            "unlearn": unlearn,
+            "train_many": train_many,
+            "unlearn": lambda name, **given: unlearn_from(model, name, **given),
+            "unlearn_from": unlearn_from,
             "evaluate": evaluate,
             "scores": lambda name: values,
             "splits": lambda name: pl.DataFrame(

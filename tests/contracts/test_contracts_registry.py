@@ -20,7 +20,7 @@ COLUMN = Column(name="v", dtype="float64", doc="d")
 def fresh(monkeypatch) -> Registry[MethodSpec]:
     """A registry of its own, at home in an empty module."""
     monkeypatch.setitem(sys.modules, "empty_home", types.ModuleType("empty_home"))
-    return Registry("thing", group="palimpsest.things", home="empty_home")
+    return Registry("thing", group="palimpsest.things", homes=("empty_home",))
 
 
 def spec(name: str) -> MethodSpec:
@@ -89,7 +89,7 @@ def test_a_plugin_that_takes_a_name_raises(fresh, monkeypatch):
 
 
 def test_a_broken_home_says_so_each_time(monkeypatch):
-    lost = Registry("thing", group="palimpsest.things", home="a_module_that_is_not_there")
+    lost = Registry("thing", group="palimpsest.things", homes=("a_module_that_is_not_there",))
     for _ in range(2):
         with pytest.raises(ModuleNotFoundError):
             lost.names()

@@ -27,6 +27,7 @@ def everything(**changed: Any) -> pl.DataFrame:
     rows: dict[str, Any] = {
         "example_id": [1, 2, 3], "part": ["p"] * 3, "number": [0.5, None, -0.0], "flag": [True, None, False],
         "text": ["x", None, ""], "at": [NOW, None, NOW], "facts": ['{"a": 1}', None, "[]"], "kind": ["a", "b", "a"],
+        "shape": [[1.5, -2.0], None, []],
     }  # fmt: skip
     return pl.DataFrame(rows | changed, schema={**SCHEMA, **{k: None for k in changed}}, strict=False)
 
@@ -56,6 +57,8 @@ def test_a_missing_partition_column_is_filled_with_the_partition() -> None:
         ({"facts": ['{"a": NaN}', "{}", "{}"]}, "1 values of facts are not JSON text (example ids: 1)"),
         ({"facts": ["{}", "{", "{}"]}, "1 values of facts are not JSON text (example ids: 2)"),
         ({"facts": ["[" * 100_000, "{}", "{}"]}, "1 values of facts are not JSON text (example ids: 1)"),
+        ({"shape": [[1.0], [math.nan], [1.0, None]]}, "2 values of shape hold NaN, infinite or missing numbers (example ids: 2, 3)"),
+        ({"shape": [["a"], ["b"], []]}, "shape is List(String), declared floats"),
         ({"kind": ["a", "c", "b"]}, "1 values of kind are not one of a, b (example ids: 2)"),
         ({"kind": ["a", None, "b"]}, "1 values of kind are null, which is not allowed (example ids: 2)"),
         ({"part": ["p", "q", "p"]}, "1 values of part differ from the partition 'p' (example ids: 2)"),
@@ -115,6 +118,8 @@ def test_a_table_whose_key_is_its_partition_holds_one_row() -> None:
         (pl.Series("text", [None, None, None], dtype=pl.Null), [None, None, None]),
         (pl.Series("at", [NOW] * 3, dtype=pl.Datetime("ms", "UTC")), [NOW] * 3),
         (pl.Series("at", [NOW] * 3, dtype=pl.Datetime("us", "Europe/Berlin")), None),
+        (pl.Series("shape", [[0.5], None, []], dtype=pl.List(pl.Float32)), [[0.5], None, []]),
+        (pl.Series("shape", [[1.0, 2.0]] * 3, dtype=pl.Array(pl.Float32, 2)), [[1.0, 2.0]] * 3),
     ],
 )  # fmt: skip
 def test_types_are_widened_only_when_nothing_is_lost(series: pl.Series, kept: list[Any] | None) -> None:
@@ -133,6 +138,7 @@ ROWS = st.lists(
         st.none() | st.booleans(),
         st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
         st.none() | st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda d: d.replace(tzinfo=UTC)),
+        st.none() | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3),
     ),
     max_size=12,
     unique_by=lambda r: r[0],
@@ -140,7 +146,7 @@ ROWS = st.lists(
 
 
 def build(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
-    names = ["example_id", "number", "flag", "text", "at"]
+    names = ["example_id", "number", "flag", "text", "at", "shape"]
     frame = pl.DataFrame(rows, schema={n: SCHEMA[n] for n in names}, orient="row")
     return frame.with_columns(part=pl.lit("p"), facts=pl.lit(None, pl.String), kind=pl.lit("a")).select(list(SCHEMA))
 
@@ -162,11 +168,13 @@ def test_the_digest_ignores_the_order_of_rows(rows: list[tuple[Any, ...]], rando
 def test_the_digest_feels_every_cell(rows: list[tuple[Any, ...]], data: st.DataObject) -> None:
     frame = build(rows)
     row = data.draw(st.integers(0, frame.height - 1))
-    column = data.draw(st.sampled_from(["number", "flag", "text", "at"]))
-    old = frame[row, column]
-    other = {"number": 0.125, "flag": True, "text": "é\x00", "at": NOW}[column]
+    column = data.draw(st.sampled_from(["number", "flag", "text", "at", "shape"]))
+    old = frame[column].to_list()[row]
+    other = {"number": 0.125, "flag": True, "text": "é\x00", "at": NOW, "shape": [0.125, 0.5]}[column]
     new = data.draw(
-        st.sampled_from([None, other, {"text": "", "number": -2.5, "flag": False, "at": NOW + timedelta(1)}[column]])
+        st.sampled_from(
+            [None, other, {"text": "", "number": -2.5, "flag": False, "at": NOW + timedelta(1), "shape": []}[column]]
+        )
     )
     hypothesis.assume(new != old)
     values = frame[column].to_list()

@@ -26,7 +26,7 @@ def everything(text: list[str | None]) -> pl.DataFrame:
     n = len(text)
     return pl.DataFrame(
         {"example_id": range(n), "part": ["p"] * n, "number": [0.1] * n, "flag": [True] * n, "text": text,
-         "at": [datetime(2026, 1, 1, tzinfo=UTC)] * n, "facts": ["{}"] * n, "kind": ["a"] * n},
+         "at": [datetime(2026, 1, 1, tzinfo=UTC)] * n, "facts": ["{}"] * n, "kind": ["a"] * n, "shape": [[0.5, float(i)] for i in range(n)]},
         schema={c.name: frames.POLARS[c.dtype] for c in EVERYTHING.columns},
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ EVERYTHING = TableSpec(
         Column(name="at", dtype="timestamp", doc="a moment", nullable=True),
         Column(name="facts", dtype="json", doc="JSON", nullable=True),
         Column(name="kind", dtype="str", doc="one of two", choices=("a", "b")),
+        Column(name="shape", dtype="floats", doc="finite numbers", nullable=True),
     ),
 )  # fmt: skip
 
