@@ -537,20 +537,23 @@ def fitting_sample(data: ExampleSet, *, config: ConceptConfig, seed: int) -> Exa
     outside = (data.y < 0) | (data.y >= data.num_classes)
     if outside.any():
         raise DataError(f"{data.name}: labels outside 0..{data.num_classes - 1}", example_ids=data.example_id[outside])
-    ids = np.sort(data.example_id)
-    if len(ids) > config.sample:
-        rng = np.random.default_rng(derive_seed("concept sample", seed))
-        groups = [_members_of(group, name, sides=True) for name, group in config.concept_examples.items()]
-        listed = np.array([i for sides in groups for side in sides.values() for i in side], np.int64)
-        ids = np.union1d(rng.choice(ids, config.sample, replace=False), np.intersect1d(listed, ids))
-    return data.subset(ids)
+    ordered = data.by_id()
+    if len(data) <= config.sample:
+        return ordered
+    rng = np.random.default_rng(derive_seed("concept sample", seed))
+    groups = [_members_of(group, name, sides=True) for name, group in config.concept_examples.items()]
+    listed = np.array([i for sides in groups for side in sides.values() for i in side], np.int64)
+    chosen = np.sort(rng.choice(len(ordered), config.sample, replace=False))
+    if len(listed):
+        chosen = np.union1d(chosen, np.flatnonzero(np.isin(ordered.example_id, listed)))
+    return ordered.take(chosen)
 
 
 def projections_of(
     model: nn.Module, data: ExampleSet, bank: ConceptBank, *, batch: int
 ) -> Iterator[tuple[ExampleSet, Floats]]:
     """(examples, projections (B, K)) of all of ``data`` in the order of the ids, a bounded block at a time."""
-    ids = np.sort(data.example_id)
-    for start in range(0, len(ids), _BLOCK):
-        block = data.subset(ids[start : start + _BLOCK])
+    ordered = data.by_id()
+    for start in range(0, len(ordered), _BLOCK):
+        block = ordered.take(np.arange(start, min(start + _BLOCK, len(ordered))))
         yield block, bank.project(embeddings(model, block, batch=batch))

@@ -89,7 +89,7 @@ def choose(
     """
     if selector not in SELECTORS:
         raise ConfigError(f"selector = {selector!r} is not one of {', '.join(SELECTORS)}")
-    data = data.subset(np.sort(data.example_id))
+    data = data.by_id()
     group, num = groups_of(data, config.group)
     budget = budget_of(num, config)
     check_model(model, data)

@@ -29,7 +29,10 @@ from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column
+from scoring.streaming import in_order_of, tabulate
 from sources.example_set import ExampleSet
+
+_BLOCK = 65_536  # examples added up at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,17 +106,16 @@ def forgetting(
     """
     if data.task != "classification":
         raise NotApplicable(f"forgetting counts right answers; {data.name} is a {data.task} task")
-    ordered = data.subset(np.sort(data.example_id))
-    runs = []
+    ordered = data.by_id()
+    total = _Totals(len(ordered))
     for r in range(config.seeds):
         events = ForgettingEvents(ordered.y)
         train(ordered, derive_seed("forgetting", seed, r) % 2**31, effort=config.effort, observe=events)
         events.check(ordered)
-        runs.append(events)
+        total.add(events)
         progress(r + 1, config.seeds, "runs observed")
-    return _table(ordered.example_id, runs).join(
-        pl.DataFrame({"example_id": data.example_id}), on="example_id", how="right", maintain_order="right"
-    )
+    del events  # its memory is wanted for the table
+    return in_order_of(tabulate(len(ordered), lambda rows: total.columns(ordered.example_id, rows)), data)
 
 
 class ForgettingEvents:
@@ -126,15 +128,15 @@ class ForgettingEvents:
     ([1, 0], [1, 0], [3, 3])
 
     Attributes:
-        count: int64 (N,), transitions from right to wrong so far.
-        first: int64 (N,), presentation at which the example was first right, from 1; 0 = never.
-        seen: int64 (N,), presentations.
+        count: int32 (N,), transitions from right to wrong so far.
+        first: int32 (N,), presentation at which the example was first right, from 1; 0 = never.
+        seen: int32 (N,), presentations.
     """
 
     def __init__(self, labels: NDArray[np.int64]) -> None:
         self._labels = torch.from_numpy(np.ascontiguousarray(labels))
         self._right = torch.zeros(len(labels), dtype=torch.bool)
-        self.count, self.first, self.seen = (torch.zeros(len(labels), dtype=torch.int64) for _ in range(3))
+        self.count, self.first, self.seen = (torch.zeros(len(labels), dtype=torch.int32) for _ in range(3))
 
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
         """Take in one mini-batch: positions (b,), no two the same, and logits (b, K)."""
@@ -162,27 +164,38 @@ class ForgettingEvents:
             raise DataError("forgetting: the recipe never drew these examples", example_ids=data.example_id[unseen])
 
 
-def _table(example_id: NDArray[np.int64], runs: list[ForgettingEvents]) -> pl.DataFrame:
-    count = np.stack([run.count.cpu().numpy() for run in runs]).astype(np.float64)  # (R, N)
-    first = np.stack([run.first.cpu().numpy() for run in runs]).astype(np.float64)
-    learned = first > 0
-    times = learned.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, which becomes null
-        mean = np.where(learned, count, 0.0).sum(0) / times
-        variance = np.where(learned, (count - mean) ** 2, 0.0).sum(0) / np.where(times > 1, times - 1, 0)
-        columns = {
+class _Totals:
+    """Sums over the runs, exact in integers; over the runs in which the example was ever right where it says so."""
+
+    def __init__(self, num: int) -> None:
+        self.runs = 0
+        self.times, self.count, self.first = (np.zeros(num, np.int32) for _ in range(3))
+        self.squares = np.zeros(num, np.int64)
+
+    def add(self, run: ForgettingEvents) -> None:
+        count, first = run.count.cpu().numpy(), run.first.cpu().numpy()
+        self.runs += 1
+        self.first += first
+        for rows in (slice(start, start + _BLOCK) for start in range(0, len(count), _BLOCK)):
+            learned = np.where(first[rows] > 0, count[rows], 0)
+            self.times[rows] += first[rows] > 0
+            self.count[rows] += learned
+            self.squares[rows] += learned.astype(np.int64) ** 2
+
+    def columns(self, example_id: NDArray[np.int64], rows: slice) -> dict[str, object]:
+        times, count = self.times[rows].astype(np.float64), self.count[rows].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, which becomes null
+            mean = count / times
+            spread = self.squares[rows] * times - count**2  # times squared deviations, whole numbers: nothing cancels
+            variance = spread / times / np.where(times > 1, times - 1, 0)
+            first = self.first[rows] / times
+        return {
+            "example_id": example_id[rows],
             "forgetting": mean,
             "forgetting_std": np.sqrt(variance),
             "forgetting_stderr": np.sqrt(variance / times),
-            "first_learned": first.sum(0) / times,
-        }
-    share = 1.0 - times / len(runs)
-    return pl.DataFrame(
-        {"example_id": example_id}
-        | {name: pl.Series(values, nan_to_null=True) for name, values in columns.items()}
-        | {
+            "first_learned": first,
             "never_correct": times == 0,
-            "never_correct_share": share,
-            "n_seeds": np.full(len(example_id), len(runs), np.int64),
+            "never_correct_share": 1.0 - times / self.runs,
+            "n_seeds": np.full(len(times), self.runs, np.int64),
         }
-    )

@@ -355,7 +355,7 @@ def influence(
             outputs; NaN or infinite logits. Names the examples.
     """
     train = data.part("train")
-    train = train.subset(np.sort(train.example_id))
+    train = train.by_id()
     _, columns = members("influence", train, ensemble)
     population = np.flatnonzero(~ensemble.pool)
     population = population[np.argsort(ensemble.example_id[population])]

@@ -14,17 +14,21 @@ has fitted the noise pulls a wrong example towards its wrong class, which costs 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from torch import nn
 
 from contracts.errors import NotApplicable
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
-from scoring.neighbours import METHODS, Ints, embedded, nearest
+from recipes.embeddings import embeddings
+from scoring.cells import in_cells, vectors_of
+from scoring.neighbours import CELLS, METHODS, Ints, by_id, nearest, unit_vectors
 from sources.example_set import ExampleSet
 
 
@@ -33,7 +37,11 @@ class KnnDisagreementConfig(Config):
     """How many neighbours are asked, and how they are found."""
 
     k: int = param(10, ge=1, le=500, doc="neighbours asked; all others when there are fewer")
-    index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
+    index: str = param(
+        "exact",
+        choices=(*METHODS, CELLS),
+        doc="exact search; the approximate hnsw for more than some 10^5; cells for more than memory holds",
+    )
     batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
 
@@ -73,7 +81,7 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
     Args:
         data: N training examples, classification.
         config: k, index and batch.
-        seed: not used.
+        seed: of the cells; not used otherwise.
         model: the audited model; left as it is.
 
     Returns:
@@ -85,31 +93,52 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
     """
     if data.task != "classification":
         raise NotApplicable(f"knn_disagreement compares class labels; {data.name} is a {data.task} task")
-    ordered, points = embedded("knn_disagreement", data, model, batch=config.batch)
-    found = nearest(points, k=config.k, method=config.index)
-    asked = found.position.shape[1]
-    labels = ordered.y[found.position] if asked else np.empty((len(ordered), 0), np.int64)
-    majority, votes = _majority(labels, data.num_classes)
-    return pl.DataFrame(
-        {
-            "example_id": ordered.example_id,
-            "disagreement": (labels != ordered.y[:, None]).sum(1) / max(asked, 1),
-            "neighbour_label": majority,
-            "neighbour_share": votes / max(asked, 1),
-            "kth_similarity": found.similarity.min(axis=1, initial=1.0).clip(-1, 1),
-            "num_neighbours": np.full(len(ordered), asked, np.int64),
-        }
-    ).with_columns(
-        pl.when(pl.lit(asked > 0)).then(pl.col("disagreement", "neighbour_label", "neighbour_share", "kth_similarity"))
+    ordered = by_id("knn_disagreement", data, model)
+    num, asked = len(ordered), min(config.k, max(len(ordered) - 1, 0))
+    disagreement, share, furthest = (np.full(num, np.nan) for _ in range(3))
+    majority, neighbours = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    for rows, position, similarity in _neighbours(ordered, model, config, seed) if asked else ():
+        counted = position >= 0
+        votes, majority[rows] = _votes(ordered.y[position], counted, data.num_classes)
+        neighbours[rows] = counted.sum(1)
+        with np.errstate(invalid="ignore"):  # nobody around: 0 / 0 is NaN, which becomes null
+            disagreement[rows] = ((ordered.y[position] != ordered.y[rows, None]) & counted).sum(1) / neighbours[rows]
+            share[rows] = votes / neighbours[rows]
+        furthest[rows] = np.where(counted, similarity, np.inf).min(1).clip(-1, 1)
+    columns = {"disagreement": disagreement, "neighbour_share": share, "kth_similarity": furthest}
+    frame = pl.DataFrame(
+        [
+            pl.Series("example_id", ordered.example_id),
+            *(pl.Series(name, values, nan_to_null=True) for name, values in columns.items()),
+            pl.Series("neighbour_label", majority),
+            pl.Series("num_neighbours", neighbours),
+        ]
     )
+    if (neighbours > 0).all():
+        return frame
+    return frame.with_columns(pl.when(pl.col("num_neighbours") > 0).then(pl.col("neighbour_label", "kth_similarity")))
 
 
-def _majority(labels: Ints, num_classes: int) -> tuple[Ints, Ints]:
-    """Most frequent label of each row, and how often it occurs.
+def _neighbours(
+    ordered: ExampleSet, model: nn.Module, config: KnnDisagreementConfig, seed: int
+) -> Iterator[tuple[Ints, Ints, NDArray[np.float64]]]:
+    """(rows, positions, similarities) of every example's neighbours, a block at a time; position -1 where there is none."""
+    if config.index != CELLS:
+        found = nearest(unit_vectors(embeddings(model, ordered, batch=config.batch)), k=config.k, method=config.index)
+        yield np.arange(len(ordered)), found.position, found.similarity
+        return
+    vectors = vectors_of(ordered, model, batch=config.batch)
+    for part in in_cells(vectors, len(ordered), k=config.k, seed=seed):
+        yield part.rows, part.position, part.similarity
 
-    >>> [a.tolist() for a in _majority(np.array([[2, 1, 2], [1, 0, 2]]), 3)]
-    [[2, 0], [2, 1]]
+
+def _votes(labels: Ints, counted: NDArray[np.bool_], num_classes: int) -> tuple[Ints, Ints]:
+    """How often the most frequent label of each row occurs, and that label (the smaller of equals).
+
+    >>> labels = np.array([[2, 1, 2], [1, 0, 2]])
+    >>> [a.tolist() for a in _votes(labels, np.ones((2, 3), bool), 3)]
+    [[2, 1], [2, 0]]
     """
     counts = np.zeros((len(labels), num_classes), np.int64)
-    np.add.at(counts, (np.arange(len(labels))[:, None], labels), 1)
-    return counts.argmax(1), counts.max(1)
+    np.add.at(counts, (np.nonzero(counted)[0], labels[counted]), 1)
+    return counts.max(1), counts.argmax(1)

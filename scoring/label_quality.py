@@ -3,7 +3,7 @@
     p_i = mean of softmax(f_m(x_i)) over the models m that did not train on i      (keep[m, i] = 0: M/2 models)
     label_noise_i = 1 - p_i[y_i]          (1 - cleanlab's self-confidence)     in [0, 1]; higher = noisier
     is_issue_i    = cleanlab's verdict by confident learning: the joint of given and true labels is estimated from p, and as many
-                    examples as it says are wrong are called so, the least likely first (prune by noise rate)
+                    examples as lie off its diagonal are called wrong, the least likely first (its LabelInspector, in two passes)
 
 cleanlab's own quality score is high for good labels; here the sign is turned, as every score of ours means "more of it".
 
@@ -15,8 +15,8 @@ the audited one, so hard examples look noisier than they are; not a cross-valida
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,6 +38,7 @@ INSTALL = "pip install 'palimpsest-audit[labels]'"
         name="label_quality",
         doc="Label quality: one minus the probability that models not trained on the example give its label (cleanlab).",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
+        version=2,
         needs=("ensemble",),
         columns=(
             Column(
@@ -73,56 +74,63 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
         DataError: ids used twice; no example in the pool; labels other than the ensemble's or outside its outputs; an
             example in every model, which has no out-of-sample prediction; NaN or infinite logits. Names the examples.
     """
-    ordered = data.subset(np.sort(data.example_id))
+    ordered = data.by_id()
     rows, columns = members("label_quality", ordered, ensemble)
-    rank, filters = _cleanlab("rank"), _cleanlab("filter")
-    probabilities, n_out = out_of_sample(ensemble, columns)
-    labels, ids = ordered.y[rows], ordered.example_id[rows]
-    quality = [np.empty(0)] * 2
-    issue = np.empty(0, bool)
-    if len(rows):
+    rank, batched = _cleanlab("rank"), _cleanlab("experimental.label_issues_batched")
+    present = np.flatnonzero(np.bincount(ordered.y[rows], minlength=ensemble.logits.shape[2]))
+    inspector = batched.LabelInspector(num_class=len(present), store_results=False, verbose=False)
+    several = len(present) > 1  # else nothing could be the true label
+    if several:
+        for block, p, _ in _blocks(ensemble, columns):
+            inspector.update_confident_thresholds(*_among(present, ordered.y[rows[block]], p))
+    parts = []
+    for block, p, n_out in _blocks(ensemble, columns):
+        labels = ordered.y[rows[block]]
+        if several:
+            inspector.score_label_quality(*_among(present, labels, p))
         quality = [
-            rank.get_label_quality_scores(labels, probabilities, method=method)
+            rank.get_label_quality_scores(labels, p, method=method) if len(labels) else np.empty(0)
             for method in ("self_confidence", "normalized_margin")
         ]
-        issue = _issues(filters, labels, probabilities)
-    return pl.DataFrame(
-        {
-            "example_id": ids,
-            "label_noise": (1.0 - quality[0]).clip(0.0, 1.0),
-            "margin_noise": (1.0 - quality[1]).clip(0.0, 1.0),
-            "is_issue": issue,
-            "suggested_label": probabilities.argmax(1) if len(rows) else np.empty(0, np.int64),
-            "n_out": n_out,
-        },
-        schema_overrides={"label_noise": pl.Float64, "margin_noise": pl.Float64},
-    )
+        parts.append(
+            pl.DataFrame(
+                {
+                    "example_id": ordered.example_id[rows[block]],
+                    "label_noise": (1.0 - quality[0]).clip(0.0, 1.0),
+                    "margin_noise": (1.0 - quality[1]).clip(0.0, 1.0),
+                    "suggested_label": p.argmax(1),
+                    "n_out": n_out,
+                },
+                schema_overrides={"label_noise": pl.Float64, "margin_noise": pl.Float64},
+            )
+        )
+    frame = pl.concat(parts)
+    most_noisy = pl.Series("is_issue", np.zeros(len(frame), bool))
+    num = int(inspector.get_num_issues(silent=True)) if several and len(frame) else 0
+    most_noisy[np.argpartition(-frame["label_noise"].to_numpy(), num - 1)[:num] if num else []] = True
+    return frame.with_columns(most_noisy)
 
 
-def out_of_sample(ensemble: ReferenceEnsemble, columns: Ints) -> tuple[NDArray[np.float64], Ints]:
-    """Mean probabilities (B, K) over the models that did not train on each example, and how many these are (B,).
+def _among(present: Ints, labels: Ints, p: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
+    """Labels and probabilities over the classes that occur: a class without examples has no threshold of its own."""
+    shares = np.maximum(p[:, present], np.finfo(float).tiny)
+    return np.searchsorted(present, labels), shares / shares.sum(1, keepdims=True)
+
+
+def _blocks(ensemble: ReferenceEnsemble, columns: Ints) -> Iterator[tuple[slice, NDArray[np.float64], Ints]]:
+    """(slice of ``columns``, mean probabilities (B, K) over the models not trained on each example, how many these are (B,)).
 
     Raises:
         DataError: an example that every model trained on, NaN or infinite logits; names the examples.
     """
-    out_MB = ~ensemble.keep[:, columns]
-    n_out = out_MB.sum(0, dtype=np.int64)
-    if (n_out == 0).any():
-        raise DataError("every model trained on these examples", example_ids=ensemble.example_id[columns[n_out == 0]])
-    mean = np.empty((len(columns), ensemble.logits.shape[2]))
     for block, logits in logits_of(ensemble, columns):
-        mean[block] = (softmax(logits) * out_MB[:, block, None]).sum(0) / n_out[block, None]
-    return mean, n_out
-
-
-def _issues(filters: Any, labels: Ints, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """cleanlab's confident learning over the classes that occur: a class without examples has no threshold of its own."""
-    present, code = np.unique(labels, return_inverse=True)
-    if len(present) < 2:
-        return np.zeros(len(labels), bool)  # nothing else could be the true label
-    shares = np.maximum(probabilities[:, present], np.finfo(float).tiny)
-    found: NDArray[np.bool_] = filters.find_label_issues(code, shares / shares.sum(1, keepdims=True), n_jobs=1)
-    return found
+        out_MB = ~ensemble.keep[:, columns[block]]
+        n_out = out_MB.sum(0, dtype=np.int64)
+        if (n_out == 0).any():
+            raise DataError(
+                "every model trained on these examples", example_ids=ensemble.example_id[columns[block][n_out == 0]]
+            )
+        yield block, (softmax(logits) * out_MB[:, :, None]).sum(0) / n_out[:, None], n_out
 
 
 def _cleanlab(part: str) -> ModuleType:

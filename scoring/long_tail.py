@@ -138,7 +138,7 @@ def long_tail_report(
             finite. Names the examples.
     """
     train = data.part("train")
-    train = train.subset(np.sort(train.example_id))
+    train = train.by_id()
     rows, columns = members("long_tail_report", train, ensemble)
     train = train.subset(train.example_id[rows])
     population = np.flatnonzero(~ensemble.pool)

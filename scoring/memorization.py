@@ -139,17 +139,19 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
             outside its outputs; NaN or infinite logits. Names the examples.
     """
     rows, columns = members("memorization", data, ensemble)
-    correct_MN = np.empty((len(ensemble.keep), len(columns)), dtype=bool)
-    prob_MN = np.empty(correct_MN.shape)
+    parts = []
     for block, logits in logits_of(ensemble, columns, block=_BLOCK):
-        labels = ensemble.labels[columns[block]]
-        correct_MN[:, block] = logits.argmax(2) == labels
-        prob_MN[:, block] = np.take_along_axis(softmax(logits), labels[None, :, None], axis=2)[..., 0]
-    keep_MN = ensemble.keep[:, columns]
-    found, soft = memorization_scores(keep_MN, correct_MN), memorization_scores(keep_MN, prob_MN)
+        keep, labels = ensemble.keep[:, columns[block]], ensemble.labels[columns[block]]
+        found = memorization_scores(keep, logits.argmax(2) == labels)
+        soft = memorization_scores(keep, np.take_along_axis(softmax(logits), labels[None, :, None], axis=2)[..., 0])
+        parts.append(_frame(data.example_id[rows[block]], found, soft))
+    return pl.concat(parts)
+
+
+def _frame(ids: NDArray[np.int64], found: Memorization, soft: Memorization) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "example_id": data.example_id[rows],
+            "example_id": ids,
             "mem": found.mem,
             "mem_prob": soft.mem,
             "acc_in": found.acc_in,

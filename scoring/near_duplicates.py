@@ -28,9 +28,13 @@ from contracts.errors import InvalidInput
 from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
-from scoring.neighbours import METHODS, Ints, Neighbours, embedded, nearest, whole_rows
+from recipes.embeddings import embeddings
+from scoring.cells import in_cells, vectors_of
+from scoring.neighbours import CELLS, METHODS, Ints, Neighbours, by_id, nearest, unit_vectors, whole_rows
 from sources.example_set import ExampleSet
 
+_EDGES = 1_000_000  # pairs held before they are joined
+_HASHES = 16_384  # hashes read at a time
 _LIST = 4  # neighbours asked for; an example with more at the threshold is compared with everything
 
 
@@ -39,7 +43,11 @@ class NearDuplicatesConfig(Config):
     """What counts as a near duplicate, and how neighbours are found."""
 
     threshold: float = param(0.995, gt=0, le=1, doc="smallest cosine similarity of near duplicates")
-    index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
+    index: str = param(
+        "exact",
+        choices=(*METHODS, CELLS),
+        doc="exact search; the approximate hnsw for more than some 10^5; cells for more than memory holds",
+    )
     batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
 
@@ -79,7 +87,7 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
     Args:
         data: N training examples, classification or regression.
         config: threshold, index and batch.
-        seed: not used.
+        seed: of the cells; not used otherwise.
         model: the audited model; left as it is.
 
     Returns:
@@ -89,24 +97,61 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
         NotApplicable: a ranking task, or a model without penultimate activations.
         DataError: ids used twice, labels outside the model's outputs, activations that are not finite.
     """
-    ordered, points = embedded("near_duplicates", data, model, batch=config.batch)
-    group, found = duplicate_groups(points, threshold=config.threshold, method=config.index)
-    ids, alone = ordered.example_id, found.position.shape[1] == 0  # at most one example: nobody has a neighbour
-    near = np.arange(len(ordered)) if alone else found.position[:, 0]
-    similarity = np.ones(len(ordered)) if alone else found.similarity[:, 0].clip(-1, 1)
-    pairs = pl.DataFrame({"group": group, "label": ordered.y})
-    return pl.DataFrame(
-        {
-            "example_id": ids,
-            "similarity": similarity,
-            "nearest_id": ids[near],
-            "same_label": ordered.y[near] == ordered.y,
-            "group_id": ids[group],
-            "group_size": pairs.select(pl.len().over("group").cast(pl.Int64)).to_series(),
-            "group_labels": pairs.select(pl.col("label").n_unique().over("group").cast(pl.Int64)).to_series(),
-            "num_copies": _copies(ordered.content_hash),
-        }
-    ).with_columns(pl.when(pl.lit(not alone)).then(pl.col("similarity", "nearest_id", "same_label")))
+    ordered = by_id("near_duplicates", data, model)
+    if config.index == CELLS:
+        group, near, similarity = _in_cells(ordered, model, config, seed)
+    else:
+        points = unit_vectors(embeddings(model, ordered, batch=config.batch))
+        group, found = duplicate_groups(points, threshold=config.threshold, method=config.index)
+        alone = not found.position.shape[1]  # at most one example: nobody has a neighbour
+        near = np.full(len(ordered), -1) if alone else found.position[:, 0]
+        similarity = np.full(len(ordered), np.nan) if alone else found.similarity[:, 0]
+    ids = ordered.example_id
+    # Column by column, so that a long table exists once and not also as arrays.
+    columns = [
+        pl.Series("similarity", similarity.clip(-1, 1, out=similarity), nan_to_null=True),
+        pl.Series("group_size", np.bincount(group, minlength=len(group))[group]),
+    ]
+    del similarity
+    columns.append(pl.Series("group_labels", _labels_in(group, ordered.y)))
+    columns.append(pl.Series("group_id", ids[group]))
+    del group
+    columns.append(pl.Series("num_copies", _copies(ordered.content_hash)))
+    columns.append(pl.Series("nearest_id", np.where(near < 0, near, ids[near])))
+    columns.append(pl.Series("same_label", ordered.y[near] == ordered.y))
+    known = pl.Series("known", near >= 0)
+    frame = pl.DataFrame([pl.Series("example_id", ids), *columns])
+    if known.all():
+        return frame
+    return frame.with_columns(pl.when(known).then(pl.col("similarity", "nearest_id", "same_label")))
+
+
+def _in_cells(
+    ordered: ExampleSet, model: nn.Module, config: NearDuplicatesConfig, seed: int
+) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """(group, nearest, similarity) of every example, (N,) each, nothing kept but these."""
+    num, vectors = len(ordered), vectors_of(ordered, model, batch=config.batch)
+    group, near, similarity = np.arange(num), np.full(num, -1), np.full(num, np.nan)
+    edges: list[Ints] = []
+    for found in in_cells(vectors, num, k=1, seed=seed, threshold=config.threshold) if num else ():
+        alone = np.isneginf(found.similarity[:, 0])
+        near[found.rows] = found.position[:, 0]
+        similarity[found.rows] = np.where(alone, np.nan, found.similarity[:, 0])
+        edges.append(found.edges)
+        if sum(map(len, edges)) > _EDGES:
+            group, edges = _joined(group, *np.concatenate(edges).T), []
+    return (_joined(group, *np.concatenate(edges).T) if edges else group), near, similarity
+
+
+def _labels_in(group: Ints, labels: NDArray[np.int64] | NDArray[np.float64]) -> Ints:
+    """Different labels in the group of each example."""
+    _, code = np.unique(labels, return_inverse=True)
+    pairs = group * (int(code.max(initial=0)) + 1)
+    pairs += code
+    pairs.sort()
+    first = np.flatnonzero(np.diff(pairs, prepend=-1))
+    count: Ints = np.bincount(pairs[first] // (int(code.max(initial=0)) + 1), minlength=len(group))[group]
+    return count
 
 
 def duplicate_groups(
@@ -155,16 +200,32 @@ def _crowded(points: NDArray[np.float32], found: Neighbours, threshold: float) -
 
 def _joined(group: Ints, a: Ints, b: Ints) -> Ints:
     """The groups after joining those of a and b, each named by its smallest position."""
-    num = len(group)
-    graph = coo_array((np.ones(len(a), np.int8), (group[a], group[b])), shape=(num, num))
-    component = connected_components(graph, directed=False)[1][group]
-    _, first, code = np.unique(component, return_index=True, return_inverse=True)
-    smallest: Ints = first.astype(np.int64)[code]
-    return smallest
+    names, code = np.unique(np.concatenate([group[a], group[b]]), return_inverse=True)
+    left, right = np.split(code, 2)
+    graph = coo_array((np.ones(len(a), np.int8), (left, right)), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    _, first = np.unique(component, return_index=True)  # names ascend: the first of a component is its smallest
+    renamed = np.arange(len(group))
+    renamed[names] = names[first][component]
+    joined: Ints = renamed[group]
+    return joined
 
 
 def _copies(content_hash: NDArray[np.str_]) -> Ints:
-    """Other examples of the same content; none where the hash is not known."""
-    _, code, count = np.unique(content_hash, return_inverse=True, return_counts=True)
-    copies: Ints = np.where(content_hash == "", 0, count[code] - 1).astype(np.int64)
+    """Other examples of the same content; none where the hash is not known.
+
+    The last 128 bits of the SHA-256 stand for it: as text, sorting the hashes would take eight times the memory.
+    """
+    key = np.zeros((len(content_hash), 2), np.uint64)
+    for start in range(0, len(content_hash), _HASHES):
+        some = content_hash[start : start + _HASHES]
+        digits = "".join(np.where(some == "", "0" * 64, some).tolist())
+        key[start : start + len(some)] = np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 4)[:, 2:]
+    order = np.lexsort((key[:, 1], key[:, 0]))
+    key = key[order]
+    first = np.flatnonzero(np.append(True, (key[1:] != key[:-1]).any(1))[: len(key)])
+    size = np.diff(first, append=len(key))
+    copies: Ints = np.empty(len(key), np.int64)
+    copies[order] = np.repeat(size - 1, size)
+    copies[content_hash == ""] = 0
     return copies

@@ -26,11 +26,11 @@ from torch import nn
 
 from contracts.errors import InvalidInput, NotApplicable
 from contracts.progress import Progress, silent
-from recipes.embeddings import embeddings
 from scoring.streaming import check_outputs
 from sources.example_set import ExampleSet
 
 METHODS = ("exact", "hnsw")
+CELLS = "cells"  # scoring.cells, for those who keep no vectors
 DECIMALS = 6
 _SLACK = 4  # candidates beyond k of the first search
 _WIDER, _WIDEST = 8, 600  # factor of the next search, and where searching ends and comparing with everything begins
@@ -55,26 +55,27 @@ class Neighbours:
     similarity: Floats
 
 
-def embedded(name: str, data: ExampleSet, model: nn.Module, *, batch: int) -> tuple[ExampleSet, NDArray[np.float32]]:
-    """The examples ordered by id, so that nothing after this depends on the order of the rows, and their directions.
+def by_id(name: str, data: ExampleSet, model: nn.Module) -> ExampleSet:
+    """The examples ordered by id, so that nothing after this depends on the order of the rows, once they fit the model.
 
     Raises:
-        NotApplicable: a ranking task, or a model without penultimate activations.
-        DataError: ids used twice, labels outside the model's outputs, activations that are not finite.
+        NotApplicable: a ranking task, or a model without logits.
+        DataError: ids used twice, labels outside the model's outputs.
     """
     if data.task == "ranking":
         raise NotApplicable(f"{name} compares what a model sees in examples; {data.name} is a ranking task")
-    ordered = data.subset(np.sort(data.example_id))
+    ordered = data.by_id()
     if data.task == "classification":
         check_outputs(name, ordered, model)
-    return ordered, unit_vectors(embeddings(model, ordered, batch=batch))
+    return ordered
 
 
-def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_vectors(vectors: NDArray[np.float32], *, always_more: bool = False) -> NDArray[np.float32]:
     """Directions of (N, d) vectors, float32 (N, d).
 
     A vector of zeros (no unit fires) has none: when there are any, all get one more coordinate, 1 for these and 0 for the
-    others, so that they are like one another and unlike the rest.
+    others, so that they are like one another and unlike the rest. ``always_more`` gives it to vectors without zeros too, for
+    those who see the vectors in parts.
 
     >>> unit_vectors(np.array([[3, 4], [0, 0]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929, 0.0], [0.0, 0.0, 1.0]]
@@ -85,7 +86,7 @@ def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         block = vectors[rows].astype(np.float64)
         length[rows] = np.sqrt(np.square(block).sum(1))
         out[rows] = block / np.where(length[rows] > 0, length[rows], 1.0)[:, None]
-    if (length > 0).all():
+    if (length > 0).all() and not always_more:
         return out
     return np.column_stack([out, (length == 0).astype(np.float32)])
 

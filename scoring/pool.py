@@ -12,6 +12,7 @@ from recipes.ensemble import ReferenceEnsemble
 from sources.example_set import ExampleSet
 
 Ints = NDArray[np.int64]
+_AT_ONCE = 65_536  # ids compared at a time
 
 
 def members(name: str, data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[Ints, Ints]:
@@ -24,33 +25,49 @@ def members(name: str, data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[I
     """
     if data.task != "classification":
         raise NotApplicable(f"{name} compares predictions with a label; {data.name} is a {data.task} task")
-    pool = np.flatnonzero(ensemble.pool)
-    _, rows, found = np.intersect1d(data.example_id, ensemble.example_id[pool], assume_unique=True, return_indices=True)
-    order = np.argsort(rows)
+    columns = _columns_of(ensemble, data.example_id)
+    rows = np.flatnonzero(columns >= 0)
+    if len(rows) < len(data):
+        columns = columns[rows]
     if len(data) and not len(rows):
         raise DataError(f"no example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
-    rows, columns = rows[order], pool[found[order]]
-    ids, labels = data.example_id[rows], ensemble.labels[columns]
-    other = data.y[rows] != labels
-    if other.any():
-        raise DataError("labels differ from those the ensemble was trained on", example_ids=ids[other])
-    outside = (labels < 0) | (labels >= ensemble.logits.shape[2])
-    if outside.any():
-        raise DataError(
-            f"labels outside 0..{ensemble.logits.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
-        )
+    for start in range(0, len(rows), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        ids, labels = data.example_id[rows[some]], ensemble.labels[columns[some]]
+        other = data.y[rows[some]] != labels
+        if other.any():
+            raise DataError("labels differ from those the ensemble was trained on", example_ids=ids[other])
+        outside = (labels < 0) | (labels >= ensemble.logits.shape[2])
+        if outside.any():
+            raise DataError(
+                f"labels outside 0..{ensemble.logits.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
+            )
     return rows, columns
+
+
+def _columns_of(ensemble: ReferenceEnsemble, ids: Ints) -> Ints:
+    """Column of each id, -1 where it is not in the pool. Temporaries are bounded when the ensemble's ids ascend."""
+    known = ensemble.example_id
+    order = None if (known[1:] > known[:-1]).all() else np.argsort(known, kind="stable")
+    ordered = known if order is None else known[order]
+    columns = np.full(len(ids), -1, np.int64)
+    for start in range(0, len(ids) if len(known) else 0, _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        slot = np.minimum(np.searchsorted(ordered, ids[some]), len(ordered) - 1)
+        found = slot if order is None else order[slot]
+        columns[some] = np.where((ordered[slot] == ids[some]) & ensemble.pool[found], found, -1)
+    return columns
 
 
 def logits_of(
     ensemble: ReferenceEnsemble, columns: Ints, *, block: int = 1024
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """(slice of ``columns``, logits float64 (M, B, K)) of all models, fresh memory.
+    """(slice of ``columns``, logits float64 (M, B, K)) of all models, fresh memory; one empty block when there are none.
 
     Raises:
         DataError: NaN or infinite logits; names the examples.
     """
-    for start in range(0, len(columns), block):
+    for start in range(0, max(len(columns), 1), block):
         rows = slice(start, min(start + block, len(columns)))
         logits = ensemble.logits[:, columns[rows]].astype(np.float64)
         finite = np.isfinite(logits).all(axis=(0, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -79,6 +79,22 @@ def check_finite(name: str, what: str, data: ExampleSet, rows: slice, values: Te
     if not bool(values.isfinite().all()):
         broken = ~values.flatten(1).isfinite().all(dim=1).cpu().numpy()
         raise DataError(f"{name}: NaN or infinite {what}", example_ids=data.example_id[rows][broken])
+
+
+def tabulate(num: int, rows: Callable[[slice], Mapping[str, object]], *, block: int = 65_536) -> pl.DataFrame:
+    """A frame of ``num`` rows made ``block`` at a time, NaN as null: the columns exist once, not also as arrays.
+
+    >>> tabulate(3, lambda part: {"twice": np.arange(3.0)[part] * 2}, block=2)["twice"].to_list()
+    [0.0, 2.0, 4.0]
+    """
+    starts = range(0, max(num, 1), block)
+    return pl.concat([pl.DataFrame(rows(slice(s, min(s + block, num))), nan_to_null=True) for s in starts])
+
+
+def in_order_of(frame: pl.DataFrame, data: ExampleSet) -> pl.DataFrame:
+    """The rows of ``frame``, one an example by ascending id, in the order of ``data``."""
+    ids = data.example_id
+    return frame if (ids[1:] > ids[:-1]).all() else frame[np.argsort(np.argsort(ids))]
 
 
 class Moments:

@@ -155,7 +155,7 @@ def select_worst_case(
     check("worst_case_forget", data, [model])
     if config.lower == "unlearner" and unlearn is None:
         raise ConfigError("lower = 'unlearner' needs the callable that runs it, unlearn")
-    data = data.subset(np.sort(data.example_id))
+    data = data.by_id()
     group, num = groups_of(data, config.group)
     budget = budget_of(num, config)
     check_model(model, data)

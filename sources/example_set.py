@@ -143,13 +143,29 @@ class ExampleSet:
         doubled = _doubled(wanted)
         if len(doubled):
             raise DataError("a subset cannot hold an example twice", example_ids=doubled)
-        return self._at(self.positions(wanted))
+        return self.take(self.positions(wanted))
+
+    def take(self, rows: np.ndarray) -> ExampleSet:
+        """The examples in these rows (positions, not ids), in the order asked. ``x`` on disk is not read: an index is kept."""
+        return dataclasses.replace(
+            self,
+            x=select(self.x, rows),
+            **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
+        )
+
+    def by_id(self) -> ExampleSet:
+        """The same examples in ascending order of their ids; this very set, nothing copied, when they are in it already.
+
+        Raises:
+            DataError: an id occurs twice.
+        """
+        return self if (self.example_id[1:] > self.example_id[:-1]).all() else self.subset(np.sort(self.example_id))
 
     def part(self, split: str) -> ExampleSet:
         """The examples of one split, "train" or "test", in their order here."""
         if split not in SPLITS:
             raise DataError(f"split {split!r} is not one of 'train', 'test'")
-        return self._at(np.flatnonzero(self.split == split))
+        return self.take(np.flatnonzero(self.split == split))
 
     def inputs(self, rows: slice | np.ndarray) -> np.ndarray:
         """What a model sees of these rows (positions, not ids): float32 (B, *shape), fresh memory.
@@ -179,13 +195,6 @@ class ExampleSet:
         self._check_values()
         plain(dict(self.provenance))
         return self
-
-    def _at(self, rows: np.ndarray) -> ExampleSet:
-        return dataclasses.replace(
-            self,
-            x=select(self.x, rows),
-            **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
-        )
 
     def _check_columns(self) -> None:
         if self.task not in ANY_TASK:

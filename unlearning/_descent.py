@@ -102,7 +102,7 @@ class Pass:
 def inputs_of(model: nn.Module, data: ExampleSet) -> Inputs:
     """The model inputs of ``data`` in the order of its ids: nothing done with them depends on how they came in."""
     device = next(model.parameters()).device
-    return Inputs(data.subset(np.sort(data.example_id)), dtype=model_dtype(model), device=device)
+    return Inputs(data.by_id(), dtype=model_dtype(model), device=device)
 
 
 def check_disjoint(retain: ExampleSet, forget: ExampleSet) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from torch import nn
 
 from contracts.errors import DataError
@@ -64,7 +63,7 @@ def retrain(
         check_labels("retain", retain)
     if retain.num_examples == 0:
         raise DataError("the retain set is empty: nothing is left to train on")
-    fresh = train(retain.subset(np.sort(retain.example_id)), seed).eval()
+    fresh = train(retain.by_id(), seed).eval()
     check_finite(fresh, what="retrain, by the subject's recipe")
     progress(1, 1, "retrain")
     return fresh

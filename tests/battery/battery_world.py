@@ -137,8 +137,8 @@ def halves(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
     """Retain and forget sets by id, so that they do not depend on the order of the rows; one example is retained."""
     chosen = data.example_id % 5 == 0
     if len(data) == 1 or chosen.all():
-        return data, data._at(np.empty(0, np.int64))
-    return data._at(np.flatnonzero(~chosen)), data._at(np.flatnonzero(chosen))
+        return data, data.take(np.empty(0, np.int64))
+    return data.take(np.flatnonzero(~chosen)), data.take(np.flatnonzero(chosen))
 
 
 def flat(model: nn.Module) -> np.ndarray:
@@ -224,9 +224,13 @@ def make_world(folder: Path) -> World:
         ("curator", "by_owner"): {"owner": "ann"},
         ("curator", "by_class"): {"class_name": "green"},
         ("curator", "by_predicate"): {"where": "label = 1"},
+        ("curator", "deletion_set"): {"ids": np.sort(train.example_id)[:8].tolist(), "fraction": 0.5},
         ("curator", "closure"): {"split": "random"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
         ("analysis", "qualification"): {"trials": 1},
+        ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
+        ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
+        ("analysis", "recourse_audit"): {"favourable": "green"},
         ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},

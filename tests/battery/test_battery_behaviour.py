@@ -26,7 +26,7 @@ from contracts.tables import Column
 from reports.plots import table_png
 from sources.example_set import ExampleSet
 
-DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
+DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String, "floats": pl.List(pl.Float64)}
 ON_DATA = of("score", "analysis", "curator", "unlearner", "recipe")
 
 

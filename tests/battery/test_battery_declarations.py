@@ -148,7 +148,7 @@ def test_a_taken_name_raises(kind):
 def test_a_plugin_comes_in_through_an_entry_point(kind, monkeypatch):
     """A registry like the real one, whose group has one entry point, as an installed package would give it."""
     real = KINDS[kind]
-    fresh: Registry[Any] = Registry(real.kind, group=real.group, home=real.home)
+    fresh: Registry[Any] = Registry(real.kind, group=real.group, homes=real.homes)
     spec = dataclasses.replace(next(iter(real)).spec, name="from-elsewhere")
 
     class Point:

@@ -117,7 +117,7 @@ def test_random_fraction(data, fraction, seed):
     more = _forgotten(_run("random_fraction", data, seed=seed, fraction=min(0.98, fraction * 1.5)), data)
     assert set(once) <= set(more)  # nested
     order = np.random.default_rng(seed).permutation(80)
-    assert once == _forgotten(_run("random_fraction", data._at(order), seed=seed, fraction=fraction), data)
+    assert once == _forgotten(_run("random_fraction", data.take(order), seed=seed, fraction=fraction), data)
 
 
 def test_random_fraction_is_uniform_over_examples(data):

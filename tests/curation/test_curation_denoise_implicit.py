@@ -85,7 +85,7 @@ def test_missing_values_are_kept_and_say_so(clicks):
 def test_an_only_interaction_is_kept(clicks):
     train = clicks.part("train")
     first = np.unique(train.x[:, 0], return_index=True)[1]
-    found = _run(train._at(first), np.arange(len(first), dtype=float), noise_rate=0.99)
+    found = _run(train.take(first), np.arange(len(first), dtype=float), noise_rate=0.99)
     assert set(found["role"]) == {"keep"}
 
 

@@ -309,7 +309,7 @@ def test_same_seed_same_bits_whatever_the_order_of_the_rows(clicks, denoise, nam
     train, config = clicks.part("train"), BprConfig(denoise=denoise, **QUICK)
     with rng_left_alone():
         model = bpr(make, train, config=config, seed=1)
-    mixed = train._at(np.random.default_rng(0).permutation(len(train)))
+    mixed = train.take(np.random.default_rng(0).permutation(len(train)))
     assert (
         digest(bpr(make, mixed, config=config, seed=1))
         == digest(model)
@@ -388,7 +388,7 @@ def test_validation_is_not_trained_on_and_the_best_epoch_is_kept(clicks, make):
     unseen = np.setdiff1d(np.arange(len(train)), list(seen))
     counts = np.bincount(train.x[unseen, 0], minlength=60)
     np.testing.assert_array_equal(counts, np.bincount(train.x[:, 0]) // 5)
-    everything = {n: Lists.of(train._at(rows)) for n, rows in (("test", unseen), ("known", np.array(sorted(seen))))}
+    everything = {n: Lists.of(train.take(rows)) for n, rows in (("test", unseen), ("known", np.array(sorted(seen))))}
     kept = evaluate_topk(model, ks=(20,), **everything)["recall20"]
     last = bpr(make, train, config=dataclasses.replace(config, validate_from=30), seed=3)  # the last epoch alone
     assert kept >= evaluate_topk(last, ks=(20,), **everything)["recall20"]
@@ -487,7 +487,7 @@ def test_refusals(clicks, make):
         run(lr=100.0, reg=1.0, weight_decay=1.0, epochs=30, build=lambda seed: _huge(make(seed)))
     everything = lists_of(list(range(50)), num_items=50)
     all_items = dataclasses.replace(
-        train._at(np.arange(50)), x=everything.users.numpy()[:, None], y=everything.items.numpy()
+        train.take(np.arange(50)), x=everything.users.numpy()[:, None], y=everything.items.numpy()
     )
     with pytest.raises(DataError, match="left as a negative"):
         run(all_items)

@@ -80,7 +80,7 @@ def test_counts_equal_a_plain_loop(seed, runs, presentations):
 
 def test_a_real_run_against_its_own_log(examples):
     """Every mini-batch of the recipe is logged whole; the events are then counted example by example."""
-    ordered = examples.subset(np.sort(examples.example_id))
+    ordered = examples.by_id()
     log = []
     recipe_train(
         ordered,

@@ -60,7 +60,10 @@ def test_against_cleanlab_by_hand(noisy) -> None:
     np.testing.assert_allclose(found["label_noise"], 1 - p[np.arange(300), y], atol=1e-12)
     others = np.where(np.eye(3, dtype=bool)[y], -1, p).max(1)
     np.testing.assert_allclose(found["margin_noise"], (1 - p[np.arange(300), y] + others) / 2, atol=1e-12)
-    assert found["is_issue"].to_list() == cleanlab.filter.find_label_issues(y, p, n_jobs=1).tolist()
+    assert (
+        found["is_issue"].to_list()
+        == cleanlab.filter.find_label_issues(y, p, n_jobs=1, filter_by="low_self_confidence").tolist()
+    )
     assert found["suggested_label"].to_list() == p.argmax(1).tolist() and set(found["n_out"]) == {4}
 
 

@@ -101,9 +101,10 @@ def test_a_bridge_that_no_short_list_holds(monkeypatch) -> None:
         assert (found.similarity == 1).all() and (group == 0).all()
 
 
-def test_hnsw_gives_the_same_groups_on_planted_twins(planted) -> None:
+@pytest.mark.parametrize("index", ["hnsw", "cells"])
+def test_the_other_indexes_give_the_same_groups_on_planted_twins(planted, index: str) -> None:
     data, _ = planted
-    exact, fast = (run(data, dim=16, outputs=3, threshold=0.99, index=index) for index in ("exact", "hnsw"))
+    exact, fast = (run(data, dim=16, outputs=3, threshold=0.99, index=index) for index in ("exact", index))
     assert exact["group_id"].equals(fast["group_id"])
 
 

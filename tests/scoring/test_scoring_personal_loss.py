@@ -102,7 +102,7 @@ def test_ranks_within_groups(groups, values) -> None:
 @pytest.mark.parametrize("batch", [1, 7, 1000])
 def test_batch_and_order_of_the_rows_do_not_matter(train, model, batch) -> None:
     whole = personal_loss(train, config=CONFIG, seed=3, model=model)
-    mixed = train._at(np.random.default_rng(0).permutation(len(train)))
+    mixed = train.take(np.random.default_rng(0).permutation(len(train)))
     cut = personal_loss(mixed, config=PersonalLossConfig(batch=batch), seed=3, model=model)
     assert cut["example_id"].to_list() == mixed.example_id.tolist()
     assert whole.sort("example_id").equals(cut.sort("example_id"))
@@ -270,7 +270,7 @@ def test_the_analysis_has_a_row_a_training_and_their_means(clicks) -> None:
     shares = runs.filter(pl.col("noise_ratio") == 0.3)["noise_share"]
     assert shares.to_list() == pytest.approx([3 / 15] * 6)  # 12 training items and floor(3.6) planted ones a user
     again = recsys_eval(
-        clicks._at(np.arange(len(clicks))[::-1]), config=RecsysEvalConfig(**SHORT), seed=0, progress=silent
+        clicks.take(np.arange(len(clicks))[::-1]), config=RecsysEvalConfig(**SHORT), seed=0, progress=silent
     )
     assert again["recsys_eval"].equals(runs)
 

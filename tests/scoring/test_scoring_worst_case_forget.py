@@ -258,7 +258,7 @@ def test_each_step_follows_the_formula(examples, mlp, direction, aware) -> None:
     config = fixed(direction=direction, upper_steps=3, lr_upper=0.7, gamma=0.3, decay=0.5, scale_aware=aware)
     unlearn = handing(mlp(3))
     found = select_worst_case(mlp(0), examples, config=config, seed=9, unlearn=unlearn)
-    data = examples.subset(np.sort(examples.example_id))
+    data = examples.by_id()
     loss = cross_entropy_nats(mlp(3), inputs_of(data))
     w = np.zeros(37)
     w[np.random.default_rng(derive_seed("worst-case start", 9)).permutation(37)[:7]] = 1.0

@@ -70,7 +70,7 @@ def test_constant_column_is_scaled_by_one(make_examples):
 @given(order=st.permutations(range(40)), data=st.data())
 def test_positions_and_subset_follow_the_ids(make_examples_once, order, data):
     base = make_examples_once
-    examples = base._at(np.array(order))
+    examples = base.take(np.array(order))
     wanted = data.draw(st.lists(st.sampled_from(base.example_id.tolist()), unique=True))
     rows = examples.positions(wanted)
     assert examples.example_id[rows].tolist() == wanted

@@ -139,7 +139,7 @@ def test_parts_of_a_ranking_set_remember_all_users():
     few = data.subset(data.example_id[data.x[:, 0] < 2])
     assert few.num_users == data.num_users == 40 and few.num_classes == data.num_classes
     order = np.random.default_rng(0).permutation(len(data))
-    assert data._at(order).digest == data.digest != few.digest
+    assert data.take(order).digest == data.digest != few.digest
 
 
 # ---- planted noise -----------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_planted_interactions(seed):
     np.testing.assert_array_equal(planted_interactions(noisy), np.isin(noisy.example_id, ids))
     assert planted_interactions(clean) is None and without_planted(clean) is clean
     assert without_planted(noisy).digest == clean.digest
-    shuffled = clean._at(np.random.default_rng(seed).permutation(len(clean)))
+    shuffled = clean.take(np.random.default_rng(seed).permutation(len(clean)))
     again, same = plant_interactions(shuffled, ratio=0.3, seed=seed)
     assert again.digest == noisy.digest and (same == ids).all()
     assert plant_interactions(clean, ratio=0.3, seed=seed + 1)[0].digest != noisy.digest
@@ -171,7 +171,7 @@ def test_planted_items_are_uniform_over_the_others(monkeypatch):
     clean = load("synthetic_interactions", {**SMALL, "num_users": 2000, "num_items": 30, "per_user": 10})
     monkeypatch.setattr("sources.planted._BLOCK", 30 * 64)  # many blocks
     added = plant_interactions(clean, ratio=0.125, seed=1)[0]
-    added = added._at(np.flatnonzero(planted_interactions(added)))
+    added = added.take(np.flatnonzero(planted_interactions(added)))
     free = 2000 - np.bincount(clean.y, minlength=30)  # users to whom an item may be planted
     expected = free / 20  # each of a user's 20 other items with probability 1/20
     found = np.bincount(added.y, minlength=30)

@@ -79,7 +79,7 @@ def test_planted_noise(seed):
     assert set(planted.split[planted.positions(flipped)]) == {"train"}
     assert planted.y.min() >= 0 and planted.y.max() < 10 and (planted.content_hash == data.content_hash).all()
     order = np.random.default_rng(seed).permutation(len(data))
-    again, same = plant_label_noise(data._at(order), fraction=0.1, seed=seed)
+    again, same = plant_label_noise(data.take(order), fraction=0.1, seed=seed)
     np.testing.assert_array_equal(same, flipped)
     assert again.digest == planted.digest != data.digest
     np.testing.assert_array_equal(plant_label_noise(data, fraction=0.1, seed=seed + 1)[1] == 0, False)

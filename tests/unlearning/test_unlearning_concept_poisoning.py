@@ -114,7 +114,7 @@ def test_a_fraction_is_the_strongest_of_each_class(world, by_class, fraction: fl
         config = ConceptPoisoningConfig(fraction=fraction, concepts=GROUPS)
         poison = choose_poison(world.model, **sets, config=config, seed=1)
         found = concepts_of(world, sets, config, seed=1)
-        forget = sets["forget"].subset(np.sort(sets["forget"].example_id))
+        forget = sets["forget"].by_id()
         z = found.bank.project(embeddings(world.model, forget))
         each = found.head.attributions(z, baseline=found.baseline, target=forget.y)
         carried = (each * found.classes.in_set[forget.y]).sum(1)

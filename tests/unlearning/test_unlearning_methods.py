@@ -103,7 +103,7 @@ def test_random_label_equals_the_naive_loop(world, flat, order):
 def test_retrain_is_the_recipe_on_what_is_kept(world, flat):
     spec = unlearner.get("retrain").spec
     got = retrain(world.model, **world.sets, config=spec.config(), seed=7, train=world.train)
-    in_order = world.retain.subset(np.sort(world.retain.example_id))
+    in_order = world.retain.by_id()
     assert torch.equal(flat(got), flat(world.train(in_order, 7)))
     assert spec.exact and not any(unlearner.get(n).spec.exact for n in (*GRADIENT, "none"))
 
