@@ -9,7 +9,7 @@ import polars as pl
 from polars import selectors as cs
 
 from assets import needs
-from assets.examples import WITH_EXAMPLES, examples_in
+from assets.examples import examples_in
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
@@ -75,7 +75,7 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
 
 
 def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
-    if picture.kind not in WITH_EXAMPLES:
+    if picture.is_chart:
         return plots.table_png(picture, frame)
     groups = examples_in(run.data, picture, frame) if is_picture(run.data.input_shape) else []
     shown = [(e, i) for e in groups for i in range(min(len(e.example_id), 8))][:64]

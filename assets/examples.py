@@ -14,7 +14,6 @@ from reports.plots import is_picture
 from sources import ExampleSet
 
 MOST = 8
-WITH_EXAMPLES = ("examples", "images")  # kinds of pictures that show examples, not charts
 
 
 def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:

@@ -14,7 +14,7 @@ import yaml
 from polars import selectors as cs
 
 from assets.audits import TARGET
-from assets.examples import WITH_EXAMPLES, examples_in, examples_of
+from assets.examples import examples_in, examples_of
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
@@ -228,12 +228,9 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
     return AnalysisSection(
         name=spec.name,
         doc=spec.doc,
-        charts=[(p, frames[p.table]) for p in spec.pictures if p.kind not in WITH_EXAMPLES] if first.height else [],
+        charts=[(p, frames[p.table]) for p in spec.pictures if p.is_chart] if first.height else [],
         examples=[
-            group
-            for p in spec.pictures
-            if p.kind in WITH_EXAMPLES
-            for group in examples_in(run.data, p, frames[p.table])
+            group for p in spec.pictures if not p.is_chart for group in examples_in(run.data, p, frames[p.table])
         ],
         table=first.select(~cs.list()).head(10),
         num_rows=first.height,

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy.stats import t as student_t
 
+from attacks.dp_audit import EpsilonAudit
+from attacks.membership.metrics import RELIABLE
 from attacks.membership.unlearning import ULiRAResult, UMIAResult
-from attacks.statistics import low_fpr_p_value
+from attacks.statistics import low_fpr_p_value, minimum_negatives, minimum_references
 from contracts.subject import Thresholds
 from contracts.verdicts import Finding, Verdict
 
@@ -42,8 +45,9 @@ def judge_attack(
     Fails when the AUC's interval lies beyond ``max_auc`` (or below 1 - max_auc), or when significantly more members than
     chance allows lie above the thresholds of the caps: one rank test over all caps, reliable or not
     (``statistics.low_fpr_p_value``), level alpha / num_tests. Passes only when the AUC's interval lies within the tolerance, no cap is significant, the cap
-    ``claim_fpr`` is reliable (at least 10 non-members above its threshold) and, for an attack that uses reference models,
-    there are enough of them for a p-value of ``claim_fpr`` (1 / (M + 1) <= claim_fpr).
+    ``claim_fpr`` rests on enough non-members (at least 10 above its threshold, and as many as no alarm at all would need at
+    level alpha) and, for an attack that uses reference models, there are enough of them for a p-value of ``claim_fpr``
+    (1 / (M + 1) <= claim_fpr).
 
     Args:
         report: one row a cap; None or empty when the attack did not run.
@@ -72,16 +76,16 @@ def judge_attack(
     if standing_out is not None:
         return Finding(**figures, verdict=Verdict.FAIL, sentence=f"{standing_out} {shown}.")
     claim = next((row for row in report.iter_rows(named=True) if math.isclose(row["fpr_cap"], claim_fpr)), None)
-    if claim is None or not claim["reliable"]:
-        needed = math.ceil(10 / claim_fpr)
+    needed = max(math.ceil(RELIABLE / claim_fpr - 1e-9), minimum_negatives(claim_fpr, alpha=alpha))
+    if claim is None or not claim["reliable"] or first["n_neg"] < needed:
         return Finding(
             **figures, verdict=Verdict.INCONCLUSIVE,
             sentence=f"Too few non-members for a claim at a false-positive rate of {claim_fpr:g}: {first['n_neg']}, needed {needed}. {shown}.",
         )  # fmt: skip
-    if num_references is not None and num_references < references_needed(claim_fpr):
+    if num_references is not None and num_references < minimum_references(claim_fpr):
         return Finding(
             **figures, verdict=Verdict.INCONCLUSIVE,
-            sentence=f"Too few reference models for a claim at a false-positive rate of {claim_fpr:g}: {num_references}, needed {references_needed(claim_fpr)}. {shown}.",
+            sentence=f"Too few reference models for a claim at a false-positive rate of {claim_fpr:g}: {num_references}, needed {minimum_references(claim_fpr)}. {shown}.",
         )  # fmt: skip
     if high > limit or (two_sided and low < 1 - limit):
         return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"The interval reaches past the tolerance: {shown}.")  # fmt: skip
@@ -149,13 +153,22 @@ def judge_gap(avg_gaps: Sequence[float | None], *, what: str, thresholds: Thresh
     )
 
 
-def references_needed(fpr: float) -> int:
-    """Reference models below which no p-value of one example can reach ``fpr``: 1 / (M + 1) <= fpr.
+def judge_epsilon(audit: EpsilonAudit | None, *, what: str, claimed: float) -> Finding:
+    """Judge a privacy claim "epsilon <= ``claimed``" by what an attack proved.
 
-    >>> references_needed(0.05)
-    19
+    Fails when the lower bound exceeds the claim. Never passes for want of trials: where even a perfect attack could not
+    have refuted the claim it is inconclusive. A pass says that this attack, which could have, did not; no attack proves a claim.
     """
-    return math.ceil(1 / fpr - 1e-9) - 1
+    if audit is None or not _finite(audit.eps, audit.largest):
+        return _broken(what, "the epsilon audit left no bound", claimed)
+    figures: dict[str, Any] = {"what": what, "value": audit.eps, "low": audit.eps, "threshold": claimed}
+    if audit.eps > claimed:
+        verdict, lead = Verdict.FAIL, f"The claim of epsilon {claimed:g} is refuted"
+    elif audit.largest <= claimed:
+        verdict, lead = Verdict.INCONCLUSIVE, f"Too few trials to test a claim of epsilon {claimed:g}"
+    else:
+        verdict, lead = Verdict.PASS, f"The claim of epsilon {claimed:g} is not refuted by this attack"
+    return Finding(**figures, verdict=verdict, sentence=f"{lead}. {audit.sentence}")
 
 
 def _around_half(

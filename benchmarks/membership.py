@@ -4,20 +4,19 @@
 every model serves once as the target with the other 63 as its references. Everything starts from the logits and a
 fresh ``Evidence``, its checks included; "lira + rmia" is one audit that runs both on one ``Evidence``, where they share
 the log-odds.
-Interleaved in one process, medians of ``--repeats``; exit status 1 above ``LIMIT``.
+Pairs of CPU times, turn by turn in one process, so that other load on the machine slows both sides alike; the median ratio
+of ``--repeats`` pairs; exit status 1 above ``LIMIT``.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import numpy as np
 
 from attacks.membership import Evidence, signals
+from benchmarks._common import Row, paired_ratio, tell
 from contracts.methods import attack
 
 LIMIT = 4.0
@@ -46,29 +45,16 @@ def evidence(models: int, examples: int, classes: int, points: int, seed: int = 
     )
 
 
-def measure(given: Evidence, repeats: int) -> dict[str, float]:
-    """Median seconds of forming the log-odds and of each attack, each from bare logits."""
+def ratio(given: Evidence, *names: str, repeats: int) -> float:
+    """CPU time of these attacks on one fresh Evidence / CPU time of forming the log-odds of the same logits once."""
 
-    def run(*names: str) -> None:
+    def attacks() -> None:
         fresh = Evidence(**{f: getattr(given, f) for f in given.__dataclass_fields__})  # nothing cached
         for name in names:
             method = attack.get(name)
             method(fresh, config=method.spec.config(), seed=0)
 
-    jobs: dict[str, Callable[[], object]] = {
-        "log_odds": lambda: signals.log_odds(given.target_logits, given.labels),
-        "lira + rmia": lambda: run("lira_online", "rmia_online"),
-        "lira_online": lambda: run("lira_online"),
-        "rmia_online": lambda: run("rmia_online"),
-        "rmia_offline": lambda: run("rmia_offline"),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return paired_ratio(attacks, lambda: signals.log_odds(given.target_logits, given.labels), repeats=repeats)
 
 
 def main() -> int:
@@ -77,14 +63,17 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--points", type=int, default=2_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    took = measure(evidence(args.models, args.examples, args.classes, args.points), args.repeats)
-    ratio = took["lira + rmia"] / took["log_odds"]
-    for name, seconds in took.items():
-        print(f"{name:14s} {seconds:7.3f} s   {seconds / took['log_odds']:5.2f} x log-odds")
-    print(f"LiRA + RMIA online, {args.models} targets: {ratio:.2f} x the log-odds (limit {LIMIT:g})")
-    return 0 if ratio <= LIMIT else 1
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    given = evidence(options.models, options.examples, options.classes, options.points, seed=options.seed)
+    rows = []
+    for names in (("lira_online", "rmia_online"), ("lira_online",), ("rmia_online",), ("rmia_offline",)):
+        what = f"{' + '.join(names)} / log-odds"
+        rows.append(Row(f"{options.models} targets", what, ratio(given, *names, repeats=options.repeats), LIMIT))
+        tell(rows[-1], as_json=options.json)
+    return 0 if all(row.passed for row in rows) else 1
 
 
 if __name__ == "__main__":

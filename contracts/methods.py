@@ -136,6 +136,11 @@ class Picture:
     log_x: bool = False
     where: tuple[tuple[str, object], ...] = ()
 
+    @property
+    def is_chart(self) -> bool:
+        """Drawn from the numbers of the table alone; not a sheet of examples or images."""
+        return self.kind not in ("examples", "images")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSpec(MethodSpec):

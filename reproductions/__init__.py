@@ -6,6 +6,8 @@ from reproductions import (  # noqa: F401
     card_24_concepts,
     card_26_data_diet,
     card_29_scaling_laws,
+    card_30_explanations,
+    card_39_dropout_inversion,
     card_55_personal_loss,
     card_57_membership_inference,
 )

@@ -4,8 +4,17 @@ from sources import idx, image_folder, interactions, npz, sklearn_sets, syntheti
 from sources.example_set import ExampleSet
 from sources.loading import detect, load
 from sources.planted import plant_interactions, plant_label_noise, planted_interactions
+from sources.planted_poison import (
+    add_poison_trigger,
+    interclass_confusion,
+    plant_canaries,
+    random_label_swap,
+    sample_deletion_set,
+    triggered,
+)
 
 __all__ = [
-    "ExampleSet", "detect", "idx", "image_folder", "interactions", "load", "npz",
-    "plant_interactions", "plant_label_noise", "planted_interactions", "sklearn_sets", "synthetic_interactions", "table",
+    "ExampleSet", "add_poison_trigger", "detect", "idx", "image_folder", "interactions", "interclass_confusion", "load", "npz",
+    "plant_canaries", "plant_interactions", "plant_label_noise", "planted_interactions", "random_label_swap",
+    "sample_deletion_set", "sklearn_sets", "synthetic_interactions", "table", "triggered",
 ]  # fmt: skip

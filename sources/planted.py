@@ -125,7 +125,7 @@ def without_planted(examples: ExampleSet) -> ExampleSet:
     if planted is None:
         return examples
     known = {name: value for name, value in examples.provenance.items() if name != "planted_interactions"}
-    return dataclasses.replace(examples._at(np.flatnonzero(~planted)), provenance=known)
+    return dataclasses.replace(examples.take(np.flatnonzero(~planted)), provenance=known)
 
 
 def _outside(users: np.ndarray, items: np.ndarray, wanted: np.ndarray, *, num_items: int, seed: int) -> np.ndarray:

@@ -126,6 +126,18 @@ def select(x: np.ndarray | Rows, positions: np.ndarray) -> np.ndarray | Rows:
     return Rows([x], positions) if on_disk(x) else gather(x, positions)
 
 
+def replaced(x: np.ndarray | Rows, positions: np.ndarray, values: np.ndarray) -> np.ndarray | Rows:
+    """``x`` with other rows at ``positions``; ``x`` itself is not changed, and not read when it lies on disk."""
+    if not on_disk(x):
+        out = np.array(x)
+        out[positions] = values
+        return out
+    parts, index = (x._parts, x._index) if isinstance(x, Rows) else ((x,), None)
+    index = np.arange(len(x)) if index is None else index.copy()
+    index[positions] = sum(map(len, parts)) + np.arange(len(values))
+    return Rows([*parts, values], index)
+
+
 def on_disk(x: np.ndarray | Rows) -> bool:
     """True when the array, or one it is a view of, is a memory map."""
     base: Any = x

@@ -22,6 +22,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from attacks.membership.calibration import Trials, at_best
+from attacks.membership.curve import allowed, counts, defined
 from attacks.statistics import auc, auc_interval, clopper_pearson
 from contracts.errors import InvalidInput
 
@@ -41,34 +43,18 @@ def roc(scores: Float, is_member: Bool) -> tuple[Float, Float]:
     >>> [v.tolist() for v in roc(np.array([2.0, 1.0, 1.0, 0.0]), np.array([True, True, False, False]))]
     [[0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0]]
     """
-    scores, is_member = _defined(scores, is_member)
-    tp, fp, _ = _counts(scores, is_member)
+    scores, is_member = defined(scores, is_member)
+    tp, fp, _ = counts(scores, is_member)
     return fp / fp[-1], tp / tp[-1]
 
 
 def tpr_at_fpr(scores: Float, is_member: Bool, cap: float) -> float:
     """Largest TPR with empirical FPR <= cap; NaN when cap * n_neg < 1."""
-    scores, is_member = _defined(scores, is_member)
-    tp, fp, _ = _counts(scores, is_member)
-    if _allowed(cap, int(fp[-1])) < 1:
+    scores, is_member = defined(scores, is_member)
+    tp, fp, _ = counts(scores, is_member)
+    if allowed(cap, int(fp[-1])) < 1:
         return float("nan")
     return float(tp[_last_within(fp, cap)] / tp[-1])
-
-
-def threshold_at_fpr(scores: Float, is_member: Bool, cap: float) -> float:
-    """Smallest score t with an empirical FPR of "score >= t" <= cap; +inf when a tie leaves none, NaN when cap * n_neg < 1."""
-    scores, is_member = _defined(scores, is_member)
-    _, fp, values = _counts(scores, is_member)
-    if _allowed(cap, int(fp[-1])) < 1:
-        return float("nan")
-    return float(values[_last_within(fp, cap)])
-
-
-def best_threshold(scores: Float, is_member: Bool) -> float:
-    """The score value t that maximises (TPR + TNR) / 2 of "member iff score >= t"; +inf when calling nobody a member is best."""
-    scores, is_member = _defined(scores, is_member)
-    tp, fp, values = _counts(scores, is_member)
-    return float(values[np.argmax(tp / tp[-1] - fp / fp[-1])])
 
 
 def attack_report(
@@ -88,8 +74,8 @@ def attack_report(
     """
     if not fpr_caps or not all(0 < cap < 1 for cap in fpr_caps):
         raise InvalidInput(f"fpr_caps = {tuple(fpr_caps)}: at least one, each > 0 and < 1")
-    scores, is_member = _defined(scores, is_member)
-    tp, fp, _ = _counts(scores, is_member)
+    scores, is_member = defined(scores, is_member)
+    tp, fp, _ = counts(scores, is_member)
     n_pos, n_neg = int(tp[-1]), int(fp[-1])
     area = auc_interval(scores[is_member], scores[~is_member], alpha=alpha)
     heldout = _heldout_balanced_accuracy(scores, is_member, alpha, seed)
@@ -126,7 +112,7 @@ def report_over_targets(
         raise InvalidInput(f"scores {scores.shape} and is_member {is_member.shape} must both be (targets, examples)")
     figures: dict[str, list[float]] = {"auc": [], **{f"tpr@{cap:g}": [] for cap in fpr_caps}}
     for row, member in zip(scores, is_member, strict=True):
-        s, m = _defined(row, member)
+        s, m = defined(row, member)
         figures["auc"].append(auc(s[m], s[~m]))
         for cap in fpr_caps:
             figures[f"tpr@{cap:g}"].append(tpr_at_fpr(s, m, cap))
@@ -151,50 +137,21 @@ _SCHEMA = {
 }  # fmt: skip
 
 
-def _defined(scores: Float, is_member: Bool) -> tuple[Float, Bool]:
-    scores, is_member = np.asarray(scores, dtype=np.float64), np.asarray(is_member)
-    if scores.ndim != 1 or scores.shape != is_member.shape or is_member.dtype != np.bool_:
-        raise InvalidInput(
-            f"scores {scores.shape} and is_member {is_member.dtype} {is_member.shape}: needs two vectors of one length, the second bool"
-        )
-    known = ~np.isnan(scores)
-    scores, is_member = scores[known], is_member[known]
-    if not is_member.any() or is_member.all():
-        raise InvalidInput(
-            f"an attack is judged on members and non-members with defined scores; there are {is_member.sum()} and {(~is_member).sum()}"
-        )
-    return scores, is_member
-
-
-def _counts(scores: Float, is_member: Bool) -> tuple[NDArray[np.int64], NDArray[np.int64], Float]:
-    """(tp, fp, values): counts of "score >= value" at every distinct value, descending, after the empty (0, 0, +inf)."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    tp = np.cumsum(is_member[order])[last]
-    return np.append(0, tp), np.append(0, last + 1 - tp), np.append(np.inf, ordered[last])
-
-
-def _allowed(cap: float, n_neg: int) -> int:
-    """Non-members that may lie above the threshold: the largest r with r / n_neg <= cap."""
-    return int(np.floor(cap * n_neg * (1 + 1e-12)))  # 0.05 * 20 is 1 example, not 0.99999
-
-
 def _last_within(fp: NDArray[np.int64], cap: float) -> int:
-    return int(np.searchsorted(fp, _allowed(cap, int(fp[-1])), side="right") - 1)
+    return int(np.searchsorted(fp, allowed(cap, int(fp[-1])), side="right") - 1)
 
 
 def _at_cap(tp: NDArray[np.int64], fp: NDArray[np.int64], cap: float, alpha: float) -> dict[str, float | bool | None]:
     n_pos, n_neg = int(tp[-1]), int(fp[-1])
-    allowed = _allowed(cap, n_neg)
-    if allowed < 1:
+    num_allowed = allowed(cap, n_neg)
+    if num_allowed < 1:
         empty = dict.fromkeys(("tpr", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi"))
         return {"fpr_cap": cap, **empty, "reliable": False}
     at = _last_within(fp, cap)
     (tpr_lo, fpr_lo), (tpr_hi, fpr_hi) = clopper_pearson([tp[at], fp[at]], [n_pos, n_neg], alpha=alpha)
     return {
         "fpr_cap": cap, "tpr": tp[at] / n_pos, "tpr_lo": tpr_lo, "tpr_hi": tpr_hi,
-        "fpr": fp[at] / n_neg, "fpr_lo": fpr_lo, "fpr_hi": fpr_hi, "reliable": allowed >= RELIABLE,
+        "fpr": fp[at] / n_neg, "fpr_lo": fpr_lo, "fpr_hi": fpr_hi, "reliable": num_allowed >= RELIABLE,
     }  # fmt: skip
 
 
@@ -226,7 +183,8 @@ def _heldout_balanced_accuracy(
         half[at[: len(at) // 2]] = True
     called = np.empty(len(scores), dtype=bool)
     for chosen_on, judged in ((half, ~half), (~half, half)):
-        called[judged] = scores[judged] >= best_threshold(scores[chosen_on], is_member[chosen_on])
+        threshold = at_best(scores[chosen_on], is_member[chosen_on], Trials(np.flatnonzero(chosen_on)))
+        called[judged] = threshold.calls(scores[judged], Trials(np.flatnonzero(judged)))
     return balanced_accuracy_interval(
         int(called[is_member].sum()), n_pos, int((~called[~is_member]).sum()), n_neg, alpha=alpha
     )

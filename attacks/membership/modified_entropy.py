@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership import signals
+from attacks.membership.calibration import Trials, at_best
 from attacks.membership.evidence import Evidence
-from attacks.membership.metrics import best_threshold
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
 
@@ -62,12 +62,12 @@ def modified_entropy_per_class(evidence: Evidence, *, config: ModifiedEntropyCon
     evidence.require_references("modified_entropy_per_class", fewest=1)
     # One shadow serves every target but itself; a second one serves that one.
     order = np.random.default_rng(seed).permutation(evidence.num_references)
-    offset = np.empty((evidence.num_targets, len(evidence.labels)))
+    scores = _scores(evidence)
     for shadow in order[:2]:
         served = evidence.left_out != shadow if shadow == order[0] else evidence.left_out == order[0]
         if served.any():
-            offset[served] = _thresholds(evidence, int(shadow))[evidence.labels]
-    return offset + _scores(evidence)
+            scores[served] -= _thresholds(evidence, int(shadow))[evidence.labels]
+    return scores
 
 
 def _scores(evidence: Evidence) -> Float:
@@ -75,15 +75,16 @@ def _scores(evidence: Evidence) -> Float:
 
 
 def _thresholds(evidence: Evidence, shadow: int) -> Float:
-    """(K,) tau of each class from one shadow model's own members and non-members."""
+    """(K,) -tau of each class, chosen on one shadow model's own members and non-members."""
     assert evidence.keep is not None
     score = -signals.modified_entropy(evidence.first_reference_logits[shadow], evidence.labels)
     member = evidence.keep[shadow]
-    tau = np.full(evidence.target_logits.shape[-1], np.nan)
+    limits = np.full(evidence.target_logits.shape[-1], np.nan)
     for c in np.unique(evidence.labels):
         of_class = evidence.labels == c
         if member[of_class].any() and not member[of_class].all():
-            threshold = best_threshold(score[of_class], member[of_class])
+            trials = Trials(evidence.example_id[of_class], model=shadow)
+            threshold = at_best(score[of_class], member[of_class], trials).value
             if np.isfinite(threshold):  # infinite: calling nobody a member is best, so there is no threshold
-                tau[c] = -threshold
-    return tau
+                limits[c] = threshold
+    return limits

@@ -1,4 +1,4 @@
-"""Exact binomial intervals and what a number of trials can claim.
+"""Exact binomial intervals.
 
 Clopper and Pearson, Biometrika 1934, in Beta quantiles, k successes in n trials:
 
@@ -9,8 +9,6 @@ trials: examples of one model are taken as such given the model; several models 
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,17 +44,6 @@ def clopper_pearson(k: ArrayLike, n: ArrayLike, *, alpha: float = 0.05) -> tuple
     0.003682
     """
     return lower_bound(k, n, alpha=alpha / 2), upper_bound(k, n, alpha=alpha / 2)
-
-
-def fewest_trials(rate: float, *, alpha: float = 0.05) -> int:
-    """Trials without a single hit that it takes to claim a rate of at most ``rate`` at level 1 - alpha ("rule of three").
-
-    >>> fewest_trials(0.001)
-    2995
-    """
-    if not (0 < rate < 1 and 0 < alpha < 1):
-        raise InvalidInput(f"rate = {rate} and alpha = {alpha} must lie in (0, 1)")
-    return math.ceil(math.log(alpha) / math.log1p(-rate))
 
 
 def _checked(k: ArrayLike, n: ArrayLike, alpha: float) -> tuple[Float, Float]:

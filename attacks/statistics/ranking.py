@@ -5,6 +5,8 @@
         V10_i = (T_i - T+_i) / n-      V01_j = 1 - (T_j - T-_j) / n+      var = var(V10) / n+ + var(V01) / n-
     interval: on the logit scale, logit(AUC) -+ z sqrt(var) / (AUC (1 - AUC)), so that it stays within [0, 1]
 
+Simulated coverage of 95% (normal, exponential, two-point and mixed scores, 40 to 1,000 a side): 0.94 to 0.965 for AUCs up to
+0.93; beyond 0.95 with fewer than 100 on a side only 0.88 to 0.93, too often too high. Score-type intervals do no better.
 A perfect separation has var = 0 and says nothing about its own error; the bound is then that of Clopper and Pearson for
 min(n+, n-) pairs of which none is out of order.
 """
@@ -50,12 +52,12 @@ def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.0
     """AUC with DeLong's interval at level 1 - ``alpha``.
 
     Raises:
-        InvalidInput: an empty class, or scores that are NaN.
+        InvalidInput: an empty class, scores that are NaN, or alpha outside (0, 1).
     """
+    if not 0 < alpha < 1:
+        raise InvalidInput(f"alpha = {alpha} is outside its allowed range: > 0 and < 1")
     pos, neg = _checked(positive, negative)
-    ranks = rankdata(np.concatenate([pos, neg]))
-    v10 = (ranks[: len(pos)] - rankdata(pos)) / len(neg)
-    v01 = 1.0 - (ranks[len(pos) :] - rankdata(neg)) / len(pos)
+    v10, v01 = placements(pos, neg)
     value = float(v10.mean())
     if len(pos) < 2 or len(neg) < 2:
         return AucInterval(value=value, low=0.0, high=1.0, stderr=float("nan"))
@@ -68,6 +70,19 @@ def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.0
     centre = np.log(value / (1 - value))
     low, high = (float(1 / (1 + np.exp(-(centre + side * reach)))) for side in (-1, 1))
     return AucInterval(value=value, low=low, high=high, stderr=stderr)
+
+
+def placements(positive: ArrayLike, negative: ArrayLike) -> tuple[Float, Float]:
+    """DeLong's V10 (n+,), the share of negatives below each positive, and V01 (n-,), the share of positives above each negative.
+
+    >>> [v.tolist() for v in placements([2.0, 1.0], [1.0, 0.0])]
+    [[1.0, 0.75], [0.75, 1.0]]
+    """
+    pos, neg = _checked(positive, negative)
+    ranks = rankdata(np.concatenate([pos, neg]))
+    v10 = (ranks[: len(pos)] - rankdata(pos)) / len(neg)
+    v01 = 1.0 - (ranks[len(pos) :] - rankdata(neg)) / len(pos)
+    return v10, v01
 
 
 def exceedance_p_value(num_positive_above: int, *, n_pos: int, n_neg: int, num_negative_above: int) -> float:

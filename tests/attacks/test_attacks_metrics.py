@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from attacks.membership.exposure import exposure_table
+from attacks.membership.calibration import Trials, at_best
 from attacks.membership.metrics import (
     attack_report,
     balanced_accuracy_interval,
-    best_threshold,
     report_over_targets,
     roc,
     tpr_at_fpr,
@@ -53,7 +52,7 @@ def test_roc_and_report_equal_brute_force_over_all_thresholds(rows: list[tuple[i
         exact = binomtest(round(row["fpr"] * n_neg), n_neg).proportion_ci(0.95, method="exact")
         assert (row["fpr_lo"], row["fpr_hi"]) == pytest.approx((exact.low, exact.high), abs=1e-9)
         assert row["reliable"] == (row["fpr_cap"] * n_neg >= 10 - 1e-9)
-    t = best_threshold(scores, member)
+    t = at_best(scores, member, Trials(np.arange(len(scores)))).value
     reached = ((scores[member] >= t).mean() + (scores[~member] < t).mean()) / 2
     assert reached == pytest.approx(report["balanced_acc"][0])
 
@@ -142,39 +141,3 @@ def test_over_targets_resamples_models() -> None:
     assert report.filter(figure="tpr@0.001")["value"][0] is None
     single = report_over_targets(scores[:1], member[:1])
     assert single["low"].null_count() == len(single)
-
-
-@pytest.mark.stat
-def test_report_intervals_cover_the_true_rates() -> None:
-    """F1: Clopper-Pearson of TPR and FPR at a threshold fixed beforehand, 2,000 trials."""
-    from attacks.statistics import clopper_pearson
-
-    rng = np.random.default_rng(3)
-    for rate, n in ((0.003, 500), (0.05, 250), (0.4, 130)):
-        low, high = clopper_pearson(rng.binomial(n, rate, 2000), n)
-        assert np.mean((low <= rate) & (rate <= high)) >= 0.94
-
-
-def test_exposure_table_names_the_exposed_and_counts_models() -> None:
-    rng = np.random.default_rng(4)
-    member = rng.random((20, 200)) < 0.5
-    member[:, 199] = False  # never in training: no row
-    scores = rng.normal(size=member.shape)
-    scores[:, 7] += 10 * member[:, 7]
-    ids = np.arange(1000, 1200)
-    table = exposure_table(scores, member, ids, fpr_cap=0.05)
-    assert len(table) == 199 and table["example_id"][0] == 1007
-    top = table.row(0, named=True)
-    assert top["found"] == top["times_member"] == member[:, 7].sum() and top["exposure"] == 1
-    assert top["exposure_lo"] == pytest.approx(0.025 ** (1 / top["times_member"]))
-    for row in table.sample(20, seed=0).iter_rows(named=True):
-        n = row["example_id"] - 1000
-        above = [
-            scores[t, n] >= min(s for s in scores[t] if (scores[t][~member[t]] >= s).mean() <= 0.05) for t in range(20)
-        ]
-        assert row["found"] == sum(a for a, m in zip(above, member[:, n], strict=True) if m)
-        assert row["false_alarms"] == pytest.approx(
-            np.mean([a for a, m in zip(above, member[:, n], strict=True) if not m])
-        )
-    with pytest.raises(InvalidInput, match="raise it"):
-        exposure_table(scores, member, ids, fpr_cap=0.001)

@@ -16,7 +16,6 @@ from attacks.statistics import (
     benjamini_hochberg,
     clopper_pearson,
     exceedance_p_value,
-    fewest_trials,
     holm,
     low_fpr_p_value,
     lower_bound,
@@ -60,12 +59,6 @@ def test_impossible_counts_are_refused(k: int, n: int, alpha: float) -> None:
         clopper_pearson(k, n, alpha=alpha)
 
 
-def test_rule_of_three() -> None:
-    n = fewest_trials(0.001)
-    assert n == 2995
-    assert upper_bound(0, n, alpha=0.05) <= 0.001 < upper_bound(0, n - 1, alpha=0.05)
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_and_benjamini_hochberg_equal_their_definitions(p: list[float]) -> None:
     order = np.argsort(p, kind="stable")
@@ -104,11 +97,13 @@ def test_perfect_separation_has_an_honest_bound() -> None:
     assert found.low == pytest.approx(0.025 ** (1 / 50))
 
 
-def test_auc_refuses_nan_and_empty_classes() -> None:
+def test_auc_refuses_nan_empty_classes_and_levels_outside_the_unit_interval() -> None:
     with pytest.raises(InvalidInput):
         auc([np.nan], [1.0])
     with pytest.raises(InvalidInput):
         auc_interval([], [1.0])
+    with pytest.raises(InvalidInput, match="alpha"):
+        auc_interval([1.0, 2.0], [0.0, 1.0], alpha=1.0)
 
 
 def test_exceedance_p_value_equals_enumeration() -> None:

@@ -50,25 +50,25 @@ def test_u_lira_equals_its_naive_transcription() -> None:
     phi = log_odds(logits, labels)
     found = u_lira(logits, labels, state)
 
-    def pooled(t: int, s: int) -> float:
+    def pooled(k: int, s: int) -> float:
         squares, freedom = 0.0, 0
         for j in range(20):
-            v = phi[(state[:, j] == s) & (np.arange(12) != t), j]
+            v = np.delete(phi[state[:, j] == s, j], k)
             squares, freedom = squares + ((v - v.mean()) ** 2).sum(), freedom + len(v) - 1
         return np.sqrt(squares / freedom)
 
     right = np.zeros((12, 20))
-    for t in range(12):
-        s_u, s_o = pooled(t, UNLEARN), pooled(t, OUT)
-        for j in range(20):
-            if state[t, j] == IN:
-                assert np.isnan(found.scores[t, j])
-                continue
-            rest = np.arange(12) != t
-            u, o = (phi[(state[:, j] == s) & rest, j] for s in (UNLEARN, OUT))
-            expected = norm.logpdf(phi[t, j], np.median(u), s_u) - norm.logpdf(phi[t, j], np.median(o), s_o)
-            assert found.scores[t, j] == pytest.approx(expected, rel=1e-9, abs=1e-9)
-            right[t, j] = (expected > 0) == (state[t, j] == UNLEARN)
+    for j in range(20):
+        runs = {s: np.flatnonzero(state[:, j] == s) for s in (UNLEARN, OUT, IN)}
+        assert np.isnan(found.scores[runs[IN], j]).all()
+        for k in range(4):  # the k-th run of one state is judged without itself and the k-th of the other
+            u, o = (np.delete(phi[runs[s], j], k) for s in (UNLEARN, OUT))
+            for t in (runs[UNLEARN][k], runs[OUT][k]):
+                expected = norm.logpdf(phi[t, j], np.median(u), pooled(k, UNLEARN)) - norm.logpdf(
+                    phi[t, j], np.median(o), pooled(k, OUT)
+                )
+                assert found.scores[t, j] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+                right[t, j] = (expected > 0) == (state[t, j] == UNLEARN)
     judged = state != IN
     assert found.accuracy == pytest.approx(right.sum() / judged.sum())
     assert found.example_accuracy == pytest.approx(right.sum(axis=0) / judged.sum(axis=0))
@@ -101,7 +101,8 @@ def test_collateral_reports_growing_leakage_of_retained_examples() -> None:
     assert grown.auc_after > grown.auc_before > 0.55 and grown.low > 0.05
     assert grown.change == pytest.approx(grown.auc_after - grown.auc_before)
     same = collateral(before, before, labels, state)
-    assert same.change == same.low == same.high == 0
+    assert same.change == same.low == same.high == 0 and same.p_value == 1
+    assert grown.p_value < 0.01
 
 
 def test_example_epsilon_recovers_planted_separations() -> None:

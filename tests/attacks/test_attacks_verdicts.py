@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from scipy.stats import binom
 
+from attacks.dp_audit import EpsilonAudit
 from attacks.membership import attack_report
 from attacks.membership.unlearning import UMIAResult, population_umia, three_state_design, u_lira
-from attacks.verdicts import judge_attack, judge_gap, judge_u_lira, judge_umia, references_needed
+from attacks.verdicts import judge_attack, judge_epsilon, judge_gap, judge_u_lira, judge_umia
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
 
@@ -69,8 +70,36 @@ def test_too_few_examples_or_references_never_pass() -> None:
     assert strict.verdict is Verdict.INCONCLUSIVE and "needed 10000" in strict.sentence
     assert judge(report(0.0), num_references=18).verdict is Verdict.INCONCLUSIVE
     assert judge(report(0.0), num_references=19).verdict is Verdict.PASS
-    assert [references_needed(a) for a in (0.05, 0.01, 0.1)] == [19, 99, 9]
     assert judge(report(2.0, n_pos=40, n_neg=40)).verdict is Verdict.FAIL  # small samples can still convict
+
+
+def test_a_strict_level_asks_for_more_than_ten_above_the_threshold() -> None:
+    frame = report(0.0, n_pos=1000, n_neg=210)
+    assert judge(frame).verdict is Verdict.PASS
+    strict = judge_attack(frame, what="a", thresholds=Thresholds(alpha=1e-6))
+    assert strict.verdict is Verdict.INCONCLUSIVE and "210, needed 270" in strict.sentence  # (1 - 0.05)^270 <= 1e-6
+
+
+def epsilon(eps: float, largest: float) -> EpsilonAudit:
+    return EpsilonAudit(
+        eps=eps, largest=largest, true_positives=9, n_pos=10, false_positives=1, n_neg=10, alpha=0.05, delta=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("audit", "verdict"),
+    [
+        (epsilon(2.0, 5.6), Verdict.FAIL),
+        (epsilon(0.5, 5.6), Verdict.PASS),
+        (epsilon(0.5, 0.9), Verdict.INCONCLUSIVE),
+        (epsilon(math.nan, 5.6), Verdict.BROKEN),
+        (None, Verdict.BROKEN),
+    ],
+)
+def test_a_privacy_claim_is_refuted_untested_or_not_refuted(audit: EpsilonAudit | None, verdict: Verdict) -> None:
+    finding = judge_epsilon(audit, what="dp", claimed=1.0)
+    assert finding.verdict is verdict
+    assert audit is None or math.isnan(audit.eps) or f"can prove is {audit.largest:.2f}" in finding.sentence
 
 
 def test_a_cap_that_the_report_lacks_is_inconclusive() -> None:
@@ -146,6 +175,6 @@ def test_false_alarms_under_the_null_stay_below_alpha() -> None:
     alarms = [judge(report(0.0, n_pos=130, n_neg=250, seed=seed)).verdict is Verdict.FAIL for seed in range(1000)]
     assert sum(alarms) <= binom.ppf(0.999, 1000, THRESHOLDS.alpha)
     of_three = [
-        judge(report(0.0, n_pos=130, n_neg=250, seed=seed), num_tests=3).verdict is Verdict.FAIL for seed in range(1000)
+        judge(report(0.0, n_pos=130, n_neg=250, seed=seed), num_tests=3).verdict is Verdict.FAIL for seed in range(400)
     ]
-    assert sum(of_three) <= binom.ppf(0.999, 1000, THRESHOLDS.alpha / 3)
+    assert sum(of_three) <= binom.ppf(0.999, 400, THRESHOLDS.alpha / 3)

@@ -228,6 +228,7 @@ def make_world(folder: Path) -> World:
         ("curator", "closure"): {"split": "random"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
         ("analysis", "qualification"): {"trials": 1},
+        ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "recourse_audit"): {"favourable": "green"},

@@ -1,0 +1,199 @@
+"""From the log-odds of shadow runs to the rows of the audit: pure, one method after another on the same runs.
+
+Shapes: R runs, N targets and C canaries side by side, K classes; logits (R, N + C, K), state (R, N + C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from attacks.membership.over_runs import auc_over_runs
+from attacks.membership.shadow_runs import State, tolerated_mu
+from attacks.membership.shadow_tables import CANARIES, EXAMPLES, U_LIRA
+from attacks.membership.signals import log_odds
+from attacks.membership.unlearning import (
+    IN,
+    OUT,
+    UNLEARN,
+    collateral,
+    example_epsilon,
+    removed_scores,
+    u_lira,
+)
+from attacks.statistics import auc, benjamini_hochberg, clopper_pearson, holm
+from contracts.tables import TableSpec
+
+Float = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+TOLERATED_AUC = 0.6  # of one example, for the stored column; a verdict goes by the plan's own max_auc
+_DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
+
+
+@dataclass(eq=False)
+class Recorded:
+    """What one method left in the runs so far.
+
+    Attributes:
+        logits: (N + C, K) after unlearning, one a run.
+        area: (N,) relearning signal, NaN where the state is IN.
+        steps: steps to relearn the removed and the never-seen examples.
+        failures: why the method gave up, one a run in which it did.
+    """
+
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    area: list[Float] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def diverged(self, why: str) -> None:
+        self.failures.append(why)
+
+
+def tables_of(
+    recorded: Mapping[str, Recorded],
+    before: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    state: State,
+    *,
+    target_ids: Ids,
+    canary_ids: Ids,
+    repeats: int,
+    steps: int,
+    delta: float,
+    alpha: float,
+    seed: int,
+) -> dict[str, pl.DataFrame]:
+    """The three tables of ``shadow_tables``; methods in the order given, examples worst first.
+
+    Args:
+        recorded: of every method, ``retrain`` among them: the others' collateral damage is compared with its.
+        before: (R, N + C, K) logits of the trained models.
+        labels, state: of the N targets, then the C canaries.
+    """
+    num = len(target_ids)
+    after = {name: np.stack(r.logits) for name, r in recorded.items() if not r.failures}
+    rows, examples, canaries = [], [], []
+    for name, record in recorded.items():
+        row: dict[str, Any] = {
+            "method": name, "status": "diverged" if record.failures else "ok", "num_diverged": len(record.failures),
+            "num_runs": len(state), "num_targets": num, "alpha": alpha, "num_canaries": len(canary_ids),
+        }  # fmt: skip
+        if not record.failures:
+            own, kept = after[name][:, :num], state[:, :num]
+            effects = _effects(own, labels[:num], kept, delta=delta, alpha=alpha)
+            found = u_lira(own, labels[:num], kept, alpha=alpha, seed=seed)
+            examples.append(
+                effects.with_columns(
+                    example_id=target_ids, accuracy=found.example_accuracy, p_bh=benjamini_hochberg(effects["p_value"])
+                ).sort("eps", "p_value", "example_id", descending=[True, False, False])
+                .with_columns(method=pl.lit(name), rank=pl.int_range(1, num + 1))
+            )  # fmt: skip
+            row |= _u_lira_row(found) | _worst(effects, target_ids)
+            row |= {"population_auc": _population_auc(own, labels[:num], kept)}
+            row |= _kept(before[:, :num], after, name, labels[:num], kept, alpha=alpha)
+            row |= _relearned(record, kept, alpha=alpha)
+            if len(canary_ids):
+                planted = _effects(after[name][:, num:], labels[num:], state[:, num:], delta=delta, alpha=alpha)
+                canaries.append(
+                    planted.with_columns(
+                        example_id=canary_ids, label=labels[num:], repeats=pl.lit(repeats), method=pl.lit(name)
+                    )
+                )
+                exposed = int(planted["exposed"].sum())
+                low, high = clopper_pearson(exposed, len(canary_ids), alpha=alpha)
+                row |= {
+                    "canaries_exposed": exposed,
+                    "canaries_exposed_lo": float(low),
+                    "canaries_exposed_hi": float(high),
+                }
+        rows.append(row)
+    return {
+        U_LIRA.name: _frame(U_LIRA, rows),
+        EXAMPLES.name: _frame(EXAMPLES, examples),
+        CANARIES.name: _frame(CANARIES, canaries),
+    }
+
+
+def _frame(table: TableSpec, rows: list[Any]) -> pl.DataFrame:
+    """The columns as declared, NaN as null; rows are mappings or frames."""
+    schema = {c.name: _DTYPES[c.dtype] for c in table.columns}
+    if rows and isinstance(rows[0], pl.DataFrame):
+        frame: pl.DataFrame = pl.concat([r.select(pl.col(n).cast(d) for n, d in schema.items()) for r in rows])
+    else:
+        frame = pl.DataFrame([{n: r.get(n) for n in schema} for r in rows], schema=schema)
+    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _effects(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], state: State, *, delta: float, alpha: float
+) -> pl.DataFrame:
+    """mu, eps, eps_low, p_value, p_holm and exposed of every column; bounds that hold for all columns together."""
+    effects = example_epsilon(logits, labels, state, delta=delta, alpha=alpha / len(labels))
+    adjusted = holm(effects["p_value"])
+    beyond = effects["mu"].to_numpy() > tolerated_mu(TOLERATED_AUC)
+    return effects.with_columns(p_holm=adjusted, exposed=(adjusted <= alpha) & beyond)
+
+
+def _u_lira_row(found: Any) -> dict[str, Any]:
+    return {
+        "auc": found.auc, "auc_lo": found.auc_low, "auc_hi": found.auc_high, "accuracy": found.accuracy,
+        "tpr_at_1": found.tpr_at_1, "tpr_at_1_lo": found.tpr_at_1_low, "tpr_at_1_hi": found.tpr_at_1_high,
+    }  # fmt: skip
+
+
+def _worst(effects: pl.DataFrame, ids: Ids) -> dict[str, Any]:
+    """Worst case beside the mean."""
+    eps = effects["eps"].to_numpy()
+    worst = np.lexsort((ids, -eps, effects["p_value"].to_numpy()))[0]
+    return {
+        "eps_mean": eps.mean(), "eps_p99": np.quantile(eps, 0.99), "eps_max": eps.max(),
+        "eps_low_max": effects["eps_low"].max(), "worst_example": int(ids[worst]),
+        "num_exposed": int(effects["exposed"].sum()),
+    }  # fmt: skip
+
+
+def _population_auc(logits: NDArray[np.float32], labels: NDArray[np.int64], state: State) -> float:
+    """Mean over runs of the AUC of "surer of its label = removed", one threshold for all examples."""
+    phi = log_odds(logits, labels)
+    return float(np.mean([auc(p[s == UNLEARN], p[s == OUT]) for p, s in zip(phi, state, strict=True)]))
+
+
+def _kept(
+    before: NDArray[np.float32], after: Mapping[str, NDArray[np.float32]], name: str, labels: NDArray[np.int64],
+    state: State, *, alpha: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Retained targets: leakage after against before, and against retraining; accuracy."""
+    num, own = len(labels), after[name][:, : len(labels)]
+    change = collateral(before, own, labels, state, alpha=alpha)
+    kept = state == IN
+    row = {
+        "kept_auc_before": change.auc_before, "kept_auc_after": change.auc_after, "kept_change": change.change,
+        "kept_change_lo": change.low, "kept_change_hi": change.high, "kept_p_value": change.p_value,
+        "kept_acc_before": float((before.argmax(axis=2) == labels)[kept].mean()),
+        "kept_acc_after": float((own.argmax(axis=2) == labels)[kept].mean()),
+    }  # fmt: skip
+    if name != "retrain":
+        excess = collateral(after["retrain"][:, :num], own, labels, state, alpha=alpha)
+        row |= {
+            "kept_excess": excess.change, "kept_excess_lo": excess.low, "kept_excess_hi": excess.high,
+            "kept_excess_p_value": excess.p_value,
+        }  # fmt: skip
+    return row
+
+
+def _relearned(record: Recorded, state: State, *, alpha: float) -> dict[str, Any]:
+    found = auc_over_runs(removed_scores(np.stack(record.area), state), state == UNLEARN)
+    low, high = found.interval(alpha)
+    removed, unseen = np.array(record.steps, dtype=np.float64).mean(axis=0)
+    return {
+        "relearn_auc": found.value, "relearn_auc_lo": low, "relearn_auc_hi": high,
+        "relearn_steps": removed, "relearn_steps_unseen": unseen,
+        "anamnesis": removed / unseen if unseen > 0 else None,
+    }  # fmt: skip

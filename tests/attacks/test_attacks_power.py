@@ -1,0 +1,128 @@
+"""Sample sizes and powers against closed forms, enumeration, published tables and simulation."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from attacks.statistics import (
+    auc,
+    auc_power,
+    auc_stderr,
+    examples_for_auc,
+    examples_for_auc_difference,
+    examples_for_tpr_difference,
+    mcnemar,
+    minimum_negatives,
+    minimum_references,
+    pairs_for_tpr_difference,
+    rate_test_power,
+    trials_for_rate,
+    upper_bound,
+)
+from contracts.errors import InvalidInput
+
+
+@given(st.floats(1e-3, 0.5), st.integers(0, 6), st.floats(1e-3, 0.3))
+def test_minimum_negatives_is_where_the_exact_bound_meets_the_claim(fpr: float, alarms: int, alpha: float) -> None:
+    n = minimum_negatives(fpr, alpha=alpha, alarms=alarms)
+    assert n > alarms
+    assert upper_bound(alarms, n, alpha=alpha) <= fpr * (1 + 1e-12)
+    assert n - 1 <= alarms or upper_bound(alarms, n - 1, alpha=alpha) > fpr * (1 - 1e-12)
+
+
+def test_rule_of_three() -> None:
+    assert [minimum_negatives(a) for a in (0.001, 0.01, 0.05)] == [2995, 299, 59]
+    assert minimum_negatives(0.001) == pytest.approx(3 / 0.001, rel=0.005)
+
+
+def test_minimum_references() -> None:
+    assert [minimum_references(a) for a in (0.05, 0.01, 0.1, 0.5)] == [19, 99, 9, 1]
+
+
+@pytest.mark.parametrize(("n", "null", "true"), [(5, 0.5, 0.9), (20, 0.5, 0.8), (40, 0.05, 0.2), (3, 0.05, 0.5)])
+def test_rate_power_equals_enumeration(n: int, null: float, true: float) -> None:
+    def tail(c: int, rate: float) -> float:
+        return sum(comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(c, n + 1))
+
+    critical = next(c for c in range(n + 2) if tail(c, null) <= 0.05)
+    assert rate_test_power(n, null=null, true=true) == pytest.approx(tail(critical, true))
+
+
+@pytest.mark.parametrize(("null", "true"), [(0.01, 0.1), (0.05, 0.5), (0.5, 0.6), (0.001, 0.02)])
+def test_trials_for_a_rate_have_the_power_from_there_on(null: float, true: float) -> None:
+    n = trials_for_rate(null=null, true=true)
+    assert all(rate_test_power(m, null=null, true=true) >= 0.8 for m in range(n, 2 * n))
+    assert n == 1 or rate_test_power(n - 1, null=null, true=true) < 0.8
+
+
+def test_hanley_and_mcneil_published_value() -> None:
+    # Radiology 1982, the paper's example: AUC 0.893 with 51 abnormal and 58 normal cases has a standard error of 0.032.
+    assert auc_stderr(0.893, 51, 58) == pytest.approx(0.0320, abs=2e-3)
+    # Under no difference the formula is exact: (n+ + n- + 1) / (12 n+ n-).
+    assert auc_stderr(0.5, 30, 70) == pytest.approx(np.sqrt(101 / (12 * 30 * 70)))
+
+
+def test_examples_for_an_auc_reach_their_power_in_simulation() -> None:
+    n = examples_for_auc(0.62)
+    assert auc_power(0.62, n, n) >= 0.8 > auc_power(0.62, n - 1, n - 1)
+    rng = np.random.default_rng(0)
+    shift = np.sqrt(2) * norm.ppf(0.62)
+    limit = norm.isf(0.025) * auc_stderr(0.5, n, n)
+    found = [abs(auc(rng.normal(shift, 1, n), rng.normal(0, 1, n)) - 0.5) > limit for _ in range(800)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+    assert examples_for_auc(0.62, negatives_per_positive=4) < n
+    assert auc_power(0.5, 50, 50) == pytest.approx(0.05)
+
+
+def test_examples_for_an_auc_difference_fall_with_the_correlation() -> None:
+    sizes = [examples_for_auc_difference(0.70, 0.65, correlation=r) for r in (0.0, 0.5, 0.9)]
+    assert sizes[0] > 1.9 * sizes[1] > 1.9 * 4 * sizes[2]
+    n = sizes[1]
+    a, b = auc_stderr(0.70, n, n), auc_stderr(0.65, n, n)
+    assert norm.sf(norm.isf(0.025) - 0.05 / np.sqrt(a**2 + b**2 - a * b)) == pytest.approx(0.8, abs=0.005)
+
+
+def test_examples_for_a_tpr_difference_published_and_simulated() -> None:
+    assert (
+        examples_for_tpr_difference(0.2, 0.1) == examples_for_tpr_difference(0.1, 0.2) == 219
+    )  # Fleiss et al., tables
+    n = pairs_for_tpr_difference(0.15, 0.05)
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(600):
+        kind = rng.choice(3, size=n, p=(0.15, 0.05, 0.8))
+        found.append(mcnemar(kind == 0, kind == 1) <= 0.05)
+    assert np.mean(found) == pytest.approx(0.78, abs=0.06)  # the exact test is a little conservative
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: minimum_negatives(0.0),
+        lambda: minimum_negatives(0.1, alpha=1.0),
+        lambda: minimum_negatives(0.1, alarms=-1),
+        lambda: minimum_references(1.0),
+        lambda: rate_test_power(0, null=0.1, true=0.2),
+        lambda: trials_for_rate(null=0.2, true=0.1),
+        lambda: trials_for_rate(null=0.2, true=0.2 + 1e-12),
+        lambda: auc_stderr(1.0, 5, 5),
+        lambda: auc_stderr(0.6, 0, 5),
+        lambda: examples_for_auc(0.5),
+        lambda: examples_for_auc(0.6, negatives_per_positive=0),
+        lambda: examples_for_auc(0.5 + 1e-7),
+        lambda: examples_for_auc_difference(0.6, 0.7, correlation=1.0),
+        lambda: examples_for_tpr_difference(0.2, 0.2),
+        lambda: examples_for_tpr_difference(0.2, 0.2 + 1e-9),
+        lambda: pairs_for_tpr_difference(0.7, 0.6),
+        lambda: pairs_for_tpr_difference(0.1, 0.1),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(call) -> None:
+    with pytest.raises(InvalidInput):
+        call()
