@@ -38,14 +38,17 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
 
 
 def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list[Examples]:
-    """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y`` by id."""
+    """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y`` by id.
+
+    The originals, where there are any, are the first group: what is beside them is compared with them.
+    """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
     images = picture.kind == "images"
     rows = rows.sort(picture.x) if images else rows.sort([picture.y, picture.x], descending=[True, False])
     parts = rows.partition_by(picture.series, as_dict=True) if picture.series else {(picture.title,): rows}
     value = (pl.col(picture.value) if picture.value else pl.lit(None)) if images else pl.col(picture.y)
     out = []
-    for (name,), part in parts.items() if images else sorted(parts.items()):
+    for (name,), part in sorted(parts.items(), key=lambda part: (str(part[0][0]) != "original", part[0])):
         best = part.unique(picture.x, keep="first", maintain_order=True).head(MOST)
         chosen = best.select(pl.col(picture.x).alias("example_id"), value.cast(pl.Float64).alias("y"))
         heading = f"{picture.series.replace('_', ' ')} {name}" if picture.series else picture.title

@@ -228,6 +228,7 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
     return AnalysisSection(
         name=spec.name,
         doc=spec.doc,
+        audit=spec.stage == "audits",
         charts=[(p, frames[p.table]) for p in spec.pictures if p.is_chart] if first.height else [],
         examples=[
             group for p in spec.pictures if not p.is_chart for group in examples_in(run.data, p, frames[p.table])

@@ -106,10 +106,12 @@ class AnalysisSection:
         examples: one group a picture of kind "examples".
         table: the first rows of its first table; ``num_rows`` says how many there are.
         reason: why it does not apply to this subject, or "".
+        audit: it is about what the model tells an attacker, and stands with the attacks.
     """
 
     name: str
     doc: str
+    audit: bool = False
     charts: Sequence[tuple[Picture, pl.DataFrame]] = ()
     examples: Sequence[Examples] = ()
     table: pl.DataFrame | None = None

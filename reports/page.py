@@ -21,7 +21,7 @@ from reports import plots, summary
 from reports.series import Curve, Histogram
 
 if TYPE_CHECKING:
-    from reports.audit import AuditReport, Examples
+    from reports.audit import AnalysisSection, AuditReport, Examples
 
 _THIN = "\u202f"
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!"}
@@ -45,21 +45,23 @@ def render(report: AuditReport, *, digest: str) -> str:
             for s in report.scores
         ],
         groups=[_group(e) for e in report.groups],
-        analyses=[
-            {
-                "section": a,
-                "charts": [_table_chart(p, rows) for p, rows in a.charts],
-                "groups": [_group(e) for e in a.examples],
-                "head": _head(a.table),
-            }
-            for a in report.analyses
-        ],
+        analyses=[_analysis(a) for a in report.analyses if not a.audit],
+        audits=[_analysis(a) for a in report.analyses if a.audit],
         unlearning=_unlearning(report),
         attacks=_attacks(report.attacks),
         rocs=[_roc(audited, curves, report.attacks) for audited, curves in report.curves.items() if curves],
         questions=open_questions(report),
         digest=digest,
     )
+
+
+def _analysis(section: AnalysisSection) -> dict[str, Any]:
+    return {
+        "section": section,
+        "charts": [_table_chart(p, rows) for p, rows in section.charts],
+        "groups": [_group(e) for e in section.examples],
+        "head": _head(section.table),
+    }
 
 
 def open_questions(report: AuditReport) -> list[tuple[str, str]]:

@@ -214,7 +214,7 @@ def dots_png(
 
 
 def table_png(picture: Picture, frame: pl.DataFrame, *, theme: Theme = "light") -> bytes:
-    """A table as its declaration asks: lines with bands, bars with whiskers, or dots by ``series``.
+    """A table as its declaration asks: lines with bands, bars or dots with whiskers, or all dots of one ``x`` in a row.
 
     Args:
         frame: rows of the picture's table; those that ``picture.where`` leaves out, or without a value, are not drawn.
@@ -222,12 +222,13 @@ def table_png(picture: Picture, frame: pl.DataFrame, *, theme: Theme = "light") 
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
     xlabel, ylabel = picture.x.replace("_", " "), picture.y.replace("_", " ")
-    if picture.kind == "dots" and rows.height:
+    whiskers = bool(picture.low and picture.high)
+    if picture.kind == "dots" and rows.height and not whiskers:
         groups = {
             str(name): part[picture.y].to_numpy() for (name,), part in rows.group_by(picture.x, maintain_order=True)
         }
         return dots_png(groups, title=picture.title, xlabel=ylabel, theme=theme)
-    bars = picture.kind == "bars"
+    bars = picture.kind in ("bars", "dots")  # one a row, names on the left
 
     def draw(axes: Axes) -> None:
         if rows.is_empty():
@@ -275,7 +276,10 @@ def _bars(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> Non
     names = [" ".join(str(row[c]) for c in filter(None, (picture.series, picture.x))) for row in rows.to_dicts()]
     values = rows[picture.y].to_numpy().astype(np.float64)
     place = np.arange(len(names))
-    axes.barh(place, values, color=_BAR[theme], height=0.7)
+    if picture.kind == "bars":
+        axes.barh(place, values, color=_BAR[theme], height=0.7)
+    else:
+        axes.plot(values, place, "o", color=_SERIES[theme][0], markersize=6)
     if picture.low and picture.high:
         low, high = (rows[c].to_numpy().astype(np.float64) for c in (picture.low, picture.high))
         whiskers = [np.maximum(values - low, 0), np.maximum(high - values, 0)]

@@ -31,7 +31,10 @@ SMALL = {
         {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
         {"name": "closed", "method": "closure", "config": {"split": "random"}},
     ],
-    "analyses": ["influence"],
+    "analyses": [
+        "influence",
+        {"name": "dropout_inversion", "config": {"num_examples": 2, "steps": 20, "dlg_steps": 5}},
+    ],
     "unlearning": {
         "split": "random",
         "methods": [{"name": "finetune", "config": {"epochs": 1}}],

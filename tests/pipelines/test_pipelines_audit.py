@@ -65,7 +65,11 @@ def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> Non
     facts = json.loads(store.load_bytes("small/reports/audit.json"))
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert facts["verdict"] in page.lower() and len(facts["scores"]) == 4
-    assert [a["name"] for a in facts["analyses"]] == ["influence"] and "influence" in page
+    assert [a["name"] for a in facts["analyses"]] == ["influence", "dropout_inversion"]
+    about_data, about_model = page.index("<h3>influence"), page.index("<h3>dropout_inversion")
+    assert about_data < page.index('id="attacks"') < about_model, "an audit stands with the attacks"
+    inversion = page[about_model:]
+    assert inversion.index("panel original") < inversion.index("panel dia"), "the originals come first"
 
 
 def test_trace_names_what_an_example_touched(audited_home: Path) -> None:

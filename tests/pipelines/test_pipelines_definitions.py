@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from contracts.errors import ConfigError, UnknownName
+from contracts.methods import analysis
 from contracts.subject import Subject
 from pipelines.build import request_partitions, request_tick, subject_definitions
 from pipelines.cli.audit import quick_plan
@@ -30,7 +31,9 @@ def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> No
     graph = _whole(plan).resolve_asset_graph()
     keys = {"/".join(k.path[1:]) for k in graph.get_all_asset_keys()}
     assert {"data/examples", "models/target", "audits/findings", "reports/audit"} <= keys
-    assert {f"scores/{c.name}" for c in plan.scores} | {f"analyses/{c.name}" for c in plan.analyses} <= keys
+    assert {f"scores/{c.name}" for c in plan.scores} | {
+        f"{analysis.get(c.name).spec.stage}/{c.name}" for c in plan.analyses
+    } <= keys
     assert ("request_reports/audit" in keys) == (plan.unlearning is not None)
     checks = {(k.asset_key.path[-1], k.name) for k in graph.asset_check_keys}
     assert all((c.name, "contract") in checks for c in plan.scores), "every table has its blocking check"

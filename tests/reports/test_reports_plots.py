@@ -182,6 +182,12 @@ def test_more_series_than_colours_still_differ() -> None:
     assert len({(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in axes.lines}) == 9
 
 
+def test_dots_with_bounds_are_one_a_row_with_whiskers() -> None:
+    axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, kind="dots"), ROWS.drop_nulls()))
+    assert axes.lines[0].get_xdata().tolist() == [0.5, 0.4] and axes.containers and not axes.patches
+    assert len(axes.get_yticklabels()) == 2
+
+
 def test_bars_of_a_table_carry_their_whiskers() -> None:
     axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS.drop_nulls()))
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.4]
