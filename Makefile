@@ -30,8 +30,8 @@ ui: $(RUNTIME) ## the Dagster UI on http://127.0.0.1:3000 (no log-in of its own:
 	@mkdir -p $(PALIMPSEST_HOME)
 	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev -m pipelines.definitions --host 127.0.0.1 $(ARGS)
 
-test: $(DEV) ## set up, then the default tests (minutes); ARGS are given to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## set up, then the default tests on all cores (minutes); ARGS are given to pytest
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(DEV) ## format, lint, layers, types
 	$(BIN)/ruff format --check .

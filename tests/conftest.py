@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,9 @@ os.environ.update(
 
 
 def _load_guard() -> ModuleType:
+    there = sys.modules.get("sitecustomize")  # a worker of a parallel run is a child process: it has the guard already
+    if there is not None and Path(str(there.__file__)).parent == GUARD:
+        return there
     spec = importlib.util.spec_from_file_location("network_guard", GUARD / "sitecustomize.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
