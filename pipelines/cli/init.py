@@ -96,7 +96,7 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
         "ensemble": {"num_models": 64, "block": 16} if train <= 5_000 else {"num_models": 20, "block": 10},
         "scores": ["el2n", "grand", "memorization", "knn_disagreement", "near_duplicates", "concept_attribution"],
-        "analyses": ["influence", "long_tail_report", "concepts"],
+        "analyses": ["influence", "long_tail_report", "concepts", "exposure"],
         "splits": [
             {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}
         ],
