@@ -82,4 +82,6 @@ def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
     if not shown:
         return None
     images = [e.images[i] for e, i in shown if e.images is not None]
-    return plots.grid_png(images, [e.heading.split(" ", 1)[-1][:14] for e, _ in shown], title=picture.title)  # type: ignore[arg-type]
+    captions = [e.heading.split(" ", 1)[-1][:22] for e, _ in shown]
+    widest = max(i for _, i in shown) + 1  # a row of the sheet is a group
+    return plots.grid_png(images, captions, columns=widest, title=picture.title)  # type: ignore[arg-type]
