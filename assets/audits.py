@@ -81,16 +81,7 @@ def _run_attack(
     logits = np.concatenate([part for _, part, _ in audited])[:, where]
     pool = ensemble.pool
     scores = attack.get(spec.name)(
-        Evidence(
-            example_id=ensemble.example_id[pool],
-            labels=ensemble.labels[pool],
-            target_logits=logits[:, pool],
-            reference_logits=ensemble.logits[:, pool],
-            keep=ensemble.keep[:, pool],
-            population_labels=ensemble.labels[~pool],
-            population_target_logits=logits[:, ~pool],
-            population_reference_logits=ensemble.logits[:, ~pool],
-        ),
+        Evidence.of_ensemble(ensemble, logits),
         config=config,
         seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31,
     )

@@ -29,6 +29,7 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
+from recipes.frames import frame_of
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.planted_poison import (
@@ -151,7 +152,7 @@ def backdoor_audit(
     """
     if data.task != "classification":
         raise NotApplicable(f"backdoors are wrong answers to a class; {data.name} is for {data.task}")
-    data = data.validate().subset(np.sort(data.example_id))
+    data = data.validate().by_id()
     if not (data.split == "test").any():
         raise DataError(f"{data.name} has no test example on which a backdoor could be seen")
     names = [*(m for m in config.methods if m not in ("none", "retrain")), "retrain"]
@@ -180,9 +181,7 @@ def backdoor_audit(
                     row |= {"num_identified": len(found), "num_attacked": 0, "status": "diverged"}
                 rows.append(row)
                 progress(len(rows) - repeat - 1, total, "backdoor audit")
-    types = {"int64": pl.Int64, "float64": pl.Float64, "str": pl.String}
-    schema = {c.name: types[c.dtype] for c in BACKDOOR.columns}
-    return {BACKDOOR.name: pl.DataFrame([{n: r.get(n) for n in schema} for r in rows], schema=schema)}
+    return {BACKDOOR.name: frame_of(BACKDOOR, rows, nan_to_null=False)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -39,6 +39,7 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.concepts import ConceptConfig, discover, named_members
 from recipes.embeddings import embeddings, last_linear
+from recipes.frames import frame_of
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 
@@ -161,7 +162,7 @@ def concept_leakage(
     """
     if data.task != "classification":
         raise NotApplicable(f"concepts explain classes; {data.name} is a {data.task} task")
-    data = data.validate().subset(np.sort(data.example_id))
+    data = data.validate().by_id()
     train, test = data.part("train"), data.part("test")
     forgotten = _classes(config, data.class_names)
     gone = np.isin(train.y, forgotten)
@@ -203,7 +204,10 @@ def concept_leakage(
             else:
                 row |= {"status": "diverged"}
             rows.append(row)
-    return {LEAKAGE.name: _frame(LEAKAGE, rows), HEAD_SWAP.name: _frame(HEAD_SWAP, swaps[::-1])}
+    return {
+        LEAKAGE.name: frame_of(LEAKAGE, rows, nan_to_null=False),
+        HEAD_SWAP.name: frame_of(HEAD_SWAP, swaps[::-1], nan_to_null=False),
+    }
 
 
 def _probe_sets(
@@ -264,9 +268,3 @@ def _swap(
             r, name = accuracy(logits[rows], test.y[rows], alpha=alpha), f"{head}_{part}_acc"
             row |= {name: r.value, f"{name}_lo": r.low, f"{name}_hi": r.high}
     return row
-
-
-def _frame(table: TableSpec, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    types = {"int64": pl.Int64, "float64": pl.Float64, "str": pl.String}
-    schema = {c.name: types[c.dtype] for c in table.columns}
-    return pl.DataFrame([{n: r.get(n) for n in schema} for r in rows], schema=schema)

@@ -32,6 +32,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
+from recipes.frames import frame_of
 from sources.example_set import ExampleSet
 
 METHODS = ("many_runs", "gaussian", "one_run")
@@ -125,10 +126,8 @@ def epsilon(
          "sentence": f"{num_right} of {num_guesses} guesses about {keep.shape[1]} canaries are right in one model. {_in_words(one, config)}"},
     ]  # fmt: skip
     progress(1, 1, "bounds on epsilon")
-    frame = pl.DataFrame(rows, schema_overrides={"canary": pl.Int64}).with_columns(
-        delta=pl.lit(config.delta), alpha=pl.lit(config.alpha)
-    )
-    return {"epsilon": frame.select(c.name for c in _EPSILON.columns)}
+    level = {"delta": config.delta, "alpha": config.alpha}
+    return {"epsilon": frame_of(_EPSILON, [row | level for row in rows], nan_to_null=False)}
 
 
 def _both_kinds(keep: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -32,8 +32,8 @@ from contracts.errors import DataError, NotApplicable, UnknownName
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
-from contracts.tables import TableSpec
 from recipes.explanations import Actions, Counterfactuals, cost, fit_logistic
+from recipes.frames import frame_of
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 
@@ -128,7 +128,7 @@ def recourse_audit(
         UnknownName: a class or feature that the data does not have.
     """
     favourable = _checked(data, config)
-    train, test = (part.subset(np.sort(part.example_id)) for part in (data.part("train"), data.part("test")))
+    train, test = (data.part(split).by_id() for split in ("train", "test"))
     actions = Actions.of(data, immutable=config.immutable, integer=config.integer)
     predict_logits(model, train)  # a model whose outputs are not finite is refused, naming the examples
     examples = fit_logistic(
@@ -281,7 +281,7 @@ def _summary(
                 "bound_gap": None if bound is None else float((bound - o.logits[0]).max()),
             }
         )  # fmt: skip
-    return _frame(SUMMARY, rows)
+    return frame_of(SUMMARY, rows, nan_to_null=False)
 
 
 def _counterfactuals(
@@ -324,7 +324,7 @@ def _audit(outcomes: list[_Outcome], query_id: NDArray[np.int64]) -> pl.DataFram
                 deletion=pl.lit(o.deletion), split=pl.lit(o.split),
             )
         )  # fmt: skip
-    return pl.concat([_frame(AUDIT, []), *(p.select([c.name for c in AUDIT.columns]) for p in parts)])
+    return pl.concat([frame_of(AUDIT, []), *(p.select([c.name for c in AUDIT.columns]) for p in parts)])
 
 
 def _influence(
@@ -341,13 +341,6 @@ def _influence(
             "a_over_n": value.ravel(),
         }
     ).filter(pl.col("a_over_n") < 0)
-
-
-_DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
-
-
-def _frame(table: TableSpec, rows: list[dict[str, object]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema={c.name: _DTYPES[c.dtype] for c in table.columns})
 
 
 def _forgotten(members: pl.DataFrame, name: str) -> NDArray[np.int64]:

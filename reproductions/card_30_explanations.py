@@ -201,5 +201,5 @@ def _world(seed: int) -> tuple[LogisticModel, np.ndarray]:
     data = load("sklearn", {"dataset": "breast_cancer", "test_fraction": 0.3}, seed=seed)
     train, test = data.part("train"), data.part("test")
     model = fit_logistic(train.inputs(slice(0, len(train))), train.y, train.example_id, c=0.01)
-    points = test.subset(np.sort(test.example_id)).inputs(slice(0, len(test))).astype(np.float64)
+    points = test.by_id().inputs(slice(0, len(test))).astype(np.float64)
     return model, points[model.logits(points) < 0][:QUERIES]

@@ -35,11 +35,11 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.embeddings import embeddings
 from recipes.ensemble import ReferenceEnsemble
+from recipes.frames import frame_of
 from scoring.memorization import Memorization, memorization_scores
 from scoring.near_duplicates import duplicate_groups
 from scoring.neighbours import METHODS, Ints, nearest, unit_vectors
 from scoring.pool import correctness, members
-from scoring.retraining import frame_of
 from sources.example_set import ExampleSet
 from sources.long_tail import frequency_prior_tau, zipf_prior
 

@@ -145,12 +145,13 @@ def _in_cells(
 
 def _labels_in(group: Ints, labels: NDArray[np.int64] | NDArray[np.float64]) -> Ints:
     """Different labels in the group of each example."""
-    _, code = np.unique(labels, return_inverse=True)
-    pairs = group * (int(code.max(initial=0)) + 1)
+    kinds, code = np.unique(labels, return_inverse=True)
+    num = max(len(kinds), 1)
+    pairs = group * num
     pairs += code
     pairs.sort()
     first = np.flatnonzero(np.diff(pairs, prepend=-1))
-    count: Ints = np.bincount(pairs[first] // (int(code.max(initial=0)) + 1), minlength=len(group))[group]
+    count: Ints = np.bincount(pairs[first] // num, minlength=len(group))[group]
     return count
 
 

@@ -33,7 +33,8 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
-from scoring.retraining import Seen, frame_of, mean_interval, scored, splits_by_id, test_error
+from recipes.frames import frame_of
+from scoring.retraining import Seen, mean_interval, scored, splits_by_id, test_error
 from sources.example_set import ExampleSet
 
 RULES = ("hardest", "offset", "stratified", "easiest", "random")

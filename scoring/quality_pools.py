@@ -33,7 +33,8 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
-from scoring.retraining import Seen, frame_of, scored, splits_by_id, test_error
+from recipes.frames import frame_of
+from scoring.retraining import Seen, scored, splits_by_id, test_error
 from scoring.scaling_fit import PoolCurve, PoolFit, PoolFits, fit_pool_laws
 from scoring.scaling_laws import Compat, Objective, best_pool, mixture_error
 from sources.example_set import ExampleSet

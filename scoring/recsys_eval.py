@@ -33,11 +33,12 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
+from recipes.frames import frame_of
 from recipes.models import Build, builder
 from recipes.recsys import BprConfig, bpr, num_steps
 from recipes.recsys_lists import Lists
 from recipes.recsys_topk import evaluate_topk
-from scoring.retraining import frame_of, mean_interval
+from scoring.retraining import mean_interval
 from sources.example_set import ExampleSet
 from sources.planted import plant_interactions, planted_interactions, without_planted
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,12 +11,10 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
-from contracts.tables import TableSpec
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 
 LEVEL = 0.90  # of the intervals over seeds
-_DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
 
 
 class Seen:
@@ -89,9 +85,3 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float | None, flo
         return mean, None, None
     half = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half
-
-
-def frame_of(spec: TableSpec, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """The rows in the columns and types that the table declares; NaN becomes null."""
-    frame = pl.DataFrame(rows, schema={c.name: _DTYPES[c.dtype] for c in spec.columns})
-    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))

@@ -45,7 +45,7 @@ from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
-from scoring.streaming import Moments, check, check_outputs
+from scoring.streaming import Moments, check, check_outputs, in_order_of
 from sources.example_set import ExampleSet
 
 _FORWARD = 1024  # examples a forward pass of the upper level
@@ -423,4 +423,4 @@ def worst_case_forget(
         pl.lit(first.budget, pl.Int64).alias("budget"),
         pl.lit(len(runs), pl.Int64).alias("num_starts"),
     )
-    return frame[np.argsort(np.argsort(data.example_id))]
+    return in_order_of(frame, data)

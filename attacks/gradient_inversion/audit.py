@@ -32,13 +32,14 @@ from attacks.gradient_inversion.dropout_inversion import dropout_inversion
 from attacks.gradient_inversion.engine import InversionConfig, Inverted
 from attacks.gradient_inversion.instrument import Instrumented
 from attacks.gradient_inversion.inverting_gradients import inverting_gradients
-from attacks.gradient_inversion.measures import frame_of, measured, originals, summarise
+from attacks.gradient_inversion.measures import measured, originals, summarise
 from attacks.gradient_inversion.tables import ATTACKS, DRAWN, IMAGES, PICTURES, ROWS, SUMMARY
 from attacks.gradient_inversion.well_informed import well_informed
 from contracts.errors import NotApplicable
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
+from recipes.frames import frame_of
 from sources.example_set import ExampleSet
 
 _COPIES = 8  # of the clients' gradients that are alive at once
@@ -141,7 +142,7 @@ def dropout_inversion_audit(
                     images.append(pictures)
     if nets[0][0].kinks:
         remarks.append("piecewise linear activations: second derivatives are 0 where they exist")
-    table = pl.concat(rows) if rows else frame_of(ROWS, {c.name: [] for c in ROWS.columns})
+    table = pl.concat(rows) if rows else frame_of(ROWS, [])
     return {
         ROWS.name: table,
         SUMMARY.name: summarise(table, origin=nets[0][0].origin, remarks=remarks, refused=refused),

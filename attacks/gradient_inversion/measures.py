@@ -23,25 +23,10 @@ from attacks.gradient_inversion.labels import right_labels
 from attacks.gradient_inversion.quality import in_order, matched, mse, psnr, ssim
 from attacks.gradient_inversion.tables import IMAGES, ROWS, SUMMARY, setting
 from attacks.statistics import clopper_pearson
-from contracts.tables import TableSpec
+from recipes.frames import frame_of
 from sources.example_set import ExampleSet
 
 ALPHA = 0.05
-_TYPES: dict[str, pl.DataType | type[pl.DataType]] = {
-    "int64": pl.Int64,
-    "float64": pl.Float64,
-    "bool": pl.Boolean,
-    "str": pl.String,
-    "floats": pl.List(pl.Float64),
-}
-
-
-def frame_of(spec: TableSpec, columns: dict[str, object]) -> pl.DataFrame:
-    """Columns in the declaration's order and types; NaN becomes null."""
-    schema = {c.name: _TYPES[c.dtype] for c in spec.columns}
-    return pl.DataFrame({name: columns[name] for name in schema}, schema=schema, nan_to_null=True).with_columns(
-        pl.col(pl.Float64).fill_nan(None)
-    )
 
 
 def measured(attack: str, part: Cohort, found: Inverted) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -133,7 +118,7 @@ def summarise(
         }
         for (a, p, b), why in refused.items()
     ]
-    return frame_of(SUMMARY, {c.name: [row[c.name] for row in out] for c in SUMMARY.columns})
+    return frame_of(SUMMARY, out)
 
 
 def median_interval(values: NDArray[np.float64], *, alpha: float = ALPHA) -> tuple[float, float] | None:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership import signals
 from contracts.errors import ConfigError, DataError, InvalidInput
+from recipes.ensemble import ReferenceEnsemble
 
 Float = NDArray[np.float64]
 Logits = NDArray[np.floating]
@@ -80,6 +82,32 @@ class Evidence:
                 raise DataError(
                     f"target_index must be ({self.num_targets},) with values in [-1, {self.num_references})"
                 )
+
+    @classmethod
+    def of_ensemble(
+        cls, ensemble: ReferenceEnsemble, target_logits: Logits, *, target_index: NDArray[np.int64] | None = None
+    ) -> Self:
+        """The pool's examples as candidates, the population's as points, the ensemble's models as references.
+
+        Args:
+            ensemble: M models on N examples.
+            target_logits: (T, N, K) of the audited models on the ensemble's examples, in its order; the ensemble's own logits
+                when its models are the audited ones.
+            target_index: see the class.
+        """
+        pool, own = ensemble.pool, target_logits is ensemble.logits
+        candidates, points = target_logits[:, pool], target_logits[:, ~pool]
+        return cls(
+            example_id=ensemble.example_id[pool],
+            labels=ensemble.labels[pool],
+            target_logits=candidates,
+            reference_logits=candidates if own else ensemble.logits[:, pool],
+            keep=ensemble.keep[:, pool],
+            population_labels=ensemble.labels[~pool],
+            population_target_logits=points,
+            population_reference_logits=points if own else ensemble.logits[:, ~pool],
+            target_index=target_index,
+        )
 
     def _check_logits(self, name: str, logits: Logits, labels: NDArray[np.int64], ndim: int | None) -> None:
         ndims = (3, 4) if ndim is None else (ndim,)

@@ -41,6 +41,7 @@ from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
 from contracts.verdicts import Finding, Verdict
 from recipes.ensemble import ReferenceEnsemble
+from recipes.frames import frame_of
 from sources.example_set import ExampleSet
 
 TARGET = "target"
@@ -273,24 +274,16 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble) -> Evide
         )
     if not (ensemble.pool[there] & (data.split[here] == "train")).any():
         raise DataError(f"no training example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
-    pool, population = (_by_id(ensemble, side) for side in (ensemble.pool, ~ensemble.pool))
-    logits, points = ensemble.logits[:, pool], ensemble.logits[:, population]
-    return Evidence(
-        example_id=ensemble.example_id[pool],
-        labels=ensemble.labels[pool],
-        target_logits=logits,
-        reference_logits=logits,
-        keep=ensemble.keep[:, pool],
-        population_labels=ensemble.labels[population],
-        population_target_logits=points,
-        population_reference_logits=points,
-        target_index=np.arange(ensemble.num_models),
+    order = np.argsort(ensemble.example_id)
+    ordered = ReferenceEnsemble(
+        example_id=ensemble.example_id[order],
+        pool=ensemble.pool[order],
+        labels=ensemble.labels[order],
+        keep=ensemble.keep[:, order],
+        logits=ensemble.logits[:, order],
+        config_digest=ensemble.config_digest,
     )
-
-
-def _by_id(ensemble: ReferenceEnsemble, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    at = np.flatnonzero(chosen)
-    return at[np.argsort(ensemble.example_id[at])]
+    return Evidence.of_ensemble(ordered, ordered.logits, target_index=np.arange(ensemble.num_models))
 
 
 def _averages(
@@ -307,14 +300,10 @@ def _named(rows: Sequence[pl.DataFrame], alpha: float) -> pl.DataFrame:
     small p-values would make room for a false one.
     """
     if not rows:
-        schema = {c.name: _POLARS[c.dtype] for c in _EXPOSURE.columns}
-        return pl.DataFrame(schema=schema)
+        return frame_of(_EXPOSURE, [])
     adjusted = [np.minimum(1.0, len(rows) * benjamini_hochberg(table["p_value"].to_numpy())) for table in rows]
     table = pl.concat([t.with_columns(p_adjusted=p) for t, p in zip(rows, adjusted, strict=True)])
     return table.with_columns(exposed=pl.col("p_adjusted") <= alpha)
-
-
-_POLARS = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
 
 
 def _summary(averages: Sequence[Mapping[str, object]], exposed: pl.DataFrame, num_examples: int) -> pl.DataFrame:

@@ -180,7 +180,7 @@ class _Plan:
 def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Plan:
     if data.task != "classification":
         raise NotApplicable(f"U-LiRA reads the log-odds of a label; {data.name} is for {data.task}")
-    data = data.validate().subset(np.sort(data.example_id))
+    data = data.validate().by_id()
     train = np.random.default_rng(derive_seed("targets", seed)).permutation(data.example_id[data.split == "train"])
     num_targets = min(config.targets, len(train) // 2)
     if num_targets < _FEWEST_TARGETS:

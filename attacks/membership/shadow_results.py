@@ -28,12 +28,12 @@ from attacks.membership.unlearning import (
 )
 from attacks.statistics import auc, benjamini_hochberg, clopper_pearson, holm
 from contracts.tables import TableSpec
+from recipes.frames import frame_of, schema_of
 
 Float = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 TOLERATED_AUC = 0.6  # of one example, for the stored column; a verdict goes by the plan's own max_auc
-_DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String}
 
 
 @dataclass(eq=False)
@@ -115,20 +115,17 @@ def tables_of(
                 }
         rows.append(row)
     return {
-        U_LIRA.name: _frame(U_LIRA, rows),
-        EXAMPLES.name: _frame(EXAMPLES, examples),
-        CANARIES.name: _frame(CANARIES, canaries),
+        U_LIRA.name: frame_of(U_LIRA, rows),
+        EXAMPLES.name: _stacked(EXAMPLES, examples),
+        CANARIES.name: _stacked(CANARIES, canaries),
     }
 
 
-def _frame(table: TableSpec, rows: list[Any]) -> pl.DataFrame:
-    """The columns as declared, NaN as null; rows are mappings or frames."""
-    schema = {c.name: _DTYPES[c.dtype] for c in table.columns}
-    if rows and isinstance(rows[0], pl.DataFrame):
-        frame: pl.DataFrame = pl.concat([r.select(pl.col(n).cast(d) for n, d in schema.items()) for r in rows])
-    else:
-        frame = pl.DataFrame([{n: r.get(n) for n in schema} for r in rows], schema=schema)
-    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
+def _stacked(table: TableSpec, parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """All parts in the columns as declared, NaN as null."""
+    chosen = [pl.col(name).cast(dtype) for name, dtype in schema_of(table).items()]
+    whole = pl.concat([frame_of(table, []), *(part.select(chosen) for part in parts)])
+    return whole.with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def _effects(
