@@ -6,6 +6,7 @@ runs and load nothing before they are called.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -117,21 +118,21 @@ def _early_at(run: Run) -> Callable[[int], Sequence[nn.Module]]:
 
 def _train_many(run: Run) -> Callable[..., Sequence[nn.Module]]:
     """``(ids of each training set, seeds, *, data) -> models`` of the subject's own recipe."""
-    from recipes import SupervisedConfig
     from recipes.stacked import StackedTrainer
 
-    config = recipe_config(run.subject)
+    config: Any = recipe_config(run.subject)
 
     def train_many(
         members: Sequence[Any], seeds: Sequence[int], *, data: ExampleSet | None = None
     ) -> Sequence[nn.Module]:
         data = data or run.data
-        if isinstance(config, SupervisedConfig):
+        if run.subject.recipe.name == "supervised":
             stacked = StackedTrainer(
                 build=model_builder(run.subject, data), config=config, device=device_of(run.subject)
             )
             rows = [data.positions(ids) for ids in members]
-            return stacked.train(data, members=rows, seeds=seeds, progress=run.progress)
+            with contextlib.suppress(NotApplicable):  # a network with BatchNorm cannot be stacked
+                return stacked.train(data, members=rows, seeds=seeds, progress=run.progress)
         train = trainer(run)
         return [train(data.subset(ids), seed) for ids, seed in zip(members, seeds, strict=True)]
 

@@ -45,7 +45,7 @@ def _stage(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], befo
         tables=(spec.table, schema.SCORE_RUNS),
         warnings=("gates",),
         kinds=frozenset({"torch", "duckdb"}),
-        trains=bool({"train", "unlearn", "early_at"} & set(spec.needs)),
+        trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: _score(run, spec, config, upstream),
     )
 
