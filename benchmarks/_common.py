@@ -1,14 +1,15 @@
-"""What the benchmarks share: a measured row and how it is told, paired timings, noise images, a process of its own."""
+"""What the benchmarks share: measured rows and how they are told, options, paired timings, noise images, a process of its own."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,14 +20,25 @@ SHAPE, CLASSES = (1, 28, 28), 10
 
 @dataclass(frozen=True)
 class Row:
+    """One figure beside its bound: at most it (``<=``), or at least (``>=``)."""
+
     model: str
     what: str
     measured: float
     bound: float
+    direction: Literal["<=", ">="] = "<="
 
     @property
     def passed(self) -> bool:
-        return self.measured <= self.bound
+        return self.measured <= self.bound if self.direction == "<=" else self.measured >= self.bound
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has: --seed and --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    return parser
 
 
 def paired_ratio(ours: Callable[[], object], plain: Callable[[], object], *, repeats: int) -> float:
@@ -44,13 +56,20 @@ def paired_ratio(ours: Callable[[], object], plain: Callable[[], object], *, rep
     return statistics.median(ratios)
 
 
-def tell(row: Row, *, as_json: bool) -> None:
-    """One line for people, or one JSON object."""
-    if as_json:
-        print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
-    else:
-        mark = "ok  " if row.passed else "MISS"
-        print(f"{mark} {row.model:30s} {row.what:30s} {row.measured:9.3g}  (<= {row.bound:g})", flush=True)
+def report(rows: Iterable[Row], *, as_json: bool) -> int:
+    """Tell every row as soon as it is measured, one line for people or one JSON object; 1 when one misses its bound, else 0."""
+    passed = True
+    for row in rows:
+        passed &= row.passed
+        if as_json:
+            print(json.dumps(asdict(row) | {"passed": row.passed}), flush=True)
+        else:
+            mark = "ok  " if row.passed else "MISS"
+            print(
+                f"{mark} {row.model:30s} {row.what:62s} {row.measured:9.3g}  ({row.direction} {row.bound:g})",
+                flush=True,
+            )
+    return 0 if passed else 1
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:

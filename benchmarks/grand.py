@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._common import CLASSES, SHAPE, Row, paired_ratio, tell
+from benchmarks._common import CLASSES, SHAPE, Row, options, paired_ratio, report
 from recipes.models import build
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
@@ -84,20 +85,18 @@ def _relative(measured: Tensor, exact: Tensor) -> Tensor:
     return (measured - exact).abs() / exact
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="pairs a model; small models take ten times as many")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    passed = True
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     for label, name, config, bound in MODELS:
-        repeats = options.repeats * (10 if name == "mlp" else 1)  # milliseconds a call
-        for row in measure(label, name, config, bound, repeats=repeats, seed=options.seed):
-            passed &= row.passed
-            tell(row, as_json=options.json)
-    return 0 if passed else 1
+        repeats = o.repeats * (10 if name == "mlp" else 1)  # milliseconds a call
+        yield from measure(label, name, config, bound, repeats=repeats, seed=o.seed)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="pairs a model; small models take ten times as many")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ Exit 1 when a bound is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks._common import in_child
+from benchmarks._common import Row, in_child, options, report
 from scoring.influence import high_influence_pairs, influence_matrix
 
 PEAK_BOUND_GIB, FOUND_BOUND, FALSE_BOUND, PLANTED = 2.0, 0.95, 0.1, 100
@@ -69,37 +69,27 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=60_000)
-    parser.add_argument("--test", type=int, default=10_000)
-    parser.add_argument("--models", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    o = parser.parse_args()
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     matrix = in_child(whole, o.train, o.test, o.models, o.seed)
+    size = f"{o.train:,} x {o.test:,}"
+    yield Row(size, "whole matrix in blocks: peak memory, GiB", matrix["peak_gib"], PEAK_BOUND_GIB)
     cut = in_child(pairs, o.train, o.test, o.models, o.seed)
-    rows = [
-        ("whole matrix in blocks: peak memory, GiB", matrix["peak_gib"], "<=", PEAK_BOUND_GIB),
-        ("pairs after the cut: peak memory, GiB", cut["peak_gib"], "<=", PEAK_BOUND_GIB),
-        ("planted pairs found", cut["found"], ">=", FOUND_BOUND),
-        ("false pairs among those kept", cut["false"], "<=", FALSE_BOUND),
-    ]
-    passed = True
-    for what, measured, direction, bound in rows:
-        met = measured <= bound if direction == "<=" else measured >= bound
-        passed &= met
-        if o.json:
-            print(
-                json.dumps({"what": what, "measured": measured, "direction": direction, "bound": bound, "passed": met})
-            )
-        else:
-            print(f"{'ok  ' if met else 'MISS'} {what:45s} {measured:9.3g}  ({direction} {bound:g})", flush=True)
+    yield Row(size, "pairs after the cut: peak memory, GiB", cut["peak_gib"], PEAK_BOUND_GIB)
+    yield Row(size, "planted pairs found", cut["found"], FOUND_BOUND, ">=")
+    yield Row(size, "false pairs among those kept", cut["false"], FALSE_BOUND)
     if not o.json:
         print(
             f"     matrix {matrix['wall_s']:.0f} s, pairs {cut['wall_s']:.0f} s; {cut['over']:.0f} pairs had infl >= 0.15 by chance"
         )
-    return 0 if passed else 1
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--train", type=int, default=60_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--models", type=int, default=200)
+    o = parser.parse_args()
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from attacks.gradient_inversion import (
     instrument_dropout,
     share,
 )
-from benchmarks._common import CLASSES, Row, paired_ratio, tell
+from benchmarks._common import CLASSES, Row, options, paired_ratio, report
 from contracts.digests import derive_seed
 from recipes.models import build
 from recipes.rng import generator
@@ -108,19 +109,17 @@ def measure(
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="pairs a model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    passed = True
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     for label, name, config, shape, bound in MODELS:
-        for row in measure(label, name, config, shape, bound, repeats=options.repeats, seed=options.seed):
-            passed &= row.passed
-            tell(row, as_json=options.json)
-    return 0 if passed else 1
+        yield from measure(label, name, config, shape, bound, repeats=o.repeats, seed=o.seed)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="pairs a model")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

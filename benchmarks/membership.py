@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
 from attacks.membership import Evidence, signals
-from benchmarks._common import Row, paired_ratio, tell
+from benchmarks._common import Row, options, paired_ratio, report
 from contracts.methods import attack
 
 LIMIT = 4.0
@@ -57,23 +58,22 @@ def ratio(given: Evidence, *names: str, repeats: int) -> float:
     return paired_ratio(attacks, lambda: signals.log_odds(given.target_logits, given.labels), repeats=repeats)
 
 
+def rows(o: argparse.Namespace) -> Iterator[Row]:
+    given = evidence(o.models, o.examples, o.classes, o.points, seed=o.seed)
+    for names in (("lira_online", "rmia_online"), ("lira_online",), ("rmia_online",), ("rmia_offline",)):
+        what = f"{' + '.join(names)} / log-odds"
+        yield Row(f"{o.models} targets", what, ratio(given, *names, repeats=o.repeats), LIMIT)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--models", type=int, default=64)
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--points", type=int, default=2_000)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    given = evidence(options.models, options.examples, options.classes, options.points, seed=options.seed)
-    rows = []
-    for names in (("lira_online", "rmia_online"), ("lira_online",), ("rmia_online",), ("rmia_offline",)):
-        what = f"{' + '.join(names)} / log-odds"
-        rows.append(Row(f"{options.models} targets", what, ratio(given, *names, repeats=options.repeats), LIMIT))
-        tell(rows[-1], as_json=options.json)
-    return 0 if all(row.passed for row in rows) else 1
+    o = parser.parse_args()
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

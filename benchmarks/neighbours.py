@@ -14,8 +14,6 @@ Exit 1 when a bound is missed, or when exact search and brute force disagree on 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
+from benchmarks._common import Row, options, report
 from scoring.cells import in_cells
 from scoring.neighbours import nearest, unit_vectors
 
@@ -49,8 +48,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def measure(num: int, seed: int) -> list[tuple[str, float, str, float]]:
-    """(what, measured, ">=" or "<=", bound)."""
+def measure(num: int, seed: int) -> list[Row]:
     points = points_of(num, seed)
     some = np.random.default_rng(seed).choice(num, min(KD_QUERIES, num), replace=False)
     nearest(points[:2000], k=K), NearestNeighbors(n_neighbors=K + 1, algorithm="brute").fit(points[:2000]).kneighbors()
@@ -72,38 +70,25 @@ def measure(num: int, seed: int) -> list[tuple[str, float, str, float]]:
         float((exact.position[:, :, None] == other[:, None, :]).any(2).mean()) for other in (hnsw.position, found)
     )
     apart = np.abs((1 - np.square(brute) / 2) - exact.similarity).max()
+    size = f"{num:,} x {DIM}"
     return [
-        ("similarities, exact against brute force: largest difference", float(apart), "<=", AGREE_BOUND),
-        ("scikit-learn brute force / exact", brute_s / exact_s, ">=", BRUTE_BOUND),
-        ("scikit-learn kd-tree (scaled from a sample) / exact", kd_s / exact_s, ">=", KD_BOUND),
-        ("scikit-learn brute force / HNSW", brute_s / hnsw_s, ">=", HNSW_BOUND),
-        ("recall of HNSW", recall, ">=", RECALL_BOUND),
-        ("scikit-learn brute force / cells", brute_s / cells_s, ">=", CELLS_BOUND),
-        ("recall of cells", recall_cells, ">=", CELLS_RECALL_BOUND),
+        Row(size, "similarities, exact against brute force: largest difference", float(apart), AGREE_BOUND, "<="),
+        Row(size, "scikit-learn brute force / exact", brute_s / exact_s, BRUTE_BOUND, ">="),
+        Row(size, "scikit-learn kd-tree (scaled from a sample) / exact", kd_s / exact_s, KD_BOUND, ">="),
+        Row(size, "scikit-learn brute force / HNSW", brute_s / hnsw_s, HNSW_BOUND, ">="),
+        Row(size, "recall of HNSW", recall, RECALL_BOUND, ">="),
+        Row(size, "scikit-learn brute force / cells", brute_s / cells_s, CELLS_BOUND, ">="),
+        Row(size, "recall of cells", recall_cells, CELLS_RECALL_BOUND, ">="),
     ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--num", type=int, default=60_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    passed = True
+    o = parser.parse_args()
     with threadpool_limits(1):
         faiss.omp_set_num_threads(1)
-        for what, measured, direction, bound in measure(options.num, options.seed):
-            met = measured >= bound if direction == ">=" else measured <= bound
-            passed &= met
-            if options.json:
-                print(
-                    json.dumps(
-                        {"what": what, "measured": measured, "direction": direction, "bound": bound, "passed": met}
-                    )
-                )
-            else:
-                print(f"{'ok  ' if met else 'MISS'} {what:62s} {measured:9.3g}  ({direction} {bound:g})", flush=True)
-    return 0 if passed else 1
+        return report(measure(o.num, o.seed), as_json=o.json)
 
 
 if __name__ == "__main__":

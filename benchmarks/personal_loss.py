@@ -15,11 +15,12 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from benchmarks._common import Row, tell
+from benchmarks._common import Row, options, report
 from recipes import BprConfig, Lists, build
 from recipes.recsys import train_epoch
 from sources import load
@@ -59,25 +60,23 @@ def measure(
     return statistics.median(ratios[2:])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="pairs of epochs; a fifth of them at the large size")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    passed = True
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     lists = {
-        size: Lists.of(load("synthetic_interactions", config, seed=options.seed).part("train"))
+        size: Lists.of(load("synthetic_interactions", config, seed=o.seed).part("train"))
         for size, config in SIZES.items()
     }
     for size, name, fields, loss, batch in RUNS:
-        repeats = options.repeats if size == "600 x 500" else max(3, options.repeats // 5)
-        ratio = measure(lists[size], name, fields, loss, batch, repeats=repeats, seed=options.seed)
-        row = Row(f"{size}, {name} {fields['dim']}, {loss}, batch {batch}", "PLD epoch / plain epoch", ratio, BOUND)
-        passed &= row.passed
-        tell(row, as_json=options.json)
-    return 0 if passed else 1
+        repeats = o.repeats if size == "600 x 500" else max(3, o.repeats // 5)
+        ratio = measure(lists[size], name, fields, loss, batch, repeats=repeats, seed=o.seed)
+        yield Row(f"{size}, {name} {fields['dim']}, {loss}, batch {batch}", "PLD epoch / plain epoch", ratio, BOUND)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of epochs; a fifth of them at the large size")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

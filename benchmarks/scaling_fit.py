@@ -15,14 +15,14 @@ Exit 1 when a bound is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from benchmarks._common import Row, options, report
 from scoring.scaling_fit import OFFICIAL_GRID, Grid, PoolCurve, fit_pool_laws
 from scoring.scaling_laws import PoolLaw
 
@@ -81,17 +81,12 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    curves = make_curves(options.seed)
+def rows(o: argparse.Namespace) -> Iterator[Row]:
+    curves = make_curves(o.seed)
     small = Grid(a=OFFICIAL_GRID.a, d=OFFICIAL_GRID.d, b=OFFICIAL_GRID.b[::5], tau=OFFICIAL_GRID.tau[::5])
     fit_pool_laws(curves, grid=small, bootstrap=0)
     ratios, whole, intervals = [], [], []
-    for _ in range(options.repeats):
+    for _ in range(o.repeats):
         ours, _ = timed(lambda: fit_pool_laws(curves, grid=small, bootstrap=0))
         plain, slow = timed(lambda: exhaustive(curves, small))
         ratios.append(plain / ours)
@@ -99,21 +94,20 @@ def main() -> int:
         intervals.append(timed(lambda: fit_pool_laws(curves, grid=OFFICIAL_GRID, bootstrap=200))[0])
     on_grid = fit_pool_laws(curves, grid=small, refine=False, bootstrap=0)
     found = [(law.a, law.b, law.tau, law.d) for law in on_grid.laws]
-    rows = [
-        ("plain exhaustive search / ours, refined", statistics.median(ratios), RATIO_BOUND, ">="),
-        ("largest relative difference of the grid's best point", float(np.abs(np.array(found) / slow[1] - 1).max()), 1e-9, "<="),  # type: ignore[index]
-        ("whole published grid, refined, CPU seconds", statistics.median(whole), SECONDS_BOUND, "<="),
-        ("the same with 200 bootstrap refits, CPU seconds", statistics.median(intervals), BOOTSTRAP_BOUND, "<="),
-    ]  # fmt: skip
-    passed = True
-    for what, measured, bound, sign in rows:
-        ok = measured >= bound if sign == ">=" else measured <= bound
-        passed &= ok
-        if options.json:
-            print(json.dumps({"what": what, "measured": measured, "bound": bound, "passed": ok}), flush=True)
-        else:
-            print(f"{'ok  ' if ok else 'MISS'} {what:55s} {measured:9.3g}  ({sign} {bound:g})", flush=True)
-    return 0 if passed else 1
+    apart = float(np.abs(np.array(found) / slow[1] - 1).max())  # type: ignore[index]
+    yield Row("4 pools", "plain exhaustive search / ours, refined", statistics.median(ratios), RATIO_BOUND, ">=")
+    yield Row("4 pools", "largest relative difference of the grid's best point", apart, 1e-9)
+    yield Row("4 pools", "whole published grid, refined, CPU seconds", statistics.median(whole), SECONDS_BOUND)
+    yield Row(
+        "4 pools", "the same with 200 bootstrap refits, CPU seconds", statistics.median(intervals), BOOTSTRAP_BOUND
+    )
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    o = parser.parse_args()
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import argparse
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 
 import scoring  # noqa: F401 - registers the scores
-from benchmarks._common import Row, in_child, tell
+from benchmarks._common import Row, in_child, options, report
 from contracts.methods import score
 from recipes.ensemble import ReferenceEnsemble
 from recipes.models import build
@@ -166,26 +167,23 @@ def working(name: str, folder: str, num: int, seed: int) -> int:
     return peak.stop() - given - int(frame.estimated_size())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=int, default=2_000_000)
-    parser.add_argument("--scores", nargs="+", default=[*SCORES, *NUMBERS])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    o = parser.parse_args()
-    passed = True
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.u8"
-        write(path, o.num, o.seed)
+        write(Path(folder) / "images.u8", o.num, o.seed)
         for name in o.scores:
             few, many = (in_child(working, name, folder, num, o.seed) for num in (o.num // 10, o.num))
             if name in NUMBERS:
-                row = Row(name, "bytes more an example", (many - few) / (o.num - o.num // 10), PER_EXAMPLE)
+                yield Row(name, "bytes more an example", (many - few) / (o.num - o.num // 10), PER_EXAMPLE)
             else:
-                row = Row(name, f"{few >> 20} -> {many >> 20} MiB", many / few, BOUND)
-            passed &= row.passed
-            tell(row, as_json=o.json)
-    return 0 if passed else 1
+                yield Row(name, f"{few >> 20} -> {many >> 20} MiB", many / few, BOUND)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--num", type=int, default=2_000_000)
+    parser.add_argument("--scores", nargs="+", default=[*SCORES, *NUMBERS])
+    o = parser.parse_args()
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

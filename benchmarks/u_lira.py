@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 
 from attacks.membership.shadow_audit import ShadowUnlearningConfig, shadow_unlearning_audit
 from attacks.shadow_verdicts import judge_shadow_unlearning
-from benchmarks._common import Row, tell
+from benchmarks._common import Row, options, report
 from contracts.methods import unlearner
 from contracts.subject import Thresholds
 from recipes import SupervisedConfig, supervised
@@ -61,21 +61,22 @@ def measure(runs: int, seed: int) -> tuple[float, float, dict[str, str]]:
     return seconds, one_by_one, {a: f.verdict.value for a, f in found if f.what.endswith("u_lira")}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    seconds, one_by_one, verdicts = measure(args.runs, args.seed)
-    row = Row("digits MLP 64-128-10", f"U-LiRA, {args.runs} runs (CPU s)", seconds, LIMIT)
-    tell(row, as_json=args.json)
+def rows(o: argparse.Namespace) -> Iterator[Row]:
+    seconds, one_by_one, verdicts = measure(o.runs, o.seed)
+    yield Row("digits MLP 64-128-10", f"U-LiRA, {o.runs} runs (CPU s)", seconds, LIMIT)
     right = verdicts["shadow/none"] == "fail" and verdicts["shadow/retrain"] == "pass"
-    if not args.json:
+    yield Row("digits MLP 64-128-10", "none fails and retrain passes", float(right), 1.0, ">=")
+    if not o.json:
         print(f"trainings one by one: about {one_by_one:.0f} s; {verdicts}")
-    return 0 if row.passed and right else 1
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

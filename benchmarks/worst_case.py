@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks._common import CLASSES, SHAPE, Row, images, paired_ratio, tell
+from benchmarks._common import CLASSES, SHAPE, Row, images, options, paired_ratio, report
 from recipes.models import build
 from scoring.worst_case_forget import WorstCaseForgetConfig, select_worst_case
 from sources.example_set import ExampleSet
@@ -66,20 +67,18 @@ def _images(seed: int) -> ExampleSet:
     return replace(images(NUM, SHAPE, seed), x=values, scale=np.ones(1, np.float32))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="pairs a model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    passed = True
+def rows(o: argparse.Namespace) -> Iterator[Row]:
     for label, name, config in MODELS:
         for group in ("example", "class"):
-            row = measure(label, name, config, group, repeats=options.repeats, seed=options.seed)
-            passed &= row.passed
-            tell(row, as_json=options.json)
-    return 0 if passed else 1
+            yield measure(label, name, config, group, repeats=o.repeats, seed=o.seed)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="pairs a model")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    return report(rows(o), as_json=o.json)
 
 
 if __name__ == "__main__":

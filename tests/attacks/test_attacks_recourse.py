@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from logistic_world import world
 from torch import nn
 
 from attacks.recourse_audit import RecourseAuditConfig, recourse_audit
@@ -30,21 +31,11 @@ from recipes.explanations import LogisticModel, fit_logistic, rocerf, wachter_co
 from sources import load
 from sources.example_set import ExampleSet
 
-
-def world(seed: int = 0, n: int = 60, d: int = 4, c: float = 0.1, q: int = 10) -> tuple[LogisticModel, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % 2
-    x = rng.normal(size=(n, d)) + 0.8 * (2 * y[:, None] - 1)
-    model = fit_logistic(x, y, rng.permutation(5 * n)[:n], c=c)
-    queries = rng.normal(size=(20 * q, d)) - 1.0
-    return model, queries[model.logits(queries) < 0][:q]
-
-
 # --- deletions ----------------------------------------------------------------------------------------------------
 
 
 def test_logits_after_a_deletion_are_those_of_a_model_fitted_to_the_rest():
-    model, x = world()
+    model, x = world(q=10)
     x_cf = wachter_counterfactual(model, x).x
     removed = random_deletions(model, k=5, draws=4, seed=3)
     assert (removed.sum(axis=1) == 5).all() and len(np.unique(removed, axis=0)) == 4
@@ -59,7 +50,7 @@ def test_logits_after_a_deletion_are_those_of_a_model_fitted_to_the_rest():
 
 
 def test_the_worst_deletion_is_the_partial_sort_and_the_best_search_is_the_worst():
-    model, x = world(c=1.0)
+    model, x = world(c=1.0, q=10)
     x_cf = wachter_counterfactual(model, x).x
     assert np.array_equal(worst_case_deletion(model, x_cf, k=4), worst_logit(model, x_cf, k=4)[1])
     after = {
@@ -75,7 +66,7 @@ def test_the_worst_deletion_is_the_partial_sort_and_the_best_search_is_the_worst
 
 
 def test_two_deletions_break_every_plain_explanation_and_no_robust_one():
-    model, x = world(n=200, c=0.02)
+    model, x = world(n=200, c=0.02, q=10)
     for k in (2, 10):
         plain = wachter_counterfactual(model, x).x
         robust = rocerf(model, x, k=k, influence="retrain", search="exchange").x
@@ -110,7 +101,7 @@ def test_greedy_takes_what_breaks_most_and_stops_when_nothing_helps():
 
 
 def test_broken_explanations_are_named():
-    model, x = world(n=40, c=0.5)
+    model, x = world(n=40, c=0.5, q=10)
     x_cf = wachter_counterfactual(model, x).x
     issued = pl.DataFrame({"query_id": np.arange(len(x)) + 7, "x_cf": x_cf.tolist()})
     removed = greedy_deletion(model, x_cf, k=4)
