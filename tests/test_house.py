@@ -214,7 +214,9 @@ def test_the_continuous_check_can_be_run():
 
 
 def test_make_help_lists_every_target():
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets is not None
     assert set(targets[1].split()) == {line.split()[1] for line in done.stdout.splitlines()}
