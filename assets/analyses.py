@@ -26,11 +26,15 @@ def analyses(
     subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
 ) -> dict[str, Stage]:
     """``[subject, analyses | audits, <name>]`` for every analysis the subject lists."""
-    return {choice.name: _stage(subject, choice, upstream, scores, splits) for choice in subject.analyses}
+    made: dict[str, Stage] = {}
+    for choice in subject.analyses:  # an analysis may read those listed before it
+        made[choice.name] = _stage(subject, choice, upstream, scores, splits, made)
+    return made
 
 
 def _stage(
-    subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+    subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scores: Mapping[str, Stage],
+    splits: Mapping[str, Stage], before: Mapping[str, Stage],
 ) -> Stage:  # fmt: skip
     spec = analysis.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
@@ -40,7 +44,7 @@ def _stage(
         doc=f"{spec.doc} {spec.source}",
         config={"analysis": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
-        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=splits),
+        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=splits, analyses=before),
         tables=spec.tables,
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),
@@ -78,10 +82,9 @@ def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
     if picture.is_chart:
         return plots.table_png(picture, frame)
     groups = examples_in(run.data, picture, frame) if is_picture(run.data.input_shape) else []
-    shown = [(e, i) for e in groups for i in range(min(len(e.example_id), 8))][:64]
-    if not shown:
+    images = [image for e in groups if e.images is not None for image in e.images]
+    if not images:
         return None
-    images = [e.images[i] for e, i in shown if e.images is not None]
-    captions = [e.heading.split(" ", 1)[-1][:22] for e, _ in shown]
-    widest = max(i for _, i in shown) + 1  # a row of the sheet is a group
-    return plots.grid_png(images, captions, columns=widest, title=picture.title)  # type: ignore[arg-type]
+    captions = [e.heading.split(" ", 1)[-1][:22] for e in groups for _ in e.example_id]
+    lengths = [len(e.example_id) for e in groups]  # a row of the sheet is a group, unless each has one example
+    return plots.grid_png(images, captions, lengths=lengths if max(lengths) > 1 else (), title=picture.title)  # type: ignore[arg-type]

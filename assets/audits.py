@@ -14,12 +14,13 @@ import numpy as np
 import polars as pl
 
 from assets import models
-from assets.stage import Output, Run, Stage, labels_of, top_rows
+from assets.stage import Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.methods import AttackSpec, analysis, attack
 from contracts.subject import Choice, Subject, Thresholds
+from contracts.tables import TableSpec
 from contracts.verdicts import Finding, Verdict
 from reports import plots
 
@@ -253,13 +254,17 @@ def _findings(
             {"audited": audited, **{c: getattr(f, c) for c in FINDING_COLUMNS}, "verdict": f.verdict.value}
             for audited, f in found
         ],
-        schema_overrides={c: pl.Float64 for c in FINDING_COLUMNS[3:]},
-        infer_schema_length=None,
+        schema={
+            "audited": pl.String,
+            **{c: pl.Float64 if c in FINDING_COLUMNS[3:] else pl.String for c in FINDING_COLUMNS},
+        },
     )
     tables = [
         (schema.FINDINGS, frame.filter(pl.col("audited") == audited), {"audited": audited})
         for audited in frame["audited"].unique(maintain_order=True)
     ]
+    if not run.stage.per_request:
+        tables += _retired(run, scores)
     counts = frame.group_by("verdict").len().sort("verdict")
     return Output(
         tables=tables,
@@ -268,6 +273,13 @@ def _findings(
             "findings": frame.select("audited", "what", "verdict", "sentence").to_dicts(),
         },
     )
+
+
+def _retired(run: Run, scores: Mapping[str, Stage]) -> list[tuple[TableSpec, pl.DataFrame, Partition]]:
+    """Scores that the plan listed once are no longer current: the model or the data may have changed since."""
+    others = run.read(schema.SCORE_RUNS).filter(pl.col("passed") & ~pl.col("score").is_in(list(scores)))
+    refused = others.with_columns(passed=pl.lit(False), reason=pl.lit("The plan no longer lists this score."))
+    return [(schema.SCORE_RUNS, row, {"score": row["score"][0]}) for row in refused.iter_slices(1)]
 
 
 def _judge_score(row: Mapping[str, Any]) -> Finding:

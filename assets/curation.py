@@ -33,10 +33,11 @@ def _stage(
         subject=subject,
         path=("curation", split.name),
         doc=f"{spec.doc} Roles: {', '.join(spec.roles)}.",
-        config={"method": split.method, "config": config, "seed": subject.seed},
+        config={"method": split.method, "config": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
         deps=needs.stages_of(spec, config, upstream, scores=scores, splits=before),
         tables=(schema.MEMBERS, schema.DATASETS),
+        trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: curate(run, split.name, split.method, config, upstream),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from reports import Examples
 from reports.plots import is_picture
 from sources import ExampleSet
 
-MOST = 8
+MOST, SHEET = 8, 64  # examples of a group, and on a sheet of them
 
 
 def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str) -> Examples:
@@ -40,16 +41,20 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
 def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list[Examples]:
     """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y`` by id.
 
-    The originals, where there are any, are the first group: what is beside them is compared with them.
+    The originals, where there are any, are the first group: what is beside them is compared with them. Names that end in
+    numbers are in the order of these. All groups get equal shares of a sheet, at least one example; of more groups than
+    a sheet has places, those with the best examples are kept.
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
     images = picture.kind == "images"
     rows = rows.sort(picture.x) if images else rows.sort([picture.y, picture.x], descending=[True, False])
     parts = rows.partition_by(picture.series, as_dict=True) if picture.series else {(picture.title,): rows}
+    shown = list(parts.items())[:SHEET]
+    share = min(MOST, SHEET // max(len(shown), 1))
     value = (pl.col(picture.value) if picture.value else pl.lit(None)) if images else pl.col(picture.y)
     out = []
-    for (name,), part in sorted(parts.items(), key=lambda part: (str(part[0][0]) != "original", part[0])):
-        best = part.unique(picture.x, keep="first", maintain_order=True).head(MOST)
+    for (name,), part in sorted(shown, key=lambda part: (part[0][0] != "original", _in_order(part[0][0]))):
+        best = part.unique(picture.x, keep="first", maintain_order=True).head(share)
         chosen = best.select(pl.col(picture.x).alias("example_id"), value.cast(pl.Float64).alias("y"))
         heading = f"{picture.series.replace('_', ' ')} {name}" if picture.series else picture.title
         found = examples_of(data, chosen, "y", heading)
@@ -58,6 +63,13 @@ def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list
             found = dataclasses.replace(found, images=_in_range(drawn, data, chosen["example_id"].to_numpy()))
         out.append(found)
     return out
+
+
+def _in_order(name: object) -> object:
+    """What a name is sorted by: the digits in a text are numbers, so that c_10 follows c_9."""
+    if not isinstance(name, str):
+        return name
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def _in_range(drawn: np.ndarray, data: ExampleSet, ids: np.ndarray) -> np.ndarray:

@@ -15,7 +15,9 @@ from contracts.errors import NotApplicable
 from contracts.methods import recipe
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config
+from recipes.schedule import num_epochs
 from reports import plots
+from warehouse import empty
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,8 +88,10 @@ def checkpoint_row(
     run: Run, artifact: str, role: str, seed: int, model: nn.Module, logits: np.ndarray | None, wall_s: float
 ) -> dict[str, Any]:
     """One row of models.checkpoints; accuracies from the logits on every example where there are any."""
+    config: Any = recipe_config(run.subject)
     row: dict[str, Any] = {
-        "artifact_id": artifact, "role": role, "seed": seed, "epochs": int(getattr(recipe_config(run.subject), "epochs", 0)),
+        "artifact_id": artifact, "role": role, "seed": seed,
+        "epochs": num_epochs(len(run.train), config) if hasattr(config, "steps") else getattr(config, "epochs", 0),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "train_loss_nats": None, "train_acc": None, "test_acc": None, "wall_s": wall_s,
     }  # fmt: skip
@@ -121,6 +125,7 @@ def early(subject: Subject, examples: Stage) -> Stage:
         config={**training(subject), "early": subject.early},
         deps=(examples,),
         tables=(schema.CHECKPOINTS,),
+        warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         trains=True,
         work=_early,
@@ -137,15 +142,19 @@ def _early(run: Run) -> Output:
     subject = run.subject
     seeds = early_seeds(subject)
     started = time.perf_counter()
-    models = early_models(
-        model_builder(subject, run.data),
-        run.train,
-        config=recipe_config(subject),
-        seeds=seeds,
-        epoch=subject.early.epoch,
-        device=device_of(subject),
-        progress=run.progress,
-    )
+    try:
+        models = early_models(
+            model_builder(subject, run.data),
+            run.train,
+            config=recipe_config(subject),
+            seeds=seeds,
+            epoch=subject.early.epoch,
+            device=device_of(subject),
+            progress=run.progress,
+        )
+    except NotApplicable as error:
+        none = (schema.CHECKPOINTS, empty(schema.CHECKPOINTS), {"role": "early"})
+        return Output(tables=[none], warnings={APPLIES: str(error)})
     wall_s = (time.perf_counter() - started) / len(seeds)
     artifacts = [
         run.save(to_arrays(model), {"role": "early", "seed": seed, "epoch": subject.early.epoch}, f"seed{r}")
@@ -160,10 +169,17 @@ def _early(run: Run) -> Output:
         artifacts=artifacts,
         members=run.train.example_id,
         metadata={"models": len(models), "epoch": subject.early.epoch},
+        warnings={APPLIES: ""},
     )
 
 
 def load_early(run: Run, stage: Stage) -> list[nn.Module]:
+    """The stored early models.
+
+    Raises:
+        NotApplicable: there are none for this subject, and why.
+    """
+    _refuse_missing(run, stage)
     return [load_model(run, stage, f"seed{r}") for r in range(run.subject.early.seeds)]
 
 
@@ -236,7 +252,12 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
     """
     from recipes import ReferenceEnsemble
 
+    _refuse_missing(run, stage)
+    return ReferenceEnsemble.from_arrays(*run.load(stage))
+
+
+def _refuse_missing(run: Run, stage: Stage) -> None:
+    """Raise :class:`NotApplicable` with the reason for which a stage has made no models."""
     reason = run.warehouse.last_complete(stage.asset(run.request))["warnings"].get(APPLIES)
     if reason:
         raise NotApplicable(reason)
-    return ReferenceEnsemble.from_arrays(*run.load(stage))

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from assets import models
-from assets.stage import Run, Stage
+from assets.stage import APPLIES, Run, Stage
 from contracts import schema
-from contracts.errors import NotApplicable, UnknownName
+from contracts.errors import ConfigError, NotApplicable, UnknownName
 from contracts.methods import MethodSpec, recipe, unlearner
+from contracts.params import Config
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from sources import ExampleSet
@@ -33,20 +36,27 @@ TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
 
 
 def stages_of(
-    spec: MethodSpec, config: Any, upstream: Mapping[str, Stage], *, scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+    spec: MethodSpec, config: Any, upstream: Mapping[str, Stage], *, scores: Mapping[str, Stage],
+    splits: Mapping[str, Stage], analyses: Mapping[str, Stage] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:  # fmt: skip
     """The stages a method reads, the examples first.
 
     Args:
-        config: the method's; its fields ``score`` or ``scores`` (``split`` or ``splits``) name the stored ones it reads.
+        config: the method's; its fields ``score`` or ``scores`` (``split`` or ``splits``) name the stored ones it reads,
+            ``unlearner`` or ``methods`` the unlearners it runs.
 
     Raises:
-        UnknownName: it names a score or a split that the subject does not list.
+        UnknownName: it names a score or a split that the subject does not list, or reads an analysis that it does not, or
+            an unlearner that is not registered.
     """
     wanted = [upstream["examples"], *(upstream[STANDS_ON[need]] for need in spec.needs if need in STANDS_ON)]
     for kind, stages in (("score", scores), ("split", splits)):
         if f"{kind}s" in spec.needs:
             wanted += [_named(kind, name, stages, spec.name) for name in names_in(config, kind)]
+    wanted += [_named("analysis", name, analyses, spec.name) for name in getattr(spec, "reads", ())]
+    if _UNLEARNING & set(spec.needs):
+        for name in (*names_in(config, "unlearner"), *names_in(config, "method")):
+            unlearner.get(name)
     return tuple(dict.fromkeys(wanted))
 
 
@@ -63,14 +73,16 @@ def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
 
 
 def names_in(config: Any, kind: str) -> Sequence[str]:
-    """The names that a configuration gives in its field ``score`` or ``scores`` (``split`` or ``splits``)."""
+    """The names that a configuration, or one inside it, gives in its field ``score`` or ``scores`` (``split`` or ``splits``)."""
     one, many = getattr(config, kind, ""), getattr(config, f"{kind}s", ())
-    return [name for name in (one, *many) if isinstance(name, str) and name]
+    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    inside = [name for part in parts if isinstance(part, Config) for name in names_in(part, kind)]
+    return [name for name in (one, *many, *inside) if isinstance(name, str) and name]
 
 
 def _named(kind: str, name: str, stages: Mapping[str, Stage], method: str) -> Stage:
     if name not in stages:
-        raise UnknownName(f"{method} reads a {kind} that the subject does not list: {kind}", name, stages)
+        raise UnknownName(f"{method} reads a {kind} that the plan does not list before it: {kind}", name, stages)
     return stages[name]
 
 
@@ -86,13 +98,21 @@ def refuse_task(run: Run, spec: MethodSpec, kind: str) -> None:
 
 
 def trainer(run: Run) -> Callable[..., nn.Module]:
-    """``(data, seed, *, effort, observe) -> model``: the subject's own recipe from a fresh initialisation."""
+    """``(data, seed, *, effort, steps, observe) -> model``: the subject's own recipe from a fresh initialisation."""
     method, config = recipe.get(run.subject.recipe.name), recipe_config(run.subject)
     build, device = model_builder(run.subject, run.data), device_of(run.subject)
 
-    def train(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
+    def train(
+        data: ExampleSet, seed: int, *, effort: float = 1.0, steps: int | None = None, observe: Any = None
+    ) -> nn.Module:
         plan: Any = config
-        if effort != 1.0:
+        if steps is not None:
+            if effort != 1.0:
+                raise ConfigError(f"a training of {steps} steps has no effort = {effort:g}: give one of them")
+            if not hasattr(config, "steps"):
+                raise NotApplicable(f"recipe {method.spec.name} cannot be told to train for {steps} steps.")
+            plan = dataclasses.replace(plan, steps=steps)
+        elif effort != 1.0:
             if not hasattr(config, "epochs"):
                 raise NotApplicable(f"recipe {method.spec.name} has no epochs to multiply by {effort:g}.")
             plan = dataclasses.replace(plan, epochs=max(1, round(plan.epochs * effort)))
@@ -104,13 +124,14 @@ def trainer(run: Run) -> Callable[..., nn.Module]:
     return train
 
 
-def _early_at(run: Run) -> Callable[[int], Sequence[nn.Module]]:
-    from recipes import early_models
+def _early_at(run: Run) -> Callable[[Sequence[int]], Mapping[int, Sequence[nn.Module]]]:
+    """``epochs -> {epoch: models}`` of one run."""
+    from recipes import early_snapshots
 
-    def at(epoch: int) -> Sequence[nn.Module]:
-        return early_models(
+    def at(epochs: Sequence[int]) -> Mapping[int, Sequence[nn.Module]]:
+        return early_snapshots(
             model_builder(run.subject, run.data), run.train, config=recipe_config(run.subject),  # type: ignore[arg-type]
-            seeds=models.early_seeds(run.subject), epoch=epoch, device=device_of(run.subject), progress=run.progress,
+            seeds=models.early_seeds(run.subject), epochs=epochs, device=device_of(run.subject), progress=run.progress,
         )  # fmt: skip
 
     return at
@@ -139,15 +160,25 @@ def _train_many(run: Run) -> Callable[..., Sequence[nn.Module]]:
     return train_many
 
 
-def _unlearn(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., nn.Module]:
-    unlearn_from = _unlearn_from(run, upstream)
+@dataclass(frozen=True)
+class _Unlearn:
+    """``(name, *, retain, forget, seed) -> model``: the audited model after a registered unlearner."""
 
-    def unlearn(name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        return unlearn_from(  # type: ignore[no-any-return]
-            models.load_model(run, upstream["target"]), name, retain=retain, forget=forget, seed=seed
-        )
+    run: Run
+    upstream: Mapping[str, Stage]
 
-    return unlearn
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of the subject's plan; without one, all that are defined for its task."""
+        plan = self.run.subject.unlearning
+        if plan is None:
+            return tuple(m.spec.name for m in unlearner if self.run.data.task in m.spec.tasks)
+        return tuple(choice.name for choice in plan.methods)
+
+    def __call__(self, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        model = models.load_model(self.run, self.upstream["target"])
+        unlearn_from = _unlearn_from(self.run, self.upstream)
+        return unlearn_from(model, name, retain=retain, forget=forget, seed=seed)  # type: ignore[no-any-return]
 
 
 def _unlearn_from(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., Any]:
@@ -172,6 +203,28 @@ def _evaluate() -> Callable[..., dict[str, float]]:
     return evaluate
 
 
+def _table(run: Run, name: str) -> pl.DataFrame:
+    """A table of an analysis that the stage reads.
+
+    Raises:
+        UnknownName: none of them has it.
+        NotApplicable: that analysis does not apply, and why.
+    """
+    of = {
+        table.name: (dep, table)
+        for dep in run.stage.deps
+        if dep.path[0] in ("analyses", "audits")
+        for table in dep.tables
+    }
+    if name not in of:
+        raise UnknownName("table", name, of)
+    dep, table = of[name]
+    reason = run.warehouse.last_complete(dep.asset(run.request))["warnings"].get(APPLIES)
+    if reason:
+        raise NotApplicable(reason)
+    return run.read(table)
+
+
 def _split(run: Run, name: str) -> pl.DataFrame:
     return run.read(schema.MEMBERS, {"dataset_id": name}).select("example_id", "role")
 
@@ -183,10 +236,11 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
     "train": lambda run, up: trainer(run),
     "train_many": lambda run, up: _train_many(run),
-    "unlearn": _unlearn,
+    "unlearn": _Unlearn,
     "unlearn_from": _unlearn_from,
     "evaluate": lambda run, up: _evaluate(),
     "scores": lambda run, up: run.stored_score,
     "splits": lambda run, up: lambda name: _split(run, name),
     "select_where": lambda run, up: run.select_where,
+    "tables": lambda run, up: lambda name: _table(run, name),
 }

@@ -15,6 +15,7 @@ from polars import selectors as cs
 
 from assets.audits import TARGET
 from assets.examples import examples_in, examples_of
+from assets.requests import GROUPS as CLOSURE
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
@@ -57,7 +58,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=3,
+        version=4,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -121,7 +122,7 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyse
         findings=run.read(schema.FINDINGS).filter(mine),
         audited=_audited(run),
         scores=[_score_section(run, name) for name in scores],
-        groups=_disagreement(run, scores),
+        groups=_compared(run, scores),
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
         unlearning=run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None,
         attacks=attacks,
@@ -239,23 +240,39 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
     )
 
 
-def _disagreement(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
-    """Examples in the top 5% of several scores (mislabelled, rare, memorised, duplicated), and those they disagree on."""
-    if len(scores) < 2:
-        return []
-    agreed = _ask(run, "agreement", at_least=2).with_columns(
-        value=pl.col("num_high").cast(pl.Float64), note=pl.col("high").list.join(", ")
-    )
-    disputed = _ask(run, "noisiest").with_columns(
-        value=pl.col("spread"), note=pl.format("{} high, {} low", "highest", "lowest")
-    )
+def _compared(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
+    """What several scores call noisy, hard, memorised or duplicate, what they disagree on, and near duplicates side by side."""
+    asked: list[tuple[str, pl.DataFrame]] = []
+    if len(scores) > 1:
+        called = _ask(run, "agreement", at_least=2).with_columns(
+            value=pl.col("num_high").cast(pl.Float64),
+            note=pl.format("{}: {}", pl.col("says").list.join(", "), pl.col("high").list.join(", ")),
+        )
+        disputed = _ask(run, "noisiest").with_columns(
+            value=pl.col("spread"), note=pl.format("{} high, {} low", "highest", "lowest")
+        )
+        asked += [
+            ("Called noisy, hard, memorised or duplicate by several scores (how many)", called),
+            ("Scores disagree (difference of places, 0 to 1)", disputed),
+        ]
+    if CLOSURE in scores:
+        asked.append(("Near duplicates side by side (similarity to the nearest)", _twins(run)))
     return [
         dataclasses.replace(examples_of(run.data, frame, "value", heading), note=frame["note"].to_list())
-        for frame, heading in (
-            (agreed, "In the top 5% of several scores (how many)"),
-            (disputed, "Scores disagree (difference of places, 0 to 1)"),
-        )
+        for heading, frame in asked
+        if frame.height
     ]
+
+
+def _twins(run: Run) -> pl.DataFrame:
+    """Groups that the model does not tell apart, those with conflicting labels first, then the most alike."""
+    conflict = pl.when(pl.col("group_labels") > 1).then(pl.lit(", labels conflict")).otherwise(pl.lit(""))
+    found = run.read(score.get(CLOSURE).spec.table).filter(pl.col("group_size") > 1)
+    closest = pl.col("similarity").max().over("group_id")
+    order = [pl.col("group_labels") == 1, -closest, "group_id", "example_id"]
+    return found.sort(order).head(SHOWN).select(
+        "example_id", value="similarity", note=pl.format("group {} of {}{}", "group_id", "group_size", conflict)
+    )  # fmt: skip
 
 
 def _ask(run: Run, name: str, **params: Any) -> pl.DataFrame:

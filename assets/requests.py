@@ -93,5 +93,9 @@ def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]
         "ids": ("by_ids", {"ids": list(request.ids)}),
         "class": ("by_class", {"class_name": request.class_name}),
         "where": ("by_predicate", {"where": request.where}),
-        "score": ("top_score", {"score": request.score, "fraction": request.fraction}),
+        "score": ("top_score", {"score": request.score, "end": request.end, **_how_many(request)}),
     }[request.selector]
+
+
+def _how_many(request: ForgetRequest) -> dict[str, object]:
+    return {"count": request.count} if request.count else {"fraction": request.fraction}

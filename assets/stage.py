@@ -22,7 +22,7 @@ import polars as pl
 
 from assets.workspace import Workspace
 from contracts.digests import digest, plain
-from contracts.errors import NotReady
+from contracts.errors import NotReady, UnknownName
 from contracts.methods import ScoreSpec
 from contracts.progress import Progress
 from contracts.stores import CheckpointStore
@@ -157,17 +157,21 @@ class Run:
         """(example_id, value) of a current score that met its gates; ``<score>.<column>`` for another of its columns.
 
         Raises:
-            UnknownName: no such score or column; lists the known.
+            UnknownName: the plan lists no such score, or it has no such column; lists the known.
             NotReady: it was never computed, missed its gates, or is stale: it would come out anew.
         """
-        base = name.partition(".")[0]
-        for dep in self.stage.deps:
-            if dep.path == ("scores", base) and self.warehouse.last_complete(dep.asset(None)) and not self._fresh(dep):
-                raise NotReady(
-                    f"score {base} of {self.subject.subject} is stale: the plan, the data or the code changed since it was "
-                    f"computed; run: palimpsest audit {self.subject.subject}"
-                )
-        return self.warehouse.latest_score(self.subject.subject, name)  # type: ignore[no-any-return]
+        base, subject = name.partition(".")[0], self.subject.subject
+        planned = {dep.path[1]: dep for dep in self.stage.deps if dep.path[0] == "scores"}
+        if base not in planned:
+            raise UnknownName(f"score of {subject}'s plan", base, planned)
+        dep = planned[base]
+        if self.warehouse.last_complete(dep.asset(None)) and not self._fresh(dep):
+            fresh = ", ".join(sorted(name for name, stage in planned.items() if self._fresh(stage))) or "(none)"
+            raise NotReady(
+                f"score {base} of {subject} is stale: the plan, the data or the code changed since it was computed; "
+                f"current scores: {fresh}; to bring all up to date run: palimpsest audit {subject}"
+            )
+        return self.warehouse.latest_score(subject, name)  # type: ignore[no-any-return]
 
     def _fresh(self, stage: Stage) -> bool:
         """Whether a stage and everything upstream of it would be left unchanged by a run now."""

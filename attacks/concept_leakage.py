@@ -113,6 +113,7 @@ HEAD_SWAP = TableSpec(
         name="concept_leakage",
         doc="Unlearns whole classes and asks what of them, and of other concepts, can still be read from the embeddings.",
         source="arXiv 2405.15662 (2024); Hewitt and Liang, EMNLP 2019",
+        version=2,
         config=ConceptLeakageConfig,
         needs=("model", "unlearn"),
         tables=(LEAKAGE, HEAD_SWAP),

@@ -25,18 +25,22 @@ ANY_TASK: tuple[Task, ...] = ("classification", "regression", "ranking")
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
-    "early_at": "Callable[[int], Sequence[torch.nn.Module]]: (epoch) -> R models stopped at that epoch of the full recipe, one a seed",
+    "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R models as they pass that "
+    "epoch of the full recipe, one a seed",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
-    "observe=None); effort multiplies its epochs, observe(rows, logits) is told of every mini-batch before its step",
+    "steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser steps instead, "
+    "observe(rows, logits) is told of every mini-batch before its step",
     "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one model of the subject's own "
     "recipe a set, stacked where possible; data: the examples the ids are of, the subject's own when not given",
-    "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner",
+    "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; "
+    "its attribute ``methods``: the names that the plan lists, or all that are defined for the task",
     "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the subject's architecture after a "
     "registered unlearner",
-    "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed) -> ua, ra, ta, mia_efficacy in percent, None if undefined",
+    "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, mia_efficacy, ... in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
+    "tables": "Callable[[str], polars.DataFrame]: (table name) -> a table stored by one of the analyses that the declaration ``reads``",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 
@@ -69,6 +73,20 @@ class Gate:
     statistic: Literal["mean", "min"] = "mean"
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a score calls an example, so that scores can be compared: which examples do several call hard, or noisy?
+
+    Attributes:
+        kind: what it says of the example.
+        column: the examples are called so whose number in this column is above ``above``; "" calls the top 5% by value.
+    """
+
+    kind: Literal["noisy", "hard", "memorised", "duplicate"]
+    column: str = ""
+    above: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpec(MethodSpec):
     """A per-example score. The function takes ``(data, *, config, seed, <needs>)`` and returns a polars.DataFrame
@@ -78,6 +96,7 @@ class ScoreSpec(MethodSpec):
         value: the column shown in ``scores.latest``.
         stderr: the column of its standard error, or "" when the method has none.
         higher_means: one or two words for a high value ("harder", "memorised").
+        calls: what it calls which examples; None: nothing that other scores say too.
         gates: conditions that a run must meet to count.
     """
 
@@ -85,12 +104,15 @@ class ScoreSpec(MethodSpec):
     value: str
     stderr: str = ""
     higher_means: str
+    calls: Call | None = None
     gates: tuple[Gate, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = {c.name for c in self.columns}
-        wanted = {self.value, *([self.stderr] if self.stderr else []), *(g.column for g in self.gates)}
+        wanted = {self.value, self.stderr, *(g.column for g in self.gates), self.calls.column if self.calls else ""} - {
+            ""
+        }
         if wanted - names:
             raise ConfigError(f"score {self.name}: {', '.join(sorted(wanted - names))} is not among its columns")
 
@@ -151,16 +173,20 @@ class AnalysisSpec(MethodSpec):
 
     Attributes:
         tables: what it stores, replaced as a whole; the first is the one shown in the UI.
+        reads: analyses whose stored tables the need ``tables`` gives; the plan lists them before this one.
         pictures: how they are drawn.
         judge: (rows of every table, the plan's thresholds) -> (audited, finding); pure. None: reported, not judged.
     """
 
     tables: tuple[TableSpec, ...]
+    reads: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     judge: Callable[[Mapping[str, Any], Thresholds], Sequence[tuple[str, Finding]]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if bool(self.reads) != ("tables" in self.needs):
+            raise ConfigError(f"analysis {self.name}: the need 'tables' and what it reads are declared together")
         columns = {t.name: {c.name for c in t.columns} for t in self.tables}
         for p in self.pictures:
             used = {p.x, p.y, p.series, p.low, p.high, p.value, *(c for c, _ in p.where)} - {""}
@@ -239,7 +265,7 @@ class SourceSpec(MethodSpec):
 
 score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", homes=("scoring",))
 analysis: Registry[AnalysisSpec] = Registry("analysis", group="palimpsest.analyses", homes=("scoring", "attacks"))
-curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation",))
+curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation", "scoring"))
 unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", homes=("unlearning",))
 attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", homes=("attacks",))
 recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", homes=("recipes",))

@@ -67,7 +67,7 @@ class ForgetRequest(Config):
     """Which examples of a subject are to be forgotten, and by when.
 
     Exactly one selector is given: ids, an owner (its salted token), a class name, an SQL predicate over
-    ``data.examples``, or a score's top fraction.
+    ``data.examples``, or one end of a stored score: a fraction or a count of the training examples.
     """
 
     request_id: str = param(doc="legal name; also the Dagster partition key")
@@ -78,7 +78,9 @@ class ForgetRequest(Config):
     class_name: str = param("", doc="class name, for selector class")
     where: str = param("", doc="SQL predicate over data.examples, for selector where")
     score: str = param("", doc="name of a stored score, for selector score")
-    fraction: float = param(0.0, ge=0, le=1, doc="share of the training examples with the highest score")
+    fraction: float = param(0.0, ge=0, lt=1, doc="share of the training examples, for selector score")
+    count: int = param(0, ge=0, doc="number of training examples instead of a share, for selector score")
+    end: str = param("highest", choices=("highest", "lowest"), doc="which end of the score, for selector score")
     legal_basis: str = param("GDPR Art. 17(1)", doc="as stated by the requester")
     received_at: str = param(doc="ISO 8601 in UTC")
     due_at: str = param(doc="ISO 8601 in UTC; one month after receipt unless extended (GDPR Art. 12(3))")
@@ -87,11 +89,16 @@ class ForgetRequest(Config):
         check_name(self.request_id, kind="request id")
         check_name(self.subject, kind="subject")
         given = {"ids": bool(self.ids), "owner": bool(self.owner), "class": bool(self.class_name),
-                 "where": bool(self.where), "score": bool(self.score) and self.fraction > 0}  # fmt: skip
+                 "where": bool(self.where), "score": bool(self.score)}  # fmt: skip
         chosen = [k for k, v in given.items() if v]
         if chosen != [self.selector]:
             raise ConfigError(
                 f"request {self.request_id}: selector {self.selector!r} needs its own value and no other; given: {', '.join(chosen) or 'nothing'}"
+            )
+        if (self.selector == "score") != bool(self.fraction) + bool(self.count):
+            raise ConfigError(
+                f"request {self.request_id}: fraction {self.fraction:g} and count {self.count}: selector score needs one of them, "
+                "no other selector any"
             )
         if len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"request {self.request_id}: example ids are listed twice")

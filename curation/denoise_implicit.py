@@ -1,11 +1,12 @@
 """Drop the interactions that a score calls the most noise-like of their user's.
 
-    rank_ui = (rank of the score among user u's interactions - 1) / (n_u - 1)    in [0, 1], ties share, 0 for an only one
-    drop    = rank_ui > 1 - noise_rate
+    m_u = floor(noise_rate n_u), and one more for the users with the largest remainders, until sum_u m_u = round(noise_rate N)
+    drop the m_u of user u's interactions with the highest scores; ties: the smaller id first
 
-Every user loses about the same share, so a diffuse user is not silenced because the model ranks everything of theirs badly.
-``scope: all`` ranks over all users instead (a global threshold): the comparator, which takes most from diffuse users.
-An interaction without a value is kept, and the reason says so; so is every user's lowest-scored one (rank 0).
+n_u and N count the interactions that have a value. Every user loses the same share up to one interaction, so a diffuse user
+is not silenced because the model ranks everything of theirs badly, and the whole loses the share asked for, however short the
+lists are. No user loses the lowest-scored one. An interaction without a value is kept, and the reason says so.
+``scope: all`` takes the highest over all users instead (a global threshold): the comparator, which takes most from diffuse users.
 
 Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv 2502.00348),
 section 3. PLD itself drops nothing: it resamples while it trains, and needs no noise rate (recipe ``bpr``, denoise ``pld``).
@@ -24,6 +25,7 @@ from contracts.methods import CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from sources.example_set import ExampleSet
+from sources.splits import largest_remainders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +33,16 @@ class DenoiseImplicitConfig(Config):
     """Which score, and how much of it is taken for noise."""
 
     score: str = param("personal_loss", doc="name of a stored score, higher = more likely noise")
-    noise_rate: float = param(0.2, gt=0, lt=1, doc="share of each user's interactions that is taken for noise")
-    scope: str = param("user", choices=("user", "all"), doc="rank within the user, or over all users")
+    noise_rate: float = param(
+        0.2, gt=0, lt=1, doc="share of the interactions that is dropped: of each user's up to one, of all exactly"
+    )
+    scope: str = param("user", choices=("user", "all"), doc="the highest of each user, or of all users")
 
 
 @curator(
     CuratorSpec(
         name="denoise_implicit",
+        version=2,
         doc="Drops the interactions whose score is highest among their user's.",
         source="Zhang et al., WWW 2025 (arXiv 2502.00348)",
         config=DenoiseImplicitConfig,
@@ -79,24 +84,29 @@ def denoise_implicit(
         users = users.with_columns(user=pl.lit(0))
     frame = users.join(
         stored.select("example_id", value=pl.col("value").cast(pl.Float64).fill_nan(None)), on="example_id", how="left"
-    ).with_columns(
-        rank=(pl.col("value").rank("average").over("user") - 1)
-        / pl.max_horizontal(pl.col("value").count().over("user") - 1, 1)
     )
-    if len(frame) and frame["value"].null_count() == len(frame):
+    known = frame.drop_nulls("value").sort("user", "value", "example_id", descending=[False, True, False])
+    if len(frame) and not len(known):
         raise DataError(f"score {config.score!r} has no value for any training interaction of {data.name}")
-    cut = 1 - config.noise_rate
-    drop = pl.col("rank").fill_null(0.0) > cut
+    groups = known.group_by("user", maintain_order=True).len("of")
+    groups = groups.with_columns(dropped=largest_remainders(groups["of"].cast(pl.Int64).to_numpy(), config.noise_rate))
+    placed = known.join(groups, on="user", how="left").with_columns(place=pl.int_range(1, pl.len() + 1).over("user"))
     whose = "of the user's" if config.scope == "user" else "of all"
     reason = pl.format(
-        "{} {}, rank {} " + whose + ", {} " + f"{cut:.6g}",
+        "{} {}, place {} of {} " + whose + " from the highest; the first {} are dropped",
         pl.lit(config.score),
         pl.col("value").round_sig_figs(6),
-        pl.col("rank").round(4),
-        pl.when(drop).then(pl.lit("above")).otherwise(pl.lit("at most")),
+        "place",
+        "of",
+        "dropped",
     )
-    return frame.sort("example_id").select(
-        "example_id",
-        role=pl.when(drop).then(pl.lit("drop")).otherwise(pl.lit("keep")),
-        reason=pl.when(pl.col("value").is_null()).then(pl.lit(f"{config.score} has no value")).otherwise(reason),
+    known = placed.select("example_id", drop=pl.col("place") <= pl.col("dropped"), reason=reason)
+    return (
+        frame.join(known, on="example_id", how="left")
+        .sort("example_id")
+        .select(
+            "example_id",
+            role=pl.when("drop").then(pl.lit("drop")).otherwise(pl.lit("keep")),
+            reason=pl.col("reason").fill_null(f"{config.score} has no value"),
+        )
     )

@@ -1,15 +1,14 @@
 """Pruned training sets: keep the hardest examples, or a window of the ranking that leaves the hardest out.
 
-    v_(1) <= ... <= v_(N)   the score ascending, ties by id
-    keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N)
+    v_(1) <= ... <= v_(N)   the ranking (recipes.ranking): the score ascending; of equal values the smaller id is the higher
+    keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N); end lowest: v_(1) .. v_(m)
     offset_window:  keep v_(s + 1) .. v_(s + t)               s = skip, t = take
 
-Stratified, both take from the ranking by (rank within the class - 1/2) / size of the class in place of the value: every
-prefix then holds each class in proportion to within one example (the divisor method of Webster), and sets are nested in m.
+Stratified, both take from the ranking of shares within the classes, which keeps every class in its proportion.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 4. On
-small or noisy sets the hardest examples are the mislabelled ones: choose the window on validation data. Train what is kept
-for as many steps as the whole set (recipe effort N / m), not for as many epochs.
+small or noisy sets the hardest examples are the mislabelled ones: choose the window on validation data (analysis
+``pruning_curve`` with ``validation``). Train what is kept for as many steps as the whole set, not for as many epochs.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from contracts.methods import ANY_TASK, CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from curation.scored import score_values
+from recipes.ranking import ranking
 from sources.example_set import ExampleSet
 
 ROLES = ("keep", "drop")
@@ -72,6 +72,7 @@ class OffsetWindowConfig(Config):
 @curator(
     CuratorSpec(
         name="keep_hardest",
+        version=2,
         doc="Keeps the training examples with the highest (or lowest) values of a stored score, of all or of every class.",
         source=_SOURCE,
         config=KeepHardestConfig,
@@ -93,14 +94,16 @@ def keep_hardest(
             the score is of other data.
         NotApplicable: stratified, and the examples have no classes.
     """
-    ranking = _Ranking(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
-    wanted = _number(config.count, config.fraction, len(ranking.ids))
-    return ranking.members(ranking.order(descending=config.end == "highest")[:wanted])
+    ranked = _Ranked(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
+    num = len(ranked.ids)
+    wanted = _number(config.count, config.fraction, num)
+    return ranked.members(ranked.order[max(num - wanted, 0) :] if config.end == "highest" else ranked.order[:wanted])
 
 
 @curator(
     CuratorSpec(
         name="offset_window",
+        version=2,
         doc="Keeps a window of the ranking by a stored score: skips the easiest, takes the next, leaves the hardest out.",
         source=_SOURCE,
         config=OffsetWindowConfig,
@@ -121,32 +124,33 @@ def offset_window(
         DataError: the window is empty, is everything or ends beyond the last example; otherwise as :func:`keep_hardest`.
         NotApplicable: stratified, and the examples have no classes.
     """
-    ranking = _Ranking(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
-    num = len(ranking.ids)
+    ranked = _Ranked(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
+    num = len(ranked.ids)
     skip, take = _number(config.skip, config.skip_fraction, num), _number(config.take, config.take_fraction, num)
     if config.skip is None and config.take is None:
         take = min(take, num - skip)  # both rounded up
     if skip + take > num:
         raise DataError(f"skip {skip} + take {take} is more than the {num} training examples of {data.name}")
-    return ranking.members(ranking.order(descending=False)[skip : skip + take])
+    return ranked.members(ranked.order[skip : skip + take])
 
 
 def _number(count: int | None, fraction: float | None, num: int) -> int:
     return count if count is not None else round((fraction or 0.0) * num)
 
 
-class _Ranking:
+class _Ranked:
     """The training split by a score.
 
     Attributes:
         ids: (N_train,) int64, ascending.
         values: (N_train,) float64; +-inf stands for a missing value that ranks at that end.
+        order: (N_train,) positions in ``ids``, lowest first.
     """
 
     def __init__(self, data: ExampleSet, frame: pl.DataFrame, score: str, *, stratified: bool, missing: str) -> None:
         if stratified and data.task != "classification":
             raise NotApplicable(f"stratified pruning needs classes; {data.name} is a {data.task} task")
-        self.data, self.score, self.stratified = data, score, stratified
+        self.data, self.score = data, score
         self.ids = training_ids(data)
         self.values = score_values(frame, self.ids, score=score, data_name=data.name)
         self.unknown = np.isnan(self.values)
@@ -160,19 +164,7 @@ class _Ranking:
         is_train = np.flatnonzero(data.split == "train")
         labels = data.y[is_train[np.argsort(data.example_id[is_train], kind="stable")]]
         self.labels = labels if data.task == "classification" else np.zeros(len(labels), np.int64)
-
-    def order(self, *, descending: bool) -> np.ndarray:
-        """Positions in ``ids``, best first; ties go to the smaller id."""
-        sign = -1.0 if descending else 1.0
-        order = np.argsort(sign * self.values, kind="stable")
-        if not self.stratified:
-            return order
-        by_class = order[np.argsort(self.labels[order], kind="stable")]
-        sizes = np.bincount(self.labels)
-        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        share = np.empty(len(order))
-        share[by_class] = (np.arange(len(order)) - starts + 0.5) / np.repeat(sizes, sizes)
-        return order[np.argsort(share[order], kind="stable")]
+        self.order = ranking(self.values, self.labels if stratified else None)
 
     def members(self, kept: np.ndarray) -> pl.DataFrame:
         """The members table; every reason gives the example's value, its rank and what is kept of its class."""
@@ -185,7 +177,7 @@ class _Ranking:
         keep = np.zeros(num, bool)
         keep[kept] = True
         rank = np.empty(num, np.int64)
-        rank[np.argsort(self.values, kind="stable")] = np.arange(1, num + 1)
+        rank[ranking(self.values)] = np.arange(1, num + 1)
         of_class, total = (
             np.bincount(self.labels[keep], minlength=len(np.bincount(self.labels))),
             np.bincount(self.labels),

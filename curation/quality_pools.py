@@ -1,9 +1,8 @@
 """Cut the training examples into quality pools by any stored score, best end first.
 
-    size = floor(fraction * N_scored / num_pools);  pool_p = ranks (p-1) size + 1 .. p size of the score, ties by id
-
-Pools are of equal size, as the scaling law of mixtures needs them; what does not divide, what lies beyond ``fraction`` and
-what has no value is "outside". ``stratified`` cuts every class by itself, so that each pool has the classes' shares.
+Pools are of equal size (see sources.pools), as the scaling law of mixtures needs them; what does not divide, what lies beyond
+``fraction`` and what has no value is "outside". ``stratified`` cuts every class by itself, so that each pool has the classes'
+shares: by difficulty alone the easiest pool of ten digits had no eights and nines.
 
 Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177), section 3. How good a pool is does
 not follow from its rank: the analysis of the same name measures it.
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import ANY_TASK, CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from sources.example_set import ExampleSet
+from sources.pools import cut
 
 MAX_POOLS = 16
 
@@ -33,12 +33,13 @@ class QualityPoolsConfig(Config):
     best: str = param("lowest", choices=("lowest", "highest"), doc="end of the score that pool_1 takes")
     num_pools: int = param(4, ge=2, le=MAX_POOLS, doc="pools of equal size")
     fraction: float = param(1.0, gt=0, le=1, doc="share of the scored examples, from the best end, cut into pools")
-    stratified: bool = param(False, doc="cut every class by itself; classification only")
+    stratified: bool = param(True, doc="cut every class by itself, where there are classes")
 
 
 @curator(
     CuratorSpec(
         name="quality_pools",
+        version=2,
         doc="Cuts the training examples into pools of equal size by a stored score, best first.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=QualityPoolsConfig,
@@ -57,31 +58,20 @@ def quality_pools(
 
     Raises:
         DataError: the score has ids twice or of other data (a stale score), or a pool would be empty.
-        NotApplicable: ``stratified`` without classes.
     """
-    if config.stratified and data.task != "classification":
-        raise NotApplicable(f"stratified pools need classes; {data.name} is a {data.task} task")
     train = training_ids(data)
     ids, values = _checked(scores(config.score), train, config.score, data.name)
-    key = values if config.best == "lowest" else -values
-    strata = data.y[data.positions(ids)] if config.stratified else np.zeros(len(ids), np.int64)
-    order = np.lexsort((ids, key, strata))
-    _, start, count = np.unique(strata[order], return_index=True, return_counts=True)
-    size = np.floor(config.fraction * count / config.num_pools + 1e-9).astype(np.int64)
-    if not len(size) or not size.sum():
-        raise DataError(
-            f"{config.fraction:g} of {len(ids)} examples with a value of {config.score!r} cannot be cut into "
-            f"{config.num_pools} pools"
-        )
-    rank = np.arange(len(ids)) - np.repeat(start, count)
-    pool = np.minimum(rank // np.repeat(np.maximum(size, 1), count), config.num_pools)
-    pool[np.repeat(size == 0, count)] = config.num_pools  # a class too small to be in every pool is in none
-    slot = np.searchsorted(train, ids[order])
+    by_class = config.stratified and data.task == "classification"
+    strata = data.y[data.positions(ids)] if by_class else np.zeros(len(ids), np.int64)
+    found = cut(
+        values, ids, strata, num_pools=config.num_pools, fraction=config.fraction, best=config.best, what=config.score
+    )
+    slot = np.searchsorted(train, ids)
     role, reason = np.full(len(train), "outside", object), np.full(len(train), f"{config.score} has no value", object)
-    role[slot] = [f"pool_{p + 1}" if p < config.num_pools else "outside" for p in pool.tolist()]
+    role[slot] = [f"pool_{p + 1}" if p < config.num_pools else "outside" for p in found.pool.tolist()]
     reason[slot] = [
         f"{config.score} {value:.6g}, rank {r + 1} of {of} from the {config.best}"
-        for value, r, of in zip(values[order].tolist(), rank.tolist(), np.repeat(count, count).tolist(), strict=True)
+        for value, r, of in zip(values.tolist(), found.rank.tolist(), found.of.tolist(), strict=True)
     ]
     return pl.DataFrame(
         {"example_id": train, "role": role.tolist(), "reason": reason.tolist()},

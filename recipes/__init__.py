@@ -2,7 +2,7 @@
 
 from recipes.checkpoints import load_arrays, to_arrays
 from recipes.design import balanced_design
-from recipes.early import early_models
+from recipes.early import early_models, early_snapshots
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.models import Build, build, builder
 from recipes.predict import predict_logits
@@ -15,6 +15,6 @@ from recipes.supervised import supervised
 
 __all__ = [
     "BprConfig", "Build", "Lists", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig",
-    "balanced_design", "bpr", "build", "builder", "early_models", "evaluate_topk", "load_arrays", "predict_logits", "supervised", "to_arrays",
+    "balanced_design", "bpr", "build", "builder", "early_models", "early_snapshots", "evaluate_topk", "load_arrays", "predict_logits", "supervised", "to_arrays",
     "top_items", "train_ensemble",
 ]  # fmt: skip

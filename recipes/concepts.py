@@ -11,8 +11,11 @@ of IG_k > 0, until they hold 80% of the positive mass, at most 3. Without the pr
 explains a coat.
 
 Source: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models" (ICLR 2023) and the authors' code: 50 examples with
-and 50 without the concept, C of the SVM chosen on as many others. Their head is one-vs-rest SGD on raw projections; here
-the projections are standardised and the head is multinomial, which finds the true concepts where theirs does not.
+and 50 without the concept, C of the SVM chosen on as many others, which then go to waste; here C is chosen by five-fold
+cross-validation on all of them, and the SVM fitted on all. Their head is one-vs-rest SGD on raw projections; here the
+projections are standardised and the head is multinomial, which finds the true concepts where theirs does not. Their other
+bank, concepts given as texts, needs an encoder that embeds texts and images in one space; no recipe here is one, so a
+concept is always a set of examples.
 Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks" (ICML 2017) for integrated gradients.
 
 A bank belongs to the backbone it was fitted on: after unlearning, fit another. The concepts are read off the data with
@@ -46,6 +49,7 @@ SVM_C = (0.001, 0.01, 0.1, 1.0, 10.0)
 CORRELATED = 0.8  # |cos| of two concepts above which the elastic net's choice between them is arbitrary
 SET_MASS, SET_MOST = 0.8, 3
 _FEWEST = 4  # members and others below which a concept cannot be both learned and checked
+_FOLDS = 5
 _MEMBERS = 8  # examples a cluster should have on average
 _NO_SPREAD = 1e-6  # standard deviation over magnitude, of float32 embeddings that do not differ
 _BLOCK = 16_384
@@ -59,11 +63,13 @@ class ConceptConfig(Config):
 
     concepts: dict[str, Any] = param({}, doc="concepts as groups of classes, by name or index: {footwear: [5, 7, 9]}")
     concept_examples: dict[str, Any] = param(
-        {}, doc="concepts as example ids: {striped: [3, 17, ...]}, or {striped: {with: [...], without: [...]}}"
+        {},
+        doc="concepts as example ids: {striped: {with: [...], without: [...]}}; a bare list, {striped: [3, 17, ...]}, takes "
+        "every other example to be without it, which costs accuracy when some are not",
     )
     num_concepts: int = param(10, ge=2, le=1000, doc="clusters c_0, c_1, ... taken as concepts when none is named")
     per_side: int = param(
-        50, ge=2, le=100_000, unit="examples", doc="with and without a concept, to fit it; as many check it"
+        100, ge=4, le=100_000, unit="examples", doc="most with a concept, and most without it, that it is fitted on"
     )
     sample: int = param(20_000, ge=20, le=10_000_000, unit="examples", doc="most training examples that are fitted on")
     penalty: float = param(
@@ -108,8 +114,9 @@ class ConceptBank:
         vectors: float64 (K, d), normals of the SVMs' boundaries, none of them zero.
         intercepts: float64 (K,).
         svm_c: float64 (K,), the chosen inverse strength of the SVM's penalty, for embeddings of unit spread.
-        train_acc, val_acc: float64 (K,) in [0, 1]; C was chosen by the latter.
-        n_pos, n_neg: int64 (K,), examples fitted on, on each side; as many others were held out.
+        train_acc, val_acc: float64 (K,) in [0, 1], balanced: mean over the two sides. The latter is of the held-out folds,
+            by which C was chosen.
+        n_pos, n_neg: int64 (K,), examples fitted on, on each side.
     """
 
     names: tuple[str, ...]
@@ -127,7 +134,7 @@ class ConceptBank:
         features: NDArray[Any],
         members: Mapping[str, tuple[Mask, Mask]],
         *,
-        per_side: int = 50,
+        per_side: int = 100,
         seed: int,
         drop_unlearnable: bool = False,
     ) -> ConceptBank:
@@ -136,8 +143,7 @@ class ConceptBank:
         Args:
             features: (N, d) embeddings.
             members: concept -> (with, without), each bool (N,), disjoint.
-            per_side: examples drawn on each side to fit on, and as many to choose C on; half of the smaller side when
-                there are fewer than twice as many.
+            per_side: most examples drawn on each side. The sides weigh the same, however many they have.
             seed: of the draw; each concept's is its own, whatever the others are.
             drop_unlearnable: leave out what would be refused.
 
@@ -167,8 +173,8 @@ class ConceptBank:
                 found[name] = fitted
             if refusal and not drop_unlearnable:
                 raise DataError(f"concept {name!r} cannot be learned: {refusal}")
-        columns = list(zip(*found.values(), strict=True)) if found else [[] for _ in range(6)]
-        vectors, intercepts, svm_c, train_acc, val_acc, sizes = columns
+        columns = list(zip(*found.values(), strict=True)) if found else [[] for _ in range(7)]
+        vectors, intercepts, svm_c, train_acc, val_acc, num_with, num_without = columns
         return cls(
             names=tuple(found),
             vectors=np.array(vectors, np.float64).reshape(len(found), phi.shape[1]),
@@ -176,8 +182,8 @@ class ConceptBank:
             svm_c=np.array(svm_c, np.float64),
             train_acc=np.array(train_acc, np.float64),
             val_acc=np.array(val_acc, np.float64),
-            n_pos=np.array(sizes, np.int64),
-            n_neg=np.array(sizes, np.int64),
+            n_pos=np.array(num_with, np.int64),
+            n_neg=np.array(num_without, np.int64),
         )
 
     def __len__(self) -> int:
@@ -210,30 +216,41 @@ def _spread(phi: Floats) -> float:
 
 def _svm(
     phi: Floats, inside: Mask, outside: Mask, *, per_side: int, seed: int, center: Floats, spread: float
-) -> tuple[Floats, float, float, float, float, int] | None:
-    """(v, b, C, training accuracy, held-out accuracy, examples a side), or None when no direction tells the sides apart.
+) -> tuple[Floats, float, float, float, float, int, int] | None:
+    """(v, b, C, accuracy, held-out accuracy, examples with, without), or None when no direction tells the sides apart.
 
     The embeddings are divided by their spread first, so that the grid of C means the same for every backbone.
     """
-    rng = np.random.default_rng(seed)
-    sides = [rng.permutation(np.flatnonzero(side)) for side in (outside, inside)]
-    size = min(per_side, min(map(len, sides)) // 2)
     if spread == 0:
         return None
-    train, held = (np.concatenate([side[part] for side in sides]) for part in (slice(size), slice(size, 2 * size)))
-    target = np.repeat([0, 1], size)
-    best: tuple[float, float, SVC] | None = None
-    for c in SVM_C:
-        svm = SVC(C=c, kernel="linear", random_state=0).fit((phi[train] - center) / spread, target)
-        accuracy = float((svm.predict((phi[held] - center) / spread) == target).mean())
-        if np.any(svm.coef_) and (best is None or accuracy > best[0]):
-            best = accuracy, c, svm
-    if best is None:
+    rng = np.random.default_rng(seed)
+    without, holding = (rng.permutation(np.flatnonzero(side))[:per_side] for side in (outside, inside))
+    points = (phi[np.concatenate([without, holding])] - center) / spread
+    target = np.repeat([0, 1], [len(without), len(holding)])
+    folds = min(_FOLDS, len(without), len(holding))
+    fold = np.concatenate([np.arange(len(side)) % folds for side in (without, holding)])
+    accuracy, c = -1.0, 0.0
+    for candidate in SVM_C:
+        said = np.empty(len(target), np.int64)
+        for held in (fold == k for k in range(folds)):
+            said[held] = _machine(candidate).fit(points[~held], target[~held]).predict(points[held])
+        if (right := _balanced(target, said)) > accuracy:
+            accuracy, c = right, candidate
+    svm = _machine(c).fit(points, target)
+    if not np.any(svm.coef_):
         return None
-    accuracy, c, svm = best
     vector = svm.coef_[0] / spread
-    fitted = float((svm.predict((phi[train] - center) / spread) == target).mean())
-    return vector, float(svm.intercept_[0] - vector @ center), c, fitted, accuracy, size
+    fitted = _balanced(target, svm.predict(points))
+    return vector, float(svm.intercept_[0] - vector @ center), c, fitted, accuracy, len(holding), len(without)
+
+
+def _balanced(target: NDArray[np.int64], said: NDArray[np.int64]) -> float:
+    """Share of right answers, the mean over the two sides."""
+    return float(np.mean([(said[target == side] == side).mean() for side in (0, 1)]))
+
+
+def _machine(c: float) -> SVC:
+    return SVC(C=c, kernel="linear", class_weight="balanced", random_state=0)
 
 
 def discover(features: NDArray[Any], *, num_concepts: int, seed: int) -> dict[str, tuple[Mask, Mask]]:

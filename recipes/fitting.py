@@ -22,7 +22,7 @@ from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
-from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_steps
+from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_epochs, num_steps
 
 Observe = Callable[[Tensor, Tensor], None]
 
@@ -101,17 +101,21 @@ def fit(
                     group["lr"] = lr
                 optimizer.step()
                 total += loss.detach()
-        check_finite([total, *(p.detach() for p in parameters)], epoch=epoch, config=config)
+        check_finite(
+            [total, *(p.detach() for p in parameters)], epoch=epoch, epochs=num_epochs(len(rows), config), config=config
+        )
         after_epoch(epoch + 1)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
 
 
-def check_finite(values: list[Tensor], *, epoch: int, config: SupervisedConfig, who: str = "training") -> None:
-    """Raise :class:`Diverged` unless all values are finite. ``epoch`` counts from 0."""
+def check_finite(
+    values: list[Tensor], *, epoch: int, epochs: int, config: SupervisedConfig, who: str = "training"
+) -> None:
+    """Raise :class:`Diverged` unless all values are finite. ``epoch`` counts from 0, of ``epochs``."""
     if not all(bool(torch.isfinite(v).all()) for v in values):
         raise Diverged(
-            f"{who} diverged in epoch {epoch + 1} of {config.epochs}: the loss or a parameter is not finite. "
+            f"{who} diverged in epoch {epoch + 1} of {epochs}: the loss or a parameter is not finite. "
             f"Lower lr (= {config.lr:g}), add warmup_epochs, or set grad_clip"
         )
 
@@ -143,24 +147,26 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
         raise ConfigError(f"the model maps one example of {inputs.data.name} to shape {got}; {wanted} is needed")
 
 
-@contextmanager
-def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> Iterator[Inputs]:
-    """For regression: targets in units of their own mean and standard deviation inside; afterwards that affine map is
-    folded into the model's output layer ``head``, so that the model speaks in the target's units again.
+def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Callable[[nn.Module], None]]:
+    """For regression: inputs whose targets are in units of their own mean and standard deviation, to train on, and what
+    folds that affine map into the output layer ``head`` of a model so trained, which then speaks in the target's units.
 
     A step size that suits targets of unit variance then suits every target. A model without an ``nn.Linear`` called
     ``head`` is trained on the targets as they are, and so is everything else when the task is classification.
     """
     head = getattr(model, "head", None)
     if inputs.data.task != "regression" or not isinstance(head, nn.Linear) or head.bias is None:
-        yield inputs
-        return
+        return inputs, lambda model: None
     members = inputs.data.y[rows]
     shift, scale = float(members.mean()), float(members.std()) or 1.0
-    yield inputs.with_targets((inputs.targets - shift) / scale)
-    with torch.no_grad():
-        head.weight.mul_(scale)
-        head.bias.mul_(scale).add_(shift)
+
+    @torch.no_grad()
+    def fold(model: nn.Module) -> None:
+        trained: Any = model.head
+        trained.weight.mul_(scale)
+        trained.bias.mul_(scale).add_(shift)
+
+    return inputs.with_targets((inputs.targets - shift) / scale), fold
 
 
 @contextmanager

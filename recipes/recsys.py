@@ -118,7 +118,7 @@ def bpr(
         Diverged: the loss or a vector is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
     """
-    last = epochs_to_train(config, stop_after)  # type: ignore[arg-type] - reads epochs alone
+    last = epochs_to_train(config.epochs, stop_after)
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
     everything = Lists.of(data)

@@ -1,10 +1,14 @@
 """What one training run does at which step, as a function of (configuration, seed, epoch) and of nothing else.
 
-    S = ceil(n / B) steps an epoch (the last batch may be short),  W = S * warmup_epochs,  T = S * epochs,  t = 0 .. T-1
-    lr(t) = lr * (t + 1) / W                                             t < W
+    S = ceil(n / B) steps an epoch (the last batch may be short),  T = S * epochs, or `steps`,  t = 0 .. T-1
+    W = T * warmup_epochs / epochs
+    lr(t) = lr * min((t + 1) / W, 1)                                     t < W
     cosine:    lr * (1 + cos(pi (t - W) / (T - W))) / 2                  t >= W
-    multistep: lr * gamma ** #{milestones <= epoch}                      t >= W
+    multistep: lr * gamma ** #{milestones m: T * m / epochs <= t}        t >= W
     constant:  lr                                                        t >= W
+
+A run of `steps` cuts its last epoch short, and its schedule is that of `epochs` stretched over the steps: sets of unequal
+size then get the same rates step by step.
 
 The order of an epoch comes from a generator seeded by (seed, epoch): a run that resumes at an epoch, and a model that
 is trained among others, see exactly the batches of the straight run.
@@ -36,6 +40,12 @@ class SupervisedConfig(Config):
     weight_decay: float = param(0.0, ge=0, le=1, doc="sgd: added to the gradient; adamw: decoupled")
     batch: int = param(64, ge=1, le=1_000_000, unit="examples", doc="the last, shorter batch of an epoch is kept")
     epochs: int = param(80, ge=1, le=100_000, doc="of the full schedule")
+    steps: int | None = param(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        doc="length in optimiser steps in place of epochs, which then only divide the schedule",
+    )
     schedule: str = param("cosine", choices=("cosine", "constant", "multistep"), doc="learning rate, set every step")
     milestones: tuple[int, ...] = param((), ge=1, le=100_000, unit="epochs", doc="multistep only, increasing")
     gamma: float = param(0.2, gt=0, lt=1, doc="multistep only: factor at each milestone")
@@ -62,17 +72,23 @@ def num_steps(num_examples: int, config: SupervisedConfig) -> int:
     return -(-num_examples // config.batch)
 
 
+def num_epochs(num_examples: int, config: SupervisedConfig) -> int:
+    """Epochs of the whole run, the last of which ``config.steps`` may cut short."""
+    return config.epochs if config.steps is None else -(-config.steps // num_steps(num_examples, config))
+
+
 def learning_rates(config: SupervisedConfig, *, steps: int, epoch: int) -> np.ndarray:
-    """Learning rate of each step of ``epoch`` (from 0): float64 (steps,)."""
-    step = epoch * steps + np.arange(steps)
-    warm, total = config.warmup_epochs * steps, config.epochs * steps
+    """Learning rate of each step of ``epoch`` (from 0): float64 (steps,), fewer in an epoch that is cut short."""
+    total = config.steps or config.epochs * steps
+    step = np.arange(epoch * steps, min((epoch + 1) * steps, total))
+    warm = total * config.warmup_epochs / config.epochs
     if config.schedule == "cosine":
         factor = 0.5 * (1 + np.cos(np.pi * np.maximum(step - warm, 0) / (total - warm)))
     else:
-        passed = sum(m <= epoch for m in config.milestones)
-        factor = np.full(steps, config.gamma**passed)
+        passed = np.searchsorted(total * np.array(config.milestones, np.int64), step * config.epochs, side="right")
+        factor = np.array([config.gamma**k for k in range(len(config.milestones) + 1)])[passed]
     if warm:
-        factor = np.where(step < warm, (step + 1) / warm, factor)
+        factor = np.where(step < warm, np.minimum((step + 1) / warm, 1), factor)
     return config.lr * factor
 
 
@@ -81,14 +97,14 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_examples, generator=generator(derive_seed("order", seed, epoch)))
 
 
-def epochs_to_train(config: SupervisedConfig, stop_after: int | None) -> int:
-    """Epochs to train: all, or up to the early checkpoint.
+def epochs_to_train(epochs: int, stop_after: int | None) -> int:
+    """Epochs to train: all ``epochs`` of the run, or up to the early checkpoint.
 
     Raises:
         ConfigError: ``stop_after`` outside 0 .. epochs.
     """
     if stop_after is None:
-        return config.epochs
-    if not 0 <= stop_after <= config.epochs:
-        raise ConfigError(f"stop_after = {stop_after} is outside its allowed range: >= 0 and <= {config.epochs} epochs")
+        return epochs
+    if not 0 <= stop_after <= epochs:
+        raise ConfigError(f"stop_after = {stop_after} is outside its allowed range: >= 0 and <= {epochs} epochs")
     return stop_after

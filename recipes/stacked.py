@@ -4,19 +4,22 @@
     L = sum_m mean_{b < count[m]} CE(f(theta_m, x[idx[m, b]]), y[idx[m, b]])         one backward, M separate gradients
 
 Subsets of unequal size are padded and masked, never cut: a model whose epoch has fewer steps sits the last ones out,
-untouched by momentum or weight decay. Every model follows its own learning-rate schedule and its own generator, so
+untouched by momentum or weight decay. Runs of ``config.steps`` steps stack with those that have as many steps an epoch:
+all epochs of a chunk then end together. Every model follows its own learning-rate schedule and its own generator, so
 the result is that of ``supervised`` on each subset (to 1e-9 in float64), whatever the chunks.
 
 Three paths to that result, chosen by what was measured (benchmarks/ensemble.py), not by the clock of the day:
     mlp    recipes.mlp without dropout: batched products, backward pass written out; CPU and CUDA
     vmap   anything else that vmap can run, on CUDA
-    loop   the rest, and everything but MLPs on the CPU: one model after another, the same bits as ``supervised``
+    loop   the rest, and everything but MLPs on the CPU: one model after another, the same bits as ``supervised``. Asked
+           for by name it also takes BatchNorm, which mixes the examples of a batch and which no ensemble should have
 Regression always takes the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +33,7 @@ from recipes import stacked_mlp, stacked_vmap
 from recipes.fitting import check_finite, check_trainable, deterministic, fit, standardise
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
-from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_steps
+from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_epochs, num_steps
 from recipes.stacked_mlp import StackedMLP
 from recipes.stacked_optim import StackedOptimizer
 from recipes.stacked_vmap import StackedVmap
@@ -69,41 +72,75 @@ class StackedTrainer:
         inputs: Inputs | None = None,
         progress: Progress = silent,
     ) -> list[nn.Module]:
-        """The trained models, in the order of ``seeds``, in eval mode.
+        """The trained models, in the order of ``seeds``, in eval mode: the one snapshot at their end.
+
+        Args:
+            stop_after: early checkpoint, as in ``supervised``.
+            others: as :meth:`snapshots`, which says what is raised.
+        """
+        return self.snapshots(
+            data, members=members, seeds=seeds, epochs=[stop_after], inputs=inputs, progress=progress
+        )[0]
+
+    def snapshots(
+        self,
+        data: ExampleSet,
+        *,
+        members: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        epochs: Sequence[int | None],
+        inputs: Inputs | None = None,
+        progress: Progress = silent,
+    ) -> list[list[nn.Module]]:
+        """The models as they stand after each of ``epochs``, in eval mode: one list an epoch, in the order of ``seeds``.
+
+        One run up to the last of them: the bits of one run for each.
 
         Args:
             data: the examples that members point into.
             members: M arrays of distinct positions in ``data``, in training order, sizes >= 1 and not necessarily equal.
             seeds: M seeds, each as in ``supervised``.
-            stop_after: early checkpoint, as in ``supervised``.
+            epochs: at least one, in any order; each as ``stop_after`` of ``supervised``.
             inputs: ``data``'s inputs when they are in memory already.
             progress: told (model-epochs done, in all, "training").
 
         Raises:
-            ConfigError: numbers that do not fit together.
+            ConfigError: numbers that do not fit together; an epoch beyond the schedule.
             DataError: an empty subset, or positions outside ``data`` or used twice.
-            NotApplicable: BatchNorm, or a path asked for by name that these models cannot take.
+            NotApplicable: BatchNorm, unless the path is "loop", or a path asked for by name that these models cannot take.
             Diverged: a parameter is no longer finite; names model and epoch.
         """
-        last = epochs_to_train(self.config, stop_after)
         rows = _check_members(data, members, seeds)
         if self.chunk is not None and self.chunk < 1:
             raise ConfigError(f"StackedTrainer.chunk = {self.chunk} must be >= 1 models")
         if not seeds:
-            return []
+            return [[] for _ in epochs]
         first = self.build(seeds[0]).to(self.device)
         inputs = inputs or Inputs(data, dtype=model_dtype(first), device=self.device)
-        _refuse_batchnorm(first)
+        if self.path != "loop":
+            _refuse_batchnorm(first)
         check_trainable(first, inputs)
+        ends = [[epochs_to_train(num_epochs(len(own), self.config), e) for e in epochs] for own in rows]
         path = self._choose([first, self.build(seeds[-1]).to(self.device)], inputs, rows[0])
         size = self.chunk or _chunk_size(first, self.config, data)
-        trained: list[nn.Module] = []
-        for start in range(0, len(seeds), size):
-            models = [self.build(s).to(self.device) for s in seeds[start : start + size]]
-            part = slice(start, start + len(models))
-            self._chunk(path, models, inputs, rows[part], seeds[part], start, last, len(seeds) * last, progress)
-            trained += [model.eval() for model in models]
-        return trained
+        found: dict[int, list[nn.Module]] = {}
+        done, total = 0, sum(map(max, ends))
+        for numbers in self._chunks(rows, size):
+            models = [self.build(seeds[i]).to(self.device) for i in numbers]
+            chunk = _Chunk(
+                numbers=numbers, models=models, rows=[rows[i] for i in numbers], seeds=[seeds[i] for i in numbers],
+                ends=ends[numbers[0]], progress=lambda more, done=done: progress(done + more, total, "training"),
+            )  # fmt: skip
+            found |= dict(zip(numbers, self._train_chunk(path, chunk, inputs), strict=True))
+            done += len(numbers) * max(chunk.ends)
+        return [[found[i][k].eval() for i in range(len(seeds))] for k in range(len(epochs))]
+
+    def _chunks(self, rows: list[np.ndarray], size: int) -> Iterator[list[int]]:
+        """Numbers of the models that are trained together; in one chunk, all epochs of the run are equally many."""
+        steps = np.array([num_steps(len(own), self.config) if self.config.steps else 0 for own in rows])
+        for alike in np.unique(steps):
+            numbers = np.flatnonzero(steps == alike).tolist()
+            yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
     def _choose(self, pair: list[nn.Module], inputs: Inputs, rows: np.ndarray) -> Path:
         """The path to take. Depends on the models and the kind of device alone."""
@@ -123,36 +160,24 @@ class StackedTrainer:
             raise NotApplicable(f"path 'vmap' cannot take these models ({reason}); use 'auto' or 'loop'")
         return "loop" if reason else "vmap"
 
-    def _chunk(
-        self,
-        path: Path,
-        models: list[nn.Module],
-        inputs: Inputs,
-        rows: list[np.ndarray],
-        seeds: Sequence[int],
-        offset: int,
-        last: int,
-        total: int,
-        progress: Progress,
-    ) -> None:
-        """Train ``models`` in place; ``offset`` models are done before them."""
+    def _train_chunk(self, path: Path, chunk: _Chunk, inputs: Inputs) -> list[list[nn.Module]]:
+        """The snapshots of each of the chunk's models, in the order of its ``ends``."""
         if path == "loop":
-            for number, (model, own, seed) in enumerate(zip(models, rows, seeds, strict=True), start=offset):
-
-                def tell(done: int, number: int = number) -> None:
-                    progress(number * last + done, total, "training")
-
-                with standardise(model, inputs, own) as scaled:
-                    fit(model, scaled, own, config=self.config, seed=seed, stop_after=last, after_epoch=tell)
-            return
+            return [self._alone(chunk, i, inputs) for i in range(len(chunk.models))]
         # Models with most steps an epoch first: those still at work in a late step are then a prefix, a view.
-        order = np.argsort([-num_steps(len(r), self.config) for r in rows], kind="stable")
+        order = np.argsort([-num_steps(len(r), self.config) for r in chunk.rows], kind="stable")
         stack = (StackedMLP if path == "mlp" else StackedVmap)(
-            [models[i].train() for i in order], label_smoothing=self.config.label_smoothing
+            [chunk.models[i].train() for i in order], label_smoothing=self.config.label_smoothing
         )
-        batches = _Batches([rows[i] for i in order], [seeds[i] for i in order], self.config, inputs)
+        batches = _Batches([chunk.rows[i] for i in order], [chunk.seeds[i] for i in order], self.config, inputs)
         optimizer = StackedOptimizer(stack.params, batches.steps, self.config)
-        for epoch in range(last):
+        last, kept = max(chunk.ends), {}
+        for epoch in range(last + 1):
+            if epoch in chunk.ends:
+                stack.unstack()
+                kept[epoch] = chunk.models if epoch == last else copy.deepcopy(chunk.models)
+            if epoch == last:
+                break
             with deterministic(inputs.device):
                 for x, labels, weights, rates in batches.of(epoch):
                     optimizer.step(stack.gradients(x, labels, weights), rates)
@@ -161,10 +186,49 @@ class StackedTrainer:
             )
             finite = torch.isfinite(largest).all(0)
             if not bool(finite.all()):
-                model = offset + int(order[int((~finite).nonzero()[0])])
-                check_finite([torch.tensor(torch.nan)], epoch=epoch, config=self.config, who=f"model {model}")
-            progress((offset * last) + (epoch + 1) * len(models), total, "training")
-        stack.unstack()
+                broken = int(order[int((~finite).nonzero()[0])])
+                check_finite(
+                    [torch.tensor(torch.nan)], epoch=epoch, epochs=num_epochs(len(chunk.rows[broken]), self.config),
+                    config=self.config, who=f"model {chunk.numbers[broken]}",
+                )  # fmt: skip
+            chunk.progress((epoch + 1) * len(chunk.models))
+        return [[kept[epoch][i] for epoch in chunk.ends] for i in range(len(chunk.models))]
+
+    def _alone(self, chunk: _Chunk, number: int, inputs: Inputs) -> list[nn.Module]:
+        """The snapshots of one model, trained as ``supervised`` does."""
+        model, own, last = chunk.models[number], chunk.rows[number], max(chunk.ends)
+        scaled, fold = standardise(model, inputs, own)
+        kept = {0: copy.deepcopy(model), last: model} if 0 in chunk.ends else {last: model}
+
+        def after_epoch(done: int) -> None:
+            if done in chunk.ends and done != last:
+                kept[done] = copy.deepcopy(model)
+            chunk.progress(number * last + done)
+
+        fit(
+            model, scaled, own, config=self.config, seed=chunk.seeds[number], stop_after=last, after_epoch=after_epoch,
+        )  # fmt: skip
+        for snapshot in kept.values():
+            fold(snapshot)
+        return [kept[epoch] for epoch in chunk.ends]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Models trained at the same time.
+
+    Attributes:
+        numbers: their places among all models.
+        ends: epochs at which they are wanted; the largest is the last one trained.
+        progress: told the model-epochs done of this chunk.
+    """
+
+    numbers: list[int]
+    models: list[nn.Module]
+    rows: list[np.ndarray]
+    seeds: list[int]
+    ends: list[int]
+    progress: Callable[[int], None]
 
 
 class _Batches:
@@ -202,7 +266,7 @@ class _Batches:
             learning_rates(self.config, steps=steps, epoch=epoch).tolist()
             for steps in np.unique(self.steps)[::-1].tolist()
         ]
-        for step, live in enumerate(self.live):
+        for step, live in enumerate(self.live[: len(rates[0])]):
             x = self.inputs.gather(index[step, :live].reshape(-1), out=self._x[: live * self.width])
             x = x.view(live, self.width, *x.shape[1:])
             own = [group[step] for group in rates if step < len(group)]

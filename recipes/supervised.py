@@ -25,7 +25,7 @@ from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
 from recipes.fitting import Observe, check_trainable, fit, make_optimizer, standardise, trainable
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
-from recipes.schedule import SupervisedConfig, epochs_to_train
+from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
 from sources.example_set import ExampleSet
 
 
@@ -80,12 +80,12 @@ def supervised(
         Diverged: the loss is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
     """
-    last = epochs_to_train(config, stop_after)
     if checkpoint_every < 1:
         raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
     model = build(seed).to(device)
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     check_trainable(model, inputs)
+    last = epochs_to_train(num_epochs(len(data), config), stop_after)
     run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
     stored = checkpoints.load(checkpoint_name) if observe is None else None
@@ -98,11 +98,12 @@ def supervised(
         progress(done, last, "training")
 
     rows = np.arange(len(data))
-    with standardise(model, inputs, rows) as scaled:
-        fit(
-            model, scaled, rows, config=config, seed=seed, stop_after=last,
-            optimizer=optimizer, start=start, after_epoch=after_epoch, observe=observe,
-        )  # fmt: skip
+    scaled, fold = standardise(model, inputs, rows)
+    fit(
+        model, scaled, rows, config=config, seed=seed, stop_after=last,
+        optimizer=optimizer, start=start, after_epoch=after_epoch, observe=observe,
+    )  # fmt: skip
+    fold(model)
     return model
 
 

@@ -4,7 +4,9 @@
    and the interval of tau is wider where b is small.
 2. Best number of pools and predicted error at five budgets, and the example in which the authors' code shrinks d.
 3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant rate.
-   The laws are fitted on single pools only; predicted are the unions of the 1 .. 4 best pools at three budgets.
+   The laws are fitted on single pools only; predicted are the unions of the 1 .. 4 best pools at three budgets. The rival is the
+   same law with tau = infinity. A law fitted anew without decay predicts these unions as well (0.94, 0.99 and 1.43 times its
+   mean error on seeds 0, 1, 2), so nothing is claimed against that one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recipes.fitting import fit
 from recipes.inputs import Inputs
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.scaling_fit import Grid, PoolCurve, fit_pool_laws
-from scoring.scaling_laws import Compat, Objective, PoolLaw, best_pool
+from scoring.scaling_laws import Compat, Objective, PoolLaw, best_pool, mixture_error
 from sources import load
 from sources.example_set import ExampleSet
 
@@ -35,6 +37,7 @@ PLANTED = ((-0.18, 3.0), (-0.13, 5.0), (-0.10, 7.0))
 DRAWS = 40
 FLIPPED = (0.0, 0.10, 0.25, 0.45)
 SIZE, SEEDS, EPOCHS = 10_000, 3, (1, 2, 4, 8, 16, 32)
+ENDLESS = 1e4  # passes: the half-life of a law without decay
 PASSES = (12, 24, 48)  # budgets over one pool: whole epochs of every union
 RECIPE = SupervisedConfig(lr=0.03, momentum=0.0, batch=100, epochs=48, schedule="constant")
 FORMS: tuple[tuple[Objective, Compat], ...] = (
@@ -143,19 +146,27 @@ def _real(seed: int, progress: Progress) -> list[Claim]:
         axis=1,
     )  # (budgets, P)
     ordered = [decaying.laws[i] for i in order]
-    endless = [dataclasses.replace(law, tau=1e6) for law in ordered]
-    predicted, undecayed = (best_pool(laws, budgets, pool_size=SIZE).errors for laws in (ordered, endless))
-    # Seeds 3 and 101: mean errors 0.0087 and 0.0087, 0.30 and 0.18 below the law without decay, whence 0.1 and not 0.2.
-    # The rival is the same law without its decay (tau = infinity), a, b and d unchanged. Against a no-decay law fitted anew
-    # nothing is claimed: which of the two predicts better turned on the learning rate and on the first epoch (seed 0: mean
-    # errors 0.0074 against 0.0083 as it stands; at lr 0.1 0.025 against 0.011, without the first epoch 0.0048 against 0.0120).
-    miss, undecayed_miss = (float(np.abs(p - measured).mean()) for p in (predicted, undecayed))
+    endless = [dataclasses.replace(law, tau=ENDLESS) for law in ordered]
+    predicted, held = (
+        np.stack([mixture_error(laws[: p + 1], budgets, pool_size=SIZE) for p in range(len(pools))], axis=1)
+        for laws in (ordered, endless)
+    )
+    miss, held_miss = (float(np.abs(p - measured).mean()) for p in (predicted, held))
     return [
-        # Seeds 0 and 101: in order; seed 3: the pools with 0 and 10% changed, 0.002 apart, changed places.
-        at_least("3. Spearman of b and flip rate, 4 pools", spearmanr([law.b for law in decaying.laws], FLIPPED).statistic, 0.8),
+        # Seeds 0, 1, 2 and 101: 1; seed 3: 0.8.
+        at_least(
+            "3. Spearman of b and flip rate, 4 pools (the published order is exact; pools whose b are 0.002 apart may change places)",
+            spearmanr([law.b for law in decaying.laws], FLIPPED).statistic,
+            0.8,
+        ),
         at_least("3. Spearman of predicted and trained error, 12 unions x budgets", spearmanr(predicted.ravel(), measured.ravel()).statistic, 0.7),
         at_most("3. mean |predicted - trained error|, 12 unions x budgets", miss, 0.03),
-        at_least("3. mean error of the prediction, share by which it is below that without decay", 1 - miss / undecayed_miss, 0.1),
+        # Seeds 0, 1, 2, 3, 101: 0.27, 0.30, 0.30, 0.30, 0.18.
+        at_least(
+            "3. share by which the prediction's mean error is below that of the same law with tau = infinity, a, b, d unchanged",
+            1 - miss / held_miss,
+            0.1,
+        ),
     ]  # fmt: skip
 
 

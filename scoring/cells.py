@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -43,13 +43,19 @@ class Found:
         rows: int64 (B,), positions of the points asked about.
         position, similarity: (B, k), nearest first, equals by position; position -1 and similarity -inf where a cell and
             those around it hold too few others.
-        edges: int64 (E, 2), all pairs (one of rows, a candidate) at least ``threshold`` alike; none without a threshold.
     """
 
     rows: Ints
     position: Ints
     similarity: Floats
-    edges: Ints
+
+
+class Alike(Protocol):
+    """Told of pairs at least so alike, in pieces of bounded size: positions a and b, int64 (E,) each; a pair may come twice."""
+
+    threshold: float
+
+    def join(self, a: Ints, b: Ints) -> None: ...
 
 
 def in_cells(
@@ -58,7 +64,7 @@ def in_cells(
     *,
     k: int,
     seed: int,
-    threshold: float | None = None,
+    alike: Alike | None = None,
     members: int = _MEMBERS,
     probes: int = _PROBES,
     progress: Progress = silent,
@@ -70,7 +76,7 @@ def in_cells(
         num: points, >= 1.
         k: neighbours, >= 1.
         seed: of the sample and the centres.
-        threshold: also give every pair at least so alike, in (0, 1].
+        alike: is told of every pair of a point and a candidate that are at least its threshold alike.
         members: points a cell should have on average.
         probes: cells compared with a cell.
         progress: told (points done, in all, "nearest neighbours").
@@ -83,7 +89,7 @@ def in_cells(
     remembered = _Cells(vectors, order, bounds)
     done = 0
     for rows, queries in _together(part for cell in _tour(centres) for part in remembered(cell)):
-        yield _among(remembered, centres, rows, queries, k, min(probes, len(centres)), threshold)
+        yield _among(remembered, centres, rows, queries, k, min(probes, len(centres)), alike)
         done += len(rows)
         progress(done, num, "nearest neighbours")
 
@@ -168,11 +174,10 @@ class _Cells:
 
 
 def _among(
-    remembered: _Cells, centres: Vectors, rows: Ints, queries: Vectors, k: int, probes: int, threshold: float | None
+    remembered: _Cells, centres: Vectors, rows: Ints, queries: Vectors, k: int, probes: int, alike: Alike | None
 ) -> Found:
     """The best of ``rows`` among the points of the cells next to each of them."""
     position, similarity = np.full((len(rows), k), -1, np.int64), np.full((len(rows), k), -np.inf)
-    edges = [np.empty((0, 2), np.int64)]
     near = nearest(centres, k=probes, queries=queries).position
     asking = np.argsort(near, axis=None, kind="stable")
     cells, starts = np.unique(near.ravel()[asking], return_index=True)
@@ -184,22 +189,23 @@ def _among(
             position[mine], similarity[mine] = _best(
                 np.concatenate([position[mine], others], axis=1), np.concatenate([similarity[mine], here], axis=1), k
             )
-            if threshold is not None:
-                edges += _alike(rows[mine], queries[mine], candidates, points, others, here, threshold)
-    return Found(rows, position, similarity, np.concatenate(edges))
+            if alike is not None:
+                _tell(alike, rows[mine], queries[mine], candidates, points, others, here)
+    return Found(rows, position, similarity)
 
 
-def _alike(
-    rows: Ints, queries: Vectors, candidates: Ints, points: Vectors, others: Ints, similarity: Floats, threshold: float
-) -> Iterator[Ints]:
-    """The pairs (E, 2) at least ``threshold`` alike; where the list of the nearest may be too short, by looking at all."""
-    full = (similarity >= threshold).sum(axis=1) >= others.shape[1] - 1
+def _tell(
+    alike: Alike, rows: Ints, queries: Vectors, candidates: Ints, points: Vectors, others: Ints, similarity: Floats
+) -> None:
+    """The pairs that are alike; where the list of the nearest may be too short, by looking at all."""
+    is_alike = similarity >= alike.threshold
+    full = is_alike.sum(axis=1) >= others.shape[1] - 1
     full &= others.shape[1] < len(candidates)
-    row, column = np.nonzero((similarity >= threshold) & ~full[:, None])
-    yield np.stack([rows[row], others[row, column]], axis=1)
+    row, column = np.nonzero(is_alike & ~full[:, None])
+    alike.join(rows[row], others[row, column])
     for block, whole in whole_rows(points, queries, np.flatnonzero(full)):
-        row, column = np.nonzero(whole >= threshold)
-        yield np.stack([rows[block[row]], candidates[column]], axis=1)
+        row, column = np.nonzero(whole >= alike.threshold)
+        alike.join(rows[block[row]], candidates[column])
 
 
 def _best(position: Ints, similarity: Floats, k: int) -> tuple[Ints, Floats]:

@@ -4,8 +4,10 @@
     IG_k     = (z_k - z'_k) * integral_0^1 dG_c/dz_k (z' + a (z - z')) da         logit units;  sum_k IG_k = G_c(z) - G_c(z')
     share_i  = sum_{k in K_y} IG_k / sum_k |IG_k|             in [-1, 1]; higher = carried by the concepts of its own class
 
+    IG_kd   = (x_d - x'_d) * integral_0^1 dz_k/dx_d (x' + a (x - x')) da          through the backbone: which inputs make z_k
+
 z (N, K) signed distances to K concepts, z' their mean over the training set (zeros would mean "on every boundary"), F the
-concept bottleneck, K_y the concept set of the example's class; see recipes.concepts.
+concept bottleneck, K_y the concept set of the example's class; see recipes.concepts. x the model's input, x' a baseline.
 
 Source: Sundararajan, Taly, Yan, ICML 2017 (arXiv 1703.01365), equations 1 and 3; arXiv 2405.15662 (2024) attributes classes
 to concepts and ranks poison candidates by sum_{k in K_y} IG_k (here ``attribution``). Logits, not probabilities: through a
@@ -17,6 +19,7 @@ and a small denominator (an example near the mean of everything) makes it noisy:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,13 +31,26 @@ from torch import Tensor, nn
 from contracts.errors import InvalidInput
 from contracts.methods import ScoreSpec, score
 from contracts.tables import Column
-from recipes.concepts import ClassConcepts, ConceptConfig, Concepts, PosthocCBM, centred, entropy_of, fit_concepts
+from recipes.concepts import (
+    ClassConcepts,
+    ConceptBank,
+    ConceptConfig,
+    Concepts,
+    PosthocCBM,
+    centred,
+    entropy_of,
+    fit_concepts,
+)
 from recipes.concepts import projections_of as _projections_of
+from recipes.embeddings import last_linear
+from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 
 TOLERANCE = 1e-4
 _SINGLE = 1e-6  # captum's quadrature weights are float32: their rounding, per logit of attribution, is not an error
+INPUT_TOLERANCE = 0.01
+_MOST_STEPS = 12_800
 _STEPS_AT_ONCE = 200_000  # rows of (example, step) that captum holds at a time
 
 
@@ -43,8 +59,8 @@ class ConceptAttributions:
     """Integrated gradients of N examples.
 
     Attributes:
-        values: float64 (N, K), logit units.
-        delta: float64 (N,), sum_k IG_k - (G(z) - G(z')), the completeness error.
+        values: float64 (N, K), logit units; or (N, D) over the inputs, in units of the projection.
+        delta: float64 (N,), their sum minus the difference of the function at the two ends, the completeness error.
     """
 
     values: NDArray[np.float64]
@@ -101,6 +117,87 @@ def concept_integrated_gradients(
             f"{tolerance:g}: raise n_steps, and attribute logits, not probabilities"
         )
     return ConceptAttributions(values, delta)
+
+
+def concept_input_gradients(
+    model: nn.Module,
+    data: ExampleSet,
+    bank: ConceptBank,
+    *,
+    concept: NDArray[np.int64],
+    baseline: NDArray[np.floating[Any]],
+    n_steps: int = 50,
+    batch: int = 1024,
+    tolerance: float = INPUT_TOLERANCE,
+) -> ConceptAttributions:
+    """Captum's integrated gradients of each example's projection on one concept, over the model's inputs (midpoint rule).
+
+    Networks of ReLUs are not smooth along the path: the steps of an example are doubled until its attributions are
+    complete. In the precision of the model.
+
+    Args:
+        model: whose embeddings ``bank`` is fitted on; put into eval mode and back.
+        data: N examples.
+        concept: (N,), index in ``bank`` of the concept of each.
+        baseline: of the shape of one input, in the scale of ``data.inputs``: where the path starts.
+        n_steps: points of the integral to begin with.
+        batch: points in one pass; bounds memory.
+        tolerance: largest |delta| that is accepted, as a share of the example's absolute attribution.
+
+    Raises:
+        NotApplicable: the model has no linear output layer.
+        InvalidInput: shapes differ, or 12,800 steps leave a larger error.
+    """
+    if baseline.shape != data.input_shape or concept.shape != (len(data),):
+        raise InvalidInput(
+            f"baseline {baseline.shape}, concept {concept.shape}; {data.input_shape} and ({len(data)},) are needed"
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = Inputs(data, dtype=model_dtype(model), device=device)
+    start = torch.from_numpy(baseline).to(device=device, dtype=inputs.dtype)[None]
+    target = torch.from_numpy(concept.astype(np.int64)).to(device)
+    values, delta = np.zeros((len(data), start.numel())), np.zeros(len(data))
+    left = np.arange(len(data))
+    with eval_mode(model), _Projections(model, bank) as projections:
+        method = IntegratedGradients(projections)
+        method.gradient_func = _gradients
+        while len(left):
+            if n_steps > _MOST_STEPS:
+                raise InvalidInput(f"{_MOST_STEPS} steps leave a completeness error of {np.abs(delta[left]).max():.3g}")
+            for rows in np.array_split(left, -(-len(left) // batch)):
+                at = torch.from_numpy(rows).to(device)
+                found, error = method.attribute(
+                    inputs.gather(at).requires_grad_(), baselines=start, target=target[at], n_steps=n_steps,
+                    method="riemann_middle", internal_batch_size=batch, return_convergence_delta=True,
+                )  # fmt: skip
+                values[rows], delta[rows] = found.detach().flatten(1).cpu().numpy(), error.detach().cpu().numpy()
+            left = left[~(np.abs(delta[left]) <= tolerance * np.abs(values[left]).sum(axis=1))]  # NaN included
+            n_steps *= 2
+    return ConceptAttributions(values, delta)
+
+
+class _Projections(nn.Module):
+    """Inputs -> projections on all concepts, with gradients; a context that takes its hook off the model again."""
+
+    def __init__(self, model: nn.Module, bank: ConceptBank) -> None:
+        super().__init__()
+        self.model = model
+        norms = np.linalg.norm(bank.vectors, axis=1)
+        like = next(p for p in model.parameters() if p.dtype.is_floating_point)
+        self.normals = torch.from_numpy(bank.vectors / norms[:, None]).to(like)
+        self.offsets = torch.from_numpy(bank.intercepts / norms).to(like)
+        self.seen: list[Tensor] = []
+
+    def __enter__(self) -> _Projections:
+        self.handle = last_linear(self.model)[1].register_forward_pre_hook(lambda _, args: self.seen.append(args[0]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.model(x)
+        return self.seen.pop() @ self.normals.T + self.offsets
 
 
 def _gradients(
@@ -168,6 +265,7 @@ def class_concept_profile(
         doc="Share of an example's class evidence that runs through the concepts of its class (integrated gradients).",
         source="arXiv 2405.15662 (2024); Sundararajan et al., ICML 2017; Yuksekgonul et al., ICLR 2023",
         config=ConceptConfig,
+        version=2,
         needs=("model",),
         columns=(
             Column(

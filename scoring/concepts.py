@@ -11,11 +11,17 @@ classes, or example ids), else they are clusters of the embeddings, c_0, c_1, ..
 The bottleneck explains the data through the model's embedding; how far it speaks for the model itself is the agreement
 in ``concept_bottleneck``. The residual is fitted from zero here (the authors start from PyTorch's default), so that it is
 the bottleneck itself before its first step.
+
+What in an example shows the concept is attributed through the backbone, to the inputs, for the few best examples of each
+concept (integrated gradients from the mean training input). The paper's other bank, concepts given as texts, needs an
+encoder of texts and images into one space; no recipe here is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import polars as pl
@@ -33,14 +39,16 @@ from contracts.tables import Column, TableSpec
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.concepts import ConceptBank, ConceptConfig, Concepts, PosthocCBM, fit_concepts, projections_of
 from recipes.embeddings import embeddings
+from recipes.frames import frame_of
 from recipes.predict import predict_logits
 from recipes.rng import generator
-from scoring.concept_attribution import class_concept_profile, concept_integrated_gradients
+from scoring.concept_attribution import class_concept_profile, concept_input_gradients, concept_integrated_gradients
 from scoring.streaming import check_outputs
 from sources.example_set import ExampleSet
 
 __all__ = ["ConceptBank", "ConceptsConfig", "PosthocCBM", "PosthocHybridCBM", "concepts"]
 
+_MOST_VALUES = 4_000_000  # numbers in each list column of concept_inputs: examples times inputs
 _CONCEPT = Column(name="concept", dtype="str", doc="the concept; c_<i> are clusters, the largest first")
 _CLASS = Column(name="class_id", dtype="int64", low=0, doc="index of the class")
 _PROJECTION = Column(
@@ -73,11 +81,15 @@ CONCEPT_BANK = TableSpec(
     doc="How well each concept can be read off the model's embeddings.",
     columns=(
         _CONCEPT,
-        Column(name="svm_c", dtype="float64", low=0, doc="inverse strength of the linear SVM's penalty, chosen held out"),
-        Column(name="train_acc", dtype="float64", low=0, high=1, doc="accuracy on the examples fitted on"),
-        Column(name="val_acc", dtype="float64", low=0, high=1, doc="accuracy on as many others, by which svm_c was chosen"),
+        Column(name="svm_c", dtype="float64", low=0, doc="inverse strength of the linear SVM's penalty, chosen by cross-validation"),
+        Column(name="train_acc", dtype="float64", low=0, high=1, doc="balanced accuracy on the examples fitted on"),
+        Column(name="val_acc", dtype="float64", low=0, high=1, doc="balanced accuracy on held-out folds of these, by which svm_c was chosen"),
         Column(name="n_pos", dtype="int64", low=1, unit="examples", doc="fitted on, with the concept"),
         Column(name="n_neg", dtype="int64", low=1, unit="examples", doc="fitted on, without it"),
+        Column(
+            name="assumed_without", dtype="bool",
+            doc="only examples with it were listed, and all others taken to be without: some may not be; list both",
+        ),
         Column(
             name="correlated_with", dtype="str", nullable=True,
             doc="the most parallel other concept when |cos| > 0.8: credit between the two is arbitrary; else null",
@@ -150,6 +162,22 @@ CONCEPT_EXAMPLES = TableSpec(
     columns=(_CONCEPT, Column(name="rank", dtype="int64", low=1, doc="1 = most"), EXAMPLE_ID, _PROJECTION),
     key=("concept", "rank"),
 )
+CONCEPT_INPUTS = TableSpec(
+    schema="scores",
+    name="concept_inputs",
+    doc="Which inputs of its best examples make a concept's projection: integrated gradients through the backbone.",
+    columns=(
+        _CONCEPT,
+        Column(name="rank", dtype="int64", low=1, doc="as in concept_examples"),
+        EXAMPLE_ID,
+        _PROJECTION,
+        Column(name="baseline", dtype="float64", doc="projection of the mean training input, where the path starts"),
+        Column(name="attribution", dtype="floats", doc="one number an input, in units of the projection; their sum is projection - baseline"),
+        Column(name="shown", dtype="floats", doc="the same in the example's range of inputs: the middle is 0, its ends the largest for and against"),
+        Column(name="delta", dtype="float64", doc="completeness error: sum of attribution - (projection - baseline)"),
+    ),
+    key=("concept", "rank"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +195,13 @@ class ConceptsConfig(ConceptConfig):
         doc="most examples in concept_attributions, a sample of the others",
     )
     top: int = param(8, ge=1, le=1000, unit="examples", doc="kept for each concept in concept_examples")
+    inputs: int = param(
+        3,
+        ge=0,
+        le=8,
+        unit="examples",
+        doc="of these, attributed to their inputs; fewer where inputs or concepts are many",
+    )
     n_steps: int = param(50, ge=1, le=10_000, doc="points of the integral")
     tolerance: float = param(1e-4, gt=0, le=1, unit="logit", doc="largest completeness error that is accepted")
 
@@ -226,6 +261,7 @@ class PosthocHybridCBM:
         doc="Concepts of the model: how well they are read off it, which classes they carry, which examples show them.",
         source="Yuksekgonul et al., ICLR 2023; Sundararajan et al., ICML 2017; arXiv 2405.15662 (2024)",
         config=ConceptsConfig,
+        version=2,
         needs=("model",),
         tables=(
             CLASS_CONCEPT_PROFILE,
@@ -235,11 +271,16 @@ class PosthocHybridCBM:
             CONCEPT_BOTTLENECK,
             CONCEPT_EXAMPLES,
             CONCEPT_ATTRIBUTIONS,
+            CONCEPT_INPUTS,
         ),
         pictures=(
             Picture(
                 table="concept_examples", title="Examples that show each concept most", kind="examples",
                 x="example_id", y="projection", series="concept",
+            ),
+            Picture(
+                table="concept_inputs", title="What in the first of these shows the concept: light for it, dark against",
+                kind="images", x="example_id", y="shown", series="concept", value="projection",
             ),
             Picture(
                 table="class_concept_profile", title="The concepts that carry each class", kind="bars",
@@ -269,7 +310,7 @@ def concepts(
         model: the audited model; put into eval mode and back.
 
     Returns:
-        The seven tables of the declaration. Without a concept (embeddings that do not differ) those about concepts are
+        The eight tables of the declaration. Without a concept (embeddings that do not differ) those about concepts are
         empty.
 
     Raises:
@@ -292,6 +333,7 @@ def concepts(
     examples = _top_examples(model, train, found.bank, top=config.top, batch=config.batch)
     progress(4, 5, "concepts: examples")
     attributions = _attributions(model, train, found, config=config, seed=seed)
+    inputs = _inputs(model, train, found, examples, config=config)
     progress(5, 5, "concepts: attributions")
     overlap = found.classes.overlap()
     profile = class_concept_profile(
@@ -301,14 +343,16 @@ def concepts(
         "class_concept_profile": profile,
         "class_concepts": _class_concepts(found, overlap, data.class_names),
         "class_concept_overlap": _pairs(overlap),
-        "concept_bank": _bank(found.bank),
+        "concept_bank": _bank(found.bank, config),
         "concept_bottleneck": bottleneck,
         "concept_examples": examples,
         "concept_attributions": attributions,
+        "concept_inputs": inputs,
     }
 
 
-def _bank(bank: ConceptBank) -> pl.DataFrame:
+def _bank(bank: ConceptBank, config: ConceptConfig) -> pl.DataFrame:
+    listed = {name for name, group in config.concept_examples.items() if not isinstance(group, Mapping)}
     nearest: dict[str, tuple[str, float]] = {}
     for first, second, cosine in bank.correlated():  # strongest first
         nearest.setdefault(first, (second, cosine))
@@ -321,6 +365,7 @@ def _bank(bank: ConceptBank) -> pl.DataFrame:
             "val_acc": bank.val_acc,
             "n_pos": bank.n_pos,
             "n_neg": bank.n_neg,
+            "assumed_without": pl.Series([name in listed for name in bank.names], dtype=pl.Boolean),
             "correlated_with": pl.Series([nearest.get(n, (None,))[0] for n in bank.names], dtype=pl.String),
             "cosine": pl.Series([nearest.get(n, (None, None))[1] for n in bank.names], dtype=pl.Float64),
         }
@@ -434,3 +479,38 @@ def _attributions(
             )
         )
     return pl.concat(parts)
+
+
+def _inputs(
+    model: nn.Module, train: ExampleSet, found: Concepts, examples: pl.DataFrame, *, config: ConceptsConfig
+) -> pl.DataFrame:
+    """The inputs of the first of ``examples``; every concept's best before any second."""
+    most = _MOST_VALUES // prod(train.input_shape)
+    best = examples.filter(pl.col("rank") <= config.inputs).with_row_index("place")
+    best = best.sort("rank", maintain_order=True).head(most).sort("place")
+    if best.is_empty():
+        return frame_of(CONCEPT_INPUTS, [])
+    shown = train.take(train.positions(best["example_id"].to_numpy()))  # an example may be the best of several concepts
+    number = {name: k for k, name in enumerate(found.bank.names)}
+    mean = _mean_input(train.subset(found.example_id), batch=config.batch)
+    each = concept_input_gradients(
+        model, shown, found.bank, concept=np.array([number[name] for name in best["concept"]]), baseline=mean,
+        n_steps=config.n_steps, batch=config.batch,
+    )  # fmt: skip
+    x = shown.inputs(slice(None)).reshape(len(shown), -1)
+    low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    largest = np.abs(each.values).max(axis=1, keepdims=True)
+    scaled = np.divide(each.values, largest, out=np.zeros_like(each.values), where=largest > 0)
+    return best.drop("place").with_columns(
+        baseline=pl.col("projection") + pl.Series(each.delta - each.values.sum(axis=1)),
+        attribution=pl.Series(each.values.tolist(), dtype=pl.List(pl.Float64)),
+        shown=pl.Series(((low + high) / 2 + scaled * (high - low) / 2).tolist(), dtype=pl.List(pl.Float64)),
+        delta=pl.Series(each.delta),
+    )
+
+
+def _mean_input(data: ExampleSet, *, batch: int) -> NDArray[np.float64]:
+    total = np.zeros(data.input_shape)
+    for start in range(0, len(data), batch):
+        total += data.inputs(slice(start, min(start + batch, len(data)))).sum(axis=0, dtype=np.float64)
+    return total / len(data)

@@ -1,6 +1,7 @@
-"""When do the early scores settle? EL2N, margins and last-layer GraNd over epochs, and how far each epoch can be trusted.
+"""When do the early scores settle? EL2N, margins and GraNd over epochs, and how far each epoch can be trusted.
 
-At every epoch t, R models from R initialisations (scoring.el2n), and of the scores s_t (N,) over the examples:
+At every epoch t, R models from R initialisations as they pass it (scoring.el2n; with ``grand``, also scoring.grand over all
+parameters), and of the scores s_t (N,) over the examples:
     seed halves      Spearman(mean of R/2 models, mean of the others), over random halvings: is R enough?
     single seeds     Spearman of two models, over all pairs: what one model is worth
     next epoch       Spearman(s_t, s_t') with t' the next epoch listed: has the ranking settled?
@@ -16,7 +17,7 @@ that, train on what it keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -33,20 +34,22 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from scoring.el2n import MEANS, model_values
+from scoring.grand import GrandConfig, grand
 from scoring.streaming import check
 from sources.example_set import ExampleSet
 
 Values = NDArray[np.float64]
 _EPOCH = Column(name="epoch", dtype="int64", low=0, unit="epochs", doc="epochs trained of the full recipe")
 MEASURES = (
-    "seed halves", "single seeds", "next epoch", "input norm: el2n", "input norm: grand_last_layer", "accuracy",
+    "seed halves", "single seeds", "next epoch", "input norm: el2n", "input norm: grand_last_layer", "input norm: grand",
+    "accuracy",
 )  # fmt: skip
 _MEAN, _STD = "mean over models", "sample standard deviation over models; null for one model"
 
 DATA_DIET = TableSpec(
     schema="scores",
     name="data_diet",
-    doc="EL2N, margin and last-layer GraNd of training examples at several early epochs.",
+    doc="EL2N, margin and GraNd of training examples at several early epochs.",
     columns=(
         EXAMPLE_ID,
         _EPOCH,
@@ -58,6 +61,9 @@ DATA_DIET = TableSpec(
         Column(name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
                doc="mean gradient norm of the output layer; null when the logits do not come from a linear layer"),
         Column(name="grand_last_layer_std", dtype="float64", low=0, nullable=True, doc=_STD),
+        Column(name="grand", dtype="float64", low=0, nullable=True, direction="higher = harder",
+               doc="mean gradient norm of all parameters; null unless it was asked for"),
+        Column(name="grand_std", dtype="float64", low=0, nullable=True, doc=_STD),
         Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
     ),
     key=("example_id", "epoch"),
@@ -92,6 +98,7 @@ class DataDietConfig(Config):
         20_000, ge=2, le=10_000_000, doc="a random sample of the training split when it is larger"
     )
     halvings: int = param(20, ge=1, le=10_000, doc="random halvings of the models")
+    grand: bool = param(False, doc="also GraNd over all parameters: a backward pass an epoch, model and example")
     batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
     def check(self) -> None:
@@ -102,7 +109,8 @@ class DataDietConfig(Config):
 @analysis(
     AnalysisSpec(
         name="data_diet",
-        doc="EL2N, margin and last-layer GraNd at several early epochs, and how stable each epoch's ranking is.",
+        version=2,
+        doc="EL2N, margin and GraNd at several early epochs, and how stable each epoch's ranking is.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=DataDietConfig,
         needs=("early_at",),
@@ -126,7 +134,7 @@ def data_diet(
     config: DataDietConfig,
     seed: int,
     progress: Progress = silent,
-    early_at: Callable[[int], Sequence[nn.Module]],
+    early_at: Callable[[Sequence[int]], Mapping[int, Sequence[nn.Module]]],
 ) -> dict[str, pl.DataFrame]:
     """Scores of the training examples at every epoch, and their agreements.
 
@@ -135,13 +143,13 @@ def data_diet(
         config: epochs and size.
         seed: of the sample and of the halvings.
         progress: told (epochs done, epochs, "epochs scored").
-        early_at: epoch -> R >= 1 models stopped there, one a seed.
+        early_at: epochs -> R >= 1 models for each, one a seed, as they pass it in one run.
 
     Returns:
         ``data_diet``: one row an example and epoch; ``data_diet_epochs``: one row an epoch and measure.
 
     Raises:
-        NotApplicable: another task than classification.
+        NotApplicable: another task than classification; with ``grand``, what :func:`scoring.grand.grand` cannot take.
         DataError: labels outside the model's outputs, NaN or infinite logits; names the examples.
         InvalidInput: no training examples, or no models.
         ConfigError: an epoch beyond the recipe's end (from ``early_at``).
@@ -153,11 +161,15 @@ def data_diet(
         raise InvalidInput(f"{data.name} has no training example to score")
     norm = _input_norms(train, config.batch)
     scores, rows, means = [], [], []
+    models = early_at(config.epochs)
     for done, epoch in enumerate(config.epochs, start=1):
-        values = _values(train, early_at(epoch), config.batch)  # (R, len(MEANS), N)
-        scores.append(_scores(train, epoch, values))
+        values = _values(train, models[epoch], config.batch)  # (R, len(MEANS), N)
+        every = _grand(train, models[epoch], config)
+        scores.append(_scores(train, epoch, values).with_columns(every.get_columns()))
         means.append(values.mean(0))
         rows += _measures(epoch, values, norm, halvings=config.halvings, seed=seed)
+        if config.grand:
+            rows.append((epoch, "input norm: grand", _spearman(every["grand"].to_numpy(), norm), None, None))
         progress(done, len(config.epochs), "epochs scored")
     for epoch, now, after in zip(config.epochs, means, means[1:], strict=False):
         rows.append((epoch, "next epoch", _spearman(now[0], after[0]), None, None))
@@ -193,6 +205,14 @@ def _values(data: ExampleSet, models: Sequence[nn.Module], batch: int) -> Values
     for rows, block in model_values("data_diet", data, models, batch=batch):
         values[:, :, rows] = block
     return values
+
+
+def _grand(data: ExampleSet, models: Sequence[nn.Module], config: DataDietConfig) -> pl.DataFrame:
+    """Columns grand and grand_std, null when they are not asked for."""
+    if not config.grand:
+        nothing = pl.repeat(None, len(data), dtype=pl.Float64, eager=True)
+        return pl.DataFrame({"grand": nothing, "grand_std": nothing})
+    return grand(data, config=GrandConfig(batch=config.batch), seed=0, early_models=models)[["grand", "grand_std"]]
 
 
 def _scores(data: ExampleSet, epoch: int, values: Values) -> pl.DataFrame:

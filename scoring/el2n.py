@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contracts.methods import ScoreSpec, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
@@ -91,6 +91,7 @@ class EL2NConfig(Config):
         value="el2n",
         stderr="el2n_stderr",
         higher_means="harder",
+        calls=Call("hard"),
     )
 )  # fmt: skip
 def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:

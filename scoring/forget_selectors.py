@@ -8,11 +8,13 @@
     moderate          m middle places by || h(x) - median of h over its class ||_2, h the penultimate activations
     lowest_gradient   m lowest norms of the example's loss gradient, all parameters
 
-With ``group = "class"`` a class is chosen by the mean over its examples. Ties go to the smaller id.
+With ``group = "class"`` a class is chosen by the mean over its examples. Ties go to the smaller id. The curator ``forget_set``
+stores one of these sets as a split; the analysis ``forget_selectors`` compares them. A selector that the model is not fit for (no
+output layer, no gradient norm) is left out of the comparison and named with the reason.
 
 Source: the comparison in Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362); moderate coreset: Xia et al.,
-"Moderate Coreset" (ICLR 2023), of which the authors' code forgets the middle window. Not curators: these are sets for testing
-unlearners; a forget request picks from a stored score by the curator ``top_score``.
+"Moderate Coreset" (ICLR 2023), of which the authors' code forgets the middle window. These are sets for testing unlearners; a
+forget request says which examples are meant.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError
-from contracts.methods import EXAMPLE_ID, AnalysisSpec, Picture, analysis
+from contracts.errors import ConfigError, NotApplicable
+from contracts.methods import EXAMPLE_ID, AnalysisSpec, CuratorSpec, Picture, analysis, curator
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.embeddings import embeddings
+from recipes.frames import frame_of
 from recipes.inputs import Inputs, model_dtype
 from scoring.grand import GrandConfig, grand
+from scoring.streaming import check
 from scoring.worst_case_forget import (
     Unlearn,
     WorstCaseForgetConfig,
@@ -89,6 +93,7 @@ def choose(
     """
     if selector not in SELECTORS:
         raise ConfigError(f"selector = {selector!r} is not one of {', '.join(SELECTORS)}")
+    check(f"forget set {selector}", data, [model])
     data = data.by_id()
     group, num = groups_of(data, config.group)
     budget = budget_of(num, config)
@@ -98,7 +103,8 @@ def choose(
         found = select_worst_case(
             model, data, config=config.turned(direction), seed=seed, unlearn=unlearn, progress=progress
         )
-        place, value = found.rank - 1, found.w
+        rows = np.argsort(found.rank)[: found.selected.sum()]
+        value = found.w
     else:
         if selector == "random":
             value_G = np.random.default_rng(derive_seed("random forget set", seed)).permutation(num) / num
@@ -110,8 +116,7 @@ def choose(
         place_G = np.empty(num, np.int64)
         place_G[order] = np.arange(num)
         place, value = place_G[group], value_G[group]
-    rows = np.argsort(place, kind="stable")
-    rows = rows[place[rows] < budget]
+        rows = np.argsort(place, kind="stable")[: (place < budget).sum()]
     return ForgetSet(selector, data.example_id[rows], value[rows])
 
 
@@ -146,6 +151,57 @@ SELECTORS: tuple[str, ...] = ("random", "worst_case", "easiest", *_VALUES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ForgetSetConfig(Config):
+    selector: str = param(choices=SELECTORS, doc="how the set is chosen")
+    search: WorstCaseForgetConfig = param(
+        WorstCaseForgetConfig(),
+        doc="budget and group; the rest is for the searches, whose direction is set by the selector",
+    )
+
+
+@curator(
+    CuratorSpec(
+        name="forget_set",
+        doc="Forgets the set that a selector chooses: hardest or easiest by bi-level search, lowest loss, moderate, random; or classes.",
+        source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
+        config=ForgetSetConfig,
+        needs=("model", "unlearn"),
+    )
+)
+def forget_set(
+    data: ExampleSet, *, config: ForgetSetConfig, seed: int, model: nn.Module, unlearn: Unlearn | None = None
+) -> pl.DataFrame:
+    """(example_id, role, reason) over the training split, by id; the reason gives selector, place in the set and value.
+
+    Args:
+        data: the training split, or a set whose training split is meant; classification.
+        config: the selector, the budget and the search.
+        seed: of ``random`` and of the searches.
+        model: the audited model; not changed.
+        unlearn: used for searches with lower = "unlearner" alone.
+
+    Raises:
+        As :func:`choose`.
+    """
+    train = data.part("train")
+    chosen = choose(config.selector, model, train, config=config.search, seed=seed, unlearn=unlearn)
+    num = len(chosen.example_id)
+    forget = pl.DataFrame(
+        {
+            "example_id": chosen.example_id,
+            "role": ["forget"] * num,
+            "reason": [
+                f"{config.selector} {v:.6g}, place {k} of {num}" for k, v in enumerate(chosen.value.tolist(), 1)
+            ],
+        }
+    )
+    everyone = pl.DataFrame({"example_id": np.sort(train.example_id)})
+    return everyone.join(forget, on="example_id", how="left", maintain_order="left").with_columns(
+        pl.col("role").fill_null("retain"), pl.col("reason").fill_null("not selected")
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetSelectorsConfig(Config):
     selectors: tuple[str, ...] = param(SELECTORS, choices=SELECTORS, doc="which to compare")
     search: WorstCaseForgetConfig = param(
@@ -160,25 +216,30 @@ class ForgetSelectorsConfig(Config):
 
 _SELECTOR = Column(name="selector", dtype="str", choices=SELECTORS, doc="how the set was chosen")
 _OVERLAP = TableSpec(
-    schema="scores", name="forget_selectors", key=("selector", "other"),
-    doc="How much the forget sets of two selectors have in common, and how well the audited model fits the first.",
+    schema="scores", name="forget_selectors", key=("selector", "other"), version=2,
+    doc="How much the forget sets of two selectors have in common, and how well the audited model fits the first. A selector that "
+    "does not apply has one row, with the reason and no figure.",
     columns=(
         _SELECTOR, Column(name="other", dtype="str", choices=SELECTORS, doc="the set it is compared with"),
-        Column(name="num_forget", dtype="int64", low=1, doc="examples in the selector's set"),
-        Column(name="shared", dtype="int64", low=0, doc="examples in both sets"),
-        Column(name="jaccard", dtype="float64", low=0, high=1, direction="higher = more alike", doc="shared / in either"),
+        Column(name="num_forget", dtype="int64", low=1, nullable=True, doc="examples in the selector's set"),
+        Column(name="shared", dtype="int64", low=0, nullable=True, doc="examples in both sets"),
         Column(
-            name="jaccard_chance", dtype="float64", low=0, high=1,
+            name="jaccard", dtype="float64", low=0, high=1, nullable=True, direction="higher = more alike",
+            doc="shared / in either",
+        ),
+        Column(
+            name="jaccard_chance", dtype="float64", low=0, high=1, nullable=True,
             doc="the same for two sets of these sizes drawn at random (ratio of expectations)",
         ),
         Column(
-            name="mean_loss", dtype="float64", unit="nats", low=0, direction="higher = less well fitted",
+            name="mean_loss", dtype="float64", unit="nats", low=0, nullable=True, direction="higher = less well fitted",
             doc="mean cross-entropy of the selector's set under the audited model, before any unlearning",
         ),
         Column(
-            name="largest_class", dtype="float64", low=0, high=1,
+            name="largest_class", dtype="float64", low=0, high=1, nullable=True,
             doc="share of the selector's set in its commonest class: does it pick classes rather than examples",
         ),
+        Column(name="why", dtype="str", doc="why the selector does not apply; empty when it does"),
     ),
 )  # fmt: skip
 _MEMBERS = TableSpec(
@@ -198,6 +259,7 @@ _MEMBERS = TableSpec(
         name="forget_selectors",
         doc="Forget sets by bi-level search beside random, lowest loss, moderate coreset and gradient norm.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
+        version=2,
         config=ForgetSelectorsConfig,
         needs=("model", "unlearn"),
         tables=(_OVERLAP, _MEMBERS),
@@ -233,14 +295,21 @@ def forget_selectors(
         progress: told (selectors done, all, "forget sets").
 
     Raises:
-        As :func:`choose`.
+        NotApplicable: no selector applies.
+        ConfigError, DataError, Diverged: as :func:`choose`.
     """
     train = data.part("train")
-    sets = []
+    sets: list[ForgetSet] = []
+    rows: list[dict[str, object]] = []
     for number, name in enumerate(config.selectors):
-        sets.append(choose(name, model, train, config=config.search, seed=seed, unlearn=unlearn))
+        try:
+            sets.append(choose(name, model, train, config=config.search, seed=seed, unlearn=unlearn))
+        except NotApplicable as error:
+            rows.append({"selector": name, "other": name, "why": str(error)})
         progress(number + 1, len(config.selectors), "forget sets")
-    loss, rows = _loss(model, train), []
+    if not sets:
+        raise NotApplicable(f"no selector applies; {rows[0]['selector']}: {rows[0]['why']}")
+    loss = _loss(model, train)
     for one in sets:
         where = train.positions(one.example_id)
         for other in sets:
@@ -257,6 +326,7 @@ def forget_selectors(
                     "jaccard_chance": by_chance / (a + b - by_chance),
                     "mean_loss": float(loss[where].mean()),
                     "largest_class": float(np.bincount(train.y[where]).max() / a),
+                    "why": "",
                 }
             )
     members = [
@@ -271,4 +341,4 @@ def forget_selectors(
         )
         for one in sets
     ]
-    return {"forget_selectors": pl.DataFrame(rows), "forget_selector_members": pl.concat(members)}
+    return {"forget_selectors": frame_of(_OVERLAP, rows), "forget_selector_members": pl.concat(members)}

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contracts.methods import ScoreSpec, Task, score
+from contracts.methods import Call, ScoreSpec, Task, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
@@ -79,6 +79,7 @@ class GrandConfig(Config):
         value="grand",
         stderr="grand_stderr",
         higher_means="harder",
+        calls=Call("hard"),
     )
 )  # fmt: skip
 def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:

@@ -34,7 +34,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
-from scoring.memorization import memorization_scores
+from scoring.memorization import fit_of, memorization_scores
 from scoring.pool import Ints, correctness, members
 from sources.example_set import ExampleSet
 
@@ -312,7 +312,7 @@ _SUMMARY = TableSpec(
         Column(name="num_over", dtype="int64", low=0, doc="pairs with infl at or above its cut, before the false-discovery cut"),
         Column(name="num_pairs", dtype="int64", low=0, doc="pairs after it"),
         Column(name="smallest_p", dtype="float64", low=0, high=1, doc="smallest p-value that so many models can give; above fdr / num_tested no pair can be found alone"),
-        Column(name="acc_in", dtype="float64", low=0, high=1, nullable=True, doc="accuracy of the models on their own members; below 0.98 mem is not memorization"),
+        Column(name="acc_in", dtype="float64", low=0, high=1, doc="accuracy of the models on their own members; nothing is published below 0.98"),
         Column(name="acc_test", dtype="float64", low=0, high=1, nullable=True, doc="accuracy of the models on the population; null without one"),
     ),
 )  # fmt: skip
@@ -324,6 +324,7 @@ _SUMMARY = TableSpec(
         doc="Influence: which memorised training examples decide the prediction of which unseen example.",
         source="Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703); Benjamini & Hochberg, JRSS B 1995",
         config=InfluenceConfig,
+        version=2,
         needs=("ensemble",),
         tables=(_PAIRS, _SUMMARY),
         pictures=(
@@ -350,7 +351,7 @@ def influence(
         ``influence_pairs``, strongest first, and ``influence_summary``, one row.
 
     Raises:
-        NotApplicable: not classification.
+        NotApplicable: not classification, or an ensemble that does not fit its training sets (the gate of ``memorization``).
         DataError: ids used twice; no training example in the pool; labels other than the ensemble's or outside its
             outputs; NaN or infinite logits. Names the examples.
     """
@@ -361,6 +362,7 @@ def influence(
     population = population[np.argsort(ensemble.example_id[population])]
     own = memorization_scores(ensemble.keep[:, columns], correctness(ensemble, columns))
     correct = correctness(ensemble, population)
+    fit = fit_of("influence", own)
     pairs = high_influence_pairs(
         ensemble.keep[:, columns], correct, own.mem,
         min_mem=config.min_mem, min_infl=config.min_infl, fdr=config.fdr, progress=progress,
@@ -393,9 +395,9 @@ def influence(
                 "num_over": [pairs.num_over],
                 "num_pairs": [len(pairs.train)],
                 "smallest_p": [float(np.exp(-_log_binomial(np.array(num_models), np.array(n_in))))],
-                "acc_in": [float(own.acc_in.mean()) if len(columns) else None],
+                "acc_in": [fit],
                 "acc_test": [float(correct.mean()) if correct.size else None],
             },
-            schema_overrides={"acc_in": pl.Float64, "acc_test": pl.Float64},
+            schema_overrides={"acc_test": pl.Float64},
         ),
     }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contracts.errors import NotApplicable
-from contracts.methods import ScoreSpec, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.embeddings import embeddings
@@ -73,6 +73,7 @@ class KnnDisagreementConfig(Config):
         ),
         value="disagreement",
         higher_means="mislabelled",
+        calls=Call("noisy", column="disagreement", above=0.5),
     )
 )  # fmt: skip
 def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: int, model: nn.Module) -> pl.DataFrame:

@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contracts.errors import DataError, NotApplicable
-from contracts.methods import ScoreSpec, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
@@ -55,6 +55,7 @@ INSTALL = "pip install 'palimpsest-audit[labels]'"
         ),
         value="label_noise",
         higher_means="noisier",
+        calls=Call("noisy", column="is_issue"),
     )
 )  # fmt: skip
 def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:

@@ -7,7 +7,8 @@
     price_by_mem              = the same with their mean mem in place of 1 - 1/k: they are predicted by the rest instead
 
 tau_1, the expected frequency of a subpopulation seen once among n, is given three ways, to be read side by side:
-    zipf          Feldman's example: n subpopulations with frequencies drawn from 1/i (no look at the data)
+    zipf          Feldman's example: N subpopulations with frequencies drawn from i^-exponent (no look at the data; by
+                  default N = n, exponent 1)
     good_turing   2 n_2 / (n n_1): the data's own counts, and n_1 / n for the mass of subpopulations never seen
     measured      share of the population (in no model) whose nearest training example is a singleton and alike, over n_1;
                   its price is the mean over the population of infl(nearest singleton, j), with a standard error: the
@@ -36,12 +37,12 @@ from contracts.tables import Column, TableSpec
 from recipes.embeddings import embeddings
 from recipes.ensemble import ReferenceEnsemble
 from recipes.frames import frame_of
-from scoring.memorization import Memorization, memorization_scores
+from scoring.memorization import Memorization, fit_of, memorization_scores
 from scoring.near_duplicates import duplicate_groups
 from scoring.neighbours import METHODS, Ints, nearest, unit_vectors
 from scoring.pool import correctness, members
 from sources.example_set import ExampleSet
-from sources.long_tail import frequency_prior_tau, zipf_prior
+from sources.long_tail import price_of_not_memorising, zipf_prior
 
 ESTIMATES = ("zipf", "good_turing", "measured")
 _DRAWS = 200  # of the Zipf domain: one per cent of error in tau_1
@@ -55,6 +56,10 @@ class LongTailConfig(Config):
     threshold: float = param(0.98, gt=0, le=1, doc="smallest cosine similarity within a subpopulation")
     min_mem: float = param(0.25, ge=-1, le=1, doc="memorization from which an example counts as memorised")
     index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
+    num_subpopulations: int | None = param(
+        None, ge=2, le=1_000_000, doc="subpopulations that zipf assumes; null: one for every training example"
+    )
+    exponent: float = param(1.0, ge=0, le=10, doc="of the frequencies i^-exponent that zipf assumes")
     batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
 
@@ -89,6 +94,7 @@ _PRICE = TableSpec(
         Column(name="price_by_mem", dtype="float64", low=-1, nullable=True, doc="singleton_mass times the mean mem of singletons; null without singletons"),
         Column(name="price_low", dtype="float64", nullable=True, doc="lower end of the 95% interval; measured only"),
         Column(name="price_high", dtype="float64", nullable=True, doc="upper end"),
+        Column(name="acc_in", dtype="float64", low=0, high=1, doc="accuracy of the models on their own members; nothing is published below 0.98"),
     ),
 )  # fmt: skip
 
@@ -99,6 +105,7 @@ _PRICE = TableSpec(
         doc="Long tail: memorised mass by class, subpopulations seen once, and the price of not memorising them.",
         source="Feldman, STOC 2020 (arXiv 1906.05271), theorem 2.3; Good, Biometrika 1953",
         config=LongTailConfig,
+        version=2,
         needs=("model", "ensemble"),
         tables=(_CLASSES, _PRICE),
         pictures=(
@@ -133,7 +140,8 @@ def long_tail_report(
         ``long_tail_classes``, one row a class of ``data``, and ``long_tail_price``, one row an estimate.
 
     Raises:
-        NotApplicable: not classification, or a model without penultimate activations.
+        NotApplicable: not classification, a model without penultimate activations, or an ensemble that does not fit its
+            training sets (the gate of ``memorization``).
         DataError: ids used twice; no training example in the pool; labels other than the ensemble's; values that are not
             finite. Names the examples.
     """
@@ -152,6 +160,7 @@ def long_tail_report(
     near = nearest(points, k=1, queries=queries, method=config.index, progress=progress)
     keep = ensemble.keep[:, columns]
     own = memorization_scores(keep, correctness(ensemble, columns))
+    fit = fit_of("long_tail_report", own)
     at = near.position[:, 0]
     infl = _influence_of(keep[:, at], correctness(ensemble, population))
     known = near.similarity[:, 0] >= config.threshold
@@ -160,11 +169,13 @@ def long_tail_report(
         "long_tail_price": frame_of(
             _PRICE,
             [
-                _zipf(size, data.num_classes, seed),
+                _zipf(size, data.num_classes, config, seed),
                 _good_turing(size, data.num_classes),
                 _measured(size, known & (size[at] == 1), known, infl),
             ],
-        ).with_columns(price_by_mem=pl.col("singleton_mass") * pl.lit(_mean(own.mem[size == 1]), pl.Float64)),
+        ).with_columns(
+            price_by_mem=pl.col("singleton_mass") * pl.lit(_mean(own.mem[size == 1]), pl.Float64), acc_in=fit
+        ),
     }
 
 
@@ -209,12 +220,13 @@ def _row(estimate: str, size: Ints, mass: float | None, **more: float | int | No
     }
 
 
-def _zipf(size: Ints, num_classes: int, seed: int) -> dict[str, object]:
-    num, single = len(size), int((size == 1).sum())
+def _zipf(size: Ints, num_classes: int, config: LongTailConfig, seed: int) -> dict[str, object]:
+    num, single = config.num_subpopulations or len(size), int((size == 1).sum())
     if num < 2:
         return _row("zipf", size, None, price=None)
-    tau = frequency_prior_tau(zipf_prior(num), num_samples=num, ell=1, draws=_DRAWS, seed=seed)
-    return _row("zipf", size, tau * single, price=tau * single * (1 - 1 / num_classes), num_subpopulations=num)
+    prior = zipf_prior(num, exponent=config.exponent)
+    mass = price_of_not_memorising(prior, {1: single}, num_samples=len(size), draws=_DRAWS, seed=seed)
+    return _row("zipf", size, mass, price=mass * (1 - 1 / num_classes), num_subpopulations=num)
 
 
 def _good_turing(size: Ints, num_classes: int) -> dict[str, object]:

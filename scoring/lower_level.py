@@ -7,9 +7,10 @@
     retrain   from a fresh initialisation: Xavier-uniform weights, zero biases, norms as new
     eu        the output layer alone, re-initialised in the same way; everything below it is frozen
 
-w (N,) in [0, 1], 1 = forget; batches of B; train mode, no momentum, no weight decay, constant eta. The loss is a *sum*:
-only the sign step makes it independent of the batch size and of the scale of 1 - w. And sign has derivative zero almost
-everywhere, so theta does not depend on w to first order: the upper level needs no second-order term.
+w (N,) in [0, 1], 1 = forget; batches of B; what is trained is in train mode, what is frozen in eval mode (its batch statistics
+and dropout too); no momentum, no weight decay, constant eta. The loss is a *sum*: only the sign step makes it independent of
+the batch size and of the scale of 1 - w. And sign has derivative zero almost everywhere, so theta does not depend on w to
+first order: the upper level needs no second-order term.
 
 Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362) and the authors' code (w_FT, w_FT_l1, w_EU; sign_step).
 There "eu" draws a linear layer from N(0, 1), anew in every epoch; here once, and at the scale of the layer. Not an
@@ -32,7 +33,6 @@ from recipes.rng import local_rng
 from recipes.schedule import epoch_order
 
 LOWER_LEVELS = ("ft", "retrain", "ft_l1", "eu")
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def unlearn_weighted(
@@ -69,9 +69,13 @@ def unlearn_weighted(
     """
     student = copy.deepcopy(model)
     with local_rng(derive_seed("lower level", seed), device=inputs.device):
-        moving = _start(student, lower)
+        part = _start(student, lower)
+        moving = [p for p in part.parameters() if p.requires_grad]
+        if not moving:
+            raise NotApplicable(f"the lower level {lower} has no trainable parameter to move")
         keep_N = (1.0 - w_N).to(inputs.device, inputs.dtype)
-        student.train()
+        student.eval()
+        part.train()
         for epoch in range(epochs):
             l1 = alpha * (1.0 - epoch / epochs) if lower == "ft_l1" else 0.0
             order = epoch_order(len(inputs), seed=seed, epoch=epoch).to(inputs.device)
@@ -101,19 +105,12 @@ def sign_step(
         p.sub_((slope + l1 * p.sign() if l1 else slope).sign(), alpha=lr)
 
 
-def _start(student: nn.Module, lower: str) -> list[nn.Parameter]:
-    """Bring the copy to its starting point; the parameters that will move."""
-    if lower == "retrain":
-        _reinitialise(student)
-    moving = list(student.parameters())
-    if lower == "eu":
-        _, head = last_linear(student)
-        _reinitialise(head)
-        moving = list(head.parameters())
-    moving = [p for p in moving if p.requires_grad]
-    if not moving:
-        raise NotApplicable(f"the lower level {lower} has no trainable parameter to move")
-    return moving
+def _start(student: nn.Module, lower: str) -> nn.Module:
+    """Bring the copy to its starting point; the part of it that is trained."""
+    part = last_linear(student)[1] if lower == "eu" else student
+    if lower in ("retrain", "eu"):
+        _reinitialise(part)
+    return part
 
 
 def _reinitialise(root: nn.Module) -> None:

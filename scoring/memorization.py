@@ -23,14 +23,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from contracts.errors import InvalidInput
-from contracts.methods import Gate, ScoreSpec, score
+from contracts.errors import InvalidInput, NotApplicable
+from contracts.methods import Call, Gate, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
 from scoring.pool import logits_of, members, softmax
 from sources.example_set import ExampleSet
 
+FIT = Gate(
+    column="acc_in",
+    at_least=0.98,
+    why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train longer",
+)
 _BLOCK = 1024  # examples whose logits of all models are converted to float64 at a time
 
 
@@ -82,6 +87,18 @@ def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
     return Memorization(acc_in - acc_out, acc_in, acc_out, n_in, n_out, np.sqrt(variance))
 
 
+def fit_of(name: str, found: Memorization) -> float:
+    """Mean accuracy of the models on their own members, for what rests on ``found`` and is no score with a gate itself.
+
+    Raises:
+        NotApplicable: it is below what the score's own gate asks for, or there is no example.
+    """
+    fit = float(np.nanmean(found.acc_in)) if np.isfinite(found.acc_in).any() else np.nan
+    if not fit >= FIT.at_least:
+        raise NotApplicable(f"{name}: mean {FIT.column} is {fit:.3f}, below {FIT.at_least:g}: {FIT.why}")
+    return fit
+
+
 @score(
     ScoreSpec(
         name="memorization",
@@ -112,13 +129,8 @@ def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
         value="mem",
         stderr="stderr",
         higher_means="memorised",
-        gates=(
-            Gate(
-                column="acc_in",
-                at_least=0.98,
-                why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train longer",
-            ),
-        ),
+        calls=Call("memorised", column="mem", above=0.25),
+        gates=(FIT,),
     )
 )  # fmt: skip
 def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from contracts.errors import InvalidInput
-from contracts.methods import ScoreSpec, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.embeddings import embeddings
@@ -33,7 +33,7 @@ from scoring.cells import in_cells, vectors_of
 from scoring.neighbours import CELLS, METHODS, Ints, Neighbours, by_id, nearest, unit_vectors, whole_rows
 from sources.example_set import ExampleSet
 
-_EDGES = 1_000_000  # pairs held before they are joined
+_EDGES = 250_000  # pairs held before they are joined
 _HASHES = 16_384  # hashes read at a time
 _LIST = 4  # neighbours asked for; an example with more at the threshold is compared with everything
 
@@ -79,6 +79,7 @@ class NearDuplicatesConfig(Config):
         ),
         value="similarity",
         higher_means="duplicated",
+        calls=Call("duplicate", column="group_size", above=1),
     )
 )  # fmt: skip
 def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int, model: nn.Module) -> pl.DataFrame:
@@ -98,6 +99,8 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
         DataError: ids used twice, labels outside the model's outputs, activations that are not finite.
     """
     ordered = by_id("near_duplicates", data, model)
+    # One column after the other, and first what needs most room: a long table exists once and not also as arrays.
+    columns = [pl.Series("num_copies", _copies(ordered.content_hash))]
     if config.index == CELLS:
         group, near, similarity = _in_cells(ordered, model, config, seed)
     else:
@@ -107,19 +110,16 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
         near = np.full(len(ordered), -1) if alone else found.position[:, 0]
         similarity = np.full(len(ordered), np.nan) if alone else found.similarity[:, 0]
     ids = ordered.example_id
-    # Column by column, so that a long table exists once and not also as arrays.
-    columns = [
-        pl.Series("similarity", similarity.clip(-1, 1, out=similarity), nan_to_null=True),
-        pl.Series("group_size", np.bincount(group, minlength=len(group))[group]),
-    ]
+    columns.append(pl.Series("similarity", similarity.clip(-1, 1, out=similarity), nan_to_null=True))
     del similarity
     columns.append(pl.Series("group_labels", _labels_in(group, ordered.y)))
+    columns.append(pl.Series("group_size", np.bincount(group, minlength=len(group))[group]))
     columns.append(pl.Series("group_id", ids[group]))
     del group
-    columns.append(pl.Series("num_copies", _copies(ordered.content_hash)))
-    columns.append(pl.Series("nearest_id", np.where(near < 0, near, ids[near])))
-    columns.append(pl.Series("same_label", ordered.y[near] == ordered.y))
     known = pl.Series("known", near >= 0)
+    columns.append(pl.Series("same_label", ordered.y[near] == ordered.y))
+    columns.append(pl.Series("nearest_id", ids[near]))  # of those who have none the last, which is taken back below
+    del near
     frame = pl.DataFrame([pl.Series("example_id", ids), *columns])
     if known.all():
         return frame
@@ -131,28 +131,66 @@ def _in_cells(
 ) -> tuple[Ints, Ints, NDArray[np.float64]]:
     """(group, nearest, similarity) of every example, (N,) each, nothing kept but these."""
     num, vectors = len(ordered), vectors_of(ordered, model, batch=config.batch)
-    group, near, similarity = np.arange(num), np.full(num, -1), np.full(num, np.nan)
-    edges: list[Ints] = []
-    for found in in_cells(vectors, num, k=1, seed=seed, threshold=config.threshold) if num else ():
+    groups, near, similarity = Groups(num, config.threshold), np.full(num, -1), np.full(num, np.nan)
+    for found in in_cells(vectors, num, k=1, seed=seed, alike=groups) if num else ():
         alone = np.isneginf(found.similarity[:, 0])
         near[found.rows] = found.position[:, 0]
         similarity[found.rows] = np.where(alone, np.nan, found.similarity[:, 0])
-        edges.append(found.edges)
-        if sum(map(len, edges)) > _EDGES:
-            group, edges = _joined(group, *np.concatenate(edges).T), []
-    return (_joined(group, *np.concatenate(edges).T) if edges else group), near, similarity
+    return groups.settled(), near, similarity
 
 
 def _labels_in(group: Ints, labels: NDArray[np.int64] | NDArray[np.float64]) -> Ints:
     """Different labels in the group of each example."""
-    kinds, code = np.unique(labels, return_inverse=True)
+    kinds = np.unique(labels)
     num = max(len(kinds), 1)
     pairs = group * num
-    pairs += code
+    pairs += np.searchsorted(kinds, labels)
     pairs.sort()
-    first = np.flatnonzero(np.diff(pairs, prepend=-1))
-    count: Ints = np.bincount(pairs[first] // num, minlength=len(group))[group]
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]] // num
+    count: Ints = np.bincount(pairs, minlength=len(group))[group]
     return count
+
+
+class Groups:
+    """Connected components of a graph that is told edge by edge; memory is bounded by the points, not by the edges.
+
+    Attributes:
+        threshold: similarity at which two points are joined, in (0, 1].
+
+    >>> groups = Groups(4, 0.9)
+    >>> groups.join(np.array([3]), np.array([1]))
+    >>> groups.settled().tolist()
+    [0, 1, 2, 1]
+    """
+
+    def __init__(self, num: int, threshold: float) -> None:
+        self.threshold = threshold
+        self._group = np.arange(num)
+        self._edges: list[Ints] = []
+
+    def join(self, a: Ints, b: Ints) -> None:
+        """Points a (E,) and b (E,) are alike, pair by pair."""
+        edges = np.stack([self._group[a], self._group[b]])
+        edges = edges[:, edges[0] != edges[1]]
+        if edges.size:
+            self._edges.append(edges)
+        if sum(e.shape[1] for e in self._edges) > _EDGES:
+            self.settled()
+
+    def settled(self) -> Ints:
+        """The smallest position in each point's component, int64 (N,)."""
+        if not self._edges:
+            return self._group
+        edges, self._edges = np.concatenate(self._edges, axis=1), []
+        names, code = np.unique(edges, return_inverse=True)
+        left, right = code.reshape(2, -1)
+        graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(len(names), len(names)))
+        component = connected_components(graph, directed=False)[1]
+        _, first = np.unique(component, return_index=True)  # names ascend: the first of a component is its smallest
+        renamed = np.arange(len(self._group))
+        renamed[names] = names[first][component]
+        self._group = renamed[self._group]
+        return self._group
 
 
 def duplicate_groups(
@@ -178,16 +216,16 @@ def duplicate_groups(
     if not 0 < threshold <= 1:
         raise InvalidInput(f"threshold = {threshold} is outside (0, 1]")
     found = nearest(points, k=_LIST, method=method)
-    group = np.arange(len(points))
+    groups = Groups(len(points), threshold)
     if not found.position.size:
-        return group, found
+        return groups.settled(), found
     row, column = np.nonzero(found.similarity >= threshold)
-    group = _joined(group, row, found.position[row, column])
+    groups.join(row, found.position[row, column])
     for row, column in _crowded(points, found, threshold):
-        group = _joined(group, row, column)
-        if not group.any():
+        groups.join(row, column)
+        if not groups.settled().any():
             break  # all in the group of point 0
-    return group, found
+    return groups.settled(), found
 
 
 def _crowded(points: NDArray[np.float32], found: Neighbours, threshold: float) -> Iterator[tuple[Ints, Ints]]:
@@ -199,34 +237,24 @@ def _crowded(points: NDArray[np.float32], found: Neighbours, threshold: float) -
         yield rows[row], column
 
 
-def _joined(group: Ints, a: Ints, b: Ints) -> Ints:
-    """The groups after joining those of a and b, each named by its smallest position."""
-    names, code = np.unique(np.concatenate([group[a], group[b]]), return_inverse=True)
-    left, right = np.split(code, 2)
-    graph = coo_array((np.ones(len(a), np.int8), (left, right)), shape=(len(names), len(names)))
-    component = connected_components(graph, directed=False)[1]
-    _, first = np.unique(component, return_index=True)  # names ascend: the first of a component is its smallest
-    renamed = np.arange(len(group))
-    renamed[names] = names[first][component]
-    joined: Ints = renamed[group]
-    return joined
-
-
 def _copies(content_hash: NDArray[np.str_]) -> Ints:
     """Other examples of the same content; none where the hash is not known.
 
     The last 128 bits of the SHA-256 stand for it: as text, sorting the hashes would take eight times the memory.
     """
-    key = np.zeros((len(content_hash), 2), np.uint64)
+    high, low = np.zeros(len(content_hash), np.uint64), np.zeros(len(content_hash), np.uint64)
     for start in range(0, len(content_hash), _HASHES):
         some = content_hash[start : start + _HASHES]
         digits = "".join(np.where(some == "", "0" * 64, some).tolist())
-        key[start : start + len(some)] = np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 4)[:, 2:]
-    order = np.lexsort((key[:, 1], key[:, 0]))
-    key = key[order]
-    first = np.flatnonzero(np.append(True, (key[1:] != key[:-1]).any(1))[: len(key)])
-    size = np.diff(first, append=len(key))
-    copies: Ints = np.empty(len(key), np.int64)
+        words = np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 4)
+        high[start : start + len(some)], low[start : start + len(some)] = words[:, 2], words[:, 3]
+    order = np.lexsort((low, high))
+    first = np.ones(len(order), bool)
+    high, low = high[order], low[order]
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    del high, low
+    size = np.diff(np.flatnonzero(first), append=len(order))
+    copies: Ints = np.empty(len(order), np.int64)
     copies[order] = np.repeat(size - 1, size)
     copies[content_hash == ""] = 0
     return copies

@@ -7,7 +7,11 @@
     global_rank   = the same over all interactions
 
 n_pool and n_selected: in ``rounds`` rounds every user draws one pool of k of its items and one of them with probability
-softmax(-l / tau), as training with PLD does; how often an interaction was in a pool, and how often it was drawn.
+softmax(-l / tau); how often an interaction was in a pool, and how often it was drawn. This is what a step of PLD would do with
+the model as it stands, not what its training has done: the steps are not on record. On the synthetic process (600 users, three
+draws) the AUROC of n_selected / n_pool for planted noise was 0.68 with 50 rounds, 0.80 with 500, 0.82 with 2,000, that of the
+counts of the training itself 0.81, and that of personal_rank 0.83.
+Losses are the final model's: the paper averages them over the last 5 epochs too, which raised the AUROC by 0.001.
 ``selection_probability`` is the exact probability behind it.
 
 Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv 2502.00348),
@@ -30,7 +34,7 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import DataError, InvalidInput, NotApplicable
-from contracts.methods import ScoreSpec, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
@@ -52,7 +56,7 @@ class PersonalLossConfig(Config):
     negatives: int = param(32, ge=20, le=100_000, doc="M, sampled items a user, with replacement")
     pool: int = param(5, ge=1, le=1000, doc="k, candidates in a pool")
     tau: float = param(0.1, gt=0, le=1e6, unit="nats", doc="temperature of the selection")
-    rounds: int = param(50, ge=1, le=1_000_000, doc="pools each user draws")
+    rounds: int = param(500, ge=1, le=1_000_000, doc="pools each user draws from the model as it is")
     batch: int = param(
         256, ge=1, le=1_000_000, unit="users", doc="users a forward pass; bounds memory, changes nothing"
     )
@@ -61,6 +65,7 @@ class PersonalLossConfig(Config):
 @score(
     ScoreSpec(
         name="personal_loss",
+        version=2,
         doc="Personal loss: rank of an interaction's loss among the losses of the same user's interactions.",
         source="Zhang et al., Personalized Denoising Implicit Feedback, WWW 2025 (arXiv 2502.00348)",
         config=PersonalLossConfig,
@@ -94,6 +99,7 @@ class PersonalLossConfig(Config):
         ),
         value="personal_rank",
         higher_means="likely noise",
+        calls=Call("noisy"),
     )
 )  # fmt: skip
 def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, model: nn.Module) -> pl.DataFrame:

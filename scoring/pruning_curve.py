@@ -1,18 +1,23 @@
-"""The pruning curve: test accuracy against the fraction of the training set that is kept, by the rule that keeps it.
+"""The pruning curve: accuracy against the fraction of the training set that is kept, by the rule that keeps it.
 
-    hardest      the n examples at the hard end of a stored score
-    offset       the hardest ``offset`` of all N skipped (where label noise sits), then the n hardest of the rest
-    stratified   hardest within each class, classes in their own shares (largest remainders)
-    easiest      the n examples at the easy end
-    random       n at random, drawn anew for each seed, nested over fractions: the baseline
+Every rule but random is a window of one ranking, ``recipes.ranking``, and the set that a curator keeps, example by example
+(N examples, all with a value; n = num_kept; skip, the examples ranked below the window, is in the table):
+    hardest            the n at the hard end of a stored score               keep_hardest: count n, end = hard
+    easiest            the n at the easy end                                 keep_hardest: count n, the other end
+    offset             the hardest round(offset * N) left out (where label   offset_window: skip, take n
+                       noise sits), then the n hardest of the rest
+    stratified         as hardest, every class in its own share              keep_hardest: count n, stratified
+    stratified_offset  as offset, likewise                                   offset_window: skip, take n, stratified
+    random             n at random, drawn anew for each seed, nested over fractions: the baseline
 
-Every set is trained for the same number of optimiser steps as the full set, not for as many epochs: effort is multiplied
-by ceil(N / B) / ceil(n / B), which is N / n up to the last batch; B is what the recipe is seen to use. Seeds (of the
-initialisation and batch order) are shared by all sets, so ``gain`` over random is a paired difference. A curve ends at
-fraction 1, the full set. Selecting by score unbalances the classes: ``pruning_classes`` says by how much.
+Every set is trained for the same number of optimiser steps, not for as many epochs: those of the full set at ``effort``,
+which one more training of it tells. Seeds (of the initialisation and batch order) are shared by all sets, so ``gain`` over
+random is a paired difference. A curve ends at fraction 1, the full set. Selecting by score unbalances the classes:
+``pruning_classes`` says by how much.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 4. On
-small or noisy sets keeping the hardest is harmful, because it keeps the noise; this analysis is how to see it.
+small or noisy sets keeping the hardest is harmful, because it keeps the noise. Choose the offset with ``validation`` > 0,
+which measures on training examples held out of every set: what the test split has chosen, it cannot judge.
 """
 
 from __future__ import annotations
@@ -28,16 +33,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError
+from contracts.errors import ConfigError, DataError, InvalidInput
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
 from recipes.frames import frame_of
+from recipes.ranking import ranking
 from scoring.retraining import Seen, mean_interval, scored, splits_by_id, test_error
 from sources.example_set import ExampleSet
 
-RULES = ("hardest", "offset", "stratified", "easiest", "random")
+RULES = ("hardest", "offset", "stratified", "stratified_offset", "easiest", "random")
+_WITH_OFFSET = ("offset", "stratified_offset")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +52,24 @@ class PruningCurveConfig(Config):
     score: str = param("el2n", doc="name of the stored score that orders the examples")
     hard: str = param("highest", choices=("highest", "lowest"), doc="end of the score at which the hard examples are")
     fractions: tuple[float, ...] = param((0.3, 0.6), gt=0, lt=1, doc="shares of the examples kept, increasing")
-    offset: float = param(0.05, ge=0, lt=1, doc="rule offset: share of all examples skipped at the hard end")
+    offset: tuple[float, ...] = param(
+        (0.05,), ge=0, lt=1, doc="rules with an offset: shares of all examples left out at the hard end, increasing"
+    )
     rules: tuple[str, ...] = param(
-        RULES, choices=RULES, doc="which rules; random is the baseline and always among them"
+        ("hardest", "offset", "stratified", "easiest", "random"),
+        choices=RULES,
+        doc="which rules; random is the baseline and always among them",
+    )
+    validation: float = param(
+        0.0, ge=0, lt=1, doc="share of the examples held out of every set and measured on; 0 = the test split is"
     )
     seeds: int = param(3, ge=1, le=100, doc="trainings of each set")
     effort: float = param(0.1, gt=0, le=100, doc="length of every training, in the recipe's own number of steps")
 
     def check(self) -> None:
-        if not self.fractions or any(a >= b for a, b in pairwise(self.fractions)):
-            raise ConfigError(f"PruningCurveConfig.fractions = {self.fractions} must be at least one, increasing")
+        for name, values in (("fractions", self.fractions), ("offset", self.offset)):
+            if not values or any(a >= b for a, b in pairwise(values)):
+                raise ConfigError(f"PruningCurveConfig.{name} = {values} must be at least one, increasing")
         if "random" not in self.rules or len(set(self.rules)) < len(self.rules):
             raise ConfigError(f"PruningCurveConfig.rules = {self.rules} must hold random, and none twice")
 
@@ -64,16 +79,20 @@ def _share(name: str, doc: str, *, low: float = 0, nullable: bool = False) -> Co
 
 
 _RULE = Column(name="rule", dtype="str", choices=RULES, doc="what is kept")
+_OFFSET = _share("offset", "share of the scored training examples left out at the hard end; 0 for rules without")
 _FRACTION = _share("fraction", "share of the scored training examples that is kept; 1 = the full set, for every rule")
 _CURVE = TableSpec(
-    schema="scores", name="pruning_curve", doc="Test accuracy after training on what each rule keeps, for equal steps.",
-    key=("rule", "fraction"),
+    schema="scores", name="pruning_curve", doc="Accuracy after training on what each rule keeps, for equal steps.",
+    key=("rule", "offset", "fraction"),
     columns=(
-        _RULE, _FRACTION,
+        _RULE, _OFFSET, _FRACTION,
+        Column(name="curve", dtype="str", doc="the rule with its offset: a line of the picture"),
         Column(name="num_kept", dtype="int64", low=1, doc="examples kept"),
+        Column(name="skip", dtype="int64", low=0, nullable=True, doc="examples ranked below those kept; null for random sets"),
         Column(name="num_steps", dtype="int64", low=1, doc="optimiser steps of each training, as seen"),
         Column(name="num_seeds", dtype="int64", low=1, doc="trainings averaged"),
-        _share("accuracy", "mean test accuracy over seeds"),
+        Column(name="num_measured", dtype="int64", low=1, doc="examples measured on: of the test split, or held out"),
+        _share("accuracy", "mean accuracy on these over seeds"),
         _share("low", "lower end of its 90% Student interval over seeds; null for one seed", nullable=True),
         _share("high", "upper end", nullable=True),
         _share("gain", "mean over seeds of the accuracy above the random set of the same size", low=-1),
@@ -83,9 +102,9 @@ _CURVE = TableSpec(
 )  # fmt: skip
 _CLASSES = TableSpec(
     schema="scores", name="pruning_classes", doc="Share of every class that each rule keeps.",
-    key=("rule", "fraction", "label"),
+    key=("rule", "offset", "fraction", "label"),
     columns=(
-        _RULE, _FRACTION,
+        _RULE, _OFFSET, _FRACTION,
         Column(name="label", dtype="int64", low=0, doc="class index"),
         Column(name="label_name", dtype="str", doc="class name"),
         _share("keep_rate", "kept examples of the class / scored examples of the class; random: mean over seeds"),
@@ -96,6 +115,7 @@ _CLASSES = TableSpec(
 @analysis(
     AnalysisSpec(
         name="pruning_curve",
+        version=2,
         doc="Accuracy against the fraction of the training set kept, by score and at random, for equal training steps.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=PruningCurveConfig,
@@ -103,12 +123,12 @@ _CLASSES = TableSpec(
         tables=(_CURVE, _CLASSES),
         pictures=(
             Picture(
-                table="pruning_curve", title="Test accuracy against the fraction kept", x="fraction", y="accuracy",
-                series="rule", low="low", high="high",
+                table="pruning_curve", title="Accuracy against the fraction kept", x="fraction", y="accuracy",
+                series="curve", low="low", high="high",
             ),
             Picture(
                 table="pruning_curve", title="Accuracy above a random set of the same size", x="fraction", y="gain",
-                series="rule", low="gain_low", high="gain_high",
+                series="curve", low="gain_low", high="gain_high",
             ),
         ),
     )
@@ -131,17 +151,18 @@ def pruning_curve(
         seed: root of the trainings and of the random sets.
         progress: told (trainings done, in all, "trainings on pruned sets").
         scores: gives (example_id, value) of a stored score by name.
-        train: ``(data, seed, *, effort, observe) -> model``.
+        train: ``(data, seed, *, effort, steps, observe) -> model``, effort or steps.
 
     Raises:
-        NotApplicable: not a classification task, no test split.
-        DataError: a stale score, or a fraction that keeps nothing or everything.
-        InvalidInput: the recipe does not tell of its mini-batches.
+        NotApplicable: not a classification task, no test split, or a recipe that cannot be told how many steps to train.
+        DataError: a stale score, or a fraction that keeps nothing or everything, or holds out nothing or everything.
+        InvalidInput: the recipe does not tell of its mini-batches, or takes more or fewer than it is asked to.
     """
     whole, test = splits_by_id(data, name="pruning_curve")
     examples, values = scored(whole, scores(config.score), score=config.score)
+    if config.validation:
+        examples, values, test = _hold_out(examples, values, config.validation, seed=seed)
     num = len(examples)
-    hardness = values if config.hard == "highest" else -values
     sizes = {fraction: round(fraction * num) for fraction in config.fractions}
     wrong = [fraction for fraction, size in sizes.items() if not 0 < size < num]
     if wrong:
@@ -150,98 +171,105 @@ def pruning_curve(
         )
     seeds = [derive_seed("pruning curve", seed, r) for r in range(config.seeds)]
     shuffles = [np.random.default_rng(derive_seed("random set", seed, r)).permutation(num) for r in range(config.seeds)]
-    total, done = config.seeds * (1 + len(sizes) * len(config.rules)), 0
+    rules = [(rule, off) for rule in config.rules for off in (config.offset if rule in _WITH_OFFSET else (0.0,))]
+    total, done = 1 + config.seeds * (1 + len(sizes) * len(rules)), 0
 
-    def accuracies(members: list[NDArray[np.int64]], effort: float) -> tuple[NDArray[np.float64], Seen]:
+    def trained(members: NDArray[np.int64], run_seed: int, **length: Any) -> tuple[nn.Module, int]:
         nonlocal done
+        seen = Seen()
+        model = train(examples.subset(examples.example_id[np.sort(members)]), run_seed, observe=seen, **length)
+        seen.check("pruning_curve")
+        done += 1
+        progress(done, total, "trainings on pruned sets")
+        return model, seen.steps
+
+    _, steps = trained(np.arange(num), seeds[0], effort=config.effort)
+
+    def accuracies(members: list[NDArray[np.int64]]) -> NDArray[np.float64]:
         found = []
         for own, run_seed in zip(members, seeds, strict=True):
-            seen = Seen()
-            model = train(examples.subset(np.sort(examples.example_id[own])), run_seed, effort=effort, observe=seen)
-            seen.check("pruning_curve")
+            model, taken = trained(own, run_seed, steps=steps)
+            if taken != steps:
+                raise InvalidInput(f"pruning_curve: the recipe has taken {taken} steps where {steps} were asked for")
             found.append(1.0 - test_error(model, test))
-            done += 1
-            progress(done, total, "trainings on pruned sets")
-        return np.array(found), seen
+        return np.array(found)
+
+    rows: list[dict[str, Any]] = []
+    classes: list[dict[str, Any]] = []
+
+    def add(
+        rule: str, offset: float, fraction: float, members: list[NDArray[np.int64]], skip: int | None,
+        accuracy: NDArray[np.float64], random: NDArray[np.float64],
+    ) -> None:  # fmt: skip
+        point = {"rule": rule, "offset": offset, "fraction": fraction}
+        curve = f"{rule} {offset:.3g}" if rule in _WITH_OFFSET else rule
+        rows.append(
+            {**point, "curve": curve, "num_kept": len(members[0]), "skip": skip, "num_steps": steps, "num_measured": len(test),
+             **_figures(accuracy, random)}
+        )  # fmt: skip
+        classes.extend({**point, **rate} for rate in _keep_rates(members, examples))
 
     everything = [np.arange(num)] * config.seeds
-    full, seen_full = accuracies(everything, config.effort)
-    rows = [_row(rule, 1.0, num, seen_full, full, full) for rule in config.rules]
-    classes = [row for rule in config.rules for row in _class_rows(rule, 1.0, everything, examples)]
+    full = accuracies(everything)
+    for rule, off in rules:
+        add(rule, off, 1.0, everything, None if rule == "random" else 0, full, full)
+    strata = {rule: examples.y if rule.startswith("stratified") else None for rule in RULES}
     for fraction, size in sizes.items():
-        effort = config.effort * -(-num // seen_full.widest) / -(-size // seen_full.widest)
-        kept = {
-            rule: [rows_kept(rule, hardness, examples.y, size, offset=config.offset)] * config.seeds
-            if rule != "random"
-            else [shuffle[:size] for shuffle in shuffles]
-            for rule in config.rules
-        }
-        measured = {rule: accuracies(members, effort) for rule, members in kept.items()}
-        for rule, (accuracy, seen) in measured.items():
-            rows.append(_row(rule, fraction, size, seen, accuracy, measured["random"][0]))
-            classes += _class_rows(rule, fraction, kept[rule], examples)
-    order = ["rule", "fraction"]
+        random_sets = [shuffle[:size] for shuffle in shuffles]
+        random = accuracies(random_sets)
+        for rule, off in rules:
+            if rule == "random":
+                add(rule, off, fraction, random_sets, None, random, random)
+                continue
+            skip = _skip(rule, num, size, offset=off, hard=config.hard)
+            members = [ranking(values, strata[rule])[skip : skip + size]] * config.seeds
+            add(rule, off, fraction, members, skip, accuracies(members), random)
+    order = ["rule", "offset", "fraction"]
     return {
         "pruning_curve": frame_of(_CURVE, rows).sort(order),
         "pruning_classes": frame_of(_CLASSES, classes).sort([*order, "label"]),
     }
 
 
-def rows_kept(
-    rule: str, hardness: NDArray[np.float64], labels: NDArray[np.int64], size: int, *, offset: float = 0.0
-) -> NDArray[np.int64]:
-    """Positions that a rule keeps, in no particular order; equal hardness: the smaller position counts as harder.
+def _skip(rule: str, num: int, size: int, *, offset: float, hard: str) -> int:
+    """Examples ranked below the window of ``size`` among ``num``; an offset that would leave fewer is cut.
 
-    Args:
-        rule: hardest, offset, stratified or easiest.
-        hardness: (N,), higher = harder.
-        labels: (N,) class indexes; used by stratified.
-        size: n, 0 < n < N.
-        offset: share of N skipped at the hard end by rule offset; less when fewer than n would be left.
-
-    >>> rows_kept("offset", np.array([0.1, 0.9, 0.5, 0.4]), np.zeros(4, int), 2, offset=0.25).tolist()
-    [2, 3]
+    >>> [_skip("offset", 10, 4, offset=0.2, hard=hard) for hard in ("highest", "lowest")]
+    [4, 2]
     """
-    num = len(hardness)
-    order = np.argsort(-hardness, kind="stable")
-    if rule == "hardest":
-        return order[:size]
-    if rule == "easiest":
-        return order[num - size :]
-    if rule == "offset":
-        start = min(round(offset * num), num - size)
-        return order[start : start + size]
-    assert rule == "stratified", rule
-    by_class = order[np.argsort(labels[order], kind="stable")]  # hardest first within each class
-    _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
-    quota = count * size / num
-    take = np.floor(quota).astype(np.int64)
-    take[np.argsort(take - quota, kind="stable")[: size - int(take.sum())]] += 1
-    rank = np.arange(num) - np.repeat(first, count)
-    return np.asarray(by_class[rank < np.repeat(take, count)])
+    away = num - size if rule == "easiest" else min(round(offset * num), num - size)  # from the hard end
+    return num - size - away if hard == "highest" else away
 
 
-def _row(
-    rule: str, fraction: float, size: int, seen: Seen, accuracy: NDArray[np.float64], random: NDArray[np.float64]
-) -> dict[str, Any]:
+def _hold_out(
+    examples: ExampleSet, values: NDArray[np.float64], share: float, *, seed: int
+) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
+    """(examples and values to train on, examples to measure on), each ordered by id."""
+    num, size = len(examples), round(share * len(examples))
+    if not 0 < size < num:
+        raise DataError(f"validation {share:g} holds out {size} of {num} scored examples; some, not all, are needed")
+    held = np.zeros(num, bool)
+    held[np.random.default_rng(derive_seed("validation part", seed)).permutation(num)[:size]] = True
+    ids = examples.example_id
+    return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
+
+
+def _figures(accuracy: NDArray[np.float64], random: NDArray[np.float64]) -> dict[str, Any]:
     mean, low, high = mean_interval(accuracy)
     gain, gain_low, gain_high = mean_interval(accuracy - random)
     ends = {
         "low": (low, 0.0), "high": (high, 0.0), "gain_low": (gain_low, -1.0), "gain_high": (gain_high, -1.0),
     }  # fmt: skip
     return {
-        "rule": rule, "fraction": fraction, "num_kept": size, "num_steps": seen.steps, "num_seeds": len(accuracy),
-        "accuracy": mean, "gain": gain,
+        "num_seeds": len(accuracy), "accuracy": mean, "gain": gain,
         **{name: None if end is None else min(max(end, least), 1.0) for name, (end, least) in ends.items()},
     }  # fmt: skip
 
 
-def _class_rows(
-    rule: str, fraction: float, members: list[NDArray[np.int64]], examples: ExampleSet
-) -> list[dict[str, Any]]:
+def _keep_rates(members: list[NDArray[np.int64]], examples: ExampleSet) -> list[dict[str, Any]]:
     of_all = np.bincount(examples.y, minlength=examples.num_classes)
     kept = np.mean([np.bincount(examples.y[own], minlength=examples.num_classes) for own in members], axis=0)
     return [
-        {"rule": rule, "fraction": fraction, "label": k, "label_name": examples.class_names[k], "keep_rate": kept[k] / of_all[k]}
+        {"label": k, "label_name": examples.class_names[k], "keep_rate": kept[k] / of_all[k]}
         for k in np.flatnonzero(of_all).tolist()
     ]  # fmt: skip

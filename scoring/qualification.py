@@ -1,12 +1,14 @@
 """Qualification of unlearners: the same methods on random, worst-case, easiest and other forget sets, against retraining.
 
     for each trial t, forget set F of each selector (drawn or searched anew in every trial):
-        UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F and of every method, in percent
-        avg_gap = mean of |UA - UA'|, |RA - RA'|, |TA - TA'|, |MIA - MIA'|       ' = retraining, same F, same seed
-        excess  = avg_gap on F - avg_gap of the same method on the random set, same trial
+        UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F, of the untouched model and of every method, in percent
+        avg_gap   = mean of |UA - UA'|, |RA - RA'|, |TA - TA'|, |MIA - MIA'|       ' = retraining, same F, same seed
+        gap_ratio = avg_gap / avg_gap of the untouched model on F, over the trials that have both
+        excess    = avg_gap on F - avg_gap of the same method on the random set, same trial
 
 A method that passes on random sets and has a large excess on the worst case was graded on easy questions. On the worst-case set
-retraining itself keeps UA near 0, on the easiest it loses most of it: read a UA beside that of retraining, never alone.
+retraining itself keeps UA near 0, so that a model from which nothing was removed has a small gap there: read a gap beside that of
+``none``; a ratio of 1 is as good as doing nothing. On the easiest set retraining loses most of UA: read a UA beside its own.
 The configuration of a method is that of the subject, whatever the set: as in the paper, it is not tuned to the set.
 
 Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362), evaluation protocol; metrics of Fan et al., SalUn
@@ -16,33 +18,43 @@ Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362), evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, Diverged, InvalidInput
+from contracts.errors import ConfigError, Diverged, InvalidInput, NotApplicable
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
+from recipes.frames import frame_of
 from scoring.forget_selectors import SELECTORS, choose
-from scoring.worst_case_forget import Unlearn, WorstCaseForgetConfig
+from scoring.worst_case_forget import WorstCaseForgetConfig
 from sources.example_set import ExampleSet
 
-YARDSTICK = "retrain"
+YARDSTICK, UNTOUCHED = "retrain", "none"
 METRICS = ("ua", "ra", "ta", "mia_efficacy")
 _GAPS = ("gap_ua", "gap_ra", "gap_ta", "gap_mia")
+
+
+class Unlearners(Protocol):
+    """Runs a registered unlearner on the audited model; ``methods`` are those of the subject."""
+
+    @property
+    def methods(self) -> Sequence[str]: ...
+
+    def __call__(self, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualificationConfig(Config):
     methods: tuple[str, ...] = param(
-        ("finetune", "gradient_ascent", "random_label"), doc="registered unlearners to qualify, beside retrain"
+        (), doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan"
     )
     splits: tuple[str, ...] = param(
         ("random", "worst_case", "easiest", "lowest_loss"),
@@ -69,6 +81,11 @@ def _percent(name: str, doc: str, **more: Any) -> Column:
 
 _SPLIT = Column(name="split", dtype="str", choices=SELECTORS, doc="how the forget set was chosen")
 _METHOD = Column(name="method", dtype="str", doc="unlearner; retrain is the yardstick, none the untouched model")
+_STATUS = {
+    "ok": "measured",
+    "diverged": "the unlearner left the finite numbers",
+    "not_applicable": "the unlearner, or the selector of the set, is not defined here",
+}
 _MEANINGS = {
     "ua": "100 - accuracy on the forget set",
     "ra": "accuracy on the retain set",
@@ -86,14 +103,19 @@ def _spread(name: str) -> tuple[Column, ...]:
 
 
 SUMMARY = TableSpec(
-    schema="scores", name="qualification", key=("split", "method"),
+    schema="scores", name="qualification", key=("split", "method"), version=2,
     doc="Each unlearner on each kind of forget set: mean and spread over trials. Metrics are null where undefined.",
     columns=(
         _SPLIT, _METHOD,
         Column(name="num_trials", dtype="int64", low=1, doc="trials run"),
-        Column(name="num_diverged", dtype="int64", low=0, doc="of them ended in Diverged; left out of the means"),
+        Column(name="num_diverged", dtype="int64", low=0, doc="of them diverged; left out of the means"),
+        Column(name="num_not_applicable", dtype="int64", low=0, doc="of them did not apply; left out of the means"),
         *(column for name in (*METRICS, "avg_gap") for column in _spread(name)),
         *(_percent(f"{name}_{end}", f"{word} {name} over trials") for name in ("ua", "avg_gap") for end, word in (("low", "lowest"), ("high", "highest"))),
+        Column(
+            name="gap_ratio", dtype="float64", low=0, nullable=True, direction="lower = better than doing nothing",
+            doc="avg_gap over that of the untouched model on the same sets; 1 = as good as doing nothing; null when that has none",
+        ),
         Column(
             name="excess", dtype="float64", unit="percent", low=-100, high=100, nullable=True,
             direction="higher = the random set flatters the method", doc="avg_gap above that on the random set, mean of paired trials",
@@ -102,18 +124,19 @@ SUMMARY = TableSpec(
     ),
 )  # fmt: skip
 RUNS = TableSpec(
-    schema="scores", name="qualification_runs", key=("split", "method", "trial"),
+    schema="scores", name="qualification_runs", key=("split", "method", "trial"), version=2,
     doc="Every single run of the qualification.",
     columns=(
         _SPLIT, _METHOD,
         Column(name="trial", dtype="int64", low=0, doc="number of the trial"),
         Column(name="seed", dtype="int64", low=0, doc="seed of the unlearner and of its metrics"),
-        Column(name="num_forget", dtype="int64", low=1, doc="forgotten examples"),
-        Column(name="num_retain", dtype="int64", low=1, doc="retained examples"),
+        Column(name="num_forget", dtype="int64", low=1, nullable=True, doc="forgotten examples; null when there is no set"),
+        Column(name="num_retain", dtype="int64", low=1, nullable=True, doc="retained examples; null when there is no set"),
         *(_percent(name, _MEANINGS[name]) for name in METRICS),
         *(_percent(name, "distance to retraining, same set and seed") for name in _GAPS),
         _percent("avg_gap", _MEANINGS["avg_gap"], direction="lower = closer to retraining"),
-        Column(name="status", dtype="str", choices=("ok", "diverged"), doc="diverged: the unlearner gave up, no metrics"),
+        Column(name="status", dtype="str", choices=tuple(_STATUS), doc="; ".join(f"{k}: {v}" for k, v in _STATUS.items())),
+        Column(name="why", dtype="str", doc="what a run without metrics said; else empty"),
     ),
 )  # fmt: skip
 
@@ -123,12 +146,13 @@ RUNS = TableSpec(
         name="qualification",
         doc="Every unlearner on random, worst-case, easiest and lowest-loss forget sets against retraining.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
+        version=2,
         config=QualificationConfig,
-        needs=("model", "unlearn", "evaluate"),
+        needs=("model", "train_many", "unlearn", "evaluate"),
         tables=(SUMMARY, RUNS),
         pictures=(
             Picture(
-                table="qualification", title="Gap to retraining by forget set (lower is better)", kind="dots",
+                table="qualification", title="Gap to retraining by forget set (lower is better; none: nothing removed)", kind="dots",
                 x="method", y="avg_gap", series="split", low="avg_gap_low", high="avg_gap_high",
             ),
             Picture(
@@ -144,7 +168,8 @@ def qualification(
     config: QualificationConfig,
     seed: int,
     model: nn.Module,
-    unlearn: Unlearn,
+    train_many: Callable[..., Sequence[nn.Module]],
+    unlearn: Unlearners,
     evaluate: Callable[..., Mapping[str, float | None]],
     progress: Progress = silent,
 ) -> dict[str, pl.DataFrame]:
@@ -155,7 +180,8 @@ def qualification(
         config: methods, sets, trials.
         seed: root of the sets, of the unlearners and of the metrics.
         model: the audited model; not changed.
-        unlearn: ``(name, *, retain, forget, seed) -> model``; knows ``retrain``.
+        train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
+        unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
         evaluate: ``(model, *, retain, forget, test, seed) -> {ua, ra, ta, mia_efficacy}`` in percent.
         progress: told (runs done, all, "qualification").
 
@@ -164,54 +190,88 @@ def qualification(
 
     Raises:
         Diverged: retraining itself, or a search for a set, left the finite numbers; there is no yardstick.
+        NotApplicable: no random set, which is the reference, or the metrics are not defined for retraining.
         InvalidInput: see :func:`scoring.forget_selectors.choose` and the unlearners.
     """
     train, test = data.part("train"), data.part("test")
     if not len(test):
         raise InvalidInput(f"{data.name} has no test split: TA and the membership test cannot be measured")
-    methods = (YARDSTICK, *(m for m in config.methods if m != YARDSTICK))
+    methods = tuple(dict.fromkeys((YARDSTICK, UNTOUCHED, *(config.methods or unlearn.methods))))
     total, rows = config.trials * len(config.splits) * len(methods), []
     for trial in range(config.trials):
+        set_seed, run_seed = derive_seed("set", seed, trial), derive_seed("qualify", seed, trial) % 2**31
+        sets: dict[str, dict[str, ExampleSet]] = {}
         for split in config.splits:
-            chosen = choose(
-                split, model, train, config=config.search, seed=derive_seed("set", seed, trial), unlearn=unlearn
-            )
+            try:
+                chosen = choose(split, model, train, config=config.search, seed=set_seed, unlearn=unlearn)
+            except NotApplicable as error:
+                if split == "random":
+                    raise
+                named = {
+                    "split": split,
+                    "trial": trial,
+                    "seed": run_seed,
+                    "status": "not_applicable",
+                    "why": str(error),
+                }
+                rows += [{**named, "method": method} for method in methods]
+                continue
             gone = np.isin(train.example_id, chosen.example_id)
-            sets = {"retain": train.subset(train.example_id[~gone]), "forget": train.subset(train.example_id[gone])}
-            run_seed = derive_seed("qualify", seed, trial) % 2**31
-            yard: dict[str, float | None] | None = None
+            sets[split] = {
+                role: train.take(np.flatnonzero(gone == (role == "forget"))) for role in ("retain", "forget")
+            }
+        kept = [np.sort(parts["retain"].example_id) for parts in sets.values()]
+        retrained = train_many(kept, [run_seed] * len(kept), data=train)
+        for (split, parts), fresh in zip(sets.items(), retrained, strict=True):
+            yard: dict[str, float | None] = {}
             for method in methods:
-                found = _run(method, unlearn, evaluate, sets, test, run_seed)
-                yard = found if yard is None else yard
+                found: dict[str, float | None] = {}
+                status, why = "ok", ""
+                try:
+                    made = {YARDSTICK: fresh, UNTOUCHED: model}.get(method)
+                    made = unlearn(method, **parts, seed=run_seed) if made is None else made
+                    figures = evaluate(made, **parts, test=test, seed=run_seed, metrics=METRICS)
+                    found = {name: figures[name] for name in METRICS}
+                except (Diverged, NotApplicable) as error:  # a finding about the method, not the end of the others
+                    if method == YARDSTICK:
+                        raise
+                    status, why = "diverged" if isinstance(error, Diverged) else "not_applicable", str(error)
+                yard = yard or found
                 rows.append(
                     {
                         "split": split, "method": method, "trial": trial, "seed": run_seed,
-                        "num_forget": int(gone.sum()), "num_retain": int((~gone).sum()),
-                        **(found or dict.fromkeys(METRICS)), **_gaps(found, yard),
-                        "status": "diverged" if found is None else "ok",
+                        **{f"num_{role}": len(part) for role, part in parts.items()},
+                        **found, **_gaps(found, yard), "status": status, "why": why,
                     }
                 )  # fmt: skip
                 progress(len(rows), total, "qualification")
-    floats = {c.name: pl.Float64 for c in RUNS.columns if c.dtype == "float64"}
-    runs = pl.DataFrame(rows, schema_overrides=floats, infer_schema_length=None)
     order = {name: number for number, name in enumerate(config.splits)}
-    runs = runs.sort(pl.col("split").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+    runs = frame_of(RUNS, rows).sort(pl.col("split").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
     return {"qualification": summarise(runs), "qualification_runs": runs}
 
 
 def summarise(runs: pl.DataFrame) -> pl.DataFrame:
     """``qualification_runs`` -> ``qualification``, in the order of first appearance.
 
-    The excess is paired: only trials in which a method has a gap on both sets count.
+    The excess and the ratio are paired: only trials in which both of the compared have a gap count.
     """
     on_random = runs.filter(pl.col("split") == "random").select("method", "trial", pl.col("avg_gap").alias("_usual"))
+    untouched = runs.filter(pl.col("method") == UNTOUCHED).select("split", "trial", pl.col("avg_gap").alias("_nothing"))
     excess = pl.col("avg_gap") - pl.col("_usual")
+    own, nothing = (
+        pl.col(name).filter(pl.all_horizontal(pl.col("avg_gap", "_nothing").is_not_null())).sum()
+        for name in ("avg_gap", "_nothing")
+    )
     return (
         runs.join(on_random, on=["method", "trial"], how="left", maintain_order="left")
+        .join(untouched, on=["split", "trial"], how="left", maintain_order="left")
         .group_by("split", "method", maintain_order=True)
         .agg(
             pl.len().cast(pl.Int64).alias("num_trials"),
-            (pl.col("status") == "diverged").sum().cast(pl.Int64).alias("num_diverged"),
+            *(
+                (pl.col("status") == status).sum().cast(pl.Int64).alias(f"num_{status}")
+                for status in ("diverged", "not_applicable")
+            ),
             *(
                 statistic
                 for name in (*METRICS, "avg_gap")
@@ -222,6 +282,7 @@ def summarise(runs: pl.DataFrame) -> pl.DataFrame:
                 for name in ("ua", "avg_gap")
                 for statistic in (pl.col(name).min().alias(f"{name}_low"), pl.col(name).max().alias(f"{name}_high"))
             ),
+            pl.when(nothing > 0).then(own / nothing).alias("gap_ratio"),
             excess.mean().alias("excess"),
             excess.std().alias("excess_std"),
         )
@@ -229,29 +290,10 @@ def summarise(runs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _run(
-    method: str,
-    unlearn: Unlearn,
-    evaluate: Callable[..., Mapping[str, float | None]],
-    sets: Mapping[str, ExampleSet],
-    test: ExampleSet,
-    seed: int,
-) -> dict[str, float | None] | None:
-    """The metrics of one run; None when the method diverged, which is a finding about it."""
-    try:
-        figures = evaluate(unlearn(method, **sets, seed=seed), **sets, test=test, seed=seed)
-    except Diverged:
-        if method == YARDSTICK:
-            raise
-        return None
-    return {name: figures[name] for name in METRICS}
-
-
-def _gaps(found: Mapping[str, float | None] | None, yard: Mapping[str, float | None] | None) -> dict[str, float | None]:
-    """Distance to retraining; null where either is undefined."""
-    values = [
-        math.nan if found is None or yard is None or found[m] is None or yard[m] is None else abs(found[m] - yard[m])  # type: ignore[operator]
-        for m in METRICS
-    ]
-    mean = float(np.mean(values))
-    return {name: None if math.isnan(v) else v for name, v in zip((*_GAPS, "avg_gap"), (*values, mean), strict=True)}
+def _gaps(found: Mapping[str, float | None], yard: Mapping[str, float | None]) -> dict[str, float]:
+    """Distance to retraining; NaN where either is undefined."""
+    values = []
+    for name in METRICS:
+        own, other = found.get(name), yard.get(name)
+        values.append(math.nan if own is None or other is None else abs(own - other))
+    return dict(zip((*_GAPS, "avg_gap"), (*values, float(np.mean(values))), strict=True))

@@ -21,12 +21,11 @@ class Seen:
     """Counts the mini-batches of a training: hand it over as ``observe``."""
 
     def __init__(self) -> None:
-        self.steps = self.samples = self.widest = 0
+        self.steps = self.samples = 0
 
     def __call__(self, rows: NDArray[np.int64] | Tensor, logits: Tensor) -> None:
         self.steps += 1
         self.samples += len(rows)
-        self.widest = max(self.widest, len(rows))
 
     def check(self, name: str) -> None:
         """Raise :class:`InvalidInput` when the recipe has told of no mini-batch."""
@@ -39,13 +38,18 @@ def splits_by_id(data: ExampleSet, *, name: str) -> tuple[ExampleSet, ExampleSet
 
     Raises:
         NotApplicable: not classification, or no test examples.
-        DataError: an id used twice.
+        DataError: an id used twice, or a label out of range.
     """
     if data.task != "classification":
         raise NotApplicable(f"{name} measures classification error; {data.name} is a {data.task} task")
     values, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError(f"{data.name} has ids twice", example_ids=values[counts > 1])
+    outside = (data.y < 0) | (data.y >= data.num_classes)
+    if outside.any():
+        raise DataError(
+            f"{data.name}: labels outside 0..{data.num_classes - 1}", example_ids=np.sort(data.example_id[outside])
+        )
     train, test = (data.subset(np.sort(data.example_id[data.split == part])) for part in ("train", "test"))
     if not len(test):
         raise NotApplicable(f"{name} measures error on the test split; {data.name} has none")

@@ -119,6 +119,8 @@ class PoolFit:
         law: its law.
         sse: sum of squared residuals of its points.
         residuals: (J,) measured minus fitted.
+        on_bound: those of a, b, tau, d that the refinement left at the end of their range (d = 0 apart, which means that
+            no error is irreducible): the curves do not determine them.
         b_lo, b_hi, tau_lo, tau_hi: bootstrap 90% interval; NaN without a bootstrap or without degrees of freedom.
     """
 
@@ -126,6 +128,7 @@ class PoolFit:
     law: PoolLaw
     sse: float
     residuals: Array
+    on_bound: tuple[str, ...] = ()
     b_lo: float = math.nan
     b_hi: float = math.nan
     tau_lo: float = math.nan
@@ -218,7 +221,9 @@ def fit_pool_laws(
             objective=objective, compat=compat,
         )  # fmt: skip
         residuals = curve.mean - law.error(curve.samples_seen, pool_size=curve.pool_size)
-        fits.append(PoolFit(curve.pool_id, law, float(residuals @ residuals), residuals, *spread_P4[p].tolist()))
+        at_end = problem.on_bound(float(log_a[0]), float(d[0]), float(u_P[p, 0]), float(v_P[p, 0]))
+        sse = float(residuals @ residuals)
+        fits.append(PoolFit(curve.pool_id, law, sse, residuals, at_end, *spread_P4[p].tolist()))
     return PoolFits(tuple(fits), refused)
 
 
@@ -316,6 +321,15 @@ class _Problem:
         slopes[pool, :, :, 2 + num + pool] = b_PR1 * slope_PRJ * (power_PRJ + extra_PRJ)
         return power_PRJ + d_R[:, None] * scale_PRJ, (self.w_P1J[..., None] * slopes).transpose(1, 0, 2, 3)
 
+    def on_bound(self, log_a: float, d: float, u: float, v: float) -> tuple[str, ...]:
+        """Names of the variables at the end of the range that :meth:`refine` searches; see ``PoolFit``."""
+        ends = (("a", log_a, _LOG_A), ("b", u, _LOG_B), ("tau", v, _LOG_TAU), ("d", d, (-1.0, self._most or math.inf)))
+        return tuple(name for name, x, (low, high) in ends if min(x - low, high - x) <= 1e-9 * max(1.0, abs(x)))
+
+    @property
+    def _most(self) -> float:
+        return self.least * (1 - 1e-6)  # of d: below every mean error
+
     def refine(self, theta_RM: Array, free: NDArray[np.bool_], y_PRJ: Array) -> tuple[Array, Array]:
         """Least squares from every row of ``theta_RM`` at once (Levenberg-Marquardt within bounds).
 
@@ -327,7 +341,7 @@ class _Problem:
             (R, M) and sums of squares (R,), never above those of the start.
         """
         num = len(self.y_P1J)
-        low, high = np.array([_LOG_A, (0.0, self.least * (1 - 1e-6)), *[_LOG_B] * num, *[_LOG_TAU] * num]).T
+        low, high = np.array([_LOG_A, (0.0, self._most), *[_LOG_B] * num, *[_LOG_TAU] * num]).T
         limit = np.array([2.0, 0.2, *[1.0] * num, *[2.0] * num])  # of one step: the law is far from linear
 
         def at(theta_RM: Array) -> tuple[Array, Array, Array]:

@@ -5,9 +5,11 @@
     step    w <- Proj_S( w -+ eta (l / s + 2 gamma w) )          l (N,) cross-entropy in nats, eval mode, no augmentation
 
 Low loss on the forget set after unlearning is a failed erasure, so minimising looks for the *hardest* set to forget and
-maximising (+) for the easiest. Read-out: rank by w, ties by example id; the set is the first m. With ``group="class"`` there is
-one weight a class and l_c is the sum over the class. Because the lower level moves by signs, d theta_u / d w = 0 and the
-gradient above is complete.
+maximising (+) for the easiest. Read-out: the set is the first m by w. Most w are exactly 0 or 1, so equal ones go by the loss
+after unlearning, which the search was minimising (maximising), and only then by example id: every place of the rank means
+something. With ``group="class"`` there is one weight a class and l_c is the sum over the class; equal classes go by their mean
+loss, the examples of one class by their own. Because the lower level moves by signs, d theta_u / d w = 0 and the gradient
+above is complete.
 
 s is the scale of l, the median absolute deviation from its median. A weight of 1 is overtaken only once eta times the
 difference of losses exceeds 1: with the published fixed steps (s = 1, eta 1e-3 to 1e-2) w hardly moves in 10 to 20 steps, and
@@ -16,7 +18,8 @@ above the range, so eta * range >= 1. On digits, of the scales tried, it led to 
 only find the lowest losses after one lower level. eta falls as (step + 1)^-decay: the lower level is noisy (batch order, and
 initialisation for "retrain"), and a class is hard as long as it is not forgotten, so that constant steps go round in circles.
 A start of ones has the same bias for classes, of which few are forgotten wholly: there the start is uniform.
-The search stops early when the top m changes by less than ``tolerance`` in two steps running; overlap with the start is reported.
+The search stops early when in two steps running the top m changed by less than ``tolerance`` and w moved by less than that share
+of its largest step: a set that stays while small steps still gather is not yet the answer. Overlap with the start is reported.
 
 Source: Zhang et al., "Challenging Forgets: Unveiling the Worst-Case Forget Sets in Machine Unlearning" (ECCV 2024, arXiv
 2403.07362) and the authors' code, which takes the upper losses on augmented batches in train mode and is not followed there.
@@ -79,12 +82,17 @@ class WorstCaseForgetConfig(Config):
     batch: int = param(256, ge=1, le=1_000_000, unit="examples", doc="examples a step of signSGD")
     l1: float = param(1e-3, ge=0, le=1, doc="ft_l1 only: weight of the L1 norm in the first epoch")
     tolerance: float = param(
-        0.01, ge=0, lt=1, doc="stop when less of the set changes in two steps running; 0 takes all steps"
+        0.01, ge=0, lt=1, doc="stop when less than this share of the set changes, and w hardly moves; 0 takes all steps"
     )
 
     def turned(self, direction: str) -> WorstCaseForgetConfig:
         """The same search in the given direction."""
         return dataclasses.replace(self, direction=direction)
+
+    @property
+    def sign(self) -> float:
+        """1 when the lowest losses after unlearning are searched, -1 when the highest are."""
+        return 1.0 if self.direction == "hardest" else -1.0
 
     def check(self) -> None:
         if (self.lower == "unlearner") != bool(self.unlearner):
@@ -102,8 +110,8 @@ class Selection:
     Attributes:
         example_id: int64 (N,).
         w: float64 (N,) in [0, 1], the weight of the example or of its class; sum over examples (classes) = ``budget``.
-        rank: int64 (N,), 1 = first of the set; classes share one.
-        selected: bool (N,), rank <= budget.
+        rank: int64 (N,), 1 to N: by w, then loss, then id; a class stands together.
+        selected: bool (N,), of the first ``budget`` examples (classes).
         loss_nats: float64 (N,) >= 0, cross-entropy under the model of the last lower level.
         budget: m, examples or classes.
         objective: the upper objective of each step in nats, at the weights that its lower level unlearned; [0] is the start's.
@@ -157,14 +165,14 @@ def select_worst_case(
         raise ConfigError("lower = 'unlearner' needs the callable that runs it, unlearn")
     data = data.by_id()
     group, num = groups_of(data, config.group)
-    budget = budget_of(num, config)
+    budget, size = budget_of(num, config), np.bincount(group)
     check_model(model, data)
     inputs = Inputs(data, dtype=model_dtype(model), device=device_of(model))
     w, start = _start(num, budget, config, derive_seed("worst-case start", seed))
-    top = _first(w, budget)
-    sign = 1.0 if config.direction == "hardest" else -1.0
+    top = _by_weight(w, np.zeros(num))[:budget]
     objective: list[float] = []
     changed: list[float] = []
+    moved: list[float] = []
     for step in range(config.upper_steps):
         student = _lower(model, inputs, w, group, top, config, derive_seed("lower", seed, step), unlearn)
         loss_N = cross_entropy_nats(student, inputs)
@@ -172,18 +180,20 @@ def select_worst_case(
         scale = _scale(loss) if config.scale_aware else 1.0
         objective.append(float(w @ loss + config.gamma * scale * (w @ w)))
         slope = loss / scale + 2.0 * config.gamma * w
-        w = project_capped_simplex(w - sign * config.lr_upper / (step + 1.0) ** config.decay * slope, budget)
-        previous, top = top, _first(w, budget)
+        before, previous = w, top
+        w = project_capped_simplex(w - config.sign * config.lr_upper / (step + 1.0) ** config.decay * slope, budget)
+        top = _by_weight(w, config.sign * loss / size)[:budget]
         changed.append(1.0 - len(np.intersect1d(top, previous)) / budget)
+        moved.append(float(np.abs(w - before).sum()))
         progress(step + 1, config.upper_steps, "worst-case selection")
-        if max(changed[-2:]) < config.tolerance and step:
+        if step and max(changed[-2:]) < config.tolerance and max(moved[-2:]) < config.tolerance * max(moved):
             break
-    rank = _rank(w, group)
+    rank, selected = _read_out(w, loss_N, group, config, budget)
     return Selection(
         example_id=data.example_id,
         w=w[group],
         rank=rank,
-        selected=rank <= budget,
+        selected=selected,
         loss_nats=loss_N,
         budget=budget,
         objective=tuple(objective),
@@ -300,17 +310,29 @@ def _scale(loss: NDArray[np.float64]) -> float:
     return median or 1.0
 
 
-def _rank(w: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each example: 1 + the place of its weight."""
-    rank = np.empty(len(w), np.int64)
-    rank[_first(w, len(w))] = np.arange(1, len(w) + 1)
-    ranks: NDArray[np.int64] = rank[group]
-    return ranks
+def _read_out(
+    w: NDArray[np.float64],
+    loss_N: NDArray[np.float64],
+    group: NDArray[np.int64],
+    config: WorstCaseForgetConfig,
+    budget: int,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of each example: its rank, 1 to N, and whether its group is among the first ``budget``."""
+    place_G = _places(_by_weight(w, config.sign * np.bincount(group, weights=loss_N) / np.bincount(group)))
+    order_N = np.lexsort((config.sign * loss_N, place_G[group]))
+    return 1 + _places(order_N), place_G[group] < budget
 
 
-def _first(w: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """The ``count`` largest entries, ties to the smaller index (the entries are in the order of the ids)."""
-    return np.argsort(-w, kind="stable")[:count]
+def _by_weight(w: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Entries by descending weight, equal ones by ascending loss, then by index (they are in the order of the ids)."""
+    return np.lexsort((loss, -w))
+
+
+def _places(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each entry in ``order``, from 0."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,14 +343,16 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
 @score(
     ScoreSpec(
         name="worst_case_forget",
-        doc="Weight of the example in the forget set that is hardest (easiest) to unlearn, by bi-level search.",
+        doc="Place of the example in the forget set that is hardest (easiest) to unlearn, by bi-level search.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
+        version=2,
         config=WorstCaseScoreConfig,
         needs=("model", "unlearn"),
         columns=(
             Column(
                 name="hardness", dtype="float64", low=0, high=1, direction="higher = harder to forget",
-                doc="w when the hardest set was searched, 1 - w when the easiest",
+                doc="the rank as a number: 1 - (rank - 1) / N when the hardest set was searched, rank / N when the easiest; "
+                "the hardest set is its highest, the easiest its lowest values",
             ),
             Column(
                 name="w", dtype="float64", low=0, high=1, direction="higher = in the searched set",
@@ -338,8 +362,11 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
                 name="w_stderr", dtype="float64", low=0, high=1, nullable=True,
                 doc="standard error over random starts; null for one start",
             ),
-            Column(name="rank", dtype="int64", low=1, doc="by w, ties to the smaller id; 1 = first of the searched set"),
-            Column(name="selected", dtype="bool", doc="rank <= budget: in the searched set"),
+            Column(
+                name="rank", dtype="int64", low=1,
+                doc="1 to N, 1 = first of the searched set: by w, then by loss_after_unlearn (lowest first for the hardest), then by id",
+            ),
+            Column(name="selected", dtype="bool", doc="in the searched set: of the first budget examples (classes)"),
             Column(
                 name="loss_after_unlearn", dtype="float64", unit="nats", low=0,
                 direction="lower = still fitted after unlearning",
@@ -355,7 +382,6 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
             Column(name="num_starts", dtype="int64", low=1, doc="searches averaged"),
         ),
         value="hardness",
-        stderr="w_stderr",
         higher_means="harder to forget",
     )
 )  # fmt: skip
@@ -368,7 +394,7 @@ def worst_case_forget(
     unlearn: Unlearn | None = None,
     progress: Progress = silent,
 ) -> pl.DataFrame:
-    """Membership of every example in the worst-case (or easiest) forget set.
+    """Membership of every example in the worst-case (or easiest) forget set, and its place in it.
 
     Args:
         data: the training split, classification.
@@ -404,16 +430,17 @@ def worst_case_forget(
     group, num = groups_of(data.subset(first.example_id), config.group)
     weight_G = np.empty(num)
     weight_G[group] = weight
-    rank = _rank(weight_G, group)
+    rank, selected = _read_out(weight_G, losses.mean, group, config, first.budget)
+    hard = rank if config.direction == "easiest" else len(rank) + 1 - rank
     overlaps = [run.overlap_with_start for run in runs if run.overlap_with_start is not None]
     frame = pl.DataFrame(
         {
             "example_id": first.example_id,
-            "hardness": weight if config.direction == "hardest" else 1.0 - weight,
+            "hardness": hard / len(rank),
             "w": weight,
             "w_stderr": w.stderr,
             "rank": rank,
-            "selected": rank <= first.budget,
+            "selected": selected,
             "loss_after_unlearn": losses.mean,
         }
     ).with_columns(

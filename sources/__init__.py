@@ -1,6 +1,6 @@
 """Real data in: files and bundled sets become an :class:`ExampleSet`. Importing this package registers every source."""
 
-from sources import idx, image_folder, interactions, npz, sklearn_sets, synthetic_interactions, table
+from sources import idx, image_folder, interactions, long_tail, npz, sklearn_sets, synthetic_interactions, table
 from sources.example_set import ExampleSet
 from sources.loading import detect, load
 from sources.planted import plant_interactions, plant_label_noise, planted_interactions
@@ -14,7 +14,7 @@ from sources.planted_poison import (
 )
 
 __all__ = [
-    "ExampleSet", "add_poison_trigger", "detect", "idx", "image_folder", "interactions", "interclass_confusion", "load", "npz",
+    "ExampleSet", "add_poison_trigger", "detect", "idx", "image_folder", "interactions", "interclass_confusion", "load", "long_tail", "npz",
     "plant_canaries", "plant_interactions", "plant_label_noise", "planted_interactions", "random_label_swap",
     "sample_deletion_set", "sklearn_sets", "synthetic_interactions", "table", "triggered",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ def assemble(
         y: (N,) int64 class indexes or float64 targets; for ranking int64 item indexes.
         seed, test_fraction: of the stratified split that is made when ``split`` is None.
         example_id, owner: positions and "" when None.
+        provenance: may say under "split" how the given one was made.
         white: raw value of a uint8 image that becomes 1.0.
         standardise: give uint8 images mean 0 and standard deviation 1 a channel; ``white`` then says nothing.
         keep_columns: features that are not standardised (one-hot columns).
@@ -78,7 +79,7 @@ def assemble(
         center=center,
         scale=scale,
         feature_names=tuple(feature_names),
-        provenance={**provenance, "split": how},
+        provenance={"split": how, **provenance},
     )
 
 

@@ -1,16 +1,17 @@
-"""Implicit feedback: a table of (user, item[, time]), one row an interaction (CSV and Parquet).
+"""Implicit feedback: a table of (user, item[, rating][, time]), one row an interaction (CSV and Parquet).
 
     x (N, 1) int64     index of the user among the users that are kept, in the order of their ids
     y (N,)   int64     index of the item; class_names are the items' ids as text
     owner (N,)         the user's id as text
 
-1. A pair (user, item) that occurs several times is kept once: the earliest by time, else the first row.
-2. Users with fewer than ``min_interactions`` pairs are dropped; items nobody is left with go with them.
-3. The test split is drawn per user (``test_fraction`` of each, by largest remainders); every user keeps training pairs.
+1. With ``min_rating`` only rows rated that high are interactions; without it every row is one, whatever its rating.
+2. A pair (user, item) that occurs several times is kept once: the earliest by time, else the first row.
+3. Users with fewer than ``min_interactions`` pairs are dropped; items nobody is left with go with them.
+4. The test split is ``test_fraction`` of each user's pairs, by largest remainders: the last ones where there is a time (ties:
+   the larger ids), else drawn. Every user keeps training pairs. A drawn split would train on what came after the test.
 
 How many rows each step removed is in the provenance. Ids without an ``id`` column: the row number in the file. Ids of
-users and items sort as numbers when they are whole numbers, else as text. Ratings are not read: decide first what counts as
-an interaction and keep those rows.
+users and items sort as numbers when they are whole numbers, else as text.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from contracts.params import param
 from sources.assemble import assemble, check_ids
 from sources.example_set import ExampleSet
 from sources.files import FileConfig, check_size, head, inside, manifest, root_folder
+from sources.splits import largest_remainders
 from sources.table_files import SEPARATORS, Table, kind_of, read_table
 
 _USERS = ("user", "user_id", "userid")
-_ITEMS = ("item", "item_id", "itemid")
+_ITEMS = tuple(f"{what}{end}" for what in ("item", "movie", "product", "book", "track") for end in ("", "_id", "id"))
 _TIMES = ("time", "timestamp", "date", "datetime")
+_RATINGS = ("rating", "ratings", "stars")
 _IDS = ("example_id", "id")
 
 
@@ -47,25 +50,36 @@ class InteractionsConfig(FileConfig):
     file: str = param(doc="name of the CSV or Parquet file inside the root")
     user: str = param("user", doc="column of the user: whole numbers or text")
     item: str = param("item", doc="column of the item: whole numbers or text")
-    time: str = param("", doc="column of the time; decides which of several equal pairs is kept: the earliest")
+    time: str = param(
+        "",
+        doc="column of the time; the earliest of several equal pairs is kept, and the last of each user's are for testing",
+    )
+    rating: str = param("", doc="column of the rating; read only for min_rating")
+    min_rating: float | None = param(None, doc="rows rated lower are no interactions; none: every row is one")
     id: str = param("", doc="column of whole, unique ids of the interactions; the row number when empty")
     test_fraction: float = param(0.2, gt=0, lt=1, doc="share of each user's interactions in the test split")
+    holdout: str = param(
+        "last", choices=("last", "random"), doc="which: the last by time, or drawn; drawn anyway where there is no time"
+    )
     min_interactions: int = param(
         10, ge=2, le=1_000_000, doc="users with fewer pairs are dropped; each needs one to train on and one to test"
     )
     separator: str = param("", choices=("", *SEPARATORS), doc="of a CSV; found in the header when empty")
 
     def check(self) -> None:
-        roles = [r for r in (self.user, self.item, self.time, self.id) if r]
-        doubled = sorted({r for r in roles if roles.count(r) > 1})
-        if doubled or not self.user or not self.item:
-            raise ConfigError(f"InteractionsConfig: user, item, time and id must name different columns, not {roles}")
+        roles = [r for r in (self.user, self.item, self.time, self.rating, self.id) if r]
+        if len(set(roles)) < len(roles) or not self.user or not self.item:
+            raise ConfigError(
+                f"InteractionsConfig: user, item, time, rating and id must name different columns, not {roles}"
+            )
+        if self.min_rating is not None and not self.rating:
+            raise ConfigError(f"InteractionsConfig.min_rating = {self.min_rating:g} needs the column: rating")
 
 
 def is_interactions(path: Path) -> bool:
-    """True for a table of a user column, an item column, and nothing but times and ids besides, by their names."""
+    """True for a table of a user column, an item column, and nothing but a rating, a time and an id besides, by their names."""
     names = [n.lower() for n in _column_names(path)]
-    known = (_USERS, _ITEMS, _TIMES, _IDS)
+    known = (_USERS, _ITEMS, _TIMES, _RATINGS, _IDS)
     counts = [sum(n in group for n in names) for group in known]
     return counts[:2] == [1, 1] and max(counts[2:]) <= 1 and sum(counts) == len(names)
 
@@ -86,23 +100,42 @@ def _column_names(path: Path) -> list[str]:
     return []
 
 
+def from_columns(path: Path, *, user: str, item: str, time: str | None = None) -> dict[str, object]:
+    """Configuration of a file whose columns are named by a person; rating and id are found by their names.
+
+    Raises:
+        ConfigError: a name is no column of the file.
+    """
+    names = _column_names(path)
+    given = {"user": user, "item": item, "time": time}
+    for option, name in given.items():
+        if name is not None and name not in names:
+            listed = ", ".join(map(repr, names)) or "none: not a CSV or Parquet file"
+            raise ConfigError(f"--{option} {name!r} is not a column of {path.name}; columns are: {listed}")
+    rest = {n.lower(): n for n in names if n not in given.values()}
+    found = {
+        role: next((rest[n] for n in group if n in rest), "")
+        for role, group in (("time", _TIMES), ("rating", _RATINGS), ("id", _IDS))
+    }
+    roles = found | {role: name for role, name in given.items() if name is not None}
+    return {"root": str(path.parent), "file": path.name, **{role: name for role, name in roles.items() if name}}
+
+
 def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
     names = _column_names(path)
-    by_role = {
-        role: next((n for n in names if n.lower() in group), "")
-        for role, group in (("user", _USERS), ("item", _ITEMS), ("time", _TIMES), ("id", _IDS))
-    }
+    user, item = (next(n for n in names if n.lower() in group) for group in (_USERS, _ITEMS))
     if label is not None:
         raise ConfigError(f"--label {label!r} names nothing in interactions: the item is what is predicted")
-    if owner not in (None, by_role["user"]):
-        raise ConfigError(f"--owner {owner!r}: the owner of an interaction is its user, column {by_role['user']!r}")
-    return {"root": str(path.parent), "file": path.name, **{role: name for role, name in by_role.items() if name}}
+    if owner not in (None, user):
+        raise ConfigError(f"--owner {owner!r}: the owner of an interaction is its user, column {user!r}")
+    return from_columns(path, user=user, item=item)
 
 
 @source(
     SourceSpec(
         name="interactions",
-        doc="Implicit feedback as CSV or Parquet: a user and an item column, optionally time and id, and no others.",
+        doc="Implicit feedback as CSV or Parquet: a user and an item column (--user, --item where they are called otherwise), "
+        "optionally rating, time and id, and no others.",
         source="definition",
         config=InteractionsConfig,
         tasks=("ranking",),
@@ -126,7 +159,9 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
     _, user_of_row = _indexes(data, config.user)
     _, item_of_row = _indexes(data, config.item)
     ids = check_ids(_complete(data, config.id).to_numpy()) if config.id else rows
-    order = np.argsort(_times(data, config.time), kind="stable") if config.time else rows
+    times = _times(data, config.time) if config.time else None
+    counted = rows if config.min_rating is None else np.flatnonzero(_ratings(data, config.rating) >= config.min_rating)
+    order = counted if times is None else counted[np.argsort(times[counted], kind="stable")]
     pairs = user_of_row * (int(item_of_row.max()) + 1) + item_of_row
     _, first = np.unique(pairs[order], return_index=True)
     distinct = np.sort(order[first])
@@ -138,10 +173,15 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
         "source": "interactions",
         "files": manifest(root, [path]),
         "licence": config.licence,
-        "duplicates_removed": data.num_rows - len(distinct),
+        "rated_lower": data.num_rows - len(counted),
+        "duplicates_removed": len(counted) - len(distinct),
         "users_dropped": int((~enough).sum()),
         "rows_of_dropped_users": len(distinct) - len(kept),
     }
+    split = None
+    if times is not None and config.holdout == "last":
+        split = _last(user_of_row[kept], times[kept], ids[kept], config.test_fraction)
+        provenance["split"] = f"the last of each user by {config.time}, test_fraction {config.test_fraction:g}"
     return ranking_set(
         _names(data, config.user, kept, config),
         _names(data, config.item, kept, config),
@@ -151,6 +191,7 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
         name=config.name or path.stem,
         seed=seed,
         test_fraction=config.test_fraction,
+        split=split,
         provenance=provenance,
     )
 
@@ -165,6 +206,7 @@ def ranking_set(
     name: str,
     seed: int,
     test_fraction: float,
+    split: np.ndarray | None = None,
     provenance: dict[str, object],
 ) -> ExampleSet:
     """An ExampleSet of distinct pairs. It is validated by ``sources.load``, not here.
@@ -172,6 +214,7 @@ def ranking_set(
     Args:
         user_names, item_names: (N,) the name of each row's user and item.
         users, items: (N,) int64 keys of the same; equal key, equal name. Indexes follow the order of the keys.
+        split: (N,) "train" or "test"; drawn when None.
     """
     _, user_at, user = np.unique(users, return_index=True, return_inverse=True)
     _, item_at, item = np.unique(items, return_index=True, return_inverse=True)
@@ -185,6 +228,7 @@ def ranking_set(
         seed=seed,
         test_fraction=test_fraction,
         example_id=example_id,
+        split=split,
         owner=owner,
         feature_names=("user",),
         provenance={**provenance, "num_users": len(user_at)},
@@ -226,3 +270,20 @@ def _times(data: Table, name: str) -> np.ndarray:
     if series.dtype.is_nested() or series.dtype == pl.Boolean:
         raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}, which is no time")
     return series.rank("dense").to_numpy()
+
+
+def _ratings(data: Table, name: str) -> np.ndarray:
+    series = _complete(data, name)
+    if not series.dtype.is_numeric():
+        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}; ratings are numbers")
+    return series.to_numpy()
+
+
+def _last(users: np.ndarray, times: np.ndarray, ids: np.ndarray, fraction: float) -> np.ndarray:
+    """ "test" for each user's last interactions, "train" for the others."""
+    order = np.lexsort((ids, times, users))
+    _, start, size = np.unique(users[order], return_index=True, return_counts=True)
+    from_end = np.repeat(start + size, size) - np.arange(len(order))
+    split = np.empty(len(users), "<U5")
+    split[order] = np.where(from_end <= np.repeat(largest_remainders(size, fraction), size), "test", "train")
+    return split

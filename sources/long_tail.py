@@ -10,11 +10,14 @@ uniform in k classes, independent of the others. With alpha distributed as D(x) 
 An algorithm that guesses the label of what it saw once pays tau_1 * (number of singletons) * (1 - 1/k).
 
 Source: Feldman, "Does Learning Require Memorization? A Short Tale about a Long Tail" (STOC 2020, arXiv 1906.05271),
-sections 2.1 to 2.3. A model of data, for planting known rarity; not a fit to real data.
+sections 2.1 to 2.3. A model of data, for planting known rarity; not a fit to real data. As the source
+``long_tail_mixture`` it needs no file: the domain and the samples are a function of ``process_seed``, the source's own seed
+decides which of the samples, all drawn alike, are the test split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,11 +25,15 @@ import numpy as np
 from scipy.special import logsumexp
 
 from contracts.errors import InvalidInput
+from contracts.methods import SourceSpec, source
+from contracts.params import Config, param
+from sources.assemble import assemble
+from sources.example_set import ExampleSet
 
 
-def zipf_prior(num: int) -> np.ndarray:
-    """Frequencies pi_i proportional to 1/i, i = 1..num, summing to 1: float64 (num,)."""
-    frequencies = 1.0 / np.arange(1, num + 1)
+def zipf_prior(num: int, *, exponent: float = 1.0) -> np.ndarray:
+    """Frequencies pi_i proportional to i^-exponent, i = 1..num, summing to 1: float64 (num,). Exponent 0 is uniform."""
+    frequencies = np.arange(1, num + 1, dtype=np.float64) ** -exponent
     return frequencies / frequencies.sum()
 
 
@@ -114,8 +121,93 @@ def frequency_prior_tau(prior: np.ndarray, *, num_samples: int, ell: int, draws:
     return float(np.exp(above - below))
 
 
+def price_of_not_memorising(
+    prior: np.ndarray, mislabelled: Mapping[int, float], *, num_samples: int, draws: int = 200, seed: int = 0
+) -> float:
+    """Expected error above the best possible of an algorithm that mislabels what it saw: sum_l tau_l errn(A, l), l >= 1.
+
+    Args:
+        prior: (N,) frequencies pi, of N subpopulations.
+        mislabelled: l -> errn(A, l) >= 0, the (expected) number of subpopulations seen l times that the algorithm mislabels.
+        num_samples: n, of the training set.
+        draws, seed: see :func:`frequency_prior_tau`.
+
+    Raises:
+        InvalidInput: an l outside 1..n, a negative or non-finite number, or as :func:`frequency_prior_tau`.
+
+    >>> round(price_of_not_memorising(np.ones(20), {1: 3, 2: 1}, num_samples=50), 9)  # four of twenty equal parts
+    0.2
+    """
+    wrong = {ell: num for ell, num in mislabelled.items() if ell < 1 or not 0 <= num < np.inf}
+    if wrong:
+        raise InvalidInput(f"mislabelled = {wrong}: keys must be in 1..num_samples, numbers finite and >= 0")
+    return sum(
+        frequency_prior_tau(prior, num_samples=num_samples, ell=ell, draws=draws, seed=seed) * num
+        for ell, num in mislabelled.items()
+    )
+
+
 def _checked(prior: np.ndarray) -> np.ndarray:
     prior = np.asarray(prior, np.float64)
     if prior.ndim != 1 or not len(prior) or not (np.isfinite(prior) & (prior > 0)).all():
         raise InvalidInput("prior must be a list of positive, finite frequencies")
     return prior
+
+
+# ---- the source --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongTailMixtureConfig(Config):
+    """The domain and how much is drawn from it."""
+
+    num_train: int = param(1000, ge=1, le=10_000_000, unit="examples", doc="training samples, n")
+    num_test: int = param(1000, ge=1, le=10_000_000, unit="examples", doc="test samples, drawn alike")
+    num_subpopulations: int = param(1000, ge=2, le=10_000_000, doc="subpopulations of the domain, N")
+    exponent: float = param(1.0, ge=0, le=10, doc="frequencies pi_i are proportional to i^-exponent; 0 for no tail")
+    num_classes: int = param(10, ge=2, le=100_000, doc="labels, k; each subpopulation has one, drawn uniformly")
+    dim: int = param(64, ge=1, le=4096, doc="of the feature vectors")
+    noise: float = param(
+        0.3, ge=0, le=100, doc="distance of a sample from its subpopulation's mean, beside a norm of 1"
+    )
+    process_seed: int = param(0, ge=0, lt=2**31, doc="of the domain and the samples")
+
+
+@source(
+    SourceSpec(
+        name="long_tail_mixture",
+        doc="Synthetic long-tailed mixture of subpopulations, whose rare examples are known; needs no file.",
+        source="Feldman, STOC 2020 (arXiv 1906.05271), section 2.1",
+        config=LongTailMixtureConfig,
+    )
+)
+def long_tail_mixture(*, config: LongTailMixtureConfig, seed: int) -> ExampleSet:
+    """Samples of one draw of the domain; which subpopulation each is of, :func:`draw_long_tail` says by its id."""
+    mixture, where, x = draw_long_tail(config)
+    test = np.random.default_rng(seed).permutation(len(where)) < config.num_test
+    return assemble(
+        x,
+        mixture.label[where],
+        name="long_tail_mixture",
+        task="classification",
+        class_names=[f"class {k}" for k in range(config.num_classes)],
+        seed=seed,
+        test_fraction=config.num_test / len(where),
+        split=np.where(test, "test", "train"),
+        feature_names=[f"x{i}" for i in range(config.dim)],
+        provenance={
+            "source": "long_tail_mixture",
+            "split": f"{config.num_test} at random, seed {seed}",
+            "process": {n: getattr(config, n) for n in config.__dataclass_fields__},
+            "licence": "public domain (random numbers)",
+        },
+    )
+
+
+def draw_long_tail(config: LongTailMixtureConfig) -> tuple[LongTailMixture, np.ndarray, np.ndarray]:
+    """The domain, the subpopulation of each sample int64 (n,), and its features float32 (n, dim), in the order of the ids."""
+    domain, sample, vectors = np.random.SeedSequence(config.process_seed).generate_state(3).tolist()
+    prior = zipf_prior(config.num_subpopulations, exponent=config.exponent)
+    mixture = LongTailMixture.draw(prior, num_classes=config.num_classes, seed=domain)
+    where = mixture.sample(config.num_train + config.num_test, seed=sample)
+    return mixture, where, mixture.vectors(where, dim=config.dim, noise=config.noise, seed=vectors)

@@ -43,7 +43,7 @@ def stratified_split(
     strata = y.astype(np.int64) if task == "classification" else _bins(y, example_id)
     _, strata = np.unique(strata, return_inverse=True)
     sizes = np.bincount(strata)
-    counts = _test_counts(sizes, test_fraction)
+    counts = largest_remainders(sizes, test_fraction, total=max(1, round(test_fraction * len(y))))
     if not counts.sum():
         raise DataError(
             f"{len(y)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training"
@@ -62,8 +62,19 @@ def _bins(y: np.ndarray, example_id: np.ndarray) -> np.ndarray:
     return bins
 
 
-def _test_counts(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    total = int(np.clip(round(fraction * sizes.sum()), 1, max(sizes.sum() - 1, 1)))
+def largest_remainders(sizes: np.ndarray, fraction: float, *, total: int | None = None) -> np.ndarray:
+    """How many to take of each group, int64: floor(fraction * size), the rest of ``total`` by largest remainders (ties to
+    the first), never a whole group.
+
+    Args:
+        sizes: int64 (G,), members of each group, >= 1.
+        fraction: share wanted of each.
+        total: wanted of all; round(fraction * sum) when None. Fewer where all groups are down to one.
+
+    >>> largest_remainders(np.array([9, 9, 9, 1]), 0.2).tolist()
+    [2, 2, 2, 0]
+    """
+    total = round(fraction * sizes.sum()) if total is None else total
     quota = fraction * sizes
     counts = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
     by_remainder = np.argsort(counts - quota, kind="stable")

@@ -67,7 +67,10 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
         guesses = [n for n in table.schema if n.lower() in _LABELS]
         if len(guesses) != 1:
             found = f"{', '.join(guesses)} could all be" if guesses else "none is called label, target, class or y"
-            raise ConfigError(f"which column is the label? {found}; pass --label; columns are: {names}")
+            raise ConfigError(
+                f"which column is the label? {found}; pass --label, or --user and --item where a row is something that a user "
+                f"did with an item; columns are: {names}"
+            )
         label = guesses[0]
     for option, name in (("--label", label), ("--owner", owner)):
         if name is not None and name not in table.schema:

@@ -182,6 +182,7 @@ def _most_alike(found: Concepts, forget: ExampleSet, labels: NDArray[np.int64]) 
         name="concept_poisoning",
         doc="Fine-tunes on the examples that carry a class's concepts with wrong labels, beside as many retained ones.",
         source="arXiv 2405.15662 (2024), reconstructed from its abstract; concepts after Yuksekgonul et al., ICLR 2023",
+        version=2,
         config=ConceptPoisoningConfig,
     )
 )

@@ -16,6 +16,7 @@ share. It is not a membership audit: an average over examples from a weak attack
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,7 @@ def evaluate(
     test: ExampleSet,
     seed: int,
     svc_cap: int | None = SVC_CAP,
+    metrics: Collection[str] = METRICS,
 ) -> dict[str, float | None]:
     """Measure one unlearned classifier.
 
@@ -117,9 +119,11 @@ def evaluate(
             single feature is rounded first (:func:`_merged`), which moved its figures by at most 0.2 points on 10,000
             a side (Fashion-MNIST) and took 0.2 to 0.5 s instead of 10 s; all probabilities are fitted on a random
             ``svc_cap`` a side instead, so ``mia_prob`` of large sets varies with the seed by several points.
+        metrics: which to compute; an SVM is fitted for each of the ``mia_`` figures, which is most of the time.
 
     Returns:
-        ``METRICS`` in percent, [0, 100]. With no forgotten example, UA and the MIA figures are None (undefined).
+        ``METRICS`` in percent, [0, 100]; None what was not asked for. With no forgotten example, UA and the MIA figures
+        are None too (undefined).
 
     Raises:
         NotApplicable: not classification.
@@ -148,6 +152,8 @@ def evaluate(
     rng = np.random.default_rng(derive_seed("mia", seed))
     known = member.rows(_draw(retain, n, rng)).features(), outsider.rows(_draw(test, n, rng)).features()
     for name, asked in forgotten.features().items():
+        if name not in metrics:
+            continue
         sides = known[0][name], known[1][name]
         if svc_cap is not None and n > svc_cap:
             one_feature = asked.shape[1] == 1

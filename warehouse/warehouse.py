@@ -103,8 +103,8 @@ class Warehouse:
             with w.transaction() as t:
                 t.declare(stale)
                 if old_views:
-                    t.con.execute(views.AGREEMENT)
-                    t.note("view", {"view": "scores.agreement", "done": "replaced"})
+                    views.lay_out(t.con)
+                    t.note("view", {"view": "scores.latest, scores.agreement", "done": "replaced"})
         if old_views and w.snapshot.exists():
             w.publish()  # a reader must find the view that this version's queries name
         return w
@@ -387,7 +387,7 @@ class Warehouse:
             fault("warehouse.before_create")
             with connection.opened(temp, limits=self._limits) as con:
                 con.execute(ddl.LAYOUT)
-                con.execute(views.LAYOUT)
+                views.lay_out(con)
         fault("warehouse.after_create")
 
     def _in_place(self, con: Connection, asset: str, output: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,11 @@ def init(
     ],
     label: Annotated[str | None, typer.Option("--label", help="label column of a table")] = None,
     owner: Annotated[str | None, typer.Option("--owner", help="column that says whose data a row is")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="user column of a log of interactions")] = None,
+    item: Annotated[str | None, typer.Option("--item", help="item column of a log of interactions")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="time column of a log: the last of each user are tested")
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable")] = "mlp",
 ) -> None:
     """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
@@ -34,7 +40,7 @@ def init(
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
-    plan, facts = plan_for(name, data.resolve(), label=label, owner=owner, model=model)
+    plan, facts = plan_for(name, data.resolve(), label=label, owner=owner, model=model, user=user, item=item, time=time)
     path = write_subject(
         plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited."
     )
@@ -44,20 +50,35 @@ def init(
     console.print(
         f"  model {plan.model.name}, trained by {plan.recipe.name}; {references}"
         f"scores {', '.join(c.name for c in plan.scores) or 'none'}; "
+        f"analyses {', '.join(c.name for c in plan.analyses) or 'none'}; "
         f"attacks {', '.join(c.name for c in plan.attacks) or 'none'}; every Monday at 06:00 UTC under 'make ui'",
         highlight=False,
     )
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
-def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, model: str) -> tuple[Subject, str]:
+def plan_for(
+    name: str,
+    data: Path,
+    *,
+    label: str | None,
+    owner: str | None,
+    model: str,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+) -> tuple[Subject, str]:
     """A checked plan for a data set, sized by it, and one line of facts about it.
 
     Every training step count is bounded, by about what a network needs to fit its training data to the last example
     (memorization asks for that): 20,000 steps for an MLP, 6,000 for others, batches of 64 (128 above 20,000 examples).
+    Recommenders: see :func:`_ranking`.
+
+    Args:
+        user, item, time: columns of a log of interactions; ``user`` and ``item`` together make it one.
 
     Raises:
-        ConfigError: no source recognises the data, or the label column is not known.
+        ConfigError: no source recognises the data, or a column is not known.
         DataError: the data cannot be audited as it is.
     """
     from contracts.methods import score
@@ -65,8 +86,17 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
     from recipes.plan import load_examples, model_builder
     from sources import detect
     from sources.files import ImageConfig
+    from sources.interactions import from_columns
 
-    source, config = detect(data, label=label, owner=owner)
+    if user is None and item is None and time is None:
+        source, config = detect(data, label=label, owner=owner)
+    elif user is None or item is None or label is not None or owner is not None:
+        raise ConfigError(
+            "--user and --item (and --time where there is one) say together that the data are interactions; the item is what "
+            "is predicted and the user owns the row, so --label and --owner have no place beside them"
+        )
+    else:
+        source, config = "interactions", from_columns(data, user=user, item=item, time=time)
     if issubclass(sources.get(source).spec.config, ImageConfig):
         config = {**config, "standardise": True}
     base = {"subject": name, "title": f"{name}: {data.name}", "source": {"name": source, "config": config}}
@@ -107,19 +137,38 @@ def plan_for(name: str, data: Path, *, label: str | None, owner: str | None, mod
         },
         "attacks": ["loss", "lira_online", "rmia_online"],
     }
-    if examples.task == "ranking":
-        plan["recipe"] = {"name": "bpr", "config": {"denoise": "pld"}}
     if examples.task != "classification":
         # Unlearning and attacks are measured on classes; the scores that this task allows are computed.
         plan["scores"] = [name for name in score.names() if examples.task in score.get(name).spec.tasks]
         plan["analyses"] = []
         plan["unlearning"], plan["attacks"] = None, []
+    if examples.task == "ranking":
+        plan |= _ranking(train, model)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
         f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
         f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
     )
+    if "rating" in config:
+        facts += f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher ones"
     return Subject.from_mapping(plan), facts
+
+
+def _ranking(train: int, model: str) -> dict[str, Any]:
+    """Fields of a recommender's plan: some 20 steps an epoch, batches of 64 to 2,048 users, 60 epochs, and fewer where that
+    came to more than 50,000 steps. An epoch of fewer steps than that hardly moves the vectors, whatever the rate.
+    """
+    batch = 2 ** int(min(11, max(6, math.log2(max(train, 1) / 20))))
+    epochs = int(min(60, max(10, 50_000 * batch // train)))
+    training = {"lr": 0.01, "batch": batch, "epochs": epochs, "reg": 0.001}
+    vectors = {"dim": 32} if model in ("mf", "lightgcn") else {}
+    compared = {"backbone": model, **vectors, "count_from": epochs // 4, "seeds": 3 if train <= 200_000 else 1}
+    return {
+        "model": {"name": model, "config": vectors},
+        "recipe": {"name": "bpr", "config": {"denoise": "pld", **training}},
+        "splits": [{"name": "denoised", "method": "denoise_implicit", "config": {"score": "personal_loss"}}],
+        "analyses": [{"name": "recsys_eval", "config": {**compared, **training}}] if vectors else [],
+    }
 
 
 def _outputs(examples: ExampleSet) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from contracts.errors import ConfigError
+from contracts.errors import ConfigError, UnknownName
 from contracts.requests import ForgetRequest, RequestState, due_date
 from pipelines.cli.terminal import console
 from pipelines.home import state_home
@@ -32,8 +32,15 @@ def add(
     owner: Annotated[str | None, typer.Option("--owner", help="whose examples; stored as a salted token only")] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="all examples of a class")] = None,
     where: Annotated[str | None, typer.Option("--where", help="SQL predicate over data.examples")] = None,
-    score: Annotated[str | None, typer.Option("--score", help="the highest of a stored score, with --fraction")] = None,
-    fraction: Annotated[float, typer.Option("--fraction", help="share of the training examples, for --score")] = 0.01,
+    score: Annotated[
+        str | None, typer.Option("--score", help="one end of a score of the plan, with --fraction or --count")
+    ] = None,
+    fraction: Annotated[
+        float | None,
+        typer.Option("--fraction", help="share of the training examples, for --score; 0.01 when not given"),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", help="number of examples, for --score")] = None,
+    end: Annotated[str, typer.Option("--end", help="highest or lowest of --score")] = "highest",
     due: Annotated[
         str | None, typer.Option("--due", help="YYYY-MM-DD; by default one month after today (GDPR Art. 12(3))")
     ] = None,
@@ -48,7 +55,11 @@ def add(
     from contracts.identity import owner_token
     from pipelines.subjects import load_subject
 
-    load_subject(subject, state_home())
+    plan = load_subject(subject, state_home())
+    if score is not None and score.partition(".")[0] not in (planned := [choice.name for choice in plan.scores]):
+        raise UnknownName(f"score of {subject}'s plan", score, planned)
+    if score is None and (fraction is not None or count is not None):
+        raise ConfigError("--fraction and --count go with --score")
     w = _warehouse()
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
@@ -67,7 +78,9 @@ def add(
         request_id=request_id or f"r{now:%Y%m%d-%H%M%S}",
         subject=subject,
         selector={"class_name": "class"}.get(field, field),  # type: ignore[arg-type]
-        fraction=fraction if score is not None else 0.0,
+        fraction=fraction or (0.01 if score is not None and count is None else 0.0),
+        count=count or 0,
+        end=end,
         received_at=now.isoformat(),
         due_at=_due(due, now).isoformat(),
         **chosen,

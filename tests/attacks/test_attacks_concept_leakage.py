@@ -63,7 +63,7 @@ def test_a_probe_reads_what_is_there_and_not_what_is_not(subject: Subject) -> No
     assert found["concept"].unique(maintain_order=True).to_list() == ["forgotten", "warm", "first"]
     for concept in ("forgotten", "warm", "first"):
         original = row(found, method="none", concept=concept)
-        assert original["leak_lo"] > 0.8 and original["control_lo"] < 0.5 < original["control_hi"] + 0.05
+        assert original["leak_lo"] > 0.7 and original["control_lo"] < 0.5 < original["control_hi"] + 0.05
         assert (
             row(found, method="mute", concept=concept)["leak"] == original["leak"]
         )  # its embeddings are the original's

@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from attacks.membership.evidence import Evidence
-from contracts.methods import REGISTRIES, unlearner
+from contracts.methods import REGISTRIES, analysis, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
@@ -33,6 +34,7 @@ from recipes import (
     SupervisedConfig,
     bpr,
     early_models,
+    early_snapshots,
     predict_logits,
     supervised,
     train_ensemble,
@@ -82,6 +84,16 @@ class World:
     needs: dict[str, Any]
     evidence: Evidence | None
     configs: dict[tuple[str, str], Mapping[str, Any]]
+    rebuild: Callable[[ExampleSet], dict[str, Any]] | None  # None: nothing here is fitted to features or classes
+    _rebuilt: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def needs_on(self, odd: Callable[[ExampleSet], ExampleSet]) -> dict[str, Any]:
+        """What methods need when the examples are ``odd``: models and ensemble trained on these, once a session."""
+        if self.rebuild is None:
+            return self.needs
+        if odd not in self._rebuilt:
+            self._rebuilt[odd] = self.rebuild(odd(self.examples))
+        return self._rebuilt[odd]
 
     def data(self, kind: str) -> ExampleSet:
         """What a method of this kind is given: both splits for an analysis, the training examples for all others."""
@@ -113,8 +125,9 @@ class World:
         evidence: Evidence | None = None,
         needs: Mapping[str, Any] | None = None,
         seed: int = 0,
+        **changed: Any,
     ) -> Any:
-        config = self.config(kind, method)
+        config = self.config(kind, method, **changed)
         handed = {need: (needs or self.needs)[need] for need in method.spec.needs}
         data = self.data(kind) if data is None else data
         if kind == "analysis":
@@ -187,16 +200,23 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def make_world(folder: Path) -> World:
-    """Train the models, write the files."""
-    examples = make_examples()
-    train = examples.part("train")
-    build = builder("mlp", {"hidden": (8,)}, input_shape=examples.input_shape, num_outputs=NUM_CLASSES)
-    recipe = SupervisedConfig(lr=0.1, epochs=15, batch=32)
+def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[str, Any]:
+    """Everything a method may ask for, trained on these examples."""
+    train, recipe = examples.part("train"), SupervisedConfig(lr=0.1, epochs=15, batch=32)
 
-    def fresh(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> nn.Module:
-        plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)))
-        return supervised(build, data, config=plan, seed=seed, observe=observe)
+    def fresh(
+        data: ExampleSet,
+        seed: int,
+        *,
+        effort: float = 1.0,
+        steps: int | None = None,
+        observe: Any = None,
+        double: bool = False,
+    ) -> nn.Module:
+        plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)), steps=steps)
+        return supervised(
+            (lambda s: build(s).double()) if double else build, data, config=plan, seed=seed, observe=observe
+        )
 
     def train_many(
         members: Sequence[np.ndarray], seeds: Sequence[int], *, data: ExampleSet | None = None
@@ -215,9 +235,49 @@ def make_world(folder: Path) -> World:
 
     values = pl.DataFrame({"example_id": train.example_id, "value": train.x[:, 0].astype(np.float64)})
     model = fresh(train, 0)
+    fitting = dataclasses.replace(recipe, epochs=240, schedule="constant")  # memorization asks for models that fit
     ensemble = train_ensemble(
-        build, examples, config=recipe, ensemble=Ensemble(num_models=8, population_fraction=0.5), seed=1
+        build, examples, config=fitting, ensemble=Ensemble(num_models=8, population_fraction=0.5), seed=1
     )
+
+    @functools.cache
+    def stored() -> dict[str, pl.DataFrame]:
+        """What analyses that others read have stored."""
+        method = analysis.get("quality_pools")
+        return method(
+            examples,
+            config=method.spec.config(seeds=1),
+            seed=0,
+            progress=silent,
+            scores=lambda name: values,
+            train=fresh,
+        )
+
+    return {
+        "model": model,
+        "early_models": early_models(build, train, config=recipe, seeds=[3, 4], epoch=3),
+        "ensemble": ensemble,
+        "train": fresh,
+        "early_at": lambda epochs: early_snapshots(build, train, config=recipe, seeds=[3, 4], epochs=epochs),
+        "train_many": train_many,
+        "unlearn": lambda name, **given: unlearn_from(model, name, **given),
+        "unlearn_from": unlearn_from,
+        "evaluate": evaluate,
+        "scores": lambda name: values,
+        "splits": lambda name: pl.DataFrame(
+            {"example_id": train.example_id, "role": np.where(train.y == 1, "forget", "retain")}
+        ),
+        "select_where": lambda where: train.example_id[train.y == 1],
+        "tables": lambda name: stored()[name],
+    }
+
+
+def make_world(folder: Path) -> World:
+    """Train the models, write the files."""
+    examples = make_examples()
+    train = examples.part("train")
+    build = builder("mlp", {"hidden": (8,)}, input_shape=examples.input_shape, num_outputs=NUM_CLASSES)
+    needs = make_needs(build, examples)
     files = write_files(folder, examples)
     configs: dict[tuple[str, str], Mapping[str, Any]] = {
         ("curator", "by_ids"): {"ids": np.sort(train.example_id)[:7].tolist()},
@@ -227,7 +287,8 @@ def make_world(folder: Path) -> World:
         ("curator", "deletion_set"): {"ids": np.sort(train.example_id)[:8].tolist(), "fraction": 0.5},
         ("curator", "closure"): {"split": "random"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
-        ("analysis", "qualification"): {"trials": 1},
+        ("curator", "forget_set"): {"selector": "worst_case"},
+        ("analysis", "qualification"): {"trials": 1, "methods": unlearner.names()},
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
@@ -245,24 +306,10 @@ def make_world(folder: Path) -> World:
         examples=examples,
         train=train,
         build=build,
-        needs={
-            "model": model,
-            "early_models": early_models(build, train, config=recipe, seeds=[3, 4], epoch=3),
-            "ensemble": ensemble,
-            "train": fresh,
-            "early_at": lambda epoch: early_models(build, train, config=recipe, seeds=[3, 4], epoch=epoch),
-            "train_many": train_many,
-            "unlearn": lambda name, **given: unlearn_from(model, name, **given),
-            "unlearn_from": unlearn_from,
-            "evaluate": evaluate,
-            "scores": lambda name: values,
-            "splits": lambda name: pl.DataFrame(
-                {"example_id": train.example_id, "role": np.where(train.y == 1, "forget", "retain")}
-            ),
-            "select_where": lambda where: train.example_id[train.y == 1],
-        },
-        evidence=make_evidence(examples, [model, fresh(train, 9)], ensemble),
+        needs=needs,
+        evidence=make_evidence(examples, [needs["model"], needs["train"](train, 9)], needs["ensemble"]),
         configs=configs,
+        rebuild=functools.partial(make_needs, build),
     )
 
 
@@ -291,6 +338,7 @@ def make_ranking_world(folder: Path) -> World:
         build=build,
         needs={"model": fresh(train, 0), "train": fresh, "scores": lambda name: values},
         evidence=None,
+        rebuild=None,
         configs={
             ("source", "interactions"): config,
             ("recipe", "bpr"): {"epochs": 2, "batch": 32},

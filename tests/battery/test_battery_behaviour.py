@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -256,12 +257,67 @@ def empty(data: ExampleSet) -> ExampleSet:
 @pytest.mark.parametrize("odd", [constant, one_class, single, empty], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("kind", "name"), ON_DATA)
 def test_odd_data_gives_a_typed_error_or_a_sound_output(world: World, kind, name, odd):
-    method, data = KINDS[kind].get(name), odd(world.data(kind))
-    out = outcome(lambda: world.run(kind, method, data=data))
+    """Constant features and one class come with models and an ensemble that were trained on them."""
+    method, data, trainable = KINDS[kind].get(name), odd(world.data(kind)), odd in (constant, one_class)
+    needs = world.needs_on(odd) if trainable else None
+    out = outcome(lambda: world.run(kind, method, data=data, needs=needs))
     if not isinstance(out, PalimpsestError):
         check(kind, method, out, data)
-    if odd in (constant, one_class) and kind == "score" and "ensemble" not in method.spec.needs:
+    if trainable and kind == "score":
         assert not isinstance(out, PalimpsestError), "a score is defined on any labelled examples"
+
+
+BATCHED = [
+    p
+    for p in of("score")
+    if "batch" in {f.name for f in dataclasses.fields(KINDS["score"].get(p.values[1]).spec.config)}
+    and p.values[1] != "worst_case_forget"  # its batch is one of SGD's settings: another batch is another answer
+]
+
+
+FITTED = {"concept_attribution": 1e-3}  # its elastic net stops at a tolerance of 1e-4, wherever rounding leads it
+
+
+def close(first: pl.DataFrame, second: pl.DataFrame, *, tolerance: float) -> None:
+    """Equal but for rounding: numbers within ``tolerance`` of the column's scale, all else exactly."""
+    first, second = first.sort("example_id"), second.sort("example_id")
+    assert first.columns == second.columns and first["example_id"].equals(second["example_id"])
+    for name in first.columns:
+        a, b = first[name], second[name]
+        if a.dtype != pl.Float64:
+            assert a.equals(b), name
+        else:
+            assert a.is_null().equals(b.is_null()), name
+            scale = max(float(a.abs().max() or 0.0), 1e-12)
+            assert float((a - b).abs().max() or 0.0) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize(("kind", "name"), BATCHED)
+def test_a_batch_of_one_changes_no_score(world: World, kind, name):
+    method = KINDS[kind].get(name)
+    close(world.run(kind, method), world.run(kind, method, batch=1), tolerance=FITTED.get(name, 1e-6))
+
+
+@pytest.mark.parametrize(("kind", "name"), of("score"))
+def test_double_precision_gives_the_same_score(world: World, kind, name):
+    """Inputs and models in float64: taken as they are, and within single precision of what float32 says."""
+    method, data, needs = KINDS[kind].get(name), world.data(kind), dict(world.needs)
+
+    def doubled(model: torch.nn.Module) -> torch.nn.Module:
+        return copy.deepcopy(model).double()
+
+    needs["model"] = doubled(needs["model"])
+    if data.task != "ranking":  # there the inputs are indexes
+        data = dataclasses.replace(data, x=np.asarray(data.x, np.float64))
+        needs["early_models"] = [doubled(m) for m in needs["early_models"]]
+        needs["train"] = functools.partial(needs["train"], double=True)
+    out = world.run(kind, method, data=data, needs=needs)
+    check(kind, method, out, data)
+    if name in ("forgetting", "worst_case_forget"):  # whole trainings, in which rounding grows
+        first, second = (f.sort("example_id")[method.spec.value].to_numpy() for f in (world.run(kind, method), out))
+        assert np.corrcoef(first, second)[0, 1] > 0.9
+    else:
+        close(world.run(kind, method), out, tolerance=FITTED.get(name, 1e-4))
 
 
 @pytest.mark.parametrize(("kind", "name"), of("attack"))
@@ -324,11 +380,24 @@ def broken(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def of_nan(train: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+    """Training whose observer is shown NaN, and that ends in a model of NaN."""
+
+    def trained(data: ExampleSet, seed: int, *, observe: Any = None, **given: Any) -> torch.nn.Module:
+        def told(rows: torch.Tensor, logits: torch.Tensor) -> None:
+            observe(rows, torch.full_like(logits, torch.nan))
+
+        return broken(train(data, seed, observe=None if observe is None else told, **given))
+
+    return trained
+
+
 MODELS = {"model", "early_models", "early_at", "ensemble"}
 LOOKS_AT_MODELS = [
     p
     for p in of("score", "analysis", "unlearner")
-    if MODELS & set(KINDS[p.values[0]].get(p.values[1]).spec.needs)
+    if p.values[0] == "score"
+    or MODELS & set(KINDS[p.values[0]].get(p.values[1]).spec.needs)
     or (p.values[0] == "unlearner" and p.values[1] not in ("none", "retrain"))
 ]
 
@@ -337,11 +406,13 @@ LOOKS_AT_MODELS = [
 def test_a_model_of_nan_is_refused(world: World, kind, name):
     method = KINDS[kind].get(name)
     needs = {**world.needs, "model": broken(world.needs["model"])}
+    if kind == "score":
+        needs["train"] = of_nan(needs["train"])
     if "ensemble" in needs:
         early = [broken(m) for m in needs["early_models"]]
         logits = needs["ensemble"].logits.copy()
         logits[0, 0, 0] = np.nan
-        needs |= {"early_models": early, "early_at": lambda epoch: early}
+        needs |= {"early_models": early, "early_at": lambda epochs: dict.fromkeys(epochs, early)}
         needs["ensemble"] = dataclasses.replace(needs["ensemble"], logits=logits)
     with pytest.raises((DataError, Diverged)):
         world.run(kind, method, needs=needs)

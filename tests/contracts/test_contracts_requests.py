@@ -44,7 +44,7 @@ def test_the_states_form_a_road_that_ends():
 @pytest.mark.parametrize(
     ("selector", "given"),
     [("ids", {"ids": [3]}), ("owner", {"owner": "t"}), ("class", {"class_name": "7"}), ("where", {"where": "label = 3"}),
-     ("score", {"score": "el2n", "fraction": 0.1})],
+     ("score", {"score": "el2n", "fraction": 0.1}), ("score", {"score": "el2n", "count": 7, "end": "lowest"})],
 )  # fmt: skip
 def test_each_selector_takes_its_own_value_and_no_other(selector, given):
     base = {k: v for k, v in REQUEST.items() if k != "ids"}
@@ -65,6 +65,13 @@ def test_each_selector_takes_its_own_value_and_no_other(selector, given):
         ({"request_id": "R/1"}, IllegalName, "request id"),
         ({"subject": "../x"}, IllegalName, "subject"),
         ({"selector": "all"}, ConfigError, "'ids', 'owner'"),
+        ({"count": 3}, ConfigError, "no other selector any"),
+        ({"ids": [], "selector": "score", "score": "el2n"}, ConfigError, "selector score needs one of them"),
+        (
+            {"ids": [], "selector": "score", "score": "el2n", "fraction": 0.1, "count": 3},
+            ConfigError,
+            "selector score needs one of them",
+        ),
     ],
 )
 def test_bad_requests_are_refused(change, error, says):

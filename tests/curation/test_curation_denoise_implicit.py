@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import rankdata
 
 from contracts.errors import DataError, NotApplicable
 from curation import apply_split
@@ -37,22 +36,26 @@ def test_against_a_loop_over_the_users(rate, seed, distinct):
     found = _run(train, values, noise_rate=rate)
     assert found["example_id"].to_list() == sorted(train.example_id.tolist())
     role = dict(zip(found["example_id"], found["role"], strict=True))
+    sizes = np.bincount(train.x[:, 0])
+    wanted = min(round(rate * len(train)), int((sizes - 1).sum()))
+    assert list(role.values()).count("drop") == wanted  # the share asked for, however short the lists are
     for u in range(6):
-        mine = train.x[:, 0] == u
-        rank = (rankdata(values[mine]) - 1) / (mine.sum() - 1)
-        for example_id, r in zip(train.example_id[mine].tolist(), rank, strict=True):
-            assert role[example_id] == ("drop" if r > 1 - rate else "keep")
+        mine = sorted(zip(-values[train.x[:, 0] == u], train.example_id[train.x[:, 0] == u], strict=True))
+        dropped = [role[example_id] == "drop" for _, example_id in mine]
+        assert sum(dropped) in {min(int(rate * sizes[u] + more), sizes[u] - 1) for more in (0, 1 - 1e-9, 1)}
+        assert dropped == sorted(dropped, reverse=True)  # the highest, ties to the smaller id
 
 
-def test_a_user_rank_as_the_score_is_cut_where_it_stands(clicks):
-    train = clicks.part("train")
-    n = np.bincount(train.x[:, 0])
-    rank = np.concatenate([np.linspace(0, 1, m) for m in n])
-    order = np.argsort(train.x[:, 0], kind="stable")
-    values = np.empty(len(train))
-    values[order] = rank
-    found = _run(train, values, noise_rate=0.25).join(_scores(train, values)("x"), on="example_id")
-    assert ((found["value"] > 0.75) == (found["role"] == "drop")).all()
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("scope", ["user", "all"])
+def test_the_share_is_honoured_on_short_lists(rate, scope):
+    """Eight interactions a user: a rank within the user cannot be a share of one in a hundred."""
+    train = load("synthetic_interactions", {"num_users": 200, "num_items": 60, "per_user": 10, "noise": 0.0}).part(
+        "train"
+    )
+    assert set(np.bincount(train.x[:, 0])) == {8}
+    found = _run(train, np.random.default_rng(0).normal(size=len(train)), noise_rate=rate, scope=scope)
+    assert (found["role"] == "drop").sum() == round(rate * 1600)
 
 
 def test_a_global_cut_takes_from_the_users_it_ranks_badly(clicks):
@@ -63,7 +66,10 @@ def test_a_global_cut_takes_from_the_users_it_ranks_badly(clicks):
         parts = apply_split(train, _run(train, values, noise_rate=0.2, scope=scope), roles=("keep", "drop"))
         dropped[scope] = np.bincount(parts["drop"].x[:, 0], minlength=20)
         assert len(parts["drop"]) + len(parts["keep"]) == len(train)
-    assert dropped["user"].min() >= 1 and np.ptp(dropped["user"]) <= 3
+    share = 0.2 * np.bincount(train.x[:, 0])
+    assert (np.abs(dropped["user"] - share) < 1).all() and dropped["user"].sum() == dropped["all"].sum() == round(
+        0.2 * len(train)
+    )
     assert (dropped["all"][:15] == 0).all() and dropped["all"][18:].min() >= 11
 
 
@@ -78,7 +84,7 @@ def test_missing_values_are_kept_and_say_so(clicks):
     )
     assert set(unknown["role"]) == {"keep"} and set(unknown["reason"]) == {"personal_loss has no value"}
     kept = found.filter(pl.col("role") == "drop")["reason"][0]
-    assert kept.startswith("personal_loss ") and "of the user's, above 0.5" in kept
+    assert kept.startswith("personal_loss ") and "of the user's from the highest; the first" in kept
     assert not any(owner in reason for owner in set(train.owner) for reason in found["reason"].to_list())
 
 

@@ -35,25 +35,37 @@ def _run(name, data, values, **config):
     return members
 
 
+def _ascending(values, ids):
+    """Ids by value; of equal values the smaller id is the higher."""
+    return [i for _, i in sorted(zip(values, ids, strict=True), key=lambda p: (p[0], -p[1]))]
+
+
 def _kept(members):
     return members.filter(pl.col("role") == "keep")["example_id"].to_list()
 
 
 @given(values=VALUES, count=st.integers(1, 59), end=st.sampled_from(["highest", "lowest"]))
 def test_keep_hardest(data, values, count, end):
-    ranked = sorted(zip(values, _train(data), strict=True), key=lambda p: (-p[0] if end == "highest" else p[0], p[1]))
-    assert _kept(_run("keep_hardest", data, values, count=count, end=end)) == sorted(i for _, i in ranked[:count])
+    ranked = _ascending(values, _train(data))
+    want = ranked[60 - count :] if end == "highest" else ranked[:count]
+    assert _kept(_run("keep_hardest", data, values, count=count, end=end)) == sorted(want)
 
 
 @given(values=VALUES, skip=st.integers(0, 58), take=st.integers(1, 59))
 def test_offset_window(data, values, skip, take):
-    ranked = sorted(zip(values, _train(data), strict=True))
+    ranked = _ascending(values, _train(data))
     if skip + take > 60:
         with pytest.raises(DataError, match=f"skip {skip} \\+ take {take} is more than the 60"):
             _run("offset_window", data, values, skip=skip, take=take)
         return
-    want = sorted(i for _, i in ranked[skip : skip + take])
-    assert _kept(_run("offset_window", data, values, skip=skip, take=take)) == want
+    assert _kept(_run("offset_window", data, values, skip=skip, take=take)) == sorted(ranked[skip : skip + take])
+
+
+@given(values=VALUES, take=st.integers(1, 59), stratified=st.booleans())
+def test_keep_hardest_is_the_window_at_an_end_ties_included(data, values, take, stratified):
+    for end, skip in (("highest", 60 - take), ("lowest", 0)):
+        window = _run("offset_window", data, values, skip=skip, take=take, stratified=stratified)
+        assert _run("keep_hardest", data, values, count=take, end=end, stratified=stratified).equals(window)
 
 
 def test_fractions_are_of_the_training_split(data):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, DataError
 from contracts.methods import curator
 from curation import apply_split
 from curation.members import training_ids
@@ -63,14 +63,14 @@ def test_equals_the_loop(data, values, num_pools, fraction, best, stratified):
 def test_reasons_name_value_and_rank(data):
     values = np.arange(60.0)
     values[3] = np.nan
-    members = run(data, values, best="highest", num_pools=2, score="el2n")
+    members = run(data, values, best="highest", num_pools=2, score="el2n", stratified=False)
     assert members["reason"][59] == "el2n 59, rank 1 of 59 from the highest"
     assert members["reason"][3] == "el2n has no value" and members["role"][3] == "outside"
     assert members["role"].value_counts().sort("role").rows() == [("outside", 2), ("pool_1", 29), ("pool_2", 29)]
 
 
 def test_roles_are_sets_again(data):
-    members = run(data, np.arange(60.0), num_pools=3)
+    members = run(data, np.arange(60.0), num_pools=3, stratified=False)
     sets = apply_split(data, members, roles=METHOD.spec.roles)
     assert [len(sets[f"pool_{p}"]) for p in (1, 2, 3, 4)] == [20, 20, 20, 0] and len(sets["outside"]) == 0
     assert sets["pool_1"].example_id.tolist() == training_ids(data)[:20].tolist()
@@ -86,9 +86,8 @@ def test_stratified_pools_have_the_shares_of_the_classes(data):
 
 
 def test_what_is_refused(data, regression):
-    with pytest.raises(NotApplicable, match="classes"):
-        run(regression, np.arange(60.0), stratified=True)
-    assert run(regression, np.arange(60.0))["role"].n_unique() == 4
+    assert run(regression, np.arange(60.0), stratified=True).equals(run(regression, np.arange(60.0), stratified=False))
+    assert run(regression, np.arange(60.0))["role"].n_unique() == 4  # no classes: cut as a whole
     test = data.part("test").example_id
     for frame, what in (
         (pl.DataFrame({"example_id": test[:2], "value": [0.0, 1.0]}), "not in the training split"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -103,6 +104,30 @@ def test_a_stale_or_unknown_score_selects_nothing(audited_home: Path, small: Sub
     assert stored(longer, "memorization").height > 0, "the ensemble is not made of early models"
     with pytest.raises(UnknownName, match="el2n"):
         stored(small, "elton")
+    with pytest.raises(UnknownName, match="known: el2n, memorization, near_duplicates"):
+        stored(without(longer, "grand"), "grand")
+
+
+def without(plan: Subject, score: str) -> Subject:
+    return dataclasses.replace(plan, scores=tuple(c for c in plan.scores if c.name != score))
+
+
+def test_a_score_that_the_plan_drops_is_no_longer_current(audited_home: Path, small: Subject, tmp_path: Path) -> None:
+    home = shutil.copytree(audited_home, tmp_path / "state")
+    run_subject(without(small, "grand"), home, job="audit")
+    scores = "SELECT DISTINCT score FROM scores.latest ORDER BY 1"
+    kept = ["el2n", "memorization", "near_duplicates"]
+    assert Warehouse.open(home).query(scores)["score"].to_list() == kept
+    facts = json.loads(Warehouse.open(home).artifacts.load_bytes("small/reports/audit.json"))
+    assert [s["name"] for s in facts["scores"]] == kept
+    _, records = run_subject(small, home, job="audit")
+    again = {r["stage"]: r["state"] for r in records} if "stage" in records[0] else records
+    assert Warehouse.open(home).query(scores)["score"].to_list() == [
+        "el2n",
+        "grand",
+        "memorization",
+        "near_duplicates",
+    ], again
 
 
 @pytest.mark.parametrize("selector", ["ids", "owner_missing"])

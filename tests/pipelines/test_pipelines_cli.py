@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
 from pipelines.cli.app import app
-from pipelines.cli.init import plan_for
+from pipelines.cli.init import _ranking, plan_for
 from pipelines.subjects import load_subject
 
 runner = CliRunner()
@@ -47,10 +47,52 @@ def test_init_plans_what_the_task_of_the_data_allows(tmp_path: Path, monkeypatch
     assert (clicks.model.name, clicks.recipe.name) == ("mf", "bpr") and [c.name for c in clicks.scores] == [
         "personal_loss"
     ]
+    assert [c.name for c in clicks.analyses] == ["recsys_eval"] and [s.method for s in clicks.splits] == [
+        "denoise_implicit"
+    ]
     code, out = palimpsest("init", "sugar", "--data", str(tmp_path / "diabetes.csv"), "--label", "target")
     assert code == 0 and "regression" in out
     sugar = load_subject("sugar", tmp_path / "state")
     assert {"grand", "near_duplicates"} <= {c.name for c in sugar.scores} and sugar.unlearning is None
+
+
+def test_init_takes_logs_of_interactions_under_any_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    pairs = [(f"u{u}", (7 * u + 3 * i) % 50, 3.5, i) for u in range(20) for i in range(15)]
+    frame = pd.DataFrame(pairs, columns=["userId", "movieId", "rating", "timestamp"])
+    frame.to_csv(tmp_path / "ratings.csv", index=False)
+    code, out = palimpsest("init", "movies", "--data", str(tmp_path / "ratings.csv"))
+    assert code == 0 and "20 users" in out and "every row counts, whatever its 'rating'" in out
+    frame.columns = ["who", "what", "rating", "when"]
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    path = str(tmp_path / "other.csv")
+    with pytest.raises(PalimpsestError, match="--user and --item"):
+        palimpsest("init", "others", "--data", path)
+    code, _ = palimpsest("init", "others", "--data", path, "--user", "who", "--item", "what", "--time", "when")
+    plans = [load_subject(name, tmp_path / "state") for name in ("movies", "others")]
+    assert code == 0 and plans[0].recipe == plans[1].recipe and plans[0].model == plans[1].model
+    roles = [{r: plan.source.config[r] for r in ("user", "item", "rating", "time")} for plan in plans]
+    assert list(roles[1].values()) == ["who", "what", "rating", "when"]
+    for more, said in (
+        (("--user", "who"), "together"),
+        (("--user", "who", "--item", "what", "--label", "rating"), "together"),
+        (("--user", "who", "--item", "thing"), "'thing' is not a column"),
+    ):
+        with pytest.raises(PalimpsestError, match=said):
+            palimpsest("init", "bad", "--data", path, *more)
+
+
+@pytest.mark.parametrize(("interactions", "steps"), [(1_600, 25), (25_000, 24), (1_000_000, 488), (20_000_000, 9765)])
+def test_recommenders_are_trained_by_their_size(interactions: int, steps: int) -> None:
+    """Some 20 steps an epoch at least, 60 epochs, and no more than about 100,000 steps in all."""
+    plan = _ranking(interactions, "mf")
+    recipe = plan["recipe"]["config"]
+    assert abs(interactions / recipe["batch"] - steps) < 15 and recipe["epochs"] * steps <= 100_000
+    assert recipe["epochs"] == (60 if interactions <= 1_000_000 else 10)
+    (compared,) = plan["analyses"]
+    assert {k: compared["config"][k] for k in ("lr", "batch", "epochs", "reg")} == {
+        k: recipe[k] for k in ("lr", "batch", "epochs", "reg")
+    }
 
 
 def test_init_refuses_what_it_cannot_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +167,14 @@ def test_request_register_from_the_command_line(audited_home: Path) -> None:
         palimpsest("request", "add", "small", "--ids", "1", "--class", "3")
     with pytest.raises(PalimpsestError, match="whole numbers"):
         palimpsest("request", "add", "small", "--ids", "1,x")
+    with pytest.raises(PalimpsestError, match="known: el2n, grand"):
+        palimpsest("request", "add", "small", "--score", "elton", "--count", "3")
+    with pytest.raises(PalimpsestError, match="go with --score"):
+        palimpsest("request", "add", "small", "--ids", "1", "--count", "3")
+    asked = ("--score", "el2n", "--count", "3", "--end", "lowest", "--id", "cli-2", "--unverified")
+    assert palimpsest("request", "add", "small", *asked)[0] == 0
+    shown = palimpsest("request", "show", "small", "cli-2")[1]
+    assert "el2n" in shown and "lowest" in shown and "3" in shown
 
 
 def test_report_trace_verify_and_doctor(audited_home: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError
-from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_steps
+from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_epochs, num_steps
 
 
 def _all(config, steps):
@@ -38,6 +39,36 @@ def test_multistep_drops_at_its_milestones():
     config = SupervisedConfig(lr=1.0, epochs=5, schedule="multistep", milestones=(1, 3), gamma=0.1)
     assert np.allclose(_all(config, 2), np.repeat([1, 0.1, 0.1, 0.01, 0.01], 2))
     assert np.array_equal(_all(SupervisedConfig(lr=0.2, epochs=3, schedule="constant"), 2), np.full(6, 0.2))
+
+
+WHOLE = {
+    "cosine": SupervisedConfig(lr=0.3, epochs=7, warmup_epochs=2),
+    "multistep": SupervisedConfig(
+        lr=0.3, epochs=7, schedule="multistep", milestones=(2, 5), gamma=0.3, warmup_epochs=1
+    ),
+    "constant": SupervisedConfig(lr=0.3, epochs=7, schedule="constant"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+@given(num=st.integers(1, 200), other=st.integers(1, 200), batch=st.integers(1, 70), length=st.integers(1, 90))
+def test_a_run_of_steps_has_one_schedule_whatever_the_size_of_the_set(name, num, other, batch, length):
+    config = dataclasses.replace(WHOLE[name], batch=batch, steps=length)
+
+    def rates(examples):
+        steps = num_steps(examples, config)
+        return np.concatenate(
+            [learning_rates(config, steps=steps, epoch=e) for e in range(num_epochs(examples, config))]
+        )
+
+    assert len(rates(num)) == length and np.array_equal(rates(num), rates(other))
+    assert (rates(num) <= 0.3).all() and (rates(num) >= 0).all()
+    # As many steps as the run by epochs has: the same rates, bit for bit.
+    by_epochs = dataclasses.replace(config, steps=None)
+    steps = num_steps(num, config)
+    config = dataclasses.replace(config, steps=7 * steps)
+    assert num_epochs(num, config) == num_epochs(num, by_epochs) == 7
+    assert np.array_equal(rates(num), _all(by_epochs, steps))
 
 
 @given(st.integers(1, 300), st.integers(0, 2**63 - 1), st.integers(0, 1000))
@@ -81,8 +112,7 @@ def test_configurations_that_make_no_sense_are_refused(fields):
 
 
 def test_stop_after_lies_within_the_schedule():
-    config = SupervisedConfig(epochs=4)
-    assert [epochs_to_train(config, s) for s in (None, 0, 4)] == [4, 0, 4]
+    assert [epochs_to_train(4, s) for s in (None, 0, 4)] == [4, 0, 4]
     for wrong in (-1, 5):
         with pytest.raises(ConfigError, match="stop_after"):
-            epochs_to_train(config, wrong)
+            epochs_to_train(4, wrong)

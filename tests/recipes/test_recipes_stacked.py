@@ -13,7 +13,7 @@ from torch import nn
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes import stacked as stacked_module
 from recipes.checkpoints import arrays_digest, to_arrays
-from recipes.early import early_models
+from recipes.early import early_models, early_snapshots
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
@@ -54,6 +54,10 @@ def _alone(build, data, members, config, **more):
         supervised(build, data.subset(data.example_id[rows]), config=config, seed=100 + i, **more)
         for i, rows in enumerate(members)
     ]
+
+
+def _states(models):
+    return [arrays_digest(to_arrays(model)) for model in models]
 
 
 def _distance(ours, theirs):
@@ -182,12 +186,21 @@ class TestUserModels:
         trained = StackedTrainer(build=build, config=SGD).train(data, members=members, seeds=[100, 101])
         assert _distance(trained, _alone(build, data, members, SGD)) == 0
 
-    def test_batchnorm_is_refused_on_every_path(self, examples):
-        data = examples(40)
-        for path in ("auto", "vmap", "loop"):
-            trainer = StackedTrainer(build=self._build("batchnorm"), config=SGD, path=path)
+    def test_batchnorm_is_refused_unless_the_loop_is_asked_for(self, examples):
+        data, build, members = examples(40), self._build("batchnorm"), _subsets(examples(40), (20, 40))
+        for path in ("auto", "vmap"):
+            trainer = StackedTrainer(build=build, config=SGD, path=path)
             with pytest.raises(NotApplicable, match=r"BatchNorm1d.*GroupNorm"):
                 trainer.train(data, members=[np.arange(9)], seeds=[0])
+        trained = StackedTrainer(build=build, config=SGD, path="loop").train(data, members=members, seeds=[100, 101])
+        assert _states(trained) == _states(_alone(build, data, members, SGD))
+
+    def test_early_models_with_batchnorm_are_trained_one_by_one(self, examples):
+        data, build = examples(40), self._build("batchnorm")
+        found = early_snapshots(build, data, config=SGD, seeds=[5, 6], epochs=[3, 0, 6])
+        for epoch, models in found.items():
+            alone = [supervised(build, data, config=SGD, seed=s, stop_after=epoch) for s in (5, 6)]
+            assert _states(models) == _states(alone)
 
 
 def test_vmap_is_the_path_on_cuda_for_everything_but_mlps(examples, monkeypatch):
@@ -247,13 +260,73 @@ def test_early_models_are_the_recipe_stopped(examples):
     build = _double("mlp", data)
     done = []
     models = early_models(
-        build, data, config=SGD, seeds=[5, 6, 7], epoch=2, progress=lambda d, total, what: done.append((d, total))
+        build,
+        data,
+        config=SGD,
+        seeds=[5, 6, 7],
+        epoch=2,
+        progress=lambda d, total, what, done=done: done.append((d, total)),
     )
     alone = [supervised(build, data, config=SGD, seed=s, stop_after=2) for s in (5, 6, 7)]
     assert _distance(models, alone) < 1e-12 and not any(m.training for m in models)
     assert done[-1] == (6, 6) and done == sorted(done)
     untrained = early_models(build, data, config=SGD, seeds=[5], epoch=0)
     assert _distance(untrained, [build(5)]) == 0
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("config", ["nesterov_clip_smooth_warm", "adamw"])
+def test_snapshots_of_one_run_are_the_bits_of_separate_runs(examples, model, config):
+    data = examples(60, shape=MODELS[model][1])
+    build, members = (
+        builder(model, MODELS[model][0], input_shape=data.input_shape, num_outputs=3),
+        _subsets(data, SIZES),
+    )
+    told = []
+    for chunk in (None, 4):
+        trainer = StackedTrainer(build=build, config=CONFIGS[config], chunk=chunk)
+        found = trainer.snapshots(
+            data, members=members, seeds=range(6), epochs=[3, 0, None, 3],
+            progress=lambda done, total, what: told.append((done, total)),
+        )  # fmt: skip
+        assert told[-1] == (36, 36) and not any(m.training for models in found for m in models)
+        for models, stop in zip(found, (3, 0, None, 3), strict=True):
+            alone = trainer.train(data, members=members, seeds=range(6), stop_after=stop)
+            assert _states(models) == _states(alone)
+
+
+def test_snapshots_of_a_regression_speak_in_the_targets_units(examples):
+    data = examples(50, task="regression")
+    build = builder("mlp", {"hidden": [5]}, input_shape=data.input_shape, num_outputs=1)
+    for epoch, models in early_snapshots(build, data, config=SGD, seeds=[1, 2], epochs=[0, 2, 6]).items():
+        alone = [supervised(build, data, config=SGD, seed=s, stop_after=epoch) for s in (1, 2)]
+        assert _states(models) == _states(alone)
+
+
+@pytest.mark.parametrize("path", ["mlp", "vmap", "loop"])
+@pytest.mark.parametrize("steps", [1, 7, 24])
+def test_runs_of_steps_equal_separate_training_whatever_the_sizes(examples, path, steps):
+    data = examples(60)
+    build, members = _double("mlp", data), _subsets(data, SIZES)  # 6, 4, 6, 1, 4 and 1 steps an epoch
+    config = dataclasses.replace(CONFIGS["nesterov_clip_smooth_warm"], steps=steps)
+    for chunk in (None, 2):
+        done = []
+        trained = StackedTrainer(build=build, config=config, path=path, chunk=chunk).train(
+            data,
+            members=members,
+            seeds=range(100, 106),
+            progress=lambda d, total, what, done=done: done.append((d, total)),
+        )
+        assert _distance(trained, _alone(build, data, members, config)) < 1e-9
+        assert done == sorted(done) and done[-1][0] == done[-1][1]
+    members = _subsets(data, (60, 55))
+    both = [
+        StackedTrainer(build=build, config=dataclasses.replace(config, steps=length), path=path).train(
+            data, members=members, seeds=[0, 1]
+        )
+        for length in (None, 6 * 6)
+    ]
+    assert _states(both[0]) == _states(both[1])
 
 
 def test_bad_requests_are_refused(examples):

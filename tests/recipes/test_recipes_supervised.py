@@ -170,6 +170,37 @@ def test_an_early_stop_is_the_full_schedule_left_early(examples, store):
     assert _digest(untrained) == _digest(_mlp(data)(2)) and not untrained.training
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 17])  # batches of 10 out of 30: an epoch is 3 steps
+def test_a_run_of_steps_takes_that_many_and_resumes(examples, store, steps):
+    data, seen = examples(30), []
+    config = dataclasses.replace(SMALL, steps=steps)
+    model = supervised(_mlp(data), data, config=config, seed=2, observe=lambda rows, logits: seen.append(rows))
+    assert len(seen) == steps
+    for epoch in range(steps // 3):
+        assert set(torch.cat(seen[3 * epoch : 3 * epoch + 3]).tolist()) == set(range(30))
+    last = -(-steps // 3)
+    supervised(_mlp(data), data, config=config, seed=2, stop_after=last - 1, checkpoints=store)
+    resumed = supervised(_mlp(data), data, config=config, seed=2, checkpoints=store)
+    assert _digest(resumed) == _digest(model)
+    with pytest.raises(ConfigError, match=f"<= {last} epochs"):
+        supervised(_mlp(data), data, config=config, seed=2, stop_after=last + 1)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{}, {"warmup_epochs": 2}, {"schedule": "multistep", "milestones": (2, 4)}, {"schedule": "constant"}],
+)
+def test_the_steps_of_all_epochs_are_the_run_by_epochs(examples, store, schedule):
+    data, config = examples(37), dataclasses.replace(SMALL, **schedule)
+    by_steps = dataclasses.replace(config, steps=6 * 4)
+    whole = supervised(_mlp(data), data, config=config, seed=5, checkpoints=store)
+    assert _digest(supervised(_mlp(data), data, config=by_steps, seed=5)) == _digest(whole)
+    # ... and another number of steps is another run: its checkpoint is not taken up.
+    other = dataclasses.replace(config, steps=6 * 4 + 1)
+    fresh = supervised(_mlp(data), data, config=other, seed=5)
+    assert _digest(supervised(_mlp(data), data, config=other, seed=5, checkpoints=store)) == _digest(fresh)
+
+
 def test_a_checkpoint_of_another_run_is_not_used(examples, store):
     data = examples(30)
     supervised(_mlp(data), data, config=SMALL, seed=2, checkpoints=store)

@@ -20,16 +20,27 @@ def clustered(seed: int, num: int, dim: int = 8, centres: int = 20) -> np.ndarra
     return unit_vectors(x.astype(np.float32))
 
 
-def gathered(points: np.ndarray, **settings: object) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
-    k = settings["k"]
+class Told:
+    """The pairs that are at least so alike."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.edges = threshold, set[tuple[int, int]]()
+
+    def join(self, a: np.ndarray, b: np.ndarray) -> None:
+        self.edges |= set(zip(a.tolist(), b.tolist(), strict=True))
+
+
+def gathered(
+    points: np.ndarray, *, threshold: float | None = None, **settings: object
+) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    k, told = settings["k"], Told(threshold or 1.0)
     position, similarity = np.full((len(points), k), -9), np.full((len(points), k), np.nan)
-    edges: set[tuple[int, int]] = set()
-    for found in in_cells(lambda rows: points[rows], len(points), **settings):
+    alike = told if threshold else None
+    for found in in_cells(lambda rows: points[rows], len(points), alike=alike, **settings):
         assert (position[found.rows] == -9).all()  # every point once
         position[found.rows], similarity[found.rows] = found.position, found.similarity
-        edges |= set(map(tuple, found.edges.tolist()))
     assert (position > -9).all()
-    return position, similarity, edges
+    return position, similarity, told.edges
 
 
 @settings(max_examples=25)

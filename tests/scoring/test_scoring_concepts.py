@@ -3,7 +3,9 @@ methods on a world whose concepts are known."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -19,11 +21,15 @@ from torch import nn
 
 import recipes.concepts as shared
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
+from recipes import builder
 from recipes.concepts import ClassConcepts, ConceptBank, ConceptConfig, PosthocCBM, discover, entropy_of, fit_concepts
-from scoring.concept_attribution import concept_attribution, concept_integrated_gradients
+from recipes.embeddings import embeddings, last_linear
+from scoring.concept_attribution import concept_attribution, concept_input_gradients, concept_integrated_gradients
 from scoring.concepts import ConceptsConfig, PosthocHybridCBM, concepts
 from sources.example_set import ExampleSet
 
+attribution_module = sys.modules["scoring.concept_attribution"]  # the package exports functions of these names
+concepts_module = sys.modules["scoring.concepts"]
 DIM, CLASSES = 6, 4
 GROUPS = {"wide": [0, 1], "tall": ["class 1", "class 2"], "red": [3]}
 NAMED = ConceptConfig(concepts=GROUPS, per_side=20)
@@ -108,6 +114,39 @@ def test_held_out_accuracy_is_of_other_examples_than_those_fitted_on() -> None:
     )
     assert bank.train_acc.mean() > 0.85
     assert bank.val_acc.mean() < 0.65  # the best of five C on 40 examples, 0.5 in expectation for each
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_few_labels_are_all_used(seed: int) -> None:
+    """Ten examples with, ten without, in 20 dimensions: C by cross-validation, the fit on all twenty."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=20)
+    direction *= 1.5 / np.linalg.norm(direction)
+
+    def draw(num: int) -> tuple[np.ndarray, np.ndarray]:
+        inside = np.arange(num) < num // 2
+        return rng.normal(size=(num, 20)) + np.where(inside, 1, -1)[:, None] * direction, inside
+
+    test, true = draw(4000)
+    right = []
+    for trial in range(10):
+        phi, inside = draw(20)
+        bank = ConceptBank.from_examples(phi, {"k": halves(inside)}, seed=trial)
+        assert bank.n_pos.tolist() == bank.n_neg.tolist() == [10]
+        right.append(((bank.project(test)[:, 0] > 0) == true).mean())
+    assert np.mean(right) > 0.8
+
+
+def test_the_sides_weigh_the_same_whatever_their_sizes() -> None:
+    """Few with the concept and many without: all are used, and the boundary does not move towards the few."""
+    rng = np.random.default_rng(0)
+    inside = np.arange(108) < 8
+    phi = rng.normal(size=(108, DIM)) + 1.2 * np.where(inside, 1, -1)[:, None] * np.eye(DIM)[0]
+    bank = ConceptBank.from_examples(phi, {"k": halves(inside)}, seed=0)
+    assert (bank.n_pos[0], bank.n_neg[0]) == (8, 100)
+    test = rng.normal(size=(2000, DIM))
+    found = bank.project(test + 1.2 * np.eye(DIM)[0])[:, 0] > 0, bank.project(test - 1.2 * np.eye(DIM)[0])[:, 0] <= 0
+    assert found[0].mean() > 0.75 and found[1].mean() > 0.75
 
 
 def test_correlated_concepts_are_named_strongest_first() -> None:
@@ -464,6 +503,122 @@ def test_attributions_are_of_the_class_set_or_of_all_concepts_and_bounded(world)
     joined = few.join(every, on=["example_id", "concept"], suffix="_all")
     assert joined.height == few.height and (joined["attribution"] - joined["attribution_all"]).abs().max() < 1e-6
     assert few["model_id"].n_unique() == 1 and len(few["model_id"][0]) == 64
+
+
+def test_negatives_that_nobody_listed_are_said_to_be_assumed(world) -> None:
+    data, model = world
+    ids, y = data.part("train").example_id, data.part("train").y
+    examples = {
+        "bare": ids[y == 3][:12].tolist(),
+        "both": {"with": ids[y == 3][:12].tolist(), "without": ids[y == 0][:12].tolist()},
+    }
+    bank = run(data, model, concepts=GROUPS, concept_examples=examples)["concept_bank"]
+    assert bank.filter("assumed_without")["concept"].to_list() == ["bare"]
+
+
+# ---- through the backbone ----------------------------------------------------------------------------------------
+
+
+def test_input_attributions_of_a_linear_backbone_are_the_closed_form(world) -> None:
+    data, model = world
+    train = data.part("train").take(np.arange(30))
+    bank = fit_concepts(model, data.part("train"), config=NAMED, seed=0).bank
+    which, start = np.arange(30) % 3, np.linspace(-1, 1, DIM)
+    found = concept_input_gradients(model, train, bank, concept=which, baseline=start, batch=7)
+    unit = bank.vectors / np.linalg.norm(bank.vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.values, unit[which] * (train.x - start), rtol=1e-4, atol=1e-5)
+    assert np.abs(found.delta).max() < 1e-4 and not model._forward_hooks and not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("double", [False, True])
+def test_input_attributions_of_a_network_are_complete_and_know_what_it_ignores(seed: int, double: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(200, DIM)).astype(np.float32)
+    data = make_examples(x, (x[:, 0] * x[:, 1] > 0).astype(np.int64), num_classes=2)
+    model = builder("mlp", {"hidden": (32, 16)}, input_shape=(DIM,), num_outputs=2)(seed)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.ndim == 2)[:, DIM - 1] = 0  # the last input is not looked at
+    if double:
+        model.double()
+    phi = embeddings(model, data)
+    bank = ConceptBank.from_examples(phi, {"a": halves(x[:, 0] > 0), "b": halves(x[:, 1] > 0)}, seed=seed)
+    some, which, start = data.take(np.arange(40)), np.arange(40) % 2, x.mean(axis=0)
+    found = concept_input_gradients(model, some, bank, concept=which, baseline=start, n_steps=4, tolerance=1e-3)
+    # Completeness, against projections that nobody here computed.
+    ends = bank.project(embeddings(model, make_examples(start[None], np.zeros(1, np.int64), num_classes=2)))[0, which]
+    difference = bank.project(phi[:40])[np.arange(40), which] - ends
+    scale = np.abs(found.values).sum(axis=1)
+    assert (np.abs(found.values.sum(axis=1) - difference) <= 1e-3 * scale + 1e-5).all()
+    assert np.abs(found.delta).max() <= 1e-3 * scale.max() and scale.min() > 0
+    assert (found.values[:, DIM - 1] == 0).all()
+    # The path integral by hand: gradients by central differences at 2,000 points.
+    path = start + (np.arange(2000) + 0.5)[:, None] / 2000 * (x[0] - start)
+
+    seen: list[torch.Tensor] = []
+    exact = copy.deepcopy(model).double()
+    last_linear(exact)[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+
+    def z(points: np.ndarray) -> np.ndarray:
+        exact(torch.from_numpy(points))
+        return bank.project(seen.pop().numpy())[:, which[0]]
+
+    for d in range(DIM):
+        step = 1e-5 * np.eye(DIM)[d]
+        by_hand = (x[0, d] - start[d]) * ((z(path + step) - z(path - step)) / 2e-5).mean()
+        assert found.values[0, d] == pytest.approx(by_hand, abs=0.01 * scale[0])
+
+
+def test_attributions_that_stay_incomplete_are_refused(world, monkeypatch) -> None:
+    monkeypatch.setattr(attribution_module, "_MOST_STEPS", 8)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, DIM)).astype(np.float32)
+    data = make_examples(x, rng.integers(0, 2, 60), num_classes=2)
+    model = builder("mlp", {"hidden": (32,)}, input_shape=(DIM,), num_outputs=2)(0)
+    bank = ConceptBank.from_examples(embeddings(model, data), {"a": halves(x[:, 0] > 0)}, seed=0)
+    given = {"concept": np.zeros(60, np.int64), "baseline": np.zeros(DIM)}
+    with pytest.raises(InvalidInput, match="8 steps leave a completeness error"):
+        concept_input_gradients(model, data, bank, **given, n_steps=2, tolerance=1e-7)
+    for wrong in ({"concept": np.zeros(3, np.int64)}, {"baseline": np.zeros(3)}):
+        with pytest.raises(InvalidInput, match="are needed"):
+            concept_input_gradients(model, data, bank, **{**given, **wrong})
+
+
+def test_the_table_of_inputs_is_of_the_best_examples_bounded_and_in_the_range_of_their_pictures(
+    world, monkeypatch
+) -> None:
+    data, model = world
+    tables = run(data, model, concepts=GROUPS, inputs=2)
+    found, best = tables["concept_inputs"], tables["concept_examples"].filter(pl.col("rank") <= 2)
+    assert found.select(best.columns).equals(best)
+    values, shown = (np.array(found[name].to_list()) for name in ("attribution", "shown"))
+    np.testing.assert_allclose(values.sum(axis=1), found["projection"] - found["baseline"], atol=1e-3)
+    x = data.inputs(data.positions(found["example_id"].to_numpy()))
+    low, high = x.min(axis=1), x.max(axis=1)
+    assert (shown >= low[:, None] - 1e-9).all() and (shown <= high[:, None] + 1e-9).all()
+    for a, picture, bottom, top in zip(values, shown, low, high, strict=True):
+        assert np.corrcoef(a, picture)[0, 1] == pytest.approx(1)
+        assert np.abs(picture - (bottom + top) / 2).max() == pytest.approx((top - bottom) / 2)
+    # "wide" is input 0, "tall" input 1, "red" input 2.
+    assert np.abs(values).argmax(axis=1).tolist() == [0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr(concepts_module, "_MOST_VALUES", 4 * DIM + 1)
+    few = run(data, model, concepts=GROUPS, inputs=2)["concept_inputs"]
+    assert list(few.select("concept", "rank").iter_rows()) == [("wide", 1), ("wide", 2), ("tall", 1), ("red", 1)]
+    assert run(data, model, concepts=GROUPS, inputs=0)["concept_inputs"].is_empty()
+
+
+def test_images_are_attributed_in_their_own_shape() -> None:
+    """Concept: is the upper half bright? The attributions are in the upper half."""
+    rng = np.random.default_rng(0)
+    bright = np.arange(160) % 2
+    x = rng.integers(0, 60, (160, 1, 8, 8)).astype(np.uint8)
+    x[:, :, :4] += (bright * 120).astype(np.uint8)[:, None, None, None]
+    data = make_examples(x, bright, num_classes=2)
+    data = dataclasses.replace(data, split=np.where(np.arange(160) < 120, "train", "test").astype("<U5"))
+    model = builder("cnn", {}, input_shape=(1, 8, 8), num_outputs=2)(0)
+    found = run(data, model, concepts={"bright": [1]})["concept_inputs"]
+    values = np.abs(np.array(found["attribution"].to_list())).reshape(-1, 8, 8)
+    assert (values[:, :4].sum(axis=(1, 2)) > 3 * values[:, 4:].sum(axis=(1, 2))).all()
 
 
 def test_embeddings_that_do_not_differ_have_no_concepts(world) -> None:

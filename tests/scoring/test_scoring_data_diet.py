@@ -14,9 +14,10 @@ from scoring_data import make_examples
 from torch import nn
 
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
-from recipes import SupervisedConfig, builder, early_models
+from recipes import SupervisedConfig, builder, early_snapshots
 from scoring.data_diet import DataDietConfig, data_diet
 from scoring.el2n import EL2NConfig, el2n
+from scoring.grand import GrandConfig, grand
 
 CONFIG = DataDietConfig(epochs=(0, 2, 4), halvings=7)
 
@@ -32,13 +33,13 @@ def world():
     build = builder("mlp", {"hidden": (8,)}, input_shape=(6,), num_outputs=3)
     recipe = SupervisedConfig(lr=0.05, epochs=6, batch=16)
     train = data.part("train")
-    models = {e: early_models(build, train, config=recipe, seeds=range(6), epoch=e) for e in CONFIG.epochs}
+    models = early_snapshots(build, train, config=recipe, seeds=range(6), epochs=CONFIG.epochs)
     return data, models
 
 
 def run(world, config=CONFIG, seed=0, **kwargs):
     data, models = world
-    return data_diet(data, config=config, seed=seed, early_at=models.__getitem__, **kwargs)
+    return data_diet(data, config=config, seed=seed, early_at=lambda epochs: {e: models[e] for e in epochs}, **kwargs)
 
 
 def measured(tables, epoch, measure):
@@ -59,6 +60,30 @@ def test_scores_are_those_of_el2n(world):
         }  # fmt: skip
         for ours, theirs in same.items():
             np.testing.assert_allclose(found[ours], want[theirs], rtol=1e-5, atol=1e-7, err_msg=ours)
+
+
+def test_grand_over_all_parameters_is_that_of_grand_and_null_unless_asked_for(world):
+    data, models = world
+    off, on = run(world), run(world, config=dataclasses.replace(CONFIG, grand=True))
+    assert off["data_diet"]["grand"].null_count() == off["data_diet"]["grand_std"].null_count() == 70 * 3
+    assert "input norm: grand" not in off["data_diet_epochs"]["measure"]
+    train = data.subset(np.sort(data.part("train").example_id))
+    norm = np.linalg.norm(train.inputs(slice(None)), axis=1)
+    for epoch in CONFIG.epochs:
+        want = grand(train, config=GrandConfig(), seed=0, early_models=models[epoch])
+        found = on["data_diet"].filter(epoch=epoch).sort("example_id")
+        for column in ("grand", "grand_std"):
+            np.testing.assert_allclose(found[column], want[column], rtol=1e-5)
+        rho = spearmanr(want["grand"], norm).statistic
+        assert measured(on, epoch, "input norm: grand")["value"] == pytest.approx(rho, abs=1e-6)
+    assert_frame_equal(on["data_diet"].drop("grand", "grand_std"), off["data_diet"].drop("grand", "grand_std"))
+
+
+def test_all_epochs_are_asked_for_at_once(world):
+    data, models = world
+    asked = []
+    data_diet(data, config=CONFIG, seed=0, early_at=lambda epochs: asked.append(tuple(epochs)) or models)
+    assert asked == [(0, 2, 4)]
 
 
 def test_measures_are_those_of_scipy(world):
@@ -102,18 +127,18 @@ def test_averaging_over_seeds_agrees_better_than_single_seeds(world):
     noisy = [nn.Linear(6, 3) for _ in range(10)]
     for model in noisy:
         model.weight.data = torch.from_numpy(common + rng.normal(size=(3, 6))).float()
-    tables = data_diet(data, config=DataDietConfig(epochs=(4,)), seed=0, early_at=lambda e: noisy)
+    tables = data_diet(data, config=DataDietConfig(epochs=(4,)), seed=0, early_at=lambda epochs: {4: noisy})
     assert measured(tables, 4, "seed halves")["value"] > measured(tables, 4, "single seeds")["value"] + 0.1
     # equal models agree wholly
     data, models = world
-    same = data_diet(data, config=DataDietConfig(epochs=(4,)), seed=0, early_at=lambda e: [models[4][0]] * 4)
+    same = data_diet(data, config=DataDietConfig(epochs=(4,)), seed=0, early_at=lambda epochs: {4: [models[4][0]] * 4})
     for measure in ("seed halves", "single seeds"):
         assert measured(same, 4, measure)["value"] == pytest.approx(1)
 
 
 def test_one_model_has_no_agreement_between_seeds(world):
     data, models = world
-    tables = data_diet(data, config=DataDietConfig(epochs=(2,)), seed=0, early_at=lambda e: models[e][:1])
+    tables = data_diet(data, config=DataDietConfig(epochs=(2,)), seed=0, early_at=lambda epochs: {2: models[2][:1]})
     assert measured(tables, 2, "seed halves")["value"] is measured(tables, 2, "single seeds")["value"] is None
     assert tables["data_diet"]["el2n_std"].null_count() == 70
     assert measured(tables, 2, "accuracy")["value"] > 0.4 and measured(tables, 2, "accuracy")["low"] is None
@@ -147,7 +172,7 @@ def test_without_a_linear_output_layer_its_gradient_is_null(world):
         data,
         config=DataDietConfig(epochs=(2,)),
         seed=0,
-        early_at=lambda e: [nn.Sequential(m, nn.Tanh()) for m in models[e]],
+        early_at=lambda epochs: {2: [nn.Sequential(m, nn.Tanh()) for m in models[2]]},
     )
     assert tables["data_diet"]["grand_last_layer"].null_count() == 70
     assert measured(tables, 2, "input norm: grand_last_layer")["value"] is None
@@ -159,7 +184,12 @@ def test_constant_scores_have_no_rank_correlation(world):
     constant = nn.Linear(6, 3)
     nn.init.zeros_(constant.weight)
     nn.init.zeros_(constant.bias)
-    tables = data_diet(data, config=DataDietConfig(epochs=(1, 2)), seed=0, early_at=lambda e: [constant, constant])
+    tables = data_diet(
+        data,
+        config=DataDietConfig(epochs=(1, 2)),
+        seed=0,
+        early_at=lambda epochs: {e: [constant, constant] for e in epochs},
+    )
     for measure in ("seed halves", "single seeds", "input norm: el2n", "next epoch"):
         assert measured(tables, 1, measure)["value"] is None
 
@@ -171,7 +201,7 @@ def test_refusals(world, regression):
     with pytest.raises(InvalidInput, match="no training example"):
         run((data.part("test"), models))
     with pytest.raises(InvalidInput, match="early_models is empty"):
-        data_diet(data, config=CONFIG, seed=0, early_at=lambda e: [])
+        data_diet(data, config=CONFIG, seed=0, early_at=lambda epochs: {e: [] for e in epochs})
     for epochs in ((), (3, 2), (2, 2)):
         with pytest.raises(ConfigError, match="increasing"):
             DataDietConfig(epochs=epochs)

@@ -16,6 +16,7 @@ from scoring_data import make_examples
 
 from contracts.digests import derive_seed
 from contracts.errors import DataError, NotApplicable
+from contracts.methods import curator, score
 from recipes import SupervisedConfig, builder, supervised
 from scoring.forgetting import ForgettingConfig, ForgettingEvents, forgetting
 
@@ -56,14 +57,21 @@ def test_counts_equal_a_plain_loop(seed, runs, presentations):
     assert found["example_id"].to_list() == data.example_id.tolist()
     by_id = {row["example_id"]: row for row in found.iter_rows(named=True)}
     for position, example in enumerate(sorted(data.example_id.tolist())):  # the runs see the examples ordered by id
-        events, first, never = [], [], 0
+        events, first, never, hardness = [], [], 0, []
         for run in history[:, :, position].tolist():
             if True not in run:
                 never += 1
+                hardness.append(presentations)
                 continue
             events.append(sum(a and not b for a, b in itertools.pairwise(run)))
             first.append(run.index(True) + 1)
+            hardness.append(events[-1])
         row = by_id[example]
+        assert row["hardness"] == pytest.approx(np.mean(hardness))
+        if runs > 1:
+            assert row["hardness_stderr"] == pytest.approx(np.std(hardness, ddof=1) / runs**0.5, abs=1e-12)
+        else:
+            assert row["hardness_stderr"] is None
         assert row["never_correct"] == (never == runs) and row["n_seeds"] == runs
         assert row["never_correct_share"] == pytest.approx(never / runs)
         if not events:
@@ -108,6 +116,41 @@ def test_noisy_labels_are_learnt_late_and_forgotten_more():
     found = forgetting(data, config=ForgettingConfig(seeds=3), seed=1, train=recipe_train)
     share = found["never_correct_share"].to_numpy()
     assert share[flipped].mean() > 0.5 and share[~flipped].mean() < 0.05
+
+
+def test_what_is_never_learnt_is_the_hardest_of_the_stored_values_and_is_taken_by_its_readers():
+    """Three runs of five presentations: 0 never learnt, 1 in one run only, 2 forgotten twice in each, 3 always right."""
+    never, always, twice = [False] * 5, [True] * 5, [True, False, True, False, True]
+    history = np.array([[never, always if r == 0 else never, twice, always] for r in range(3)]).transpose(0, 2, 1)
+    data = make_examples(
+        np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), num_classes=2, ids=np.array([3, 5, 7, 9])
+    )
+    found = forgetting(data, config=ForgettingConfig(seeds=3), seed=0, train=planted(history))
+    assert found["hardness"].to_list() == pytest.approx([5, 10 / 3, 2, 0])
+    spec = score.get("forgetting").spec
+    assert (spec.value, spec.stderr, spec.version) == ("hardness", "hardness_stderr", 2)
+    values = found.select("example_id", value=spec.value)
+    for name, config, roles in (
+        ("top_score", {"count": 2}, {"forget"}), ("keep_hardest", {"count": 2}, {"keep"}),
+    ):  # fmt: skip
+        method = curator.get(name)
+        plan = method.spec.config(score="forgetting", **config)
+        members = method(data, config=plan, seed=0, scores=lambda name: values)
+        assert set(members.filter(pl.col("role").is_in(roles))["example_id"]) == {3, 5}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused_by_id(examples, value):
+    def train(data, seed, *, effort=1.0, observe=None):
+        for epoch in range(2):
+            logits = torch.zeros(len(data), data.num_classes)
+            if epoch == 0:  # what comes later does not hide it
+                logits[[2, 5], 1] = value
+            observe(torch.arange(len(data)), logits)
+
+    with pytest.raises(DataError, match="NaN or infinite logits") as error:
+        forgetting(examples, config=ForgettingConfig(seeds=1), seed=0, train=train)
+    assert error.value.example_ids == tuple(np.sort(examples.example_id)[[2, 5]].tolist())
 
 
 def test_the_order_of_rows_does_not_matter_and_effort_lengthens_runs(examples):

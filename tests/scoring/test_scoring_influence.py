@@ -218,6 +218,14 @@ def test_the_tables(planted) -> None:
     assert run(data, ensemble, max_pairs=2)["influence_pairs"].equals(pairs.head(2))
 
 
+def test_models_that_do_not_fit_are_refused_as_memorization_refuses_them(planted) -> None:
+    data, ensemble = planted
+    logits = ensemble.logits.copy()
+    logits[:, 6:60:20] *= -1  # 3 of the 60 training examples always wrong
+    with pytest.raises(NotApplicable, match=r"mean acc_in is 0\.950, below 0\.98: the reference models do not fit"):
+        run(data, dataclasses.replace(ensemble, logits=logits))
+
+
 def test_the_order_of_the_rows_does_not_matter(planted) -> None:
     data, ensemble = planted
     mixed = data.subset(np.random.default_rng(1).permutation(data.example_id))

@@ -98,6 +98,26 @@ def test_the_price_of_not_memorising(world) -> None:
         assert row["price_by_mem"] == pytest.approx(row["price"], rel=0.1), "here singletons are guessed at random"
 
 
+def test_the_prior_of_the_example_is_the_plan_s(world) -> None:
+    data, ensemble, where, *_ = world
+    ones = int((np.bincount(where[:NUM]) == 1).sum())
+    zipf = run(data, ensemble, num_subpopulations=500, exponent=0.5)["long_tail_price"].row(0, named=True)
+    tau = frequency_prior_tau(zipf_prior(500, exponent=0.5), num_samples=NUM, ell=1, draws=500, seed=9)
+    assert zipf["num_subpopulations"] == 500 and zipf["num_singletons"] == ones
+    assert zipf["tau_1"] == pytest.approx(tau, rel=0.06)
+    assert zipf["price"] == pytest.approx(tau * ones * (1 - 1 / CLASSES), rel=0.06)
+
+
+def test_models_that_do_not_fit_are_refused_as_memorization_refuses_them(world) -> None:
+    data, ensemble, _, right, _ = world
+    assert set(run(data, ensemble)["long_tail_price"]["acc_in"]) == {1.0}
+    # A tenth of the models' own answers are wrong.
+    logits = ensemble.logits.copy()
+    logits[np.random.default_rng(0).random(right.shape) < 0.1] *= -1
+    with pytest.raises(NotApplicable, match=r"mean acc_in is 0\.\d*, below 0\.98: the reference models do not fit"):
+        run(data, dataclasses.replace(ensemble, logits=logits))
+
+
 def test_memorised_mass_by_class(world) -> None:
     data, ensemble, where, right, _ = world
     found = run(data, ensemble)["long_tail_classes"]

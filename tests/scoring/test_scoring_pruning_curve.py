@@ -1,21 +1,24 @@
-"""The rules of pruning against plain loops; the curve on data where it is known what helps; equal steps."""
+"""What is trained against what the curators keep; the curve on data where it is known what helps; equal steps."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
-from contracts.methods import analysis
+from contracts.methods import analysis, curator
 from contracts.progress import silent
+from curation.prune import keep_hardest, offset_window
 from recipes import SupervisedConfig, builder, supervised
-from scoring.pruning_curve import RULES, PruningCurveConfig, pruning_curve, rows_kept
+from scoring.pruning_curve import RULES, PruningCurveConfig, pruning_curve
 from scoring.retraining import mean_interval
 from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
@@ -23,13 +26,13 @@ from sources.example_set import ExampleSet
 RECIPE = SupervisedConfig(lr=0.2, epochs=20, batch=32)
 
 
-def trainer(data: ExampleSet, log: list | None = None):
+def trainer(data: ExampleSet, log: list | None = None, recipe: SupervisedConfig = RECIPE):
     build = builder("mlp", {"hidden": (16,)}, input_shape=data.input_shape, num_outputs=data.num_classes)
 
-    def train(members: ExampleSet, seed: int, *, effort: float = 1.0, observe=None) -> nn.Module:
+    def train(members: ExampleSet, seed: int, *, effort: float = 1.0, steps=None, observe=None) -> nn.Module:
         if log is not None:
-            log.append((tuple(members.example_id.tolist()), seed, effort))
-        plan = dataclasses.replace(RECIPE, epochs=max(1, round(RECIPE.epochs * effort)))
+            log.append((tuple(members.example_id.tolist()), seed, steps or effort))
+        plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)), steps=steps)
         return supervised(build, members, config=plan, seed=seed, observe=observe)
 
     return train
@@ -51,59 +54,143 @@ def run(data, scores, train, *, seed=0, progress=silent, **config):
     return pruning_curve(data, config=settings, seed=seed, progress=progress, scores=scores, train=train)
 
 
-def loop(rule, hardness, labels, size, offset):
-    """The rules, one example at a time."""
-    order = sorted(range(len(hardness)), key=lambda i: (-hardness[i], i))
-    if rule == "hardest":
-        return order[:size]
-    if rule == "easiest":
-        return order[len(order) - size :]
-    if rule == "offset":
-        skip = min(round(offset * len(order)), len(order) - size)
-        return order[skip:][:size]
-    quota = {k: sum(v == k for v in labels) * size / len(labels) for k in sorted(set(labels))}
-    take = {k: int(q) for k, q in quota.items()}
-    for k in sorted(quota, key=lambda k: take[k] - quota[k])[: size - sum(take.values())]:
-        take[k] += 1
-    return [i for k in quota for i in [j for j in order if labels[j] == k][: take[k]]]
+class Untrained(nn.Module):
+    """The majority class, whatever it is shown: what is trained on matters here, not what comes of it."""
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 3).float()
 
 
+def recorder(log: list):
+    """A recipe that takes ten steps, or those asked for, and writes down what it was given."""
+
+    def train(members: ExampleSet, seed: int, *, effort: float = 1.0, steps=10, observe=None) -> nn.Module:
+        log.append(tuple(members.example_id.tolist()))
+        for _ in range(steps):
+            observe(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3))
+        return Untrained()
+
+    return train
+
+
+@settings(max_examples=30)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=2, max_size=40),
-    share=st.floats(0.05, 0.95),
+    levels=st.lists(st.integers(0, 3), min_size=107, max_size=107),
+    fraction=st.floats(0.05, 0.95),
     offset=st.floats(0, 0.9),
-    rule=st.sampled_from([r for r in RULES if r != "random"]),
+    hard=st.sampled_from(["highest", "lowest"]),
 )
-def test_rules_equal_the_loop_ties_included(rows, share, offset, rule):
-    hardness, labels = np.array(rows).T
-    size = min(max(1, round(share * len(rows))), len(rows) - 1)
-    found = rows_kept(rule, hardness.astype(float), labels, size, offset=offset)
-    assert len(found) == size == len(set(found.tolist()))
-    assert sorted(found.tolist()) == sorted(loop(rule, hardness.tolist(), labels.tolist(), size, offset))
+def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, levels, fraction, offset, hard):
+    """A score of four values: 107 examples, most of them tied."""
+    log, rules = [], [rule for rule in RULES if rule != "random"]
+    scores = scores_of(wine, np.array(levels, float))
+    out = run(
+        wine,
+        scores,
+        recorder(log),
+        fractions=(fraction,),
+        offset=(offset,),
+        hard=hard,
+        seeds=1,
+        rules=("random", *rules),
+    )["pruning_curve"].filter(fraction=fraction)
+    n = out["num_kept"][0]
+    other = {"highest": "lowest", "lowest": "highest"}[hard]
+    skip = dict(out.select("rule", "skip").iter_rows())
+    away = min(round(offset * 107), 107 - n)
+    assert skip["offset"] == skip["stratified_offset"] == (107 - n - away if hard == "highest" else away)
+    curators = {
+        "hardest": (keep_hardest, {"count": n, "end": hard}),
+        "easiest": (keep_hardest, {"count": n, "end": other}),
+        "stratified": (keep_hardest, {"count": n, "end": hard, "stratified": True}),
+        "offset": (offset_window, {"skip": skip["offset"], "take": n}),
+        "stratified_offset": (offset_window, {"skip": skip["offset"], "take": n, "stratified": True}),
+    }
+    for rule, members in zip(rules, log[3:], strict=True):  # after the full set, twice, and the random one
+        curate, config = curators[rule]
+        plan = curator.get(curate.__name__).spec.config(score="s", **config)
+        kept = curate(wine, config=plan, seed=0, scores=scores).filter(role="keep")["example_id"]
+        assert sorted(kept.to_list()) == list(members)
 
 
-def test_every_set_is_trained_for_the_steps_of_the_full_set(wine):
-    log = []
-    out = run(wine, scores_of(wine), trainer(wine, log), fractions=(0.2, 0.5), seeds=2, effort=0.5)
-    curve = out["pruning_curve"]
-    steps = dict(curve.filter(pl.col("fraction") == 1.0).select("rule", "num_steps").iter_rows())
-    assert set(steps.values()) == {10 * 4}  # 107 examples, 32 a batch
-    # An epoch of 21 examples is one step; an epoch of 54 is two.
-    assert (curve["num_steps"] == 40).all()
-    assert {(len(ids), effort) for ids, _, effort in log} == {(107, 0.5), (21, 2.0), (54, 1.0)}
-    assert curve.filter(pl.col("fraction") < 1)["num_kept"].unique().sort().to_list() == [21, 54]
+@pytest.mark.parametrize(("epochs", "warmup"), [(13, 0), (15, 0), (15, 1)])
+def test_every_set_is_trained_for_the_steps_of_the_full_set(wine, epochs, warmup):
+    """Effort 0.1 of 13 and 15 epochs is 1.3 and 1.5: neither these nor the epochs of the small sets are whole numbers."""
+    log, recipe = [], SupervisedConfig(lr=0.2, epochs=epochs, batch=8, warmup_epochs=warmup)
+    train = trainer(wine, log, recipe)
+    curve = run(wine, scores_of(wine), train, fractions=(0.3, 0.6), seeds=2, effort=0.1)["pruning_curve"]
+    steps = round(0.1 * epochs) * 14  # 107 examples
+    assert (curve["num_steps"] == steps).all()
+    assert {(len(ids), length) for ids, _, length in log} == {(107, 0.1), (107, steps), (32, steps), (64, steps)}
+    assert curve.filter(pl.col("fraction") < 1)["num_kept"].unique().sort().to_list() == [32, 64]
+
+
+def test_a_recipe_that_takes_other_steps_is_refused(wine):
+    def train(members, seed, *, effort=1.0, steps=10, observe=None):
+        for _ in range(steps + len(members) % 2):
+            observe(torch.zeros(1), torch.zeros(1))
+        return Untrained()
+
+    with pytest.raises(InvalidInput, match="taken 12 steps where 11 were asked for"):
+        run(wine, scores_of(wine), train)
 
 
 def test_seeds_are_shared_random_sets_are_not_and_are_nested(wine):
     log = []
     run(wine, scores_of(wine), trainer(wine, log), fractions=(0.2, 0.5), seeds=2, rules=("hardest", "random"))
-    assert len({seed for _, seed, _ in log}) == 2 and len(log) == 2 + 2 * 2 * 2
+    assert len({seed for _, seed, _ in log}) == 2 and len(log) == 1 + 2 + 2 * 2 * 2
     by_size = {n: [set(ids) for ids, _, _ in log if len(ids) == n] for n in (21, 54)}
-    hard_small, _, *random_small = by_size[21]
-    assert by_size[21][0] == by_size[21][1] and random_small[0] != random_small[1]
-    assert all(small < large for small, large in zip(random_small, by_size[54][2:], strict=True))
+    *random_small, hard_small, _ = by_size[21]
+    assert by_size[21][2] == by_size[21][3] and random_small[0] != random_small[1]
+    assert all(small < large for small, large in zip(random_small, by_size[54][:2], strict=True))
     values = dict(scores_of(wine)("").iter_rows())
     assert min(values[i] for i in hard_small) >= sorted(values.values())[-21]
+
+
+def test_several_offsets_are_several_curves(wine):
+    rules = ("offset", "stratified_offset", "random")
+    out = run(wine, scores_of(wine), trainer(wine), fractions=(0.3,), offset=(0.0, 0.1, 0.3), seeds=1, rules=rules)
+    curve, classes = out["pruning_curve"], out["pruning_classes"]
+    for frame in (curve, classes):
+        found = set(frame.select("rule", "offset", "fraction").unique().iter_rows())
+        want = {(r, o, f) for r in rules[:2] for o in (0.0, 0.1, 0.3) for f in (0.3, 1.0)}
+        assert found == want | {("random", 0.0, f) for f in (0.3, 1.0)}
+    part = curve.filter(rule="offset", fraction=0.3)
+    assert part["curve"].to_list() == ["offset 0", "offset 0.1", "offset 0.3"]
+    assert part["skip"].to_list() == [107 - 32 - away for away in (0, 11, 32)]
+
+
+def test_the_validation_part_is_in_no_set_and_is_what_is_measured(wine, monkeypatch):
+    measured: list[set[int]] = []
+    parts = set()
+    module = importlib.import_module("scoring.pruning_curve")  # the package has the function by that name
+    monkeypatch.setattr(module, "test_error", lambda model, test: measured.append(set(test.example_id.tolist())) or 0.5)
+    for seed in range(3):
+        log: list = []
+        measured.clear()
+        out = run(wine, scores_of(wine), trainer(wine, log), seed=seed, fractions=(0.5,), seeds=2, validation=0.25)
+        (part,) = {frozenset(ids) for ids in measured}
+        train = set(wine.part("train").example_id.tolist())
+        assert len(part) == 27 and part < train
+        assert set().union(*(ids for ids, _, _ in log)) == train - part
+        assert (out["pruning_curve"]["num_measured"] == 27).all()
+        parts.add(part)
+    assert len(parts) == 3
+    with pytest.raises(DataError, match="holds out 0 of 107"):
+        run(wine, scores_of(wine), trainer(wine), validation=0.001)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_the_offset_chosen_on_validation_data_skips_planted_noise(seed):
+    """A fifth of the labels are changed and rank hardest: an offset of 0 keeps them, 0.2 leaves them out."""
+    digits, flipped = plant_label_noise(
+        load("sklearn", {"dataset": "digits", "test_fraction": 0.5}, seed=seed), fraction=0.2, seed=seed
+    )
+    values = np.isin(digits.part("train").example_id, flipped) + np.random.default_rng(seed).uniform(size=899)
+    plan = {"offset": (0.0, 0.2), "rules": ("offset", "random"), "fractions": (0.25,), "seeds": 1, "effort": 0.3}
+    out = run(digits, scores_of(digits, values), trainer(digits), validation=0.2, **plan)["pruning_curve"]
+    zero, skipping = out.filter(fraction=0.25, rule="offset").sort("offset")["accuracy"]
+    assert skipping > zero + 0.2
 
 
 def test_figures_are_means_over_seeds_with_paired_gains(wine):
@@ -131,7 +218,7 @@ def test_keeping_planted_label_noise_harms_and_skipping_it_helps():
     values = np.isin(digits.part("train").example_id, flipped) + np.random.default_rng(1).uniform(size=899)
     settings = {
         "fractions": (0.25,),
-        "offset": 0.2,
+        "offset": (0.2,),
         "seeds": 2,
         "effort": 0.4,
         "rules": ("hardest", "offset", "random"),
@@ -150,7 +237,7 @@ def test_keep_rates_of_the_classes(wine):
     assert rates["easiest", 0.3, 0] == 0 and rates["random", 1.0, 1] == 1
     assert all(abs(rates["stratified", 0.3, k] - 0.3) < 1 / np.sum(train.y == k) for k in range(3))
     counts = np.bincount(train.y)
-    for rule in RULES:
+    for rule in PruningCurveConfig().rules:
         assert sum(rates[rule, 0.3, k] * counts[k] for k in range(3)) == pytest.approx(size)
 
 
@@ -160,7 +247,12 @@ def test_lowest_is_hardest_when_said_so(wine):
     settings = {"fractions": (0.3,), "seeds": 1, "rules": ("hardest", "random")}
     first = run(wine, scores_of(wine, values), trainer(wine, one), **settings)
     second = run(wine, scores_of(wine, -values), trainer(wine, two), hard="lowest", **settings)
-    assert one == two and first["pruning_curve"].equals(second["pruning_curve"])
+    assert one == two
+    assert first["pruning_curve"].drop("skip").equals(second["pruning_curve"].drop("skip"))
+    assert (first["pruning_curve"]["skip"].to_list(), second["pruning_curve"]["skip"].to_list()) == (
+        [107 - 32, 0, None, None],
+        [0, 0, None, None],
+    )
     assert first["pruning_curve"]["low"].null_count() == 4  # one seed, no interval
 
 
@@ -180,7 +272,7 @@ def test_order_of_rows_and_progress(wine):
     first = run(wine, scores_of(wine), trainer(wine), progress=lambda *a: told.append(a), **settings)
     second = run(shuffled, scores_of(wine), trainer(wine), **settings)
     assert all(first[name].equals(second[name]) for name in first)
-    assert [done for done, _, _ in told] == list(range(1, 7)) and {total for _, total, _ in told} == {6}
+    assert [done for done, _, _ in told] == list(range(1, 8)) and {total for _, total, _ in told} == {7}
 
 
 def test_what_is_refused(wine):
@@ -200,6 +292,8 @@ def test_what_is_refused(wine):
         run(wine, lambda name: stale, train)
     with pytest.raises(DataError, match="twice"):
         run(wine, lambda name: pl.concat([scores(name)] * 2), train)
+    with pytest.raises(ConfigError, match="increasing"):
+        PruningCurveConfig(offset=())
     with pytest.raises(InvalidInput, match="no mini-batch"):
         run(wine, scores, lambda data, seed, *, effort, observe: train(data, seed, effort=effort))
 

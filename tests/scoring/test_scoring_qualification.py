@@ -1,4 +1,4 @@
-"""Forget-set selectors against naive ones, and the arithmetic of the qualification on planted metrics."""
+"""Forget-set selectors against naive ones, stored as splits, and the arithmetic of the qualification on planted metrics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scoring_data import make_examples
+from torch import nn
 
-from contracts.errors import ConfigError, DataError, Diverged, InvalidInput
-from scoring.forget_selectors import SELECTORS, ForgetSelectorsConfig, choose, forget_selectors
+from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable
+from contracts.methods import curator
+from scoring.forget_selectors import SELECTORS, ForgetSelectorsConfig, choose, forget_selectors, forget_set
 from scoring.qualification import RUNS, SUMMARY, QualificationConfig, qualification
 from scoring.worst_case_forget import WorstCaseForgetConfig, select_worst_case
 
@@ -122,26 +124,94 @@ def test_the_table_of_selectors(both_splits, mlp) -> None:
     assert len(chance) == 1 and abs(np.mean(overlaps) - chance[0]) < 0.06
 
 
+class Headless(nn.Module):
+    """Logits without a linear output layer: there are no penultimate activations, hence no moderate set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 24).reshape(6, 4))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_a_selector_that_does_not_apply_is_left_out_and_named(both_splits) -> None:
+    config = ForgetSelectorsConfig(selectors=("random", "moderate", "lowest_loss"), search=SEARCH)
+    out = forget_selectors(both_splits, config=config, seed=1, model=Headless())
+    table = out["forget_selectors"]
+    assert set(out["forget_selector_members"]["selector"]) == {"random", "lowest_loss"}
+    named = table.row(by_predicate=pl.col("selector") == "moderate", named=True)
+    assert "output layer" in named["why"] and named["num_forget"] is None and named["jaccard"] is None
+    applied = table.filter(pl.col("selector") != "moderate")
+    assert applied.height == 4 and set(applied["why"]) == {""} and applied.null_count().pipe(sum).item() == 0
+    with pytest.raises(NotApplicable, match="moderate"):
+        forget_selectors(
+            both_splits, config=dataclasses.replace(config, selectors=("moderate",)), seed=1, model=Headless()
+        )
+
+
+# --- the curator --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [SEARCH, BY_CLASS], ids=["examples", "classes"])
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_a_forget_set_of_any_selector_is_a_split(both_splits, mlp, selector, search) -> None:
+    method = curator.get("forget_set")
+    given = method.spec.config.from_mapping({"selector": selector, "search": dataclasses.asdict(search)})
+    found = method(both_splits, config=given, seed=3, model=mlp(0))
+    train = both_splits.part("train")
+    assert found["example_id"].to_list() == np.sort(train.example_id).tolist()
+    exact = choose(selector, mlp(0), train, config=search, seed=3)
+    forget = found.filter(pl.col("role") == "forget")
+    assert set(forget["example_id"]) == set(exact.example_id)
+    reasons = dict(zip(forget["example_id"], forget["reason"], strict=True))
+    for place, (example, value) in enumerate(zip(exact.example_id, exact.value, strict=True), 1):
+        assert reasons[example] == f"{selector} {value:.6g}, place {place} of {len(exact.example_id)}"
+    kept = found.filter(pl.col("role") != "forget")
+    assert set(kept["role"]) == {"retain"} and set(kept["reason"]) == {"not selected"}
+
+
+def test_the_curator_is_for_classification(regression, mlp) -> None:
+    config = curator.get("forget_set").spec.config(selector="random")
+    with pytest.raises(NotApplicable, match="regression"):
+        forget_set(regression, config=config, seed=0, model=mlp(0))
+
+
 # --- qualification ------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """Unlearners and metrics that are made up: a "model" is the note of how it was made."""
+    """Unlearners and metrics that are made up: a "model" is the note of how it was made; a network is the untouched model."""
 
-    def __init__(self, diverges: str = "") -> None:
-        self.runs, self.diverges = [], diverges
+    methods = ("good",)
 
-    def unlearn(self, method, *, retain, forget, seed):
+    def __init__(self, fails: str = "", error: Exception | None = None, untouched: float = 25.0) -> None:
+        self.runs, self.fails, self.error = [], fails, error
+        self.base = {"retrain": 10.0, "none": untouched, "good": 11.0, "bad": 30.0}
+        self.batches, self.evaluated = [], []
+
+    def train_many(self, members, seeds, *, data):
+        self.batches.append(len(members))
+        if self.fails == "retrain":
+            raise self.error
+        for ids, seed in zip(members, seeds, strict=True):
+            assert (np.diff(ids) > 0).all(), "what is trained depends on the ids alone"
+            gone = data.example_id[~np.isin(data.example_id, ids)]
+            self.runs.append(("retrain", data.subset(ids), data.subset(gone), seed))
+        return [("retrain", 0, seed) for seed in seeds]
+
+    def __call__(self, method, *, retain, forget, seed):
         self.runs.append((method, retain, forget, seed))
-        if method == self.diverges:
-            raise Diverged("on purpose")
+        if method == self.fails:
+            raise self.error
         return method, len(self.runs), seed
 
-    def evaluate(self, model, *, retain, forget, test, seed):
-        method, number, own_seed = model
+    def evaluate(self, model, *, retain, forget, test, seed, metrics):
+        method, number, own_seed = ("none", 0, seed) if isinstance(model, nn.Module) else model
+        self.evaluated.append(method)
         assert own_seed == seed and set(test.split) == {"test"}
         assert not set(retain.example_id) & set(forget.example_id)
-        base = {"retrain": 10.0, "good": 11.0, "bad": 30.0}[method]
+        base = self.base[method]
         return {
             "ua": base + 0.1 * number,
             "ra": 90.0,
@@ -151,6 +221,13 @@ class Bench:
         }
 
 
+def qualify(bench, data, mlp, *, config, seed=3, model=None):
+    return qualification(
+        data, config=config, seed=seed, model=model or mlp(0), train_many=bench.train_many, unlearn=bench,
+        evaluate=bench.evaluate,
+    )  # fmt: skip
+
+
 def config(**more) -> QualificationConfig:
     fields = {"methods": ("good", "bad"), "splits": ("random", "lowest_loss"), "trials": 2, "search": SEARCH}
     return QualificationConfig(**{**fields, **more})
@@ -158,14 +235,14 @@ def config(**more) -> QualificationConfig:
 
 def test_every_run_is_recorded_with_its_gaps(both_splits, mlp) -> None:
     bench = Bench()
-    out = qualification(
-        both_splits, config=config(), seed=3, model=mlp(0), unlearn=bench.unlearn, evaluate=bench.evaluate
-    )
+    out = qualify(bench, both_splits, mlp, config=config())
     runs = out["qualification_runs"]
+    assert bench.batches == [2, 2], "the retrainings of a trial are trained at once"
     assert runs.columns == [c.name for c in RUNS.columns] and out["qualification"].columns == [
         c.name for c in SUMMARY.columns
     ]
-    assert runs.height == 2 * 2 * 3 and runs.select("split", "method", "trial").is_duplicated().sum() == 0
+    assert runs.height == 2 * 2 * 4 and set(runs["status"]) == {"ok"} and set(runs["why"]) == {""}
+    assert runs.select("split", "method", "trial").is_duplicated().sum() == 0
     train = set(both_splits.part("train").example_id.tolist())
     for _, retain, forget, _ in bench.runs:
         assert set(retain.example_id) | set(forget.example_id) == train and len(forget) == 5
@@ -184,10 +261,7 @@ def test_every_run_is_recorded_with_its_gaps(both_splits, mlp) -> None:
 
 
 def test_the_summary_is_mean_and_spread_over_trials_and_the_paired_excess(both_splits, mlp) -> None:
-    bench = Bench()
-    out = qualification(
-        both_splits, config=config(trials=3), seed=3, model=mlp(0), unlearn=bench.unlearn, evaluate=bench.evaluate
-    )
+    out = qualify(Bench(), both_splits, mlp, config=config(trials=3))
     runs = out["qualification_runs"]
     for row in out["qualification"].iter_rows(named=True):
         own = runs.filter((pl.col("split") == row["split"]) & (pl.col("method") == row["method"])).sort("trial")
@@ -202,41 +276,72 @@ def test_the_summary_is_mean_and_spread_over_trials_and_the_paired_excess(both_s
             )
 
 
-def test_a_method_that_diverges_is_a_finding_and_a_yardstick_that_does_is_an_error(both_splits, mlp) -> None:
-    def run(diverges):
-        bench = Bench(diverges)
-        return qualification(
-            both_splits, config=config(), seed=3, model=mlp(0), unlearn=bench.unlearn, evaluate=bench.evaluate
-        )
-
-    out = run("good")
+@pytest.mark.parametrize(
+    ("error", "status"), [(Diverged("on purpose"), "diverged"), (NotApplicable("not for this"), "not_applicable")]
+)
+def test_a_method_that_fails_is_a_finding_and_a_yardstick_that_does_is_an_error(
+    both_splits, mlp, error, status
+) -> None:
+    out = qualify(Bench("good", error), both_splits, mlp, config=config())
     lost = out["qualification_runs"].filter(pl.col("method") == "good")
-    assert (
-        set(lost["status"]) == {"diverged"} and lost["ua"].null_count() == lost["avg_gap"].null_count() == lost.height
-    )
+    assert set(lost["status"]) == {status} and set(lost["why"]) == {str(error)}
+    assert lost["ua"].null_count() == lost["avg_gap"].null_count() == lost.height == 4
     row = out["qualification"].row(
         by_predicate=(pl.col("method") == "good") & (pl.col("split") == "random"), named=True
     )
-    assert row["num_diverged"] == 2 and row["ua"] is None and row["excess"] is None
-    with pytest.raises(Diverged):
-        run("retrain")
+    assert row[f"num_{status}"] == 2 and row["num_diverged"] + row["num_not_applicable"] == 2
+    assert row["ua"] is None and row["excess"] is None and row["gap_ratio"] is None
+    others = out["qualification_runs"].filter(pl.col("method") != "good")
+    assert others.height == 12 and set(others["status"]) == {"ok"}, "the others are kept"
+    with pytest.raises(type(error)):
+        qualify(Bench("retrain", error), both_splits, mlp, config=config())
+
+
+def test_a_set_that_cannot_be_chosen_leaves_the_others(both_splits, mlp) -> None:
+    bench = Bench()
+    out = qualify(
+        bench, both_splits, mlp, config=config(splits=("random", "moderate", "lowest_loss")), model=Headless()
+    )
+    runs = out["qualification_runs"]
+    assert list(dict.fromkeys(runs["split"])) == ["random", "moderate", "lowest_loss"], "in the order of the splits"
+    lost = runs.filter(pl.col("split") == "moderate")
+    assert lost.height == 2 * 4 and set(lost["status"]) == {"not_applicable"} and lost["num_forget"].null_count() == 8
+    assert all("output layer" in why for why in lost["why"])
+    assert set(runs.filter(pl.col("split") != "moderate")["status"]) == {"ok"} and bench.batches == [2, 2]
+
+
+def test_doing_nothing_is_always_run_and_every_gap_is_measured_by_it(both_splits, mlp) -> None:
+    out = qualify(Bench(), both_splits, mlp, config=config(trials=3))
+    summary, runs = out["qualification"], out["qualification_runs"]
+    assert summary["method"].to_list() == ["retrain", "none", "good", "bad"] * 2
+    for row in summary.iter_rows(named=True):
+        gap = {
+            method: runs.filter((pl.col("split") == row["split"]) & (pl.col("method") == method))["avg_gap"]
+            for method in (row["method"], "none")
+        }
+        if row["method"] == "bad":
+            assert row["gap_ratio"] is None, "it has no gap"
+        else:
+            assert row["gap_ratio"] == pytest.approx(gap[row["method"]].mean() / gap["none"].mean())
+    by_method = {row["method"]: row["gap_ratio"] for row in summary.iter_rows(named=True)}
+    assert by_method["retrain"] == 0 and by_method["none"] == 1 and 0 < by_method["good"] < 1
+    # where nothing had to be done, there is nothing to compare with
+    out = qualify(Bench(untouched=10.0), both_splits, mlp, config=config())
+    assert out["qualification"]["gap_ratio"].null_count() == 8
+
+
+def test_the_methods_are_those_of_the_subject_unless_named(both_splits, mlp) -> None:
+    out = qualify(Bench(), both_splits, mlp, config=config(methods=()))
+    assert set(out["qualification"]["method"]) == {"retrain", "none", "good"}
+    bench = Bench()
+    out = qualify(bench, both_splits, mlp, config=config(methods=("none", "bad", "retrain")))
+    assert set(out["qualification"]["method"]) == {"retrain", "none", "bad"}
+    assert len(bench.runs) == 4 + 4 and bench.evaluated.count("none") == 4, "the controls are run once a set"
 
 
 def test_one_trial_has_no_spread_and_same_seed_same_table(both_splits, mlp) -> None:
-    tables = []
-    for _ in range(2):
-        bench = Bench()
-        tables.append(
-            qualification(
-                both_splits,
-                config=config(trials=1),
-                seed=5,
-                model=mlp(0),
-                unlearn=bench.unlearn,
-                evaluate=bench.evaluate,
-            )
-        )
-    assert tables[0]["qualification"]["ua_std"].null_count() == 6
+    tables = [qualify(Bench(), both_splits, mlp, config=config(trials=1), seed=5) for _ in range(2)]
+    assert tables[0]["qualification"]["ua_std"].null_count() == 8
     assert all(tables[0][name].equals(tables[1][name]) for name in tables[0])
 
 
@@ -245,13 +350,8 @@ def test_refusals(both_splits, mlp) -> None:
         config(splits=("worst_case",))
     with pytest.raises(ConfigError, match="twice"):
         config(methods=("good", "good"))
-    bench = Bench()
     with pytest.raises(InvalidInput, match="test split"):
-        qualification(
-            both_splits.part("train"),
-            config=config(),
-            seed=0,
-            model=mlp(0),
-            unlearn=bench.unlearn,
-            evaluate=bench.evaluate,
-        )
+        qualify(Bench(), both_splits.part("train"), mlp, config=config())
+    with pytest.raises(NotApplicable, match="regression"):
+        data = dataclasses.replace(both_splits, task="regression", y=both_splits.y.astype(np.float64), class_names=())
+        qualify(Bench(), data, mlp, config=config())

@@ -14,8 +14,9 @@ from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.methods import analysis, curator
 from contracts.progress import silent
 from recipes import SupervisedConfig, builder, supervised
-from scoring.quality_pools import QualityPoolsConfig, cut, quality_pools
-from scoring.scaling_laws import PoolLaw, mixture_error
+from scoring.pool_laws import UNRELIABLE, PoolLawsConfig, _verdict, pool_laws
+from scoring.quality_pools import QualityPoolsConfig, quality_pools
+from scoring.scaling_laws import Plan, PoolLaw, mixture_error
 from sources import load
 from sources.example_set import ExampleSet
 
@@ -72,65 +73,202 @@ def by_law(noise: float = 0.0, rising: int | None = None):
 
 
 def run(data, train, *, scores=None, seed=0, progress=silent, **config):
-    settings = QualityPoolsConfig.from_mapping(config)
+    """The pools."""
     members = data.part("train")
     frame = pl.DataFrame({"example_id": members.example_id, "value": members.x[:, 0].astype(np.float64)})
+    settings = QualityPoolsConfig.from_mapping(config)
     return quality_pools(
-        data, config=settings, seed=seed, progress=progress, scores=scores or (lambda name: frame), train=train,
-        model=Wrong(0.0625),
+        data, config=settings, seed=seed, progress=progress, scores=scores or (lambda name: frame), train=train
+    )
+
+
+def laws_of(data, pools, *, model=None, seed=0, **config):
+    """Laws and plan of stored pools: nothing is trained."""
+    return pool_laws(
+        data, config=PoolLawsConfig.from_mapping(config), seed=seed, progress=silent, tables=pools.__getitem__,
+        model=model or Wrong(0.0625),
     )  # fmt: skip
+
+
+def of(frame, compat="paper"):
+    return frame.filter(pl.col("compat") == compat)
 
 
 EFFORTS = {"efforts": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)}  # 1, 2, 4, 8, 16, 32 passes
 
 
 def test_planted_laws_are_recovered_and_the_plan_is_theirs():
-    out = run(planted(), by_law(), seeds=1, bootstrap=50, budgets=(2, 8, 32, 128), **EFFORTS)
-    laws = out["pool_laws"]
-    assert laws["pool_id"].to_list() == [f"pool_{p}" for p in (1, 2, 3, 4)] and (laws["num_examples"] == 100).all()
+    data = planted()
+    pools = run(data, by_law(), seeds=1, **EFFORTS)
+    out = laws_of(data, pools, bootstrap=50, budgets=(2, 8, 32, 128))
+    laws = of(out["pool_laws"])
+    assert laws["pool_id"].to_list() == [f"pool_{p}" for p in (1, 2, 3, 4)]
     for row, law in zip(laws.to_dicts(), LAWS, strict=True):
         assert row["status"] == "fitted" and row["reason"] == "" and row["rmse"] < 2e-4  # 1 in 20,000 test examples
         assert (row["a"], row["b"], row["tau"], row["d"]) == pytest.approx((law.a, law.b, law.tau, law.d), rel=0.05)
         assert row["b_lo"] <= row["b"] <= row["b_hi"] and row["tau_lo"] <= row["tau"] <= row["tau_hi"]
-    assert laws["score_low"].to_list() == [0.0, 100.0, 200.0, 300.0] and laws["score_high"][3] == 399.0
-    plan = out["curation_plan"]
-    assert plan["budget"].unique().sort().to_list() == [200, 800, 3200, 12800] and (plan["model_error"] == 0.0625).all()
-    for budget, rows in plan.group_by("budget"):
-        truth = [float(mixture_error(LAWS[:p], budget[0], pool_size=100)) for p in (1, 2, 3, 4)]
-        rows = rows.sort("n_pools")
-        np.testing.assert_allclose(rows["predicted_error"], truth, atol=2e-3)
-        assert rows["is_best"].to_list() == [p == int(np.argmin(rows["predicted_error"])) for p in range(4)]
-        assert rows["extrapolated"].to_list() == [budget[0] / p > 3200 for p in (1, 2, 3, 4)]
-    check = out["plan_check"]
+    assert (
+        pools["pools"]["score_low"].to_list() == [0.0, 100.0, 200.0, 300.0] and pools["pools"]["score_high"][3] == 399
+    )
+    assert (pools["pools"]["num_examples"] == 100).all()
+    check = of(out["plan_check"])
     assert set(check["n_pools"]) == {2, 3, 4} and check["samples_seen"].max() <= 3300
-    assert (check["predicted_error"] - check["measured_error"]).abs().max() < 2e-3
-    assert plan["plan_miss"][0] == pytest.approx((check["predicted_error"] - check["measured_error"]).abs().mean())
+    distance = (check["predicted_error"] - check["measured_error"]).abs()
+    assert distance.max() < 2e-3
+    choice = of(out["curation_choice"])
+    assert (
+        choice["plan_miss"].to_list() == pytest.approx([distance.mean()] * 4)
+        and (choice["model_error"] == 0.0625).all()
+    )
+    assert (choice["plan_spearman"] > 0.98).all()
+    plan = of(out["curation_plan"])
+    assert plan["budget"].unique().sort().to_list() == choice["budget"].to_list() == [200, 800, 3200, 12800]
+    chosen = 0
+    for budget, said in zip(choice["budget"], choice["choice"], strict=True):
+        rows = plan.filter(pl.col("budget") == budget).sort("n_pools")
+        truth = [float(mixture_error(LAWS[:p], budget, pool_size=100)) for p in (1, 2, 3, 4)]
+        np.testing.assert_allclose(rows["predicted_error"], truth, atol=2e-3)
+        assert rows["extrapolated"].to_list() == [budget / p > 3200 for p in (1, 2, 3, 4)]
+        best = int(np.argmin(truth))
+        if np.diff(np.sort(truth))[0] > 2 * distance.mean():
+            chosen += 1
+            assert rows["is_best"].to_list() == [p == best for p in range(4)] and said == rows["pools"][best]
+    assert chosen >= 2
+
+
+def test_both_forms_are_fitted_from_the_same_curves_and_pictures_say_which():
+    data = planted()
+    out = laws_of(data, run(data, by_law(), seeds=1, **EFFORTS), bootstrap=0)
+    for name in ("curation_choice", "pool_laws", "pool_fit", "curation_plan", "plan_check"):
+        assert of(out[name]).height == of(out[name], "official").height > 0
+    paper, official = (of(out["pool_laws"], form).sort("pool_id") for form in ("paper", "official"))
+    assert (paper["sse"] < official["sse"]).all() and (paper["b"] != official["b"]).all()  # the curves are the paper's
+    for picture in analysis.get("pool_laws").spec.pictures:
+        compat = dict(picture.where).get("compat")
+        assert (
+            picture.table == "pareto_front"
+            or {"paper": "the paper's", "official": "authors' code"}[compat] in picture.title
+        )
+
+
+def test_the_front_is_the_least_prediction_with_what_was_trained_over_it():
+    data = planted()
+    pools = run(data, by_law(noise=0.001), seeds=2, **EFFORTS)
+    out = laws_of(data, pools, bootstrap=0)
+    front, laws = out["pareto_front"], of(out["pool_laws"]).sort("b")
+    assert front.select("series", "budget").is_duplicated().sum() == 0
+    drawn = front.filter(pl.col("series") == "predicted (paper)")
+    kept = [PoolLaw(**row) for row in laws.select("a", "b", "tau", "d").to_dicts()]
+    for budget, error in zip(drawn["budget"], drawn["error"], strict=True):
+        assert error == pytest.approx(min(float(mixture_error(kept[:p], budget, pool_size=100)) for p in (1, 2, 3, 4)))
+    trained = pools["pool_unions"].group_by("n_pools", "samples_seen").agg(pl.col("error").mean()).sort("samples_seen")
+    for num in (2, 3, 4):
+        own = front.filter(pl.col("series") == f"trained, {num} pools").sort("budget")
+        np.testing.assert_allclose(own["error"], trained.filter(pl.col("n_pools") == num)["error"])
+        assert (own["low"] < own["error"]).all() and (own["error"] < own["high"]).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plan_that_trained_unions_contradict_names_no_choice(seed):
+    """Pools that complement each other: unions are far better than any law of single pools knows."""
+
+    def train(data, run_seed, *, effort, observe):
+        model = by_law(noise=0.002)(data, run_seed, effort=effort, observe=observe)
+        pools = len({int(v) * 4 // NUM for v in data.x[:, 0]})
+        return Wrong(float(model.error.detach()) * {1: 1.0, 2: 0.95, 3: 0.85, 4: 0.3}[pools])
+
+    data = planted()
+    out = laws_of(data, run(data, train, seed=seed, seeds=3, **EFFORTS), bootstrap=0, budgets=(8, 16, 32))
+    choice = of(out["curation_choice"])
+    assert set(choice["choice"]) == {UNRELIABLE} and of(out["curation_plan"])["is_best"].null_count() == 12
+    assert (
+        UNRELIABLE in out["pareto_front"]["series"].to_list()
+        and "chosen" not in out["pareto_front"]["series"].to_list()
+    )
+    assert all("apart" in why or "the law expects" in why for why in choice["why"])
+
+
+def test_a_choice_needs_its_margin_and_the_nearest_measurement():
+    """By hand: three pools, two measured points, standard error 0.01 (0.028 for two of a difference)."""
+    plan = Plan(
+        order=np.arange(3), budgets=np.array([120.0, 900.0, 5000.0]),
+        errors=np.array([[0.30, 0.40, 0.50], [0.30, 0.20, 0.25], [0.30, 0.21, 0.11]]), num_pools=np.array([1, 2, 3]),
+    )  # fmt: skip
+    points = {
+        100: {1: (0.3, 0.35), 2: (0.4, 0.33)},
+        1000: {1: (0.3, 0.3), 2: (0.2, 0.29), 3: (0.25, 0.26)},
+        4000: {1: (0.3, 0.1)},
+    }
+
+    def said(q, miss, stderr=0.01):
+        return _verdict(plan, q, points, miss=miss, stderr=stderr)
+
+    why, reliable = said(0, 0.06)
+    assert reliable and "no measurement contradicts" in why  # 0.35 against 0.33 is within 0.028
+    assert said(0, 0.06, stderr=0.005) == (
+        "at 100 samples the law expects 1 pools to be best; measured, 2 were: error 0.33 against 0.35", False,
+    )  # fmt: skip
+    why, reliable = said(0, 0.11)
+    assert not reliable and why == "the two least predictions are 0.1 apart, and miss measurements by 0.11"
+    why, reliable = said(1, 0.01)  # 0.29 where 0.26 was to be had
+    assert not reliable and "at 1000 samples the law expects 2 pools to be best; measured, 3 were" in why
+    assert not said(2, 0.01)[1]  # one pool alone at 4000 compares nothing: 1000 is nearest
+    assert said(2, 0.01, stderr=0.02)[1] and said(2, None) == ("by the law alone: no union was trained", True)
+
+
+def test_a_law_that_does_not_describe_a_curve_is_a_poor_fit():
+    def step(data, seed, *, effort, observe):
+        """No power law: nothing is learned for eight passes, then everything; the other pools as planted."""
+        model = by_law(noise=0.001)(data, seed, effort=effort, observe=observe)
+        if {int(v) * 4 // NUM for v in data.x[:, 0]} == {3}:
+            return Wrong((0.7 if effort * EPOCHS <= 8 else 0.07) + 0.001 * (seed % 3))
+        return model
+
+    data = planted()
+    laws = of(laws_of(data, run(data, step, seeds=3, **EFFORTS), bootstrap=0)["pool_laws"])
+    status = dict(zip(laws["pool_id"], laws["status"], strict=True))
+    assert status["pool_4"] == "poor fit"
+    reason = laws.filter(pl.col("pool_id") == "pool_4")["reason"][0]
+    assert "standard errors of a point" in reason
+    endless = run(data, by_law(), seeds=1, unions=False, **EFFORTS)
+    straight = endless["pool_curves"].with_columns(
+        error=0.9 * (pl.col("samples_seen") / 100) ** -0.2
+    )  # no half-life at all
+    laws = of(laws_of(data, {**endless, "pool_curves": straight}, bootstrap=0)["pool_laws"])
+    assert (laws["status"] == "poor fit").all() and laws["reason"].str.contains("tau is at the end of its range").all()
 
 
 def test_curves_say_what_was_seen():
-    out = run(planted(), by_law(noise=0.003), seeds=3, verify=False, bootstrap=0, **EFFORTS)
-    curves = out["pool_curves"]
+    data = planted()
+    pools = run(data, by_law(noise=0.003), seeds=3, unions=False, **EFFORTS)
+    out = laws_of(data, pools, bootstrap=0)
+    curves = pools["pool_curves"]
     assert curves.height == 4 * 3 * 6 and (curves["samples_seen"] == curves["epoch"] * 100).all()
     assert curves["epoch"].unique().sort().to_list() == [1, 2, 4, 8, 16, 32]
-    drawn = out["pool_fit"].filter(pl.col("series") == "pool_2 measured").sort("samples_seen")
-    mean = curves.filter(pl.col("pool_id") == "pool_2").group_by("samples_seen").agg(pl.col("error").mean())
-    np.testing.assert_allclose(drawn["error"], mean.sort("samples_seen")["error"], rtol=1e-12)
-    residuals = (
-        curves.filter(pl.col("seed") == 0).group_by("pool_id").agg((pl.col("residual") ** 2).sum()).sort("pool_id")
-    )
-    np.testing.assert_allclose(residuals["residual"], out["pool_laws"]["sse"], rtol=1e-9)
-    assert out["plan_check"].height == 0 and out["curation_plan"]["plan_miss"].null_count() == 24
-    assert out["pool_laws"]["b_lo"].null_count() == 4
+    drawn = of(out["pool_fit"]).filter(pl.col("series") == "pool_2 measured").sort("samples_seen")
+    mean = curves.group_by("pool_id", "samples_seen").agg(pl.col("error").mean()).sort("pool_id", "samples_seen")
+    np.testing.assert_allclose(drawn["error"], mean.filter(pl.col("pool_id") == "pool_2")["error"], rtol=1e-12)
+    for form in ("paper", "official"):
+        for row in of(out["pool_laws"], form).to_dicts():
+            law = PoolLaw(compat=form, **{k: row[k] for k in ("a", "b", "tau", "d")})
+            own = mean.filter(pl.col("pool_id") == row["pool_id"])
+            residuals = own["error"].to_numpy() - law.error(own["samples_seen"].to_numpy(), pool_size=100)
+            assert row["sse"] == pytest.approx(residuals @ residuals)
+    assert pools["pool_unions"].height == out["plan_check"].height == 0
+    choice = of(out["curation_choice"])
+    assert choice["plan_miss"].null_count() == choice["plan_spearman"].null_count() == 6
+    assert choice["why"].str.contains("law alone").all() and UNRELIABLE not in choice["choice"].to_list()
+    assert out["pool_laws"]["b_lo"].null_count() == 8
 
 
 def test_a_rising_pool_is_refused_and_left_out_of_the_plan():
-    out = run(planted(), by_law(noise=0.002, rising=1), seeds=3, verify=True, bootstrap=10, **EFFORTS)
-    refused = out["pool_laws"].filter(pl.col("status") == "refused")
+    data = planted()
+    out = laws_of(data, run(data, by_law(noise=0.002, rising=1), seeds=3, **EFFORTS), bootstrap=10)
+    refused = of(out["pool_laws"]).filter(pl.col("status") == "refused")
     assert refused["pool_id"].to_list() == ["pool_2"] and "cannot rise" in refused["reason"][0]
     assert refused.select("a", "b", "tau", "d", "sse").null_count().sum_horizontal()[0] == 5
     assert set(out["curation_plan"]["n_pools"]) == {1, 2, 3}
     assert not out["curation_plan"]["pools"].str.contains("pool_2").any()
-    assert out["pool_curves"].filter(pl.col("pool_id") == "pool_2")["residual"].null_count() == 18
     assert not out["pool_fit"]["series"].str.contains("pool_2 law").any()
 
 
@@ -140,53 +278,52 @@ def test_nothing_can_be_planned_when_every_pool_is_refused():
             observe(np.arange(len(data)), None)
         return Wrong(0.1 + 0.3 * effort + 1e-4 * (seed % 7))
 
-    out = run(planted(), train, **EFFORTS)
-    assert (out["pool_laws"]["status"] == "refused").all()
-    assert out["curation_plan"].height == out["plan_check"].height == 0 and out["pool_curves"].height == 48
+    data = planted()
+    pools = run(data, train, **EFFORTS)
+    out = laws_of(data, pools)
+    assert (out["pool_laws"]["status"] == "refused").all() and pools["pool_curves"].height == 48
+    assert out["curation_plan"].height == out["plan_check"].height == out["curation_choice"].height == 0
 
 
 def test_the_best_fraction_and_the_other_end():
-    data = planted()
-    out = run(data, by_law(), fraction=0.5, num_pools=2, best="highest", verify=False, bootstrap=0, **EFFORTS)
-    assert out["pool_laws"]["score_low"].to_list() == [300.0, 200.0]
-    assert out["pool_laws"]["score_high"].to_list() == [399.0, 299.0]
+    out = run(planted(), by_law(), fraction=0.5, num_pools=2, best="highest", unions=False, **EFFORTS)
+    assert out["pools"]["score_low"].to_list() == [300.0, 200.0]
+    assert out["pools"]["score_high"].to_list() == [399.0, 299.0]
 
 
-def test_pools_are_those_of_the_curator():
+@pytest.mark.parametrize("stratified", [False, True])
+def test_pools_are_those_of_the_curator(stratified):
     data = planted()
+    data = dataclasses.replace(data, y=np.arange(len(data)) % 2)
     members = data.part("train")
     values = np.round(members.x[:, 0].astype(np.float64) / 7)  # ties
     values[::9] = np.nan
+    values[members.y == 1] += 10.0  # unstratified, the lowest pool is of one class mostly
     frame = pl.DataFrame({"example_id": members.example_id, "value": values})
-    settings = {"num_pools": 3, "fraction": 0.7, "best": "highest"}
-    seen: dict[int, set[int]] = {}
+    settings = {"num_pools": 3, "fraction": 0.7, "best": "highest", "stratified": stratified}
+    seen: list[set[int]] = []
 
     def train(pool, seed, *, effort, observe):
-        seen.setdefault(len(seen), set(pool.example_id.tolist())) if set(
-            pool.example_id.tolist()
-        ) not in seen.values() else None
+        ids = set(pool.example_id.tolist())
+        if ids not in seen:
+            seen.append(ids)
         return by_law()(pool, seed, effort=effort, observe=observe)
 
-    run(data, train, scores=lambda name: frame, verify=False, bootstrap=0, **settings, **EFFORTS)
+    run(data, train, scores=lambda name: frame, unions=False, **settings, **EFFORTS)
     method = curator.get("quality_pools")
     roles = method(data, config=method.spec.config.from_mapping(settings), seed=0, scores=lambda name: frame)
-    for p, ids in seen.items():
+    assert len(seen) == 3
+    for p, ids in enumerate(seen):
         assert set(roles.filter(pl.col("role") == f"pool_{p + 1}")["example_id"]) == ids
+    classes = [np.bincount(data.y[data.positions(np.array(sorted(ids)))], minlength=2) for ids in seen]
+    assert (len({tuple(c) for c in classes}) == 1) == stratified
 
 
 def test_efforts_that_come_to_one_length_are_one_point():
-    out = run(planted(), by_law(), efforts=(0.001, 0.025, 0.1, 0.4, 0.401), verify=False, bootstrap=0, seeds=2)
+    out = run(planted(), by_law(), efforts=(0.001, 0.025, 0.1, 0.4, 0.401), unions=False, seeds=2)
     assert out["pool_curves"]["epoch"].unique().sort().to_list() == [1, 4, 16]
     with pytest.raises(ConfigError, match="2 lengths of training"):
         run(planted(), by_law(), efforts=(0.001, 0.002, 0.4))
-
-
-def test_cut_is_equal_ordered_and_breaks_ties_by_position():
-    values = np.array([2.0, 1.0, 1.0, 0.0, 2.0, 0.5, 9.0])
-    assert [p.tolist() for p in cut(values, num_pools=3, fraction=1.0, best="lowest")] == [[3, 5], [1, 2], [0, 4]]
-    assert [p.tolist() for p in cut(values, num_pools=2, fraction=0.6, best="highest")] == [[6, 0], [4, 1]]
-    with pytest.raises(DataError, match="cannot be cut"):
-        cut(values, num_pools=8, fraction=1.0, best="lowest")
 
 
 def test_what_is_refused():
@@ -194,10 +331,11 @@ def test_what_is_refused():
     for config, what in (
         ({"efforts": (0.1, 0.2)}, "at least 3"),
         ({"efforts": (0.1, 0.3, 0.2)}, "increasing"),
-        ({"budgets": ()}, "budgets"),
     ):
         with pytest.raises(ConfigError, match=what):
             QualityPoolsConfig.from_mapping(config)
+    with pytest.raises(ConfigError, match="budgets"):
+        PoolLawsConfig(budgets=())
     with pytest.raises(NotApplicable, match="test split"):
         run(data.part("train"), by_law())
     with pytest.raises(InvalidInput, match="no mini-batch"):
@@ -223,13 +361,13 @@ def test_on_digits_by_a_real_recipe_the_same_bits_for_any_order_of_rows():
     state = torch.get_rng_state()
     outs = []
     for data in (digits, digits.subset(np.random.default_rng(5).permutation(digits.example_id))):
-        outs.append(
-            quality_pools(
-                data, config=QualityPoolsConfig(num_pools=2, seeds=1), seed=3, scores=lambda name: frame, train=train,
-                model=build(0), progress=lambda *a: told.append(a),
-            )
+        pools = quality_pools(
+            data, config=QualityPoolsConfig(num_pools=2, seeds=1), seed=3, scores=lambda name: frame, train=train,
+            progress=lambda *a: told.append(a),
         )  # fmt: skip
+        outs.append(pools | laws_of(data, pools, model=build(0), seed=3, bootstrap=5))
     assert torch.equal(state, torch.get_rng_state())
     assert all(outs[0][name].equals(outs[1][name]) for name in outs[0])
-    assert {t.name for t in analysis.get("quality_pools").spec.tables} == set(outs[0])
+    declared = {t.name for a in ("quality_pools", "pool_laws") for t in analysis.get(a).spec.tables}
+    assert declared == set(outs[0])
     assert told[0][0] == 1 and all(done <= total for done, total, _ in told)

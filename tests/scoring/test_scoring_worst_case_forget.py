@@ -6,6 +6,7 @@ import copy
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,6 +196,21 @@ def test_batch_norm_takes_a_last_single_example(examples) -> None:
     assert int(found[1].num_batches_tracked) == 3 and not found.training
 
 
+@pytest.mark.parametrize("lower", LOWER_LEVELS)
+def test_a_frozen_body_keeps_its_statistics_and_drops_nothing(examples, lower) -> None:
+    """Under ``eu`` everything below the output layer is as it was, batch statistics and all; the others are trained whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4)).eval()
+    modes = []
+    model[2].register_forward_hook(lambda module, *_: modes.append(module.training))
+    before = copy.deepcopy(model[:3].state_dict())
+    w = torch.zeros(37, dtype=torch.float64)
+    found = unlearn_weighted(model, inputs_of(examples), w, lower=lower, epochs=2, lr=1e-2, batch=8, seed=0)
+    same = all(torch.equal(a, b) for a, b in zip(before.values(), found[:3].state_dict().values(), strict=True))
+    assert same == (lower == "eu") and set(modes) == {lower != "eu"}
+    assert not torch.equal(model[3].weight, found[3].weight) and not any(m.training for m in found.modules())
+
+
 # --- upper level --------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +333,17 @@ def test_it_stops_when_the_set_stays(examples, mlp) -> None:
     assert 2 <= len(found.objective) < 50 and found.changed[-2:] == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_it_goes_on_while_small_steps_gather(planted, seed) -> None:
+    """At a tenth of a step the top m stays for long, while weight piles up beside it."""
+    data, model, _ = planted
+    config = WorstCaseForgetConfig(decay=0.0, scale_aware=False, lr_upper=0.1, lower_epochs=1, batch=64)
+    found = select_worst_case(model, data, config=config, seed=seed)
+    assert found.changed[:2] == (0.0, 0.0) and len(found.objective) == config.upper_steps
+    exact = select_worst_case(model, data, config=dataclasses.replace(config, tolerance=0.0), seed=seed)
+    assert found.objective == exact.objective and found.forget_ids.tolist() == exact.forget_ids.tolist()
+
+
 # --- the whole search on a trained model --------------------------------------------------------------------------
 
 SMALL = WorstCaseForgetConfig(upper_steps=5, lower_epochs=3, batch=64)
@@ -380,14 +407,56 @@ def test_the_score(planted) -> None:
     config = WorstCaseScoreConfig(upper_steps=3, lower_epochs=2, batch=64)
     one = worst_case_forget(data, config=config, seed=0, model=model)
     assert one["example_id"].to_list() == data.example_id.tolist()
-    assert one["hardness"].equals(one["w"].rename("hardness")) and one["w_stderr"].null_count() == 300
+    assert one["w_stderr"].null_count() == 300
     assert one["selected"].sum() == 30 and one["budget"].unique().to_list() == [30]
-    # the set is the first m by value, ties to the smaller id: the same that a curator takes from the stored score
-    top = one.sort(["hardness", "example_id"], descending=[True, False])["example_id"][:30]
-    assert set(top) == set(one.filter(one["selected"])["example_id"])
     easy = worst_case_forget(data, config=dataclasses.replace(config, direction="easiest"), seed=0, model=model)
-    np.testing.assert_allclose(easy["hardness"], 1 - easy["w"])
-    assert easy.filter(easy["selected"])["hardness"].max() <= easy.filter(~easy["selected"])["hardness"].min()
+    for found, place in ((one, 301 - one["rank"]), (easy, easy["rank"])):
+        assert sorted(found["rank"]) == list(range(1, 301))
+        np.testing.assert_allclose(found["hardness"], place / 300, rtol=1e-15)
+        assert found["rank"].filter(found["selected"]).max() == 30
+
+
+def order_by(found, *, hardest: bool) -> list[int]:
+    """The ids by the meaning of the rank: w, then the loss after unlearning, then the id."""
+    frame = found.with_columns(own=found["loss_after_unlearn"] * (1 if hardest else -1))
+    return frame.sort(["w", "own", "example_id"], descending=[True, False, False])["example_id"].to_list()
+
+
+@pytest.mark.parametrize("direction", ["hardest", "easiest"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_place_of_the_rank_means_something(planted, direction, seed) -> None:
+    """A part of the set is its own best part, and examples outside it, whose w is 0, go by their loss."""
+    data, model, _ = planted
+    config = WorstCaseScoreConfig(upper_steps=6, lower_epochs=2, batch=64, direction=direction)
+    found = worst_case_forget(data, config=config, seed=seed, model=model)
+    assert found["w"].n_unique() < 200, "most weights are tied"
+    assert found["hardness"].n_unique() == 300
+    exact = order_by(found, hardest=direction == "hardest")
+    assert found.sort("rank")["example_id"].to_list() == exact
+    taken = found.sort("hardness", descending=direction == "hardest")["example_id"].to_list()
+    assert taken == exact, "what a curator takes from one end of the value, whatever the fraction"
+    searched = select_worst_case(model, data, config=config, seed=derive_seed("start", seed, 0))
+    assert set(taken[:30]) == set(searched.forget_ids)
+
+
+@pytest.mark.parametrize("direction", ["hardest", "easiest"])
+def test_a_class_fills_up_before_the_next_one(planted, direction) -> None:
+    data, model, _ = planted
+    config = WorstCaseScoreConfig(
+        upper_steps=3, lower_epochs=1, batch=64, direction=direction, group="class", fraction=0.34
+    )
+    found = worst_case_forget(data, config=config, seed=0, model=model).sort("rank")
+    labels = data.y[data.positions(found["example_id"].to_numpy())]
+    assert (np.diff(labels) != 0).sum() == 2, "three classes, each in one piece"
+    first = found.filter(found["selected"])
+    assert first["rank"].to_list() == list(range(1, int((data.y == labels[0]).sum()) + 1))
+    sign = 1 if direction == "hardest" else -1
+    means = [found["loss_after_unlearn"].to_numpy()[labels == k].mean() * sign for k in dict.fromkeys(labels.tolist())]
+    weights = [found["w"].to_numpy()[labels == k][0] for k in dict.fromkeys(labels.tolist())]
+    assert all(w >= v and (w > v or a <= b) for w, v, a, b in zip(weights, weights[1:], means, means[1:], strict=False))
+    for k in range(3):
+        own = found.filter(pl.Series(labels == k))["loss_after_unlearn"].to_numpy() * sign
+        assert (np.diff(own) >= 0).all(), "within a class by loss"
 
 
 def test_several_starts_are_averaged(planted) -> None:

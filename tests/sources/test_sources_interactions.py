@@ -7,10 +7,13 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError, NotApplicable
 from sources import detect, load, plant_interactions, plant_label_noise, planted_interactions
 from sources.planted import without_planted
+from sources.splits import largest_remainders
 from sources.synthetic_interactions import SyntheticInteractionsConfig, draw_interactions
 
 SMALL = {"num_users": 40, "num_items": 60, "per_user": 15, "noise": 0.0}
@@ -54,6 +57,55 @@ def test_test_split_is_a_fifth_of_every_user_and_seeded(tmp_path):
     for u in range(12):
         assert (data.split[data.x[:, 0] == u] == "test").sum() == 3
     assert (data.split != other.split).any() and (data.content_hash == other.content_hash).all()
+
+
+def test_with_a_time_the_last_of_every_user_are_tested(tmp_path):
+    frame = _log(per_user=15)
+    frame.loc[frame["user"] == "u3", "time"] = 7  # ties: the larger ids
+    data = _load(tmp_path, frame, time="time")
+    for user, own in frame.groupby("user"):
+        last = own.reset_index().sort_values(["time", "index"])["index"].to_numpy()[-3:]
+        assert set(data.example_id[(data.owner == user) & (data.split == "test")]) == set(last)
+    assert data.provenance["split"] == "the last of each user by time, test_fraction 0.2"
+    drawn = _load(tmp_path, frame, time="time", holdout="random")
+    assert (drawn.split != data.split).any() and "stratified by user" in drawn.provenance["split"]
+    assert (drawn.split == _load(tmp_path, frame.drop(columns="time")).split).all()
+
+
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20), fraction=st.floats(0.01, 0.99))
+def test_largest_remainders(sizes, fraction):
+    counts = largest_remainders(np.array(sizes), fraction)
+    assert counts.sum() == min(round(fraction * sum(sizes)), sum(sizes) - len(sizes))
+    assert (counts < np.array(sizes)).all()
+    if (np.ceil(fraction * np.array(sizes)) < np.array(sizes)).all():
+        assert (np.abs(counts - fraction * np.array(sizes)) < 1).all()
+
+
+def test_ratings_count_from_min_rating_on(tmp_path):
+    frame = _log(per_user=20).assign(rating=lambda f: (np.arange(len(f)) % 5) + 0.5)
+    everything = _load(tmp_path, frame, rating="rating", min_interactions=2)
+    assert len(everything) == len(frame) and everything.provenance["rated_lower"] == 0
+    high = _load(tmp_path, frame, rating="rating", min_rating=2.5, min_interactions=2)
+    assert set(high.example_id) == set(frame.index[frame["rating"].to_numpy() >= 2.5])
+    assert high.provenance["rated_lower"] == len(frame) - len(high)
+    with pytest.raises(ConfigError, match="needs the column"):
+        _load(tmp_path, frame, min_rating=2.5)
+    with pytest.raises(DataError, match="ratings are numbers"):
+        _load(tmp_path, frame.assign(rating="good"), rating="rating", min_rating=1.0)
+    with pytest.raises(DataError, match="'rating' is missing"):
+        _load(tmp_path, frame.assign(rating=frame["rating"].where(frame.index != 4)), rating="rating", min_rating=1.0)
+
+
+@pytest.mark.parametrize("header", ["userId,movieId,rating,timestamp", "user_id,item_id,rating,timestamp"])
+def test_published_rating_files_are_interactions(tmp_path, header):
+    frame = _log().assign(rating=3.5)[["user", "item", "rating", "time"]]
+    frame.columns = header.split(",")
+    frame.to_csv(tmp_path / "ratings.csv", index=False)
+    name, config = detect(tmp_path / "ratings.csv")
+    assert name == "interactions" and "min_rating" not in config
+    roles = dict(zip(("user", "item", "rating", "time"), header.split(","), strict=True))
+    assert {role: config[role] for role in roles} == roles
+    assert len(load(name, config)) == len(frame)
 
 
 def test_repeated_pairs_are_kept_once_the_earliest(tmp_path):

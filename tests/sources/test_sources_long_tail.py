@@ -7,8 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from contracts.errors import InvalidInput
-from sources.long_tail import LongTailMixture, frequency_prior_tau, zipf_prior
+from contracts.errors import ConfigError, InvalidInput
+from sources import load
+from sources.long_tail import (
+    LongTailMixture,
+    LongTailMixtureConfig,
+    draw_long_tail,
+    frequency_prior_tau,
+    price_of_not_memorising,
+    zipf_prior,
+)
 
 
 @pytest.mark.parametrize(("num", "expected"), [(1000, 0.570), (5000, 0.518)])
@@ -39,6 +47,58 @@ def test_a_uniform_prior_has_no_tail() -> None:
         assert frequency_prior_tau(prior, num_samples=1000, ell=ell) == pytest.approx(1 / 20, rel=1e-12)
     expected_singletons = 1000 * (1 / 20) * (1 - 1 / 20) ** 999 * 20
     assert expected_singletons * (1 / 20) < 1e-18
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("missed", [(1,), (1, 2, 3), (2, 5)])
+def test_the_price_of_what_is_mislabelled_against_simulation(seed: int, missed: tuple[int, ...]) -> None:
+    """An algorithm that answers wrongly what it saw so often; N is not n, and the prior not Zipf's."""
+    prior, num = zipf_prior(90, exponent=0.7), 60
+    cost, mislabelled = 0.0, dict.fromkeys(missed, 0)
+    for draw in range(1500):
+        mixture = LongTailMixture.draw(prior, num_classes=2, seed=10**6 * seed + draw)
+        counts = np.bincount(mixture.sample(num, seed=10**8 + 10**6 * seed + draw), minlength=90)
+        cost += mixture.frequency[np.isin(counts, missed)].sum()
+        mislabelled = {ell: n + int((counts == ell).sum()) for ell, n in mislabelled.items()}
+    found = price_of_not_memorising(prior, mislabelled, num_samples=num, draws=1000, seed=seed)
+    assert found == pytest.approx(cost, rel=0.02)
+    at_one = price_of_not_memorising(zipf_prior(60), mislabelled, num_samples=num, draws=1000, seed=seed)
+    assert abs(at_one / cost - 1) > 0.05, "another prior has another price"
+
+
+def test_the_price_of_nothing_and_refused_prices() -> None:
+    assert price_of_not_memorising(zipf_prior(9), {}, num_samples=5) == 0.0
+    for wrong in ({0: 1.0}, {1: -1.0}, {2: math.nan}, {1: math.inf}, {6: 1.0}):
+        with pytest.raises(InvalidInput):
+            price_of_not_memorising(zipf_prior(9), wrong, num_samples=5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_source_gives_the_mixture(seed: int) -> None:
+    size = {"num_train": 300, "num_test": 200, "num_subpopulations": 150, "num_classes": 4, "dim": 16}
+    data = load("long_tail_mixture", {**size, "process_seed": seed}, seed=seed)
+    mixture, where, x = draw_long_tail(LongTailMixtureConfig(**size, process_seed=seed))
+    assert (data.split == "train").sum() == 300 and (data.split == "test").sum() == 200
+    assert np.array_equal(data.y, mixture.label[where[data.example_id]]) and np.array_equal(data.x, x[data.example_id])
+    inside = data.part("train")
+    np.testing.assert_allclose(inside.inputs(slice(None)).std(axis=0), 1, rtol=1e-4)
+    other = load("long_tail_mixture", {**size, "process_seed": seed}, seed=seed + 1)
+    assert np.array_equal(other.x, data.x) and not np.array_equal(other.split, data.split)
+    assert not np.array_equal(load("long_tail_mixture", {**size, "process_seed": seed + 1}, seed=seed).x, data.x)
+    # Rarity is what it says: the share of test samples whose subpopulation was never trained on, against tau_0.
+    prior, count = zipf_prior(150), np.bincount(where[inside.example_id], minlength=150)
+    tau = frequency_prior_tau(prior, num_samples=300, ell=0, draws=500)
+    assert mixture.frequency[count == 0].sum() == pytest.approx(tau * (count == 0).sum(), rel=0.5)
+    unseen = (count[where[data.part("test").example_id]] == 0).mean()
+    assert unseen == pytest.approx(mixture.frequency[count == 0].sum(), abs=4 * math.sqrt(0.25 / 200))
+
+
+def test_the_source_has_no_tail_without_an_exponent_and_keeps_its_ranges() -> None:
+    flat, _, _ = draw_long_tail(LongTailMixtureConfig(num_train=50, num_test=50, num_subpopulations=20, exponent=0))
+    assert np.array_equal(flat.frequency, np.full(20, flat.frequency[0]))
+    for bad in ({"num_subpopulations": 1}, {"exponent": -1.0}, {"num_classes": 1}, {"num_test": 0}):
+        with pytest.raises(ConfigError):
+            load("long_tail_mixture", bad)
 
 
 def test_the_domain_and_its_samples() -> None:

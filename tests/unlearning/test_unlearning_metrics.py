@@ -169,6 +169,13 @@ def test_retraining_looks_like_the_test_set(world):
     assert abs(retrained - reference) <= 100 * 5 * math.sqrt(max(p * (1 - p), 1 / n) / n)
 
 
+def test_only_the_figures_that_are_asked_for_are_fitted(world):
+    whole = evaluate(world.model, **world.sets, test=world.test, seed=4)
+    few = evaluate(world.model, **world.sets, test=world.test, seed=4, metrics=("ua", "mia_entropy"))
+    assert few["mia_entropy"] == whole["mia_entropy"] and few["ua"] == whole["ua"]
+    assert few["mia_efficacy"] is None and few["mia_prob"] is None
+
+
 def test_what_cannot_be_measured_is_refused(world):
     given_ = dict(world.sets, test=world.test, seed=0)
     with pytest.raises(InvalidInput, match="svc_cap = 1"):

@@ -64,13 +64,18 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
     )
     c.execute(
         "CREATE TABLE scores.latest (subject VARCHAR, score VARCHAR, example_id BIGINT, value DOUBLE, stderr DOUBLE, "
-        "higher_means VARCHAR, run_id VARCHAR)"
+        "higher_means VARCHAR, run_id VARCHAR, calls VARCHAR, is_called BOOLEAN)"
     )
     c.execute(views.AGREEMENT)
     for i, (v, (m, se)) in enumerate(zip(EL2N, MEMORIZATION, strict=True)):
-        c.execute("INSERT INTO scores.latest VALUES ('digits', 'el2n', ?, ?, NULL, 'harder', 'r')", [i, v])
-        c.execute("INSERT INTO scores.latest VALUES ('digits', 'memorization', ?, ?, ?, 'memorised', 'r')", [i, m, se])
-    c.execute("INSERT INTO scores.latest VALUES ('wine', 'el2n', 0, 5.0, NULL, 'harder', 'r')")
+        c.execute(
+            "INSERT INTO scores.latest VALUES ('digits', 'el2n', ?, ?, NULL, 'harder', 'r', 'hard', NULL)", [i, v]
+        )
+        c.execute(
+            "INSERT INTO scores.latest VALUES ('digits', 'memorization', ?, ?, ?, 'memorised', 'r', 'memorised', ?)",
+            [i, m, se, m > 0.65],
+        )
+    c.execute("INSERT INTO scores.latest VALUES ('wine', 'el2n', 0, 5.0, NULL, 'harder', 'r', 'hard', NULL)")
 
     hashes, labels = ["a", "b", "a", "c", "b", "d"], [0, 1, 1, 0, 1, 0]
     insert(c, EXAMPLES, [
@@ -211,11 +216,22 @@ def test_noisiest(ask: Ask) -> None:
         s: (stats.rankdata(v) - 1) / 5 for s, v in (("el2n", EL2N), ("memorization", [m for m, _ in MEMORIZATION]))
     }
     spread = np.abs(place["el2n"] - place["memorization"])
-    assert column(rows, "spread") == pytest.approx(sorted(spread, reverse=True))
-    assert {r["example_id"]: r["spread"] for r in rows} == pytest.approx(dict(enumerate(spread)))
+    apart = {i: v for i, v in enumerate(spread) if v > 0}
+    assert column(rows, "spread") == pytest.approx(sorted(apart.values(), reverse=True))
+    assert {r["example_id"]: r["spread"] for r in rows} == pytest.approx(apart)
     first = next(r for r in rows if r["example_id"] == 0)
     assert (first["highest"], first["lowest"], first["spread"]) == ("memorization", "el2n", 1.0)
     assert "wine" not in column(rows, "subject"), "one score cannot disagree with itself"
+
+
+def test_agreement_puts_first_what_is_called_most_kinds_of_things(ask: Ask) -> None:
+    rows = ask("agreement", subject="digits")
+    assert [(r["example_id"], r["says"], r["high"]) for r in rows] == [
+        (1, ["hard", "memorised"], ["el2n", "memorization"]),
+        (0, ["memorised"], ["memorization"]),
+        (5, ["memorised"], ["memorization"]),
+    ]
+    assert [r["example_id"] for r in ask("agreement", subject="digits", at_least=2)] == [1]
 
 
 def test_score_agreement_is_spearman_with_ties(con: duckdb.DuckDBPyConnection, ask: Ask) -> None:
@@ -229,7 +245,7 @@ def test_score_agreement_is_spearman_with_ties(con: duckdb.DuckDBPyConnection, a
     con.begin()
     for name, values in (("a", a), ("b", b)):
         con.executemany(
-            "INSERT INTO scores.latest VALUES ('tied', ?, ?, ?, NULL, '', 'r')",
+            "INSERT INTO scores.latest VALUES ('tied', ?, ?, ?, NULL, '', 'r', '', NULL)",
             [[name, i, float(v)] for i, v in enumerate(values)],
         )
     (row,) = ask("score-agreement", subject="tied")

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from contracts.methods import EXAMPLE_ID, ScoreSpec
+from contracts.methods import EXAMPLE_ID, Call, ScoreSpec
 from contracts.tables import Column, TableSpec
 
 EL2N = ScoreSpec(
-    name="el2n", doc="a score", value="el2n", stderr="spread", higher_means="harder",
+    name="el2n", doc="a score", value="el2n", stderr="spread", higher_means="harder", calls=Call("hard"),
     columns=(
         Column(name="el2n", dtype="float64", low=0, high=1.5, doc="the score", unit="1", direction="higher = harder"),
         Column(name="spread", dtype="float64", nullable=True, doc="its standard error"),

@@ -1,0 +1,80 @@
+"""Sheets of examples: every group is on them, in the order of its number, whatever the size of the others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import analyses
+from assets.examples import MOST, SHEET, examples_in
+from contracts.methods import Picture
+from reports import plots
+from sources import ExampleSet, load
+
+SHEET_OF = Picture(table="t", title="Sheet", kind="examples", x="example_id", y="projection", series="concept")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ExampleSet:
+    return load("sklearn", {"dataset": "digits"})
+
+
+def table(digits: ExampleSet, sizes: list[int], *, seed: int) -> pl.DataFrame:
+    """Groups c_0, c_1, ... of these sizes, in no order."""
+    rng = np.random.default_rng(seed)
+    names = np.repeat([f"c_{i}" for i in range(len(sizes))], sizes)
+    return pl.DataFrame(
+        {"concept": names, "example_id": rng.permutation(digits.example_id)[: len(names)], "projection": rng.normal(size=len(names))}
+    ).sample(fraction=1, shuffle=True, seed=seed)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("sizes", [[8] * 11, [8, 3, 8], [1, 8], [9] * 40, [2] * 64])
+def test_every_group_has_its_share_of_the_sheet_and_its_best_examples(digits, sizes, seed) -> None:
+    frame = table(digits, sizes, seed=seed)
+    groups = examples_in(digits, SHEET_OF, frame)
+    assert [g.heading for g in groups] == [f"concept c_{i}" for i in range(len(sizes))], "c_10 follows c_9"
+    share = min(MOST, SHEET // len(sizes))
+    assert [len(g.example_id) for g in groups] == [min(size, share) for size in sizes]
+    for i, group in enumerate(groups):
+        best = frame.filter(concept=f"c_{i}").sort("projection", descending=True)["example_id"].head(share)
+        assert group.example_id.tolist() == best.to_list()
+
+
+def test_more_groups_than_places_keep_the_best(digits) -> None:
+    frame = table(digits, [3] * 100, seed=0)
+    best = frame.group_by("concept").agg(pl.col("projection").max()).sort("projection", descending=True).head(SHEET)
+    groups = examples_in(digits, SHEET_OF, frame)
+    assert {g.heading.removeprefix("concept ") for g in groups} == set(best["concept"])
+    assert all(len(g.example_id) == 1 for g in groups)
+
+
+def test_numbers_are_sorted_as_numbers(digits) -> None:
+    frame = table(digits, [2, 2, 2], seed=1)
+    for values in ([10, 9, 100], [0.5, 0.25, 0.125]):
+        named = frame.with_columns(
+            concept=pl.col("concept").replace_strict(dict(zip(("c_0", "c_1", "c_2"), values, strict=True)))
+        )
+        headings = [float(g.heading.split()[-1]) for g in examples_in(digits, SHEET_OF, named)]
+        assert headings == sorted(values)
+
+
+@pytest.mark.parametrize(("sizes", "lengths"), [([8] * 10, [6] * 10), ([8, 3, 8], [8, 3, 8]), ([1] * 20, ())])
+def test_the_sheet_of_the_dagster_page_has_a_row_for_every_group(digits, sizes, lengths, monkeypatch) -> None:
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        plots,
+        "grid_png",
+        lambda images, captions, *, lengths, title: drawn.append((images, captions, lengths)) or b"png",
+    )
+    frame = table(digits, sizes, seed=2)
+    assert analyses._png(SimpleNamespace(data=digits), SHEET_OF, frame) == b"png"
+    ((images, captions, rows),) = drawn
+    assert rows == lengths and len(images) == len(captions)
+    assert set(captions) == {f"c_{i}" for i in range(len(sizes))}, "no group is left out"
+    monkeypatch.undo()
+    assert analyses._png(SimpleNamespace(data=digits), SHEET_OF, frame).startswith(b"\x89PNG")
