@@ -50,7 +50,8 @@ def test_global_generators_are_left_alone():
 
 def test_unknown_sources_and_fields_are_refused():
     with pytest.raises(
-        UnknownName, match="idx, image_folder, interactions, long_tail_mixture, npz, sklearn, synthetic_interactions, table"
+        UnknownName,
+        match="idx, image_folder, interactions, long_tail_mixture, npz, sklearn, synthetic_interactions, table",
     ):
         load("excel", {})
     with pytest.raises(ConfigError, match="no field datset"):
