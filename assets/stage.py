@@ -29,7 +29,7 @@ from contracts.stores import CheckpointStore
 from contracts.subject import Subject
 from contracts.tables import TableSpec
 from sources import ExampleSet
-from warehouse import Artifact, content_digest
+from warehouse import Artifact
 
 Partition = Mapping[str, str]
 APPLIES = "applies"  # the check that says why a method does not apply to a subject
@@ -234,14 +234,20 @@ def materialize(
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
     outputs: list[dict[str, Any]] = []
     written: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
-    for declared, frame, partition in output.tables:
-        receipt = w.replace(declared, frame, partition=dict(partition), **common)
-        spec = declared.table if isinstance(declared, ScoreSpec) else declared
-        written.append((spec, frame, partition))
-        outputs.append(
-            {"kind": "table", "name": spec.full_name, "partition": dict(partition), "digest": content_digest(spec, frame),
-             "receipt": receipt.digest}
-        )  # fmt: skip
+    with w.transaction() as t:  # all tables of a stage, or none
+        for declared, frame, partition in output.tables:
+            receipt = t.replace(declared, frame, partition=dict(partition), **common)
+            spec = declared.table if isinstance(declared, ScoreSpec) else declared
+            written.append((spec, frame, partition))
+            outputs.append(
+                {
+                    "kind": "table",
+                    "name": spec.full_name,
+                    "partition": dict(partition),
+                    "digest": receipt.content,
+                    "receipt": receipt.digest,
+                }
+            )
     for artifact in output.artifacts:
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
     w.record_lineage(

@@ -153,11 +153,11 @@ def _real(seed: int, progress: Progress) -> list[Claim]:
     )
     miss, held_miss = (float(np.abs(p - measured).mean()) for p in (predicted, held))
     return [
-        # Seeds 0, 1, 2 and 101: 1; seed 3: 0.8.
+        # Seeds 0, 1, 2 and 101: 1; seeds 3 and 8181: 0.8, which arithmetic in binary makes 0.7999.
         at_least(
             "3. Spearman of b and flip rate, 4 pools (the published order is exact; pools whose b are 0.002 apart may change places)",
             spearmanr([law.b for law in decaying.laws], FLIPPED).statistic,
-            0.8,
+            0.79,
         ),
         at_least("3. Spearman of predicted and trained error, 12 unions x budgets", spearmanr(predicted.ravel(), measured.ravel()).statistic, 0.7),
         at_most("3. mean |predicted - trained error|, 12 unions x budgets", miss, 0.03),

@@ -3,7 +3,7 @@
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.connection import Limits
 from warehouse.docs import markdown
-from warehouse.frames import content_digest, empty
+from warehouse.frames import empty
 from warehouse.ledger import Head, LedgerReport
 from warehouse.requests import RequestRecord
 from warehouse.warehouse import Warehouse
@@ -19,7 +19,6 @@ __all__ = [
     "RequestRecord",
     "Transaction",
     "Warehouse",
-    "content_digest",
     "empty",
     "markdown",
 ]

@@ -76,25 +76,9 @@ def digest_of(frame: pl.DataFrame, columns: Sequence[Column]) -> str:
     return sha.hexdigest()
 
 
-def content_digest(spec: TableSpec, frame: pl.DataFrame) -> str:
-    """Digest of what a frame says, in any row order: all columns but the partition's (they are constants that the
-    partition already names) and the volatile ones (wall times, clock readings).
-
-    Raises:
-        DataError: as :func:`checked`.
-    """
-    partition = {p: _constant(frame, spec.column(p)) for p in spec.partition}
-    return digest_of(checked(spec, frame, partition), content_columns(spec))
-
-
 def content_columns(spec: TableSpec) -> list[Column]:
+    """What a frame says: all columns but the partition's (constants that the partition already names) and the volatile ones."""
     return [c for c in spec.columns if not c.volatile and c.name not in spec.partition]
-
-
-def _constant(frame: pl.DataFrame, column: Column) -> Any:
-    if column.name in frame.columns and frame.height:
-        return frame[column.name][0]
-    return "" if column.dtype == "str" else 0
 
 
 def _buffers(series: pl.Series) -> list[np.ndarray[Any, Any]]:

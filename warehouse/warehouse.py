@@ -335,7 +335,8 @@ class Warehouse:
 
         table = spec.table if isinstance(spec, ScoreSpec) else spec
         everything = [c.name for c in table.all_columns]
-        stored = [self.read(table, subject=subject, partition=p, columns=everything) for p in partitions]
+        with self.reading() as con:
+            stored = [writer.read_partition(con, table, subject, p, everything) for p in partitions]
         return expectations.check(table, pl.concat(stored))
 
     def verify_tables(self) -> list[str]:

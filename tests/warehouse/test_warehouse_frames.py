@@ -16,7 +16,7 @@ from warehouse_helpers import EL2N, EVERYTHING, score_frame
 
 from contracts.errors import DataError
 from contracts.schema import CHECKPOINTS, TABLES
-from warehouse import content_digest, frames
+from warehouse import frames
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 PART = {"part": "p"}
@@ -215,7 +215,12 @@ def test_volatile_and_partition_columns_are_not_content() -> None:
          "train_acc": acc, "test_acc": 1.0, "wall_s": wall}
         for role, acc, wall in (("target", 0.9, 1.0), ("target", 0.9, 2.0), ("early", 0.9, 1.0), ("target", 0.8, 1.0))
     ]  # fmt: skip
-    found = [content_digest(CHECKPOINTS, pl.DataFrame([row])) for row in rows]
+    found = [
+        frames.digest_of(
+            frames.checked(CHECKPOINTS, pl.DataFrame([row]), {"role": row["role"]}), frames.content_columns(CHECKPOINTS)
+        )
+        for row in rows
+    ]
     assert found[0] == found[1] == found[2] != found[3]
 
 

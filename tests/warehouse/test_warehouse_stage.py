@@ -18,7 +18,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame
 from contracts.errors import ConfigError, IntegrityError, InvalidInput, StateError, UnknownName
 from contracts.requests import TRANSITIONS, ForgetRequest, RequestState
 from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, MEMBERS, REQUEST_EVENTS
-from warehouse import Warehouse, content_digest
+from warehouse import Warehouse
 from warehouse.lineage import runs_of
 
 # ------------------------------------------------------------------ stages
@@ -86,7 +86,7 @@ def test_outputs_that_are_not_in_place_undo_the_completion(w: Warehouse, damage:
 def test_outputs_as_plain_mappings_verify_by_content_or_by_receipt(w: Warehouse) -> None:
     frame = score_frame([1, 2])
     receipt = w.replace(EL2N, frame, **COMMON)
-    content = {"kind": "table", "name": "scores.el2n", "digest": content_digest(EL2N.table, frame)}
+    content = {"kind": "table", "name": "scores.el2n", "digest": receipt.content}
     w.complete("digits/a", "k", {"outputs": [content]})
     w.complete("digits/b", "k", {"outputs": [content | {"partition": {}, "receipt": receipt.digest}]})
     w.complete("wine/c", "k", {"outputs": [content]})
