@@ -258,6 +258,5 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
 
 def _refuse_missing(run: Run, stage: Stage) -> None:
     """Raise :class:`NotApplicable` with the reason for which a stage has made no models."""
-    reason = run.warehouse.last_complete(stage.asset(run.request))["warnings"].get(APPLIES)
-    if reason:
+    if reason := run.why_not(stage):
         raise NotApplicable(reason)

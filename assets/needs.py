@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from assets import models
-from assets.stage import APPLIES, Run, Stage
+from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import ConfigError, NotApplicable, UnknownName
 from contracts.methods import MethodSpec, recipe, unlearner
@@ -219,8 +219,7 @@ def _table(run: Run, name: str) -> pl.DataFrame:
     if name not in of:
         raise UnknownName("table", name, of)
     dep, table = of[name]
-    reason = run.warehouse.last_complete(dep.asset(run.request))["warnings"].get(APPLIES)
-    if reason:
+    if reason := run.why_not(dep):
         raise NotApplicable(reason)
     return run.read(table)
 

@@ -16,7 +16,7 @@ from polars import selectors as cs
 from assets.audits import TARGET
 from assets.examples import examples_in, examples_of
 from assets.requests import GROUPS as CLOSURE
-from assets.stage import APPLIES, Output, Run, Stage
+from assets.stage import Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import digest, plain
@@ -236,7 +236,7 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
         ],
         table=first.select(~cs.list()).head(10),
         num_rows=first.height,
-        reason=(run.warehouse.last_complete(stage.asset(run.request)) or {}).get("warnings", {}).get(APPLIES, ""),
+        reason=run.why_not(stage),
     )
 
 

@@ -93,9 +93,4 @@ def _refusal(frame: pl.DataFrame, gate: Gate) -> str:
     values = frame[gate.column].drop_nulls().to_numpy()
     if not len(values):
         return f"{gate.column} has no values: {gate.why}"
-    found = float(np.mean(values) if gate.statistic == "mean" else np.min(values))
-    return (
-        ""
-        if found >= gate.at_least
-        else f"{gate.statistic} {gate.column} is {found:.3f}, below {gate.at_least:g}: {gate.why}"
-    )
+    return gate.refusal(float(np.mean(values) if gate.statistic == "mean" else np.min(values)))

@@ -180,6 +180,11 @@ class Run:
             all(self._fresh(dep) for dep in stage.deps) and self.warehouse.completed(run.asset, run.key()) is not None
         )
 
+    def why_not(self, stage: Stage) -> str:
+        """Why a stage does not apply to this subject; empty when it does, and while it has not been made."""
+        record = self.warehouse.last_complete(stage.asset(self.request)) or {}
+        return str(record.get("warnings", {}).get(APPLIES, ""))
+
     def inputs(self) -> dict[str, str]:
         """Asset -> data version of every input.
 

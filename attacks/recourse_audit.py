@@ -365,7 +365,5 @@ def _checked(data: ExampleSet, config: RecourseAuditConfig) -> int:
     ids, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError("ids are used twice", example_ids=ids[counts > 1])
-    outside = (data.y < 0) | (data.y >= data.num_classes)
-    if outside.any():
-        raise DataError(f"labels outside 0..{data.num_classes - 1}", example_ids=data.example_id[outside])
+    data.check_classes()
     return data.class_names.index(config.favourable) if config.favourable else 1

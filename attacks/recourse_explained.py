@@ -33,7 +33,7 @@ from recipes.explanations import (
     with_one,
     worst_logit,
 )
-from recipes.inputs import model_dtype
+from recipes.inputs import model_device, model_dtype
 from recipes.predict import eval_mode
 
 Float = NDArray[np.float64]
@@ -171,7 +171,7 @@ def decision(model: nn.Module, favourable: int) -> Decide:
     Raises:
         DataError: (when called) the model's outputs are not finite.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
 
     def decide(x: Float) -> Float:
         parts = [np.empty(0)]

@@ -95,9 +95,7 @@ def relearn(
         raise NotApplicable(f"relearning counts right labels; {data.name} is for {data.task}")
     if forgotten.shape != (len(data),) or not forgotten.any() or forgotten.all():
         raise DataError(f"relearn: {len(data)} examples need forgotten and never-seen ones, told apart by a mask")
-    outside = (data.y < 0) | (data.y >= data.num_classes)
-    if outside.any():
-        raise DataError(f"{data.name}: labels outside 0..{data.num_classes - 1}", example_ids=data.example_id[outside])
+    data.check_classes()
     student = copy.deepcopy(model).eval()
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:

@@ -72,6 +72,12 @@ class Gate:
     why: str
     statistic: Literal["mean", "min"] = "mean"
 
+    def refusal(self, found: float) -> str:
+        """The sentence that says why a run with this statistic does not count, or nothing; NaN does not."""
+        if found >= self.at_least:
+            return ""
+        return f"{self.statistic} {self.column} is {found:.3f}, below {self.at_least:g}: {self.why}"
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -231,22 +233,15 @@ def _svm(
     fold = np.concatenate([np.arange(len(side)) % folds for side in (without, holding)])
     accuracy, c = -1.0, 0.0
     for candidate in SVM_C:
-        said = np.empty(len(target), np.int64)
-        for held in (fold == k for k in range(folds)):
-            said[held] = _machine(candidate).fit(points[~held], target[~held]).predict(points[held])
-        if (right := _balanced(target, said)) > accuracy:
+        said = cross_val_predict(_machine(candidate), points, target, cv=PredefinedSplit(fold))
+        if (right := balanced_accuracy_score(target, said)) > accuracy:
             accuracy, c = right, candidate
     svm = _machine(c).fit(points, target)
     if not np.any(svm.coef_):
         return None
     vector = svm.coef_[0] / spread
-    fitted = _balanced(target, svm.predict(points))
+    fitted = balanced_accuracy_score(target, svm.predict(points))
     return vector, float(svm.intercept_[0] - vector @ center), c, fitted, accuracy, len(holding), len(without)
-
-
-def _balanced(target: NDArray[np.int64], said: NDArray[np.int64]) -> float:
-    """Share of right answers, the mean over the two sides."""
-    return float(np.mean([(said[target == side] == side).mean() for side in (0, 1)]))
 
 
 def _machine(c: float) -> SVC:
@@ -551,9 +546,7 @@ def fitting_sample(data: ExampleSet, *, config: ConceptConfig, seed: int) -> Exa
         raise NotApplicable(f"concepts explain classes; {data.name} is a {data.task} task")
     if not len(data):
         raise DataError(f"{data.name}: there is no example to learn concepts from")
-    outside = (data.y < 0) | (data.y >= data.num_classes)
-    if outside.any():
-        raise DataError(f"{data.name}: labels outside 0..{data.num_classes - 1}", example_ids=data.example_id[outside])
+    data.check_classes()
     ordered = data.by_id()
     if len(data) <= config.sample:
         return ordered

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import DataError, NotApplicable
-from recipes.inputs import Inputs, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 
@@ -39,8 +39,7 @@ def embeddings(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.n
         NotApplicable: the model has no linear output layer, or calls it other than once on (B, d).
         DataError: activations that are not finite, naming the examples.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs = Inputs(data, dtype=model_dtype(model), device=device, preload_bytes=0)
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
     _, head = last_linear(model)
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))

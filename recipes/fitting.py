@@ -134,12 +134,7 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
         raise DataError(f"{inputs.data.name}: there is no example to train on")
     data = inputs.data
     if data.task == "classification":
-        outside = (data.y < 0) | (data.y >= data.num_classes)
-        if outside.any():
-            raise DataError(
-                f"{data.name}: labels outside 0 to {data.num_classes - 1}",
-                example_ids=data.example_id[outside].tolist(),
-            )
+        data.check_classes()
     wanted = (1, max(inputs.data.num_classes, 1))
     with eval_mode(model), torch.no_grad(), local_rng(0, device=inputs.device):
         got = tuple(model(inputs.block(0, 1)).shape)

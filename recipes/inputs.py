@@ -67,6 +67,11 @@ class Inputs:
         return torch.from_numpy(self.data.inputs(rows)).to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]
 
 
+def model_device(model: torch.nn.Module) -> torch.device:
+    """Where the parameters are; the CPU when there are none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def model_dtype(model: torch.nn.Module) -> torch.dtype:
     """The dtype of the first floating-point parameter; inputs are cast to it."""
     return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from contracts.errors import DataError
-from recipes.inputs import Inputs, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,8 +31,8 @@ def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> 
     Raises:
         DataError: outputs that are not finite, naming the examples.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return logits_of(model, Inputs(data, dtype=model_dtype(model), device=device, preload_bytes=0), batch=batch)
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
+    return logits_of(model, inputs, batch=batch)
 
 
 def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndarray:

@@ -43,7 +43,7 @@ from recipes.concepts import (
 )
 from recipes.concepts import projections_of as _projections_of
 from recipes.embeddings import last_linear
-from recipes.inputs import Inputs, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 
@@ -152,7 +152,7 @@ def concept_input_gradients(
         raise InvalidInput(
             f"baseline {baseline.shape}, concept {concept.shape}; {data.input_shape} and ({len(data)},) are needed"
         )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     start = torch.from_numpy(baseline).to(device=device, dtype=inputs.dtype)[None]
     target = torch.from_numpy(concept.astype(np.int64)).to(device)

@@ -35,7 +35,7 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.embeddings import embeddings
 from recipes.frames import frame_of
-from recipes.inputs import Inputs, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from scoring.grand import GrandConfig, grand
 from scoring.streaming import check
 from scoring.worst_case_forget import (
@@ -44,7 +44,6 @@ from scoring.worst_case_forget import (
     budget_of,
     check_model,
     cross_entropy_nats,
-    device_of,
     groups_of,
     select_worst_case,
 )
@@ -121,7 +120,7 @@ def choose(
 
 
 def _loss(model: nn.Module, data: ExampleSet) -> NDArray[np.float64]:
-    inputs = Inputs(data, dtype=model_dtype(model), device=device_of(model), preload_bytes=0)
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
     return cross_entropy_nats(model, inputs)
 
 

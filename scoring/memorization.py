@@ -94,8 +94,8 @@ def fit_of(name: str, found: Memorization) -> float:
         NotApplicable: it is below what the score's own gate asks for, or there is no example.
     """
     fit = float(np.nanmean(found.acc_in)) if np.isfinite(found.acc_in).any() else np.nan
-    if not fit >= FIT.at_least:
-        raise NotApplicable(f"{name}: mean {FIT.column} is {fit:.3f}, below {FIT.at_least:g}: {FIT.why}")
+    if refusal := FIT.refusal(fit):
+        raise NotApplicable(f"{name}: {refusal}")
     return fit
 
 

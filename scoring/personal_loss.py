@@ -37,6 +37,7 @@ from contracts.errors import DataError, InvalidInput, NotApplicable
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
+from recipes.inputs import model_device
 from recipes.predict import eval_mode
 from recipes.recsys import choose, pool_losses
 from recipes.recsys_lists import Lists
@@ -223,7 +224,7 @@ def _scores(
     model: nn.Module, data: ExampleSet, lists: Lists, negatives: torch.Tensor, *, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 scores of every pair (N,) and of every active user's negatives (A, M); users are streamed."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     s_pos = torch.empty(len(lists), dtype=torch.float64)
     s_neg = torch.empty(negatives.shape, dtype=torch.float64)
     row_of = _active_rows(lists)

@@ -37,7 +37,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
 from recipes.frames import frame_of
-from scoring.quality_pools import curves_of
+from scoring.quality_pools import POOL, curves_of
 from scoring.retraining import splits_by_id, test_error
 from scoring.scaling_fit import PoolCurve, PoolFits, fit_pool_laws
 from scoring.scaling_laws import Array, Compat, Objective, Plan, best_pool, mixture_error
@@ -65,7 +65,6 @@ class PoolLawsConfig(Config):
 
 
 _COMPAT = Column(name="compat", dtype="str", choices=_FORMS, doc="form of the law: the paper's, or the authors' code's")
-_POOL = Column(name="pool_id", dtype="str", doc="pool_1 is the best end of the score")
 _BUDGET = Column(name="budget", dtype="int64", low=1, doc="samples seen")
 _NUM = Column(name="n_pools", dtype="int64", low=1, doc="pools in the union, best first")
 _IDS = Column(name="pools", dtype="str", doc="their ids, most negative b first")
@@ -98,7 +97,7 @@ _LAWS = TableSpec(
     schema="scores", name="pool_laws", doc="The scaling law of each quality pool, with bootstrap 90% intervals.",
     key=("compat", "pool_id"),
     columns=(
-        _COMPAT, _POOL,
+        _COMPAT, POOL,
         Column(name="status", dtype="str", doc="whether the law describes the curve", choices=("fitted", "poor fit", "refused")),
         Column(name="reason", dtype="str", doc="why not; empty when fitted"),
         _law("a", "normaliser, shared by the pools", low=0), _law("d", "irreducible error, shared by the pools", low=0),
@@ -159,6 +158,7 @@ _FRONT = TableSpec(
         Column(name="high", dtype="float64", nullable=True, doc="mean + 1.645 standard errors; null for predictions"),
     ),
 )  # fmt: skip
+_TABLES = (_CHOICE, _LAWS, _DRAWING, _PLAN, _CHECK, _FRONT)
 _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form of the authors' code"}
 
 
@@ -170,7 +170,7 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
         config=PoolLawsConfig,
         needs=("tables", "model"),
         reads=("quality_pools",),
-        tables=(_CHOICE, _LAWS, _DRAWING, _PLAN, _CHECK, _FRONT),
+        tables=_TABLES,
         pictures=(
             Picture(
                 table="pareto_front", title="Least predicted error against budget, and the unions as trained", x="budget",
@@ -220,7 +220,7 @@ def pool_laws(
     curves = curves_of(tables("pool_curves"), size=size, num_test=len(test))
     unions = tables("pool_unions").sort("n_pools", "point", "seed")
     model_error = test_error(model, test)
-    rows: dict[str, list[dict[str, Any]]] = {t.name: [] for t in (_CHOICE, _LAWS, _DRAWING, _PLAN, _CHECK, _FRONT)}
+    rows: dict[str, list[dict[str, Any]]] = {t.name: [] for t in _TABLES}
     for number, form in enumerate(_FORMS):
         fits = fit_pool_laws(
             curves, objective=cast(Objective, config.objective), compat=form, bootstrap=config.bootstrap,
@@ -234,7 +234,7 @@ def pool_laws(
         progress(number + 1, len(_FORMS), "laws fitted")
     # a union as trained is the same beside either form
     rows["pareto_front"] = list({(row["series"], row["budget"]): row for row in rows["pareto_front"]}.values())
-    return {t.name: frame_of(t, rows[t.name]) for t in (_CHOICE, _LAWS, _DRAWING, _PLAN, _CHECK, _FRONT)}
+    return {t.name: frame_of(t, rows[t.name]) for t in _TABLES}
 
 
 def _planned(

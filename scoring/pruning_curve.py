@@ -213,7 +213,7 @@ def pruning_curve(
     full = accuracies(everything)
     for rule, off in rules:
         add(rule, off, 1.0, everything, None if rule == "random" else 0, full, full)
-    strata = {rule: examples.y if rule.startswith("stratified") else None for rule in RULES}
+    ranked = {rule: ranking(values, examples.y if rule.startswith("stratified") else None) for rule, _ in rules}
     for fraction, size in sizes.items():
         random_sets = [shuffle[:size] for shuffle in shuffles]
         random = accuracies(random_sets)
@@ -222,7 +222,7 @@ def pruning_curve(
                 add(rule, off, fraction, random_sets, None, random, random)
                 continue
             skip = _skip(rule, num, size, offset=off, hard=config.hard)
-            members = [ranking(values, strata[rule])[skip : skip + size]] * config.seeds
+            members = [ranked[rule][skip : skip + size]] * config.seeds
             add(rule, off, fraction, members, skip, accuracies(members), random)
     order = ["rule", "offset", "fraction"]
     return {

@@ -182,7 +182,7 @@ def qualification(
         model: the audited model; not changed.
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
         unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
-        evaluate: ``(model, *, retain, forget, test, seed) -> {ua, ra, ta, mia_efficacy}`` in percent.
+        evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
         progress: told (runs done, all, "qualification").
 
     Returns:

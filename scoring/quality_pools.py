@@ -58,7 +58,7 @@ class QualityPoolsConfig(Config):
             raise ConfigError(f"QualityPoolsConfig.efforts = {self.efforts} must be at least 3, increasing")
 
 
-_POOL = Column(name="pool_id", dtype="str", doc="pool_1 is the best end of the score")
+POOL = Column(name="pool_id", dtype="str", doc="pool_1 is the best end of the score")
 _SEED = Column(name="seed", dtype="int64", low=0, doc="number of the repeat")
 _SEEN = Column(name="samples_seen", dtype="int64", low=1, doc="examples passed forward and backward, repeats counted")
 _ERROR = Column(name="error", dtype="float64", low=0, high=1, doc="test error of this run")
@@ -66,7 +66,7 @@ _POOLS = TableSpec(
     schema="scores", name="pools", doc="The quality pools: how many examples of which values.",
     key=("pool_id",),
     columns=(
-        _POOL,
+        POOL,
         Column(name="num_examples", dtype="int64", low=1, doc="examples of the pool"),
         Column(name="score_low", dtype="float64", doc="least value of the score in the pool"),
         Column(name="score_high", dtype="float64", doc="greatest value of the score in the pool"),
@@ -76,7 +76,7 @@ _CURVES = TableSpec(
     schema="scores", name="pool_curves", doc="Test error of the subject's recipe trained on one pool alone, a run a row.",
     key=("pool_id", "seed", "samples_seen"),
     columns=(
-        _POOL, _SEED, _SEEN,
+        POOL, _SEED, _SEEN,
         Column(name="epoch", dtype="float64", low=0, unit="passes", doc="samples_seen / examples of the pool"),
         _ERROR,
     ),

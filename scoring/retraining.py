@@ -45,11 +45,7 @@ def splits_by_id(data: ExampleSet, *, name: str) -> tuple[ExampleSet, ExampleSet
     values, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError(f"{data.name} has ids twice", example_ids=values[counts > 1])
-    outside = (data.y < 0) | (data.y >= data.num_classes)
-    if outside.any():
-        raise DataError(
-            f"{data.name}: labels outside 0..{data.num_classes - 1}", example_ids=np.sort(data.example_id[outside])
-        )
+    data.check_classes()
     train, test = (data.subset(np.sort(data.example_id[data.split == part])) for part in ("train", "test"))
     if not len(test):
         raise NotApplicable(f"{name} measures error on the test split; {data.name} has none")

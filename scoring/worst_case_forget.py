@@ -44,7 +44,7 @@ from contracts.methods import ScoreSpec, score
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column
-from recipes.inputs import Inputs, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
@@ -167,7 +167,7 @@ def select_worst_case(
     group, num = groups_of(data, config.group)
     budget, size = budget_of(num, config), np.bincount(group)
     check_model(model, data)
-    inputs = Inputs(data, dtype=model_dtype(model), device=device_of(model))
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model))
     w, start = _start(num, budget, config, derive_seed("worst-case start", seed))
     top = _by_weight(w, np.zeros(num))[:budget]
     objective: list[float] = []
@@ -277,11 +277,6 @@ def budget_of(num: int, config: WorstCaseForgetConfig) -> int:
     if num < 2:
         raise DataError(f"{num} {config.group} to choose a forget set from; two are needed, one of them to keep")
     return min(max(round(config.fraction * num), 1), num - 1)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are; the CPU when it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def check_model(model: nn.Module, data: ExampleSet) -> None:

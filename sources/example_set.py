@@ -239,6 +239,20 @@ class ExampleSet:
         if not (self.split == "train").any():
             raise DataError(f"{self.name} has no training example")
 
+    def check_classes(self) -> None:
+        """Refuse labels that are no class (item) of these data.
+
+        Raises:
+            DataError: names the examples.
+        """
+        outside = (self.y < 0) | (self.y >= self.num_classes)
+        if outside.any():
+            first, *_ = ids = np.sort(self.example_id[outside])
+            label = self.y[self.example_id == first][0]
+            raise DataError(
+                f"{self.name}: labels outside 0..{self.num_classes - 1}, the first is label {label}", example_ids=ids
+            )
+
     def _check_labels(self) -> None:
         if self.task == "regression":
             bad = ~np.isfinite(self.y)
@@ -253,12 +267,7 @@ class ExampleSet:
         doubled = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
         if doubled:
             raise DataError(f"{self.name}: class name {doubled[0]!r} is used more than once")
-        bad = (self.y < 0) | (self.y >= self.num_classes)
-        if bad.any():
-            raise DataError(
-                f"{self.name}: label {self.y[bad][0]} is outside 0..{self.num_classes - 1}",
-                example_ids=self.example_id[bad],
-            )
+        self.check_classes()
         if self.task == "ranking":
             self._check_interactions()
             return

@@ -78,7 +78,7 @@ def add(
         request_id=request_id or f"r{now:%Y%m%d-%H%M%S}",
         subject=subject,
         selector={"class_name": "class"}.get(field, field),  # type: ignore[arg-type]
-        fraction=fraction or (0.01 if score is not None and count is None else 0.0),
+        fraction=0.01 if score is not None and fraction is None and count is None else fraction or 0.0,
         count=count or 0,
         end=end,
         received_at=now.isoformat(),

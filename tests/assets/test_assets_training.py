@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from assets import models, needs
-from assets.stage import APPLIES, Output
+from assets.stage import APPLIES, Output, Run
 from contracts import schema
 from contracts.errors import ConfigError, NotApplicable
 from contracts.progress import silent
@@ -91,6 +92,7 @@ def test_without_early_models_the_stage_says_why_and_so_does_who_asks_for_them()
     assert "for ranking" in output.warnings[APPLIES]
     stage = SimpleNamespace(asset=lambda request: "clicks/models/early")
     run.warehouse = SimpleNamespace(last_complete=lambda asset: {"warnings": output.warnings})
+    run.why_not = partial(Run.why_not, run)
     with pytest.raises(NotApplicable, match="for ranking"):
         models.load_early(run, stage)
     assert APPLIES in models.early(run.subject, stage).warnings

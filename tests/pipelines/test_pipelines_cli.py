@@ -171,6 +171,8 @@ def test_request_register_from_the_command_line(audited_home: Path) -> None:
         palimpsest("request", "add", "small", "--score", "elton", "--count", "3")
     with pytest.raises(PalimpsestError, match="go with --score"):
         palimpsest("request", "add", "small", "--ids", "1", "--count", "3")
+    with pytest.raises(PalimpsestError, match="needs one of them"):
+        palimpsest("request", "add", "small", "--score", "el2n", "--fraction", "0")
     asked = ("--score", "el2n", "--count", "3", "--end", "lowest", "--id", "cli-2", "--unverified")
     assert palimpsest("request", "add", "small", *asked)[0] == 0
     shown = palimpsest("request", "show", "small", "cli-2")[1]
