@@ -8,6 +8,7 @@ import polars as pl
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.identity import owner_token
+from contracts.methods import source
 from contracts.subject import Subject
 from reports import plots
 from sources import ExampleSet
@@ -20,8 +21,12 @@ def examples(subject: Subject) -> Stage:
         path=("data", "examples"),
         doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash. "
         "The values stay in their source and are re-read and compared by digest.",
-        config={"source": subject.source, "seed": subject.seed},
-        fingerprint=lambda run: run.data.digest,
+        config={
+            "source": subject.source,
+            "version": source.get(subject.source.name).spec.version,
+            "seed": subject.seed,
+        },
+        reads_source=True,
         tables=(schema.EXAMPLES,),
         kinds=frozenset({"duckdb", "polars"}),
         work=_examples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,11 @@ import polars as pl
 
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
-from contracts.digests import derive_seed
-from contracts.errors import NotApplicable
-from contracts.methods import recipe
+from contracts.digests import derive_seed, digest
+from contracts.errors import NotApplicable, NotReady
 from contracts.subject import Subject
-from recipes.plan import device_of, model_builder, recipe_config
-from recipes.schedule import num_epochs
+from recipes.plan import device_of, model_builder, recipe_config, trainer, versions
+from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
 from warehouse import empty
 
@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 
 
 def training(subject: Subject) -> dict[str, Any]:
-    """What every trained model of a subject depends on."""
+    """What every trained model of a subject depends on, the versions of source, recipe and model among it."""
     return {
         "model": subject.model,
         "recipe": {"name": subject.recipe.name, "config": recipe_config(subject)},
+        "versions": versions(subject),
         "seed": subject.seed,
         "device": subject.device,
     }
+
+
+def trained_by(stage: Stage) -> str:
+    """Digest of the part of a stage's configuration that :func:`training` gives: equal for the models of stages that were
+    made by the same recipe on the same architecture, by the same versions of their code."""
+    return digest({name: stage.config[name] for name in ("model", "recipe", "versions", "seed", "device")})
 
 
 def target(subject: Subject, examples: Stage) -> Stage:
@@ -55,22 +62,17 @@ def _target(run: Run) -> Output:
 
     subject = run.subject
     started = time.perf_counter()
-    model = recipe.get(subject.recipe.name)(
-        model_builder(subject, run.data),
-        run.train,
-        config=recipe_config(subject),
-        seed=subject.seed,
-        device=device_of(subject),
-        checkpoints=run.checkpoints(),
-        progress=run.progress,
+    model = trainer(subject, run.data).one(
+        run.train, subject.seed, checkpoints=run.checkpoints(), progress=run.progress
     )
     wall_s = time.perf_counter() - started
     # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
     logits = None if run.data.task == "ranking" else predict_logits(model, run.data)
-    weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed}, "weights")
+    made = {"trained_by": trained_by(run.stage)}
+    weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed, **made}, "weights")
     artifacts = [weights]
     if logits is not None:
-        artifacts.append(run.save({"example_id": run.data.example_id, "logits": logits}, {}, "logits"))
+        artifacts.append(run.save({"example_id": run.data.example_id, "logits": logits}, made, "logits"))
     row = checkpoint_row(run, weights.name, "target", subject.seed, model, logits, wall_s)
     return Output(
         tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
@@ -88,10 +90,15 @@ def checkpoint_row(
     run: Run, artifact: str, role: str, seed: int, model: nn.Module, logits: np.ndarray | None, wall_s: float
 ) -> dict[str, Any]:
     """One row of models.checkpoints; accuracies from the logits on every example where there are any."""
+    from recipes.fitting import smallest_batch
+
     config: Any = recipe_config(run.subject)
+    epochs = getattr(config, "epochs", 0)
+    if isinstance(config, SupervisedConfig):
+        epochs = num_epochs(len(run.train), config, smallest=smallest_batch(model))
     row: dict[str, Any] = {
         "artifact_id": artifact, "role": role, "seed": seed,
-        "epochs": num_epochs(len(run.train), config) if hasattr(config, "steps") else getattr(config, "epochs", 0),
+        "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "train_loss_nats": None, "train_acc": None, "test_acc": None, "wall_s": wall_s,
     }  # fmt: skip
@@ -146,6 +153,7 @@ def _early(run: Run) -> Output:
         models = early_models(
             model_builder(subject, run.data),
             run.train,
+            recipe=subject.recipe.name,
             config=recipe_config(subject),
             seeds=seeds,
             epoch=subject.early.epoch,
@@ -156,8 +164,9 @@ def _early(run: Run) -> Output:
         none = (schema.CHECKPOINTS, empty(schema.CHECKPOINTS), {"role": "early"})
         return Output(tables=[none], warnings={APPLIES: str(error)})
     wall_s = (time.perf_counter() - started) / len(seeds)
+    made = {"role": "early", "epoch": subject.early.epoch, "trained_by": trained_by(run.stage)}
     artifacts = [
-        run.save(to_arrays(model), {"role": "early", "seed": seed, "epoch": subject.early.epoch}, f"seed{r}")
+        run.save(to_arrays(model), {**made, "seed": seed}, f"seed{r}")
         for r, (seed, model) in enumerate(zip(seeds, models, strict=True))
     ]
     rows = [
@@ -184,10 +193,15 @@ def load_early(run: Run, stage: Stage) -> list[nn.Module]:
 
 
 def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
-    """A stored model in eval mode on the subject's device, digest verified."""
+    """A stored model in eval mode on the subject's device, digest verified.
+
+    Raises:
+        NotReady: another recipe, architecture or code trained it than the plan names now.
+    """
     from recipes import load_arrays
 
-    arrays, _ = run.load(stage, name)
+    arrays, meta = run.load(stage, name)
+    refuse_other_training(run, stage, meta)
     model = model_builder(run.subject, run.data)(0)
     load_arrays(model, arrays)
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
@@ -200,7 +214,7 @@ def ensemble(subject: Subject, examples: Stage) -> Stage:
         subject=subject,
         path=("models", "ensemble"),
         doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
-        f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Trained stacked, resumable by {plan.block} models.",
+        f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
         config={**training(subject), "ensemble": plan},
         deps=(examples,),
         warnings=(APPLIES,),
@@ -218,6 +232,7 @@ def _ensemble(run: Run) -> Output:
         result = train_ensemble(
             model_builder(subject, run.data),
             run.data,
+            recipe=subject.recipe.name,
             config=recipe_config(subject),
             ensemble=subject.ensemble,
             seed=derive_seed(subject.seed, "ensemble") % 2**31,
@@ -230,7 +245,8 @@ def _ensemble(run: Run) -> Output:
     correct = result.logits.argmax(2) == result.labels
     acc_in = float(correct[result.keep].mean())
     acc_out = float(correct[~result.keep].mean())
-    stored = run.save(result.to_arrays(), {"config_digest": result.config_digest})
+    meta = {"config_digest": result.config_digest, "trained_by": trained_by(run.stage)}
+    stored = run.save(result.to_arrays(), meta)
     return Output(
         artifacts=[stored],
         members=result.example_id[result.pool],
@@ -249,11 +265,27 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
 
     Raises:
         NotApplicable: there is none for this subject, and why.
+        NotReady: another recipe, architecture or code trained it than the plan names now.
     """
     from recipes import ReferenceEnsemble
 
     _refuse_missing(run, stage)
-    return ReferenceEnsemble.from_arrays(*run.load(stage))
+    arrays, meta = run.load(stage)
+    refuse_other_training(run, stage, meta)
+    return ReferenceEnsemble.from_arrays(arrays, meta)
+
+
+def refuse_other_training(run: Run, stage: Stage, meta: Mapping[str, Any]) -> None:
+    """Raise :class:`NotReady` unless stored models, by their ``meta``, were trained as the plan now says.
+
+    Models that are compared with each other (the audited one and its references) must be made alike. A stage that is brought
+    up to date by itself could otherwise read what an older plan, recipe or model left behind.
+    """
+    if meta.get("trained_by") != trained_by(stage):
+        raise NotReady(
+            f"{stage.asset(run.request)} was trained by another recipe, architecture or version of them than the plan of "
+            f"{run.subject.subject} names now; run: palimpsest audit {run.subject.subject}"
+        )
 
 
 def _refuse_missing(run: Run, stage: Stage) -> None:

@@ -26,17 +26,18 @@ NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
     "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R models as they pass that "
-    "epoch of the full recipe, one a seed",
+    "epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop early",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
     "steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser steps instead, "
-    "observe(rows, logits) is told of every mini-batch before its step",
+    "observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the recipe cannot do",
     "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one model of the subject's own "
-    "recipe a set, stacked where possible; data: the examples the ids are of, the subject's own when not given",
+    "recipe a set, all at once where the recipe and the network allow it; data: the examples the ids are of, the subject's own when not given",
     "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; "
-    "its attribute ``methods``: the names that the plan lists, or all that are defined for the task",
+    "its attribute ``methods``: the names that the plan lists, or all that are defined for the task; ``in_use``: the name of the plan's "
+    "method in use, retrain without a plan",
     "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the subject's architecture after a "
-    "registered unlearner",
+    "registered unlearner, which gets a copy of it; attributes ``methods`` and ``in_use`` as of unlearn",
     "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, mia_efficacy, ... in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
@@ -181,7 +182,7 @@ class AnalysisSpec(MethodSpec):
         tables: what it stores, replaced as a whole; the first is the one shown in the UI.
         reads: analyses whose stored tables the need ``tables`` gives; the plan lists them before this one.
         pictures: how they are drawn.
-        judge: (rows of every table, the plan's thresholds) -> (audited, finding); pure. None: reported, not judged.
+        judge: (rows of every table, the plan's thresholds) -> (what it is about, finding); pure. None: reported, not judged.
     """
 
     tables: tuple[TableSpec, ...]
@@ -214,9 +215,12 @@ class CuratorSpec(MethodSpec):
 
     Attributes:
         roles: the roles it assigns; ("forget", "retain") for forget/retain splits.
+        random: the forget set is a random share of the training examples, so that unseen examples are its peers. Of any
+            other set an audit compares with retrainings without that very set.
     """
 
     roles: tuple[str, ...] = ("forget", "retain")
+    random: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,14 +249,28 @@ class AttackSpec(MethodSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(MethodSpec):
-    """How the audited model is trained. The function takes
-    ``(build, data, *, config, seed, checkpoints, progress) -> torch.nn.Module``; see ``recipes.supervised``.
+    """How a subject's models are trained: the audited one, early ones, reference models, shadow models and retrainings alike.
+
+    The function takes ``(build, data, *, config, seed) -> torch.nn.Module``: a fresh ``build(seed)`` trained on every row of
+    ``data``, the same bits for the same seed. It is also given ``checkpoints``, ``progress`` and ``device`` ("cpu" or "cuda";
+    without it the recipe trains on the CPU) if it has parameters of these names. What else it can do it declares:
 
     Attributes:
         retains: what the recipe keeps of its data besides the weights (exemplars, teachers, Fisher information, ...).
+        early: it takes ``stop_after``, the epochs of the full run after which it is left: the subject has early models.
+        observable: it takes ``observe``, called with the rows and outputs of every mini-batch before its step.
+        counts_steps: its configuration has a field ``steps``, the exact number of optimiser steps in place of the epochs.
+        stacked: its own faster way to train many models, ``(build, data, *, config, device, members, seeds, epochs, inputs,
+            progress) -> models``: for each of ``epochs`` (None is the end) a list with one model for each set of positions in
+            ``members``, equal to what the recipe itself gives on these rows with that seed. It raises NotApplicable for a
+            network that it cannot take. None: the recipe is called once for each model.
     """
 
     retains: tuple[str, ...] = ()
+    early: bool = False
+    observable: bool = False
+    counts_steps: bool = False
+    stacked: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,10 +280,13 @@ class SourceSpec(MethodSpec):
     Attributes:
         detects: True when ``path`` looks like this kind of data (used by ``palimpsest init``); by content, not only by suffix.
         from_path: ``(path, label, owner) -> config mapping`` for ``palimpsest init``.
+        self_contained: its data are a function of the configuration, the seed and the installed libraries: it reads no file
+            of the user's and asks no service, so that what was read once need not be read again to know it unchanged.
     """
 
     detects: Callable[[Path], bool] | None = None
     from_path: Callable[[Path, str | None, str | None], dict[str, object]] | None = None
+    self_contained: bool = False
     tasks: tuple[Task, ...] = ANY_TASK
 
 

@@ -9,6 +9,7 @@ module outputs see true values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class CNN(nn.Module):
     Raises:
         NotApplicable: images smaller than 4 x 4.
     """
+
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 
     def __init__(self, config: CNNConfig, *, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Models stopped early in training, one a seed: what EL2N and GraNd read (card 26, step 1).
 
-Each is the full recipe (schedule included) left after some epochs, from its own initialisation and batch order.
+Each is the full recipe (schedule included) left after some epochs, from its own initialisation and batch order. A recipe
+that is not declared ``early`` has none.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from contracts.errors import NotApplicable
+from contracts.methods import RecipeSpec
+from contracts.params import Config
 from contracts.progress import Progress, silent
+from contracts.registry import Method
 from recipes.models import Build
-from recipes.schedule import SupervisedConfig
-from recipes.stacked import Path, StackedTrainer
+from recipes.training import Trainer
 from sources.example_set import ExampleSet
 
 
@@ -22,48 +24,48 @@ def early_models(
     build: Build,
     data: ExampleSet,
     *,
-    config: SupervisedConfig,
+    recipe: str | Method[RecipeSpec],
+    config: Config,
     seeds: Sequence[int],
     epoch: int,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> list[nn.Module]:
-    """R models on all rows of ``data``, in eval mode; equal to ``supervised(..., seed=s, stop_after=epoch)`` for each s.
+    """R models on all rows of ``data``, in eval mode; equal to the recipe with ``seed=s, stop_after=epoch`` for each s.
 
     Args:
+        recipe: the recipe under audit, or its name.
+        config: the recipe's configuration.
         seeds: R seeds.
         epoch: epochs trained, 0 .. config.epochs. 0 gives initialisations, which tell nothing of an example.
 
     Raises:
-        As ``StackedTrainer.snapshots``.
+        NotApplicable: the recipe cannot stop early.
+        Others: as ``Trainer.snapshots``.
     """
-    return early_snapshots(
-        build, data, config=config, seeds=seeds, epochs=[epoch], device=device, progress=progress
-    )[epoch]  # fmt: skip
+    found = early_snapshots(
+        build, data, recipe=recipe, config=config, seeds=seeds, epochs=[epoch], device=device, progress=progress
+    )
+    return found[epoch]
 
 
 def early_snapshots(
     build: Build,
     data: ExampleSet,
     *,
-    config: SupervisedConfig,
+    recipe: str | Method[RecipeSpec],
+    config: Config,
     seeds: Sequence[int],
     epochs: Sequence[int],
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[int, list[nn.Module]]:
-    """Epoch -> :func:`early_models` stopped there, the same bits, at the cost of the latest epoch alone.
+    """Epoch -> :func:`early_models` stopped there, the same bits; at the cost of the latest epoch alone for a recipe with
+    a stacked path.
 
     All of them are in memory at once.
     """
-
-    def train(path: Path) -> list[list[nn.Module]]:
-        trainer = StackedTrainer(build=build, config=config, device=device, path=path)
-        everything = [np.arange(len(data))] * len(seeds)
-        return trainer.snapshots(data, members=everything, seeds=list(seeds), epochs=epochs, progress=progress)
-
-    try:
-        found = train("auto")
-    except NotApplicable:  # BatchNorm, which no stack takes: one model after another
-        found = train("loop")
+    trainer = Trainer(recipe=recipe, build=build, config=config, device=device)
+    everything = [np.arange(len(data))] * len(seeds)
+    found = trainer.snapshots(data, members=everything, seeds=list(seeds), epochs=epochs, progress=progress)
     return dict(zip(epochs, found, strict=True))

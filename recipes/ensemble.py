@@ -3,8 +3,12 @@
     keep[m, j] = 1 if model m trained on example j,   logits[m, j, :] = f_m(x_j), eval mode
     pool example: in exactly M/2 models;  population example: in none
 
-Trained once; memorization (card 15, subset ratio 1/2), LiRA and RMIA (card 57) all read it. Models themselves are not
-kept: an ensemble is evidence about examples, and each model of it would be one more copy to erase.
+Trained once; memorization (card 15, subset ratio 1/2), LiRA and RMIA (card 57) all read it. Every model is made by the
+recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and each
+model of it would be one more copy to erase.
+
+BatchNorm mixes the examples of a batch while it trains, so that what a model has learnt of one example depends on its
+neighbours, as it does in the audited model; what it says of an example afterwards, by its running statistics, does not.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from torch import nn
 
 from contracts.digests import derive_seed, digest
 from contracts.errors import DataError, InvalidInput, NotApplicable
+from contracts.methods import RecipeSpec
+from contracts.params import Config
 from contracts.progress import Progress, silent
+from contracts.registry import Method
 from contracts.stores import CheckpointStore, NoStore
 from contracts.subject import Ensemble
 from recipes.checkpoints import arrays_digest, to_arrays
@@ -25,8 +33,7 @@ from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.predict import logits_of
-from recipes.schedule import SupervisedConfig
-from recipes.stacked import StackedTrainer
+from recipes.training import Trainer
 from sources.example_set import ExampleSet
 
 
@@ -94,7 +101,8 @@ def train_ensemble(
     build: Build,
     data: ExampleSet,
     *,
-    config: SupervisedConfig,
+    recipe: str | Method[RecipeSpec],
+    config: Config,
     ensemble: Ensemble,
     seed: int,
     device: str = "cpu",
@@ -107,21 +115,24 @@ def train_ensemble(
     Args:
         build: seed -> fresh model, the architecture under audit.
         data: the whole data set, both splits.
-        config: the recipe under audit: an attack is strong when its reference models are made as the target was.
+        recipe: the recipe under audit, or its name: an attack is strong when its reference models are made as the target was.
+        config: the recipe's configuration.
         ensemble: M, pool, population, and the block in which models are trained and stored.
         seed: of the design and, with the model's number, of every model.
         device: "cpu" or "cuda".
         checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
         checkpoint_name: see above.
-        progress: told (model-epochs done, in all, "reference models").
+        progress: told (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
-        NotApplicable: regression; BatchNorm.
-        DataError, ConfigError: see ``pool_and_population`` and ``StackedTrainer``.
+        NotApplicable: regression; a recipe for another task; a network whose outputs in eval mode mix examples.
+        DataError, ConfigError: see ``pool_and_population`` and ``Trainer``.
         IntegrityError: a stored block is damaged.
+        Others: as the recipe raises.
     """
     if data.task != "classification":
         raise NotApplicable(f"the reference ensemble needs class labels; {data.name} is a {data.task} task")
+    trainer = Trainer(recipe=recipe, build=build, config=config, device=device)
     pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
     rows = np.sort(np.concatenate([pool, population]))
     view = data.subset(data.example_id[rows])
@@ -131,8 +142,10 @@ def train_ensemble(
 
     seeds = [derive_seed("reference", seed, m) for m in range(ensemble.num_models)]
     first = build(seeds[0])
+    _refuse_mixing(first)
     config_digest = digest(
         {
+            "recipe": [trainer.spec.name, trainer.spec.version],
             "config": config,
             # The block is how the work is cut, not what is made.
             "ensemble": [ensemble.num_models, ensemble.pool_size, ensemble.population_fraction],
@@ -143,8 +156,8 @@ def train_ensemble(
         }
     )
     inputs = Inputs(view, dtype=model_dtype(first), device=device)
-    trainer = StackedTrainer(build=build, config=config, device=device)
-    total = ensemble.num_models * config.epochs
+    each = int(getattr(config, "epochs", 1))
+    total = ensemble.num_models * each
     blocks = []
     for start in range(0, ensemble.num_models, ensemble.block):
         end = min(start + ensemble.block, ensemble.num_models)
@@ -152,15 +165,15 @@ def train_ensemble(
         logits = _stored(checkpoints.load(name), meta=meta, keep=keep[start:end])
         if logits is None:
 
-            def tell(done: int, _: int, what: str, before: int = start * config.epochs) -> None:
-                progress(before + done, total, "reference models")
+            def tell(done: int, of: int, _: str, before: int = start * each, more: int = (end - start) * each) -> None:
+                progress(before + more * min(done, of) // max(of, 1), total, "reference models")
 
             members = [np.flatnonzero(row) for row in keep[start:end]]
-            models = trainer.train(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
+            models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
             logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
             checkpoints.save(name, {"keep": keep[start:end], "logits": logits}, meta)
         blocks.append(logits)
-        progress(end * config.epochs, total, "reference models")
+        progress(end * each, total, "reference models")
     return ReferenceEnsemble(
         example_id=view.example_id,
         pool=in_pool,
@@ -169,6 +182,16 @@ def train_ensemble(
         logits=np.concatenate(blocks),
         config_digest=config_digest,
     )
+
+
+def _refuse_mixing(model: nn.Module) -> None:
+    """Raise :class:`NotApplicable` for BatchNorm without running statistics: it mixes examples in eval mode, too."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise NotApplicable(
+                f"layer {name!r}, a {type(module).__name__} without running statistics, mixes the examples of a batch in eval "
+                "mode too: what a model says of one example depends on others. Use track_running_stats=True"
+            )
 
 
 def _stored(

@@ -3,7 +3,8 @@
     classification: mean cross-entropy of a batch (label smoothing as torch.nn.functional.cross_entropy)
     regression:     mean squared error; see `standardise`
 
-The optimiser is torch.optim's. Everything else is in recipes.schedule.
+The optimiser is torch.optim's. Everything else is in recipes.schedule. BatchNorm takes its statistics from the batch, and
+one example alone has none: a last batch of one joins the batch before it, for networks with BatchNorm only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
-from recipes.schedule import SupervisedConfig, epoch_order, learning_rates, num_epochs, num_steps
+from recipes.schedule import SupervisedConfig, batches_of, epoch_order, learning_rates, num_epochs
 
 Observe = Callable[[Tensor, Tensor], None]
 
@@ -73,12 +74,15 @@ def fit(
             that its loss is taken of, detached, both on the device. Read only: it draws nothing from the global generator.
 
     Raises:
+        ConfigError, DataError: a network with BatchNorm, and batches or a training set of one example.
         Diverged: the loss or a parameter is not finite; names the epoch.
     """
+    smallest = smallest_batch(model)
+    _check_batches(len(rows), smallest, config)
     optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
     loss_of = _loss(inputs.data.task, config)
     members = torch.from_numpy(rows).to(inputs.device)
-    steps = num_steps(len(rows), config)
+    batches = batches_of(len(rows), config, smallest=smallest)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     for epoch in range(start, stop_after):
@@ -87,8 +91,9 @@ def fit(
         total = torch.zeros((), device=inputs.device)
         # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the same.
         with local_rng(derive_seed("noise", seed, epoch), device=inputs.device), deterministic(inputs.device):
-            for step, lr in enumerate(learning_rates(config, steps=steps, epoch=epoch).tolist()):
-                batch = slice(step * config.batch, (step + 1) * config.batch)
+            # An epoch that config.steps cuts short has fewer rates than batches.
+            rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
+            for lr, batch in zip(rates, batches, strict=False):
                 outputs = model(inputs.gather(order[batch]))
                 loss = loss_of(outputs, targets[batch])
                 if observe is not None:
@@ -102,11 +107,36 @@ def fit(
                 optimizer.step()
                 total += loss.detach()
         check_finite(
-            [total, *(p.detach() for p in parameters)], epoch=epoch, epochs=num_epochs(len(rows), config), config=config
+            [total, *(p.detach() for p in parameters)],
+            epoch=epoch,
+            epochs=num_epochs(len(rows), config, smallest=smallest),
+            config=config,
         )
         after_epoch(epoch + 1)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
+
+
+def batch_statistics(model: nn.Module) -> str:
+    """The first BatchNorm layer of ``model`` by name and type, or "": in train mode it mixes the examples of a batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"layer {name!r}, a {type(module).__name__}"
+    return ""
+
+
+def smallest_batch(model: nn.Module) -> int:
+    """Examples that a batch must have: 2 with BatchNorm (torch refuses one, or takes it for its own mean), else 1."""
+    return 2 if batch_statistics(model) else 1
+
+
+def _check_batches(num_examples: int, smallest: int, config: SupervisedConfig) -> None:
+    if config.batch < smallest:
+        raise ConfigError(
+            f"SupervisedConfig.batch = {config.batch}: BatchNorm needs batches of {smallest} examples at least"
+        )
+    if num_examples < smallest:
+        raise DataError(f"BatchNorm cannot be trained on {num_examples} example: it needs {smallest} at least")
 
 
 def check_finite(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ class MLPConfig(Config):
 
 class MLP(nn.Module):
     """See the head of this file. ``hidden`` holds the hidden layers, ``head`` the output layer."""
+
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 
     def __init__(self, config: MLPConfig, *, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()

@@ -4,7 +4,8 @@
 maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``mf`` and ``lightgcn`` take user indexes (B, 1), ``input_shape`` is
 (num_users,) and ``num_outputs`` the number of items. The initialisation depends on ``seed`` alone and PyTorch's global
 generator is left as it was. Built-in models name their output layer ``head``. They have no BatchNorm: it mixes the
-examples of a batch (see recipes.resnet_gn).
+examples of a batch (see recipes.resnet_gn). ``model_version(name)`` is part of the key of everything trained: a model whose
+code has changed is another model.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from recipes.mlp import MLP, MLPConfig
 from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, Ranker
 from recipes.resnet_gn import ResNetConfig, ResNetGN
 from recipes.rng import local_rng
+from recipes.source_digest import source_digest
 from recipes.vit import ViT, ViTConfig
 
 Build = Callable[[int], nn.Module]
 
-MODELS: dict[str, tuple[Callable[..., nn.Module], type[Config]]] = {
+MODELS: dict[str, tuple[Any, type[Config]]] = {
     "mlp": (MLP, MLPConfig),
     "cnn": (CNN, CNNConfig),
     "resnet_gn": (ResNetGN, ResNetConfig),
@@ -84,6 +86,20 @@ def build(
         if ":" in name:
             _check_outputs(name, model, shape, num_outputs)
     return model.train()
+
+
+def model_version(name: str) -> str:
+    """The version of a built-in model, or of a user's ``module:callable`` the digest of the module's source.
+
+    Raises:
+        UnknownName: no such model.
+        ConfigError: the module has no source that can be found.
+    """
+    if ":" in name:
+        return source_digest(name.partition(":")[0])
+    if name not in MODELS:
+        raise UnknownName("model", name, [*MODELS, "module:callable"])
+    return str(MODELS[name][0].version)
 
 
 def builder(

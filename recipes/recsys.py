@@ -77,6 +77,8 @@ class BprConfig(Config):
         source="Rendle et al., UAI 2009 (arXiv 1205.2618); Zhang et al., WWW 2025 (arXiv 2502.00348)",
         config=BprConfig,
         tasks=("ranking",),
+        early=True,
+        observable=True,
     )
 )
 def bpr(

@@ -16,7 +16,7 @@ Not for features: the input is an index.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,8 @@ class LightGCNConfig(MFConfig):
 class MatrixFactorization(nn.Module):
     """See the head of this file."""
 
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
+
     def __init__(self, config: MFConfig, *, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()
         self.user = nn.Embedding(input_shape[0], config.dim)
@@ -93,6 +95,7 @@ class MatrixFactorization(nn.Module):
 class LightGCN(MatrixFactorization):
     """See the head of this file."""
 
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
     settled_user: Tensor
     settled_item: Tensor
 

@@ -11,6 +11,7 @@ per-example gradients, stacked ensembles and membership statistics are then unde
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class _Block(nn.Module):
 
 class ResNetGN(nn.Module):
     """See the head of this file."""
+
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 
     def __init__(self, config: ResNetConfig, *, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """What one training run does at which step, as a function of (configuration, seed, epoch) and of nothing else.
 
     S = ceil(n / B) steps an epoch (the last batch may be short),  T = S * epochs, or `steps`,  t = 0 .. T-1
+        one fewer when the last batch has fewer than `smallest` examples: these then join the batch before it
     W = T * warmup_epochs / epochs
     lr(t) = lr * min((t + 1) / W, 1)                                     t < W
     cosine:    lr * (1 + cos(pi (t - W) / (T - W))) / 2                  t >= W
@@ -9,6 +10,9 @@
 
 A run of `steps` cuts its last epoch short, and its schedule is that of `epochs` stretched over the steps: sets of unequal
 size then get the same rates step by step.
+
+`smallest` is 2 for a network with batch statistics (BatchNorm), which one example alone does not have, and 1 for every
+other: their last batch is left as it is (`recipes.fitting.smallest_batch`).
 
 The order of an epoch comes from a generator seeded by (seed, epoch): a run that resumes at an epoch, and a model that
 is trained among others, see exactly the batches of the straight run.
@@ -38,7 +42,13 @@ class SupervisedConfig(Config):
     momentum: float = param(0.9, ge=0, lt=1, doc="sgd only")
     nesterov: bool = param(False, doc="sgd only; needs momentum > 0")
     weight_decay: float = param(0.0, ge=0, le=1, doc="sgd: added to the gradient; adamw: decoupled")
-    batch: int = param(64, ge=1, le=1_000_000, unit="examples", doc="the last, shorter batch of an epoch is kept")
+    batch: int = param(
+        64,
+        ge=1,
+        le=1_000_000,
+        unit="examples",
+        doc="the last, shorter batch of an epoch is kept (a single example joins the others for BatchNorm)",
+    )
     epochs: int = param(80, ge=1, le=100_000, doc="of the full schedule")
     steps: int | None = param(
         None,
@@ -67,14 +77,31 @@ class SupervisedConfig(Config):
             )
 
 
-def num_steps(num_examples: int, config: SupervisedConfig) -> int:
-    """Steps an epoch, ceil(n / B)."""
-    return -(-num_examples // config.batch)
+def num_steps(num_examples: int, config: SupervisedConfig, *, smallest: int = 1) -> int:
+    """Steps an epoch: ceil(n / B), one fewer when a last batch of fewer than ``smallest`` examples joins the one before it.
+
+    >>> [num_steps(n, SupervisedConfig(batch=8), smallest=2) for n in (1, 8, 9, 10, 17)]
+    [1, 1, 1, 2, 2]
+    """
+    steps = -(-num_examples // config.batch)
+    return steps - 1 if steps > 1 and num_examples - (steps - 1) * config.batch < smallest else steps
 
 
-def num_epochs(num_examples: int, config: SupervisedConfig) -> int:
-    """Epochs of the whole run, the last of which ``config.steps`` may cut short."""
-    return config.epochs if config.steps is None else -(-config.steps // num_steps(num_examples, config))
+def num_epochs(num_examples: int, config: SupervisedConfig, *, smallest: int = 1) -> int:
+    """Epochs of the whole run, the last of which ``config.steps`` may cut short; ``smallest`` as in :func:`num_steps`."""
+    if config.steps is None:
+        return config.epochs
+    return -(-config.steps // num_steps(num_examples, config, smallest=smallest))
+
+
+def batches_of(num_examples: int, config: SupervisedConfig, *, smallest: int = 1) -> list[slice]:
+    """The batches of an epoch, as slices of its order; ``smallest`` as in :func:`num_steps`.
+
+    >>> batches_of(17, SupervisedConfig(batch=8), smallest=2)
+    [slice(0, 8, None), slice(8, 17, None)]
+    """
+    ends = [step * config.batch for step in range(num_steps(num_examples, config, smallest=smallest))] + [num_examples]
+    return [slice(first, end) for first, end in pairwise(ends)]
 
 
 def learning_rates(config: SupervisedConfig, *, steps: int, epoch: int) -> np.ndarray:

@@ -11,9 +11,8 @@ the result is that of ``supervised`` on each subset (to 1e-9 in float64), whatev
 Three paths to that result, chosen by what was measured (benchmarks/ensemble.py), not by the clock of the day:
     mlp    recipes.mlp without dropout: batched products, backward pass written out; CPU and CUDA
     vmap   anything else that vmap can run, on CUDA
-    loop   the rest, and everything but MLPs on the CPU: one model after another, the same bits as ``supervised``. Asked
-           for by name it also takes BatchNorm, which mixes the examples of a batch and which no ensemble should have
-Regression always takes the loop.
+    loop   the rest, and everything but MLPs on the CPU: one model after another, the same bits as ``supervised``
+Regression always takes the loop, and so does BatchNorm, which mixes the examples of a batch: padding would enter it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,15 @@ from torch import Tensor, nn
 from contracts.errors import ConfigError, DataError, NotApplicable
 from contracts.progress import Progress, silent
 from recipes import stacked_mlp, stacked_vmap
-from recipes.fitting import check_finite, check_trainable, deterministic, fit, standardise
+from recipes.fitting import (
+    batch_statistics,
+    check_finite,
+    check_trainable,
+    deterministic,
+    fit,
+    smallest_batch,
+    standardise,
+)
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_epochs, num_steps
@@ -107,25 +114,26 @@ class StackedTrainer:
         Raises:
             ConfigError: numbers that do not fit together; an epoch beyond the schedule.
             DataError: an empty subset, or positions outside ``data`` or used twice.
-            NotApplicable: BatchNorm, unless the path is "loop", or a path asked for by name that these models cannot take.
+            NotApplicable: a path asked for by name that these models cannot take.
             Diverged: a parameter is no longer finite; names model and epoch.
         """
-        rows = _check_members(data, members, seeds)
+        rows = check_members(data, members, seeds)
         if self.chunk is not None and self.chunk < 1:
             raise ConfigError(f"StackedTrainer.chunk = {self.chunk} must be >= 1 models")
         if not seeds:
             return [[] for _ in epochs]
         first = self.build(seeds[0]).to(self.device)
         inputs = inputs or Inputs(data, dtype=model_dtype(first), device=self.device)
-        if self.path != "loop":
-            _refuse_batchnorm(first)
         check_trainable(first, inputs)
-        ends = [[epochs_to_train(num_epochs(len(own), self.config), e) for e in epochs] for own in rows]
+        smallest = smallest_batch(first)
+        ends = [
+            [epochs_to_train(num_epochs(len(own), self.config, smallest=smallest), e) for e in epochs] for own in rows
+        ]
         path = self._choose([first, self.build(seeds[-1]).to(self.device)], inputs, rows[0])
         size = self.chunk or _chunk_size(first, self.config, data)
         found: dict[int, list[nn.Module]] = {}
         done, total = 0, sum(map(max, ends))
-        for numbers in self._chunks(rows, size):
+        for numbers in self._chunks(rows, size, smallest):
             models = [self.build(seeds[i]).to(self.device) for i in numbers]
             chunk = _Chunk(
                 numbers=numbers, models=models, rows=[rows[i] for i in numbers], seeds=[seeds[i] for i in numbers],
@@ -135,9 +143,11 @@ class StackedTrainer:
             done += len(numbers) * max(chunk.ends)
         return [[found[i][k].eval() for i in range(len(seeds))] for k in range(len(epochs))]
 
-    def _chunks(self, rows: list[np.ndarray], size: int) -> Iterator[list[int]]:
+    def _chunks(self, rows: list[np.ndarray], size: int, smallest: int) -> Iterator[list[int]]:
         """Numbers of the models that are trained together; in one chunk, all epochs of the run are equally many."""
-        steps = np.array([num_steps(len(own), self.config) if self.config.steps else 0 for own in rows])
+        steps = np.array(
+            [num_steps(len(own), self.config, smallest=smallest) if self.config.steps else 0 for own in rows]
+        )
         for alike in np.unique(steps):
             numbers = np.flatnonzero(steps == alike).tolist()
             yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
@@ -147,6 +157,12 @@ class StackedTrainer:
         if self.path == "loop" or inputs.data.task == "regression":
             if self.path in ("mlp", "vmap"):
                 raise NotApplicable(f"path {self.path!r} is for classification; regression takes 'loop'")
+            return "loop"
+        if layer := batch_statistics(pair[0]):
+            if self.path != "auto":
+                raise NotApplicable(
+                    f"path {self.path!r} cannot take BatchNorm ({layer}): padding would enter it; use 'auto'"
+                )
             return "loop"
         if stacked_mlp.fits(pair[0]) and self.path != "vmap":
             return "mlp"
@@ -273,7 +289,13 @@ class _Batches:
             yield x, labels[step, :live], self.weights[step, :live], own
 
 
-def _check_members(data: ExampleSet, members: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
+def check_members(data: ExampleSet, members: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
+    """The training sets of many models as int64 positions in ``data``, one a seed.
+
+    Raises:
+        ConfigError: not one a seed.
+        DataError: an empty subset, or positions outside ``data`` or used twice.
+    """
     if len(members) != len(seeds):
         raise ConfigError(f"{len(members)} subsets for {len(seeds)} seeds: one each is needed")
     rows = []
@@ -285,15 +307,6 @@ def _check_members(data: ExampleSet, members: Sequence[np.ndarray], seeds: Seque
             raise DataError(f"the subset of model {number} must hold distinct positions in 0..{len(data) - 1}")
         rows.append(own)
     return rows
-
-
-def _refuse_batchnorm(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise NotApplicable(
-                f"layer {name!r} is a {type(module).__name__}: it mixes the examples of a batch, so what one model of an "
-                "ensemble says of an example depends on others. Use GroupNorm or LayerNorm (model 'resnet_gn')"
-            )
 
 
 def _chunk_size(model: nn.Module, config: SupervisedConfig, data: ExampleSet) -> int:

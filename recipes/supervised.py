@@ -10,6 +10,7 @@ No augmentation: the audits of this project compare what a model says of an exam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,36 @@ from contracts.methods import RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
-from recipes.fitting import Observe, check_trainable, fit, make_optimizer, standardise, trainable
+from recipes.fitting import (
+    Observe,
+    check_trainable,
+    fit,
+    make_optimizer,
+    smallest_batch,
+    standardise,
+    trainable,
+)
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
+from recipes.stacked import StackedTrainer
 from sources.example_set import ExampleSet
+
+
+def _stacked(
+    build: Build,
+    data: ExampleSet,
+    *,
+    config: SupervisedConfig,
+    device: str,
+    members: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    epochs: Sequence[int | None],
+    inputs: Inputs | None = None,
+    progress: Progress = silent,
+) -> list[list[nn.Module]]:
+    trainer = StackedTrainer(build=build, config=config, device=device)
+    return trainer.snapshots(data, members=members, seeds=seeds, epochs=epochs, inputs=inputs, progress=progress)
 
 
 @recipe(
@@ -36,6 +62,10 @@ from sources.example_set import ExampleSet
         source="Robbins & Monro 1951; Loshchilov & Hutter, ICLR 2017 (cosine schedule), ICLR 2019 (AdamW)",
         config=SupervisedConfig,
         tasks=("classification", "regression"),
+        early=True,
+        observable=True,
+        counts_steps=True,
+        stacked=_stacked,
     )
 )
 def supervised(
@@ -85,7 +115,7 @@ def supervised(
     model = build(seed).to(device)
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     check_trainable(model, inputs)
-    last = epochs_to_train(num_epochs(len(data), config), stop_after)
+    last = epochs_to_train(num_epochs(len(data), config, smallest=smallest_batch(model)), stop_after)
     run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
     stored = checkpoints.load(checkpoint_name) if observe is None else None

@@ -12,6 +12,7 @@ closed-form per-example gradient. Attention is written out: the fused kernel has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,8 @@ class ViT(nn.Module):
     Raises:
         NotApplicable: the patch does not divide the height and width of the images.
     """
+
+    version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 
     def __init__(self, config: ViTConfig, *, input_shape: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()

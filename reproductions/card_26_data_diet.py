@@ -87,7 +87,9 @@ def _one_planting(seed: int) -> dict[str, float]:
         by_error = el2n(data, config=EL2NConfig(), seed=0, early_models=models)["el2n"]
         return by_error.to_numpy(), grand(data, config=GrandConfig(), seed=0, early_models=models)["grand"].to_numpy()
 
-    fresh, models = early_snapshots(build, data, config=NOISY, seeds=seeds, epochs=(0, EPOCH)).values()
+    fresh, models = early_snapshots(
+        build, data, recipe="supervised", config=NOISY, seeds=seeds, epochs=(0, EPOCH)
+    ).values()
     norm = np.linalg.norm(data.inputs(slice(None)).reshape(len(data), -1), axis=1)
     el2n_0, grand_0 = scores(fresh)
     el2n_t, grand_t = scores(models)
@@ -138,7 +140,7 @@ def _one_pool(fashion: ExampleSet, seed: int) -> dict[str, float]:
     test = fashion.part("test")
     build = builder("mlp", {"hidden": (128,)}, input_shape=train.input_shape, num_outputs=train.num_classes)
     scorers = [derive_seed("scorer", seed, r) for r in range(SEEDS)]
-    models = early_models(build, train, config=SCORING, seeds=scorers, epoch=EPOCH)
+    models = early_models(build, train, recipe="supervised", config=SCORING, seeds=scorers, epoch=EPOCH)
     order = np.argsort(el2n(train, config=EL2NConfig(), seed=0, early_models=models)["el2n"].to_numpy(), kind="stable")
     everything = np.arange(len(train))
     kept = {

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.special import logsumexp
 
 from contracts.errors import InvalidInput
 from contracts.methods import SourceSpec, source
@@ -103,6 +102,8 @@ def frequency_prior_tau(prior: np.ndarray, *, num_samples: int, ell: int, draws:
     >>> round(1000 * frequency_prior_tau(zipf_prior(1000), num_samples=1000, ell=1), 2)
     0.57
     """
+    from scipy.special import logsumexp  # slow to import, and needed here only
+
     prior = _checked(prior)
     if num_samples < 1 or not 0 <= ell <= num_samples or draws < 1:
         raise InvalidInput(
@@ -179,6 +180,7 @@ class LongTailMixtureConfig(Config):
         doc="Synthetic long-tailed mixture of subpopulations, whose rare examples are known; needs no file.",
         source="Feldman, STOC 2020 (arXiv 1906.05271), section 2.1",
         config=LongTailMixtureConfig,
+        self_contained=True,
     )
 )
 def long_tail_mixture(*, config: LongTailMixtureConfig, seed: int) -> ExampleSet:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn import datasets
 
 from contracts.methods import ANY_TASK, SourceSpec, source
 from contracts.params import Config, param
@@ -41,11 +40,14 @@ class SklearnConfig(Config):
         doc="Data sets bundled with scikit-learn: digits, breast_cancer, wine, diabetes.",
         source="Pedregosa et al., JMLR 12 (2011); UCI Machine Learning Repository",
         config=SklearnConfig,
+        self_contained=True,
         tasks=ANY_TASK,
     )
 )
 def sklearn_set(*, config: SklearnConfig, seed: int) -> ExampleSet:
     """One bundled set with a seeded stratified split; see the module for shapes and ranges."""
+    from sklearn import datasets  # slow to import, and needed for this source only
+
     bunch = getattr(datasets, f"load_{config.dataset}")()
     regression = config.dataset == "diabetes"
     if config.dataset == "digits":

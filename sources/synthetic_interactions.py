@@ -54,6 +54,7 @@ class SyntheticInteractionsConfig(Config):
         doc="Synthetic implicit feedback with planted noisy interactions; needs no file.",
         source="definition; sampling by Gumbel-top-k, Kool et al., ICML 2019 (arXiv 1903.06059)",
         config=SyntheticInteractionsConfig,
+        self_contained=True,
         tasks=("ranking",),
     )
 )

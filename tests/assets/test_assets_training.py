@@ -1,23 +1,32 @@
-"""What the pipeline hands over as ``train`` and ``early_at``, and the early stage of a recipe that has no early models."""
+"""What the pipeline gives as ``train``, ``early_at``, ``unlearn_from``; what makes models stale; a recipe without early models."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from assets import models, needs
+from assets.graph import subject_stages
 from assets.stage import APPLIES, Output, Run
 from contracts import schema
-from contracts.errors import ConfigError, NotApplicable
+from contracts.errors import ConfigError, NotApplicable, NotReady
+from contracts.methods import RecipeSpec, UnlearnerSpec, recipe, source, unlearner
 from contracts.progress import silent
+from contracts.registry import Method, Registry
 from contracts.subject import Subject
+from recipes import models as recipe_models
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.early import early_models
-from recipes.plan import load_examples, model_builder, recipe_config
+from recipes.plan import load_examples, model_builder, recipe_config, trainer
 
 WINE = {
     "subject": "wine",
@@ -79,20 +88,157 @@ def test_early_at_gives_the_early_models_of_every_epoch(module, monkeypatch):
     found = needs._early_at(run)((0, 1, 4))
     build, seeds = model_builder(run.subject, run.data), models.early_seeds(run.subject)
     for epoch, group in found.items():
-        alone = early_models(build, run.train, config=recipe_config(run.subject), seeds=seeds, epoch=epoch)
+        alone = early_models(
+            build, run.train, recipe="supervised", config=recipe_config(run.subject), seeds=seeds, epoch=epoch
+        )
         assert states(group) == states(alone)
 
 
+@contextmanager
+def registered(registry: Registry[Any], spec: Any, function: Any) -> Iterator[Method[Any]]:
+    """A method that is there for one test."""
+    registry.names()  # what there is otherwise is loaded first
+    registry(spec)(function)
+    try:
+        yield registry.get(spec.name)
+    finally:
+        del registry._methods[spec.name]
+
+
+def plain(build, data, *, config, seed):
+    """The least that a recipe takes."""
+    return build(seed)
+
+
+def test_a_recipe_of_another_package_is_given_what_it_takes_and_refuses_the_rest():
+    with registered(recipe, RecipeSpec(name="plain", doc="", tasks=("classification",)), plain):
+        run = run_of({**WINE, "recipe": "plain"})
+        fresh = states([model_builder(run.subject, run.data)(3)])
+        assert states([needs.trainer(run)(run.train, 3)]) == fresh
+        many = needs._train_many(run)([run.train.example_id[:5], run.train.example_id[:7]], [3, 3])
+        assert states(many) == fresh * 2
+        for refused in (
+            lambda: needs.trainer(run)(run.train, 0, steps=3),
+            lambda: needs.trainer(run)(run.train, 0, effort=0.5),
+            lambda: needs.trainer(run)(run.train, 0, observe=print),
+            lambda: needs._early_at(run)((0, 1)),
+        ):
+            with pytest.raises(NotApplicable, match="recipe plain"):
+                refused()
+        with pytest.raises(ConfigError, match="takes no device"):
+            trainer(dataclasses.replace(run.subject, device="cuda"), run.data)
+
+
+EVERYTHING = {
+    **WINE,
+    "ensemble": {"num_models": 4},
+    "scores": ["el2n", "memorization", "forgetting", "near_duplicates"],
+    "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
+    "analyses": ["shadow_unlearning"],
+    "unlearning": {"methods": ["finetune"], "seeds": 1},
+    "attacks": ["loss"],
+}
+
+
+@pytest.mark.parametrize("raised", ["recipe", "source", "model", "module"])
+def test_a_new_version_of_recipe_source_or_model_makes_everything_trained_stale(raised, monkeypatch, tmp_path):
+    """A corrected one would else be audited through its old models. What reads these stages is stale by its inputs."""
+    plan = dict(EVERYTHING)
+    if raised == "module":
+        (tmp_path / "my_net.py").write_text("def net(shape, outputs): ...\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        plan["model"] = "my_net:net"
+    subject = Subject.from_mapping(plan)
+
+    def digests() -> dict[tuple[str, str], str]:
+        return {stage.path: stage.config_digest for stage in subject_stages(subject)}
+
+    before = digests()
+    assert digests() == before, "nothing changed"
+    if raised == "module":
+        (tmp_path / "my_net.py").write_text("def net(shape, outputs): return None\n")
+    elif raised == "model":
+        monkeypatch.setattr(recipe_models.MODELS["mlp"][0], "version", 2)
+    else:
+        registry, name = {"recipe": (recipe, "supervised"), "source": (source, "sklearn")}[raised]
+        method = registry.get(name)
+        monkeypatch.setitem(
+            registry._methods, name, dataclasses.replace(method, spec=dataclasses.replace(method.spec, version=2))
+        )
+    after = digests()
+    stale = {path for path in before if before[path] != after[path]}
+    trained = {stage.path for stage in subject_stages(subject) if stage.trains}
+    assert {("models", "target"), ("models", "early"), ("models", "ensemble"), ("unlearning", "retrain"),
+            ("scores", "forgetting"), ("audits", "shadow_unlearning")} <= trained  # fmt: skip
+    assert trained <= stale
+    given_data = {("data", "examples"), ("scores", "near_duplicates"), ("curation", "random")}
+    assert given_data <= stale if raised == "source" else not given_data & stale
+
+
+@pytest.mark.parametrize("stage", ["target", "early", "ensemble"])
+def test_models_that_another_version_left_behind_are_not_read(stage, monkeypatch):
+    """A stage brought up to date by itself must not compare the new model with references of the old recipe."""
+    run = run_of(WINE)
+    made = getattr(models, stage)(run.subject, SimpleNamespace(path=("data", "examples")))
+    meta = {"trained_by": models.trained_by(made)}
+    models.refuse_other_training(run, made, meta)
+    assert len({models.trained_by(getattr(models, s)(run.subject, made)) for s in ("target", "early", "ensemble")}) == 1
+    monkeypatch.setattr(recipe_models.MODELS["mlp"][0], "version", 2)
+    for changed in (run.subject, dataclasses.replace(run.subject, seed=1)):
+        now = getattr(models, stage)(changed, SimpleNamespace(path=("data", "examples")))
+        with pytest.raises(NotReady, match=f"wine/models/{stage} was trained by another recipe"):
+            models.refuse_other_training(run, now, meta)
+    with pytest.raises(NotReady):
+        models.refuse_other_training(run, now, {})
+
+
+def test_every_unlearner_works_on_a_copy_of_its_own():
+    """One that edits its argument, as an in-place optimiser does, cannot change what the next run starts from."""
+    seen: list[Any] = []
+
+    def careless(model, *, retain, forget, config, seed, progress):
+        seen.append(model)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        return model
+
+    run = run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}})
+    ids = run.train.example_id
+    sets = {"retain": run.train.subset(ids[5:]), "forget": run.train.subset(ids[:5])}
+    start = model_builder(run.subject, run.data)(0).eval()
+    before = states([start])
+    with registered(unlearner, UnlearnerSpec(name="careless", doc=""), careless):
+        unlearn_from = needs._UnlearnFrom(run, {})
+        for seed in (1, 2):
+            found = unlearn_from(start, "careless", seed=seed, **sets)
+            assert not any(np.any(values) for values in to_arrays(found).values())
+    assert states([start]) == before and all(model is not start for model in seen) and seen[0] is not seen[1]
+
+
+@pytest.mark.parametrize("given", [needs._UnlearnFrom, needs._Unlearn])
+def test_the_method_in_use_is_told(given):
+    planned = given(run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}}), {})
+    assert planned.in_use == "finetune" and planned.methods == ("finetune",)
+    assert given(run_of(EVERYTHING), {}).in_use == "retrain"
+    unplanned = given(run_of(WINE), {})
+    assert unplanned.in_use == "retrain" and {"finetune", "retrain"} <= set(unplanned.methods)
+
+
 def test_without_early_models_the_stage_says_why_and_so_does_who_asks_for_them():
-    run = run_of(CLICKS)
+    with registered(recipe, RecipeSpec(name="plain", doc=""), plain):
+        _the_stage_says_why(run_of({**WINE, "recipe": "plain"}))
+
+
+def _the_stage_says_why(run):
     output = models._early(run)
     assert isinstance(output, Output) and not output.artifacts
     (spec, frame, partition) = output.tables[0]
     assert spec is schema.CHECKPOINTS and frame.is_empty() and partition == {"role": "early"}
-    assert "for ranking" in output.warnings[APPLIES]
-    stage = SimpleNamespace(asset=lambda request: "clicks/models/early")
+    assert "recipe plain cannot stop early" in output.warnings[APPLIES]
+    stage = SimpleNamespace(asset=lambda request: "wine/models/early")
     run.warehouse = SimpleNamespace(last_complete=lambda asset: {"warnings": output.warnings})
     run.why_not = partial(Run.why_not, run)
-    with pytest.raises(NotApplicable, match="for ranking"):
+    with pytest.raises(NotApplicable, match="recipe plain cannot stop early"):
         models.load_early(run, stage)
     assert APPLIES in models.early(run.subject, stage).warnings

@@ -237,7 +237,12 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
     model = fresh(train, 0)
     fitting = dataclasses.replace(recipe, epochs=240, schedule="constant")  # memorization asks for models that fit
     ensemble = train_ensemble(
-        build, examples, config=fitting, ensemble=Ensemble(num_models=8, population_fraction=0.5), seed=1
+        build,
+        examples,
+        recipe="supervised",
+        config=fitting,
+        ensemble=Ensemble(num_models=8, population_fraction=0.5),
+        seed=1,
     )
 
     @functools.cache
@@ -255,10 +260,12 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
 
     return {
         "model": model,
-        "early_models": early_models(build, train, config=recipe, seeds=[3, 4], epoch=3),
+        "early_models": early_models(build, train, recipe="supervised", config=recipe, seeds=[3, 4], epoch=3),
         "ensemble": ensemble,
         "train": fresh,
-        "early_at": lambda epochs: early_snapshots(build, train, config=recipe, seeds=[3, 4], epochs=epochs),
+        "early_at": lambda epochs: early_snapshots(
+            build, train, recipe="supervised", config=recipe, seeds=[3, 4], epochs=epochs
+        ),
         "train_many": train_many,
         "unlearn": lambda name, **given: unlearn_from(model, name, **given),
         "unlearn_from": unlearn_from,

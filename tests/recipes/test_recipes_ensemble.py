@@ -83,14 +83,16 @@ def test_pools_that_cannot_be_are_refused(examples):
         pool_and_population(data.part("train"), ensemble=Ensemble(), seed=0)
     regression = examples(60, task="regression")
     with pytest.raises(NotApplicable, match="regression"):
-        train_ensemble(_build(data), regression, config=CONFIG, ensemble=SMALL, seed=0)
+        train_ensemble(_build(data), regression, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=0)
 
 
 def test_each_model_is_the_recipe_on_its_half(examples, rng_left_alone):
     """Logits of model m = logits of ``supervised`` on the examples that keep[m] names, float64 inside."""
     data, make = examples(80), _build(examples(80))
     with rng_left_alone():
-        ensemble = train_ensemble(lambda s: make(s).double(), data, config=CONFIG, ensemble=SMALL, seed=9)
+        ensemble = train_ensemble(
+            lambda s: make(s).double(), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9
+        )
     assert np.array_equal(ensemble.example_id, data.example_id) and np.array_equal(ensemble.labels, data.y)
     assert (ensemble.keep[:, ensemble.pool].sum(0) == 3).all() and not ensemble.keep[:, ~ensemble.pool].any()
     assert set(data.split[~ensemble.pool]) == {"test"} and "test" in data.split[ensemble.pool]
@@ -104,7 +106,9 @@ def test_members_are_fitted_better_than_the_others(examples):
     """The planted truth of any audit: an over-fitting model is more sure of its members."""
     data = examples(120, classes=3)
     config = SupervisedConfig(epochs=60, batch=16, lr=0.1)
-    ensemble = train_ensemble(_build(data), data, config=config, ensemble=Ensemble(num_models=8), seed=0)
+    ensemble = train_ensemble(
+        _build(data), data, recipe="supervised", config=config, ensemble=Ensemble(num_models=8), seed=0
+    )
     right = ensemble.logits.argmax(-1) == ensemble.labels
     pool = ensemble.pool
     assert right[ensemble.keep].mean() > right[:, pool][~ensemble.keep[:, pool]].mean() + 0.05
@@ -113,7 +117,12 @@ def test_members_are_fitted_better_than_the_others(examples):
 def test_a_smaller_pool_trains_and_reports_on_fewer(examples):
     data = examples(200)
     ensemble = train_ensemble(
-        _build(data), data, config=CONFIG, ensemble=dataclasses.replace(SMALL, pool_size=60), seed=0
+        _build(data),
+        data,
+        recipe="supervised",
+        config=CONFIG,
+        ensemble=dataclasses.replace(SMALL, pool_size=60),
+        seed=0,
     )
     assert ensemble.pool.sum() == 60 and len(ensemble.example_id) < 200
     assert np.array_equal(ensemble.labels, data.y[data.positions(ensemble.example_id)])
@@ -122,7 +131,7 @@ def test_a_smaller_pool_trains_and_reports_on_fewer(examples):
 @pytest.mark.parametrize("killed_at", [1, 4, 7])
 def test_it_resumes_by_block_to_the_same_bits(examples, store, killed_at):
     data = examples(80)
-    straight = train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=9)
+    straight = train_ensemble(_build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9)
 
     class Killed(Exception):
         pass
@@ -135,7 +144,9 @@ def test_it_resumes_by_block_to_the_same_bits(examples, store, killed_at):
             raise Killed
 
     def run(**more):
-        return train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=9, checkpoints=store, **more)
+        return train_ensemble(
+            _build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9, checkpoints=store, **more
+        )
 
     with pytest.raises(Killed):
         run(progress=kill)
@@ -152,21 +163,29 @@ def test_it_resumes_by_block_to_the_same_bits(examples, store, killed_at):
 
 def test_blocks_of_another_ensemble_are_not_used_and_damage_is_an_error(examples, store):
     data = examples(80)
-    first = train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=9, checkpoints=store)
-    other = train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=8, checkpoints=store)
+    first = train_ensemble(
+        _build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9, checkpoints=store
+    )
+    other = train_ensemble(
+        _build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=8, checkpoints=store
+    )
     assert len(store.saves) == 6 and not np.array_equal(first.keep, other.keep)
     changed = dataclasses.replace(CONFIG, lr=0.06)
-    train_ensemble(_build(data), data, config=changed, ensemble=SMALL, seed=8, checkpoints=store)
+    train_ensemble(_build(data), data, recipe="supervised", config=changed, ensemble=SMALL, seed=8, checkpoints=store)
     assert len(store.saves) == 9
     store.damaged.add("ensemble-00002-00004")
     with pytest.raises(IntegrityError):
-        train_ensemble(_build(data), data, config=changed, ensemble=SMALL, seed=8, checkpoints=store)
+        train_ensemble(
+            _build(data), data, recipe="supervised", config=changed, ensemble=SMALL, seed=8, checkpoints=store
+        )
 
 
 def test_the_block_changes_neither_members_nor_digest(examples):
     data = examples(80)
-    one = train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=9)
-    two = train_ensemble(_build(data), data, config=CONFIG, ensemble=dataclasses.replace(SMALL, block=5), seed=9)
+    one = train_ensemble(_build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9)
+    two = train_ensemble(
+        _build(data), data, recipe="supervised", config=CONFIG, ensemble=dataclasses.replace(SMALL, block=5), seed=9
+    )
     assert np.array_equal(one.keep, two.keep) and one.config_digest == two.config_digest
     assert np.allclose(one.logits, two.logits, atol=1e-4)
 
@@ -174,14 +193,20 @@ def test_the_block_changes_neither_members_nor_digest(examples):
 def test_progress_rises_to_its_total(examples):
     data, seen = examples(80), []
     train_ensemble(
-        _build(data), data, config=CONFIG, ensemble=SMALL, seed=9, progress=lambda d, t, w: seen.append((d, t))
+        _build(data),
+        data,
+        recipe="supervised",
+        config=CONFIG,
+        ensemble=SMALL,
+        seed=9,
+        progress=lambda d, t, w: seen.append((d, t)),
     )
     assert seen == sorted(seen) and seen[-1] == (24, 24) and {t for _, t in seen} == {24}
 
 
 def test_arrays_round_trip_and_are_checked(examples):
     data = examples(80)
-    ensemble = train_ensemble(_build(data), data, config=CONFIG, ensemble=SMALL, seed=9)
+    ensemble = train_ensemble(_build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9)
     arrays, meta = ensemble.to_arrays(), {"config_digest": ensemble.config_digest}
     again = ReferenceEnsemble.from_arrays(arrays, meta)
     assert all(np.array_equal(a, again.to_arrays()[n]) for n, a in arrays.items()) and again.num_models == 6

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from contracts.errors import ConfigError, NotApplicable, UnknownName
 from recipes.checkpoints import arrays_digest, to_arrays
-from recipes.models import build, builder
+from recipes.models import MODELS, build, builder, model_version
 from recipes.rng import local_rng
 
 SMALL = {
@@ -108,3 +109,89 @@ def test_a_users_callable_is_seeded_and_gets_its_configuration(rng_left_alone):
     two = build(name, {"scale": 2.0}, input_shape=(2, 3), num_outputs=4, seed=5)
     assert torch.equal(2 * one[1].weight, two[1].weight) and one.training
     assert "recipes_user_models" in sys.modules
+
+
+def test_a_built_in_model_has_a_version_of_its_own(monkeypatch):
+    assert {model_version(name) for name in MODELS} == {"1"}
+    monkeypatch.setattr(MODELS["cnn"][0], "version", 2)
+    assert {name for name in MODELS if model_version(name) == "2"} == {"cnn"}
+    with pytest.raises(UnknownName, match="module:callable"):
+        model_version("resnet")
+
+
+class TestTheVersionOfAUsersModel:
+    """It is the digest of the module's source and of what it imports from beside itself; nothing is imported to tell it."""
+
+    FILES: ClassVar = {
+        "mine_net.py": "import torch\nfrom mine_blocks import Block\nimport mine_pkg.deep.layer\n",
+        "mine_blocks.py": "from mine_far import f\nclass Block: ...\n",
+        "mine_far.py": "import mine_blocks\nf = 1\n",
+        "mine_pkg/__init__.py": "from .deep import layer as layer\n",
+        "mine_pkg/deep/__init__.py": "",
+        "mine_pkg/deep/layer.py": "from .. import shared\nfrom . import sibling\nfrom .twin import T\n",
+        "mine_pkg/deep/sibling.py": "",
+        "mine_pkg/deep/twin.py": "T = 1\n",
+        "mine_pkg/shared.py": "",
+    }
+    OTHERS: ClassVar = {"mine_unrelated.py": "", "mine_pkg/unused.py": "", "data.csv": "1,2\n"}
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        for name, text in {**self.FILES, **self.OTHERS}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return tmp_path
+
+    def test_it_follows_the_code_and_nothing_else(self, folder):
+        first = model_version("mine_net:Net")
+        assert len(first) == 64 and first == model_version("mine_net:Other")
+        for name, text in self.OTHERS.items():
+            (folder / name).write_text(text + "# changed\n")
+        assert model_version("mine_net:Net") == first
+        for name, text in self.FILES.items():
+            (folder / name).write_text(text + "# changed\n")
+            assert model_version("mine_net:Net") != first, name
+            (folder / name).write_text(text)
+            assert model_version("mine_net:Net") == first, name
+        assert not any(name.startswith("mine_") for name in sys.modules)
+
+    def test_a_module_of_a_package_stands_for_its_parents_too(self, folder):
+        first = model_version("mine_pkg.deep.layer:Net")
+        for name in (
+            "mine_pkg/__init__.py",
+            "mine_pkg/deep/__init__.py",
+            "mine_pkg/deep/twin.py",
+            "mine_pkg/shared.py",
+        ):
+            kept = (folder / name).read_text()
+            (folder / name).write_text(kept + "# changed\n")
+            assert model_version("mine_pkg.deep.layer:Net") != first, name
+            (folder / name).write_text(kept)
+
+    def test_an_installed_package_is_its_own_files(self, folder, monkeypatch):
+        installed = folder / "site-packages"
+        for name, text in {
+            "lib/__init__.py": "import other\nfrom lib import net\n",
+            "lib/net.py": "",
+            "other.py": "",
+        }.items():
+            (installed / name).parent.mkdir(parents=True, exist_ok=True)
+            (installed / name).write_text(text)
+        monkeypatch.syspath_prepend(str(installed))
+        first = model_version("lib:Net")
+        (installed / "other.py").write_text("# changed")
+        assert model_version("lib:Net") == first
+        (installed / "lib/net.py").write_text("# changed")
+        assert model_version("lib:Net") != first
+
+    def test_what_has_no_source_is_refused(self, folder):
+        (folder / "mine_net.py").write_text("def broken(:\n")
+        for name, words in (
+            ("no_such_module_here:f", "cannot be found"),
+            ("sys:path", "cannot be found as a file"),
+            ("mine_pkg.absent:f", "has no source file"),
+            ("mine_net:f", "is not Python"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                model_version(name)

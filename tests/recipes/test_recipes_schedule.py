@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError
-from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, learning_rates, num_epochs, num_steps
+from recipes.schedule import (
+    SupervisedConfig,
+    batches_of,
+    epoch_order,
+    epochs_to_train,
+    learning_rates,
+    num_epochs,
+    num_steps,
+)
 
 
 def _all(config, steps):
@@ -87,6 +95,20 @@ def test_orders_of_other_epochs_and_seeds_differ():
 def test_the_last_short_batch_counts_as_a_step(num, batch):
     config = SupervisedConfig(batch=batch)
     assert (num_steps(num, config) - 1) * batch < num <= num_steps(num, config) * batch
+
+
+@given(st.integers(1, 1000), st.integers(1, 70), st.sampled_from([1, 2]))
+def test_batches_cover_an_epoch_and_none_is_too_small(num, batch, smallest):
+    config = SupervisedConfig(batch=batch)
+    batches = batches_of(num, config, smallest=smallest)
+    assert [i for part in batches for i in range(num)[part]] == list(range(num))
+    assert len(batches) == num_steps(num, config, smallest=smallest)
+    assert all(part.stop - part.start == batch for part in batches[:-1])
+    if num % batch != 1 or smallest == 1 or batch == 1 or num == 1:
+        former = [slice(at, min(at + batch, num)) for at in range(0, num, batch)]
+        assert batch == 1 or batches == former, "other networks keep their batches"
+    else:
+        assert batches[-1].stop - batches[-1].start == batch + 1
 
 
 @pytest.mark.parametrize(

@@ -186,18 +186,20 @@ class TestUserModels:
         trained = StackedTrainer(build=build, config=SGD).train(data, members=members, seeds=[100, 101])
         assert _distance(trained, _alone(build, data, members, SGD)) == 0
 
-    def test_batchnorm_is_refused_unless_the_loop_is_asked_for(self, examples):
-        data, build, members = examples(40), self._build("batchnorm"), _subsets(examples(40), (20, 40))
-        for path in ("auto", "vmap"):
+    def test_batchnorm_takes_the_loop_and_no_other_path(self, examples):
+        data, build, members = examples(40), self._build("batchnorm"), _subsets(examples(40), (20, 40, 31))
+        for path in ("mlp", "vmap"):
             trainer = StackedTrainer(build=build, config=SGD, path=path)
-            with pytest.raises(NotApplicable, match=r"BatchNorm1d.*GroupNorm"):
+            with pytest.raises(NotApplicable, match=r"BatchNorm1d.*padding"):
                 trainer.train(data, members=[np.arange(9)], seeds=[0])
-        trained = StackedTrainer(build=build, config=SGD, path="loop").train(data, members=members, seeds=[100, 101])
-        assert _states(trained) == _states(_alone(build, data, members, SGD))
+        for path in ("auto", "loop"):
+            trainer = StackedTrainer(build=build, config=SGD, path=path)
+            trained = trainer.train(data, members=members, seeds=[100, 101, 102])
+            assert _states(trained) == _states(_alone(build, data, members, SGD))
 
     def test_early_models_with_batchnorm_are_trained_one_by_one(self, examples):
         data, build = examples(40), self._build("batchnorm")
-        found = early_snapshots(build, data, config=SGD, seeds=[5, 6], epochs=[3, 0, 6])
+        found = early_snapshots(build, data, recipe="supervised", config=SGD, seeds=[5, 6], epochs=[3, 0, 6])
         for epoch, models in found.items():
             alone = [supervised(build, data, config=SGD, seed=s, stop_after=epoch) for s in (5, 6)]
             assert _states(models) == _states(alone)
@@ -221,6 +223,11 @@ def test_vmap_is_the_path_on_cuda_for_everything_but_mlps(examples, monkeypatch)
         build = builder(name, config, input_shape=(1, 4, 4), num_outputs=3)
         return StackedTrainer(build=build, config=SGD)._choose([build(0), build(1)], Inputs(kind), rows)
 
+    def normed(seed, kind):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3, track_running_stats=False))
+        return StackedTrainer(build=lambda s: network, config=SGD)._choose([network] * 2, Inputs(kind), rows)
+
+    assert normed(0, "cuda") == normed(0, "cpu") == "loop"
     small = {n: MODELS[n][0] for n in ("cnn", "resnet_gn")}
     assert [chosen(n, c, "cuda") for n, c in small.items()] == ["vmap", "vmap"]
     assert [chosen(n, c, "cpu") for n, c in small.items()] == ["loop", "loop"]
@@ -262,6 +269,7 @@ def test_early_models_are_the_recipe_stopped(examples):
     models = early_models(
         build,
         data,
+        recipe="supervised",
         config=SGD,
         seeds=[5, 6, 7],
         epoch=2,
@@ -270,7 +278,7 @@ def test_early_models_are_the_recipe_stopped(examples):
     alone = [supervised(build, data, config=SGD, seed=s, stop_after=2) for s in (5, 6, 7)]
     assert _distance(models, alone) < 1e-12 and not any(m.training for m in models)
     assert done[-1] == (6, 6) and done == sorted(done)
-    untrained = early_models(build, data, config=SGD, seeds=[5], epoch=0)
+    untrained = early_models(build, data, recipe="supervised", config=SGD, seeds=[5], epoch=0)
     assert _distance(untrained, [build(5)]) == 0
 
 
@@ -298,7 +306,9 @@ def test_snapshots_of_one_run_are_the_bits_of_separate_runs(examples, model, con
 def test_snapshots_of_a_regression_speak_in_the_targets_units(examples):
     data = examples(50, task="regression")
     build = builder("mlp", {"hidden": [5]}, input_shape=data.input_shape, num_outputs=1)
-    for epoch, models in early_snapshots(build, data, config=SGD, seeds=[1, 2], epochs=[0, 2, 6]).items():
+    for epoch, models in early_snapshots(
+        build, data, recipe="supervised", config=SGD, seeds=[1, 2], epochs=[0, 2, 6]
+    ).items():
         alone = [supervised(build, data, config=SGD, seed=s, stop_after=epoch) for s in (1, 2)]
         assert _states(models) == _states(alone)
 

@@ -33,7 +33,7 @@ def world():
     build = builder("mlp", {"hidden": (8,)}, input_shape=(6,), num_outputs=3)
     recipe = SupervisedConfig(lr=0.05, epochs=6, batch=16)
     train = data.part("train")
-    models = early_snapshots(build, train, config=recipe, seeds=range(6), epochs=CONFIG.epochs)
+    models = early_snapshots(build, train, recipe="supervised", config=recipe, seeds=range(6), epochs=CONFIG.epochs)
     return data, models
 
 
