@@ -83,6 +83,7 @@ class DropoutInversionConfig(Config):
 @analysis(
     AnalysisSpec(
         name="dropout_inversion",
+        version=2,
         doc="Gradient inversion with and without dropout: what a curious server rebuilds of single training examples.",
         source="Scheliga et al., AAAI 2023 (arXiv 2208.06163); Geiping et al., NeurIPS 2020; Zhu et al., NeurIPS 2019",
         config=DropoutInversionConfig,

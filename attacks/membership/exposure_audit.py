@@ -6,8 +6,9 @@ design makes exact. Benjamini and Hochberg over the examples, Bonferroni over at
 named for one attack and cap, a share of at most alpha / (attacks x caps) left no trace in expectation, and when no example
 left any, somebody is named with probability alpha at most.
 
-    summary   mean TPR over models with a bootstrap interval over models, mean AUC; mean, 99th percentile and largest
-              exposure; number of exposed examples. The mean is what an average-case audit reports; the tail is whom it hides.
+    summary   mean TPR and mean AUC over models, with intervals that know that all models judge the same examples (``over_runs``);
+              mean, 99th percentile and largest exposure; number of exposed examples. The mean is what an average-case audit
+              reports; the tail is whom it hides.
     verdict   fail: one exposed example is enough, whatever the AUC. pass: none, by a design that could have named one found
               in k of M/2 models, at a cap that ten non-members carry. Else inconclusive: too few models or non-members.
 
@@ -18,6 +19,7 @@ on half of the data. Shapes: M models, N pool examples; rows for training exampl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +41,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import Finding, Verdict
+from contracts.verdicts import ATTACK, Finding, Verdict
 from recipes.ensemble import ReferenceEnsemble
 from recipes.frames import frame_of
 from sources.example_set import ExampleSet
@@ -85,9 +87,9 @@ _SUMMARY = TableSpec(
         _count("num_negatives", "fewest non-members of a model: what a threshold rests on"),
         Column(name="reliable", dtype="bool", doc="fpr_cap * num_negatives >= 10"),
         _share("auc", "area under the ROC curve, mean over models"),
-        _share("auc_lo", "lower bound, bootstrap over models"), _share("auc_hi", "upper bound"),
+        _share("auc_lo", "lower bound, clustered by model and by example"), _share("auc_hi", "upper bound"),
         _share("tpr", "true-positive rate at the cap, mean over models; null when fpr_cap * num_negatives < 1", nullable=True),
-        _share("tpr_lo", "lower bound, bootstrap over models", nullable=True), _share("tpr_hi", "upper bound", nullable=True),
+        _share("tpr_lo", "lower bound, models and examples resampled", nullable=True), _share("tpr_hi", "upper bound", nullable=True),
         _count("num_examples", "training examples judged"),
         Column(name="num_exposed", dtype="int64", low=0, nullable=True, doc="of these, exposed (see audits.exposure); null as tpr"),
         _share("exposure_mean", "mean exposure of the training examples", nullable=True),
@@ -113,18 +115,17 @@ _EXPOSURE = TableSpec(
 
 
 def judge_exposure(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> Sequence[tuple[str, Finding]]:
-    """One finding an attack about the audited recipe; none when the plan does not judge the audited model.
+    """One finding an attack about the audited recipe; it counts when the plan judges the audited model, by ``max_target_auc``.
 
-    A plan judges it by giving ``max_target_auc``. One exposed example fails it, however small the AUC: an average does not
-    speak for a person.
+    One exposed example fails it, however small the AUC: an average does not speak for a person.
     """
     summary, rows = tables["exposure_summary"], tables["exposure"]
-    if thresholds.max_target_auc is None or summary.is_empty():
-        return []
-    return [
-        (TARGET, _judge(str(name), of_attack, rows.filter(pl.col("attack") == name), rows.height, thresholds.alpha))
+    found = [
+        _judge(str(name), of_attack, rows.filter(pl.col("attack") == name), rows.height, thresholds.alpha)
         for (name,), of_attack in summary.group_by("attack", maintain_order=True)
     ]
+    judged = thresholds.max_target_auc is not None
+    return [(TARGET, dataclasses.replace(finding, kind=ATTACK, judged=judged)) for finding in found]
 
 
 def _judge(name: str, summary: pl.DataFrame, rows: pl.DataFrame, family: int, alpha: float) -> Finding:
@@ -173,6 +174,7 @@ def _found_to_be_named(models: int, level: float) -> int | None:
 @analysis(
     AnalysisSpec(
         name="exposure",
+        version=2,
         doc="Which training examples membership attacks find, how often, and at which false-positive rate.",
         source="Carlini et al., IEEE S&P 2022; Zarifzadeh et al., ICML 2024; Carlini et al., NeurIPS 2022",
         config=ExposureConfig,
@@ -208,7 +210,7 @@ def exposure(
     Args:
         data: both splits, classification; says which examples are training examples.
         config: attacks, caps, level.
-        seed: of attacks that draw, and of the bootstrap over models.
+        seed: of attacks that draw, and of the bootstrap behind the intervals of the TPR.
         ensemble: M models on halves of the pool, each in turn the audited one with the others as its references.
         progress: told (attacks done, in all, "attacks on every reference model").
 

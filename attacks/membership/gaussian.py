@@ -20,22 +20,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.membership.leave_one_out import group_statistics
+from attacks.membership.leave_one_out import POOLED_CANCELLED, Group
 
 Float = NDArray[np.float64]
 Variance = Literal["pooled", "per_example", "fixed"]
 
-_BLOCK = 2048  # examples at a time: M x _BLOCK float64 stays near the cache
+BLOCK = 2048  # examples at a time: M x BLOCK float64 stays near the cache
 _TINY = 1e-30
+_NOBODY = np.array([-1])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Fit:
-    """centre (T, N) or (1, N); scale (T, N), (T, 1), (1, N) or (1, 1); both NaN where undefined; size: models in the group."""
+    """centre (T, N) or (1, N); scale (T, N), (T, 1), (1, N) or (1, 1); both NaN where undefined."""
 
     centre: Float
     scale: Float
-    size: NDArray[np.int64]
+
+    def part(self, at: slice) -> Fit:
+        """Of these examples."""
+        return Fit(centre=self.centre[:, at], scale=self.scale if self.scale.shape[1] == 1 else self.scale[:, at])
 
     def z(self, phi: Float) -> Float:
         """(phi - centre) / scale."""
@@ -56,30 +60,34 @@ def fit(values: Float, member: NDArray[np.bool_], index: NDArray[np.int64], *, v
     """Fit every target's normals without its own row of ``values`` (``index`` -1: all rows take part)."""
     num = values.shape[1]
     rows = len(index) if (index >= 0).any() else 1
-    centre, size = np.empty((rows, num)), np.empty((rows, num), dtype=np.int64)
-    squares = np.empty((rows, num if variance == "per_example" else 1))
-    pooled, freedom = np.zeros((rows, 1)), np.zeros((rows, 1))
-    for start in range(0, num, _BLOCK):
-        at = slice(start, start + _BLOCK)
-        group = group_statistics(values[:, at], member[:, at], index)
-        size[:, at] = group.size
-        undefined = group.size < 2
+    centre = np.empty((rows, num))
+    each = np.empty((rows, num if variance == "per_example" else 1))
+    total, held, freedom = 0.0, np.zeros(rows), np.zeros(rows)
+    for start in range(0, num, BLOCK):
+        at = slice(start, start + BLOCK)
+        group = Group(values[:, at], member[:, at], index)
         centre[:, at] = group.median
-        if undefined.any():
-            centre[:, at][undefined] = np.nan
+        if group.smallest < 2:
+            centre[:, at][group.size < 2] = np.nan
         if variance == "per_example":
-            squares[:, at] = group.sum_squares
-        else:
-            pooled[:, 0] += np.where(undefined, 0.0, group.sum_squares).sum(axis=1)
-            freedom[:, 0] += np.where(undefined, 0, group.size - 1).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if variance == "per_example":
-            scale = np.sqrt(squares / size)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                each[:, at] = np.sqrt(group.sum_squares / group.size)
         elif variance == "pooled":
-            scale = np.sqrt(pooled / freedom)
-        else:
-            scale = _fixed_scale(values, member, index)[:rows]
-    return Fit(centre=centre, scale=scale + _TINY, size=size)
+            in_block = group.pooled()
+            total, held, freedom = total + in_block[0], held + in_block[1], freedom + in_block[2]
+    if variance == "pooled":
+        squares = total - held
+        for t in np.flatnonzero(squares < POOLED_CANCELLED * total):  # one model holds nearly all: anew without it
+            others = np.arange(len(values)) != index[t]
+            squares[t] = sum(
+                Group(values[others, start : start + BLOCK], member[others, start : start + BLOCK], _NOBODY).pooled()[0]
+                for start in range(0, num, BLOCK)
+            )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            each = np.sqrt(squares / freedom)[:, None]
+    elif variance == "fixed":
+        each = _fixed_scale(values, member, index)[:rows]
+    return Fit(centre=centre, scale=each + _TINY)
 
 
 def _fixed_scale(values: Float, member: NDArray[np.bool_], index: NDArray[np.int64]) -> Float:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership.evidence import Evidence
-from attacks.membership.gaussian import Variance, fit
+from attacks.membership.gaussian import BLOCK, Variance, fit
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
 
@@ -111,9 +111,12 @@ def log_ratio(
     outer = fit(reference, outside, left_out, variance=variance)
     inner = fit(reference, inside, left_out, variance=variance)
     if variance == "fixed":
-        outer = type(outer)(centre=outer.centre, scale=inner.scale, size=outer.size)
-    score = inner.log_density(target)
-    score -= outer.log_density(target)
+        outer = type(outer)(centre=outer.centre, scale=inner.scale)
+    score = np.empty(target.shape)
+    for start in range(0, target.shape[1], BLOCK):
+        at = slice(start, start + BLOCK)
+        score[:, at] = inner.part(at).log_density(target[:, at])
+        score[:, at] -= outer.part(at).log_density(target[:, at])
     return score
 
 

@@ -10,8 +10,8 @@ Scores are LARGER = MORE LIKELY MEMBER. Card of the report, one row a false-posi
         Clopper-Pearson bounds of TPR and TNR by the square-root rule of Zou and Donner (Stat. Med. 2008)
 
 Thresholds are distinct score values, ties together. Undefined (NaN) scores are left out and not counted in n_pos, n_neg.
-Shapes: scores (N,) float, is_member (N,) bool. Examples of ONE model; several models pooled are dependent trials, for
-which :func:`report_over_targets` resamples the models instead.
+Shapes: scores (N,) float, is_member (N,) bool. Examples of ONE model; several models that judge the same examples are
+dependent trials, for which there is :func:`report_over_targets`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from attacks.membership.calibration import Trials, at_best
 from attacks.membership.curve import allowed, counts, defined
+from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
 from attacks.statistics import auc, auc_interval, clopper_pearson
 from contracts.errors import InvalidInput
 
@@ -89,44 +90,38 @@ def attack_report(
 
 
 def report_over_targets(
-    scores: Float,
-    is_member: Bool,
-    *,
-    alpha: float = 0.05,
-    fpr_caps: Sequence[float] = FPR_CAPS,
-    seed: int = 0,
-    repeats: int = 2000,
+    scores: Float, is_member: Bool, *, alpha: float = 0.05, fpr_caps: Sequence[float] = FPR_CAPS, seed: int = 0
 ) -> pl.DataFrame:
-    """Means over audited models with a bootstrap interval over the MODELS, which are the independent trials.
+    """Means over audited models that judge the SAME examples, with intervals that know it: ``over_runs``.
 
     Args:
         scores, is_member: (T, N); NaN scores are left out.
+        alpha: 1 - level of the intervals.
+        fpr_caps: largest tolerated false-positive rates, in (0, 1).
+        seed: of the bootstrap behind the intervals of the TPR.
 
     Returns:
-        One row a figure: figure ("auc" or "tpr@<cap>"), value, low, high, num_targets. A single target has no interval (null).
+        One row a figure: figure ("auc" or "tpr@<cap>"), value, low, high, num_targets. A TPR is null when a target cannot carry its
+        cap; a single target has no interval (null): it has :func:`attack_report`.
 
     Raises:
         InvalidInput: not (T, N), or a target without members or non-members.
     """
     if scores.ndim != 2 or scores.shape != is_member.shape:
         raise InvalidInput(f"scores {scores.shape} and is_member {is_member.shape} must both be (targets, examples)")
-    figures: dict[str, list[float]] = {"auc": [], **{f"tpr@{cap:g}": [] for cap in fpr_caps}}
-    for row, member in zip(scores, is_member, strict=True):
-        s, m = defined(row, member)
-        figures["auc"].append(auc(s[m], s[~m]))
-        for cap in fpr_caps:
-            figures[f"tpr@{cap:g}"].append(tpr_at_fpr(s, m, cap))
-    draws = np.random.default_rng(seed).integers(len(scores), size=(repeats, len(scores)))
-    rows = []
-    for name, each in figures.items():
-        values = np.asarray(each)
-        low, high = np.quantile(values[draws].mean(axis=1), [alpha / 2, 1 - alpha / 2])
-        single = len(values) < 2
-        rows.append(
-            {"figure": name, "value": values.mean(), "low": None if single else low, "high": None if single else high,
-             "num_targets": len(values)}
-        )  # fmt: skip
-    return pl.DataFrame(rows).with_columns(pl.col(pl.Float64).fill_nan(None))
+    names = ("auc", *(f"tpr@{cap:g}" for cap in fpr_caps))
+    figures: list[tuple[float, float | None, float | None]]
+    if len(scores) == 1:
+        own, member = defined(scores[0], is_member[0])
+        values = [auc(own[member], own[~member]), *(tpr_at_fpr(own, member, cap) for cap in fpr_caps)]
+        figures = [(value, None, None) for value in values]
+    else:
+        area = auc_over_runs(scores, is_member)
+        figures = [(area.value, *area.interval(alpha))]
+        figures += [tpr_over_runs(scores, is_member, cap=cap, alpha=alpha, seed=seed) for cap in fpr_caps]
+    rows = [(name, *figure, len(scores)) for name, figure in zip(names, figures, strict=True)]
+    schema = {"figure": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "num_targets": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 _SCHEMA = {

@@ -21,6 +21,7 @@ Shapes: Evidence with T, M, N and P population points -> (T, N); NaN where an ex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,13 @@ from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
 
 Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 
 A_GRID = tuple(i / 10 for i in range(11))
 _BLOCK = 1024  # examples at a time: M x _BLOCK float64 stays near the cache
 _TUNING = 2000  # candidates on which ``a`` is tuned: the AUC's standard error is then about 0.01
+# Share of a group's sum above which one model is not subtracted from it: too few digits would be left.
+_DOMINANT = 0.999
 _FLOOR = 1e-300  # keeps 0/0 out of ratios whose probabilities all underflow
 
 
@@ -92,7 +96,7 @@ def rmia_offline(evidence: Evidence, *, config: RmiaOfflineConfig, seed: int) ->
     return _score(evidence, phi, keep, gamma=config.gamma, a=a)
 
 
-def tune_a(phi: Float, keep: NDArray[np.bool_], left_out: NDArray[np.int64], *, seed: int) -> Float:
+def tune_a(phi: Float, keep: Bool, left_out: NDArray[np.int64], *, seed: int) -> Float:
     """(T,) weight ``a`` of each target: the best AUC of the ratio on another reference model, attacked by the rest.
 
     The ratio alone ranks as RMIA does for one model, because a single model's scores are monotone in ratio_x.
@@ -117,16 +121,17 @@ def tune_a(phi: Float, keep: NDArray[np.bool_], left_out: NDArray[np.int64], *, 
     return tuned
 
 
-def _best_a(p: Float, mean_out: Float, member: NDArray[np.bool_]) -> float:
+def _best_a(p: Float, mean_out: Float, member: Bool) -> float:
     defined = np.isfinite(mean_out)
     p, mean_out, member = p[defined], np.maximum(mean_out[defined], 0.0), member[defined]
     if not member.any() or member.all():
         return A_GRID[-1]
-    reached = [auc((p / _offline(mean_out, a))[member], (p / _offline(mean_out, a))[~member]) for a in A_GRID]
+    ratios = (p / _offline(mean_out, a) for a in A_GRID)
+    reached = [auc(ratio[member], ratio[~member]) for ratio in ratios]
     return A_GRID[int(np.argmax(reached))]
 
 
-def _score(evidence: Evidence, phi: Float, keep: NDArray[np.bool_], *, gamma: float, a: Float | None) -> Float:
+def _score(evidence: Evidence, phi: Float, keep: Bool, *, gamma: float, a: Float | None) -> Float:
     evidence.require_population("rmia_online" if a is None else "rmia_offline", references=True)
     left_out = evidence.left_out
     beaten_at = np.sort(_population_ratio(evidence) * gamma, axis=1)
@@ -137,13 +142,10 @@ def _score(evidence: Evidence, phi: Float, keep: NDArray[np.bool_], *, gamma: fl
         at = slice(start, start + _BLOCK)
         p, member = _probability(phi[:, at]), keep[:, at]
         target = p if shared else _probability(evidence.target_phi[0][:, at])
-        mean_out = _group_mean(p, ~member, left_out)
         if a is None:
-            with_x = mean_out
-            with_x += _group_mean(p, member, left_out)
-            with_x *= 0.5
+            with_x = _mean_of_both(p, member, left_out)
         else:
-            with_x = _offline(mean_out, a[:, None])
+            with_x = _offline(_mean_out(p, member, left_out), a[:, None])
         np.divide(target, with_x, out=scores[:, at])
     for ratio, limits in zip(scores, beaten_at, strict=True):
         beaten = count_below(limits, ratio, side="right")
@@ -163,11 +165,67 @@ def _offline(mean_out: Float, a: Float | float) -> Float:
     return np.asarray(0.5 * ((1.0 + a) * mean_out + (1.0 - a)))
 
 
-def _group_mean(p: Float, member: NDArray[np.bool_], left_out: NDArray[np.int64]) -> Float:
+def _mean_of_both(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
+    """(T, N) mean of the means over the models with and without the example, the target left out of its own; NaN without either."""
+    inside = member.astype(np.float64)
+    (total_in, num_in), (total_out, num_out) = _totals(p, inside)
+    own, x = _own(inside, left_out), _own(p, left_out)
+    other, buffer = 1.0 - own, np.empty(own.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_in, mean_out = total_in / num_in, total_out / num_out
+        hard = (num_in < 2) | (num_out < 2)  # a group that is empty without the target
+        easy_in, easy_out = (np.where(hard, 1.0, mean) for mean in (mean_in, mean_out))
+        rest: Float = total_in * own
+        rest += np.multiply(total_out, other, out=buffer)
+        hard |= (np.multiply(rest, _DOMINANT, out=buffer) < x).any(axis=0)
+        rest -= x
+        rest /= (num_in - 1) * own + (num_out - 1) * other if (num_in != num_out).any() else num_in - 1
+        rest += np.multiply(easy_out, own, out=buffer)
+        rest += np.multiply(easy_in, other, out=buffer)
+    rest *= 0.5
+    rest[left_out < 0] = 0.5 * (mean_in + mean_out)
+    if hard.any():
+        of = p[:, hard], member[:, hard]
+        rest[:, hard] = 0.5 * (_group_mean(of[0], ~of[1], left_out) + _group_mean(*of, left_out))
+    return rest
+
+
+def _mean_out(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
+    """(T, N) mean over the models without the example, the target left out; NaN when there is none."""
+    inside = member.astype(np.float64)
+    _, (total, num) = _totals(p, inside)
+    outside = 1.0 - _own(inside, left_out)
+    if (left_out < 0).any():
+        outside[left_out < 0] = 0.0
+    own = _own(p, left_out) * outside
+    hard = (own > _DOMINANT * total).any(axis=0) | (num < 2)
+    np.subtract(total, own, out=own)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own /= np.subtract(num, outside, out=outside)
+    if hard.any():
+        own[:, hard] = _group_mean(p[:, hard], ~member[:, hard], left_out)
+    return own
+
+
+def _totals(p: Float, inside: Float) -> tuple[tuple[Float, NDArray[np.int64]], tuple[Float, NDArray[np.int64]]]:
+    """Sum of p and number of models, (N,) each, with and without the example; inside (M, N) is 1.0 or 0.0."""
+    masked, num_in = p * inside, inside.sum(axis=0).astype(np.int64)
+    total_in = masked.sum(axis=0)
+    np.subtract(p, masked, out=masked)
+    return (total_in, num_in), (masked.sum(axis=0), len(p) - num_in)
+
+
+def _own(of: NDArray[Any], left_out: NDArray[np.int64]) -> NDArray[Any]:
+    """(T, N) each target's own row, that of model 0 where it has none."""
+    if len(left_out) == len(of) and (left_out == np.arange(len(of))).all():
+        return of
+    return of[np.maximum(left_out, 0)]
+
+
+def _group_mean(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
     """(T, N) mean over the group without the target; NaN for an empty group."""
-    size = member.sum(axis=0)
-    row = np.where(left_out >= 0, left_out, 0)
-    own = member[row] & (left_out >= 0)[:, None]
+    size = np.count_nonzero(member, axis=0)
+    own = _own(member, left_out) & (left_out >= 0)[:, None]
     sums = sums_without(p, member, left_out)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums / (size - own))

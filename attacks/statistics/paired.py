@@ -2,7 +2,8 @@
 
     DeLong     two correlated AUCs (DeLong et al., Biometrics 1988): with V10, V01 of ``ranking`` for each score a, b
                    var(AUC_a - AUC_b) = var(V10_a - V10_b) / n+ + var(V01_a - V01_b) / n-
-               referred to Student's t with Welch's degrees of freedom (simulated coverage of 95%: 0.949 to 0.957)
+               referred to Student's t with Welch's degrees of freedom (simulated coverage of 95%: 0.949 to 0.957; ten
+               against 50: 0.94 to 0.98; three and five 0.88 and 0.92 when the AUCs differ, so below ten there is no interval)
     McNemar    exact: of the n examples that only one of the two finds, k are a's; p of Bin(n, 1/2) (Psychometrika 1947)
     sign flips the differences d_i, each sign equally likely when there is no difference; all 2^n flips while they are
                few, else random ones, the observed one counted in (Fisher; Phipson and Smyth 2010)
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from attacks.statistics.ranking import placements
+from attacks.statistics.ranking import FEWEST_A_SIDE, placements
 from contracts.errors import InvalidInput
 
 Float = NDArray[np.float64]
@@ -33,7 +34,10 @@ _RESAMPLES = 9_999
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AucDifference:
-    """AUC_a - AUC_b on the same examples, with bounds at level 1 - alpha, DeLong's standard error and two-sided p-value."""
+    """AUC_a - AUC_b on the same examples, with bounds at level 1 - alpha, DeLong's standard error and two-sided p-value.
+
+    With too few examples on a side nothing is claimed: low -1, high 1, stderr NaN, p_value 1.
+    """
 
     auc_a: float
     auc_b: float
@@ -50,33 +54,37 @@ def delong_paired(
     """Difference of two AUCs of scores of the same examples.
 
     Without any variance (say, both separate perfectly) the data says nothing about the error of the difference; bounds and
-    p-value are then those of min(n+, n-) disjoint pairs that all point one way, as for a single perfect AUC.
+    p-value are then those of min(n+, n-) disjoint pairs that all point one way, as for a single perfect AUC. With fewer than ten
+    members or non-members (``ranking``) the difference has neither: bounds -1 and 1, stderr NaN, p-value 1.
 
     Args:
         scores_a, scores_b: (N,) larger = more likely a member, no NaN.
-        is_member: (N,) bool, at least two of each kind.
+        is_member: (N,) bool, of each kind one at least.
 
     Raises:
-        InvalidInput: shapes differ, NaN, fewer than two members or non-members, alpha outside (0, 1).
+        InvalidInput: shapes differ, NaN, no member or no non-member, alpha outside (0, 1).
 
-    >>> delong_paired([3, 2, 1, 0], [3, 1, 2, 0], [True, True, False, False]).value
-    0.25
+    >>> found = delong_paired([3, 2, 1, 0], [3, 1, 2, 0], [True, True, False, False])
+    >>> found.value, found.low, found.high, found.p_value
+    (0.25, -1.0, 1.0, 1.0)
     """
     a, b = (np.asarray(v, dtype=np.float64) for v in (scores_a, scores_b))
     member = np.asarray(is_member)
     if not (a.ndim == 1 and a.shape == b.shape == member.shape and member.dtype == np.bool_):
         raise InvalidInput(f"scores {a.shape}, {b.shape} and is_member {member.dtype} {member.shape}: needs three vectors of one length, the last bool")  # fmt: skip
-    if min(member.sum(), (~member).sum()) < 2:
-        raise InvalidInput(f"needs two members and two non-members at least; there are {member.sum()} and {(~member).sum()}")  # fmt: skip
     _check_alpha(alpha)
     v10_a, v01_a = placements(a[member], a[~member])
     v10_b, v01_b = placements(b[member], b[~member])
     value = float((v10_a - v10_b).mean())
+    pairs = min(len(v10_a), len(v01_a))
+    if pairs < FEWEST_A_SIDE:
+        return AucDifference(
+            auc_a=float(v10_a.mean()), auc_b=float(v10_b.mean()), value=value,
+            low=-1.0, high=1.0, stderr=float("nan"), p_value=1.0,
+        )  # fmt: skip
     parts = [(u - v).var(ddof=1) / len(u) for u, v in ((v10_a, v10_b), (v01_a, v01_b))]
     variance = sum(parts)
-    pairs = min(len(v10_a), len(v01_a))
-    # Rounding of a mean of equal numbers leaves some 1e-33.
-    if variance < 1e-28:
+    if variance < 1e-28:  # rounding of a mean of equal numbers leaves some 1e-33
         slack, stderr = 1 - (alpha / 2) ** (1 / pairs), 0.0
         p_value = min(1.0, 2.0 * 0.5**pairs) if abs(value) > 1e-14 else 1.0
     else:

@@ -7,6 +7,9 @@
     AUC               Hanley and McNeil, Radiology 1982: with Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A)
                           var = (A (1 - A) + (n+ - 1) (Q1 - A^2) + (n- - 1) (Q2 - A^2)) / (n+ n-)
                       two AUCs on the same examples, correlation r (1983):  var = var_a + var_b - 2 r sqrt(var_a var_b)
+    mean difference   two-sample t test of normal figures one run each, mu = (mean_a - mean_b) / common standard deviation:
+                          T ~ noncentral t, n_a + n_b - 2 degrees of freedom, noncentrality mu sqrt(n_a n_b / (n_a + n_b)); exact
+                      P[a run of a > a run of b] = AUC = Phi(mu / sqrt 2)
     two TPRs          other examples for each: Fleiss, Levin, Paik 2003, chapter 4, with continuity correction
                       the same examples (McNemar): Connor, Biometrics 1987, with p = P[only one finds it], d = TPR_a - TPR_b
                           n = (z_{alpha/2} sqrt(p) + z_power sqrt(p - d^2))^2 / d^2
@@ -20,12 +23,18 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import chdtr, ndtr
 from scipy.stats import binom, norm
+from scipy.stats import t as student_t
 
 from attacks.statistics.binomial import upper_bound
 from contracts.errors import InvalidInput
 
 _LARGEST = 10**9
+# Quadrature of the noncentral t law: Gauss and Legendre over 9 standard deviations; degrees of freedom from which S is narrow.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(300)
+_REACH, _MANY = 9.0, 200
 
 
 def minimum_negatives(fpr: float, *, alpha: float = 0.05, alarms: int = 0) -> int:
@@ -126,6 +135,105 @@ def auc_power(
     return float(above + below)
 
 
+def detectable_auc(n_pos: int, n_neg: int, *, alpha: float, power: float = 0.8) -> float:
+    """Smallest AUC above 0.5 that a two-sided test at level ``alpha`` finds with ``power``: the inverse of :func:`auc_power`.
+
+    The null "AUC = 0.5" is rejected beyond Phi^-1(1 - alpha / 2) standard errors at 0.5; the estimate has the standard error at
+    the AUC that it estimates. What an audit that found nothing has NOT excluded: every AUC below this one.
+
+    Args:
+        n_pos, n_neg: members and non-members, at least one each, independent of each other.
+        alpha: level of the test, in (0, 1); for a one-sided test at level a, 2 a.
+        power: in (alpha, 1).
+
+    Returns:
+        AUC in (0.5, 1], with at least that power to within 1e-12; infinity when there are so few examples that
+        not even a perfect separation rejects the null.
+
+    Raises:
+        InvalidInput: fewer than one member or non-member, alpha or power outside its range.
+
+    >>> round(detectable_auc(130, 130, alpha=0.05), 4), round(detectable_auc(1000, 1000, alpha=0.05), 4)
+    (0.5998, 0.5361)
+    >>> detectable_auc(2, 2, alpha=0.05)
+    inf
+    """
+    _level_below_power(alpha, power)
+    critical = 0.5 + float(norm.isf(alpha / 2)) * auc_stderr(0.5, n_pos, n_neg)
+    if critical >= 1:
+        return math.inf
+    low, high = 0.5, 1.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (low, middle) if auc_power(middle, n_pos, n_neg, alpha=alpha) >= power else (middle, high)
+    return high
+
+
+def effect_power(mu: float, n_a: int, n_b: int, *, alpha: float) -> float:
+    """P[a two-sided two-sample t test finds a standardised mean difference of ``mu``]; exact for normal figures.
+
+    Args:
+        mu: (mean_a - mean_b) / common standard deviation; finite, of either sign.
+        n_a, n_b: independent runs on each side, at least one each and three together.
+        alpha: level of the test, in (0, 1).
+
+    >>> round(effect_power(0.5, 64, 64, alpha=0.05), 4)
+    0.8015
+    """
+    _inside(alpha=alpha)
+    _two_sides(n_a, n_b)
+    if not math.isfinite(mu):
+        raise InvalidInput(f"mu = {mu} is outside its allowed range: finite")
+    freedom = n_a + n_b - 2
+    return _t_power(abs(mu) * _effect_scale(n_a, n_b), freedom, float(student_t.isf(alpha / 2, freedom)))
+
+
+def detectable_effect(n_a: int, n_b: int, *, alpha: float, power: float = 0.8) -> float:
+    """Smallest standardised mean difference mu > 0 that a two-sided two-sample t test finds with ``power``.
+
+    ``auc_of_effect(mu)`` says it as an AUC. Arguments as :func:`effect_power`; for a one-sided test at level a give alpha = 2 a.
+
+    Raises:
+        InvalidInput: fewer than one run on a side or than three in all, alpha or power outside its range.
+
+    >>> round(detectable_effect(64, 64, alpha=0.05), 3), round(detectable_effect(3, 3, alpha=0.05), 2)
+    (0.499, 3.07)
+    """
+    _level_below_power(alpha, power)
+    _two_sides(n_a, n_b)
+    freedom = n_a + n_b - 2
+    critical = float(student_t.isf(alpha / 2, freedom))
+    high = critical + 1.0
+    while _t_power(high, freedom, critical) < power:
+        high *= 2
+    found = brentq(lambda shift: _t_power(shift, freedom, critical) - power, 0.0, high, xtol=1e-12, rtol=1e-12)
+    return float(found) / _effect_scale(n_a, n_b)
+
+
+def runs_for_effect(mu: float, *, alpha: float, power: float = 0.8) -> int:
+    """Runs on EACH side it takes to find a standardised mean difference of ``mu``; the inverse of :func:`detectable_effect`.
+
+    Raises:
+        InvalidInput: mu is 0 or not finite, alpha or power outside its range, more than 10^9 runs needed.
+
+    >>> runs_for_effect(0.5, alpha=0.05), runs_for_effect(1.0, alpha=0.05)
+    (64, 17)
+    """
+    _level_below_power(alpha, power)
+    if mu == 0:
+        raise InvalidInput("mu = 0: no number of runs finds an effect that is not there")
+    return _smallest(lambda n: effect_power(mu, n, n, alpha=alpha) >= power)
+
+
+def auc_of_effect(mu: float) -> float:
+    """P[a run of one side exceeds a run of the other] of normal figures whose means lie ``mu`` standard deviations apart.
+
+    >>> round(auc_of_effect(0.5), 4), auc_of_effect(0.0)
+    (0.6382, 0.5)
+    """
+    return float(ndtr(mu / math.sqrt(2)))
+
+
 def examples_for_auc(
     auc: float, *, null: float = 0.5, alpha: float = 0.05, power: float = 0.8, negatives_per_positive: float = 1.0
 ) -> int:
@@ -200,15 +308,38 @@ def _auc_variance(auc: float, n_pos: int, n_neg: int) -> float:
     return (auc * (1 - auc) + (n_pos - 1) * (q1 - auc**2) + (n_neg - 1) * (q2 - auc**2)) / (n_pos * n_neg)
 
 
+def _effect_scale(n_a: int, n_b: int) -> float:
+    return math.sqrt(n_a * n_b / (n_a + n_b))
+
+
+def _t_power(shift: float, freedom: int, critical: float) -> float:
+    """P[|T| > critical] of the noncentral t law with noncentrality ``shift`` >= 0, to 1e-9.
+
+    With T = (Z + shift) / S, Z normal and freedom S^2 chi-square, one of the two is averaged out in closed form and the other by
+    quadrature: Z where few degrees of freedom make S vary, S where many make its law narrow. (scipy's ``nct`` returns NaN for
+    some left tails and loses its digits beyond a noncentrality of some hundreds.)
+    """
+    if freedom < _MANY:
+        # |T| > critical where S^2 < ((Z + shift) / critical)^2, which has a kink where Z + shift changes its sign.
+        kink = max(-_REACH, -shift)
+        left, right = (_NODES + 1) / 2 * (kink + _REACH) - _REACH, (_NODES + 1) / 2 * (_REACH - kink) + kink
+        weight_left, weight_right = _WEIGHTS / 2 * (kink + _REACH), _WEIGHTS / 2 * (_REACH - kink)
+        z, weight = np.concatenate([left, right]), np.concatenate([weight_left, weight_right])
+        density = weight * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        return float(density @ chdtr(freedom, freedom * ((z + shift) / critical) ** 2))
+    off = _REACH * _NODES / math.sqrt(2 * freedom)  # S - 1
+    density = _WEIGHTS * np.exp((freedom - 1) * np.log1p(off) - freedom * (off + off**2 / 2))
+    within = critical * (1 + off)
+    return float(density @ (ndtr(shift - within) + ndtr(-shift - within)) / density.sum())
+
+
 def _smallest(enough: Callable[[int], bool]) -> int:
     """The smallest n >= 2 for which ``enough``, which stays true once it is."""
     high = 2
     while not enough(high):
         high *= 2
         if high > _LARGEST:
-            raise InvalidInput(
-                f"more than {_LARGEST} examples would be needed: the difference is too small to be found"
-            )
+            raise InvalidInput(f"more than {_LARGEST} a side would be needed: the difference is too small to be found")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -226,6 +357,17 @@ def _inside(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < 1:
             raise InvalidInput(f"{name} = {value} is outside its allowed range: > 0 and < 1")
+
+
+def _level_below_power(alpha: float, power: float) -> None:
+    _inside(alpha=alpha, power=power)
+    if power <= alpha:
+        raise InvalidInput(f"power = {power} is outside its allowed range: > alpha = {alpha}, which every test has")
+
+
+def _two_sides(n_a: int, n_b: int) -> None:
+    if not (n_a >= 1 and n_b >= 1 and n_a + n_b >= 3):
+        raise InvalidInput(f"n_a = {n_a}, n_b = {n_b}: needs one run on each side, and three in all, at least")
 
 
 def _positive(ratio: float) -> float:

@@ -7,6 +7,8 @@
 
 Simulated coverage of 95% (normal, exponential, two-point and mixed scores, 40 to 1,000 a side): 0.94 to 0.965 for AUCs up to
 0.93; beyond 0.95 with fewer than 100 on a side only 0.88 to 0.93, too often too high. Score-type intervals do no better.
+Below ten on a side there is no interval: var is itself estimated from so few that against 50 or 100 on the other side three cover
+0.86 to 0.88 and five 0.85 to 0.92. Ten cover 0.94 to 0.95 for AUCs up to 0.75, and 0.87 to 0.93 at 0.9.
 A perfect separation has var = 0 and says nothing about its own error; the bound is then that of Clopper and Pearson for
 min(n+, n-) pairs of which none is out of order.
 """
@@ -24,12 +26,13 @@ from contracts.errors import InvalidInput
 
 Float = NDArray[np.float64]
 
+FEWEST_A_SIDE = 10  # fewer positives or negatives: no interval of an AUC
 _DRAWS = 99_999
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AucInterval:
-    """AUC in [0, 1] with its bounds; ``stderr`` is DeLong's."""
+    """AUC in [0, 1] with its bounds; ``stderr`` is DeLong's, NaN when there are too few for an interval."""
 
     value: float
     low: float
@@ -44,12 +47,13 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
     0.875
     """
     pos, neg = _checked(positive, negative)
-    ranks = rankdata(np.concatenate([pos, neg]))
-    return float((ranks[: len(pos)].sum() - len(pos) * (len(pos) + 1) / 2) / (len(pos) * len(neg)))
+    pos, neg = np.sort(pos), np.sort(neg)  # in order the searches stay in the cache
+    twice_won = sum(int(np.searchsorted(neg, pos, side=side).sum()) for side in ("left", "right"))
+    return twice_won / (2 * len(pos) * len(neg))
 
 
 def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.05) -> AucInterval:
-    """AUC with DeLong's interval at level 1 - ``alpha``.
+    """AUC with DeLong's interval at level 1 - ``alpha``; below ten on a side none: low 0, high 1, stderr NaN.
 
     Raises:
         InvalidInput: an empty class, scores that are NaN, or alpha outside (0, 1).
@@ -59,7 +63,7 @@ def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.0
     pos, neg = _checked(positive, negative)
     v10, v01 = placements(pos, neg)
     value = float(v10.mean())
-    if len(pos) < 2 or len(neg) < 2:
+    if min(len(pos), len(neg)) < FEWEST_A_SIDE:
         return AucInterval(value=value, low=0.0, high=1.0, stderr=float("nan"))
     variance = v10.var(ddof=1) / len(pos) + v01.var(ddof=1) / len(neg)
     if value in (0.0, 1.0) or variance == 0:

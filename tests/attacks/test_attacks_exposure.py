@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from scipy.stats import fisher_exact
 
-from attacks.membership import exposure_table
+from attacks.membership import exposure_table, report_over_targets
 from attacks.membership.exposure import smallest_p_value, trace_p_values
-from attacks.membership.exposure_audit import ExposureConfig, exposure, judge_exposure
+from attacks.membership.exposure_audit import ExposureConfig, every_model_a_target, exposure, judge_exposure
 from attacks.statistics import benjamini_hochberg, clopper_pearson
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable, UnknownName
-from contracts.methods import analysis
+from contracts.methods import analysis, attack
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
 from recipes.ensemble import ReferenceEnsemble
@@ -163,7 +163,10 @@ def test_share_is_how_many_are_at_least_as_exposed(found) -> None:
 
 def test_the_summary_gives_the_average_and_the_tail(found) -> None:
     (_, ensemble), tables = found
-    keep = ensemble.keep[:, ensemble.pool]
+    evidence = every_model_a_target(found[0][0], ensemble)
+    keep = evidence.keep
+    methods = {name: attack.get(name) for name in ("lira_online", "rmia_online")}
+    scores = {name: method(evidence, config=method.spec.config(), seed=0) for name, method in methods.items()}
     for row in tables["exposure_summary"].iter_rows(named=True):
         assert row["num_models"] == 64 and row["num_negatives"] == (~keep).sum(axis=1).min()
         assert row["reliable"] == (row["fpr_cap"] * row["num_negatives"] >= 10)
@@ -175,6 +178,9 @@ def test_the_summary_gives_the_average_and_the_tail(found) -> None:
         assert row["exposure_mean"] == pytest.approx(mine.mean())
         assert row["exposure_p99"] == mine[math.ceil(0.99 * (len(mine) - 1))] and row["exposure_max"] == mine[-1]
         assert row["tpr_lo"] <= row["tpr"] <= row["tpr_hi"] and row["auc_lo"] <= row["auc"] <= row["auc_hi"]
+        report = report_over_targets(scores[row["attack"]], keep, fpr_caps=(row["fpr_cap"],), seed=0)
+        area, tpr = report.select("value", "low", "high").rows()
+        assert (row["auc"], row["auc_lo"], row["auc_hi"]) == area and (row["tpr"], row["tpr_lo"], row["tpr_hi"]) == tpr
 
 
 def test_output_follows_ids_not_rows(found) -> None:
@@ -217,14 +223,15 @@ def test_what_does_not_fit_is_refused_naming_the_examples(found) -> None:
 
 
 def test_verdicts_name_the_exposed_whatever_the_average(found) -> None:
-    assert judge_exposure(found[1], Thresholds()) == []  # the plan does not judge the audited model
+    shown = judge_exposure(found[1], Thresholds())  # the plan does not judge the audited model
+    assert len(shown) == 2 and not any(f.judged for _, f in shown)
     verdicts = judge_exposure(found[1], JUDGED)
     assert [(who, f.what) for who, f in verdicts] == [
         ("target", "exposure/lira_online"),
         ("target", "exposure/rmia_online"),
     ]
     for _, finding in verdicts:
-        assert finding.verdict is Verdict.FAIL and finding.value == 4 and finding.threshold == 0
+        assert finding.judged and finding.verdict is Verdict.FAIL and finding.value == 4 and finding.threshold == 0
         assert "4 of" in finding.sentence and "of 32 models trained with it" in finding.sentence
 
 

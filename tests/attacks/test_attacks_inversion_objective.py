@@ -11,6 +11,7 @@ from inversion_helpers import net_of, victims
 from torch import nn
 
 from attacks.gradient_inversion import LocalTraining, Update, instrument_dropout, share, shared_update
+from attacks.gradient_inversion import objective as objective_module
 from attacks.gradient_inversion.objective import Objective, check_update, total_variation
 from contracts.errors import DataError, InvalidInput
 
@@ -111,6 +112,43 @@ def test_the_cosine_is_zero_at_the_victim_and_free_of_scale():
     torch.testing.assert_close(
         Objective(net, scaled)(other, memory.masks, y)[1], Objective(net, update)(other, memory.masks, y)[1]
     )
+
+
+@pytest.mark.parametrize("keep", [None, 0.3])
+def test_the_cosine_and_its_gradient_are_those_of_torch(keep, monkeypatch):
+    monkeypatch.setattr(objective_module, "_PIECE", 20)  # several pieces a parameter
+    net = net_of(double=True)
+    x, y = victims(net)
+    update, memory = share(net, x, y, seeds=[0, 1, 2])
+    leaves = [victims(net, seed=4)[0].requires_grad_(), *(m.clone().requires_grad_() for m in memory.masks)]
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    objective = Objective(net, update, keep=keep)
+    _, distance = objective(leaves[0], leaves[1:], y)
+    found = shared_update(net, leaves[0], y, masks=leaves[1:]).tensors.values()
+    expected = []
+    for r in range(3):
+        g, g_star = flat(found, r), flat(update.tensors.values(), r)
+        if keep:
+            chosen = torch.zeros_like(g)
+            chosen[g_star.abs().topk(round(keep * len(g))).indices] = 1
+            g, g_star = g * chosen, g_star * chosen
+        expected.append(1 - F.cosine_similarity(g, g_star, dim=0))
+    torch.testing.assert_close(distance, torch.stack(expected), rtol=1e-10, atol=1e-13)
+    slopes, wanted = (
+        torch.autograd.grad((weights * d).sum(), leaves) for d in (distance, torch.stack(expected))
+    )  # weights: each client has a slope of its own
+    for slope, plain in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(slope, plain, rtol=1e-9, atol=1e-13)
+
+
+def test_a_gradient_of_zero_has_a_finite_slope():
+    net = net_of()
+    x, y = victims(net)
+    update, _ = share(net, x, y, seeds=[0, 1, 2])
+    found = [torch.zeros_like(t, requires_grad=True) for t in update.tensors.values()]
+    distance = Objective(net, update)._compare(found)
+    assert torch.equal(distance, torch.ones(3))
+    assert all(bool(s.isfinite().all()) for s in torch.autograd.grad(distance.sum(), found))
 
 
 def test_one_keep_is_no_mask_and_rows_are_the_clients_alone():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from attacks.membership import Evidence, gaussian, leave_one_out
+from attacks.membership import Evidence, gaussian, leave_one_out, lira
 from attacks.membership.lira import LiraOfflineConfig, LiraOnlineConfig, lira_offline, lira_online
 from attacks.membership.signals import log_odds
 from contracts.errors import ConfigError
@@ -77,7 +79,8 @@ CASES = [
 @pytest.mark.parametrize("variance", ["pooled", "per_example", "fixed"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_lira_equals_its_naive_transcription(planted, references_of, monkeypatch, case: dict, variance: str) -> None:
-    monkeypatch.setattr(gaussian, "_BLOCK", 11)
+    for module in (gaussian, lira):
+        monkeypatch.setattr(module, "BLOCK", 11)
     evidence = planted(**case)
     found = lira_online(evidence, config=LiraOnlineConfig(variance=variance), seed=0)
     np.testing.assert_allclose(found, naive_lira(evidence, references_of, variance, "online"), rtol=1e-9, atol=1e-9)
@@ -101,7 +104,7 @@ def test_group_statistics_survive_a_target_that_holds_all_the_spread() -> None:
     values[2] += 1e6
     member = np.ones((8, 5), dtype=bool)
     member[5:, 3] = False
-    group = leave_one_out.group_statistics(values, member, np.arange(8))
+    group = leave_one_out.Group(values, member, np.arange(8))
     for t in range(8):
         for n in range(5):
             rows = np.flatnonzero(member[:, n] & (np.arange(8) != t))
@@ -111,10 +114,34 @@ def test_group_statistics_survive_a_target_that_holds_all_the_spread() -> None:
             assert group.sum_squares[t, n] == pytest.approx(((v - v.mean()) ** 2).sum(), rel=1e-9)
 
 
+@pytest.mark.parametrize("holder", [0, 3, 7])
+def test_the_pooled_spread_survives_a_target_that_holds_nearly_all_of_it(monkeypatch, holder: int) -> None:
+    monkeypatch.setattr(gaussian, "BLOCK", 5)
+    rng = np.random.default_rng(holder)
+    values, member = 1e-3 * rng.normal(size=(8, 23)), rng.random((8, 23)) < 0.7
+    values[holder] += 1e8 * rng.normal(size=23)
+    found = gaussian.fit(values, member, np.arange(8), variance="pooled")
+    for t in range(8):
+        others = np.arange(8) != t
+        assert found.scale[t, 0] == pytest.approx(naive_spread(values[others], member[others], 0, "pooled"), rel=1e-12)
+
+
+@given(
+    st.lists(st.integers(-9, 9), max_size=70),
+    st.lists(st.one_of(st.integers(-9, 9), st.sampled_from([np.inf, -np.inf, -0.0])), max_size=40),
+    st.sampled_from(["left", "right"]),
+)
+def test_count_below_is_searchsorted(limits: list[float], values: list[float], side: str) -> None:
+    ascending = np.sort(np.array(limits, dtype=np.float64))
+    found = leave_one_out.count_below(ascending, np.array(values, dtype=np.float64), side=side)
+    assert found.tolist() == np.searchsorted(ascending, np.array(values, dtype=np.float64), side=side).tolist()
+    assert leave_one_out.count_below(ascending, np.array([np.nan]), side=side).tolist() == [0]
+
+
 def test_group_statistics_of_equal_values_and_small_groups() -> None:
     values = np.full((3, 2), 4.0)
     member = np.array([[True, True], [True, False], [True, False]])
-    group = leave_one_out.group_statistics(values, member, np.arange(3))
+    group = leave_one_out.Group(values, member, np.arange(3))
     assert group.size.tolist() == [[2, 0], [2, 1], [2, 1]]
     assert (group.sum_squares[:, 0] == 0).all() and group.sum_squares[1, 1] == 0
     assert np.isnan(group.median[0, 1]) and group.median[1, 1] == 4

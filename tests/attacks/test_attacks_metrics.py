@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 from attacks.membership.calibration import Trials, at_best
 from attacks.membership.metrics import (
@@ -16,6 +17,7 @@ from attacks.membership.metrics import (
     roc,
     tpr_at_fpr,
 )
+from attacks.membership.over_runs import tpr_over_runs
 from contracts.errors import InvalidInput
 from contracts.schema import ATTACK_REPORTS
 
@@ -60,11 +62,11 @@ def test_roc_and_report_equal_brute_force_over_all_thresholds(rows: list[tuple[i
 def test_report_has_the_columns_of_the_warehouse_table() -> None:
     rng = np.random.default_rng(0)
     report = attack_report(rng.normal(size=300), rng.random(300) < 0.5)
-    expected = [c.name for c in ATTACK_REPORTS.columns if c.name not in ("audited", "attack")]
+    expected = [c.name for c in ATTACK_REPORTS.columns if c.name not in ("audited", "attack", "seed")]
     assert report.columns == expected
     assert report["fpr_cap"].to_list() == [1e-3, 1e-2, 5e-2]
     assert report["tpr"][0] is None and not report["reliable"][1]
-    for column in ATTACK_REPORTS.columns[2:]:
+    for column in (c for c in ATTACK_REPORTS.columns if c.name in expected):
         values = report[column.name].drop_nulls()
         if column.high is not None:
             assert values.is_between(column.low, column.high).all()
@@ -127,7 +129,7 @@ def test_balanced_accuracy_interval_covers() -> None:
         assert covered / 400 >= 0.93
 
 
-def test_over_targets_resamples_models() -> None:
+def test_over_targets_knows_that_models_differ() -> None:
     rng = np.random.default_rng(2)
     member = rng.random((12, 400)) < 0.5
     shift = rng.uniform(0, 2, size=(12, 1))  # models differ: the spread between them is what the interval must show
@@ -137,7 +139,12 @@ def test_over_targets_resamples_models() -> None:
     row = report.row(0, named=True)
     assert row["value"] == pytest.approx(np.mean(each))
     error = np.std(each, ddof=1) / np.sqrt(12)
-    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.2)
-    assert report.filter(figure="tpr@0.001")["value"][0] is None
+    assert row["high"] - row["low"] == pytest.approx(2 * student_t.isf(0.025, 11) * error, rel=0.1)
+    assert report["figure"].to_list() == ["auc", "tpr@0.05", "tpr@0.001"] and (report["num_targets"] == 12).all()
+    assert report.filter(figure="tpr@0.05").row(0)[1:4] == tpr_over_runs(scores, member, cap=0.05, alpha=0.05, seed=0)
+    assert report.filter(figure="tpr@0.001").row(0)[1:4] == (None, None, None)
     single = report_over_targets(scores[:1], member[:1])
-    assert single["low"].null_count() == len(single)
+    assert single["low"].null_count() == single["high"].null_count() == len(single)
+    assert single["value"][0] == pytest.approx(each[0])
+    with pytest.raises(InvalidInput, match="targets, examples"):
+        report_over_targets(scores[0], member[0])

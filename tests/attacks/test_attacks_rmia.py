@@ -115,6 +115,50 @@ def test_underflowing_probabilities_do_not_become_nan(planted) -> None:
     assert np.isfinite(rmia_online(far, config=RmiaOnlineConfig(), seed=0)).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_means_without_a_model_that_holds_nearly_all_keep_their_digits(seed: int) -> None:
+    """Sums less their largest term would keep five digits here."""
+    rng = np.random.default_rng(seed)
+    p = 10.0 ** rng.uniform(-13, -11, (9, 40))
+    p[rng.integers(9, size=40), np.arange(40)] = rng.uniform(0.5, 1, 40)
+    member = rng.random((9, 40)) < 0.5
+    member[:, 0], member[:, 1] = True, False  # one side empty
+    member[:, 2], member[:, 3] = np.arange(9) == 4, np.arange(9) != 4  # or empty without the target
+    for left_out in (
+        np.arange(9),
+        np.where(np.arange(9) % 3 == 0, -1, np.arange(9)),
+        np.array([-1, -1]),
+        np.array([5, 2]),
+    ):
+        both, out = rmia._mean_of_both(p, member, left_out), rmia._mean_out(p, member, left_out)
+        for t, own in enumerate(left_out):
+            rows = np.arange(9) != own
+            for n in range(40):
+                inside, outside = p[rows & member[:, n], n], p[rows & ~member[:, n], n]
+                mean_out = outside.mean() if len(outside) else np.nan
+                mean_in = inside.mean() if len(inside) else np.nan
+                assert out[t, n] == pytest.approx(mean_out, rel=1e-12, abs=0, nan_ok=True)
+                assert both[t, n] == pytest.approx((mean_in + mean_out) / 2, rel=1e-12, abs=0, nan_ok=True)
+
+
+def test_saturated_examples_keep_their_exact_ties(planted) -> None:
+    """Where every probability is 1 every ratio is exactly 1, and no population point is more."""
+    evidence = planted(8, models=8)
+    fields = {f: getattr(evidence, f) for f in evidence.__dataclass_fields__}
+    sure = np.full(evidence.target_logits.shape, -2000.0)
+    sure[:, np.arange(sure.shape[1]), evidence.labels] = 2000
+    points = np.full(evidence.population_target_logits.shape, -2000.0)
+    points[:, np.arange(points.shape[1]), evidence.population_labels] = 2000
+    scores = rmia_online(
+        Evidence(
+            **fields | dict.fromkeys(("target_logits", "reference_logits"), sure)
+            | dict.fromkeys(("population_target_logits", "population_reference_logits"), points)
+        ),
+        config=RmiaOnlineConfig(), seed=0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(scores, (points.shape[1] + 0.5) / (points.shape[1] + 1))
+
+
 def test_what_is_missing_is_named(planted) -> None:
     evidence = planted(7)
     bare = Evidence(

@@ -19,6 +19,7 @@ from attacks.statistics import (
     holm,
     low_fpr_p_value,
     lower_bound,
+    ranking,
     upper_bound,
 )
 from contracts.errors import InvalidInput
@@ -81,11 +82,14 @@ def test_p_values_outside_the_unit_interval_are_refused() -> None:
         holm([0.1, np.nan])
 
 
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=25), st.lists(st.integers(0, 6), min_size=2, max_size=25))
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=25), st.lists(st.integers(0, 6), min_size=1, max_size=25))
 def test_delong_equals_its_definition_with_ties(pos: list[int], neg: list[int]) -> None:
     wins = np.array([[float(p > n) + 0.5 * (p == n) for n in neg] for p in pos])
     found = auc_interval(pos, neg)
     assert found.value == pytest.approx(wins.mean()) == auc(pos, neg)
+    if min(len(pos), len(neg)) < 10:  # too few for a variance: no interval
+        assert np.isnan(found.stderr) and (found.low, found.high) == (0, 1)
+        return
     variance = wins.mean(axis=1).var(ddof=1) / len(pos) + wins.mean(axis=0).var(ddof=1) / len(neg)
     assert found.stderr == pytest.approx(np.sqrt(variance) if 0 < found.value < 1 else 0.0, abs=1e-12)
     assert 0 <= found.low <= found.value <= found.high <= 1
@@ -95,6 +99,16 @@ def test_perfect_separation_has_an_honest_bound() -> None:
     found = auc_interval(np.arange(50) + 100, np.arange(80))
     assert found.value == found.high == 1
     assert found.low == pytest.approx(0.025 ** (1 / 50))
+
+
+@pytest.mark.parametrize(("n_pos", "n_neg"), [(9, 200), (200, 9), (9, 9), (2, 2), (1, 40)])
+def test_fewer_than_ten_on_a_side_have_no_interval(n_pos: int, n_neg: int) -> None:
+    rng = np.random.default_rng(n_pos)
+    for pos in (rng.normal(size=n_pos), np.arange(n_pos) + 10.0):  # the second separates perfectly
+        found = auc_interval(pos, rng.normal(size=n_neg))
+        assert (found.low, found.high) == (0, 1) and np.isnan(found.stderr) and 0 <= found.value <= 1
+    enough = auc_interval(rng.normal(size=10), rng.normal(size=max(10, n_neg)))
+    assert 0 < enough.low < enough.value < enough.high < 1 and enough.stderr > 0
 
 
 def test_auc_refuses_nan_empty_classes_and_levels_outside_the_unit_interval() -> None:
@@ -156,3 +170,19 @@ def test_delong_covers() -> None:
             for _ in range(2000)
         ]
         assert np.mean(covered) >= 0.94
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("truth", [0.5, 0.6, 0.75])
+def test_delong_covers_from_ten_on_a_side_and_not_with_three(truth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """95% intervals, n positives against 50 negatives: 10 cover 0.94 to 0.95, 5 0.91 to 0.92, 3 0.86 (4,000 data sets each)."""
+
+    def covered(n_pos: int) -> float:
+        rng = np.random.default_rng(n_pos)
+        shift = np.sqrt(2) * norm.ppf(truth)
+        each = [auc_interval(rng.normal(shift, 1, n_pos), rng.normal(0, 1, 50)) for _ in range(4000)]
+        return float(np.mean([a.low <= truth <= a.high for a in each]))
+
+    assert covered(10) >= 0.93
+    monkeypatch.setattr(ranking, "FEWEST_A_SIDE", 2)
+    assert covered(3) < 0.9 and covered(5) < 0.93
