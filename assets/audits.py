@@ -1,13 +1,15 @@
 """Stage 6, audits: membership attacks on the audited model and on every unlearned one, then the verdicts.
 
-One attack is one asset: its scores on all audited models come from one vectorised call on the stored logits.
-Over several seeds of one method an example's score is the mean over the seeds' models: the attacker sees them all.
+One attack is one asset: its scores on all audited models come from one vectorised call on the stored outputs, each model's
+mapped to the reference models' scale first. Every model is judged on its own and the worst counts: a method that left one
+model in three as it was has not removed anything. What an unseen example can be told from is decided by the set: a random
+one has the test split for peers; any other is judged by retrainings without that very set.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,20 +17,21 @@ import polars as pl
 
 from assets import models
 from assets.stage import Output, Partition, Run, Stage, labels_of, top_rows
-from assets.unlearning import Scope
+from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
-from contracts.methods import AttackSpec, analysis, attack
+from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
-from contracts.verdicts import Finding, Verdict
+from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
 from reports import plots
 
 if TYPE_CHECKING:
     from attacks.membership.unlearning import UMIAResult
 
-TARGET = "target"
-FINDING_COLUMNS = ("what", "verdict", "sentence", "value", "low", "high", "threshold")
+SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
+U_MIA = "u_mia"
+AGAINST_RETRAINING = "against_retraining"
 
 
 def attacks(
@@ -49,7 +52,7 @@ def _attack(
         path=(f"{scope.prefix if scope else ''}audits", spec.name),
         doc=f"{spec.doc} Larger = more likely a member. {spec.source}",
         config={"attack": config, "alpha": subject.thresholds.alpha, "seed": subject.seed},
-        version=spec.version,
+        version=spec.version + 1,  # each model on its own, on the references' scale
         deps=(upstream["target"], upstream["ensemble"], *((scope.split,) if scope else ()), *jobs.values()),
         tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
         kinds=frozenset({"torch", "duckdb"}),
@@ -70,105 +73,125 @@ def _run_attack(
 
     ensemble = models.load_ensemble(run, upstream["ensemble"])
     where = run.data.positions(ensemble.example_id)
-    audited: list[tuple[str, np.ndarray, np.ndarray | None]] = []  # name, logits (S, N_all, K), forget ids
-    if not run.stage.per_request:
-        stored, _ = run.load(upstream["target"], "logits")
-        audited.append((TARGET, stored["logits"][None], None))
-    if scope:
-        forget, _ = run.load(scope.split)
-        audited += [
-            (f"{scope.name(run)}/{m}", run.load(stage)[0]["logits"], forget["forget"]) for m, stage in jobs.items()
-        ]
-    logits = np.concatenate([part for _, part, _ in audited])[:, where]
+    audited = list(_audited(run, upstream, scope, jobs))
     pool = ensemble.pool
+    ids = ensemble.example_id[pool]
+    outside = run.data.split[where][pool] == "test"
     scores = attack.get(spec.name)(
-        Evidence.of_ensemble(ensemble, logits),
+        Evidence.of_ensemble(ensemble, np.stack([z for *_, z in audited])[:, where], calibrated=True),
         config=config,
         seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31,
     )
-    ids = ensemble.example_id[pool]
-    outside = run.data.split[where][pool] == "test"
     n_in = ensemble.keep[:, pool].sum(0)
-    tables: list[tuple[Any, pl.DataFrame, dict[str, str]]] = []
-    curves, first = {}, 0
-    for name, part, forget_ids in audited:
-        mean = scores[first : first + len(part)].mean(0)
-        first += len(part)
-        member = ~outside if forget_ids is None else np.isin(ids, forget_ids)
+    reports: dict[str, list[pl.DataFrame]] = {}
+    frames: dict[str, list[pl.DataFrame]] = {}
+    curves: dict[str, Any] = {}
+    forget = run.load(scope.split)[0]["forget"] if scope else None
+    for (name, seed, _), score in zip(audited, scores, strict=True):
+        member = ~outside if name == TARGET else np.isin(ids, forget)
         shown = member | outside
-        frame = pl.DataFrame(
-            {
-                "audited": name, "attack": spec.name, "example_id": ids[shown], "score": mean[shown], "is_member": member[shown],
-                "n_in": n_in[shown], "n_out": len(ensemble.keep) - n_in[shown],
-            }
-        ).with_columns(pl.col("score").fill_nan(None))  # fmt: skip
+        if not member.any() or not outside.any():
+            continue  # nobody of the set is in the pool; the findings say so
+        frames.setdefault(name, []).append(
+            pl.DataFrame(
+                {
+                    "audited": name, "attack": spec.name, "seed": seed, "example_id": ids[shown], "score": score[shown],
+                    "is_member": member[shown], "n_in": n_in[shown], "n_out": len(ensemble.keep) - n_in[shown],
+                }
+            ).with_columns(pl.col("score").fill_nan(None))
+        )  # fmt: skip
         report = attack_report(
-            mean[shown],
+            score[shown],
             member[shown],
             alpha=run.subject.thresholds.alpha,
             seed=derive_seed(run.subject.seed, name) % 2**31,
-        ).with_columns(audited=pl.lit(name), attack=pl.lit(spec.name))
+        )
+        reports.setdefault(name, []).append(
+            report.with_columns(audited=pl.lit(name), attack=pl.lit(spec.name), seed=pl.lit(seed, pl.Int64))
+        )
+        curves.setdefault(name, roc(score[shown], member[shown]))
+    tables: list[tuple[Any, pl.DataFrame, dict[str, str]]] = []
+    for name in dict.fromkeys(name for name, *_ in audited):
         partition = {"audited": name, "attack": spec.name}
-        tables += [(schema.ATTACK_REPORTS, report, partition), (schema.ATTACK_SCORES, frame, partition)]
-        curves[name] = roc(mean[shown], member[shown])
-    reports = pl.concat([frame for table, frame, _ in tables if table is schema.ATTACK_REPORTS])
+        for table, made in ((schema.ATTACK_REPORTS, reports), (schema.ATTACK_SCORES, frames)):
+            if name in made:
+                tables.append((table, pl.concat(made[name]), partition))
+    whole = [frame for table, frame, _ in tables if table is schema.ATTACK_REPORTS]
+    exposed = [frame for table, frame, _ in tables if table is schema.ATTACK_SCORES]
     return Output(
         tables=tables,
         members=ids,
         metadata={
-            "auc": reports.unique("audited", maintain_order=True)
-            .select("audited", "n_pos", "n_neg", "auc", "auc_lo", "auc_hi")
-            .to_dicts(),
-            "most_exposed": top_rows(tables[1][1].filter("is_member"), "score", labels_of(run.data)),
+            "auc": pl.concat(whole)
+            .unique(["audited", "seed"], maintain_order=True)
+            .select("audited", "seed", "n_pos", "n_neg", "auc", "auc_lo", "auc_hi")
+            .to_dicts()
+            if whole
+            else [],
+            "most_exposed": top_rows(exposed[0].filter("is_member"), "score", labels_of(run.data)) if exposed else [],
         },
-        pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)},
+        pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
     )
 
 
-U_MIA = "u_mia"
+def _audited(
+    run: Run, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """(about, seed, outputs (N, K)) of every model that is attacked; a run that diverged or was refused has none."""
+    if not run.stage.per_request:
+        yield TARGET, run.subject.seed, run.load(upstream["target"], "logits")[0]["logits"]
+    for method, stage in jobs.items():
+        assert scope is not None
+        arrays, meta = run.load(stage)
+        for row, outputs in zip(meta["runs"], arrays["logits"], strict=True):
+            if row["status"] == "ok":
+                yield f"{scope.name(run)}/{method}", row["seed"], outputs
 
 
 def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Stage:
-    """``[subject, audits, u_mia]``: the population attack on losses of forgotten against unseen examples (card 57, 10a)."""
+    """``[subject, audits, u_mia]``: the population attack on losses of forgotten against unseen examples (Kurmanji et al. 2023)."""
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}audits", U_MIA),
         doc="Population attack on every unlearned model: can one threshold on the loss tell forgotten from never-seen examples? "
         "0.5 is what retraining reaches; an accuracy near 0.5 alone is no evidence of forgetting.",
         config={"alpha": subject.thresholds.alpha, "seed": subject.seed},
+        version=2,
         deps=(upstream["examples"], scope.split, *jobs.values()),
         tables=(schema.ATTACK_REPORTS,),
         kinds=frozenset({"scikitlearn", "duckdb"}),
         per_request=scope.per_request,
-        work=lambda run: _u_mia(run, scope, jobs),
+        work=lambda run: _u_mia(run, upstream, scope, jobs),
     )
 
 
-def _u_mia(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
-    from attacks.membership.unlearning import population_umia
+def _u_mia(run: Run, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Output:
+    from attacks.membership.population_umia import FEWEST, population_umia
 
-    forget, _ = run.load(scope.split)
-    data = run.data
-    inside = data.positions(forget["forget"])
+    forget, data = run.load(scope.split)[0]["forget"], run.data
+    inside = data.positions(forget)
     unseen = np.flatnonzero((data.split == "test") & np.isin(data.y, data.y[inside]))
-    tables, rows = [], []
-    for method, stage in jobs.items():
-        name = f"{scope.name(run)}/{method}"
-        logits = run.load(stage)[0]["logits"]
-        losses = np.mean([models.losses(z, data.y) for z in logits], axis=0)
+    if min(len(inside), len(unseen)) < FEWEST:
+        return Output(metadata={"not run": f"it needs {FEWEST} forgotten and as many unseen examples of their classes"})
+    found: dict[str, list[pl.DataFrame]] = {}
+    for name, seed, outputs in _audited(run, upstream, scope, jobs):
+        if name == TARGET:
+            continue
+        losses = models.losses(outputs, data.y)
         result = population_umia(
             losses[inside],
             losses[unseen],
             alpha=run.subject.thresholds.alpha,
             seed=derive_seed(run.subject.seed, name) % 2**31,
         )
-        report = pl.DataFrame([_umia_row(result)], schema_overrides=_NO_CAP).with_columns(
-            audited=pl.lit(name), attack=pl.lit(U_MIA)
-        )
-        tables.append((schema.ATTACK_REPORTS, report, {"audited": name, "attack": U_MIA}))
-        rows.append(report.row(0, named=True))
-    columns = ("audited", "balanced_acc_heldout", "balanced_acc_heldout_lo", "balanced_acc_heldout_hi")
-    return Output(tables=tables, metadata={"accuracy": [{c: row[c] for c in columns} for row in rows]})
+        row = {**_umia_row(result), "audited": name, "attack": U_MIA, "seed": seed}
+        found.setdefault(name, []).append(pl.DataFrame([row], schema_overrides=_NO_CAP))
+    tables = [
+        (schema.ATTACK_REPORTS, pl.concat(rows), {"audited": name, "attack": U_MIA}) for name, rows in found.items()
+    ]
+    columns = ("audited", "seed", "balanced_acc_heldout", "balanced_acc_heldout_lo", "balanced_acc_heldout_hi")
+    shown = [row for _, frame, _ in tables for row in frame.select(columns).to_dicts()]
+    return Output(tables=tables, metadata={"accuracy": shown})
 
 
 _NO_CAP = {name: pl.Float64 for name in ("tpr", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi")}
@@ -184,12 +207,9 @@ def _umia_row(result: UMIAResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _umia_of(report: pl.DataFrame) -> UMIAResult | None:
+def _umia_of(row: Mapping[str, Any]) -> UMIAResult:
     from attacks.membership.unlearning import UMIAResult
 
-    if not report.height:
-        return None
-    row = report.row(0, named=True)
     return UMIAResult(
         accuracy=row["balanced_acc_heldout"], low=row["balanced_acc_heldout_lo"], high=row["balanced_acc_heldout_hi"],
         published_accuracy=row["balanced_acc"], auc=row["auc"], auc_low=row["auc_lo"], auc_high=row["auc_hi"],
@@ -197,17 +217,84 @@ def _umia_of(report: pl.DataFrame) -> UMIAResult | None:
     )  # fmt: skip
 
 
+def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage], retrainings: Stage) -> Stage:
+    """``[subject, audits, against_retraining]``: every unlearned model beside retrainings without that very set."""
+    return Stage(
+        subject=subject,
+        path=(f"{scope.prefix}audits", AGAINST_RETRAINING),
+        doc="Is the very set forgotten? How much better each unlearned model knows it, and each of its examples, than retrainings "
+        "without it do. 0 is forgotten. Unseen examples are no peers of a set that is not random, and do not decide.",
+        config={"alpha": subject.thresholds.alpha, "level": _level(subject, scope)},
+        deps=(scope.split, *jobs.values(), retrainings),
+        tables=(schema.AGAINST_RETRAINING, schema.ATTACK_SCORES),
+        per_request=scope.per_request,
+        work=lambda run: _against_retraining(run, scope, jobs, retrainings),
+    )
+
+
+def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retrainings: Stage) -> Output:
+    from attacks.membership.retraining_null import against_retraining, on_one_scale
+
+    arrays, meta = run.load(retrainings)
+    where, num = run.data.positions(arrays["example_id"]), int(meta["num_set"])
+    ids, labels = arrays["example_id"][:num], run.data.y[where]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    scored: dict[str, list[pl.DataFrame]] = {}
+    audited = list(_audited(run, {}, scope, jobs)) if num else []
+    untouched = next((outputs for name, _, outputs in audited if name == f"{scope.name(run)}/{NONE}"), None)
+    for name, seed, outputs in audited:
+        assert untouched is not None
+        phi, null = on_one_scale(np.stack([outputs[where], untouched[where]]), arrays["logits"], labels, num_set=num)
+        found, example_t = against_retraining(
+            phi[0], null, untouched=phi[1], alpha=run.subject.thresholds.alpha, level=_level(run.subject, scope)
+        )
+        rows.setdefault(name, []).append({"audited": name, "seed": seed, **dataclasses.asdict(found)})
+        scored.setdefault(name, []).append(
+            pl.DataFrame(
+                {"audited": name, "attack": AGAINST_RETRAINING, "seed": seed, "example_id": ids, "score": example_t,
+                 "is_member": True, "n_in": 0, "n_out": found.num_retrainings}
+            )
+        )  # fmt: skip
+    tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
+    for name in rows:
+        tables.append((schema.AGAINST_RETRAINING, pl.DataFrame(rows[name]), {"audited": name}))
+        partition = {"audited": name, "attack": AGAINST_RETRAINING}
+        tables.append((schema.ATTACK_SCORES, pl.concat(scored[name]), partition))
+    return Output(tables=tables, metadata={"shift": [row for of_method in rows.values() for row in of_method]})
+
+
+def _num_tests(subject: Subject, scope: Scope) -> int:
+    """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is theirs,
+    the other half belongs to the shadow runs."""
+    assert subject.unlearning is not None
+    attacks_judged = len(subject.attacks) + 1 if scope.random else 1
+    return 2 * subject.unlearning.seeds * (attacks_judged + 2)
+
+
+def _level(subject: Subject, scope: Scope) -> float:
+    return subject.thresholds.alpha / _num_tests(subject, scope)
+
+
 def findings(
     subject: Subject,
     scope: Scope | None,
     scores: Mapping[str, Stage],
-    reports: Mapping[str, Stage],
+    attack_stages: Mapping[str, Stage],
     comparison: Stage | None,
+    jobs: Mapping[str, Stage],
     analyses: Mapping[str, Stage],
 ) -> Stage:
-    """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts."""
+    """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts.
+
+    Args:
+        scores: only to note which scores are current no longer.
+        attack_stages: attacks, u_mia and against_retraining, by name.
+        analyses: those of the plan; a request reads the shadow audit alone.
+    """
     per_request = scope is not None and scope.per_request
-    judged = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
+    judges = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
+    shadow = judges.get(SHADOW)
+    read = ([shadow] if shadow else []) if per_request else list(judges.values())
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", "findings"),
@@ -215,63 +302,227 @@ def findings(
         "whole interval on one side of the plan's threshold.",
         config={
             "thresholds": subject.thresholds,
-            "decides": subject.unlearning.decides if subject.unlearning else None,
+            "unlearning": subject.unlearning,
+            "attacks": [choice.name for choice in subject.attacks],
+            "models": subject.ensemble.num_models,
         },
-        deps=(*scores.values(), *reports.values(), *((comparison,) if comparison else ()), *judged.values()),
+        version=2,
+        deps=(*scores.values(), *attack_stages.values(), *((comparison,) if comparison else ()), *jobs.values(), *read),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _findings(run, scope, scores, reports, judged),
+        work=lambda run: _findings(run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow),
     )
 
 
 def _findings(
-    run: Run, scope: Scope | None, scores: Mapping[str, Stage], attack_stages: Mapping[str, Stage], judged: Mapping[str, Stage]
-) -> Output:  # fmt: skip
+    run: Run,
+    scope: Scope | None,
+    scores: Mapping[str, Stage],
+    attack_stages: Mapping[str, Stage],
+    jobs: Mapping[str, Stage],
+    judges: Mapping[str, Stage],
+    shadow: Stage | None,
+) -> Output:
     limits = run.subject.thresholds
-    runs_of_scores = [run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True) for name in scores]
-    # A score without examples does not apply to this subject; the report says why, there is nothing to judge.
-    found: list[tuple[str, Finding]] = [
-        ("scores", _judge_score(row)) for row in runs_of_scores if row["num_examples"] or row["passed"]
-    ]
-    reports = run.read(schema.ATTACK_REPORTS)
-    if not run.stage.per_request and limits.max_target_auc is not None:
-        own = dataclasses.replace(limits, max_auc=limits.max_target_auc)
-        found += [(TARGET, f) for f in _judge_attacks(run, TARGET, reports, attack_stages, own, two_sided=False)]
+    in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
+    found: list[tuple[str, Finding]] = []
+    if not run.stage.per_request:
+        found += [(TARGET, f) for f in _judge_target(run, attack_stages, limits)]
     if scope:
-        split = scope.name(run)
-        runs = run.read(schema.UNLEARNING_RUNS, {"split": split})
-        for method in runs["method"].unique(maintain_order=True):
-            name = f"{split}/{method}"
-            found += [(name, f) for f in _judge_attacks(run, name, reports, attack_stages, limits, two_sided=True)]
-            found.append((name, _judge_gap(name, runs.filter(pl.col("method") == method), limits)))
-    for name in judged:
+        for method in jobs:
+            about = f"{scope.name(run)}/{method}"
+            of_method = _judge_method(run, scope, method, about, attack_stages, limits)
+            if not _exact(run, method, jobs) and method != NONE:
+                of_method.append(_judge_coverage(run, scope, method, shadow))
+            found += [(about, dataclasses.replace(f, method=method)) for f in of_method]
+    for name in judges:
         spec = analysis.get(name).spec
         assert spec.judge is not None
         found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
-    frame = pl.DataFrame(
-        [
-            {"audited": audited, **{c: getattr(f, c) for c in FINDING_COLUMNS}, "verdict": f.verdict.value}
-            for audited, f in found
-        ],
-        schema={
-            "audited": pl.String,
-            **{c: pl.Float64 if c in FINDING_COLUMNS[3:] else pl.String for c in FINDING_COLUMNS},
-        },
-    )
-    tables = [
-        (schema.FINDINGS, frame.filter(pl.col("audited") == audited), {"audited": audited})
-        for audited in frame["audited"].unique(maintain_order=True)
-    ]
+    frame = _frame(run.asset, found, in_use=in_use)
+    tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = [(schema.FINDINGS, frame, {"stage": run.asset})]
     if not run.stage.per_request:
         tables += _retired(run, scores)
-    counts = frame.group_by("verdict").len().sort("verdict")
     return Output(
         tables=tables,
         metadata={
-            "verdicts": dict(counts.iter_rows()),
-            "findings": frame.select("audited", "what", "verdict", "sentence").to_dicts(),
+            "verdicts": dict(frame.filter("judged").group_by("verdict").len().sort("verdict").iter_rows()),
+            "findings": frame.select("about", "what", "verdict", "judged", "sentence").to_dicts(),
         },
+    )
+
+
+def _frame(stage: str, found: Sequence[tuple[str, Finding]], *, in_use: str) -> pl.DataFrame:
+    """Rows of audits.findings. Controls and methods that are only compared with the one in use do not count.
+
+    Whatever else an audit of whatever package found is kept, and counts unless it says itself that it does not.
+    """
+    figures = ("value", "low", "high", "threshold")
+    texts = ("stage", "kind", "about", "method", "what", "verdict", "sentence")
+    rows = [
+        {
+            "stage": stage, "about": about, "verdict": f.verdict.value,
+            **{name: getattr(f, name) for name in ("kind", "method", "what", "sentence", *figures)},
+            "judged": f.judged and (f.method in ("", in_use) or (not in_use and f.method != NONE)),
+        }
+        for about, f in found
+    ]  # fmt: skip
+    types = {**dict.fromkeys(texts, pl.String), **dict.fromkeys(figures, pl.Float64), "judged": pl.Boolean}
+    frame = pl.DataFrame(rows, schema=types)
+    # Two findings of one name are two findings: neither may hide the other.
+    twin = pl.int_range(pl.len()).over("about", "what")
+    what = pl.when(twin > 0).then(pl.format("{} ({})", "what", twin + 1)).otherwise("what")
+    return frame.with_columns(what=what).select(c.name for c in schema.FINDINGS.columns)
+
+
+def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Thresholds) -> list[Finding]:
+    """What attacks say of the audited model; it counts when the plan sets a limit for it."""
+    from attacks.verdicts import judge_attack
+
+    judged = limits.max_target_auc is not None
+    own = dataclasses.replace(limits, max_auc=limits.max_target_auc) if limits.max_target_auc else limits
+    reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == TARGET)
+    return [
+        dataclasses.replace(
+            judge_attack(
+                reports.filter(pl.col("attack") == choice.name),
+                what=f"attack/{choice.name}",
+                thresholds=own,
+                num_references=_references(run, choice.name),
+                num_tests=len(run.subject.attacks),
+                two_sided=False,
+            ),
+            judged=judged,
+        )
+        for choice in run.subject.attacks
+    ]
+
+
+def _references(run: Run, name: str) -> int | None:
+    """Reference models on each side of an example, with it and without it; None for an attack that uses none."""
+    return run.subject.ensemble.num_models // 2 if attack.get(name).spec.references else None
+
+
+def _judge_method(
+    run: Run, scope: Scope, method: str, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds
+) -> list[Finding]:
+    """Every model of a method by every test; of each test the worst model counts."""
+    from attacks.verdicts import judge_gap, judge_quality, worst
+
+    runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method}).sort("seed")
+    failed = runs.filter(pl.col("status") != "ok")
+    if failed.height:
+        return [_judge_failed(failed, runs.height)]
+    tests = _num_tests(run.subject, scope)
+    found = _judge_attacks(run, scope, about, attack_stages, limits, tests)
+    gaps, quality = {}, {}
+    for row in runs.iter_rows(named=True):
+        gaps[row["seed"]] = judge_gap(
+            row["avg_gap"], row["avg_gap_lo"], row["avg_gap_hi"], spread=row["retrain_spread"], what="gap (points)",
+            thresholds=limits, num_tests=tests,
+        )  # fmt: skip
+        lost = {
+            name: (row[f"{short}_lost"], row[f"{short}_lost_lo"], row[f"{short}_lost_hi"])
+            for name, short in (("retained", "ra"), ("test", "ta"))
+        }
+        quality[row["seed"]] = judge_quality(lost, what="quality (points)", thresholds=limits, num_tests=tests)
+    return [*found, worst(gaps), worst(quality)]
+
+
+def _judge_failed(failed: pl.DataFrame, num_runs: int) -> Finding:
+    """What came back is no model of this plan, or none at all: there is nothing else to judge."""
+    refused = failed.filter(pl.col("status") == "refused")
+    first = (refused if refused.height else failed).row(0, named=True)
+    return Finding(
+        what="result",
+        kind=RESULT,
+        verdict=Verdict.FAIL if refused.height else Verdict.BROKEN,
+        sentence=f"{failed.height} of {num_runs} runs {'refused' if refused.height else 'diverged'} (seed {first['seed']}): {first['reason']}.",
+    )
+
+
+def _judge_attacks(
+    run: Run, scope: Scope, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds, tests: int
+) -> list[Finding]:
+    from attacks.membership.retraining_null import AgainstRetraining
+    from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst
+
+    out: list[Finding] = []
+    if AGAINST_RETRAINING in attack_stages:
+        rows = run.read(schema.AGAINST_RETRAINING, {"audited": about}).drop("audited").sort("seed")
+        by_seed = {
+            row.pop("seed"): judge_against_retraining(
+                AgainstRetraining(**row), what="against retraining", thresholds=limits
+            )
+            for row in rows.to_dicts()
+        }
+        out.append(worst(by_seed) if by_seed else judge_against_retraining(None, what="against retraining", thresholds=limits))  # fmt: skip
+    reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == about)
+    for name in (n for n in attack_stages if n != AGAINST_RETRAINING):
+        what = f"attack/{name}"
+        judged = {}
+        for (seed,), report in (
+            reports.filter(pl.col("attack") == name).sort("seed").group_by("seed", maintain_order=True)
+        ):
+            if name == U_MIA:
+                judged[int(seed)] = judge_umia(  # type: ignore[call-overload]
+                    _umia_of(report.row(0, named=True)), what=what, thresholds=limits, num_tests=tests
+                )
+            else:
+                judged[int(seed)] = judge_attack(  # type: ignore[call-overload]
+                    report, what=what, thresholds=limits, num_references=_references(run, name), num_tests=tests
+                )
+        if judged:
+            found = worst(judged)
+            if not scope.random:
+                found = dataclasses.replace(
+                    found, judged=False, kind=INFORMATION, sentence=f"{_NO_PEERS} {found.sentence}"
+                )
+            out.append(found)
+        elif scope.random:
+            few = f"{name} could not be run: too few forgotten examples, or none of them, are in the reference models' pool."
+            out.append(Finding(what=what, kind="attack", verdict=Verdict.INCONCLUSIVE, sentence=few))
+    return out
+
+
+_NO_PEERS = "For information: unseen examples are no peers of a set that is not random."
+
+
+def _exact(run: Run, method: str, jobs: Mapping[str, Stage]) -> bool:
+    """Retraining, or a method that declares itself exact and gives what retraining of the same seeds gives, bit for bit."""
+    if method == RETRAIN:
+        return True
+    if not unlearner.get(method).spec.exact:
+        return False
+    own, retrained = (run.load(jobs[name])[0]["logits"] for name in (method, RETRAIN))
+    return bool(np.array_equal(own, retrained))
+
+
+def _judge_coverage(run: Run, scope: Scope, method: str, shadow: Stage | None) -> Finding:
+    """What U-LiRA over shadow runs says of a method that is not exact, if it audited it on this kind and size of set."""
+    from attacks.shadow_verdicts import covers
+
+    what, spec = "u_lira of the method", analysis.get(SHADOW).spec
+    tables = {table.name: run.read(table) for table in spec.tables} if shadow and not run.why_not(shadow) else {}
+    rows = tables["u_lira"].filter(pl.col("method") == method).to_dicts() if tables else []
+    runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method})
+    num_forget, num_retain = int(runs["num_forget"][0]), int(runs["num_retain"][0])
+    missing = covers(
+        rows[0] if rows else None, set_kind=scope.kind(run), num_forget=num_forget, num_train=num_forget + num_retain
+    )
+    if missing:
+        return Finding(what=what, kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=f"{missing}.")
+    assert spec.judge is not None
+    of_method = [f for _, f in spec.judge(tables, run.subject.thresholds) if f.method == method]
+    verdict = overall(f.verdict for f in of_method)
+    first = next((f for f in of_method if f.verdict is verdict), None)
+    why = f" {first.sentence}" if first and verdict is not Verdict.PASS else ""
+    return Finding(
+        what=what,
+        kind=COVERAGE,
+        verdict=verdict,
+        sentence=f"Shadow runs audited {method} on {scope.kind(run)} sets of about this size: {verdict.value}.{why}",
     )
 
 
@@ -280,46 +531,3 @@ def _retired(run: Run, scores: Mapping[str, Stage]) -> list[tuple[TableSpec, pl.
     others = run.read(schema.SCORE_RUNS).filter(pl.col("passed") & ~pl.col("score").is_in(list(scores)))
     refused = others.with_columns(passed=pl.lit(False), reason=pl.lit("The plan no longer lists this score."))
     return [(schema.SCORE_RUNS, row, {"score": row["score"][0]}) for row in refused.iter_slices(1)]
-
-
-def _judge_score(row: Mapping[str, Any]) -> Finding:
-    """A score whose run missed a gate is no evidence, whatever its values."""
-    what = f"score/{row['score']}"
-    if not row["passed"]:
-        return Finding(what=what, verdict=Verdict.INCONCLUSIVE, sentence=row["reason"])
-    return Finding(
-        what=what, verdict=Verdict.PASS, sentence=f"{row['num_examples']:,} examples scored; every gate met."
-    )
-
-
-def _judge_attacks(
-    run: Run, name: str, reports: pl.DataFrame, stages: Mapping[str, Stage], limits: Thresholds, *, two_sided: bool
-) -> list[Finding]:
-    from attacks.verdicts import judge_attack, judge_umia
-
-    out = []
-    for attack_name in stages:
-        if attack_name == U_MIA and name == TARGET:
-            continue
-        what = f"attack/{attack_name}"
-        report = reports.filter((pl.col("audited") == name) & (pl.col("attack") == attack_name))
-        if attack_name == U_MIA:
-            out.append(judge_umia(_umia_of(report), what=what, thresholds=limits))
-            continue
-        out.append(
-            judge_attack(
-                report if report.height else None,
-                what=what,
-                thresholds=limits,
-                num_references=run.subject.ensemble.num_models if attack.get(attack_name).spec.references else None,
-                num_tests=len(stages),
-                two_sided=two_sided,
-            )
-        )
-    return out
-
-
-def _judge_gap(name: str, runs: pl.DataFrame, limits: Thresholds) -> Finding:
-    from attacks.verdicts import judge_gap
-
-    return judge_gap(runs["avg_gap"].to_list(), what="gap (points)", thresholds=limits)

@@ -30,14 +30,13 @@ def subject_stages(subject: Subject) -> list[Stage]:
     later = [*scored.values(), *splits.values(), *analysed.values()]
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})
-        findings = audits.findings(subject, None, scored, found, None, analysed)
+        findings = audits.findings(subject, None, scored, found, None, {}, analysed)
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
     else:
-        scope = Scope(splits[subject.unlearning.split], per_request=False)
-        later += _forgetting(subject, upstream, scope, scored, analysed)
+        later += _forgetting(subject, upstream, Scope.of_plan(subject, splits), scored, analysed)
         split = requests.scope_of_request(subject, upstream, scored)
-        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, {})]
+        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, analysed)]
     read = {dep for stage in later for dep in stage.deps}
     return [stage for name, stage in upstream.items() if stage in read or name in ("examples", "target")] + later
 
@@ -48,8 +47,12 @@ def _forgetting(
     """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
     jobs = unlearning.jobs(subject, upstream, scope)
     comparison = unlearning.comparison(subject, scope, jobs)
+    again = unlearning.retrainings(subject, upstream, scope)
     found = audits.attacks(subject, upstream, scope, jobs)
     found[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
-    findings = audits.findings(subject, scope, scored, found, comparison, analysed)
-    report = reports.audit_report(subject, upstream, scope, scored, analysed, findings, comparison)
-    return [*jobs.values(), comparison, *found.values(), findings, report]
+    if again is not None:
+        found[audits.AGAINST_RETRAINING] = audits.against_retraining(subject, scope, jobs, again)
+    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed)
+    shown = {} if scope.per_request else analysed
+    report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison)
+    return [*jobs.values(), comparison, *([again] if again else []), *found.values(), findings, report]

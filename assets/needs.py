@@ -6,23 +6,25 @@ runs and load nothing before they are called.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from assets import models
 from assets.stage import Run, Stage
 from contracts import schema
-from contracts.errors import ConfigError, NotApplicable, UnknownName
-from contracts.methods import MethodSpec, recipe, unlearner
+from contracts.errors import NotApplicable, UnknownName
+from contracts.methods import MethodSpec, source, unlearner
 from contracts.params import Config
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config
+from recipes.plan import trainer as recipe_of
 from sources import ExampleSet
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 STANDS_ON = {
     "model": "target", "unlearn": "target", "early_models": "early", "ensemble": "ensemble",
 }  # fmt: skip
+_COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
 TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
 
@@ -61,14 +64,16 @@ def stages_of(
 
 
 def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
-    """Parts of the plan that a method's result depends on besides its stages: those behind the callables it is handed."""
-    plan: dict[str, Any] = {}
+    """Parts of the plan that a method's result depends on besides its stages: the version of the source that reads the data
+    it is given, and what stands behind the callables it is given."""
+    plan: dict[str, Any] = {"source_version": source.get(subject.source.name).spec.version}
     if TRAINING & set(spec.needs):
         plan |= models.training(subject)
     if "early_at" in spec.needs:
         plan["early"] = subject.early
     if _UNLEARNING & set(spec.needs) and subject.unlearning:
         plan["unlearners"] = subject.unlearning.methods
+        plan["in_use"] = subject.unlearning.decides
     return plan
 
 
@@ -99,27 +104,13 @@ def refuse_task(run: Run, spec: MethodSpec, kind: str) -> None:
 
 def trainer(run: Run) -> Callable[..., nn.Module]:
     """``(data, seed, *, effort, steps, observe) -> model``: the subject's own recipe from a fresh initialisation."""
-    method, config = recipe.get(run.subject.recipe.name), recipe_config(run.subject)
-    build, device = model_builder(run.subject, run.data), device_of(run.subject)
+    method = recipe_of(run.subject, run.data)
 
     def train(
         data: ExampleSet, seed: int, *, effort: float = 1.0, steps: int | None = None, observe: Any = None
     ) -> nn.Module:
-        plan: Any = config
-        if steps is not None:
-            if effort != 1.0:
-                raise ConfigError(f"a training of {steps} steps has no effort = {effort:g}: give one of them")
-            if not hasattr(config, "steps"):
-                raise NotApplicable(f"recipe {method.spec.name} cannot be told to train for {steps} steps.")
-            plan = dataclasses.replace(plan, steps=steps)
-        elif effort != 1.0:
-            if not hasattr(config, "epochs"):
-                raise NotApplicable(f"recipe {method.spec.name} has no epochs to multiply by {effort:g}.")
-            plan = dataclasses.replace(plan, epochs=max(1, round(plan.epochs * effort)))
-        watched = {} if observe is None else {"observe": observe}
-        return method(  # type: ignore[no-any-return]
-            build, data, config=plan, seed=seed, device=device, progress=run.progress, **watched
-        )
+        length = method.of_length(effort=effort, steps=steps)
+        return length.one(data, seed, observe=observe, progress=run.progress)
 
     return train
 
@@ -128,41 +119,43 @@ def _early_at(run: Run) -> Callable[[Sequence[int]], Mapping[int, Sequence[nn.Mo
     """``epochs -> {epoch: models}`` of one run."""
     from recipes import early_snapshots
 
+    subject = run.subject
+
     def at(epochs: Sequence[int]) -> Mapping[int, Sequence[nn.Module]]:
         return early_snapshots(
-            model_builder(run.subject, run.data), run.train, config=recipe_config(run.subject),  # type: ignore[arg-type]
-            seeds=models.early_seeds(run.subject), epochs=epochs, device=device_of(run.subject), progress=run.progress,
-        )  # fmt: skip
+            model_builder(subject, run.data),
+            run.train,
+            recipe=subject.recipe.name,
+            config=recipe_config(subject),
+            seeds=models.early_seeds(subject),
+            epochs=epochs,
+            device=device_of(subject),
+            progress=run.progress,
+        )
 
     return at
 
 
 def _train_many(run: Run) -> Callable[..., Sequence[nn.Module]]:
     """``(ids of each training set, seeds, *, data) -> models`` of the subject's own recipe."""
-    from recipes.stacked import StackedTrainer
-
-    config: Any = recipe_config(run.subject)
 
     def train_many(
         members: Sequence[Any], seeds: Sequence[int], *, data: ExampleSet | None = None
     ) -> Sequence[nn.Module]:
-        data = data or run.data
-        if run.subject.recipe.name == "supervised":
-            stacked = StackedTrainer(
-                build=model_builder(run.subject, data), config=config, device=device_of(run.subject)
-            )
-            rows = [data.positions(ids) for ids in members]
-            with contextlib.suppress(NotApplicable):  # a network with BatchNorm cannot be stacked
-                return stacked.train(data, members=rows, seeds=seeds, progress=run.progress)
-        train = trainer(run)
-        return [train(data.subset(ids), seed) for ids, seed in zip(members, seeds, strict=True)]
+        data = run.data if data is None else data
+        rows = [data.positions(ids) for ids in members]
+        return recipe_of(run.subject, data).many(data, members=rows, seeds=seeds, progress=run.progress)
 
     return train_many
 
 
 @dataclass(frozen=True)
-class _Unlearn:
-    """``(name, *, retain, forget, seed) -> model``: the audited model after a registered unlearner."""
+class _UnlearnFrom:
+    """``(model, name, *, retain, forget, seed) -> model``: any model after a registered unlearner with the plan's configuration.
+
+    The unlearner works on a copy of its own: one that changes its argument cannot change what later runs start from. What
+    comes back is a fresh model with the result's arrays; a result that answers otherwise than its arrays do is refused.
+    """
 
     run: Run
     upstream: Mapping[str, Stage]
@@ -175,26 +168,58 @@ class _Unlearn:
             return tuple(m.spec.name for m in unlearner if self.run.data.task in m.spec.tasks)
         return tuple(choice.name for choice in plan.methods)
 
+    @property
+    def in_use(self) -> str:
+        """The method that removes what people ask to remove: the one that decides the audit; retrain without a plan."""
+        plan = self.run.subject.unlearning
+        return "retrain" if plan is None else plan.decides
+
+    def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        from recipes.as_saved import as_saved
+
+        plan, method = self.run.subject.unlearning, unlearner.get(name)
+        chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
+        result = method(
+            copy.deepcopy(model),
+            retain=retain,
+            forget=forget,
+            config=method.spec.config.from_mapping(chosen.get(name, {})),
+            seed=seed,
+            progress=self.run.progress,
+            **handed(self.run, method.spec, self.upstream),
+        )
+        known = retain.take(np.arange(min(len(retain), _COMPARED)))
+        build = model_builder(self.run.subject, retain)
+        found, _ = as_saved(result, build, known, what=name)
+        if len(forget):
+            found, _ = as_saved(result, build, forget, what=name)
+        return found
+
+
+@dataclass(frozen=True)
+class _Unlearn:
+    """``(name, *, retain, forget, seed) -> model``: the audited model after a registered unlearner."""
+
+    run: Run
+    upstream: Mapping[str, Stage]
+
+    @property
+    def _from(self) -> _UnlearnFrom:
+        return _UnlearnFrom(self.run, self.upstream)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """As of :class:`_UnlearnFrom`."""
+        return self._from.methods
+
+    @property
+    def in_use(self) -> str:
+        """As of :class:`_UnlearnFrom`."""
+        return self._from.in_use
+
     def __call__(self, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
         model = models.load_model(self.run, self.upstream["target"])
-        unlearn_from = _unlearn_from(self.run, self.upstream)
-        return unlearn_from(model, name, retain=retain, forget=forget, seed=seed)  # type: ignore[no-any-return]
-
-
-def _unlearn_from(run: Run, upstream: Mapping[str, Stage]) -> Callable[..., Any]:
-    """A registered unlearner with the plan's configuration of it, or its defaults."""
-    plan = run.subject.unlearning
-    chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
-
-    def unlearn_from(model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        method = unlearner.get(name)
-        config = method.spec.config.from_mapping(chosen.get(name, {}))
-        return method(  # type: ignore[no-any-return]
-            model, retain=retain, forget=forget, config=config, seed=seed, progress=run.progress,
-            **handed(run, method.spec, upstream),
-        )  # fmt: skip
-
-    return unlearn_from
+        return self._from(model, name, retain=retain, forget=forget, seed=seed)
 
 
 def _evaluate() -> Callable[..., dict[str, float]]:
@@ -236,7 +261,7 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "train": lambda run, up: trainer(run),
     "train_many": lambda run, up: _train_many(run),
     "unlearn": _Unlearn,
-    "unlearn_from": _unlearn_from,
+    "unlearn_from": _UnlearnFrom,
     "evaluate": lambda run, up: _evaluate(),
     "scores": lambda run, up: run.stored_score,
     "splits": lambda run, up: lambda name: _split(run, name),

@@ -13,7 +13,6 @@ import polars as pl
 import yaml
 from polars import selectors as cs
 
-from assets.audits import TARGET
 from assets.examples import examples_in, examples_of
 from assets.requests import GROUPS as CLOSURE
 from assets.stage import Output, Run, Stage
@@ -23,7 +22,7 @@ from contracts.digests import digest, plain
 from contracts.methods import analysis, recipe, score
 from contracts.requests import RequestState
 from contracts.subject import Subject
-from contracts.verdicts import Verdict
+from contracts.verdicts import TARGET, Verdict
 from recipes.plan import device_of
 from reports import (
     AnalysisSection,
@@ -31,14 +30,9 @@ from reports import (
     Curve,
     Examples,
     Histogram,
-    Judgement,
-    Row,
     ScoreSection,
-    judge,
     render_html,
     render_json,
-    rows,
-    summary,
 )
 from sources import ExampleSet
 from warehouse import queries
@@ -58,7 +52,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=4,
+        version=5,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -70,12 +64,14 @@ def audit_report(
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _report(run, scope, scores, analyses),
+        work=lambda run: _report(run, scope, scores, analyses, findings),
     )
 
 
-def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> Output:
-    report = assemble(run, scope, scores, analyses)
+def _report(
+    run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage], findings: Stage
+) -> Output:
+    report = assemble(run, scope, scores, analyses, findings)
     store = run.warehouse.artifacts
     files = [
         store.save_bytes(f"{run.asset}.html", render_html(report).encode()),
@@ -94,24 +90,32 @@ def _report(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses
             "page": str(run.workspace.home / files[0].path),
             "findings": [
                 {
-                    "about": r.audited,
+                    "about": r.about,
                     "what": r.what,
                     "verdict": r.verdict.value,
                     "figure": r.figure,
                     "interval": r.interval,
+                    "counts": r.counted,
                 }
                 for r in report.rows
+            ],
+            "answers": [
+                {"question": a.question, "answer": a.answer, "verdict": a.verdict.value, "why": a.sentence}
+                for a in report.judgement.answers
             ],
         },
     )
 
 
-def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> AuditReport:
-    """The facts of one audit, read from the warehouse."""
+def assemble(
+    run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage], findings: Stage
+) -> AuditReport:
+    """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of them."""
     subject = run.subject
     split = scope.name(run) if scope else ""
-    about = [f"{split}/"] if run.request else [f"{split}/", TARGET, "scores", "shadow/"]
-    mine = pl.any_horizontal([pl.col("audited").str.starts_with(prefix) for prefix in about if prefix != "/"])
+    runs = run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None
+    models = [f"{split}/{method}" for method in runs["method"].unique()] if runs is not None else []
+    mine = pl.col("audited").is_in(models if run.request else [TARGET, *models])
     attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
     head = run.warehouse.ledger.head()
     request = run.warehouse.requests.get(run.request) if run.request else None
@@ -119,12 +123,12 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyse
         subject=subject.subject,
         title=subject.title or subject.subject,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        findings=run.read(schema.FINDINGS).filter(mine),
+        findings=run.read(schema.FINDINGS, {"stage": findings.asset(run.request)}),
         audited=_audited(run),
         scores=[_score_section(run, name) for name in scores],
         groups=_compared(run, scores),
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
-        unlearning=run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None,
+        unlearning=runs,
         attacks=attacks,
         curves=_curves(run, mine),
         commands=_commands(subject, run.request),
@@ -135,7 +139,26 @@ def assemble(run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyse
         events=run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None,
         max_gap=subject.thresholds.max_gap,
         decides=subject.unlearning.decides if subject.unlearning else None,
+        computed=_computed(run, scores, analyses),
     )
+
+
+def _computed(run: Run, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> str:
+    """What an audit that judged nothing has computed, and what a verdict would take."""
+    runs = [run.read(schema.SCORE_RUNS, {"score": name}).row(0, named=True) for name in scores]
+    done = [row["score"] for row in runs if row["passed"] and row["num_examples"]]
+    most = max((row["num_examples"] for row in runs), default=0)
+    applied = [name for name, stage in analyses.items() if not run.why_not(stage)]
+    said = [
+        f"{most:,} examples were scored by {', '.join(done)}." if done else "",
+        f"Analysed: {', '.join(applied)}." if applied else "",
+    ]
+    needed = [
+        part for part, there in (("attacks", run.subject.attacks), ("unlearning", run.subject.unlearning)) if not there
+    ]
+    if needed:
+        said.append(f"A verdict needs {' and '.join(needed)} in the plan.")
+    return " ".join(filter(None, said))
 
 
 def _commands(subject: Subject, request: str | None) -> list[str]:
@@ -279,7 +302,7 @@ def _ask(run: Run, name: str, **params: Any) -> pl.DataFrame:
     """Rows of a named query about the subject's training examples."""
     query = queries.get(name)
     asked = {**query.params, "subject": run.subject.subject, "limit": SHOWN, **params}
-    found: pl.DataFrame = run.warehouse.query(query.sql, asked)
+    found = run.query(query.sql, asked)
     return found.filter(pl.col("example_id").is_in(run.train.example_id.tolist()))
 
 
@@ -288,6 +311,8 @@ def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
 
     out: dict[str, dict[str, Curve]] = {}
     frame = run.read(schema.ATTACK_SCORES).filter(mine).drop_nulls("score")
+    # One curve a method: of its first model; the table has them all.
+    frame = frame.filter(pl.col("seed") == pl.col("seed").min().over("audited", "attack"))
     for (audited, attack), part in frame.group_by(["audited", "attack"], maintain_order=True):
         member = part["is_member"].to_numpy()
         if 0 < member.sum() < len(member):
@@ -296,10 +321,3 @@ def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
                 fpr, tpr, n_pos=int(member.sum()), n_neg=int((~member).sum())
             )
     return out
-
-
-def judgement_of(facts: Mapping[str, Any]) -> tuple[Judgement, list[Row]]:
-    """The overall verdict and the summary rows of a stored JSON report."""
-    findings = pl.DataFrame(facts["findings"], schema=summary.FINDINGS_SCHEMA)
-    controls, decides = facts["controls"]["methods"], facts["decides"]
-    return judge(findings, controls=controls, decides=decides), rows(findings, controls=controls, decides=decides)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -20,6 +20,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets.current import UNCHANGED, Declaration, current_stages, scope_of
 from assets.workspace import Workspace
 from contracts.digests import digest, plain
 from contracts.errors import NotReady, UnknownName
@@ -66,7 +67,7 @@ class Stage:
         path: (stage, name); the asset key is (subject, stage, name).
         version: raise it when the code changes what it computes.
         config: everything besides the inputs that the result depends on.
-        fingerprint: digest of what lies outside the warehouse (the data files), asked for at every run.
+        reads_source: its key covers the digest of the data, which lie outside the warehouse and are asked for at every run.
         deps: stages it reads.
         tables: the tables it writes, for the schema in the UI and the blocking check.
         warnings: names of its non-blocking checks.
@@ -80,7 +81,7 @@ class Stage:
     doc: str
     work: Callable[[Run], Output]
     config: Any = None
-    fingerprint: Callable[[Run], str] | None = None
+    reads_source: bool = False
     version: int = 1
     deps: tuple[Stage, ...] = ()
     tables: tuple[TableSpec, ...] = ()
@@ -94,16 +95,27 @@ class Stage:
     def key(self) -> dg.AssetKey:
         return dg.AssetKey([self.subject.subject, *self.path])
 
-    @property
+    @cached_property
     def config_digest(self) -> str:
         return digest(self.config)
 
+    @cached_property
+    def declaration(self) -> Declaration:
+        """What its key depends on besides its inputs."""
+        return Declaration(
+            subject=self.subject.subject,
+            path=self.path,
+            version=self.version,
+            config_digest=self.config_digest,
+            deps=tuple(dep.path for dep in self.deps),
+            per_request=self.per_request,
+            reads_source=self.reads_source,
+            fresh_days=self.fresh_days,
+        )
+
     def asset(self, request: str | None) -> str:
         """The name in ledger, lineage and artifact store: ``digits/scores/el2n``, ``digits/requests/r1/finetune``."""
-        parts = [self.subject.subject, *self.path]
-        if self.per_request:
-            parts.insert(2, str(request))
-        return "/".join(parts)
+        return self.declaration.asset(request)
 
 
 @dataclass(eq=False)
@@ -150,8 +162,19 @@ class Run:
 
     def checkpoints(self) -> CheckpointStore:
         """Where a long training keeps its partial work; found again only by a run that would do exactly the same."""
+        return self.warehouse.artifacts.store(self._resume())  # type: ignore[no-any-return]
+
+    def partial_work(self) -> list[Artifact]:
+        """What :meth:`checkpoints` holds: an equal run resumes from it, so it goes on record with the results."""
+        names = [
+            name for name in self.warehouse.artifacts.names(self.asset) if name.startswith(f"{self.asset}/resume-")
+        ]
+        prefix = f"{self._resume()}/" if names else ""
+        return [self.warehouse.artifacts.describe(name) for name in names if name.startswith(prefix)]
+
+    def _resume(self) -> str:
         same = digest({"config": self.stage.config_digest, "version": self.stage.version, "data": self.data.digest})
-        return self.warehouse.artifacts.store(f"{self.asset}/resume-{same[:16]}")  # type: ignore[no-any-return]
+        return f"{self.asset}/resume-{same[:16]}"
 
     def stored_score(self, name: str) -> pl.DataFrame:
         """(example_id, value) of a current score that met its gates; ``<score>.<column>`` for another of its columns.
@@ -164,21 +187,22 @@ class Run:
         planned = {dep.path[1]: dep for dep in self.stage.deps if dep.path[0] == "scores"}
         if base not in planned:
             raise UnknownName(f"score of {subject}'s plan", base, planned)
-        dep = planned[base]
-        if self.warehouse.last_complete(dep.asset(None)) and not self._fresh(dep):
-            fresh = ", ".join(sorted(name for name, stage in planned.items() if self._fresh(stage))) or "(none)"
+        asset = planned[base].asset(None)
+        if self.warehouse.last_complete(asset) and asset not in (current := self._current(planned.values())):
+            fresh = (
+                ", ".join(sorted(name for name, stage in planned.items() if stage.asset(None) in current)) or "(none)"
+            )
             raise NotReady(
                 f"score {base} of {subject} is stale: the plan, the data or the code changed since it was computed; "
                 f"current scores: {fresh}; to bring all up to date run: palimpsest audit {subject}"
             )
         return self.warehouse.latest_score(subject, name)  # type: ignore[no-any-return]
 
-    def _fresh(self, stage: Stage) -> bool:
-        """Whether a stage and everything upstream of it would be left unchanged by a run now."""
-        run = Run(stage, self.workspace, self.run_id, self.request, self.context)
-        return (
-            all(self._fresh(dep) for dep in stage.deps) and self.warehouse.completed(run.asset, run.key()) is not None
-        )
+    def _current(self, stages: Iterable[Stage]) -> set[str]:
+        """Assets, among these stages and everything upstream of them, that a run now would leave as they are."""
+        declared = [stage.declaration for stage in _upstream_first(stages)]
+        found = current_stages(declared, self.warehouse, request=self.request, source=lambda: self.data.digest)
+        return set(found)
 
     def why_not(self, stage: Stage) -> str:
         """Why a stage does not apply to this subject; empty when it does, and while it has not been made."""
@@ -201,20 +225,39 @@ class Run:
     def key(self) -> str:
         """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside data."""
         stage = self.stage
-        scope = ""
-        if stage.per_request and self.request:
-            scope = digest(self.warehouse.requests.get(self.request).request)
-        return digest(
-            {"asset": self.asset, "version": stage.version, "config": stage.config_digest, "inputs": self.inputs(),
-             "request": scope, "outside": stage.fingerprint(self) if stage.fingerprint else ""}
-        )  # fmt: skip
+        return stage.declaration.key(
+            self.request,
+            inputs=self.inputs(),
+            scope=scope_of(self.warehouse, self.request) if stage.per_request else "",
+            outside=self.data.digest if stage.reads_source else "",
+        )
 
     def select_where(self, predicate: str) -> np.ndarray:
         """Ids of the training examples that an SQL predicate over data.examples selects."""
         return self.warehouse.select_where(self.subject.subject, predicate)  # type: ignore[no-any-return]
 
+    def query(self, sql: str, params: Mapping[str, Any]) -> pl.DataFrame:
+        """Rows of one SELECT over everything recorded so far, by any stage."""
+        self.warehouse.publish()
+        return self.warehouse.query(sql, params)  # type: ignore[no-any-return]
+
     def read(self, spec: TableSpec, partition: Partition | None = None) -> pl.DataFrame:
         return self.warehouse.read(spec, subject=self.subject.subject, partition=dict(partition or {}))  # type: ignore[no-any-return]
+
+
+def _upstream_first(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and everything that they stand on, each once and after all that it reads."""
+    found: dict[Stage, None] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage not in found:
+            for dep in stage.deps:
+                visit(dep)
+            found[stage] = None
+
+    for stage in stages:
+        visit(stage)
+    return list(found)
 
 
 def _join(asset: str, name: str) -> str:
@@ -258,7 +301,7 @@ def materialize(
     w.record_lineage(
         run.asset,
         parents=tuple(dep.asset(request) for dep in stage.deps),
-        artifacts=(*output.artifacts, *output.volatile, shown),
+        artifacts=(*output.artifacts, *output.volatile, *run.partial_work(), shown),
         key=key,
         members=output.members,
         **common,
@@ -275,7 +318,7 @@ def materialize(
     }
     if record["contract"]["passed"]:
         w.complete(run.asset, key, record)
-    w.publish()
+    workspace.publish()
     return {**record, "unchanged": False}
 
 
@@ -308,7 +351,7 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         workspace: Workspace = context.resources.workspace
         request = context.partition_key if stage.per_request else None
         record = materialize(stage, workspace, run_id=context.run.run_id, request=request, context=context)
-        state = "unchanged: nothing was recomputed" if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
+        state = UNCHANGED if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
         context.log.info(f"{stage.asset(request)}: {state}")
         return dg.MaterializeResult(
             metadata=_metadata(stage, workspace, record, request, state),

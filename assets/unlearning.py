@@ -1,6 +1,7 @@
 """Stage 5, unlearning: one job a method, in a process of its own; then every method against retraining.
 
-``Scope`` says on whose behalf: the subject's own split (audited on schedule) or a forget request (a partition).
+``Scope`` says on whose behalf: the subject's own split (audited on schedule) or a forget request (a partition). A set that is
+not random is judged by retrainings without that very set; those are a stage of their own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -16,23 +17,42 @@ import polars as pl
 from assets import models
 from assets.stage import Output, Run, Stage
 from contracts import schema
-from contracts.digests import derive_seed, plain
+from contracts.digests import derive_seed, digest, plain
 from contracts.jobs import UnlearnJob, times_of
-from contracts.methods import unlearner
+from contracts.methods import curator, unlearner
 from contracts.requests import RequestState
 from contracts.subject import Choice, Subject, Thresholds
+from recipes.plan import trainer
 from reports import plots
 from warehouse import Artifact
 
-CONTROLS = ("none", "retrain")
+if TYPE_CHECKING:
+    from attacks.distance import Answers
+
+NONE, RETRAIN = "none", "retrain"
+CONTROLS = (NONE, RETRAIN)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The split whose forget role is removed, and where the results belong."""
+    """The split whose forget role is removed, and where the results belong.
+
+    Attributes:
+        split: the stage that chose the set.
+        per_request: it is a forget request's.
+        random: it is a random share of training: unseen examples are its peers.
+    """
 
     split: Stage
     per_request: bool
+    random: bool = False
+
+    @classmethod
+    def of_plan(cls, subject: Subject, splits: Mapping[str, Stage]) -> Scope:
+        """The split of the plan's ``unlearning``."""
+        assert subject.unlearning is not None
+        chosen = next(split for split in subject.splits if split.name == subject.unlearning.split)
+        return cls(splits[chosen.name], per_request=False, random=curator.get(chosen.method).spec.random)
 
     @property
     def prefix(self) -> str:
@@ -41,6 +61,14 @@ class Scope:
     def name(self, run: Run) -> str:
         """Value of the ``split`` columns: the split's name, or the request's id."""
         return run.request if self.per_request and run.request else self.split.path[1]
+
+    def kind(self, run: Run) -> str:
+        """How the set was chosen: "random", the curator's name, or the request's selector."""
+        if self.random:
+            return "random"
+        if self.per_request:
+            return str(run.warehouse.requests.get(run.request).request.selector)
+        return str(run.load(self.split)[1]["method"])
 
 
 def methods_of(subject: Subject) -> list[Choice]:
@@ -63,8 +91,14 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
         subject=subject,
         path=(f"{scope.prefix}unlearning", choice.name),
         doc=f"{spec.doc} Runs as a job of its own over {subject.unlearning.seeds} seeds. {spec.source}",
-        config={**models.training(subject), "method": choice.name, "config": config, "seeds": subject.unlearning.seeds},
-        version=spec.version,
+        config={
+            **models.training(subject),
+            "method": choice.name,
+            "version": spec.version,
+            "config": config,
+            "seeds": subject.unlearning.seeds,
+        },
+        version=2,  # of the job; the method's own is in the configuration
         deps=(upstream["examples"], upstream["target"], scope.split),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=scope.per_request,
@@ -82,7 +116,7 @@ def _training_part(subject: Subject) -> Subject:
     """The plan without what has no part in a job, so that a new threshold or score does not make a new job."""
     return dataclasses.replace(
         subject, title="", scores=(), analyses=(), splits=(), unlearning=None, attacks=(), thresholds=Thresholds(),
-        schedule=None, owners=(),
+        schedule=None, owners=(), budget_min=None,
     )  # fmt: skip
 
 
@@ -91,6 +125,7 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
     members, weights = scope.split.asset(run.request) + "/result", target.asset(run.request) + "/weights"
     job = UnlearnJob(
         subject=plain(_training_part(run.subject)),
+        code=digest({"version": run.stage.version, "config": run.stage.config}),
         data_version=run.data.digest,
         method=choice,
         seeds=job_seeds(run.subject),
@@ -107,18 +142,55 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
     return Output(
         artifacts=[artifact],
         volatile=[store.describe(times_of(job.output))],
-        members=ids["retain"] if choice.name == "retrain" else np.concatenate([ids["retain"], ids["forget"]]),
+        members=ids["retain"] if choice.name == RETRAIN else np.concatenate([ids["retain"], ids["forget"]]),
         metadata={"job": job.job_id, "runs": meta["runs"]},
     )
 
 
+def retrainings(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> Stage | None:
+    """``[subject, unlearning, retrainings]``: what models say that never saw the very set; None for a random one."""
+    assert subject.unlearning is not None
+    if scope.random:
+        return None
+    count = subject.unlearning.retrainings
+    return Stage(
+        subject=subject,
+        path=(f"{scope.prefix}unlearning", "retrainings"),
+        doc=f"{count} retrainings without the very set, by the plan's recipe, other seeds: outputs on the set and on the test split. "
+        "A set that is not random is judged by what these say of it.",
+        config={**models.training(subject), "retrainings": count},
+        deps=(upstream["examples"], scope.split),
+        kinds=frozenset({"torch", "safetensors"}),
+        per_request=scope.per_request,
+        trains=True,
+        work=lambda run: _retrain_often(run, scope, count),
+    )
+
+
+def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
+    from recipes import predict_logits
+
+    data, (ids, _) = run.data, run.load(scope.split)
+    asked = np.concatenate([ids["forget"], data.example_id[data.split == "test"]])
+    seeds = [derive_seed(run.subject.seed, "retraining", run.asset, r) % 2**31 for r in range(count)]
+    trained = trainer(run.subject, data).many(
+        data, members=[data.positions(np.sort(ids["retain"]))] * count, seeds=seeds, progress=run.progress
+    )
+    examples = data.subset(asked)
+    logits = np.stack([predict_logits(model, examples) for model in trained])
+    stored = run.save({"example_id": asked, "logits": logits}, {"num_set": len(ids["forget"])})
+    return Output(artifacts=[stored], members=ids["retain"], metadata={"retrainings": count, "examples": len(asked)})
+
+
 def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Stage:
-    """``[subject, unlearning, comparison]``: UA, RA, TA, MIA-efficacy, time and gap to retraining (card 06)."""
+    """``[subject, unlearning, comparison]``: UA, RA, TA, MIA-efficacy, time and gap to retraining (Fan et al. 2024)."""
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", "comparison"),
         doc="Every removal method against retraining from scratch: unlearning, retain and test accuracy, efficacy of a "
-        "membership attack, time, and the average gap to retraining of the same seed. Closer to retraining is better.",
+        "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to retraining is better.",
+        config={"alpha": subject.thresholds.alpha},
+        version=2,
         deps=(scope.split, *jobs.values()),
         tables=(schema.UNLEARNING_RUNS,),
         per_request=scope.per_request,
@@ -129,17 +201,23 @@ def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Sta
 def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
     from unlearning.metrics import add_gaps
 
-    split = scope.name(run)
+    split, kind = scope.name(run), scope.kind(run)
     rows: list[dict[str, Any]] = []
+    results = {method: run.load(stage) for method, stage in jobs.items()}
+    said = {method: _answers(run, scope, arrays) for method, (arrays, _) in results.items()}
     for method, stage in jobs.items():
-        _, meta = run.load(stage)
+        arrays, meta = results[method]
         times = run.warehouse.artifacts.load_json(times_of(f"{stage.asset(run.request)}/result"))
-        rows += [
-            {"split": split, "method": method, **row, **took} for row, took in zip(meta["runs"], times, strict=True)
-        ]
+        for s, (row, took) in enumerate(zip(meta["runs"], times, strict=True)):
+            same = np.array_equal(arrays["logits"][s], results[RETRAIN][0]["logits"][s])
+            distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
+            rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance})
     frame = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
     if scope.per_request and run.request:
         run.warehouse.requests.reach(run.request, RequestState.EXECUTED, note=f"{len(jobs)} methods run")
+    columns = {c.name: _DTYPES[c.dtype] for c in schema.UNLEARNING_RUNS.columns}
+    frame = frame.with_columns(pl.lit(None, dtype=t).alias(c) for c, t in columns.items() if c not in frame.columns)
+    frame = frame.select(pl.col(c).cast(t) for c, t in columns.items())
     tables = [
         (schema.UNLEARNING_RUNS, frame.filter(pl.col("method") == method), {"split": split, "method": method})
         for method in jobs
@@ -157,6 +235,41 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             )
         },
     )
+
+
+_DTYPES = {"str": pl.String, "int64": pl.Int64, "float64": pl.Float64}
+
+
+def _answers(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray]) -> list[Answers]:
+    """What each seed's model says of the set, of what is kept, and of the test examples of kept classes."""
+    from attacks.distance import Answers
+
+    data, (ids, _) = run.data, run.load(scope.split)
+    right = arrays["logits"].argmax(2) == data.y
+    forget, retain = data.positions(arrays["forget"]), data.positions(ids["retain"])
+    test = (data.split == "test") & np.isin(data.y, data.y[retain])
+    return [
+        Answers(forget=row[forget], retain=row[retain], test=row[test], non_member=called)
+        for row, called in zip(right, arrays["non_member"], strict=True)
+    ]
+
+
+def _distance(run: Run, own: list[Answers], retrained: list[Answers], s: int, *, same: bool) -> dict[str, float | None]:
+    """The interval of the gap, what is lost, and how far retrainings of other seeds are apart."""
+    from attacks.distance import gap_to_retraining, quality_lost
+
+    alpha = run.subject.thresholds.alpha
+    if not len(own[s].forget):
+        return {}
+    gap = gap_to_retraining(own[s], retrained[s], alpha=alpha, same=same)
+    lost = quality_lost(own[s], retrained[s], alpha=alpha, same=same)
+    others = [gap_to_retraining(retrained[s], other, alpha=alpha).value for r, other in enumerate(retrained) if r != s]
+    found = {
+        "avg_gap_lo": gap.low, "avg_gap_hi": gap.high, "retrain_spread": float(np.mean(others)) if others else None,
+    }  # fmt: skip
+    for name, figure in (("ra", lost["retained"]), ("ta", lost["test"])):
+        found |= {f"{name}_lost": figure.value, f"{name}_lost_lo": figure.low, f"{name}_lost_hi": figure.high}
+    return found
 
 
 def _short(frame: pl.DataFrame) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ PalimpsestError
 |-- LockTimeout                 another writer holds the warehouse
 |-- CheckBroken                 a check could not run; distinct from "the data is bad"
 |-- Diverged                    an optimisation left the numbers that mean anything: non-finite, or one answer to everything
+|-- NotTheModel                 what a method gave back is not what its arrays give in a fresh model
 `-- JobFailed                   a child process ended without its result
 """
 
@@ -92,6 +93,10 @@ class Diverged(PalimpsestError):
 
     A finding about the method and its configuration, not a crash: the run is recorded with status "diverged".
     """
+
+
+class NotTheModel(PalimpsestError):
+    """What a method gave back is not a model of this plan: saved and loaded into a fresh one, structure or outputs change."""
 
 
 class JobFailed(PalimpsestError):

@@ -24,6 +24,9 @@ class UnlearnJob(Config):
     """
 
     subject: dict[str, Any] = param(doc="the subject as plain data, without what is judged or drawn afterwards")
+    code: str = param(
+        doc="digest of the versions of the code that it runs: recipe, source, model, method, the job itself"
+    )
     data_version: str = param(doc="digest of the data set the worker must find")
     method: Choice = param(doc="registered unlearner with its configuration")
     seeds: tuple[int, ...] = param(ge=0, lt=2**31, doc="one run a seed")

@@ -20,6 +20,10 @@ def _percent(name: str, doc: str) -> Column:
     return Column(name=name, dtype="float64", doc=doc, unit="percent", low=0.0, high=100.0, nullable=True)
 
 
+def _points(name: str, doc: str) -> Column:
+    return Column(name=name, dtype="float64", doc=doc, unit="points", low=-100.0, high=100.0, nullable=True)
+
+
 def _count(name: str, doc: str, **more: object) -> Column:
     return Column(name=name, dtype="int64", doc=doc, low=0, **more)  # type: ignore[arg-type]
 
@@ -27,6 +31,8 @@ def _count(name: str, doc: str, **more: object) -> Column:
 def _time(name: str, doc: str, **more: object) -> Column:
     return Column(name=name, dtype="timestamp", doc=doc, unit="UTC", **more)  # type: ignore[arg-type]
 
+
+_SEED = Column(name="seed", dtype="int64", doc="seed of the audited model: every model is judged on its own", low=0)
 
 EXAMPLES = TableSpec(
     schema="data", name="examples", doc="Every example of a subject's data set.", key=("example_id",), min_rows=1,
@@ -90,7 +96,7 @@ MEMBERS = TableSpec(
 )  # fmt: skip
 
 UNLEARNING_RUNS = TableSpec(
-    schema="unlearning", name="runs", doc="One row a method x split x seed, with its distance to retraining (card 06).",
+    schema="unlearning", name="runs", version=2, doc="One row a method x split x seed, with its distance to retraining (Fan et al., ICLR 2024).",
     key=("split", "method", "seed"), partition=("split", "method"),
     columns=(
         _text("split", "forget/retain split, or request id"), _text("method", "unlearner; 'none' is the untouched model"),
@@ -104,17 +110,23 @@ UNLEARNING_RUNS = TableSpec(
         _percent("gap_ua", "|ua - ua of retraining|, same seed"), _percent("gap_ra", "|ra - ra of retraining|"),
         _percent("gap_ta", "|ta - ta of retraining|"), _percent("gap_mia", "|mia_efficacy - that of retraining|"),
         _percent("avg_gap", "mean of the four gaps; lower is closer to retraining"),
+        _points("ra_lost", "accuracy on retained examples lost against this seed's retraining"), _points("ra_lost_lo", "lower bound, paired"), _points("ra_lost_hi", "upper bound"),
+        _points("ta_lost", "the same on test examples"), _points("ta_lost_lo", "lower bound, paired"), _points("ta_lost_hi", "upper bound"),
+        _percent("avg_gap_lo", "lower bound within this seed, paired by example"), _percent("avg_gap_hi", "upper bound"),
+        _percent("retrain_spread", "mean avg_gap between this seed's retraining and those of the other seeds; null for one seed"),
+        _text("kind", "how the forget set was chosen: random, or by what"),
         Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0, volatile=True),
         Column(name="rte", dtype="float64", doc="run-time efficiency: wall minutes of the unlearning call", unit="min", low=0, volatile=True),
-        _text("status", "ok, or diverged", choices=("ok", "diverged")),
+        _text("status", "ok; diverged; or refused: what came back is not a model of this plan", choices=("ok", "diverged", "refused")),
+        _text("reason", "why not; empty when ok"),
     ),
 )  # fmt: skip
 
 ATTACK_SCORES = TableSpec(
-    schema="audits", name="attack_scores", doc="One row an example x attack x audited model. Larger = more likely a member.",
-    key=("audited", "attack", "example_id"), partition=("audited", "attack"),
+    schema="audits", name="attack_scores", version=2, doc="One row an example x attack x audited model. Larger = more likely a member.",
+    key=("audited", "attack", "seed", "example_id"), partition=("audited", "attack"),
     columns=(
-        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), EXAMPLE_ID,
+        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), _SEED, EXAMPLE_ID,
         Column(name="score", dtype="float64", doc="attack score; null where undefined", nullable=True, direction="larger = more likely a member"),
         Column(name="is_member", dtype="bool", doc="truth: was in training (target) or is in the forget set (unlearned)"),
         _count("n_in", "reference models trained with it", nullable=True), _count("n_out", "reference models trained without it", nullable=True),
@@ -122,10 +134,10 @@ ATTACK_SCORES = TableSpec(
 )  # fmt: skip
 
 ATTACK_REPORTS = TableSpec(
-    schema="audits", name="attack_reports", doc="Attack results with exact intervals (card 57, step 8). One row a false-positive cap.",
-    key=("audited", "attack", "fpr_cap"), partition=("audited", "attack"),
+    schema="audits", name="attack_reports", version=2, doc="Attack results with exact intervals. One row an audited model (seed) and false-positive cap.",
+    key=("audited", "attack", "seed", "fpr_cap"), partition=("audited", "attack"),
     columns=(
-        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"),
+        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), _SEED,
         _count("n_pos", "members tested"), _count("n_neg", "non-members tested"),
         _share("auc", "area under the ROC curve (Mann-Whitney, ties half)"),
         _share("auc_lo", "lower bound, DeLong"), _share("auc_hi", "upper bound, DeLong"),
@@ -142,13 +154,42 @@ ATTACK_REPORTS = TableSpec(
 )  # fmt: skip
 
 FINDINGS = TableSpec(
-    schema="audits", name="findings", doc="Verdicts with the sentence that explains each.", key=("audited", "what"), partition=("audited",),
+    schema="audits", name="findings", version=2, key=("stage", "about", "what"), partition=("stage",),
+    doc="Verdicts with the sentence that explains each. The report, the exit status and the checks read these rows, by stage.",
     columns=(
-        _text("audited", "target, scores, or <split>/<method>"), _text("what", "what was judged"),
+        _text("stage", "the asset that judged, joined by /: an audit's or a forget request's findings"),
+        _text("kind", "attack, quality, distance, result or coverage; empty where the judge did not say"),
+        _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
+        _text("method", "unlearning method it is about; empty for none"),
+        _text("what", "what was judged"),
         _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS), _text("sentence", "why"),
         Column(name="value", dtype="float64", doc="figure", nullable=True), Column(name="low", dtype="float64", doc="lower bound", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
         Column(name="threshold", dtype="float64", doc="threshold of the plan", nullable=True),
+        Column(name="judged", dtype="bool", doc="counts; false: a control, a method compared, or shown for information"),
+    ),
+)  # fmt: skip
+
+
+def _deviations(name: str, doc: str, **more: object) -> Column:
+    return Column(name=name, dtype="float64", doc=doc, unit="standard deviations", **more)  # type: ignore[arg-type]
+
+
+AGAINST_RETRAINING = TableSpec(
+    schema="audits", name="against_retraining", key=("audited", "seed"), partition=("audited",),
+    doc="Unlearned models of a set that is not random, against retrainings without that very set: one row a model.",
+    columns=(
+        _text("audited", "<split>/<method>"), _SEED,
+        _count("num_examples", "forgotten examples"), _count("num_retrainings", "retrainings without them, other seeds"),
+        _deviations("shift", "how much better the set is known than after retraining", direction="0 = forgotten"),
+        _deviations("shift_lo", "lower bound"), _deviations("shift_hi", "upper bound"),
+        _deviations("spread", "of the same figure over the retrainings", low=0),
+        _share("p_value", "two-sided, of 'one more retraining'"),
+        _count("standing_out", "examples that differ from their own retrainings after Holm's correction"),
+        Column(name="beyond", dtype="bool", doc="the furthest example lies further than any of any retraining"),
+        _deviations("detectable", "from which on one example is significant", low=0),
+        _deviations("trace", "shift of the untouched model: what there was to forget"),
+        _share("alpha", "1 - level of the interval"), _share("level", "level of a failure"),
     ),
 )  # fmt: skip
 
@@ -197,6 +238,6 @@ LINEAGE_MEMBERS = TableSpec(
 )  # fmt: skip
 
 TABLES: tuple[TableSpec, ...] = (
-    EXAMPLES, CHECKPOINTS, SCORE_RUNS, DATASETS, MEMBERS, UNLEARNING_RUNS, ATTACK_SCORES, ATTACK_REPORTS, FINDINGS,
+    EXAMPLES, CHECKPOINTS, SCORE_RUNS, DATASETS, MEMBERS, UNLEARNING_RUNS, ATTACK_SCORES, ATTACK_REPORTS, AGAINST_RETRAINING, FINDINGS,
     REGISTER, REQUEST_EVENTS, ARTIFACTS, EDGES, LINEAGE_MEMBERS,
 )  # fmt: skip

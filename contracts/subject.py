@@ -73,6 +73,12 @@ class Unlearning(Config):
     decides: str = param(
         "retrain", doc="the method in use: its verdict decides the audit, the others are compared with it"
     )
+    retrainings: int = param(
+        20,
+        ge=20,
+        le=10_000,
+        doc="retrainings without the very set that a set which is not random, or a request, is judged against",
+    )
     closure: bool = param(
         False, doc="a forget request also removes the near duplicates of what it names; they are counted in any case"
     )
@@ -96,6 +102,25 @@ class Thresholds(Config):
     )
     max_umia: float = param(0.60, gt=0.5, lt=1, doc="largest tolerated accuracy of the population attack, max(a, 1-a)")
     max_gap: float = param(5.0, ge=0, le=100, unit="points", doc="largest tolerated average gap to retraining")
+    max_quality_loss: float = param(
+        3.0,
+        ge=0,
+        le=100,
+        unit="points",
+        doc="accuracy on retained or on test examples that may be lost against retraining",
+    )
+    max_trace: float = param(
+        0.20,
+        gt=0,
+        lt=1,
+        doc="share of the untouched model's trace of a set that is not random that may be left, by its 1 - alpha bound",
+    )
+    max_example_auc: float = param(
+        0.92,
+        gt=0.5,
+        lt=1,
+        doc="AUC at which one removed example must have been found for 'no example stands out' to pass",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +142,9 @@ class Subject(Config):
     unlearning: Unlearning | None = param(None)
     attacks: tuple[Choice, ...] = param(())
     thresholds: Thresholds = param(Thresholds())
+    budget_min: float | None = param(
+        None, gt=0, unit="min", doc="minutes that a first audit may take on two cores; said when it took longer"
+    )
     schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
     owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")
 

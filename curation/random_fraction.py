@@ -28,6 +28,7 @@ class RandomFractionConfig(ForgetConfig):
     CuratorSpec(
         name="random_fraction",
         doc="Forgets a random fraction of the training examples.",
+        random=True,
         source="Fan et al., SalUn, ICLR 2024, section 5 (random data forgetting)",
         config=RandomFractionConfig,
         tasks=ANY_TASK,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
-from assets import Workspace, subject_stages, to_asset
 from contracts.requests import RequestState
 from contracts.subject import Subject
+
+if TYPE_CHECKING:
+    from assets import Workspace
 
 
 def audit_job_name(subject: str) -> str:
@@ -24,6 +28,8 @@ def request_partitions(subject: str) -> dg.DynamicPartitionsDefinition:
 
 def subject_definitions(subject: Subject) -> dg.Definitions:
     """Everything Dagster needs for one subject. Reads no data, opens no warehouse, asks for no device."""
+    from assets import subject_stages, to_asset  # with every method behind them
+
     partitions = request_partitions(subject.subject)
     stages = subject_stages(subject)
     pairs = [(stage, to_asset(stage, partitions)) for stage in stages]

@@ -19,7 +19,7 @@ def workspace(_: dg.InitResourceContext) -> Workspace:
 def executor() -> dg.ExecutorDefinition:
     """A process a step, forked from one that has imported the heavy modules."""
     return dg.multiprocess_executor.configured(
-        {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["torch", "polars", "assets"]}}}
+        {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["torch", "polars", "assets.graph"]}}}
     )
 
 

@@ -6,6 +6,7 @@ source, compared by digest.
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from pathlib import Path
@@ -15,12 +16,12 @@ import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import Diverged, IntegrityError
+from contracts.errors import Diverged, IntegrityError, NotTheModel
 from contracts.jobs import UnlearnJob, times_of
-from contracts.methods import recipe, unlearner
+from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
-from recipes.plan import device_of, load_examples, model_builder, recipe_config
+from recipes.plan import device_of, load_examples, model_builder, trainer
 from sources import ExampleSet
 from warehouse import ArtifactStore, fsio
 
@@ -28,15 +29,20 @@ from warehouse import ArtifactStore, fsio
 def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     """Do the job and return the meta of its output artifact.
 
-    The artifact holds ``logits`` (S, N, K) float32 on every example of the data set, ``example_id`` (N,), and the
-    weights of seed s under ``<s>.<parameter>``; its meta holds one row of metrics a seed.
-    What it took is stored beside it: times differ between equal runs.
+    The artifact holds ``logits`` (S, N, K) float32 on every example of the data set, ``example_id`` (N,), ``non_member``
+    (S, F) bool by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``; its
+    meta holds one row of metrics a seed. What it took is stored beside it: times differ between equal runs.
+
+    Every run starts from its own copy of the audited model and of the sets, and what is measured is what the result's
+    arrays give in a fresh model (``recipes.as_saved``). Of a run that diverged or was refused nothing is measured: the
+    untouched model's outputs stand in, so that shapes fit, and its status says so.
 
     Raises:
         IntegrityError: the data, the model or the split is not the one the job was made for.
     """
     from recipes import load_arrays, predict_logits, to_arrays
-    from unlearning.metrics import evaluate
+    from recipes.as_saved import as_saved
+    from unlearning.metrics import measure
 
     subject = Subject.from_mapping(job.subject)
     store = ArtifactStore(home / "artifacts")
@@ -47,17 +53,17 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     weights, _ = store.load(job.target)
     ids, _ = store.load(job.members)
     train, test = data.part("train"), data.part("test")
-    forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])
+    forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])  # read; a method gets its own
     build, device = model_builder(subject, data), device_of(subject)
     model = build(0)
     load_arrays(model, weights)
     model = model.to(device).eval()
     method = unlearner.get(job.method.name)
     config = method.spec.config.from_mapping(job.method.config)
-    training = recipe.get(subject.recipe.name)
+    training = trainer(subject, data)
 
     def fresh(examples: ExampleSet, seed: int) -> Any:
-        return training(build, examples, config=recipe_config(subject), seed=seed, device=device, progress=progress)
+        return training.one(examples, seed, progress=progress)
 
     def progress(done: int, total: int, what: str) -> None:
         nonlocal said
@@ -70,32 +76,37 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
     logits: list[np.ndarray] = []
+    non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     handed = {"train": fresh}
+    untouched = predict_logits(model, data)
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
-        status = "ok"
+        status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)
         try:
             result = method(
-                model, retain=retain, forget=forget, config=config, seed=seed, progress=progress,
-                **{need: handed[need] for need in method.spec.needs},
+                copy.deepcopy(model), retain=train.subset(ids["retain"]), forget=train.subset(ids["forget"]), config=config,
+                seed=seed, progress=progress, **{need: handed[need] for need in method.spec.needs},
             )  # fmt: skip
             wall_s = time.perf_counter() - started
-            metrics = evaluate(result, retain=retain, forget=forget, test=test, seed=seed)
-        except Diverged as error:
-            # What diverged is never audited as if it were a model: the untouched one stands in, and the row says so.
+            result, outputs = as_saved(result, build, data, what=job.method.name)
+            metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed)
+        except (Diverged, NotTheModel) as error:
             sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
-            result, status, metrics, wall_s = model, "diverged", {}, time.perf_counter() - started
-        logits.append(predict_logits(result, data))
+            status, reason = "diverged" if isinstance(error, Diverged) else "refused", str(error)
+            result, outputs, wall_s = model, untouched, time.perf_counter() - started
+        logits.append(outputs)
+        non_member.append(called)
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
         rows.append(
             {"seed": seed, "num_forget": forget.num_examples, "num_retain": retain.num_examples, **metrics,
-             "status": status}
+             "status": status, "reason": reason}
         )  # fmt: skip
         times.append({"seed": seed, "wall_s": wall_s, "rte": wall_s / 60})
     meta = {"job": digest(job), "method": job.method.name, "runs": rows}
     store.save_json(times_of(job.output), times)
-    store.save(job.output, {**arrays, "logits": np.stack(logits)}, meta)
+    kept = {"logits": np.stack(logits), "non_member": np.stack(non_member), "forget": forget.example_id}
+    store.save(job.output, arrays | kept, meta)
     return meta
 
 

@@ -1,9 +1,32 @@
-"""Rows in, pages and pictures out. Pure: no file, no clock, no network; imports contracts only."""
+"""Rows in, pages and pictures out. Pure: no file, no clock, no network; imports contracts only.
 
-from reports.audit import AnalysisSection, AuditReport, Examples, ScoreSection, facts, render_html, render_json
-from reports.series import Curve, Histogram
-from reports.summary import Judgement, Row, findings_frame, judge, rows
+The names below are imported when they are first used: the rows of a summary need no library that draws.
+"""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reports.audit import AnalysisSection, AuditReport, Examples, ScoreSection, facts, render_html, render_json
+    from reports.series import Curve, Histogram
+    from reports.summary import Judgement, Row, findings_frame, judge, rows
+
+_MODULES = {
+    "AnalysisSection": "audit",
+    "AuditReport": "audit",
+    "Curve": "series",
+    "Examples": "audit",
+    "Histogram": "series",
+    "Judgement": "summary",
+    "Row": "summary",
+    "ScoreSection": "audit",
+    "facts": "audit",
+    "findings_frame": "summary",
+    "judge": "summary",
+    "render_html": "audit",
+    "render_json": "audit",
+    "rows": "summary",
+}
 __all__ = [
     "AnalysisSection",
     "AuditReport",
@@ -20,3 +43,10 @@ __all__ = [
     "render_json",
     "rows",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

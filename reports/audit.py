@@ -13,6 +13,7 @@ or Markdown. Not a certificate: nothing here is signed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,8 @@ class AuditReport:
         request: {label: value} when this is the report of one forget request, else None.
         events: rows of ``requests.events`` of that request, or None.
         controls: methods that must fail; see :mod:`reports.summary`.
-        decides: the unlearning method in use, whose verdict decides; None when all count.
+        decides: the unlearning method in use, whose verdict counts; None when the plan has none.
+        computed: what was computed and what a verdict would need, for an audit that judged nothing.
         max_gap: the plan's largest tolerated average gap to retraining, drawn as a line; None for no line.
 
     Raises:
@@ -166,6 +168,7 @@ class AuditReport:
     events: pl.DataFrame | None = None
     controls: Sequence[str] = summary.CONTROLS
     decides: str | None = None
+    computed: str = ""
     max_gap: float | None = None
 
     def __post_init__(self) -> None:
@@ -178,12 +181,12 @@ class AuditReport:
     @property
     def judgement(self) -> summary.Judgement:
         """The overall verdict and the banner's sentence."""
-        return summary.judge(self._findings, controls=self.controls, decides=self.decides)
+        return summary.judge(self._findings, controls=self.controls, decides=self.decides, computed=self.computed)
 
     @property
     def rows(self) -> list[summary.Row]:
         """One row a finding, worst first; the terminal shows the same."""
-        return summary.rows(self._findings, controls=self.controls, decides=self.decides)
+        return summary.rows(self._findings, controls=self.controls)
 
     @property
     def _findings(self) -> pl.DataFrame:
@@ -206,15 +209,17 @@ def facts(report: AuditReport) -> dict[str, Any]:
     """What the page says, as JSON's own types. Pictures are left out: the example ids name them."""
     judgement = report.judgement
     return _plain({
-        "format": "palimpsest-audit/1",
+        "format": "palimpsest-audit/2",
         "subject": report.subject,
         "title": report.title,
         "created_at": report.created_at,
         "verdict": judgement.verdict.value,
         "sentence": judgement.sentence,
+        "answers": [dataclasses.asdict(answer) | {"verdict": answer.verdict.value} for answer in judgement.answers],
         "counts": {v.value: n for v, n in judgement.counts.items()},
         "controls": {"methods": list(report.controls), "not_caught": list(judgement.powerless)},
         "decides": report.decides,
+        "computed": report.computed,
         "request": report.request,
         "events": report.events,
         "audited": report.audited,

@@ -16,7 +16,7 @@ import jinja2
 import polars as pl
 
 from contracts.methods import Picture
-from contracts.verdicts import Verdict, overall
+from contracts.verdicts import INFORMATION, Verdict, overall
 from reports import plots, summary
 from reports.series import Curve, Histogram
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reports.audit import AnalysisSection, AuditReport, Examples
 
 _THIN = "\u202f"
-_MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!"}
+_MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!", Verdict.NOT_JUDGED: "–"}
 _METRICS = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "wall_s")
 _SHOWN_COLUMNS = 8
 _SHOWN_ITEMS = 40
@@ -69,9 +69,9 @@ def open_questions(report: AuditReport) -> list[tuple[str, str]]:
     asked: list[tuple[str, str]] = []
     for row in report.rows:
         if row.verdict in (Verdict.INCONCLUSIVE, Verdict.BROKEN):
-            asked.append((_named(row.audited, row.what), row.sentence))
+            asked.append((_named(row.about, row.what), row.sentence))
     for split in report.judgement.powerless:
-        asked.append((split, "The untouched model was not caught here, so the audit had no power on this split."))
+        asked.append((split, "No attack caught the untouched model here, so the audit had no power on this split."))
     asked += _weak_rates(report.attacks)
     asked += [(a.name, a.reason) for a in report.analyses if a.reason]
     for section in report.scores:
@@ -228,9 +228,10 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
         return []
     findings = report.findings
     assert isinstance(findings, pl.DataFrame)
+    of_methods = findings.filter((pl.col("method") != "") & (pl.col("kind") != INFORMATION))
     verdicts: dict[str, Verdict] = {
-        str(audited): overall(Verdict(v) for v in group["verdict"])
-        for (audited,), group in findings.group_by("audited", maintain_order=True)
+        str(about): overall(Verdict(v) for v in group["verdict"])
+        for (about,), group in of_methods.group_by("about", maintain_order=True)
     }
     tables = []
     for (split,), part in frame.group_by("split", maintain_order=True):
@@ -239,10 +240,10 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
             cells = {m: _spread(group[m]) for m in _METRICS}
             audited = f"{split}/{method}"
             methods.append({
-                "method": method, "seeds": group["seed"].n_unique(), "diverged": group.filter(pl.col("status") == "diverged").height,
-                "cells": cells, "verdict": verdicts.get(audited), "control": summary.is_control(audited, report.controls),
+                "method": method, "seeds": group["seed"].n_unique(), "failed": group.filter(pl.col("status") != "ok").height,
+                "cells": cells, "verdict": verdicts.get(audited), "control": method in report.controls,
                 "order": (method != "retrain", cells["avg_gap"][0] is None, cells["avg_gap"][0] or 0.0, method),
-                "gaps": group["avg_gap"].drop_nulls().to_list(),
+                "gaps": group["avg_gap"].drop_nulls().to_list(), "spread": _spread(group["retrain_spread"])[0],
             })  # fmt: skip
         methods.sort(key=lambda m: m["order"])
         chart = None
@@ -268,21 +269,25 @@ def _spread(values: pl.Series) -> tuple[float | None, float | None]:
 
 
 def _attacks(frame: pl.DataFrame | None) -> dict[str, Any] | None:
-    """One row an audited model x attack, one column a false-positive cap."""
+    """One row an audited model (seed) x attack, one column a false-positive cap."""
     if frame is None or frame.is_empty():
         return None
     caps = frame["fpr_cap"].unique().sort().to_list()
     rows = []
-    for (audited, attack), group in frame.group_by("audited", "attack", maintain_order=True):
-        by_cap = {r["fpr_cap"]: r for r in group.iter_rows(named=True)}
-        rows.append(
-            {
-                "audited": audited,
-                "attack": attack,
-                "first": group.row(0, named=True),
-                "caps": [by_cap.get(c) for c in caps],
-            }
-        )
+    for (audited, attack), models in frame.group_by("audited", "attack", maintain_order=True):
+        seeds = models["seed"].unique().sort().to_list()
+        for number, seed in enumerate(seeds, 1):
+            group = models.filter(pl.col("seed") == seed)
+            by_cap = {r["fpr_cap"]: r for r in group.iter_rows(named=True)}
+            rows.append(
+                {
+                    "audited": audited,
+                    "attack": attack,
+                    "model": f"{number} of {len(seeds)}" if len(seeds) > 1 else "",
+                    "first": group.row(0, named=True),
+                    "caps": [by_cap.get(c) for c in caps],
+                }
+            )
     return {"caps": caps, "rows": rows, "unreliable": not frame["reliable"].all()}
 
 

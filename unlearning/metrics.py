@@ -131,6 +131,24 @@ def evaluate(
         InvalidInput: svc_cap below 2.
         Diverged: the model's output is not finite somewhere.
     """
+    return measure(model, retain=retain, forget=forget, test=test, seed=seed, svc_cap=svc_cap, metrics=metrics)[0]
+
+
+def measure(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    test: ExampleSet,
+    seed: int,
+    svc_cap: int | None = SVC_CAP,
+    metrics: Collection[str] = METRICS,
+) -> tuple[dict[str, float | None], np.ndarray]:
+    """:func:`evaluate`, and what its efficacy attack says of each forgotten example.
+
+    Returns:
+        The figures, and (N_f,) bool: called a non-member; all False where ``mia_efficacy`` was not asked for.
+    """
     for what, data in (("retain", retain), ("forget", forget), ("test", test)):
         check_labels(what, data)
     if svc_cap is not None and svc_cap < 2:
@@ -144,8 +162,9 @@ def evaluate(
     member, outsider = _Outputs.of(model, retain, what="retain"), _Outputs.of(model, test, what="test")
     figures: dict[str, float | None] = dict.fromkeys(METRICS)
     figures |= {"ra": member.accuracy(), "ta": outsider.accuracy()}
+    called = np.zeros(forget.num_examples, dtype=bool)
     if forget.num_examples == 0:
-        return figures
+        return figures, called
     forgotten = _Outputs.of(model, forget, what="forget")
     figures["ua"] = 100.0 - forgotten.accuracy()
     n = min(retain.num_examples, test.num_examples)
@@ -159,8 +178,11 @@ def evaluate(
             one_feature = asked.shape[1] == 1
             # _draw gave them in random order: the first are a random choice
             sides = _merged(*sides, groups=svc_cap // 2) if one_feature else (sides[0][:svc_cap], sides[1][:svc_cap])
-        figures[name] = _share_non_member(*sides, asked)
-    return figures
+        outside = _called_non_member(*sides, asked)
+        figures[name] = 100.0 * float(outside.mean())
+        if name == "mia_efficacy":
+            called = outside
+    return figures, called
 
 
 def _draw(data: ExampleSet, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -168,8 +190,8 @@ def _draw(data: ExampleSet, n: int, rng: np.random.Generator) -> np.ndarray:
     return np.argsort(data.example_id)[rng.choice(data.num_examples, n, replace=False)]
 
 
-def _share_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndarray) -> float:
-    """Percent of ``asked`` that the SVM calls non-member.
+def _called_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Which of ``asked`` the SVM calls non-member, bool.
 
     Equal points of one side are one point of their number's weight: the same optimum, and quick for correctness or
     for saturated confidences, where nearly all points are equal.
@@ -183,7 +205,7 @@ def _share_non_member(members: np.ndarray, outsiders: np.ndarray, asked: np.ndar
     svm = SVC(kernel="rbf", C=3.0, gamma="auto", random_state=0)  # None would move numpy's global state
     svm.fit(np.concatenate(points), np.concatenate(sides), sample_weight=np.concatenate(weights))
     distinct, where = np.unique(asked, axis=0, return_inverse=True)
-    return 100.0 * float(np.mean(svm.predict(distinct)[where.reshape(-1)] == 0))
+    return np.asarray(svm.predict(distinct)[where.reshape(-1)] == 0)
 
 
 def _merged(members: np.ndarray, outsiders: np.ndarray, *, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -126,6 +126,27 @@ class ArtifactStore:
     def sha256(self, name: str) -> str:
         return self.describe(name).sha256
 
+    def verified(self, name: str) -> Artifact:
+        """As :meth:`describe`, after reading all there is of ``name``: the manifest against itself, the content and the
+        file for people against the manifest's digest, and the manifest's ``meta`` against the copy in the content.
+
+        Raises:
+            NotReady, IntegrityError, UnsafeFile: as :meth:`load`; names the file.
+        """
+        manifest = self._manifest(name)
+        content = self._content_path(name, manifest)
+        found = self._artifact(name, manifest)
+        for path in dict.fromkeys((content, found.path)):
+            try:
+                same = fsio.sha256_of(path) == manifest["sha256"]
+            except FileNotFoundError:
+                raise IntegrityError(f"{path} is named by its manifest but does not exist") from None
+            if not same:
+                raise IntegrityError(f"{path} is damaged or was changed: its SHA-256 is not the one of its manifest")
+        if manifest["kind"] == "safetensors" and _embedded(content) != canonical_json(manifest["meta"]):
+            raise IntegrityError(f"{self._manifest_path(name)} was changed: its meta is not the one in {content.name}")
+        return found
+
     def exists(self, name: str) -> bool:
         return self._manifest_path(name).exists()
 
@@ -307,6 +328,18 @@ def check_header(data: bytes, path: Path) -> None:
         end = last
     if 8 + length + end != len(data):
         raise UnsafeFile(f"{path} has {len(data)} bytes, its header accounts for {8 + length + end}")
+
+
+def _embedded(path: Path) -> str | None:
+    """The ``meta`` that :meth:`ArtifactStore.save` wrote into a safetensors file; None when there is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, _MAX_HEADER))
+    try:
+        meta = json.loads(text)["__metadata__"][_META]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return str(meta)
 
 
 def _array(name: str, key: str, value: Any, *, finite: bool) -> np.ndarray[Any, Any]:

@@ -105,13 +105,15 @@ def outdated(con: Connection, specs: Iterable[TableSpec]) -> list[TableSpec]:
 
 def declared(con: Connection) -> dict[str, TableSpec]:
     """Every stored table by full name, as it was declared when it was created or last changed."""
-    out = {}
-    for name, text in con.execute("SELECT name, declaration FROM meta.tables").fetchall():
-        facts = json.loads(text)
-        columns = tuple(Column(**{**c, "choices": tuple(c["choices"])}) for c in facts.pop("columns"))
-        key, partition = tuple(facts.pop("key")), tuple(facts.pop("partition"))
-        out[name] = TableSpec(columns=columns, key=key, partition=partition, **facts)
-    return out
+    return {name: parsed(text) for name, text in con.execute("SELECT name, declaration FROM meta.tables").fetchall()}
+
+
+def parsed(declaration: str) -> TableSpec:
+    """A spec from its canonical JSON."""
+    facts = json.loads(declaration)
+    columns = tuple(Column(**{**c, "choices": tuple(c["choices"])}) for c in facts.pop("columns"))
+    key, partition = tuple(facts.pop("key")), tuple(facts.pop("partition"))
+    return TableSpec(columns=columns, key=key, partition=partition, **facts)
 
 
 def ensure(con: Connection, spec: TableSpec) -> str:

@@ -5,13 +5,15 @@ hash_n = SHA-256(canonical JSON of {seq: n, prev_hash: hash_(n-1), kind, body}),
 Order comes from ``seq`` alone; the clock reading in ``body.at`` is information. A row is written in the transaction
 of the change it tells of. The head is mirrored in ``ledger.head`` after each commit: a database that lost its tail (a
 torn write-ahead log, a restored backup) no longer contains that head, which is noticed before the next write. Someone
-who rewrites both cannot be noticed from inside: compare with a head printed in a report or kept in a Dagster run.
-Bodies hold names and digests, never examples or owners: a ledger cannot forget.
+who rewrites both is noticed by a head that was noted before: in a report, in the published snapshot, or outside the
+state folder (``palimpsest verify --head``). Bodies hold names and digests, never examples or owners: a ledger cannot
+forget. A body is stored as its canonical JSON text, byte for byte: a second reading of it would be a second truth.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import IntegrityError
+from contracts.errors import IntegrityError, InvalidInput
 from warehouse import fsio
 from warehouse.connection import Connection, fetch, first
 from warehouse.faults import fault
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from warehouse.warehouse import Warehouse
 
 GENESIS = "0" * 64
+_HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})")
+
+Entry = tuple[int, str, str, str, str]  # seq, prev_hash, hash, kind, body as canonical JSON text
+Anchor = tuple[str, Callable[[], "Head | None"]]  # what knows a head, in words; how to ask it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,24 @@ class Head:
 
     seq: int = 0
     hash: str = GENESIS
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash}"
+
+    @classmethod
+    def parse(cls, text: str) -> Head:
+        """The head that ``SEQ:HASH`` names, as reports and ``palimpsest verify`` print it.
+
+        Raises:
+            InvalidInput: it is written otherwise, or names entry 0, which every ledger contains.
+        """
+        match = _HEAD.fullmatch(text.strip().lower())
+        if match is None:
+            raise InvalidInput(
+                f"{text[:100]!r} is not a ledger head: write SEQ:HASH, the number of an entry (1 or more) and its 64 hex "
+                "digits, as a report or 'palimpsest verify' prints it"
+            )
+        return cls(int(match[1]), match[2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +78,12 @@ class LedgerReport:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"{self.num_entries} entries, whole up to {self.head}"
+        lost = f" (first missing entry: {self.first_missing})" if self.first_missing else ""
+        return f"{self.num_entries} entries, not whole: {'; '.join(self.problems)}{lost}"
 
 
 def entry_hash(seq: int, prev_hash: str, kind: str, body: Any) -> str:
@@ -105,7 +135,11 @@ def guard(con: Connection, mirrored: Head | None) -> None:
     Raises:
         IntegrityError: entries that were once committed are gone.
     """
-    problem, _ = _anchored(con, head_of(con), mirrored, "ledger.head")
+    known = {}
+    if mirrored is not None:
+        row = first(con, "SELECT hash FROM ledger.entries WHERE seq = ?", [mirrored.seq])
+        known = {mirrored.seq: str(row[0])} if row else {}
+    problem, _ = contained(known, head_of(con), mirrored, "ledger.head")
     if problem:
         raise IntegrityError(
             f"{problem}. Committed changes were lost (torn write-ahead log, restored backup?); nothing is written until "
@@ -113,16 +147,43 @@ def guard(con: Connection, mirrored: Head | None) -> None:
         )
 
 
-def _anchored(con: Connection, head: Head, anchor: Head | None, name: str) -> tuple[str, int | None]:
+def contained(hashes: Mapping[int, str], head: Head, anchor: Head | None, name: str) -> tuple[str, int | None]:
+    """What is wrong if a ledger does not contain ``anchor`` ("" when it does), and the first entry that is missing.
+
+    Args:
+        hashes: hash of the ledger's entries by number, at least of the anchor's.
+        head: the ledger's head.
+        anchor: a head that was noted at some time; None when whatever should know one does not.
+        name: what knows the anchor, in words.
+    """
     if anchor is None:
         return f"head mismatch: {name} is missing", None
     if anchor.seq > head.seq:
         return f"head mismatch: {name} knows entry {anchor.seq}, the ledger ends at {head.seq}", head.seq + 1
-    if anchor.seq:
-        row = first(con, "SELECT hash FROM ledger.entries WHERE seq = ?", [anchor.seq])
-        if row is None or row[0] != anchor.hash:
-            return f"head mismatch: entry {anchor.seq} is not the one that {name} knows", None
+    if anchor.seq and hashes.get(anchor.seq) != anchor.hash:
+        return f"head mismatch: entry {anchor.seq} is not the one that {name} knows", None
     return "", None
+
+
+def entries_of(con: Connection) -> list[Entry]:
+    """Everything that lies in the ledger's table, in order of ``seq``."""
+    return con.execute("SELECT seq, prev_hash, hash, kind, body FROM ledger.entries ORDER BY seq, hash").fetchall()
+
+
+def examine(entries: Sequence[Entry], anchors: Sequence[Anchor] = ()) -> LedgerReport:
+    """Recompute the chain of ``entries`` and look for the anchors in it."""
+    problems, first_missing = _chain(entries)
+    hashes = {entry[0]: entry[2] for entry in entries}
+    head = Head(entries[-1][0], entries[-1][2]) if entries else Head()
+    for name, look in anchors:
+        try:
+            problem, missing = contained(hashes, head, look(), name)
+        except (IntegrityError, OSError) as error:
+            problem, missing = str(error), None
+        if problem:
+            problems.append(problem)
+            first_missing = first_missing or missing
+    return LedgerReport(num_entries=len(entries), head=head, problems=tuple(problems), first_missing=first_missing)
 
 
 class Ledger:
@@ -153,23 +214,10 @@ class Ledger:
         """Recompute the chain and compare it with the mirrored head, the published snapshot and ``anchors``.
 
         Detects a changed, deleted, swapped, inserted or truncated entry; a whole chain rewritten with fresh hashes is
-        detected only through an anchor.
+        detected only through an anchor. Tables and artefacts are not looked at: see ``warehouse.verify``.
         """
         with self._w.reading() as con:
-            rows = con.execute(
-                "SELECT seq, prev_hash, hash, kind, body FROM ledger.entries ORDER BY seq, hash"
-            ).fetchall()
-            head = head_of(con)
-            problems, first_missing = _chain(rows)
-            for name, look in self._anchors(anchors):
-                try:
-                    problem, missing = _anchored(con, head, look(), name)
-                except IntegrityError as error:
-                    problem, missing = str(error), None
-                if problem:
-                    problems.append(problem)
-                    first_missing = first_missing or missing
-        return LedgerReport(num_entries=len(rows), head=head, problems=tuple(problems), first_missing=first_missing)
+            return examine(entries_of(con), self._anchors(anchors))
 
     def accept_loss(self, reason: str) -> Head:
         """Put on record that committed entries are gone, and let writing go on from what is left."""
@@ -181,14 +229,14 @@ class Ledger:
             known = {"seq": mirrored.seq, "hash": mirrored.hash} if mirrored else None
             return t.note("accepted_loss", {"reason": reason, "known_head": known, "left": t.head.seq})
 
-    def _anchors(self, given: Sequence[Head]) -> list[tuple[str, Callable[[], Head | None]]]:
-        out: list[tuple[str, Callable[[], Head | None]]] = [("ledger.head", lambda: read_mirror(self._w.head_file))]
+    def _anchors(self, given: Sequence[Head]) -> list[Anchor]:
+        out: list[Anchor] = [("ledger.head", lambda: read_mirror(self._w.head_file))]
         if self._w.snapshot.exists():
             out.append(("the published snapshot", self._w.published_head))
         return out + [(f"the given head {h.seq}", lambda h=h: h) for h in given]  # type: ignore[misc]
 
 
-def _chain(rows: Sequence[tuple[int, str, str, str, str]]) -> tuple[list[str], int | None]:
+def _chain(rows: Sequence[Entry]) -> tuple[list[str], int | None]:
     """Problems of a chain in order of ``seq``, and the first missing number."""
     problems: list[str] = []
     first_missing: int | None = None
@@ -204,6 +252,8 @@ def _chain(rows: Sequence[tuple[int, str, str, str, str]]) -> tuple[list[str], i
             problems.append(f"entry {seq} does not follow entry {previous.seq}")
         if _hash_or_none(seq, prev_hash, kind, body) != stored:
             problems.append(f"entry {seq} was changed: its hash does not fit")
+        elif not _is_canonical(body):
+            problems.append(f"entry {seq} was changed: its text is not the one that its hash was made of")
         previous = Head(seq, stored)
     return problems, first_missing
 
@@ -211,5 +261,10 @@ def _chain(rows: Sequence[tuple[int, str, str, str, str]]) -> tuple[list[str], i
 def _hash_or_none(seq: int, prev_hash: str, kind: str, body: str) -> str | None:
     try:
         return entry_hash(seq, prev_hash, kind, json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _is_canonical(body: str) -> bool:
+    """Whether a body that parses is the text that was hashed: a doubled field, say, reads differently elsewhere."""
+    return canonical_json(json.loads(body)) == body

@@ -67,30 +67,48 @@ def outdated(con: Connection) -> bool:
 def lay_out(con: Connection) -> None:
     """Both views over the scores known so far, and what they stand on, inside the caller's transaction if there is one."""
     con.execute(_LAYOUT)
-    known = con.execute("SELECT score, value, stderr, calls, called FROM meta.scores ORDER BY score").fetchall()
-    con.execute(
-        "CREATE OR REPLACE VIEW scores.latest AS\n" + ("\nUNION ALL\n".join(_select(*row) for row in known) or _EMPTY)
-    )
+    con.execute(f"CREATE OR REPLACE VIEW scores.latest AS\n{latest(con)}")
     con.execute(
         f"COMMENT ON VIEW scores.latest IS {literal('Every current score that met its gates, one row an example.')}"
     )
     con.execute(AGREEMENT)
 
 
-def refresh(con: Connection, score: ScoreSpec) -> None:
-    """Take a new or changed score into the view, inside the caller's transaction; its declaration says which columns."""
+def shown(con: Connection) -> dict[str, tuple[str, str, str, str]]:
+    """What the view shows of each score: its value and error columns, what it calls an example, and by which condition."""
+    rows = con.execute("SELECT score, value, stderr, calls, called FROM meta.scores ORDER BY score").fetchall()
+    return {score: (value, stderr, calls, called) for score, value, stderr, calls, called in rows}
+
+
+def latest(con: Connection) -> str:
+    """The statement behind ``scores.latest`` over the scores known so far."""
+    return "\nUNION ALL\n".join(_select(score, *columns) for score, columns in shown(con).items()) or _EMPTY
+
+
+def agreement() -> str:
+    """The statement behind ``scores.agreement``."""
+    return _AGREEMENT.partition(" AS\n")[2].rstrip().rstrip(";")
+
+
+def refresh(con: Connection, score: ScoreSpec) -> tuple[str, str, str, str] | None:
+    """Take a new or changed score into the view, inside the caller's transaction; its declaration says which columns.
+
+    Returns:
+        What the view shows of it now; None when that was so before.
+    """
     calls = score.calls
     called = (
         f"coalesce(s.{quoted(calls.column)}::DOUBLE > {float(calls.above)!r}, false)" if calls and calls.column else ""
     )
-    shown = (score.value, score.stderr, calls.kind if calls else "", called)
-    if shown == first(con, "SELECT value, stderr, calls, called FROM meta.scores WHERE score = ?", [score.name]):
-        return
+    columns = (score.value, score.stderr, calls.kind if calls else "", called)
+    if columns == first(con, "SELECT value, stderr, calls, called FROM meta.scores WHERE score = ?", [score.name]):
+        return None
     con.execute("DELETE FROM meta.scores WHERE score = ?", [score.name])
     con.execute(
-        "INSERT INTO meta.scores (score, value, stderr, calls, called) VALUES (?, ?, ?, ?, ?)", [score.name, *shown]
+        "INSERT INTO meta.scores (score, value, stderr, calls, called) VALUES (?, ?, ?, ?, ?)", [score.name, *columns]
     )
     lay_out(con)
+    return columns
 
 
 def _select(score: str, value: str, stderr: str, calls: str, called: str) -> str:

@@ -11,10 +11,11 @@ An object of this class holds paths and settings, no connection: it may be share
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +28,10 @@ import polars as pl
 from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, UnknownName
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.methods import ScoreSpec
+from contracts.progress import silent
 from contracts.schema import EXAMPLES, TABLES
 from contracts.tables import TableSpec
-from warehouse import connection, ddl, frames, fsio, ledger, lineage, lock, publish, reader, views, writer
+from warehouse import connection, ddl, fsio, ledger, lineage, lock, publish, reader, verify_database, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.connection import Connection, Limits, fetch, first
 from warehouse.faults import fault
@@ -56,7 +58,7 @@ class Warehouse:
         ledger: the tamper-evident log.
         requests: forget requests.
         lineage: what was made from what.
-        snapshot: path of the published snapshot.
+        database: path of the writer's file. ``snapshot``: of the published snapshot. ``head_file``: of ledger.head.
     """
 
     def __init__(self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime]) -> None:
@@ -66,7 +68,7 @@ class Warehouse:
         self.head_file = self.folder / "ledger.head"
         self.artifacts = ArtifactStore(home / "artifacts")
         self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
-        self._db = self.folder / "palimpsest.duckdb"
+        self.database = self.folder / "palimpsest.duckdb"
         self._limits, self._lock_timeout_s, self._clock = limits, lock_timeout_s, clock
 
     @classmethod
@@ -109,6 +111,17 @@ class Warehouse:
             w.publish()  # a reader must find the view that this version's queries name
         return w
 
+    @classmethod
+    def existing(
+        cls, home: Path | str, *, limits: Limits | None = None, lock_timeout_s: float = 120.0,
+        clock: Callable[[], datetime] = _now,
+    ) -> Warehouse:  # fmt: skip
+        """What lies under ``home``, for looking only: nothing is created, brought up to date or swept, and there may be
+        nothing at all. Arguments as :meth:`open`."""
+        return cls(
+            Path(home).expanduser().resolve(), limits=limits or Limits(), lock_timeout_s=lock_timeout_s, clock=clock
+        )
+
     # ---------------------------------------------------------------- writing
 
     @contextmanager
@@ -119,7 +132,7 @@ class Warehouse:
             LockTimeout: another writer did not end in time.
             IntegrityError: committed entries of the ledger are gone (unless ``guarded`` is False).
         """
-        with self._locked(), connection.opened(self._db, limits=self._limits) as con:
+        with self._locked(), connection.opened(self.database, limits=self._limits) as con:
             mirrored = ledger.read_mirror(self.head_file) if guarded else None
             if guarded:
                 ledger.guard(con, mirrored)
@@ -191,7 +204,7 @@ class Warehouse:
 
     def publish(self) -> bool:
         """Bring the snapshot up to date; False when it already is."""
-        with self._locked(), connection.opened(self._db, limits=self._limits) as con:
+        with self._locked(), connection.opened(self.database, limits=self._limits) as con:
             ledger.guard(con, ledger.read_mirror(self.head_file))
             with suppress(IntegrityError):  # a damaged snapshot is replaced
                 if publish.snapshot_head(self.snapshot, limits=self._limits) == ledger.head_of(con):
@@ -204,8 +217,23 @@ class Warehouse:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """The writer's file, read-only, with what has not been published yet; holds the lock for the block."""
-        with self._locked(), connection.opened(self._db, limits=self._limits, read_only=True) as con:
+        with self._locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
             yield con
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """As :meth:`reading`; without the lock on a medium that cannot be written, where nobody writes either."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._locked())
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+            yield stack.enter_context(connection.opened(self.database, limits=self._limits, read_only=True))
+
+    def looking_at_snapshot(self) -> AbstractContextManager[Connection]:
+        """The published snapshot, for comparing it; people use :meth:`query`."""
+        return connection.opened(self.snapshot, limits=self._limits, read_only=True)
 
     def read(
         self, spec: TableSpec | ScoreSpec | str, *, subject: str, partition: Mapping[str, Any] | None = None,
@@ -238,12 +266,32 @@ class Warehouse:
 
     def completed(self, asset: str, key: str) -> dict[str, Any] | None:
         """The record of the asset's last completion, if it was for ``key`` and its outputs are still in place."""
+        record, intact = self.completions([asset]).get(asset, ({}, False))
+        return record if intact and record["key"] == key else None
+
+    def completions(self, assets: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
+        """The record of each asset's last completion and whether its outputs are still in place, in one reading; an asset
+        that was never completed is left out."""
+        names = list(assets)
         with self.reading() as con:
-            body = _last_stage(con, asset)
-            if body is None or body["key"] != key:
-                return None
-            intact = all(self._in_place(con, asset, output) for output in body["outputs"])
-        return body if intact else None
+            bodies = _rows_of(
+                con, "SELECT s.asset, e.body FROM meta.stages s JOIN ledger.entries e USING (seq)", "s.asset", names
+            )
+            records: dict[str, dict[str, Any]] = {asset: json.loads(body) for asset, body in bodies}
+            subjects = {_subject_of(a, output) for a, record in records.items() for output in record["outputs"]}
+            stored = _rows_of(
+                con, "SELECT name, subject, part, digest, content FROM meta.partitions", "subject", sorted(subjects)
+            )
+        receipts = {(name, subject, part): digests for name, subject, part, *digests in stored}
+
+        def in_place(asset: str, output: Mapping[str, Any]) -> bool:
+            if output["kind"] == "artifact":
+                return self.artifacts.holds(output["name"], output["digest"])
+            part = writer.part_text(output.get("partition") or {})
+            found = receipts.get((output["name"], _subject_of(asset, output), part), ())
+            return output.get("receipt", output["digest"]) in found
+
+        return {a: (record, all(in_place(a, output) for output in record["outputs"])) for a, record in records.items()}
 
     def versions(self, assets: Iterable[str]) -> dict[str, str]:
         """Data version of every asset that was ever completed, in one reading."""
@@ -340,20 +388,16 @@ class Warehouse:
         return expectations.check(table, pl.concat(stored))
 
     def verify_tables(self) -> list[str]:
-        """Re-read every partition and compare it with what the ledger recorded last; the problems found."""
-        problems = []
+        """Re-read every partition and compare it with what the ledger recorded last; the problems found, as sentences.
+
+        Rows and tables that the ledger does not tell of are problems as well. ``warehouse.verify`` checks all the rest.
+        """
+        found = verify_database.Database()
         with self.reading() as con:
-            specs = ddl.declared(con)
-            rows = con.execute(
-                "SELECT name, subject, part, num_rows, digest FROM meta.partitions ORDER BY ALL"
-            ).fetchall()
-            for name, subject, part, num_rows, digest in rows:
-                frame = writer.read_partition(con, specs[name], subject, json.loads(part))
-                if frame.height != num_rows or frames.digest_of(frame, specs[name].columns) != digest:
-                    problems.append(
-                        f"{name} of {subject} {part}: not what the ledger recorded ({frame.height} rows, {num_rows} recorded)"
-                    )
-        return problems
+            verify_database.read_ledger(found, con)
+            verify_database.check_declared(found, con)
+            verify_database.check_tables(found, con, silent)
+        return [problem.sentence for problem in found.problems]
 
     def published_head(self) -> Head | None:
         """Ledger head of the published snapshot; None when nothing was published."""
@@ -378,30 +422,36 @@ class Warehouse:
 
     def _create(self) -> None:
         """The database file, whole or not at all; the caller holds the lock."""
-        if self._db.exists():
+        if self.database.exists():
             return
         mirrored = ledger.read_mirror(self.head_file)
         if mirrored is not None and mirrored.seq > 0:
-            raise IntegrityError(f"{self._db} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
+            raise IntegrityError(f"{self.database} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
         ledger.write_mirror(self.head_file, Head())
-        with fsio.replacing(self._db) as temp:
+        with fsio.replacing(self.database) as temp:
             fault("warehouse.before_create")
             with connection.opened(temp, limits=self._limits) as con:
                 con.execute(ddl.LAYOUT)
                 views.lay_out(con)
         fault("warehouse.after_create")
 
-    def _in_place(self, con: Connection, asset: str, output: Mapping[str, Any]) -> bool:
-        if output["kind"] == "artifact":
-            return self.artifacts.holds(output["name"], output["digest"])
-        subject = output.get("subject") or asset.partition("/")[0]
-        found = writer.receipt_of(con, output["name"], subject, output.get("partition") or {})
-        return found is not None and output.get("receipt", output["digest"]) in (found[0].digest, found[0].content)
-
 
 def _last_stage(con: Connection, asset: str) -> dict[str, Any] | None:
     row = first(con, "SELECT e.body FROM meta.stages s JOIN ledger.entries e USING (seq) WHERE s.asset = ?", [asset])
     return dict(json.loads(row[0])) if row else None
+
+
+def _rows_of(con: Connection, select: str, column: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The rows of a query whose ``column`` is one of the values.
+
+    They are written as literals: to bind a parameter DuckDB imports pandas, which takes longer than the reading.
+    """
+    listed = ", ".join(connection.literal(value) for value in values)
+    return con.execute(f"{select} WHERE {column} IN ({listed})").fetchall() if listed else []
+
+
+def _subject_of(asset: str, output: Mapping[str, Any]) -> str:
+    return output.get("subject") or asset.partition("/")[0]
 
 
 def _checked_salt(path: Path) -> bytes:

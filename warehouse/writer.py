@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from contracts.digests import canonical_json, plain
+from contracts.digests import canonical_json, digest, plain
 from contracts.errors import DataError, IntegrityError, InvalidInput
 from contracts.identity import check_name
 from contracts.methods import ScoreSpec
@@ -145,11 +145,27 @@ class Transaction:
     def _declare(self, table: TableSpec, score: ScoreSpec | None) -> None:
         if table.full_name in ("scores.latest", "scores.agreement"):
             raise DataError(f"{table.full_name} is a view over all scores; no score may be called {table.name}")
+        old = ddl.declared(self.con).get(table.full_name) if ddl.outdated(self.con, [table]) else None
+        before = _stocktake(self.con, old) if old is not None and old.version != table.version else {}
         done = ddl.ensure(self.con, table)
         if done:
-            self.note("table", {"table": table.full_name, "version": table.version, "done": done})
-        if score:
-            views.refresh(self.con, score)
+            body: dict[str, Any] = {
+                "table": table.full_name,
+                "version": table.version,
+                "done": done,
+                "declaration": digest(table),
+            }
+            if done == "migrated":
+                after = _stocktake(self.con, table)
+                body["carried"] = [
+                    facts | {"was": before.get(key, {}).get("digest", "")} for key, facts in after.items()
+                ]
+            if done == "archived":
+                body["was"] = plain(old)
+            self.note("table", body)
+        columns = views.refresh(self.con, score) if score else None
+        if score and columns:
+            self.note("view", {"view": "scores.latest", "score": score.name, "shows": list(columns)})
 
     def _insert(self, spec: TableSpec, rows: pl.DataFrame, subject: str, run_id: str, config_digest: str) -> None:
         if not run_id or not config_digest:
@@ -193,6 +209,29 @@ class Transaction:
         )
         return Receipt(table=spec.full_name, subject=subject, partition=part, rows=expected.height, digest=digest,
                        content=content, changed=True, seq=head.seq)  # fmt: skip
+
+
+def _stocktake(con: Connection, spec: TableSpec) -> dict[str, dict[str, Any]]:
+    """What a migration puts on record of each partition that holds rows: their number, digest and writers."""
+    out = {}
+    for subject, part, _ in groups_of(con, spec):
+        frame = read_partition(con, spec, subject, part, [c.name for c in spec.all_columns])
+        facts = {"subject": subject, "partition": part, "rows": frame.height, "writers": writers_of(frame)}
+        out[canonical_json([subject, part])] = facts | {"digest": frames.digest_of(frame, spec.columns)}
+    return out
+
+
+def groups_of(con: Connection, spec: TableSpec) -> list[tuple[str, dict[str, Any], int]]:
+    """Subject, partition and number of rows of all that lies in a table, on record or not."""
+    names = ", ".join(map(ddl.quoted, ("subject", *spec.partition)))
+    rows = con.execute(f"SELECT {names}, count(*) FROM {ddl.table(spec)} GROUP BY ALL ORDER BY ALL").fetchall()
+    return [(row[0], dict(zip(spec.partition, row[1:-1], strict=True)), row[-1]) for row in rows]
+
+
+def writers_of(frame: pl.DataFrame) -> list[list[Any]]:
+    """``[run_id, config_digest, rows]`` for each writer of a frame that has the common columns, in order."""
+    counted = frame.group_by("run_id", "config_digest").len("rows").sort("run_id", "config_digest")
+    return [list(row) for row in counted.rows()]
 
 
 def part_text(partition: Mapping[str, Any]) -> str:

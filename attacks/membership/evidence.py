@@ -9,6 +9,10 @@ Legend: T audited models, M reference models, N candidate examples, K classes, P
 With Q > 1 queries an example (identity first, then for instance a horizontal flip; Carlini et al. 2022) the candidates'
 logits are (T, N, Q, K) and (M, N, Q, K). LiRA averages over the queries; the other attacks use the first.
 
+``calibrated=True`` maps the audited models' log-odds to the references' scale (``scale``): a verdict then does not change when
+all outputs of an audited model go through an increasing map. Published attacks, and the figures compared with the authors'
+codes, are without; audits are with.
+
 Not here: the truth about the audited models. Membership of a target among the references is in ``keep`` because its
 siblings need it, and no attack may use row ``target_index[t]`` of it, or of the logits, against target t.
 """
@@ -23,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership import signals
+from attacks.membership.scale import OUTPUT_KNOTS, MonotoneMap, to_reference_scale
 from contracts.errors import ConfigError, DataError, InvalidInput
 from recipes.ensemble import ReferenceEnsemble
 
@@ -48,6 +53,7 @@ class Evidence:
     population_target_logits: Logits | None = None
     population_reference_logits: Logits | None = None
     target_index: NDArray[np.int64] | None = None
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         num = len(self.example_id)
@@ -76,6 +82,8 @@ class Evidence:
                 self._check_logits("population_reference_logits", self.population_reference_logits, self.population_labels, 3)  # fmt: skip
                 if len(self.population_reference_logits) != self.num_references:
                     raise DataError(f"population_reference_logits has {len(self.population_reference_logits)} models, not {self.num_references}")  # fmt: skip
+        if self.calibrated and self.population_reference_logits is None:
+            raise DataError("calibrated: the scale of a model is read off population points, and there are none")
         if self.target_index is not None:
             index = self.target_index
             if index.shape != (self.num_targets,) or (index < -1).any() or (index >= self.num_references).any():
@@ -85,15 +93,16 @@ class Evidence:
 
     @classmethod
     def of_ensemble(
-        cls, ensemble: ReferenceEnsemble, target_logits: Logits, *, target_index: NDArray[np.int64] | None = None
-    ) -> Self:
+        cls, ensemble: ReferenceEnsemble, target_logits: Logits, *, target_index: NDArray[np.int64] | None = None,
+        calibrated: bool = False,
+    ) -> Self:  # fmt: skip
         """The pool's examples as candidates, the population's as points, the ensemble's models as references.
 
         Args:
             ensemble: M models on N examples.
             target_logits: (T, N, K) of the audited models on the ensemble's examples, in its order; the ensemble's own logits
                 when its models are the audited ones.
-            target_index: see the class.
+            target_index, calibrated: see the class.
         """
         pool, own = ensemble.pool, target_logits is ensemble.logits
         candidates, points = target_logits[:, pool], target_logits[:, ~pool]
@@ -107,6 +116,7 @@ class Evidence:
             population_target_logits=points,
             population_reference_logits=points if own else ensemble.logits[:, ~pool],
             target_index=target_index,
+            calibrated=calibrated,
         )
 
     def _check_logits(self, name: str, logits: Logits, labels: NDArray[np.int64], ndim: int | None) -> None:
@@ -146,9 +156,40 @@ class Evidence:
         return np.full(self.num_targets, -1) if self.target_index is None else self.target_index.astype(np.int64)
 
     @cached_property
+    def _output_maps(self) -> list[MonotoneMap]:
+        """T increasing maps from the audited models' outputs to the references' scale."""
+        assert self.population_target_logits is not None and self.population_reference_logits is not None
+        return [
+            to_reference_scale(own, self.population_reference_logits, knots=OUTPUT_KNOTS)
+            for own in self.population_target_logits
+        ]
+
+    @cached_property
+    def _phi_maps(self) -> list[MonotoneMap]:
+        """T increasing maps from the log-odds of the mapped outputs to the references' scale."""
+        assert self.population_target_logits is not None and self.population_labels is not None
+        own = signals.log_odds(self._on_scale(self.population_target_logits), self.population_labels)
+        return [to_reference_scale(row, self.population_reference_phi) for row in own]
+
+    def _on_scale(self, logits: Logits) -> Logits:
+        """Outputs of the audited models, models first, as attacks see them."""
+        if not self.calibrated:
+            return logits
+        return np.stack([to_scale(z) for to_scale, z in zip(self._output_maps, logits, strict=True)])
+
+    def _seen(self, logits: Logits, labels: NDArray[np.int64]) -> Float:
+        """(Q, T, n) log-odds of the audited models as attacks see them."""
+        phi = _phi(self._on_scale(logits), labels)
+        if self.calibrated:
+            for t, to_scale in enumerate(self._phi_maps):
+                phi[:, t] = to_scale(phi[:, t])
+        return np.asarray(phi)
+
+    @cached_property
     def first_target_logits(self) -> Logits:
         """(T, N, K): the first query."""
-        return self.target_logits if self.target_logits.ndim == 3 else self.target_logits[:, :, 0]
+        first = self.target_logits if self.target_logits.ndim == 3 else self.target_logits[:, :, 0]
+        return self._on_scale(first)
 
     @cached_property
     def first_reference_logits(self) -> Logits:
@@ -159,13 +200,13 @@ class Evidence:
     @cached_property
     def target_phi(self) -> Float:
         """(Q, T, N) log-odds of the audited models."""
-        return _phi(self.target_logits, self.labels)
+        return self._seen(self.target_logits, self.labels)
 
     @cached_property
     def reference_phi(self) -> Float:
         """(Q, M, N) log-odds of the reference models."""
         assert self.reference_logits is not None
-        if self.reference_logits is self.target_logits:
+        if self.reference_logits is self.target_logits and not self.calibrated:
             return self.target_phi
         return _phi(self.reference_logits, self.labels)
 
@@ -173,13 +214,13 @@ class Evidence:
     def population_target_phi(self) -> Float:
         """(T, P) log-odds of the audited models on the population points."""
         assert self.population_target_logits is not None and self.population_labels is not None
-        return signals.log_odds(self.population_target_logits, self.population_labels)
+        return np.asarray(self._seen(self.population_target_logits, self.population_labels)[0])
 
     @cached_property
     def population_reference_phi(self) -> Float:
         """(M, P) log-odds of the reference models on the population points."""
         assert self.population_reference_logits is not None and self.population_labels is not None
-        if self.population_reference_logits is self.population_target_logits:
+        if self.population_reference_logits is self.population_target_logits and not self.calibrated:
             return self.population_target_phi
         return signals.log_odds(self.population_reference_logits, self.population_labels)
 

@@ -1,11 +1,12 @@
 """Population U-MIA: can the losses of forgotten examples be told from those of unseen ones?
 
-    accuracy = mean over halvings of the share that a logistic regression on log losses calls right          ideal 0.5
+    accuracy = mean over halvings of the share that a logistic regression on the losses' normal scores calls right    ideal 0.5
 
 Kurmanji et al., NeurIPS 2023, and the NeurIPS 2023 unlearning kit: losses clipped to [-100, 100], equal counts. Near 0.5
 is NOT evidence of unlearning: U-LiRA (``unlearning``) can be far above. On RAW losses, as published, the attack is blind
 to a model that interpolates: at losses near 1e-4 the regularised regression never leaves its start and its accuracy is
-0.5 whatever there is to see. The verdict therefore rests on the standardised log of the loss.
+0.5 whatever there is to see; on log losses it moves when all outputs are shrunk. The verdict therefore rests on normal
+scores, PhiInv((rank - 1/2) / n): any increasing map of all losses leaves it as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
 
@@ -23,8 +25,7 @@ from contracts.errors import InvalidInput
 Float = NDArray[np.float64]
 
 _CLIP = 100.0
-_FLOOR = 1e-12  # of a loss, before its log: what float32 probabilities turn into 0
-_FEWEST = 10
+FEWEST = 10
 _HALVINGS = 10
 _INFLATION = 1.3
 
@@ -34,7 +35,7 @@ class UMIAResult:
     """Population U-MIA.
 
     Attributes:
-        accuracy: mean over 10 random halvings, each half judged by the regression fitted to the other, on log losses.
+        accuracy: mean over 10 random halvings, each half judged by the regression fitted to the other, on normal scores.
         low, high: its interval, see :func:`population_umia`.
         published_accuracy: mean over 5 stratified shuffle splits of 10% each, on raw clipped losses: the papers' figure.
             The splits share examples, so it has no honest interval and no verdict rests on it.
@@ -88,17 +89,16 @@ def population_umia(
             "losses must be finite and not negative: an unlearned model that diverged cannot be audited by its losses"
         )
     size = min(len(forget), len(test))
-    if size < _FEWEST:
-        raise InvalidInput(f"population U-MIA needs at least {_FEWEST} forgotten and unseen examples, not {len(forget)} and {len(test)}")  # fmt: skip
+    if size < FEWEST:
+        raise InvalidInput(f"population U-MIA needs at least {FEWEST} forgotten and unseen examples, not {len(forget)} and {len(test)}")  # fmt: skip
     rng = np.random.default_rng(seed)
     forget, test = (np.clip(v[np.sort(rng.permutation(len(v))[:size])], -_CLIP, _CLIP) for v in (forget, test))
     x = np.concatenate([forget, test])[:, None]
     y = np.repeat([1, 0], size)
     split_seed = int(rng.integers(2**31))
-    log_x = np.log(np.maximum(x, _FLOOR))
-    log_x = (log_x - log_x.mean()) / (log_x.std() or 1.0)
+    scores = norm.ppf((rankdata(x[:, 0]) - 0.5) / len(x))[:, None]
     halves = RepeatedStratifiedKFold(n_splits=2, n_repeats=_HALVINGS, random_state=split_seed)
-    accuracy = _split_accuracy(log_x, y, halves)
+    accuracy = _split_accuracy(scores, y, halves)
     trials = 2 * size / _INFLATION
     low, high = clopper_pearson(accuracy * trials, trials, alpha=alpha)
     shuffles = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=split_seed)

@@ -31,7 +31,7 @@ from attacks.membership.unlearning import IN, OUT, UNLEARN, three_state_design
 from attacks.relearning import relearn
 from attacks.shadow_verdicts import judge_shadow_unlearning
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
+from contracts.errors import ConfigError, DataError, Diverged, NotApplicable, NotTheModel
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -52,9 +52,16 @@ class ShadowUnlearningConfig(Config):
         60, ge=9, le=100_000, doc="shadow runs R, a multiple of 3; a pass needs 60, for 19 others a state"
     )
     targets: int = param(
-        400, ge=_FEWEST_TARGETS, le=1_000_000, unit="examples", doc="audited; at most half of training"
+        400,
+        ge=_FEWEST_TARGETS,
+        le=1_000_000,
+        unit="examples",
+        doc="audited; at most half of training. A run removes a third of them, and the result covers sets of about that share",
     )
-    methods: tuple[str, ...] = param(("finetune",), doc="registered unlearners, beside the references none and retrain")
+    methods: tuple[str, ...] = param(
+        (),
+        doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is given",
+    )
     canaries: int = param(10, ge=0, le=100_000, doc="planted; fewer where they would be over 10% of training")
     repeats: int = param(10, ge=1, le=10_000, doc="copies of each canary in training")
     relearn_steps: int = param(20, ge=1, le=100_000, doc="steps of relearning")
@@ -73,6 +80,7 @@ class ShadowUnlearningConfig(Config):
 @analysis(
     AnalysisSpec(
         name="shadow_unlearning",
+        version=2,
         doc="Unlearning methods over shadow runs: U-LiRA, worst examples, canaries, collateral damage, relearning.",
         source="Hayes et al., SaTML 2025 (arXiv 2403.01218)",
         config=ShadowUnlearningConfig,
@@ -98,7 +106,8 @@ def shadow_unlearning_audit(
         config: runs, targets, methods.
         seed: root of the design, the draws, the trainings and the bootstrap.
         train_many: (ids of each training set, seeds, *, data) -> models of the subject's recipe.
-        unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner.
+        unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its argument
+            as it is; its attribute ``in_use`` names the plan's method in use.
         progress: told (runs done, runs, "shadow unlearning runs").
 
     Returns:
@@ -110,7 +119,8 @@ def shadow_unlearning_audit(
         Diverged: training or retraining itself left the finite numbers; there is no yardstick.
     """
     plan = _plan(data, config=config, seed=seed)
-    names = [NONE, *(m for m in config.methods if m not in (NONE, RETRAIN)), RETRAIN]
+    asked = config.methods or (getattr(unlearn_from, "in_use", RETRAIN),)
+    names = [NONE, *(m for m in asked if m not in (NONE, RETRAIN)), RETRAIN]
     recorded = {name: Recorded() for name in names}
     before: list[NDArray[np.float32]] = []
     for run, trained, retrained in _trained(plan, train_many, seed=seed):
@@ -128,14 +138,15 @@ def shadow_unlearning_audit(
                         seed=derive_seed("shadow", name, seed, run),
                     )  # fmt: skip
                 _record(record, model, before[-1], plan, run, config=config)
-            except (Diverged, DataError) as error:
+            except (Diverged, DataError, NotTheModel) as error:
                 # Outputs that are not finite come as DataError from a model that has just been changed: its fault too.
                 if name in (NONE, RETRAIN):
                     raise
-                record.diverged(str(error))
+                record.failed(str(error), refused=isinstance(error, NotTheModel))
         progress(run + 1, config.runs, "shadow unlearning runs")
     return tables_of(
         recorded, np.stack(before), plan.labels, plan.state, target_ids=plan.target_ids, canary_ids=plan.originals,
+        num_train=round(float(np.mean([len(plan.train(r)) for r in range(config.runs)]))),
         repeats=config.repeats, steps=config.relearn_steps, delta=config.delta, alpha=config.alpha,
         seed=derive_seed("bootstrap", seed),
     )  # fmt: skip

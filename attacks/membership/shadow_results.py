@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from attacks.membership.over_runs import auc_over_runs
+from attacks.membership.over_runs import auc_over_runs, mean_over_runs
 from attacks.membership.shadow_runs import State, tolerated_mu
 from attacks.membership.shadow_tables import CANARIES, EXAMPLES, U_LIRA
 from attacks.membership.signals import log_odds
@@ -45,15 +45,22 @@ class Recorded:
         area: (N,) relearning signal, NaN where the state is IN.
         steps: steps to relearn the removed and the never-seen examples.
         failures: why the method gave up, one a run in which it did.
+        refused: what it gave back in some run is not a model of the plan.
     """
 
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     area: list[Float] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    refused: bool = False
 
-    def diverged(self, why: str) -> None:
+    def failed(self, why: str, *, refused: bool = False) -> None:
         self.failures.append(why)
+        self.refused |= refused
+
+    @property
+    def status(self) -> str:
+        return "refused" if self.refused else "diverged" if self.failures else "ok"
 
 
 def tables_of(
@@ -64,6 +71,7 @@ def tables_of(
     *,
     target_ids: Ids,
     canary_ids: Ids,
+    num_train: int,
     repeats: int,
     steps: int,
     delta: float,
@@ -76,14 +84,17 @@ def tables_of(
         recorded: of every method, ``retrain`` among them: the others' collateral damage is compared with its.
         before: (R, N + C, K) logits of the trained models.
         labels, state: of the N targets, then the C canaries.
+        num_train: examples that a run trains on, mean.
     """
     num = len(target_ids)
     after = {name: np.stack(r.logits) for name, r in recorded.items() if not r.failures}
     rows, examples, canaries = [], [], []
     for name, record in recorded.items():
         row: dict[str, Any] = {
-            "method": name, "status": "diverged" if record.failures else "ok", "num_diverged": len(record.failures),
-            "num_runs": len(state), "num_targets": num, "alpha": alpha, "num_canaries": len(canary_ids),
+            "method": name, "status": record.status, "num_diverged": len(record.failures),
+            "reason": record.failures[0] if record.failures else "", "num_runs": len(state), "num_targets": num, "alpha": alpha,
+            "num_canaries": len(canary_ids), "set_kind": "random", "num_train": num_train,
+            "num_forget": round(float((state[:, :num] == UNLEARN).sum(axis=1).mean())),
         }  # fmt: skip
         if not record.failures:
             own, kept = after[name][:, :num], state[:, :num]
@@ -182,6 +193,10 @@ def _kept(
             "kept_excess": excess.change, "kept_excess_lo": excess.low, "kept_excess_hi": excess.high,
             "kept_excess_p_value": excess.p_value,
         }  # fmt: skip
+        theirs, ours = (logits.argmax(axis=2) == labels for logits in (after["retrain"][:, :num], own))
+        for what, group in (("kept", IN), ("new", OUT)):
+            value, low, high = mean_over_runs(theirs.astype(float) - ours, state == group, alpha=alpha)
+            row |= {f"{what}_acc_lost": value, f"{what}_acc_lost_lo": low, f"{what}_acc_lost_hi": high}
     return row
 
 

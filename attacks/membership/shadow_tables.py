@@ -31,14 +31,18 @@ def _count(name: str, doc: str, **more: Any) -> Column:
 _WORSE = {"direction": "higher = more of the removed example is left"}
 
 U_LIRA = TableSpec(
-    schema="audits", name="u_lira", key=("method",),
+    schema="audits", name="u_lira", version=2, key=("method",),
     doc="Unlearning methods over the same shadow runs: can removed examples be told from never-seen ones. Null where a run diverged.",
     columns=(
         _METHOD,
-        Column(name="status", dtype="str", choices=("ok", "diverged"), doc="diverged: the method gave up in a run; no figures"),
-        _count("num_diverged", "runs in which the method gave up"),
+        Column(name="status", dtype="str", choices=("ok", "diverged", "refused"), doc="no figures unless ok. diverged: the method gave up in a run; refused: what it gave back is not a model of the plan"),
+        _count("num_diverged", "runs in which the method gave up or was refused"),
+        Column(name="reason", dtype="str", doc="why, of the first of them; empty when ok"),
         _count("num_runs", "shadow runs; a third of them in each state for every example"),
         _count("num_targets", "natural examples audited"),
+        Column(name="set_kind", dtype="str", doc="how the removed sets were chosen: random. The result covers no other kind"),
+        _count("num_forget", "natural examples removed in a run, mean", unit="examples"),
+        _count("num_train", "examples trained on in a run, mean", unit="examples"),
         Column(name="alpha", dtype="float64", low=0, high=1, doc="1 - level of the intervals"),
         _share("auc", "U-LiRA, removed against never seen, mean over runs; ideal 0.5", **_WORSE),
         _share("auc_lo", "lower bound, clustered by run and example"), _share("auc_hi", "upper bound"),
@@ -60,6 +64,10 @@ U_LIRA = TableSpec(
         _change("kept_excess_lo", "lower bound, clustered by run and example"), _change("kept_excess_hi", "upper bound"),
         _share("kept_excess_p_value", "one-sided paired test of 'no more than after retraining'"),
         _share("kept_acc_before", "accuracy on retained targets before"), _share("kept_acc_after", "and after unlearning"),
+        _change("kept_acc_lost", "accuracy on retained targets after retraining less after this method, same runs", direction="higher = worse than retraining"),
+        _change("kept_acc_lost_lo", "lower bound, clustered by run and example"), _change("kept_acc_lost_hi", "upper bound"),
+        _change("new_acc_lost", "the same on targets that the run never saw", direction="higher = worse than retraining"),
+        _change("new_acc_lost_lo", "lower bound, clustered by run and example"), _change("new_acc_lost_hi", "upper bound"),
         _share("relearn_auc", "U-LiRA on how soon and how well an example is relearned; ideal 0.5", **_WORSE),
         _share("relearn_auc_lo", "lower bound, clustered by run and example"), _share("relearn_auc_hi", "upper bound"),
         _at_least_0("relearn_steps", "steps until the removed examples are as well known as before, mean over runs; budget + 1 when never", unit="steps"),

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from contracts.errors import PalimpsestError
-from pipelines.cli import audit, doctor, imports, init, reproduce, requests, show
+from pipelines.cli import audit, doctor, imports, init, reproduce, requests, show, verify
 from pipelines.cli.terminal import errors
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app.add_typer(requests.app, name="request")
 app.command("sql")(show.sql)
 app.command("report")(show.report)
 app.command("trace")(show.trace)
-app.command("verify")(show.verify)
+app.command("verify")(verify.verify)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-checkpoint")(imports.import_checkpoint)
 app.command("doctor")(doctor.doctor)

@@ -14,17 +14,23 @@ import typer
 
 from contracts.errors import JobFailed
 from contracts.subject import Subject
-from pipelines.cli.terminal import COLOURS, console, errors, live_progress, summary_table
+from pipelines.cli.terminal import COLOURS, answers, console, errors, live_progress, summary_table
 from pipelines.home import dagster_home, state_home
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dagster import AssetMaterialization, DagsterInstance, ExecuteInProcessResult
+
     from assets import Workspace
+    from assets.current import Declaration
 
 TRY = (
     "palimpsest sql --named agreement --param subject={subject}",
-    "palimpsest sql \"SELECT audited, what, verdict, value, low, high FROM audits.findings WHERE subject = '{subject}'\"",
+    "palimpsest sql \"SELECT about, what, verdict, value, low, high FROM audits.findings WHERE subject = '{subject}'\"",
 )
-EXIT = {"pass": 0, "fail": 1, "inconclusive": 1, "broken": 2}
+EXIT = {"pass": 0, "not judged": 0, "fail": 1, "inconclusive": 1, "broken": 2}
+PUBLISH_EVERY_S = 30.0  # people who read while an audit runs see what is at most about so old
 
 
 def audit(
@@ -35,7 +41,7 @@ def audit(
         bool, typer.Option("--quick", help="fewer seeds and reference models: a first look, not evidence")
     ] = False,
 ) -> None:
-    """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass, 1 not shown to pass, 2 error."""
+    """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass (or nothing judged), 1 not shown to pass, 2 error."""
     from pipelines.subjects import load_subject
 
     home = state_home()
@@ -61,53 +67,98 @@ def quick_plan(plan: Subject) -> Subject:
 def run_subject(
     plan: Subject, home: Path, *, job: str, request: str | None = None
 ) -> tuple[Workspace, list[dict[str, Any]]]:
-    """Run one of the subject's jobs in this process and return the workspace and each stage's state.
+    """Bring one of the subject's jobs up to date in this process; return the workspace and each stage's state.
+
+    Stages that are current are not launched, only recorded in Dagster as observed; the others, and with them everything
+    downstream, are one run of the job. Where all are current there is no run, and no library of the methods is imported.
+
+    Args:
+        job: "audit", or "forget" with a ``request``.
 
     Raises:
         JobFailed: a stage failed; the message is the stage's own error.
     """
     with live_progress(f"{plan.subject}: loading") as progress:
-        progress(0, 0, f"{plan.subject}: loading the libraries")
+        progress(0, 0, f"{plan.subject}: what is current")
         warnings.filterwarnings("ignore", module=r"dagster\..*")
         dagster_home()
         import dagster as dg
 
-        from assets import Workspace
-        from pipelines.build import audit_job_name, request_job_name, request_partitions, subject_definitions
+        from assets.current import UNCHANGED, current_stages, with_upstream
+        from assets.workspace import Workspace
+        from pipelines.build import request_partitions
         from pipelines.launchers import PipesLauncher
-        from pipelines.reaper import reap, run_tags
+        from pipelines.observations import observe, open_files, unknown_to
+        from pipelines.outline import outline_of
+        from pipelines.reaper import reap
 
         logging.getLogger("dagster").setLevel(logging.CRITICAL)
-        workspace = Workspace(home, launcher=PipesLauncher(), progress=progress)
-        hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
-        definitions = dg.Definitions.merge(
-            subject_definitions(plan),
-            dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
+        workspace = Workspace(home, launcher=PipesLauncher(), progress=progress, publish_every_s=PUBLISH_EVERY_S)
+        outline = outline_of(plan, workspace)
+        stages = [stage for stage in outline.stages if stage.per_request == (job != "audit")]
+        current = current_stages(
+            with_upstream(outline.stages, [stage.path for stage in stages]),
+            workspace.warehouse,
+            request=request,
+            source=lambda: outline.source(plan, workspace),
         )
-        name = (audit_job_name if job == "audit" else request_job_name)(plan.subject)
-        with dg.DagsterInstance.get() as instance:
+        with dg.DagsterInstance.get() as instance, open_files():
             reap(instance, note=lambda text: errors.print(f"  {text}"))
             if request:
                 instance.add_dynamic_partitions(request_partitions(plan.subject).name, [request])
-            result = definitions.resolve_job_def(name).execute_in_process(
-                instance=instance,
-                partition_key=request,
-                raise_on_error=False,
-                tags={**run_tags(), **({"palimpsest/forget_request": request} if request else {})},
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
-            if not result.success:
-                raise JobFailed(_first_failure(result))
-            return workspace, _states(result)
+            kept = {stage: current[name] for stage in stages if (name := stage.asset(request)) in current}
+            for stage in unknown_to(instance, kept, request=request):
+                del kept[stage]  # a run puts them into this instance, and recomputes nothing
+            observe(instance, kept, request=request)
+            launched = [stage for stage in stages if stage not in kept]
+            try:
+                states = _launch(plan, workspace, instance, job, request, launched) if launched else {}
+            finally:
+                workspace.warehouse.publish()  # also when no stage had work to do: a snapshot that was removed comes back
+        states |= dict.fromkeys(kept, UNCHANGED)
+        return workspace, [
+            {"asset": "/".join((stage.subject, *stage.path)), "state": states[stage]} for stage in stages
+        ]
 
 
-def _states(result: Any) -> list[dict[str, Any]]:
-    out = []
-    for event in result.get_asset_materialization_events():
-        materialization = event.materialization
-        state = materialization.metadata["state"].value
-        out.append({"asset": "/".join(materialization.asset_key.path), "state": state})
-    return out
+def _launch(
+    plan: Subject, workspace: Workspace, instance: DagsterInstance, job: str, request: str | None,
+    stages: Sequence[Declaration],
+) -> dict[Declaration, str]:  # fmt: skip
+    """One run of the job over these stages alone, and the state of each.
+
+    Raises:
+        JobFailed: a stage failed; the message is the stage's own error.
+    """
+    workspace.progress(0, 0, f"{plan.subject}: loading the libraries")
+    import dagster as dg
+
+    from pipelines.build import audit_job_name, request_job_name, subject_definitions
+    from pipelines.observations import asset_key
+    from pipelines.reaper import run_tags
+
+    hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
+    definitions = dg.Definitions.merge(
+        subject_definitions(plan),
+        dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
+    )
+    name = (audit_job_name if job == "audit" else request_job_name)(plan.subject)
+    result = definitions.resolve_job_def(name).execute_in_process(
+        instance=instance,
+        partition_key=request,
+        asset_selection=[asset_key(stage) for stage in stages],
+        raise_on_error=False,
+        tags={**run_tags(), **({"palimpsest/forget_request": request} if request else {})},
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    if not result.success:
+        raise JobFailed(_first_failure(result))
+    made = {tuple(m.asset_key.path): m.metadata["state"].value for m in _materializations(result)}
+    return {stage: str(made[stage.subject, *stage.path]) for stage in stages}
+
+
+def _materializations(result: ExecuteInProcessResult) -> list[AssetMaterialization]:
+    return [event.materialization for event in result.get_asset_materialization_events()]
 
 
 def _first_failure(result: Any) -> str:
@@ -125,7 +176,7 @@ def _first_failure(result: Any) -> str:
 
 def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[str, Any]], wall_s: float) -> None:
     """Print the summary, where the report is and what to try next; exit with the verdict's status."""
-    from assets.reports import judgement_of
+    from reports.summary import judgement_of
 
     store = workspace.warehouse.artifacts
     page = store.describe(f"{asset}.html")
@@ -133,6 +184,8 @@ def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[s
     console.print()
     console.print(summary_table(rows, title=f"Audit of {plan.title or plan.subject}"))
     verdict = judgement.verdict.value
+    for line in answers(judgement):
+        console.print(line)
     console.print(f"[bold {COLOURS[verdict]}]{verdict.upper()}[/]  {judgement.sentence}")
     done = sum(r["state"].startswith("computed") for r in records)
     console.print(

@@ -22,5 +22,7 @@ def import_checkpoint(
 
     check_name(name, kind="checkpoint")
     arrays = read_legacy(file)
-    artifact = Warehouse.open(state_home()).artifacts.save(f"imported/{name}", arrays, {"imported_from": file.name})
+    w = Warehouse.open(state_home())
+    artifact = w.artifacts.save(f"imported/{name}", arrays, {"imported_from": file.name})
+    w.ledger.append("import", {"outputs": [artifact.output()]})
     console.print(f"{len(arrays)} arrays stored as {artifact.name} (sha256 {artifact.sha256[:16]}...)", highlight=False)

@@ -186,9 +186,10 @@ def show(subject: Name, request_id: RequestId) -> None:
         w.read(REQUEST_EVENTS, subject=subject, partition={"request_id": request_id}).sort("seq").iter_rows(named=True)
     ):
         console.print(f"  {row['at']:%Y-%m-%d %H:%M}  {row['state']:<10} {row['note']}", markup=False, highlight=False)
-    findings = w.read(FINDINGS, subject=subject)
-    for row in findings.filter(findings["audited"].str.starts_with(f"{request_id}/")).iter_rows(named=True):
-        console.print(f"  {row['verdict']:<12} {row['audited']}: {row['sentence']}", markup=False, highlight=False)
+    findings = w.read(FINDINGS, subject=subject, partition={"stage": f"{subject}/request_audits/{request_id}/findings"})
+    for row in findings.sort("judged", descending=True).iter_rows(named=True):
+        note = "" if row["judged"] else " (does not count)"
+        console.print(f"  {row['verdict']:<12} {row['about']}{note}: {row['sentence']}", markup=False, highlight=False)
 
 
 @app.command("run")

@@ -1,4 +1,4 @@
-"""``palimpsest sql | report | trace | verify``: reading what is stored, never writing."""
+"""``palimpsest sql | report | trace``: reading what is stored, never writing."""
 
 from __future__ import annotations
 
@@ -164,14 +164,3 @@ def trace(
 
 
 _TRACE_WORDS = {"made_from": "was used to make", "derived": "behind", "row": "is a row of"}
-
-
-def verify(
-    ledger: Annotated[bool, typer.Option("--ledger", help="recompute the hash chain and compare its head")] = True,
-) -> None:
-    """Check that the ledger has not been changed, cut or swapped. Exit 0 whole, 1 not."""
-    from warehouse import Warehouse
-
-    result = Warehouse.open(state_home()).ledger.verify()
-    console.print(f"ledger: {result}", highlight=False)
-    raise typer.Exit(0 if result.ok else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,11 +13,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from contracts.progress import Progress as Report
-from reports import Row
+
+if TYPE_CHECKING:
+    from reports import Judgement, Row
 
 console = Console()
 errors = Console(stderr=True)
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "broken": "magenta"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "broken": "magenta", "not judged": "cyan"}
 
 
 @contextmanager
@@ -58,15 +61,23 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
     table.add_column("limit", justify="right", no_wrap=True)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.audited, []).append(row)
+        groups.setdefault(row.about, []).append(row)
     for about, members in groups.items():
-        role = "must fail" if members[0].control else "" if members[0].counted else "compared"
+        role = members[0].role
         for n, row in enumerate(members):
             colour = COLOURS[row.verdict.value]
             head = escape(about) if n == 0 else f"[dim]  {role}[/]" if n == 1 else ""
             figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
-            what = escape(row.what.rsplit("/", 1)[-1])
+            what = escape(row.what.rsplit("/", 1)[-1]) + ("" if row.role == role else f" [dim]({row.role})[/]")
             table.add_row(
                 head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
             )
     return table
+
+
+def answers(judgement: Judgement) -> Iterator[str]:
+    """The two questions with their answers, as markup: what a person came for, before any table."""
+    for answer in judgement.answers:
+        colour = COLOURS[answer.verdict.value] if answer.counted else "bold"
+        yield f"[bold]{escape(answer.question)}[/] [{colour}]{escape(answer.answer.upper())}[/]"
+        yield f"  {escape(answer.sentence)}"

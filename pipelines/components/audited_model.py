@@ -32,6 +32,7 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     unlearning: dict[str, Any] | None = None
     attacks: list[str | dict[str, Any]] = []
     thresholds: dict[str, Any] = {}
+    budget_min: float | None = None
     schedule: str | None = "0 6 * * 1"
     owners: list[str] = ["team:privacy"]
 

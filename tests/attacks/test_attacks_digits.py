@@ -40,7 +40,9 @@ def mlp(seed: int) -> nn.Module:
 def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
     data = sources.load("sklearn", {"dataset": "digits"}, seed=seed)
     train = data.part("train")
-    ensemble = train_ensemble(mlp, data, config=RECIPE, ensemble=Ensemble(num_models=64), seed=seed)
+    ensemble = train_ensemble(
+        mlp, data, recipe="supervised", config=RECIPE, ensemble=Ensemble(num_models=64), seed=seed
+    )
     forget = np.sort(np.random.default_rng(seed).permutation(train.example_id)[: round(0.1 * len(train))])
     retained = train.subset(np.setdiff1d(train.example_id, forget))
 

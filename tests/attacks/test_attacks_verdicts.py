@@ -12,9 +12,19 @@ from scipy.stats import binom
 from attacks.dp_audit import EpsilonAudit
 from attacks.membership import attack_report
 from attacks.membership.unlearning import UMIAResult, population_umia, three_state_design, u_lira
-from attacks.verdicts import judge_attack, judge_epsilon, judge_gap, judge_u_lira, judge_umia
+from attacks.statistics import detectable_auc
+from attacks.verdicts import (
+    at_level,
+    judge_attack,
+    judge_epsilon,
+    judge_gap,
+    judge_quality,
+    judge_u_lira,
+    judge_umia,
+    worst,
+)
 from contracts.subject import Thresholds
-from contracts.verdicts import Verdict
+from contracts.verdicts import QUALITY, Verdict
 
 THRESHOLDS = Thresholds()
 
@@ -153,20 +163,99 @@ def test_u_lira_is_judged_by_its_auc() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gaps", "verdict"),
+    ("figures", "spread", "verdict"),
     [
-        ([1.0, 1.2, 0.8], Verdict.PASS),
-        ([9.0, 9.5, 8.5], Verdict.FAIL),
-        ([2.0, 8.0, 5.0], Verdict.INCONCLUSIVE),
-        ([1.0], Verdict.INCONCLUSIVE),
-        ([0.0, 0.0, 0.0], Verdict.PASS),
-        ([1.0, math.nan, 1.0], Verdict.BROKEN),
-        ([1.0, None], Verdict.BROKEN),
-        ([], Verdict.BROKEN),
+        ((1.0, 0.5, 1.5), 0.8, Verdict.PASS),
+        ((9.0, 8.0, 10.0), 0.8, Verdict.FAIL),
+        ((9.0, 8.0, 10.0), None, Verdict.FAIL),
+        ((9.0, 8.0, 10.0), 6.0, Verdict.INCONCLUSIVE),  # retraining itself differs by more than is tolerated
+        ((4.0, 2.0, 6.0), 0.8, Verdict.INCONCLUSIVE),
+        ((0.0, 0.0, 0.0), 0.0, Verdict.PASS),
+        ((math.nan, 0.0, 0.0), 0.0, Verdict.BROKEN),
+        ((None, None, None), None, Verdict.BROKEN),
     ],
 )
-def test_gap_to_retraining(gaps: list[float | None], verdict: Verdict) -> None:
-    assert judge_gap(gaps, what="gap", thresholds=THRESHOLDS).verdict is verdict
+def test_gap_to_retraining(figures: tuple[float | None, ...], spread: float | None, verdict: Verdict) -> None:
+    finding = judge_gap(*figures, spread=spread, what="gap", thresholds=THRESHOLDS)
+    assert finding.verdict is verdict
+    if spread is not None and verdict is not Verdict.BROKEN:
+        assert f"retrainings of other seeds differ by {spread:.2f}" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("retained", "test", "verdict", "deciding"),
+    [
+        ((0.0, -0.5, 0.5), (0.5, -0.5, 1.5), Verdict.PASS, 0.5),
+        ((-9.0, -10.0, -8.0), (0.0, -1.0, 1.0), Verdict.PASS, 0.0),  # better than retraining is no fault
+        ((70.0, 65.0, 75.0), (0.0, -1.0, 1.0), Verdict.FAIL, 70.0),
+        ((0.0, -0.5, 0.5), (30.0, 25.0, 35.0), Verdict.FAIL, 30.0),
+        ((2.5, 1.0, 4.0), (0.0, -1.0, 1.0), Verdict.INCONCLUSIVE, 2.5),
+        ((math.nan, 0.0, 0.0), (0.0, 0.0, 0.0), Verdict.BROKEN, None),
+    ],
+)
+def test_quality_lost_against_retraining(
+    retained: tuple[float, float, float], test: tuple[float, float, float], verdict: Verdict, deciding: float | None
+) -> None:
+    finding = judge_quality({"retained": retained, "test": test}, what="quality", thresholds=THRESHOLDS)
+    assert finding.verdict is verdict and finding.value == deciding and finding.kind == QUALITY
+
+
+# --- several tests, several models ----------------------------------------------------------------------------------
+
+
+def test_a_failure_is_corrected_for_the_tests_of_its_audit() -> None:
+    """An AUC just beyond the tolerance fails alone, and not as one of thirty; neither does a p-value of 0.02."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([np.linspace(0.275, 1, 600), np.linspace(0, 1, 600)])
+    frame = attack_report(np.minimum(scores, 0.9), np.arange(1200) < 600)
+    assert 0.6 < frame["auc_lo"][0] < 0.63
+    assert judge(frame).verdict is Verdict.FAIL
+    assert judge(frame, num_tests=30).verdict is Verdict.INCONCLUSIVE
+    standing = np.concatenate([np.full(6, 9.0), rng.normal(size=994), rng.normal(size=1000)])
+    standing = attack_report(standing, np.arange(2000) < 1000, fpr_caps=(0.001, 0.05))
+    assert judge(standing).verdict is Verdict.FAIL
+    assert judge(standing, num_tests=1000).verdict is not Verdict.FAIL
+    assert judge_umia(umia(0.66, 0.61, 0.71), what="umia", thresholds=THRESHOLDS).verdict is Verdict.FAIL
+    assert judge_umia(umia(0.66, 0.61, 0.71), what="umia", thresholds=THRESHOLDS, num_tests=30).verdict is Verdict.INCONCLUSIVE  # fmt: skip
+    gap = dict(spread=None, what="gap", thresholds=THRESHOLDS)
+    assert judge_gap(7.0, 5.2, 8.8, **gap).verdict is Verdict.FAIL  # type: ignore[arg-type]
+    assert judge_gap(7.0, 5.2, 8.8, num_tests=30, **gap).verdict is Verdict.INCONCLUSIVE  # type: ignore[arg-type]
+    lost = {"test": (5.0, 3.2, 6.8)}
+    assert judge_quality(lost, what="q", thresholds=THRESHOLDS).verdict is Verdict.FAIL
+    assert judge_quality(lost, what="q", thresholds=THRESHOLDS, num_tests=30).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_pass_is_not_corrected() -> None:
+    """Intersection-union: each test at its own level, so many tests make no pass of a straddling interval."""
+    frame = report(0.0, n_pos=269, n_neg=449)
+    assert judge(frame).verdict is judge(frame, num_tests=1000).verdict is Verdict.PASS
+
+
+def test_a_pass_names_what_it_would_have_found() -> None:
+    finding = judge(report(0.0, n_pos=269, n_neg=449))
+    assert f"an AUC of {detectable_auc(269, 449, alpha=0.05):.3f} would have been found" in finding.sentence
+    few = judge(report(0.0, n_pos=60, n_neg=1000, seed=1))
+    assert few.verdict is Verdict.INCONCLUSIVE and f"{detectable_auc(60, 1000, alpha=0.05):.3f} or more" in few.sentence
+
+
+def test_the_worst_model_counts() -> None:
+    """Two of three models clean, one untouched: the mean over models would pass."""
+    clean, untouched = report(0.0, seed=1), report(1.0, seed=2)
+    found = worst({11: judge(clean), 12: judge(untouched), 13: judge(clean)})
+    assert found.verdict is Verdict.FAIL and "Worst of 3 models (seed 12)" in found.sentence
+    passing = worst({1: judge(clean), 2: judge(report(0.05, seed=3))})
+    assert passing.verdict is Verdict.PASS
+    assert abs(passing.value - 0.5) == max(abs(judge(clean).value - 0.5), abs(judge(report(0.05, seed=3)).value - 0.5))
+    broken = worst({1: judge(None), 2: judge(untouched), 3: judge(clean)})
+    assert broken.verdict is Verdict.FAIL, "a failure is worse than what could not be checked"
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.001])
+def test_an_interval_at_another_level_is_that_of_the_data(level: float) -> None:
+    for shift, n in ((0.0, 300), (0.7, 150), (6.0, 50)):
+        first, second = (report(shift, n_pos=n, n_neg=n, seed=4, alpha=a) for a in (0.05, level))
+        low, high = at_level(first["auc"][0], first["auc_lo"][0], first["auc_hi"][0], alpha=0.05, level=level)
+        assert (low, high) == pytest.approx((second["auc_lo"][0], second["auc_hi"][0]), abs=1e-9)
 
 
 @pytest.mark.stat

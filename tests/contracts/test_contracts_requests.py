@@ -13,7 +13,7 @@ from contracts.requests import TRANSITIONS, ForgetRequest, RequestState, next_st
 from contracts.schema import TABLES
 from contracts.subject import Choice, Subject
 from contracts.tables import COMMON
-from contracts.verdicts import Verdict, overall
+from contracts.verdicts import OF_FINDINGS, Verdict, overall
 
 REQUEST = {
     "request_id": "r1", "subject": "digits", "selector": "ids", "ids": [1, 2],
@@ -99,12 +99,17 @@ def test_certificates():
 
 def test_a_job_is_known_by_everything_in_it():
     values = {
-        "subject": {"subject": "digits"}, "data_version": "d", "method": "finetune", "seeds": [0, 1], "target": "t",
+        "subject": {"subject": "digits"}, "code": "c", "data_version": "d", "method": "finetune", "seeds": [0, 1], "target": "t",
         "target_sha256": "s", "members": "m", "members_sha256": "s", "output": "o",
     }  # fmt: skip
     job = UnlearnJob.from_mapping(values)
     assert job.job_id == UnlearnJob.from_mapping(dict(reversed(values.items()))).job_id
-    for change in ({"seeds": [1, 0]}, {"data_version": "e"}, {"method": {"name": "finetune", "config": {"lr": 0.1}}}):
+    for change in (
+        {"seeds": [1, 0]},
+        {"data_version": "e"},
+        {"code": "d"},
+        {"method": {"name": "finetune", "config": {"lr": 0.1}}},
+    ):
         assert UnlearnJob.from_mapping(values | change).job_id != job.job_id
 
 
@@ -143,7 +148,7 @@ def test_bad_subjects_are_refused(change, error, says):
         Subject.from_mapping(SUBJECT | change)
 
 
-@pytest.mark.parametrize("verdicts", [c for n in range(4) for c in itertools.product(Verdict, repeat=n)])
+@pytest.mark.parametrize("verdicts", [c for n in range(4) for c in itertools.product(OF_FINDINGS, repeat=n)])
 def test_the_worst_verdict_wins(verdicts):
     worst = [v for v in (Verdict.FAIL, Verdict.BROKEN, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts]
     assert overall(verdicts) is (worst[0] if worst else Verdict.INCONCLUSIVE)

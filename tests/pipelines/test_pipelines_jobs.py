@@ -28,7 +28,7 @@ from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
 from warehouse import ArtifactStore, fsio
 
 JOB = UnlearnJob(
-    subject={}, data_version="0", method=Choice(name="finetune"), seeds=(1,), target="t", target_sha256="0", members="m",
+    subject={}, code="0", data_version="0", method=Choice(name="finetune"), seeds=(1,), target="t", target_sha256="0", members="m",
     members_sha256="0", output="small/unlearning/finetune/result",
 )  # fmt: skip
 CONTEXT = SimpleNamespace(log=logging.getLogger("test"))

@@ -37,11 +37,18 @@ def test_the_digits_plan_finds_planted_label_noise(seed: int, tmp_path: Path) ->
         values = train.positions(frame["example_id"].to_numpy())
         return float(roc_auc_score(changed[values], frame[method.spec.value].to_numpy()))
 
-    models = early_models(build, train, config=recipe_config(plan), seeds=early_seeds(plan), epoch=plan.early.epoch)
+    models = early_models(
+        build, train, recipe="supervised", config=recipe_config(plan), seeds=early_seeds(plan), epoch=plan.early.epoch
+    )
     assert found("el2n", early_models=models) >= 0.97
     assert found("grand", early_models=models) >= 0.97
     ensemble = train_ensemble(
-        build, noisy, config=recipe_config(plan), ensemble=plan.ensemble, seed=derive_seed(seed, "ensemble") % 2**31
+        build,
+        noisy,
+        recipe="supervised",
+        config=recipe_config(plan),
+        ensemble=plan.ensemble,
+        seed=derive_seed(seed, "ensemble") % 2**31,
     )
     method = score.get("memorization")
     frame = method(train, config=method.spec.config(), seed=seed, ensemble=ensemble)

@@ -98,7 +98,7 @@ def test_the_verdict_comes_first_and_the_sections_in_order(page: Page) -> None:
         "What was audited", "Findings", "Scores of the examples", "Unlearning against retraining", "Attacks",
         "What is not decided, and why", "Do it again",
     ]  # fmt: skip
-    assert page.text.index("2 of 7 findings fail.") < page.text.index("What was audited\n")
+    assert page.text.index("2 of 7 findings that count fail.") < page.text.index("What was audited\n")
     targets = {a["id"] for _, a in page.tags if "id" in a}
     assert {a["href"][1:] for t, a in page.tags if t == "a"} <= targets  # type: ignore[index]
 
@@ -189,9 +189,14 @@ def test_hostile_text_is_shown_and_never_run() -> None:
     assert json.loads(render_json(report))["title"] == HOSTILE
 
 
-def test_an_audit_of_nothing_is_inconclusive_and_still_a_page() -> None:
-    page = Page(render_html(small()))
-    assert "Nothing was judged" in page.text
+def test_an_audit_of_nothing_is_not_judged_and_still_a_page() -> None:
+    report = small(
+        computed="24,600 examples were scored by personal_loss. A verdict needs attacks and unlearning in the plan."
+    )
+    page = Page(render_html(report))
+    assert "– Not judged" in page.text and "✓" not in page.text
+    assert "Nothing was judged" in page.text and "24,600 examples were scored" in page.text
+    assert report.judgement.verdict is Verdict.NOT_JUDGED and json.loads(render_json(report))["verdict"] == "not judged"
     assert page.headings == ["What was audited", "Findings", "What is not decided, and why", "Do it again"]
 
 
@@ -202,7 +207,7 @@ def test_missing_numbers_become_dashes_and_nulls(digits_report: AuditReport, lea
     broken = frame.with_columns(*known, ra=pl.lit(float("nan")), status=pl.lit("diverged"))
     report = lean(unlearning=broken)
     text = render_html(report)
-    assert "3 diverged" in text
+    assert "3 diverged or refused" in text
     assert "nan" not in Page(text).text.lower()
     assert json.loads(render_json(report))["unlearning"][0]["ra"] is None
 
@@ -224,11 +229,30 @@ def test_a_control_that_is_not_caught_is_told(lean: Changed, digits_report: Audi
     found = digits_report.findings
     assert isinstance(found, pl.DataFrame)
     only = found.filter(pl.col("verdict") == "pass").vstack(
-        found.filter(pl.col("audited") == "random/none").with_columns(verdict=pl.lit("pass"))
+        found.filter(pl.col("about") == "random/none").with_columns(verdict=pl.lit("pass"))
     )
     report = lean(findings=only)
     assert report.judgement.verdict is Verdict.INCONCLUSIVE
     assert "had no power on this split" in Page(render_html(report)).text
+
+
+def test_two_questions_have_two_answers_above_the_verdict(
+    digits_report: AuditReport, page: Page, lean: Changed
+) -> None:
+    model, removal, rest = digits_report.judgement.answers
+    assert (
+        (model.answer, model.verdict) == ("yes", Verdict.FAIL)
+        and "rmia" in model.sentence
+        and "0.663" in model.sentence
+    )
+    assert removal.verdict is Verdict.FAIL and "gap" in removal.sentence and rest.answer == "yes"
+    for answer in digits_report.judgement.answers:
+        assert page.text.index(answer.question) < page.text.index("2 of 7 findings that count fail.")
+    found = digits_report.findings
+    assert isinstance(found, pl.DataFrame)
+    told = lean(findings=found.with_columns(judged=pl.col("method") == "retrain"), decides="retrain").judgement
+    assert told.verdict is Verdict.PASS and told.answers[0].answer == "yes" and not told.answers[0].counted
+    assert "max_target_auc" in told.answers[0].sentence and told.answers[1].question == "Is what retrain removed gone?"
 
 
 def test_the_report_of_one_request_shows_it_and_each_methods_verdict(lean: Changed) -> None:

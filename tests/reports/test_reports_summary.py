@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import polars as pl
 import pytest
 from hypothesis import given
@@ -7,33 +9,37 @@ from hypothesis import strategies as st
 
 from contracts.errors import DataError
 from contracts.schema import FINDINGS
-from contracts.verdicts import Finding, Verdict, overall
+from contracts.verdicts import ATTACK, DISTANCE, QUALITY, RESULT, Finding, Verdict, overall
 from reports import findings_frame, judge, rows
 from reports.summary import interval, number
 
 P, F, I, B = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.BROKEN
 
 
-def frame(*pairs: tuple[str, Verdict]) -> pl.DataFrame:
+def frame(*pairs: tuple[str, Verdict], kind: str = ATTACK) -> pl.DataFrame:
+    """Findings about "target" or "<split>/<method>"; those of the untouched model are controls."""
     groups: dict[str, list[Finding]] = {}
-    for number_, (audited, verdict) in enumerate(pairs):
-        groups.setdefault(audited, []).append(
-            Finding(what=f"w{number_}", verdict=verdict, sentence=f"because {number_}")
-        )
-    return findings_frame(groups)
+    for number_, (about, verdict) in enumerate(pairs):
+        method = about.partition("/")[2]
+        finding = Finding(what=f"w{number_}", verdict=verdict, sentence=f"because {number_}", method=method, kind=kind)
+        groups.setdefault(about, []).append(finding)
+    return findings_frame(groups, stage="s/audits/findings")
 
 
 def test_the_frame_has_the_columns_of_the_table() -> None:
-    made = findings_frame({"target": [Finding(what="a", verdict=P, sentence="s", value=0.5)]})
+    made = findings_frame(
+        {"target": [Finding(what="a", verdict=P, sentence="s", value=0.5)]}, stage="d/audits/findings"
+    )
     assert made.columns == [c.name for c in FINDINGS.columns]
     assert findings_frame({}).schema == made.schema
-    assert made.row(0, named=True)["value"] == 0.5
+    row = made.row(0, named=True)
+    assert (row["value"], row["stage"], row["judged"], row["kind"]) == (0.5, "d/audits/findings", True, "")
 
 
 @pytest.mark.parametrize(
     ("pairs", "verdict"),
     [
-        ([], I),
+        ([], Verdict.NOT_JUDGED),
         ([("target", P), ("s/retrain", P)], P),
         ([("target", P), ("s/none", F)], P),  # the control was caught, as it must
         ([("target", P), ("s/none", P)], I),  # the control was not caught: no power
@@ -42,8 +48,10 @@ def test_the_frame_has_the_columns_of_the_table() -> None:
         ([("target", P), ("s/none", F), ("t/none", P)], I),  # caught on one split of two
         ([("target", F), ("s/none", P)], F),
         ([("target", B), ("s/none", F), ("target", I)], B),
-        ([("s/none", F)], I),
-        ([("none", F)], F),  # a subject called "none" is not a method
+        ([("s/none", F)], Verdict.NOT_JUDGED),
+        ([("none", F)], F),  # an audit that calls itself "none" is not a method
+        ([("an outside audit", F), ("target", P)], F),
+        ([("an outside audit", P)], P),
     ],
 )
 def test_the_overall_verdict(pairs: list[tuple[str, Verdict]], verdict: Verdict) -> None:
@@ -52,7 +60,14 @@ def test_the_overall_verdict(pairs: list[tuple[str, Verdict]], verdict: Verdict)
     assert made.sentence
 
 
-@given(st.lists(st.sampled_from([P, F, I, B]), max_size=6))
+@pytest.mark.parametrize("kind", [QUALITY, DISTANCE, RESULT, ""])
+def test_only_an_attack_on_the_untouched_model_shows_power(kind: str) -> None:
+    """Its gap and its accuracy fail too, and say nothing about what the attacks can see."""
+    found = pl.concat([frame(("s/retrain", P)), frame(("s/none", F), kind=kind)])
+    assert judge(found).verdict is I and judge(found).powerless == ("s",)
+
+
+@given(st.lists(st.sampled_from([P, F, I, B]), min_size=1, max_size=6))
 def test_without_controls_it_is_the_worst(verdicts: list[Verdict]) -> None:
     made = judge(frame(*[("target", v) for v in verdicts]))
     assert made.verdict is overall(verdicts)
@@ -61,30 +76,43 @@ def test_without_controls_it_is_the_worst(verdicts: list[Verdict]) -> None:
 
 def test_the_sentence_counts_and_quotes() -> None:
     made = judge(frame(("target", P), ("s/finetune", F), ("s/none", F)))
-    assert made.sentence == "1 of 2 findings fails. s/finetune: because 1"
-    assert judge(frame(("t", P), ("t", P))).sentence == "All 2 findings pass."
+    assert made.sentence == "1 of 2 findings that count fails. s/finetune: because 1"
+    assert judge(frame(("t", P), ("t", P))).sentence == "All 2 findings that count pass."
     assert "no power" in judge(frame(("target", P), ("split/none", P))).sentence
     assert judge(frame(("target", P), ("split/none", P))).powerless == ("split",)
+    assert judge(frame(), computed="5 examples were scored.").sentence.endswith("5 examples were scored.")
 
 
 def test_rows_put_the_worst_first_and_controls_last() -> None:
     made = rows(frame(("a", P), ("s/none", F), ("b", I), ("c", F), ("d", B), ("e", F)))
-    assert [r.audited for r in made] == ["c", "e", "d", "b", "a", "s/none"]
+    assert [r.about for r in made] == ["c", "e", "d", "b", "a", "s/none"]
     assert [r.control for r in made] == [False] * 5 + [True]
+    assert made[-1].role == "must fail" and made[0].role == ""
 
 
-def test_the_method_in_use_decides_and_the_others_are_compared() -> None:
-    found = frame(("target", P), ("s/retrain", P), ("s/finetune", F), ("s/none", F))
+def test_what_does_not_count_is_compared_or_shown() -> None:
+    found = frame(("target", F), ("s/retrain", P), ("s/finetune", F), ("s/none", F))
     assert judge(found).verdict is F
-    assert judge(found, decides="retrain").verdict is P
-    assert judge(found, decides="retrain").counts[P] == 2
-    assert judge(found, decides="finetune").verdict is F
-    assert (
-        judge(frame(("target", P), ("s/retrain", P), ("s/finetune", F), ("s/none", P)), decides="retrain").verdict is I
-    )
-    assert [(r.audited, r.counted) for r in rows(found, decides="retrain")] == [
-        ("target", True), ("s/retrain", True), ("s/finetune", False), ("s/none", False),
+    counted = found.with_columns(judged=pl.col("method") == "retrain")
+    assert judge(counted).verdict is P and judge(counted).counts[P] == 1
+    assert [(r.about, r.role) for r in rows(counted)] == [
+        ("s/retrain", ""), ("target", "for information"), ("s/finetune", "compared"), ("s/none", "must fail"),
     ]  # fmt: skip
+
+
+def test_the_two_answers_say_which_finding_decided() -> None:
+    groups = {
+        "target": [Finding(what="attack/lira", verdict=P, sentence="AUC 0.55.", value=0.55, threshold=0.6, kind=ATTACK),
+                   Finding(what="attack/rmia", verdict=P, sentence="AUC 0.58.", value=0.58, threshold=0.6, kind=ATTACK)],
+        "s/retrain": [Finding(what="attack/lira", verdict=P, sentence="AUC 0.43.", value=0.43, threshold=0.6, kind=ATTACK, method="retrain"),
+                      Finding(what="gap", verdict=P, sentence="gap 1.", value=1.0, threshold=5.0, kind=DISTANCE, method="retrain")],
+        "s/none": [Finding(what="attack/lira", verdict=F, sentence="AUC 0.7.", value=0.7, kind=ATTACK, method="none")],
+    }  # fmt: skip
+    model, removal = judge(findings_frame(groups), decides="retrain").answers
+    assert model.answer == "no sign found" and model.sentence == "rmia: AUC 0.58.", "nearest to its limit"
+    assert removal.question == "Is what retrain removed gone?" and removal.sentence == "lira: AUC 0.43."
+    blind = groups | {"s/none": [dataclasses.replace(groups["s/none"][0], verdict=I)]}
+    assert judge(findings_frame(blind), decides="retrain").answers[1].verdict is I
 
 
 def test_figures_are_readable() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from contracts.schema import UNLEARNING_RUNS
 from sources.example_set import ExampleSet
-from unlearning.metrics import METRICS, _merged, _share_non_member, add_gaps, evaluate, modified_entropy, summarise
+from unlearning.metrics import METRICS, _called_non_member, _merged, add_gaps, evaluate, modified_entropy, summarise
 
 
 class Table(nn.Module):
@@ -89,13 +89,13 @@ def test_the_attack_is_the_published_svm():
     members, outsiders, asked = (np.round(rng.beta(a, 2, (n, 1)), 2) for a, n in ((6, 200), (3, 200), (4, 90)))
     plain = SVC(C=3, kernel="rbf", gamma="auto").fit(np.r_[members, outsiders], np.r_[np.ones(200), np.zeros(200)])
     expected = 100 * float(np.mean(plain.predict(asked) == 0))
-    assert _share_non_member(members, outsiders, asked) == pytest.approx(expected)
+    assert 100 * _called_non_member(members, outsiders, asked).mean() == pytest.approx(expected)
     assert 0 < expected < 100
 
 
 def test_features_that_say_nothing_give_a_defined_figure():
     same = np.full((20, 1), 0.5)
-    assert _share_non_member(same, same, same[:7]) in (0.0, 100.0)
+    assert 100 * _called_non_member(same, same, same[:7]).mean() in (0.0, 100.0)
 
 
 @pytest.mark.parametrize("width", [1.0, 1e-4], ids=["spread", "all within 1e-4 of 1"])
@@ -106,9 +106,9 @@ def test_merging_neighbours_hardly_moves_the_figure(width):
     assert len(np.unique(np.concatenate(merged))) <= 1500 < len(np.unique(members))
     assert np.abs(merged[0] - members).max() <= 1e-3
     assert np.mean(merged[0]) + np.mean(merged[1]) == pytest.approx(np.mean(members) + np.mean(outsiders))
-    exact = _share_non_member(members, outsiders, asked)
+    exact = 100 * _called_non_member(members, outsiders, asked).mean()
     assert 2 < exact < 98
-    assert _share_non_member(*merged, asked) == pytest.approx(exact, abs=1.0)
+    assert 100 * _called_non_member(*merged, asked).mean() == pytest.approx(exact, abs=1.0)
 
 
 def exact_modified_entropy(log_p: np.ndarray, label: int) -> float:

@@ -221,14 +221,16 @@ def test_counts_are_those_of_a_plain_loop(rows: list[tuple]) -> None:
 
 def test_real_tables_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = pl.DataFrame(
-        {"audited": ["target"] * 2, "what": ["a", "b"], "verdict": ["pass", "fail"], "sentence": ["s"] * 2, "value": [0.5, None],
+        {"stage": ["d/audits/findings"] * 2, "kind": ["attack", ""], "about": ["target"] * 2, "method": ["", "m"], "judged": [True, False], "what": ["a", "b"], "verdict": ["pass", "fail"], "sentence": ["s"] * 2, "value": [0.5, None],
          "low": [None, None], "high": [None, None], "threshold": [0.6, 0.6]},
         schema_overrides={"low": pl.Float64, "high": pl.Float64},
     )  # fmt: skip
     assert check(FINDINGS, findings).problems() == []
     assert not check(FINDINGS, findings.with_columns(verdict=pl.lit("maybe"))).passed
     rates = {c.name: [0.5] for c in ATTACK_REPORTS.columns if c.dtype == "float64"}
-    report = pl.DataFrame({"audited": ["t"], "attack": ["a"], "n_pos": [1], "n_neg": [1], "reliable": [False]} | rates)
+    report = pl.DataFrame(
+        {"audited": ["t"], "attack": ["a"], "seed": [0], "n_pos": [1], "n_neg": [1], "reliable": [False]} | rates
+    )
     assert check(ATTACK_REPORTS, report).problems() == []
     examples = pl.DataFrame(
         {"example_id": [1, 2], "split": ["train", "test"], "label": [None, None], "label_name": ["", ""], "target": [0.5, -2.0],

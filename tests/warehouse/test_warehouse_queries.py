@@ -88,26 +88,32 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         for d, forget in (("random", {0, 1}), ("r-1", {2})) for i in range(4)
     ])  # fmt: skip
     insert(c, ATTACK_REPORTS, [
-        {"audited": "target", "attack": attack, "n_pos": 4, "n_neg": 1000, "fpr_cap": cap, "reliable": cap * 1000 >= 10, "tpr": tpr}
+        {"audited": "target", "attack": attack, "seed": 0, "n_pos": 4, "n_neg": 1000, "fpr_cap": cap, "reliable": cap * 1000 >= 10, "tpr": tpr}
         | {k: 0.5 for k in ("auc", "auc_lo", "auc_hi", "balanced_acc", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi")}
         for attack, tpr in (("loss", 0.1), ("rmia", 0.3)) for cap in (0.001, 0.01, 0.05)
     ])  # fmt: skip
     # loss separates example 0 from all three others; rmia puts example 1 on top and 0 in their middle.
     for attack, values in {"loss": [9, 5, 1, 7, 5, 2], "rmia": [5, 9, 1, 8, 5, 2]}.items():
         insert(c, ATTACK_SCORES, [
-            {"audited": "target", "attack": attack, "example_id": i, "score": float(v), "is_member": i < 2, "n_in": 8, "n_out": 8}
+            {"audited": "target", "attack": attack, "seed": 0, "example_id": i, "score": float(v), "is_member": i < 2, "n_in": 8, "n_out": 8}
             for i, v in enumerate(values) if i != 2
         ])  # fmt: skip
     insert(c, UNLEARNING_RUNS, [
         {"split": "random", "method": m, "seed": seed, "num_forget": 2, "num_retain": 2, "ua": ua, "ra": 99.0, "ta": 95.0,
-         "mia_efficacy": 10.0, "avg_gap": gap, "wall_s": 1.0, "rte": 0.5, "status": status}
+         "mia_efficacy": 10.0, "avg_gap": gap, "wall_s": 1.0, "rte": 0.5, "status": status,
+         "kind": "random", "avg_gap_lo": None if gap is None else gap / 2, "avg_gap_hi": None if gap is None else 2 * gap,
+         "reason": "" if status == "ok" else "why"}
         for m, seed, ua, gap, status in (
             ("retrain", 0, 5.0, 0.0, "ok"), ("retrain", 1, 7.0, 0.0, "ok"), ("finetune", 0, 1.0, 4.0, "ok"),
             ("finetune", 1, 3.0, 6.0, "ok"), ("gradient_ascent", 0, 90.0, 2.0, "diverged"), ("broken", 0, None, None, "diverged"),
         )
     ])  # fmt: skip
     insert(c, FINDINGS, [
-        {"audited": "target", "what": f"w{i}", "verdict": v, "sentence": "s"} for i, v in enumerate(("pass", "inconclusive", "fail", "broken"))
+        {"stage": "digits/audits/findings", "kind": "attack", "about": "target", "method": "", "what": f"w{i}", "verdict": v, "sentence": "s", "judged": True}
+        for i, v in enumerate(("pass", "inconclusive", "fail", "broken"))
+    ])  # fmt: skip
+    insert(c, FINDINGS, [
+        {"stage": "digits/audits/findings", "kind": "attack", "about": "random/none", "method": "none", "what": "w0", "verdict": "fail", "sentence": "s", "judged": False}
     ])  # fmt: skip
     insert(c, REGISTER, [
         {"request_id": r, "state": state, "selector": "ids", "request": "{}", "legal_basis": "Art. 17", "received_at": NOW - timedelta(days=20),
@@ -137,10 +143,10 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
     ])  # fmt: skip
     previous = "0" * 64
     for seq, (kind, body) in enumerate((
-        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"audited": "target"}, "rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}'),
+        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}'),
         ("replace", '{"table": "scores.el2n", "subject": "digits", "partition": {}, "rows": 9, "config_digest": "c1", "run_id": "r1", "digest": "d2", "at": "t1"}'),
         ("stage", '{"asset": "digits/audits/findings", "key": "k", "at": "t1"}'),
-        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"audited": "target"}, "rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}'),
+        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}'),
     ), start=1):  # fmt: skip
         current = f"hash{seq}"
         c.execute(
@@ -299,11 +305,13 @@ def test_unlearning_table(ask: Ask) -> None:
     assert (finetune["seeds"], finetune["avg_gap"], finetune["ua"]) == (2, 5.0, 2.0)
     assert finetune["avg_gap_sd"] == pytest.approx(math.sqrt(2))
     assert rows[1]["avg_gap_sd"] is None, "one seed has no spread"
-    assert column(rows, "diverged") == [0, 1, 0, 1]
+    assert (finetune["avg_gap_lo"], finetune["avg_gap_hi"]) == (2.0, 12.0), "the outermost of the seeds"
+    assert column(rows, "failed") == [0, 1, 0, 1]
 
 
 def test_findings(ask: Ask) -> None:
-    assert column(ask("findings"), "verdict") == ["fail", "broken", "inconclusive", "pass"]
+    assert column(ask("findings"), "verdict") == ["fail", "broken", "inconclusive", "pass", "fail"]
+    assert column(ask("findings"), "judged") == [True] * 4 + [False], "what counts comes first"
     assert column(ask("findings", verdict="inconclusive"), "what") == ["w1"]
 
 

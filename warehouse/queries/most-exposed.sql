@@ -5,13 +5,13 @@
 -- $limit = 20: rows
 
 WITH scored AS (
-    SELECT subject, attack, example_id, is_member,
-        count(*) FILTER (NOT is_member) OVER (PARTITION BY subject, attack ORDER BY score DESC) AS above,
-        count(*) FILTER (NOT is_member) OVER (PARTITION BY subject, attack) AS others
+    SELECT subject, attack, seed, example_id, is_member,
+        count(*) FILTER (NOT is_member) OVER (PARTITION BY subject, attack, seed ORDER BY score DESC) AS above,
+        count(*) FILTER (NOT is_member) OVER (PARTITION BY subject, attack, seed) AS others
     FROM audits.attack_scores
     WHERE score IS NOT NULL AND audited = $audited AND ($subject::VARCHAR IS NULL OR subject = $subject)
 )
-SELECT s.subject, s.example_id, e.label_name, count(*) AS num_attacks, avg(log10((1 + above) / (1 + others))) AS mean_log10_p,
+SELECT s.subject, s.example_id, e.label_name, count(DISTINCT attack) AS num_attacks, avg(log10((1 + above) / (1 + others))) AS mean_log10_p,
     min((1 + above) / (1 + others)) AS least_p, arg_min(attack, (1 + above) / (1 + others)) AS strongest
 FROM scored s
 LEFT JOIN data.examples e USING (subject, example_id)

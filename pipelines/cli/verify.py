@@ -1,0 +1,78 @@
+"""``palimpsest verify``: what was recorded against what is there, in sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipelines.cli.terminal import console, live_progress
+from pipelines.home import state_home
+
+if TYPE_CHECKING:
+    from warehouse.verify import Verification
+
+
+def verify(
+    report: Annotated[
+        Path | None,
+        typer.Argument(help="a report (.html or .json), or a copy of one kept elsewhere: check it against the ledger"),
+    ] = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="check the whole state folder against its ledger (so it is without REPORT)")
+    ] = False,
+    head: Annotated[
+        list[str] | None,
+        typer.Option("--head", metavar="SEQ:HASH", help="a ledger head noted earlier, which the ledger must contain"),
+    ] = None,
+) -> None:
+    """Check ledger, tables, artefacts, reports, requests and the published snapshot against each other.
+
+    Reads everything and writes nothing. Exit 0: whole. 1: not whole, or nothing is recorded, so nothing is proven. 2: the
+    command was misused, or another run holds the warehouse.
+    """
+    from warehouse import Head, Warehouse
+    from warehouse.verify import verify as verify_all
+    from warehouse.verify import verify_report
+
+    anchors = [Head.parse(text) for text in head or ()]
+    w = Warehouse.existing(state_home())
+    whole = True
+    if report is not None:
+        whole = _print(verify_report(w, report, anchors=anchors), f"the report {report}", w.home)
+    if ledger or report is None:
+        with live_progress("reading the ledger") as progress:
+            found = verify_all(w, anchors=anchors, progress=progress)
+        whole &= _print(found, f"the state folder {w.home}", w.home)
+    raise typer.Exit(0 if whole else 1)
+
+
+def _print(found: Verification, what: str, home: Path) -> bool:
+    """Say what was checked, what is wrong, and what to do; whether it is whole."""
+    if found.is_empty:
+        _say(f"Nothing is recorded in {home} yet, so there is nothing to verify: an empty folder is no evidence.")
+        _say("Next: palimpsest audit SUBJECT, or set PALIMPSEST_HOME to the state folder that you mean.")
+        return False
+    for sentence in found.checked:
+        _say(f"Checked: {sentence}")
+    for note in found.notes:
+        _say(f"Note: {note}")
+    for number, problem in enumerate(found.problems, 1):
+        console.print(f"[bold red]{number}.[/] {escape(problem.sentence)}", soft_wrap=True, highlight=False)
+        _say(f"   Next: {problem.todo}")
+    if not found.whole:
+        count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        console.print(f"[bold red]NOT WHOLE[/]  {count} in {escape(what)}", soft_wrap=True, highlight=False)
+        return False
+    console.print(f"[bold green]WHOLE[/]  {escape(what)} is as it was recorded.", soft_wrap=True, highlight=False)
+    if found.head is not None:
+        _say(
+            f"Note this head outside the folder; it shows later that nothing before it was rewritten: --head {found.head}"
+        )
+    return True
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,96 @@
+"""What Dagster is told of stages that were looked at and left as they are: an observation each, without a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from dagster import AssetKey, DagsterInstance
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from assets.current import UNCHANGED, Declaration, Record
+
+
+def asset_key(stage: Declaration) -> AssetKey:
+    return AssetKey([stage.subject, *stage.path])
+
+
+def observe(instance: DagsterInstance, stages: Mapping[Declaration, Record], *, request: str | None) -> None:
+    """Report each stage as observed and unchanged, with the data version that it has.
+
+    A stage that is overdue after some days also has its last materialization reported again, as of now: it was audited
+    anew and came out the same, and Dagster's freshness policies count nothing but materializations.
+    """
+    for stage, record in stages.items():
+        instance.report_runless_asset_event(
+            dg.AssetObservation(
+                asset_key=asset_key(stage),
+                partition=request if stage.per_request else None,
+                metadata={"state": UNCHANGED, "data_version": str(record["data_version"])},
+            )
+        )
+        if stage.fresh_days is not None:
+            _confirm(instance, asset_key(stage))
+
+
+def _confirm(instance: DagsterInstance, key: AssetKey) -> None:
+    last = instance.get_latest_materialization_event(key)
+    if last is not None and (made := last.asset_materialization) is not None:
+        state: dict[str, Any] = {"state": dg.MetadataValue.text(UNCHANGED)}
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                asset_key=key,
+                description=made.description,
+                metadata={**made.metadata, **state},
+                partition=made.partition,
+                tags=made.tags,
+            )
+        )
+
+
+def unknown_to(instance: DagsterInstance, stages: Iterable[Declaration], *, request: str | None) -> set[Declaration]:
+    """Stages that this instance holds no materialization of: its storage is younger than the results, or was wiped."""
+    stages = list(stages)
+    whole = {asset_key(stage): stage for stage in stages if not stage.per_request}
+    records = instance.get_asset_records(list(whole)) if whole else ()
+    known = {r.asset_entry.asset_key for r in records if r.asset_entry.last_materialization is not None}
+    found = {stage for key, stage in whole.items() if key not in known}
+    return found | {
+        stage
+        for stage in stages
+        if stage.per_request and request not in instance.get_materialized_partitions(asset_key(stage))
+    }
+
+
+@contextmanager
+def open_files() -> Iterator[None]:
+    """Dagster's SQLite files stay open for the block, which reports many events.
+
+    Dagster opens and closes a file for every event, and each time the last connection closes, SQLite moves its log into
+    the file and syncs both: several times the work of the event itself. Within the block a commit is not synced either:
+    a power failure may lose the last events of a run, never the file (SQLite's WAL mode with synchronous = NORMAL), and the
+    results are not there but in the warehouse.
+    """
+    kept: dict[str, sqlite3.Connection] = {}
+
+    def connected(connection: Any, _: Any) -> None:
+        if not isinstance(connection, sqlite3.Connection):
+            return
+        connection.execute("PRAGMA synchronous = NORMAL")
+        path = str(connection.execute("PRAGMA database_list").fetchall()[0][2])
+        if path and path not in kept:
+            kept[path] = sqlite3.connect(path, check_same_thread=False)
+        if path:  # only a connection that has read since the file got its log holds the log open
+            kept[path].execute("PRAGMA schema_version").fetchall()
+
+    event.listen(Engine, "connect", connected)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", connected)
+        for connection in kept.values():
+            connection.close()
