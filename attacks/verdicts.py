@@ -185,7 +185,7 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
             **figures,
             verdict=Verdict.FAIL,
             sentence=f"{found.standing_out} of {found.num_examples} forgotten examples stand out from retraining (Holm, and further "
-            f"than any example of any retraining); the set is {shown}.",
+            f"than the furthest example of retrainings leads one to expect); the set is {shown}.",
         )
     if found.trace_left > thresholds.max_trace:
         left = "all" if found.trace_left >= 1 else f"{found.trace_left:.0%}"

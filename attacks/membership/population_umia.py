@@ -99,14 +99,13 @@ def population_umia(
     scores = norm.ppf((rankdata(x[:, 0]) - 0.5) / len(x))[:, None]
     halves = RepeatedStratifiedKFold(n_splits=2, n_repeats=_HALVINGS, random_state=split_seed)
     accuracy = _split_accuracy(scores, y, halves)
-    trials = 2 * size / _INFLATION
-    low, high = clopper_pearson(accuracy * trials, trials, alpha=alpha)
+    low, high = interval_of(accuracy, size, alpha=alpha)
     shuffles = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=split_seed)
     area = auc_interval(-forget, -test, alpha=alpha)
     return UMIAResult(
         accuracy=accuracy,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         published_accuracy=_split_accuracy(x, y, shuffles),
         auc=area.value,
         auc_low=area.low,
@@ -114,6 +113,13 @@ def population_umia(
         n_pos=size,
         n_neg=size,
     )
+
+
+def interval_of(accuracy: float, size: int, *, alpha: float) -> tuple[float, float]:
+    """The interval of an accuracy over ``size`` examples a side, see :func:`population_umia`."""
+    trials = 2 * size / _INFLATION
+    low, high = clopper_pearson(accuracy * trials, trials, alpha=alpha)
+    return float(low), float(high)
 
 
 def _split_accuracy(x: Float, y: NDArray[np.int64], splits: RepeatedStratifiedKFold | StratifiedShuffleSplit) -> float:

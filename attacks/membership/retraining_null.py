@@ -8,8 +8,9 @@ Its null is what retraining without it gives, example by example:
     z_j    = (phi_j - mean_r phi_rj) / s_j,   s_j^2 = (own variance over r + mean variance over the set) / 2
     set    m = mean_j z_j, against m_r of the retrainings:   (m - 0) / (sd_r m_r sqrt(1 + 1/R)) is Student's t, R - 1 degrees
            shown as the AUC of two unit normals m apart, Phi(m / sqrt 2): 0.5 is forgotten, above: known better than by retraining
-    each   t_j = (phi_j - mean) / (own sd sqrt(1 + 1/R)), two-sided, Holm over the set; and max_j |t_j| must exceed that of
-           every retraining judged by the others: the first trusts the normal tail, the second nothing but exchangeability
+    each   t_j = (phi_j - mean) / (own sd sqrt(1 + 1/R)), two-sided, Holm over the set; and max_j |t_j| must lie beyond what
+           retrainings judged by the others lead one to expect, a Gumbel law fitted to their log max |t|: the first trusts the
+           normal tail, the second does not (three models of 5 to 300 examples, tails as heavy as t_4's: at most 0.01 of audits fail; 0.13 to 0.85 without it)
 
     trace  bound of |m| over the m of the untouched model: how much of what there was to forget may be left, at most
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from attacks.membership import signals
@@ -50,7 +52,7 @@ class AgainstRetraining:
         spread: standard deviation of m_r over the retrainings.
         p_value: two-sided, of "one more retraining", for the set's mean.
         standing_out: examples whose p-value after Holm is at most ``level``.
-        beyond: max |t| exceeds that of every retraining.
+        beyond: max |t| is more than retrainings lead one to expect, at ``level``.
         detectable: |t| from which on one example is significant at ``level``.
         trace: shift of the untouched model, what there was to forget.
         alpha, level: 1 - level of the interval; level of a failure.
@@ -157,13 +159,22 @@ def against_retraining(
         spread=spread,
         p_value=float(2 * student_t.sf(abs(shift) / error, freedom)),
         standing_out=int((adjusted <= level).sum()),
-        beyond=bool(np.abs(example_t).max() > _largest_t(null).max()),
+        beyond=bool(np.abs(example_t).max() > _expected_largest(_largest_t(null), level)),
         detectable=float(student_t.isf(level / 2 / len(phi), freedom)),
         trace=float(((untouched - mean) / scale).mean()),
         alpha=alpha,
         level=level,
     )
     return found, example_t
+
+
+def _expected_largest(of_retrainings: Float, level: float) -> float:
+    """Bound of the next max |t| at ``level``, from those of R retrainings: log max |t| ~ Gumbel by its moments, as maxima of heavy
+    tails are, and wider for R finite (as Student's t is beside the normal)."""
+    num, logs = len(of_retrainings), np.log(np.maximum(of_retrainings, _TINY))
+    gumbel = math.sqrt(6) / math.pi * (-math.log(-math.log1p(-level)) - float(np.euler_gamma))
+    wider = math.sqrt(1 + 1 / num) * float(student_t.isf(level, num - 1) / norm.isf(level))
+    return float(np.exp(logs.mean() + logs.std(ddof=1) * gumbel * wider))
 
 
 def _largest_t(null: Float) -> Float:
