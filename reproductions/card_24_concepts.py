@@ -7,6 +7,11 @@
 
 Accuracies are shares of test images. "Head swap" puts the original output layer on the unlearned body; relearning is
 SGD 0.01 on 50 forgotten and 450 retained images until 80% of the forgotten class's test images are right again.
+
+Margins over seven fresh seeds are above two standard deviations, but for one claim: the accuracy through concepts lies 1.5 to 6.1
+points above that of the raw one-vs-rest head (mean 2.8, standard deviation 1.6, skewed to the right), and 1.0 is asked for. That the
+raw head names fewer true concepts is not claimed: behind the filter for absent concepts it names 0 to 3 fewer (mean 0.9), on three
+of the seven as many.
 """
 
 from __future__ import annotations
@@ -104,16 +109,9 @@ def _raw_head(found: Concepts, z: np.ndarray, test: ExampleSet, *, seed: int) ->
     sgd = SGDClassifier(
         loss="log_loss", penalty="elasticnet", l1_ratio=0.99, alpha=1e-5, max_iter=10_000, random_state=seed % 2**32
     ).fit(found.projections, found.labels)
-    raw = PosthocCBM(sgd.coef_, sgd.intercept_)
-    each = raw.attributions(found.projections, baseline=found.baseline, target=found.labels)
-    classes = ClassConcepts.of(
-        each, found.projections, found.labels, baseline=found.baseline, num_classes=test.num_classes
-    )
-    more = _true_tops(found.bank, found.classes) - _true_tops(found.bank, classes)
     ahead = 100 * ((found.head.logits(z).argmax(axis=1) == test.y).mean() - (sgd.predict(z) == test.y).mean())
     return [
         at_least("1. accuracy through concepts above that of the raw one-vs-rest head, points", ahead, 1.0),
-        at_least("2. classes whose top concept is a true one, more than by the raw one-vs-rest head", more, 1),
     ]
 
 
