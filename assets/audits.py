@@ -139,7 +139,9 @@ def _audited(
 ) -> Iterator[tuple[str, int, np.ndarray]]:
     """(about, seed, outputs (N, K)) of every model that is attacked; a run that diverged or was refused has none."""
     if not run.stage.per_request:
-        yield TARGET, run.subject.seed, run.load(upstream["target"], "logits")[0]["logits"]
+        stored, meta = run.load(upstream["target"], "logits")
+        models.refuse_other_training(run, upstream["target"], meta)
+        yield TARGET, run.subject.seed, stored["logits"]
     for method, stage in jobs.items():
         assert scope is not None
         arrays, meta = run.load(stage)
@@ -419,14 +421,14 @@ def _judge_method(
     gaps, quality = {}, {}
     for row in runs.iter_rows(named=True):
         gaps[row["seed"]] = judge_gap(
-            row["avg_gap"], row["avg_gap_lo"], row["avg_gap_hi"], spread=row["retrain_spread"], what="gap (points)",
+            row["avg_gap"], row["avg_gap_lo"], row["avg_gap_hi"], spread=row["retrain_spread"], what="gap",
             thresholds=limits, num_tests=tests,
         )  # fmt: skip
         lost = {
             name: (row[f"{short}_lost"], row[f"{short}_lost_lo"], row[f"{short}_lost_hi"])
             for name, short in (("retained", "ra"), ("test", "ta"))
         }
-        quality[row["seed"]] = judge_quality(lost, what="quality (points)", thresholds=limits, num_tests=tests)
+        quality[row["seed"]] = judge_quality(lost, what="quality", thresholds=limits, num_tests=tests)
     return [*found, worst(gaps), worst(quality)]
 
 
@@ -503,7 +505,7 @@ def _judge_coverage(run: Run, scope: Scope, method: str, shadow: Stage | None) -
     """What U-LiRA over shadow runs says of a method that is not exact, if it audited it on this kind and size of set."""
     from attacks.shadow_verdicts import covers
 
-    what, spec = "u_lira of the method", analysis.get(SHADOW).spec
+    what, spec = "u_lira", analysis.get(SHADOW).spec
     tables = {table.name: run.read(table) for table in spec.tables} if shadow and not run.why_not(shadow) else {}
     rows = tables["u_lira"].filter(pl.col("method") == method).to_dicts() if tables else []
     runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method})

@@ -246,7 +246,7 @@ def _deciding(group: Sequence[Row]) -> Row:
 
 
 def _said(row: Row) -> str:
-    return f"{row.what.rsplit('/', 1)[-1]}: {row.sentence}"
+    return f"{row.what.removeprefix('attack/').removeprefix('unlearning/')}: {row.sentence}"
 
 
 def _about_model(every: Sequence[Row]) -> Answer | None:
