@@ -68,7 +68,9 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
             colour = COLOURS[row.verdict.value]
             head = escape(about) if n == 0 else f"[dim]  {role}[/]" if n == 1 else ""
             figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
-            what = escape(row.what.removeprefix("attack/").removeprefix("unlearning/")) + ("" if row.role == role else f" [dim]({row.role})[/]")
+            what = escape(row.what.removeprefix("attack/").removeprefix("unlearning/")) + (
+                "" if row.role == role else f" [dim]({row.role})[/]"
+            )
             table.add_row(
                 head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
             )
