@@ -24,7 +24,8 @@ from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
 from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
-from reports import plots
+from reports import judge, plots
+from reports.summary import MODEL, OTHERS, REMOVAL
 
 if TYPE_CHECKING:
     from attacks.membership.unlearning import UMIAResult
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
 U_MIA = "u_mia"
 AGAINST_RETRAINING = "against_retraining"
+# answer of an audit -> its check in Dagster: an error when it fails, a warning when it is inconclusive; never blocking
+CHECKS = {MODEL: "exposes_nothing", REMOVAL: "removed_is_gone", OTHERS: "other_audits_pass"}
 
 
 def attacks(
@@ -308,7 +311,8 @@ def findings(
             "attacks": [choice.name for choice in subject.attacks],
             "models": subject.ensemble.num_models,
         },
-        version=2,
+        version=3,
+        warnings=tuple(CHECKS.values()),
         deps=(*scores.values(), *attack_stages.values(), *((comparison,) if comparison else ()), *jobs.values(), *read),
         tables=(schema.FINDINGS,),
         per_request=per_request,
@@ -346,9 +350,26 @@ def _findings(
     tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = [(schema.FINDINGS, frame, {"stage": run.asset})]
     if not run.stage.per_request:
         tables += _retired(run, scores)
+    told = judge(frame, decides=in_use or None)
+    counted = {CHECKS[a.about]: a for a in told.answers if a.counted}
     return Output(
         tables=tables,
+        warnings={
+            name: "" if (a := counted.get(name)) is None or a.verdict is Verdict.PASS else a.sentence
+            for name in CHECKS.values()
+        },
+        errors=[name for name, a in counted.items() if a.verdict in (Verdict.FAIL, Verdict.BROKEN)],
         metadata={
+            "answers": [
+                {
+                    "question": a.question,
+                    "answer": a.answer,
+                    "verdict": a.verdict.value,
+                    "counts": a.counted,
+                    "why": a.sentence,
+                }
+                for a in told.answers
+            ],
             "verdicts": dict(frame.filter("judged").group_by("verdict").len().sort("verdict").iter_rows()),
             "findings": frame.select("about", "what", "verdict", "judged", "sentence").to_dicts(),
         },

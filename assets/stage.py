@@ -48,6 +48,7 @@ class Output:
         metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table).
         pictures: label -> PNG bytes, shown in the Dagster UI.
         warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
+        errors: names of those whose sentence is an error rather than a warning.
     """
 
     tables: Sequence[tuple[TableSpec | ScoreSpec, pl.DataFrame, Partition]] = ()
@@ -57,6 +58,7 @@ class Output:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
+    errors: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -314,6 +316,7 @@ def materialize(
         "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),
         "contract": _check(run, written),
         "warnings": dict(output.warnings),
+        "errors": sorted(output.errors),
         "wall_s": round(time.perf_counter() - started, 3),
     }
     if record["contract"]["passed"]:
@@ -404,7 +407,7 @@ def _warnings(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResu
             check_name=name,
             asset_key=stage.key,
             passed=not record["warnings"].get(name),
-            severity=dg.AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.ERROR if name in record.get("errors", ()) else dg.AssetCheckSeverity.WARN,
             description=record["warnings"].get(name) or None,
         )
         for name in stage.warnings

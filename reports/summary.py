@@ -24,6 +24,7 @@ from contracts.schema import FINDINGS
 from contracts.verdicts import ATTACK, OF_FINDINGS, TARGET, Finding, Verdict, overall
 
 CONTROLS = ("none",)
+MODEL, REMOVAL, OTHERS = "model", "removal", "others"  # what an answer is about
 _TYPES = {"str": pl.String, "float64": pl.Float64, "bool": pl.Boolean}
 FINDINGS_SCHEMA = pl.Schema({c.name: _TYPES[c.dtype]() for c in FINDINGS.columns})
 
@@ -77,6 +78,7 @@ class Answer:
     """One of the two questions with its answer in words and the finding that decided it.
 
     Attributes:
+        about: "model", "removal" or "others".
         question: as a person would ask it.
         answer: in a word or two.
         verdict: of the findings that answer it.
@@ -84,6 +86,7 @@ class Answer:
         sentence: the deciding finding, with its figure; or what would be needed.
     """
 
+    about: str
     question: str
     answer: str
     verdict: Verdict
@@ -258,7 +261,7 @@ def _about_model(every: Sequence[Row]) -> Answer | None:
     counted = any(r.counted for r in found)
     limit = "" if counted else " Reported, not judged: the plan sets no thresholds.max_target_auc."
     return Answer(
-        question="Does the audited model expose its training data?", answer=answer, verdict=deciding.verdict, counted=counted,
+        about=MODEL, question="Does the audited model expose its training data?", answer=answer, verdict=deciding.verdict, counted=counted,
         sentence=_said(deciding) + limit,
     )  # fmt: skip
 
@@ -274,7 +277,7 @@ def _about_removal(every: Sequence[Row], decides: str | None, powerless: Sequenc
         verdict, sentence = Verdict.INCONCLUSIVE, _blind(blind)
     answer = {Verdict.FAIL: "no", Verdict.PASS: "yes, as far as these attacks see"}.get(verdict, "cannot be told")
     return Answer(
-        question=f"Is what {decides or deciding.method} removed gone?", answer=answer, verdict=verdict, counted=True, sentence=sentence,
+        about=REMOVAL, question=f"Is what {decides or deciding.method} removed gone?", answer=answer, verdict=verdict, counted=True, sentence=sentence,
     )  # fmt: skip
 
 
@@ -284,7 +287,7 @@ def _about_rest(every: Sequence[Row]) -> Answer | None:
         return None
     deciding = _deciding(found)
     return Answer(
-        question="Do the other audits pass?", answer="yes" if deciding.verdict is Verdict.PASS else "no" if deciding.verdict is Verdict.FAIL else "cannot be told",
+        about=OTHERS, question="Do the other audits pass?", answer="yes" if deciding.verdict is Verdict.PASS else "no" if deciding.verdict is Verdict.FAIL else "cannot be told",
         verdict=deciding.verdict, counted=True, sentence=f"{deciding.about}, {_said(deciding)}" if deciding.about else _said(deciding),
     )  # fmt: skip
 

@@ -111,6 +111,8 @@ def run_subject(
                 del kept[stage]  # a run puts them into this instance, and recomputes nothing
             observe(instance, kept, request=request)
             launched = [stage for stage in stages if stage not in kept]
+            if launched and job == "audit":
+                _announce(plan, workspace)
             try:
                 states = _launch(plan, workspace, instance, job, request, launched) if launched else {}
             finally:
@@ -119,6 +121,16 @@ def run_subject(
         return workspace, [
             {"asset": "/".join((stage.subject, *stage.path)), "state": states[stage]} for stage in stages
         ]
+
+
+def _announce(plan: Subject, workspace: Workspace) -> None:
+    """What the sizes allow, before any work starts."""
+    from assets.expected import expectations
+
+    for sentence in expectations(plan, workspace.examples(plan)):
+        errors.print(f"  {sentence}", highlight=False, markup=False)
+    if plan.budget_min is not None:
+        errors.print(f"  budget: {plan.budget_min:g} minutes on two cores", highlight=False)
 
 
 def _launch(
@@ -192,6 +204,8 @@ def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[s
         f"{len(records)} stages in {wall_s:.1f} s: {done} computed, {len(records) - done} unchanged"
         + (" (nothing was recomputed)" if not done else "")
     )
+    if plan.budget_min is not None and wall_s > 60 * plan.budget_min:
+        console.print(f"That is more than the plan's budget of {plan.budget_min:g} minutes.")
     console.print(f"Report: {workspace.home / page.path}", soft_wrap=True)
     console.print("Try:")
     for line in TRY:
