@@ -156,15 +156,15 @@ def _top_level() -> set[str]:
 
 def _distributions() -> list[tuple[str, int]]:
     """(folder of its metadata, time of installation in ns) of every distribution on Python's path."""
-    found = []
-    for place in sys.path:
+    found: set[tuple[str, int]] = set()
+    for place in {os.path.realpath(place) for place in sys.path}:
         try:
-            with os.scandir(place or ".") as entries:
-                found += [
-                    (f"{place}/{entry.name}", entry.stat().st_mtime_ns)
+            with os.scandir(place) as entries:
+                found |= {
+                    (entry.path, entry.stat().st_mtime_ns)
                     for entry in entries
                     if entry.name.endswith((".dist-info", ".egg-info"))
-                ]
+                }
         except OSError:
             continue  # no folder: an archive, or not there
     return sorted(found)

@@ -174,15 +174,15 @@ def _materializations(result: ExecuteInProcessResult) -> list[AssetMaterializati
 
 
 def _first_failure(result: Any) -> str:
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed and evaluation.blocking:
+            problems = evaluation.metadata.get("problems")
+            return f"{'/'.join(evaluation.asset_key.path)}: check {evaluation.check_name} failed: {problems.value if problems else ''}"
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error
             cause = error.cause or error
             return f"{event.step_key}: {cause.message.strip()}"
-    for evaluation in result.get_asset_check_evaluations():
-        if not evaluation.passed and evaluation.severity.value == "ERROR":
-            problems = evaluation.metadata.get("problems")
-            return f"{'/'.join(evaluation.asset_key.path)}: check {evaluation.check_name} failed: {problems.value if problems else ''}"
     return "the run failed; open the Dagster UI for its events: make ui"
 
 

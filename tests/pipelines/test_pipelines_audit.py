@@ -7,10 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import dagster as dg
 import duckdb
 import polars as pl
 import pytest
 
+from assets import subject_stages
+from assets.audits import CHECKS
 from contracts.subject import Subject
 from pipelines.cli.audit import run_subject
 from warehouse import Warehouse
@@ -58,6 +61,24 @@ def test_a_second_run_recomputes_nothing(audited_home: Path, small: Subject) -> 
     _, records = run_subject(small, audited_home, job="audit")
     assert records and all(r["state"].startswith("unchanged") for r in records), records
     assert w.ledger.head() == before
+
+
+def test_the_answers_are_checks_in_dagster_and_stop_nothing(audited_home: Path, small: Subject) -> None:
+    """The page of the findings in Dagster's UI says what the report says: red where it fails, yellow where it cannot be told."""
+    (stage,) = [s for s in subject_stages(small) if s.path[1] == "findings" and not s.per_request]
+    facts = json.loads(Warehouse.open(audited_home).artifacts.load_bytes("small/reports/audit.json"))
+    counted = {CHECKS[a["about"]]: a["verdict"] for a in facts["answers"] if a["counted"]}
+    with dg.DagsterInstance.get() as instance:
+        keys = {name: dg.AssetCheckKey(asset_key=stage.key, name=name) for name in CHECKS.values()}
+        found = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys.values()))
+        for name, key in keys.items():
+            evaluation = found[key].event.dagster_event.asset_check_evaluation_data
+            verdict = counted.get(name, "pass")
+            assert evaluation.passed == (verdict == "pass") and not evaluation.blocking, name
+            assert (evaluation.severity.value == "ERROR") == (verdict in ("fail", "broken")), name
+    assert set(counted.values()) - {"pass"}, (
+        "sixteen references of small networks cannot pass: else nothing is checked here"
+    )
 
 
 def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> None:
