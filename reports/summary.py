@@ -163,10 +163,14 @@ def judge(
     verdict = overall(r.verdict for r in counted) if counted else Verdict.NOT_JUDGED
     if verdict is Verdict.PASS and powerless:
         verdict = Verdict.INCONCLUSIVE
-    answers = [_about_model(every), _about_removal(every, decides, powerless), _about_rest(every)]
+    model = _about_model(every)
+    answers = [model, _about_removal(every, decides, powerless), _about_rest(every)]
+    sentence = _sentence(verdict, counted, tally, powerless, computed)
+    if verdict is Verdict.PASS and model is not None and not model.counted and model.verdict is Verdict.FAIL:
+        sentence += " That the audited model exposes its training data is reported, not judged."
     return Judgement(
         verdict=verdict,
-        sentence=_sentence(verdict, counted, tally, powerless, computed),
+        sentence=sentence,
         counts=tally,
         powerless=powerless,
         answers=tuple(answer for answer in answers if answer is not None),

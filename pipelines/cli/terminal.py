@@ -55,8 +55,8 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("about", "what", "verdict"):
-        table.add_column(name, no_wrap=name != "what", overflow="fold")  # a narrow terminal breaks names, not verdicts
+    table.add_column("finding", overflow="fold")  # a narrow terminal breaks names, not verdicts
+    table.add_column("verdict", no_wrap=True)
     table.add_column("figure (interval)", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     groups: dict[str, list[Row]] = {}
@@ -64,15 +64,15 @@ def summary_table(rows: Iterable[Row], *, title: str) -> Table:
         groups.setdefault(row.about, []).append(row)
     for about, members in groups.items():
         role = members[0].role
+        table.add_row(f"{escape(about)} [dim]{role}[/]")
         for n, row in enumerate(members):
             colour = COLOURS[row.verdict.value]
-            head = escape(about) if n == 0 else f"[dim]  {role}[/]" if n == 1 else ""
             figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
             what = escape(row.what.removeprefix("attack/").removeprefix("unlearning/")) + (
                 "" if row.role == role else f" [dim]({row.role})[/]"
             )
             table.add_row(
-                head, what, f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
+                f"  {what}", f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
             )
     return table
 

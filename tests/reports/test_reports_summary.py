@@ -95,6 +95,7 @@ def test_what_does_not_count_is_compared_or_shown() -> None:
     assert judge(found).verdict is F
     counted = found.with_columns(judged=pl.col("method") == "retrain")
     assert judge(counted).verdict is P and judge(counted).counts[P] == 1
+    assert judge(counted).sentence.endswith("exposes its training data is reported, not judged.")
     assert [(r.about, r.role) for r in rows(counted)] == [
         ("s/retrain", ""), ("target", "for information"), ("s/finetune", "compared"), ("s/none", "must fail"),
     ]  # fmt: skip
