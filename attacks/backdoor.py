@@ -10,7 +10,7 @@
 
 Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; intervals Clopper-Pearson.
 Images that already are of the target class are answered "target" by any good model: counting them as success would give every
-model a backdoor of 1 / K. Retraining without the identified part is NOT the yardstick here: the rest brings the harm back.
+model a backdoor of 1 / K. Retraining without the identified part is NOT the reference here: the rest brings the harm back.
 
 Shapes: logits (N, K), labels (N,).
 """

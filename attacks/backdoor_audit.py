@@ -5,7 +5,7 @@
 
 Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015): fractions from 10% to 100%, manipulations by
 trigger, confusion of two classes, and random labels. Rows with method ``none`` are the manipulated model itself; ``retrain``
-without S_f is a reference, not a yardstick: only with all of S_m identified is it clean.
+without S_f is not exact removal: only with all of S_m identified is it clean.
 
 The recipe is trained anew on manipulated data; the subject's own model and data are not touched. What is measured is the
 method in the plan's configuration: a method tuned on the clean test set would look better than anybody could know.
@@ -53,8 +53,10 @@ _RATES = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackdoorConfig(Config):
     manipulation: str = param(
-        "poison", choices=("poison", "confusion", "random_label"), doc="trigger in images, two classes swapped, labels permuted"
-    )  # fmt: skip
+        "poison",
+        choices=("poison", "confusion", "random_label"),
+        doc="trigger in images, two classes swapped, labels permuted",
+    )
     share: float = param(0.05, gt=0, le=0.5, doc="of the training split, manipulated")
     target: int = param(0, ge=0, le=1_000_000, doc="poison: class that triggered images are to get")
     patch: int = param(3, ge=1, le=1024, unit="pixels", doc="poison: side of the trigger, bottom right")
@@ -84,20 +86,42 @@ def _rate_columns(name: str) -> tuple[Column, ...]:
 
 
 BACKDOOR = TableSpec(
-    schema="audits", name="backdoor", key=("method", "identified_fraction", "repeat"),
+    schema="audits",
+    name="backdoor",
+    key=("method", "identified_fraction", "repeat"),
     doc="How much of a planted manipulation each unlearner takes out, by the share of it that was identified.",
     columns=(
-        Column(name="method", dtype="str", doc="unlearner; none is the manipulated model, retrain a reference, no yardstick"),
-        Column(name="identified_fraction", dtype="float64", low=0, high=1, doc="share of the manipulation identified; 0 for none"),
+        Column(
+            name="method",
+            dtype="str",
+            doc="unlearner; none is the manipulated model, retrain is not exact removal here",
+        ),
+        Column(
+            name="identified_fraction",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="share of the manipulation identified; 0 for none",
+        ),
         Column(name="repeat", dtype="int64", low=0, doc="number of the repeat: another manipulation and training"),
-        Column(name="manipulation", dtype="str", choices=("poison", "confusion", "random_label"), doc="what was planted"),
+        Column(
+            name="manipulation", dtype="str", choices=("poison", "confusion", "random_label"), doc="what was planted"
+        ),
         Column(name="num_manipulated", dtype="int64", low=1, unit="examples", doc="manipulated training examples"),
         Column(name="num_identified", dtype="int64", low=0, unit="examples", doc="of them handed to the unlearner"),
-        Column(name="num_attacked", dtype="int64", low=0, unit="examples", doc="test inputs that the attack success is over"),
-        Column(name="status", dtype="str", choices=("ok", "diverged"), doc="diverged: the unlearner gave up; no figures"),
+        Column(
+            name="num_attacked",
+            dtype="int64",
+            low=0,
+            unit="examples",
+            doc="test inputs that the attack success is over",
+        ),
+        Column(
+            name="status", dtype="str", choices=("ok", "diverged"), doc="diverged: the unlearner gave up; no figures"
+        ),
         *(column for name in _RATES for column in _rate_columns(name)),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -110,18 +134,30 @@ BACKDOOR = TableSpec(
         tables=(BACKDOOR,),
         pictures=(
             Picture(
-                table="backdoor", title="Attack success by the share identified (lower is better)", kind="dots",
-                x="identified_fraction", y="attack_success", series="method", low="attack_success_lo", high="attack_success_hi",
+                table="backdoor",
+                title="Attack success by the share identified (lower is better)",
+                kind="dots",
+                x="identified_fraction",
+                y="attack_success",
+                series="method",
+                low="attack_success_lo",
+                high="attack_success_hi",
                 where=(("repeat", 0),),
             ),
             Picture(
-                table="backdoor", title="Accuracy on affected inputs, true labels (higher is better)", kind="dots",
-                x="identified_fraction", y="acc_corr", series="method", low="acc_corr_lo", high="acc_corr_hi",
+                table="backdoor",
+                title="Accuracy on affected inputs, true labels (higher is better)",
+                kind="dots",
+                x="identified_fraction",
+                y="acc_corr",
+                series="method",
+                low="acc_corr_lo",
+                high="acc_corr_hi",
                 where=(("repeat", 0),),
             ),
         ),
     )
-)  # fmt: skip
+)
 def backdoor_audit(
     data: ExampleSet,
     *,
@@ -172,9 +208,12 @@ def backdoor_audit(
                 row = common | {"method": name, "identified_fraction": fraction}
                 try:
                     changed = unlearn_from(
-                        model, name, retain=planted.subset(kept), forget=planted.subset(found),
+                        model,
+                        name,
+                        retain=planted.subset(kept),
+                        forget=planted.subset(found),
                         seed=derive_seed("unlearn", name, own),
-                    )  # fmt: skip
+                    )
                     row |= _measure(changed, harm, found, config)
                 except (Diverged, DataError):
                     # Outputs that are not finite come as DataError from a model that has just been changed: its fault too.

@@ -74,38 +74,54 @@ _STATUS = Column(
     name="status", dtype="str", choices=("ok", "diverged"), doc="diverged: the unlearner gave up; no figures"
 )
 LEAKAGE = TableSpec(
-    schema="audits", name="concept_leakage", key=("method", "concept"),
+    schema="audits",
+    name="concept_leakage",
+    key=("method", "concept"),
     doc="What a linear probe still reads of each concept from the embeddings, against retraining and permuted labels.",
     columns=(
         _METHOD,
-        Column(name="concept", dtype="str", doc="forgotten (the unlearned classes), a named concept, or a cluster c_<i>"),
+        Column(
+            name="concept", dtype="str", doc="forgotten (the unlearned classes), a named concept, or a cluster c_<i>"
+        ),
         _STATUS,
         Column(name="n", dtype="int64", low=1, unit="examples", doc="held-out examples judged on each side"),
         _share("leak", "balanced accuracy of the probe", direction="higher = the concept is easier to read"),
-        _share("leak_lo", "lower bound, exact for each side"), _share("leak_hi", "upper bound"),
+        _share("leak_lo", "lower bound, exact for each side"),
+        _share("leak_hi", "upper bound"),
         _share("control", "the same with permuted labels; 0.5 when the probe does not memorise"),
-        _share("control_lo", "lower bound"), _share("control_hi", "upper bound"),
-        _share("excess", "leak less that of the retrained model, same examples; null for retrain", low=-1, direction="higher = more than a model that never saw the class"),
-        _share("excess_lo", "lower bound, paired", low=-1), _share("excess_hi", "upper bound", low=-1),
+        _share("control_lo", "lower bound"),
+        _share("control_hi", "upper bound"),
+        _share(
+            "excess",
+            "leak less that of the retrained model, same examples; null for retrain",
+            low=-1,
+            direction="higher = more than a model that never saw the class",
+        ),
+        _share("excess_lo", "lower bound, paired", low=-1),
+        _share("excess_hi", "upper bound", low=-1),
         _share("p_value", "exact McNemar test of 'as readable as after retraining'"),
     ),
-)  # fmt: skip
+)
 HEAD_SWAP = TableSpec(
-    schema="audits", name="concept_head_swap", key=("method",),
+    schema="audits",
+    name="concept_head_swap",
+    key=("method",),
     doc="Accuracy on the test split with the method's own output layer, and with the original one on the unlearned body.",
     columns=(
-        _METHOD, _STATUS,
+        _METHOD,
+        _STATUS,
         *(
             column
             for head, words in (("own", "its own output layer"), ("swapped", "the original output layer"))
             for part, which in (("forget", "the forgotten classes"), ("retain", "the other classes"))
             for column in (
                 _share(f"{head}_{part}_acc", f"accuracy on {which} under {words}"),
-                _share(f"{head}_{part}_acc_lo", "lower bound, Clopper-Pearson"), _share(f"{head}_{part}_acc_hi", "upper bound"),
+                _share(f"{head}_{part}_acc_lo", "lower bound, Clopper-Pearson"),
+                _share(f"{head}_{part}_acc_hi", "upper bound"),
             )
         ),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -119,20 +135,37 @@ HEAD_SWAP = TableSpec(
         tables=(LEAKAGE, HEAD_SWAP),
         pictures=(
             Picture(
-                table="concept_leakage", title="What a probe reads of each concept", kind="dots",
-                x="concept", y="leak", series="method", low="leak_lo", high="leak_hi",
+                table="concept_leakage",
+                title="What a probe reads of each concept",
+                kind="dots",
+                x="concept",
+                y="leak",
+                series="method",
+                low="leak_lo",
+                high="leak_hi",
             ),
             Picture(
-                table="concept_leakage", title="More readable than after retraining (above 0)", kind="dots",
-                x="concept", y="excess", series="method", low="excess_lo", high="excess_hi",
+                table="concept_leakage",
+                title="More readable than after retraining (above 0)",
+                kind="dots",
+                x="concept",
+                y="excess",
+                series="method",
+                low="excess_lo",
+                high="excess_hi",
             ),
             Picture(
-                table="concept_head_swap", title="Forgotten classes under the original output layer (lower is better)", kind="dots",
-                x="method", y="swapped_forget_acc", low="swapped_forget_acc_lo", high="swapped_forget_acc_hi",
+                table="concept_head_swap",
+                title="Forgotten classes under the original output layer (lower is better)",
+                kind="dots",
+                x="method",
+                y="swapped_forget_acc",
+                low="swapped_forget_acc_lo",
+                high="swapped_forget_acc_hi",
             ),
         ),
     )
-)  # fmt: skip
+)
 def concept_leakage(
     data: ExampleSet,
     *,
@@ -180,9 +213,11 @@ def concept_leakage(
             changed = model
             if name != NONE:
                 changed = unlearn(
-                    name, retain=train.subset(train.example_id[~gone]), forget=train.subset(train.example_id[gone]),
+                    name,
+                    retain=train.subset(train.example_id[~gone]),
+                    forget=train.subset(train.example_id[gone]),
                     seed=derive_seed("concept leakage", name, seed),
-                )  # fmt: skip
+                )
             phi = embeddings(changed, test, batch=config.batch)
             probed[name] = {
                 s.name: Probed.of(phi, s, per_side=config.per_side, seed=derive_seed("probe", s.name, seed))
@@ -234,10 +269,12 @@ def _probe_sets(
         half = min(map(len, rows)) // 2
         sets.append(
             ProbeSet(
-                name=name, inside=sides[0], judge=np.sort(np.concatenate([r[:half] for r in rows])),
+                name=name,
+                inside=sides[0],
+                judge=np.sort(np.concatenate([r[:half] for r in rows])),
                 fit=np.sort(np.concatenate([r[half:] for r in rows])),
             )
-        )  # fmt: skip
+        )
     return sets
 
 

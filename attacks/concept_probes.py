@@ -59,8 +59,9 @@ class Probed:
     def figures(self, reference: Probed | None, *, alpha: float) -> dict[str, float | None]:
         row: dict[str, float | None] = {}
         for name, right, inside in (
-            ("leak", self.right, self.inside), ("control", self.control_right, self.control_inside),
-        ):  # fmt: skip
+            ("leak", self.right, self.inside),
+            ("control", self.control_right, self.control_inside),
+        ):
             counts = (int(right[inside].sum()), int(inside.sum()), int(right[~inside].sum()), int((~inside).sum()))
             row |= dict(
                 zip((name, f"{name}_lo", f"{name}_hi"), balanced_accuracy_interval(*counts, alpha=alpha), strict=True)

@@ -140,8 +140,13 @@ def audit_epsilon(
     return EpsilonAudit(
         eps=eps_lower_bound(tp, n_pos, fp, n_neg, alpha=alpha, delta=delta, repeats=repeats),
         largest=largest_provable_eps(n_pos, n_neg, alpha=alpha, delta=delta, repeats=repeats),
-        true_positives=tp, n_pos=n_pos, false_positives=fp, n_neg=n_neg, alpha=alpha, delta=delta,
-    )  # fmt: skip
+        true_positives=tp,
+        n_pos=n_pos,
+        false_positives=fp,
+        n_neg=n_neg,
+        alpha=alpha,
+        delta=delta,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

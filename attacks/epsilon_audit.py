@@ -47,20 +47,39 @@ class EpsilonConfig(Config):
 
 
 _EPSILON = TableSpec(
-    schema="audits", name="epsilon", doc="Lower bounds on the recipe's epsilon, with the largest that the trials could have proved.",
+    schema="audits",
+    name="epsilon",
+    doc="Lower bounds on the recipe's epsilon, with the largest that the trials could have proved.",
     key=("method",),
     columns=(
         Column(name="method", dtype="str", choices=METHODS, doc="how the bound is made"),
-        Column(name="eps_lower", dtype="float64", low=0, direction="higher = less private", doc="epsilon exceeds it, at level 1 - alpha"),
-        Column(name="eps_largest", dtype="float64", low=0, doc="what a perfect attack would have proved with as many trials"),
+        Column(
+            name="eps_lower",
+            dtype="float64",
+            low=0,
+            direction="higher = less private",
+            doc="epsilon exceeds it, at level 1 - alpha",
+        ),
+        Column(
+            name="eps_largest",
+            dtype="float64",
+            low=0,
+            doc="what a perfect attack would have proved with as many trials",
+        ),
         Column(name="delta", dtype="float64", low=0, high=1, doc="delta"),
         Column(name="alpha", dtype="float64", low=0, high=1, doc="1 - level"),
         Column(name="n_trials", dtype="int64", low=1, doc="models judged, or canaries guessed"),
         Column(name="n_right", dtype="int64", low=0, doc="of these, called rightly"),
-        Column(name="canary", dtype="int64", low=0, nullable=True, doc="example id; null for one_run, where every pool example is one"),
+        Column(
+            name="canary",
+            dtype="int64",
+            low=0,
+            nullable=True,
+            doc="example id; null for one_run, where every pool example is one",
+        ),
         Column(name="sentence", dtype="str", doc="the bound in words"),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -119,12 +138,30 @@ def epsilon(
         for v in (num_right, num_guesses)
     ]
     rows = [
-        {"method": "many_runs", "eps_lower": audit.eps, "eps_largest": audit.largest, **many, "sentence": audit.sentence},
-        {"method": "gaussian", "eps_lower": bounds[0], "eps_largest": bounds[1], **many,
-         "sentence": f"If the mechanism is Gaussian: {_in_words(bounds, config)}"},
-        {"method": "one_run", "eps_lower": one[0], "eps_largest": one[1], "n_trials": num_guesses, "n_right": num_right, "canary": None,
-         "sentence": f"{num_right} of {num_guesses} guesses about {keep.shape[1]} canaries are right in one model. {_in_words(one, config)}"},
-    ]  # fmt: skip
+        {
+            "method": "many_runs",
+            "eps_lower": audit.eps,
+            "eps_largest": audit.largest,
+            **many,
+            "sentence": audit.sentence,
+        },
+        {
+            "method": "gaussian",
+            "eps_lower": bounds[0],
+            "eps_largest": bounds[1],
+            **many,
+            "sentence": f"If the mechanism is Gaussian: {_in_words(bounds, config)}",
+        },
+        {
+            "method": "one_run",
+            "eps_lower": one[0],
+            "eps_largest": one[1],
+            "n_trials": num_guesses,
+            "n_right": num_right,
+            "canary": None,
+            "sentence": f"{num_right} of {num_guesses} guesses about {keep.shape[1]} canaries are right in one model. {_in_words(one, config)}",
+        },
+    ]
     progress(1, 1, "bounds on epsilon")
     level = {"delta": config.delta, "alpha": config.alpha}
     return {"epsilon": frame_of(_EPSILON, [row | level for row in rows], nan_to_null=False)}
@@ -143,7 +180,9 @@ def _canary(phi: NDArray[np.float64], keep: NDArray[np.bool_], allowed: NDArray[
     """
     allowed = allowed & _both_kinds(keep)
     if not allowed.any():
-        raise ConfigError(f"{2 * len(phi)} models are too few: no training example is in {_FEWEST} and out of {_FEWEST} of either half")  # fmt: skip
+        raise ConfigError(
+            f"{2 * len(phi)} models are too few: no training example is in {_FEWEST} and out of {_FEWEST} of either half"
+        )
     groups = [np.where(side, phi, np.nan)[:, allowed] for side in (keep, ~keep)]
     gap = np.nanmean(groups[0], axis=0) - np.nanmean(groups[1], axis=0)
     spread = np.sqrt(np.nanvar(groups[0], axis=0) + np.nanvar(groups[1], axis=0))

@@ -30,9 +30,12 @@ from contracts.subject import Thresholds
 _DRAWS = 20_000
 _SAME_MODEL_FREE = {"plain": 0.93, "reference": 0.65, "population": 0.87}
 _BETWEEN = {
-    frozenset({"reference"}): 0.45, frozenset({"plain"}): 0.8, frozenset({"plain", "reference"}): 0.25,
-    frozenset({"population", "plain"}): 0.1, frozenset({"population", "reference"}): 0.1,
-}  # fmt: skip
+    frozenset({"reference"}): 0.45,
+    frozenset({"plain"}): 0.8,
+    frozenset({"plain", "reference"}): 0.25,
+    frozenset({"population", "plain"}): 0.1,
+    frozenset({"population", "reference"}): 0.1,
+}
 
 
 def pass_probability(

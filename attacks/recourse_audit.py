@@ -73,9 +73,15 @@ class RecourseAuditConfig(Config):
 
 def _picture(deletion: str, title: str) -> Picture:
     return Picture(
-        table="recourse_summary", title=title, x="k_percent", y="validity", series="method",
-        low="validity_lo", high="validity_hi", where=(("deletion", deletion),),
-    )  # fmt: skip
+        table="recourse_summary",
+        title=title,
+        x="k_percent",
+        y="validity",
+        series="method",
+        low="validity_lo",
+        high="validity_hi",
+        where=(("deletion", deletion),),
+    )
 
 
 @analysis(
@@ -91,12 +97,16 @@ def _picture(deletion: str, title: str) -> Picture:
             _picture("greedy", "Explanations valid after one deletion meant to break them all, against its size"),
             _picture("random", "Explanations valid after random deletions, against their size"),
             Picture(
-                table="recourse_summary", title="Cost of explanations against the deletions allowed", x="k_percent", y="mean_cost",
-                series="method", where=(("deletion", "greedy"),),
+                table="recourse_summary",
+                title="Cost of explanations against the deletions allowed",
+                x="k_percent",
+                y="mean_cost",
+                series="method",
+                where=(("deletion", "greedy"),),
             ),
         ),
     )
-)  # fmt: skip
+)
 def recourse_audit(
     data: ExampleSet,
     *,
@@ -116,7 +126,7 @@ def recourse_audit(
         model: the audited model; every explanation is also put to it.
         train_many: the subject's recipe without a deletion; called only for explains = "audited".
         splits: stored splits by name.
-        progress: told of every kind of explanation made.
+        progress: called for every kind of explanation made.
 
     Returns:
         ``recourse_summary``, ``robust_counterfactuals``, ``recourse_audit``, ``influence_on_recourse``.
@@ -190,15 +200,16 @@ class _Outcome:
 
 
 def _issue(
-    explained: Explained, x: Float, config: RecourseAuditConfig, sizes: dict[float, int], actions: Actions, progress: Progress
-) -> list[_Issued]:  # fmt: skip
+    explained: Explained,
+    x: Float,
+    config: RecourseAuditConfig,
+    sizes: dict[float, int],
+    actions: Actions,
+    progress: Progress,
+) -> list[_Issued]:
     """Every explanation; the plain ones first, whether or not they are listed: the others are compared with them."""
     methods = [m for m in METHODS if m in explained.methods and (m in config.methods or m == "plain")]
-    wanted = [
-        (m, p, k)
-        for m in methods
-        for p, k in (sizes.items() if m.startswith("rocerf") else ((0.0, 0),))
-    ]  # fmt: skip
+    wanted = [(m, p, k) for m in methods for p, k in (sizes.items() if m.startswith("rocerf") else ((0.0, 0),))]
     issued = []
     for number, (method, percent, k) in enumerate(wanted):
         given = explained.explain(method, x, k=k, norm=config.norm, actions=actions)
@@ -208,9 +219,14 @@ def _issue(
 
 
 def _outcomes(
-    explained: Explained, issued: list[_Issued], sizes: dict[float, int], splits: dict[str, Bool], config: RecourseAuditConfig,
-    seed: int, progress: Progress,
-) -> list[_Outcome]:  # fmt: skip
+    explained: Explained,
+    issued: list[_Issued],
+    sizes: dict[float, int],
+    splits: dict[str, Bool],
+    config: RecourseAuditConfig,
+    seed: int,
+    progress: Progress,
+) -> list[_Outcome]:
     examples, out = explained.examples, []
     draws = config.draws if explained.exact else config.audited_draws
     # Deletions that do not depend on the explanations: one retraining each, for all of them.
@@ -247,17 +263,19 @@ def _outcomes(
     return out
 
 
-def _outcome(
-    i: _Issued, deletion: str, split: str, percent: float, k: int, removed: Bool, logits: Float
-) -> _Outcome:  # fmt: skip
+def _outcome(i: _Issued, deletion: str, split: str, percent: float, k: int, removed: Bool, logits: Float) -> _Outcome:
     count = np.repeat(removed.sum(axis=1).astype(np.int64)[:, None], logits.shape[1], axis=1)
     return _Outcome(i, deletion, split, percent, k, count, logits)
 
 
 def _summary(
-    outcomes: list[_Outcome], issued: list[_Issued], x: Float, explained: Explained, audited: Callable[[Float], Float],
+    outcomes: list[_Outcome],
+    issued: list[_Issued],
+    x: Float,
+    explained: Explained,
+    audited: Callable[[Float], Float],
     config: RecourseAuditConfig,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     plain, rows = issued[0].given, []
     plain_cost = cost(x, plain.x, norm=config.norm)
     for o in outcomes:
@@ -271,23 +289,34 @@ def _summary(
         bound = explained.bound(o.issued.points, k=o.k) if o.deletion in ("worst", "searched") else None
         rows.append(
             {
-                "method": o.issued.method, "k_percent": o.percent, "k": o.k, "deletion": o.deletion, "split": o.split,
-                "num_explanations": valid.shape[1], "num_broken": int((~valid).any(axis=0).sum()),
-                "validity": rate, "validity_lo": min(float(low), rate), "validity_hi": max(float(high), rate),
+                "method": o.issued.method,
+                "k_percent": o.percent,
+                "k": o.k,
+                "deletion": o.deletion,
+                "split": o.split,
+                "num_explanations": valid.shape[1],
+                "num_broken": int((~valid).any(axis=0).sum()),
+                "validity": rate,
+                "validity_lo": min(float(low), rate),
+                "validity_hi": max(float(high), rate),
                 "share_audited": float((audited(o.issued.points) >= 0).mean()),
                 "mean_cost": float(price[given.found].mean()),
                 "cost_ratio": float(price[both].sum()) / base if base > 0 else None,
                 "mean_logit_after": float(o.logits.mean()),
                 "bound_gap": None if bound is None else float((bound - o.logits[0]).max()),
             }
-        )  # fmt: skip
+        )
     return frame_of(SUMMARY, rows, nan_to_null=False)
 
 
 def _counterfactuals(
-    issued: list[_Issued], x: Float, query_id: NDArray[np.int64], explained: Explained, audited: Callable[[Float], Float],
+    issued: list[_Issued],
+    x: Float,
+    query_id: NDArray[np.int64],
+    explained: Explained,
+    audited: Callable[[Float], Float],
     config: RecourseAuditConfig,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     parts = []
     for i in issued:
         found = pl.Series(i.given.found)
@@ -299,9 +328,12 @@ def _counterfactuals(
             "logit_audited": audited(i.given.x),
         }
         frame = pl.DataFrame({"query_id": query_id, "found": found, "n_cuts": i.given.num_cuts, **known}).with_columns(
-            method=pl.lit(i.method), k_percent=pl.lit(i.percent), k=pl.lit(i.k, pl.Int64),
-            norm=pl.lit(config.norm, pl.Int64), x_cf=pl.Series(i.given.x.tolist(), dtype=pl.List(pl.Float64)),
-        )  # fmt: skip
+            method=pl.lit(i.method),
+            k_percent=pl.lit(i.percent),
+            k=pl.lit(i.k, pl.Int64),
+            norm=pl.lit(config.norm, pl.Int64),
+            x_cf=pl.Series(i.given.x.tolist(), dtype=pl.List(pl.Float64)),
+        )
         parts.append(frame.with_columns(pl.when(pl.col("found")).then(pl.col(list(known)).fill_nan(None))))
     return pl.concat(parts).select([c.name for c in COUNTERFACTUALS.columns])
 
@@ -320,10 +352,13 @@ def _audit(outcomes: list[_Outcome], query_id: NDArray[np.int64]) -> pl.DataFram
                     "logit_after": o.logits.ravel(),
                 }
             ).with_columns(
-                method=pl.lit(o.issued.method), k_percent=pl.lit(o.percent), k=pl.lit(o.k, pl.Int64),
-                deletion=pl.lit(o.deletion), split=pl.lit(o.split),
+                method=pl.lit(o.issued.method),
+                k_percent=pl.lit(o.percent),
+                k=pl.lit(o.k, pl.Int64),
+                deletion=pl.lit(o.deletion),
+                split=pl.lit(o.split),
             )
-        )  # fmt: skip
+        )
     return pl.concat([frame_of(AUDIT, []), *(p.select([c.name for c in AUDIT.columns]) for p in parts)])
 
 
@@ -355,7 +390,9 @@ def _checked(data: ExampleSet, config: RecourseAuditConfig) -> int:
     if data.task != "classification":
         raise NotApplicable(f"recourse_audit explains decisions between classes; {data.name} is for {data.task}.")
     if len(data.input_shape) != 1:
-        raise NotApplicable(f"recourse_audit changes features one by one; {data.name} has inputs of shape {data.input_shape}.")  # fmt: skip
+        raise NotApplicable(
+            f"recourse_audit changes features one by one; {data.name} has inputs of shape {data.input_shape}."
+        )
     if not config.favourable and data.num_classes != 2:
         raise NotApplicable(
             f"recourse_audit needs a favourable decision: {data.name} has {data.num_classes} classes; name one in `favourable`."

@@ -128,8 +128,14 @@ class AuditedModel:
     exact: bool = False
 
     def __init__(
-        self, examples: LogisticModel, decide: Decide, *, train_many: Callable[..., Sequence[nn.Module]], favourable: int, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        examples: LogisticModel,
+        decide: Decide,
+        *,
+        train_many: Callable[..., Sequence[nn.Module]],
+        favourable: int,
+        seed: int,
+    ) -> None:
         self.examples, self._decide, self._train_many = examples, decide, train_many
         self._favourable, self.seed = favourable, seed
 
@@ -141,9 +147,16 @@ class AuditedModel:
             return cchvae(self.decide, x, train=self.examples.x[:, :-1], seed=self.seed, norm=norm, actions=actions)
         influence: Influence = "newton" if method == "rocerf_newton" else "first"
         return nonlinear_counterfactuals(
-            self.decide, self.examples, x, k=k, seed=self.seed, norm=norm, influence=influence, actions=actions,
+            self.decide,
+            self.examples,
+            x,
+            k=k,
+            seed=self.seed,
+            norm=norm,
+            influence=influence,
+            actions=actions,
             config=_SURROGATE,
-        )  # fmt: skip
+        )
 
     def influence(self, x_cf: Float) -> Float:
         found = surrogate_influence(self.decide, self.examples, x_cf, seed=self.seed, config=_SURROGATE)

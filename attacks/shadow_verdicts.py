@@ -155,9 +155,15 @@ def _judge_kept(row: dict[str, Any]) -> Finding:
     else:
         verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
     return Finding(
-        what="unlearning/kept", verdict=verdict, sentence=f"{lead}: {shown}.", value=value, low=low, high=high,
-        threshold=KEPT_MARGIN, kind=QUALITY,
-    )  # fmt: skip
+        what="unlearning/kept",
+        verdict=verdict,
+        sentence=f"{lead}: {shown}.",
+        value=value,
+        low=low,
+        high=high,
+        threshold=KEPT_MARGIN,
+        kind=QUALITY,
+    )
 
 
 def covers(row: Mapping[str, Any] | None, *, set_kind: str, num_forget: int, num_train: int) -> str:
@@ -188,6 +194,14 @@ def _result(row: dict[str, Any]) -> ULiRAResult:
     """The stored figures as the result they came from; its arrays stay behind."""
     nothing = np.empty((0, 0))
     return ULiRAResult(
-        scores=nothing, is_unlearned=nothing.astype(bool), auc=row["auc"], auc_low=row["auc_lo"], auc_high=row["auc_hi"],
-        accuracy=row["accuracy"], tpr_at_1=math.nan, tpr_at_1_low=math.nan, tpr_at_1_high=math.nan, example_accuracy=nothing[0:0].ravel(),
-    )  # fmt: skip
+        scores=nothing,
+        is_unlearned=nothing.astype(bool),
+        auc=row["auc"],
+        auc_low=row["auc_lo"],
+        auc_high=row["auc_hi"],
+        accuracy=row["accuracy"],
+        tpr_at_1=math.nan,
+        tpr_at_1_low=math.nan,
+        tpr_at_1_high=math.nan,
+        example_accuracy=nothing[0:0].ravel(),
+    )

@@ -168,9 +168,13 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
         return _broken(what, "there is nothing to compare with retraining", limit, kind=ATTACK)
     bound = tolerated_mu(limit)
     figures: dict[str, Any] = {
-        "what": what, "value": auc_of_effect(found.shift), "low": auc_of_effect(found.shift_lo),
-        "high": auc_of_effect(found.shift_hi), "threshold": limit, "kind": ATTACK,
-    }  # fmt: skip
+        "what": what,
+        "value": auc_of_effect(found.shift),
+        "low": auc_of_effect(found.shift_lo),
+        "high": auc_of_effect(found.shift_hi),
+        "threshold": limit,
+        "kind": ATTACK,
+    }
     shown = (
         f"known {found.shift:+.2f} standard deviations of one example better than by {found.num_retrainings} retrainings without the set "
         f"({_level(found.alpha)} interval {found.shift_lo:+.2f} to {found.shift_hi:+.2f}; untouched {found.trace:+.2f}), an AUC of "
@@ -247,8 +251,15 @@ def judge_gap(
     else:
         verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
     return Finding(
-        what=what, verdict=verdict, sentence=f"{lead}: {shown}.", value=value, low=low, high=high, threshold=limit, kind=DISTANCE
-    )  # fmt: skip
+        what=what,
+        verdict=verdict,
+        sentence=f"{lead}: {shown}.",
+        value=value,
+        low=low,
+        high=high,
+        threshold=limit,
+        kind=DISTANCE,
+    )
 
 
 def judge_quality(
@@ -281,9 +292,15 @@ def judge_quality(
     }[judged(losses[name])]
     shown = ", ".join(f"{n} {v:.2f} points ({lo:.2f} to {hi:.2f})" for n, (v, lo, hi) in losses.items())
     return Finding(
-        what=what, verdict=judged(losses[name]), value=value, low=low, high=high, threshold=limit, kind=QUALITY,
+        what=what,
+        verdict=judged(losses[name]),
+        value=value,
+        low=low,
+        high=high,
+        threshold=limit,
+        kind=QUALITY,
         sentence=f"{lead}: accuracy lost {shown}, tolerated {limit:g}.",
-    )  # fmt: skip
+    )
 
 
 def judge_epsilon(audit: EpsilonAudit | None, *, what: str, claimed: float) -> Finding:
@@ -295,8 +312,12 @@ def judge_epsilon(audit: EpsilonAudit | None, *, what: str, claimed: float) -> F
     if audit is None or not _finite(audit.eps, audit.largest):
         return _broken(what, "the epsilon audit left no bound", claimed, kind=ATTACK)
     figures: dict[str, Any] = {
-        "what": what, "value": audit.eps, "low": audit.eps, "threshold": claimed, "kind": ATTACK,
-    }  # fmt: skip
+        "what": what,
+        "value": audit.eps,
+        "low": audit.eps,
+        "threshold": claimed,
+        "kind": ATTACK,
+    }
     if audit.eps > claimed:
         verdict, lead = Verdict.FAIL, f"The claim of epsilon {claimed:g} is refuted"
     elif audit.largest <= claimed:
@@ -365,9 +386,16 @@ def _lacking(report: pl.DataFrame, n_neg: int, claim_fpr: float, alpha: float, n
 
 
 def _around_half(
-    what: str, figures: tuple[float, float, float], limit: float, alpha: float, num_tests: int, *,
-    name: str, failed: str, passed: str,
-) -> Finding:  # fmt: skip
+    what: str,
+    figures: tuple[float, float, float],
+    limit: float,
+    alpha: float,
+    num_tests: int,
+    *,
+    name: str,
+    failed: str,
+    passed: str,
+) -> Finding:
     value, low, high = figures
     surely_low, surely_high = at_level(value, low, high, alpha=alpha, level=alpha / num_tests)
     shown = (
@@ -380,8 +408,15 @@ def _around_half(
     else:
         verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
     return Finding(
-        what=what, verdict=verdict, sentence=f"{lead}: {shown}.", value=value, low=low, high=high, threshold=limit, kind=ATTACK
-    )  # fmt: skip
+        what=what,
+        verdict=verdict,
+        sentence=f"{lead}: {shown}.",
+        value=value,
+        low=low,
+        high=high,
+        threshold=limit,
+        kind=ATTACK,
+    )
 
 
 def _standing_out(report: pl.DataFrame, level: float) -> str | None:

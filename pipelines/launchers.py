@@ -64,8 +64,11 @@ class PipesLauncher:
             env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
             child = subprocess.Popen(
                 [sys.executable, "-m", WORKER, str(folder / "job.json")],
-                env=env, stdout=stderr, stderr=stderr, start_new_session=True,
-            )  # fmt: skip
+                env=env,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+            )
             process = psutil.Process(child.pid)
             try:
                 record = {"pid": child.pid, "started": process.create_time(), "boot_id": boot_id()}

@@ -1,4 +1,4 @@
-"""What Dagster is told of stages that were looked at and left as they are: an observation each, without a run."""
+"""What Dagster records of stages that were checked and left as they are: an observation each, without a run."""
 
 from __future__ import annotations
 

@@ -78,16 +78,21 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     logits: list[np.ndarray] = []
     non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
-    handed = {"train": fresh}
+    given = {"train": fresh}
     untouched = predict_logits(model, data)
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
         status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)
         try:
             result = method(
-                copy.deepcopy(model), retain=train.subset(ids["retain"]), forget=train.subset(ids["forget"]), config=config,
-                seed=seed, progress=progress, **{need: handed[need] for need in method.spec.needs},
-            )  # fmt: skip
+                copy.deepcopy(model),
+                retain=train.subset(ids["retain"]),
+                forget=train.subset(ids["forget"]),
+                config=config,
+                seed=seed,
+                progress=progress,
+                **{need: given[need] for need in method.spec.needs},
+            )
             wall_s = time.perf_counter() - started
             result, outputs = as_saved(result, build, data, what=job.method.name)
             metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed)
@@ -99,9 +104,15 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
         non_member.append(called)
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
         rows.append(
-            {"seed": seed, "num_forget": forget.num_examples, "num_retain": retain.num_examples, **metrics,
-             "status": status, "reason": reason}
-        )  # fmt: skip
+            {
+                "seed": seed,
+                "num_forget": forget.num_examples,
+                "num_retain": retain.num_examples,
+                **metrics,
+                "status": status,
+                "reason": reason,
+            }
+        )
         times.append({"seed": seed, "wall_s": wall_s, "rte": wall_s / 60})
     meta = {"job": digest(job), "method": job.method.name, "runs": rows}
     store.save_json(times_of(job.output), times)

@@ -15,7 +15,24 @@ from recipes.supervised import supervised
 from recipes.training import Trainer
 
 __all__ = [
-    "BprConfig", "Build", "Lists", "ReferenceEnsemble", "StackedTrainer", "SupervisedConfig", "Trainer",
-    "balanced_design", "bpr", "build", "builder", "early_models", "early_snapshots", "evaluate_topk", "load_arrays", "predict_logits", "supervised", "to_arrays",
-    "top_items", "train_ensemble",
-]  # fmt: skip
+    "BprConfig",
+    "Build",
+    "Lists",
+    "ReferenceEnsemble",
+    "StackedTrainer",
+    "SupervisedConfig",
+    "Trainer",
+    "balanced_design",
+    "bpr",
+    "build",
+    "builder",
+    "early_models",
+    "early_snapshots",
+    "evaluate_topk",
+    "load_arrays",
+    "predict_logits",
+    "supervised",
+    "to_arrays",
+    "top_items",
+    "train_ensemble",
+]

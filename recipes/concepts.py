@@ -168,8 +168,17 @@ class ConceptBank:
             refusal = ""
             if min(inside.sum(), outside.sum()) < _FEWEST:
                 refusal = f"{inside.sum()} examples with it and {outside.sum()} without; at least {_FEWEST} are needed"
-            elif (fitted := _svm(phi, inside, outside, per_side=per_side, seed=derive_seed("concept", name, seed),
-                                 center=center, spread=spread)) is None:  # fmt: skip
+            elif (
+                fitted := _svm(
+                    phi,
+                    inside,
+                    outside,
+                    per_side=per_side,
+                    seed=derive_seed("concept", name, seed),
+                    center=center,
+                    spread=spread,
+                )
+            ) is None:
                 refusal = "the model's embeddings are the same with it and without it"
             else:
                 found[name] = fitted
@@ -323,9 +332,15 @@ class PosthocCBM:
 
     @classmethod
     def fit(
-        cls, projections: NDArray[Any], labels: NDArray[Any], *, num_classes: int, penalty: float = 0.002,
-        l1_ratio: float = 0.99, seed: int,
-    ) -> PosthocCBM:  # fmt: skip
+        cls,
+        projections: NDArray[Any],
+        labels: NDArray[Any],
+        *,
+        num_classes: int,
+        penalty: float = 0.002,
+        l1_ratio: float = 0.99,
+        seed: int,
+    ) -> PosthocCBM:
         """Multinomial elastic net on standardised projections (saga), without penalty on the biases.
 
         Args:
@@ -347,9 +362,13 @@ class PosthocCBM:
             bias[classes] = np.log(counts / counts.sum())
         else:
             head = LogisticRegression(
-                solver="saga", l1_ratio=l1_ratio, C=1.0 / (penalty * len(z)), tol=1e-4, max_iter=5000,
+                solver="saga",
+                l1_ratio=l1_ratio,
+                C=1.0 / (penalty * len(z)),
+                tol=1e-4,
+                max_iter=5000,
                 random_state=seed % 2**32,
-            )  # fmt: skip
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ConvergenceWarning)
                 try:
@@ -509,9 +528,13 @@ class Concepts:
         z = bank.project(features)
         baseline = z.mean(axis=0)
         head = PosthocCBM.fit(
-            z, labels, num_classes=len(class_names), penalty=config.penalty, l1_ratio=config.l1_ratio,
+            z,
+            labels,
+            num_classes=len(class_names),
+            penalty=config.penalty,
+            l1_ratio=config.l1_ratio,
             seed=derive_seed("head", seed),
-        )  # fmt: skip
+        )
         own = head.attributions(z, baseline=baseline, target=labels)
         classes = ClassConcepts.of(own, z, labels, baseline=baseline, num_classes=len(class_names))
         return cls(bank, head, classes, baseline, ids, labels, features, z)

@@ -10,8 +10,12 @@ import polars as pl
 from contracts.tables import TableSpec
 
 _TYPES: dict[str, pl.DataType] = {
-    "int64": pl.Int64(), "float64": pl.Float64(), "bool": pl.Boolean(), "str": pl.String(), "floats": pl.List(pl.Float64()),
-}  # fmt: skip
+    "int64": pl.Int64(),
+    "float64": pl.Float64(),
+    "bool": pl.Boolean(),
+    "str": pl.String(),
+    "floats": pl.List(pl.Float64()),
+}
 
 
 def schema_of(spec: TableSpec) -> dict[str, pl.DataType]:

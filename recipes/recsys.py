@@ -62,10 +62,12 @@ class BprConfig(Config):
     batch: int = param(2048, ge=1, le=1_000_000, unit="users", doc="users a step, with replacement")
     epochs: int = param(100, ge=1, le=100_000, doc="of ceil(interactions / batch) steps")
     validation: float = param(
-        0.0, ge=0, lt=1,
+        0.0,
+        ge=0,
+        lt=1,
         doc="share of each user's interactions that is not trained on and chooses the epoch by Recall@20; 0 keeps the last: "
         "an audit wants every training example to be trained on",
-    )  # fmt: skip
+    )
     validate_from: int = param(40, ge=1, le=100_000, unit="epochs", doc="first validation")
     validate_every: int = param(20, ge=1, le=100_000, unit="epochs", doc="between validations; the last epoch is one")
 
@@ -107,7 +109,7 @@ def bpr(
             one where none was.
         checkpoints, checkpoint_name, checkpoint_every: as for ``supervised``.
         progress: told (epochs done, epochs, "training").
-        observe: told of every step before it is taken: positions in ``data`` of the interactions in it, int64 (B,) on the
+        observe: called with every step before it is taken: positions in ``data`` of the interactions in it, int64 (B,) on the
             CPU, and their losses (B,).
 
     Returns:

@@ -136,9 +136,13 @@ class StackedTrainer:
         for numbers in self._chunks(rows, size, smallest):
             models = [self.build(seeds[i]).to(self.device) for i in numbers]
             chunk = _Chunk(
-                numbers=numbers, models=models, rows=[rows[i] for i in numbers], seeds=[seeds[i] for i in numbers],
-                ends=ends[numbers[0]], progress=lambda more, done=done: progress(done + more, total, "training"),
-            )  # fmt: skip
+                numbers=numbers,
+                models=models,
+                rows=[rows[i] for i in numbers],
+                seeds=[seeds[i] for i in numbers],
+                ends=ends[numbers[0]],
+                progress=lambda more, done=done: progress(done + more, total, "training"),
+            )
             found |= dict(zip(numbers, self._train_chunk(path, chunk, inputs), strict=True))
             done += len(numbers) * max(chunk.ends)
         return [[found[i][k].eval() for i in range(len(seeds))] for k in range(len(epochs))]
@@ -204,9 +208,12 @@ class StackedTrainer:
             if not bool(finite.all()):
                 broken = int(order[int((~finite).nonzero()[0])])
                 check_finite(
-                    [torch.tensor(torch.nan)], epoch=epoch, epochs=num_epochs(len(chunk.rows[broken]), self.config),
-                    config=self.config, who=f"model {chunk.numbers[broken]}",
-                )  # fmt: skip
+                    [torch.tensor(torch.nan)],
+                    epoch=epoch,
+                    epochs=num_epochs(len(chunk.rows[broken]), self.config),
+                    config=self.config,
+                    who=f"model {chunk.numbers[broken]}",
+                )
             chunk.progress((epoch + 1) * len(chunk.models))
         return [[kept[epoch][i] for epoch in chunk.ends] for i in range(len(chunk.models))]
 
@@ -222,8 +229,14 @@ class StackedTrainer:
             chunk.progress(number * last + done)
 
         fit(
-            model, scaled, own, config=self.config, seed=chunk.seeds[number], stop_after=last, after_epoch=after_epoch,
-        )  # fmt: skip
+            model,
+            scaled,
+            own,
+            config=self.config,
+            seed=chunk.seeds[number],
+            stop_after=last,
+            after_epoch=after_epoch,
+        )
         for snapshot in kept.values():
             fold(snapshot)
         return [kept[epoch] for epoch in chunk.ends]

@@ -94,7 +94,7 @@ def supervised(
         checkpoints: where the run is kept, every ``checkpoint_every`` epochs and at its end. A checkpoint of another
             configuration, initialisation or data is not used.
         checkpoint_name: its name there.
-        observe: told of every mini-batch before its step: positions in ``data`` (b,), int64, and the outputs (b, K) that its
+        observe: called with every mini-batch before its step: positions in ``data`` (b,), int64, and the outputs (b, K) that its
             loss is taken of, detached (for regression in units of the standardised targets, see
             ``recipes.fitting.standardise``). It only reads; the model is the same with or without it. A run that is observed
             starts at its first epoch, whatever was stored: every epoch is told.
@@ -130,9 +130,17 @@ def supervised(
     rows = np.arange(len(data))
     scaled, fold = standardise(model, inputs, rows)
     fit(
-        model, scaled, rows, config=config, seed=seed, stop_after=last,
-        optimizer=optimizer, start=start, after_epoch=after_epoch, observe=observe,
-    )  # fmt: skip
+        model,
+        scaled,
+        rows,
+        config=config,
+        seed=seed,
+        stop_after=last,
+        optimizer=optimizer,
+        start=start,
+        after_epoch=after_epoch,
+        observe=observe,
+    )
     fold(model)
     return model
 

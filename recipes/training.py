@@ -197,9 +197,17 @@ class Trainer:
         stacked = self.spec.stacked
         if stacked is not None:
             found = _unless_refused(
-                stacked, self.build, data, config=self.config, device=self.device, members=rows, seeds=seeds,
-                epochs=epochs, inputs=inputs, progress=progress,
-            )  # fmt: skip
+                stacked,
+                self.build,
+                data,
+                config=self.config,
+                device=self.device,
+                members=rows,
+                seeds=seeds,
+                epochs=epochs,
+                inputs=inputs,
+                progress=progress,
+            )
             if found is not None:
                 return found
         sets = [data if np.array_equal(own, np.arange(len(data))) else data.take(own) for own in rows]

@@ -14,7 +14,24 @@ from sources.planted_poison import (
 )
 
 __all__ = [
-    "ExampleSet", "add_poison_trigger", "detect", "idx", "image_folder", "interactions", "interclass_confusion", "load", "long_tail", "npz",
-    "plant_canaries", "plant_interactions", "plant_label_noise", "planted_interactions", "random_label_swap",
-    "sample_deletion_set", "sklearn_sets", "synthetic_interactions", "table", "triggered",
-]  # fmt: skip
+    "ExampleSet",
+    "add_poison_trigger",
+    "detect",
+    "idx",
+    "image_folder",
+    "interactions",
+    "interclass_confusion",
+    "load",
+    "long_tail",
+    "npz",
+    "plant_canaries",
+    "plant_interactions",
+    "plant_label_noise",
+    "planted_interactions",
+    "random_label_swap",
+    "sample_deletion_set",
+    "sklearn_sets",
+    "synthetic_interactions",
+    "table",
+    "triggered",
+]

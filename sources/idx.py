@@ -38,8 +38,12 @@ from sources.rows import Rows
 _GZIP = b"\x1f\x8b"
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _CHUNK = 2**20
-_ROLES = {"images": ("train-images", 3), "labels": ("train-labels", 1),
-          "test_images": ("t10k-images", 3), "test_labels": ("t10k-labels", 1)}  # fmt: skip
+_ROLES = {
+    "images": ("train-images", 3),
+    "labels": ("train-labels", 1),
+    "test_images": ("t10k-images", 3),
+    "test_labels": ("t10k-labels", 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

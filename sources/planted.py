@@ -101,9 +101,13 @@ def plant_interactions(examples: ExampleSet, *, ratio: float, seed: int) -> tupl
     owner_of[users] = examples.owner
     pairs = np.column_stack([new_users, new_items]).astype(np.int64)
     added = {
-        "x": pairs[:, :1], "y": pairs[:, 1], "example_id": planted, "split": np.full(len(planted), "train", "<U5"),
-        "owner": owner_of[new_users], "content_hash": content_hashes(pairs),
-    }  # fmt: skip
+        "x": pairs[:, :1],
+        "y": pairs[:, 1],
+        "example_id": planted,
+        "split": np.full(len(planted), "train", "<U5"),
+        "owner": owner_of[new_users],
+        "content_hash": content_hashes(pairs),
+    }
     what = {"ratio": ratio, "seed": seed, "first_id": first_id, "count": len(planted)}
     larger = dataclasses.replace(
         examples,

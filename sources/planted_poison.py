@@ -164,9 +164,10 @@ def plant_canaries(
     copies = int(examples.example_id.max()) + 1 + np.arange(count * repeats, dtype=np.int64)
     larger = examples.take(np.concatenate([np.arange(len(examples)), np.repeat(rows, repeats)]))
     columns = {
-        "y": (examples.y, np.repeat(labels, repeats)), "example_id": (examples.example_id, copies),
+        "y": (examples.y, np.repeat(labels, repeats)),
+        "example_id": (examples.example_id, copies),
         "split": (examples.split, np.full(len(copies), "train", "<U5")),
-    }  # fmt: skip
+    }
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     what = {"count": count, "repeats": repeats, "seed": seed, "first_id": int(copies[0])}
     return _with(larger, "canaries", what, **joined), copies.reshape(count, repeats), originals

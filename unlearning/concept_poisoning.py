@@ -232,9 +232,16 @@ def concept_poisoning(
 
 
 def _finetune(
-    student: nn.Module, poison: Poison, *, retain: ExampleSet, forget: ExampleSet, config: ConceptPoisoningConfig,
-    seed: int, run: str, progress: Progress,
-) -> None:  # fmt: skip
+    student: nn.Module,
+    poison: Poison,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: ConceptPoisoningConfig,
+    seed: int,
+    run: str,
+    progress: Progress,
+) -> None:
     """Shuffled passes over poison and retained sample until the budget is spent or the examples are forgotten."""
     watched = _probe(forget, seed=derive_seed("watched", seed))
     optimizer = torch.optim.SGD(

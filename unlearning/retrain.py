@@ -1,4 +1,4 @@
-"""Retrain: the yardstick. A fresh model trained by the original recipe on what is kept, and nothing else.
+"""Retrain: the reference. A fresh model trained by the original recipe on what is kept, and nothing else.
 
     theta ~ recipe(D_r),   fresh initialisation, original schedule
 

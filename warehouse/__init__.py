@@ -1,4 +1,4 @@
-"""Rows, files and their proof: the only room with SQL, DuckDB and bytes on disk."""
+"""Rows, files and their proof: the only package with SQL, DuckDB and bytes on disk."""
 
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.connection import Limits

@@ -34,8 +34,19 @@ _MANIFEST = ".manifest.json"
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
 _SIZES = {
-    "F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 _DTYPES = frozenset(
     ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
 )
@@ -184,8 +195,13 @@ class ArtifactStore:
     def _store(self, name: str, data: bytes, kind: str, meta: Mapping[str, Any]) -> Artifact:
         path = self._path(name)
         manifest = {
-            "format": 1, "name": name, "kind": kind, "sha256": _sha256(data), "size_bytes": len(data), "meta": dict(meta),
-        }  # fmt: skip
+            "format": 1,
+            "name": name,
+            "kind": kind,
+            "sha256": _sha256(data),
+            "size_bytes": len(data),
+            "meta": dict(meta),
+        }
         content = self._content_path(name, manifest)
         fsio.make_folder(path.parent)
         with fsio.locked_folder(path.parent):

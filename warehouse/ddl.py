@@ -20,8 +20,14 @@ from contracts.tables import Column, TableSpec
 from warehouse.connection import Connection, first, literal
 
 TYPES = {
-    "int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN", "str": "VARCHAR", "timestamp": "TIMESTAMPTZ", "json": "JSON", "floats": "DOUBLE[]",
-}  # fmt: skip
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "bool": "BOOLEAN",
+    "str": "VARCHAR",
+    "timestamp": "TIMESTAMPTZ",
+    "json": "JSON",
+    "floats": "DOUBLE[]",
+}
 
 LAYOUT = """
 CREATE SCHEMA IF NOT EXISTS meta;

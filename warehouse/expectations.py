@@ -143,9 +143,11 @@ def check(spec: TableSpec, frame: pl.DataFrame) -> CheckReport:
             outcome = _batch(_exposed(spec, frame, stored=stored)).validate(
                 expected,
                 result_format={
-                    "result_format": "SUMMARY", "partial_unexpected_count": MAX_IDS, "exclude_unexpected_values": True,
+                    "result_format": "SUMMARY",
+                    "partial_unexpected_count": MAX_IDS,
+                    "exclude_unexpected_values": True,
                 },
-            )  # fmt: skip
+            )
         except Exception as error:
             raise CheckBroken(f"the check of {spec.full_name} could not run: {type(error).__name__}") from error
     by_id = {(r.expectation_config.type, _where(r.expectation_config.kwargs)): r for r in outcome.results}
@@ -225,9 +227,13 @@ def _result(found: Any, frame: pl.DataFrame, declared: set[str]) -> CheckResult:
     else:
         observed = f"{count} of {frame.height} rows"
     return CheckResult(
-        expectation=name, column=where, passed=bool(found.success), unexpected_count=count, observed=observed,
+        expectation=name,
+        column=where,
+        passed=bool(found.success),
+        unexpected_count=count,
+        observed=observed,
         example_ids=_ids(result.get("partial_unexpected_index_list") or (), frame),
-    )  # fmt: skip
+    )
 
 
 def _ids(positions: Any, frame: pl.DataFrame) -> tuple[int, ...]:

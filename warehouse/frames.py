@@ -22,9 +22,14 @@ from contracts.errors import DataError
 from contracts.tables import COMMON, Column, TableSpec
 
 POLARS: dict[str, pl.DataType] = {
-    "int64": pl.Int64(), "float64": pl.Float64(), "bool": pl.Boolean(), "str": pl.String(),
-    "timestamp": pl.Datetime("us", "UTC"), "json": pl.String(), "floats": pl.List(pl.Float64()),
-}  # fmt: skip
+    "int64": pl.Int64(),
+    "float64": pl.Float64(),
+    "bool": pl.Boolean(),
+    "str": pl.String(),
+    "timestamp": pl.Datetime("us", "UTC"),
+    "json": pl.String(),
+    "floats": pl.List(pl.Float64()),
+}
 _UTC = ("UTC", "Etc/UTC")
 
 

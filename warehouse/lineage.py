@@ -35,9 +35,17 @@ def runs_of(ids: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def record(
-    t: Transaction, asset: str, *, parents: Iterable[str], artifacts: Sequence[Artifact | Receipt], key: str,
-    members: Any, subject: str, run_id: str, config_digest: str,
-) -> None:  # fmt: skip
+    t: Transaction,
+    asset: str,
+    *,
+    parents: Iterable[str],
+    artifacts: Sequence[Artifact | Receipt],
+    key: str,
+    members: Any,
+    subject: str,
+    run_id: str,
+    config_digest: str,
+) -> None:
     """Replace what is known of ``asset``: its results, its parents, the examples it was made from (None: keep)."""
     common: dict[str, Any] = {"subject": subject, "run_id": run_id, "config_digest": config_digest}
     rows = [_row(asset, item, key, t) for item in artifacts]
@@ -86,9 +94,15 @@ FROM strongest s LEFT JOIN lineage.artifacts a ON a.subject = s.subject AND a.as
 """
 
 _DTYPES: Mapping[str, Any] = {
-    "artifact_id": pl.String, "asset": pl.String, "kind": pl.String, "location": pl.String, "sha256": pl.String,
-    "size_bytes": pl.Int64, "key": pl.String, "created_at": pl.Datetime("us", "UTC"),
-}  # fmt: skip
+    "artifact_id": pl.String,
+    "asset": pl.String,
+    "kind": pl.String,
+    "location": pl.String,
+    "sha256": pl.String,
+    "size_bytes": pl.Int64,
+    "key": pl.String,
+    "created_at": pl.Datetime("us", "UTC"),
+}
 
 
 def _row(asset: str, item: Artifact | Receipt, key: str, t: Transaction) -> dict[str, Any]:
@@ -107,10 +121,27 @@ class Lineage:
         self._w = warehouse
 
     def record(
-        self, asset: str, *, subject: str, run_id: str, config_digest: str, parents: Iterable[str] = (),
-        artifacts: Sequence[Artifact | Receipt] = (), key: str = "", members: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        asset: str,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
+        parents: Iterable[str] = (),
+        artifacts: Sequence[Artifact | Receipt] = (),
+        key: str = "",
+        members: Any = None,
+    ) -> None:
         """As :func:`record`, in a transaction of its own."""
         with self._w.transaction() as t:
-            record(t, asset, parents=parents, artifacts=artifacts, key=key, members=members, subject=subject,
-                   run_id=run_id, config_digest=config_digest)  # fmt: skip
+            record(
+                t,
+                asset,
+                parents=parents,
+                artifacts=artifacts,
+                key=key,
+                members=members,
+                subject=subject,
+                run_id=run_id,
+                config_digest=config_digest,
+            )

@@ -181,9 +181,14 @@ class Recorded:
             if writers is not None:
                 writers[writer] = writers.get(writer, 0) + rows - before.rows
         self.partitions[key] = Rows(
-            seq=seq, rows=rows, digest=body["digest"], content=body["content"], config_digest=body["config_digest"],
-            run_id=body["run_id"], writers=writers,
-        )  # fmt: skip
+            seq=seq,
+            rows=rows,
+            digest=body["digest"],
+            content=body["content"],
+            config_digest=body["config_digest"],
+            run_id=body["run_id"],
+            writers=writers,
+        )
 
     def _table(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
         name, done = body["table"], body["done"]
@@ -251,9 +256,14 @@ class Recorded:
 
 
 _READERS = {
-    "replace": Recorded._write, "append": Recorded._write, "table": Recorded._table, "stage": Recorded._stage,
-    "request": Recorded._request, "view": Recorded._view, "accepted_loss": Recorded._loss,
-}  # fmt: skip
+    "replace": Recorded._write,
+    "append": Recorded._write,
+    "table": Recorded._table,
+    "stage": Recorded._stage,
+    "request": Recorded._request,
+    "view": Recorded._view,
+    "accepted_loss": Recorded._loss,
+}
 
 
 def described(key: Key) -> str:

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 _WRITER = "requests"
 _MAIN_LINE = (
-    RequestState.RECEIVED, RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED, RequestState.AUDITED,
+    RequestState.RECEIVED,
+    RequestState.VERIFIED,
+    RequestState.SCOPED,
+    RequestState.EXECUTED,
+    RequestState.AUDITED,
     RequestState.CLOSED,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +68,14 @@ class Requests:
                     raise ConfigError(f"request id {request.request_id} is taken by another request")
                 return stored
             row = {
-                "state": RequestState.RECEIVED.value, "selector": request.selector, "request": canonical_json(request),
-                "legal_basis": request.legal_basis, "received_at": received, "due_at": due, "num_examples": None,
-            }  # fmt: skip
+                "state": RequestState.RECEIVED.value,
+                "selector": request.selector,
+                "request": canonical_json(request),
+                "legal_basis": request.legal_basis,
+                "received_at": received,
+                "due_at": due,
+                "num_examples": None,
+            }
             _enter(t, request, row, seq=0, note=note)
             return _get(t.con, request.request_id)
 
@@ -119,15 +128,24 @@ class Requests:
 
 def _enter(t: Transaction, request: ForgetRequest, row: Mapping[str, Any], *, seq: int, note: str) -> None:
     common: dict[str, Any] = {
-        "subject": request.subject, "run_id": _WRITER, "config_digest": request.digest(),
+        "subject": request.subject,
+        "run_id": _WRITER,
+        "config_digest": request.digest(),
         "partition": {"request_id": request.request_id},
-    }  # fmt: skip
+    }
     schema = {c.name: _DTYPES.get(c.dtype, pl.String) for c in REGISTER.columns if c.name != "request_id"}
     t.replace(REGISTER, pl.DataFrame([row], schema=schema), **common)
     event = {"seq": seq, "state": row["state"], "note": note, "at": t.now}
     t.append(REQUEST_EVENTS, pl.DataFrame([event]), **common)
-    t.note("request", {"request_id": request.request_id, "subject": request.subject, "state": row["state"],
-                       "request": request.digest()})  # fmt: skip
+    t.note(
+        "request",
+        {
+            "request_id": request.request_id,
+            "subject": request.subject,
+            "state": row["state"],
+            "request": request.digest(),
+        },
+    )
 
 
 _DTYPES: Mapping[str, Any] = {"timestamp": pl.Datetime("us", "UTC"), "int64": pl.Int64}

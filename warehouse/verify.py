@@ -68,7 +68,7 @@ def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = s
     Args:
         w: the state folder, best from ``Warehouse.existing``, which leaves it as it lies.
         anchors: heads noted outside the folder that its ledger must contain.
-        progress: told of every table and artefact.
+        progress: called for every table and artefact.
 
     Raises:
         LockTimeout: a writer held the warehouse for too long.
@@ -202,9 +202,14 @@ def _published(w: Warehouse, problems: list[Problem], progress: Progress, *, tab
 
 
 def _look(
-    opened: Callable[[], AbstractContextManager[Connection]], path: Path, db: Database, problems: list[Problem],
-    progress: Progress, *, tables: bool,
-) -> Database | None:  # fmt: skip
+    opened: Callable[[], AbstractContextManager[Connection]],
+    path: Path,
+    db: Database,
+    problems: list[Problem],
+    progress: Progress,
+    *,
+    tables: bool,
+) -> Database | None:
     try:
         with opened() as con:
             verify_database.read_ledger(db, con)

@@ -94,11 +94,15 @@ def check_artifacts(files: Files, store: ArtifactStore, db: Database | None, pro
         elif _PARTIAL.search(name):
             files.partial += 1
         else:
-            files.wrong(f"Artefact {name} is on record nowhere: a run that did not end left it, or somebody put it there.",
-                        _unrecorded(name))  # fmt: skip
+            files.wrong(
+                f"Artefact {name} is on record nowhere: a run that did not end left it, or somebody put it there.",
+                _unrecorded(name),
+            )
     for path in _others(store, known):
-        files.wrong(f"{path} belongs to no artefact: this program does not read it, and did not leave it there.",
-                    "Remove it if you know what it is.")  # fmt: skip
+        files.wrong(
+            f"{path} belongs to no artefact: this program does not read it, and did not leave it there.",
+            "Remove it if you know what it is.",
+        )
 
 
 def check_completions(files: Files, db: Database) -> None:

@@ -73,9 +73,13 @@ class Warehouse:
 
     @classmethod
     def open(
-        cls, home: Path | str, *, limits: Limits | None = None, lock_timeout_s: float = 120.0,
+        cls,
+        home: Path | str,
+        *,
+        limits: Limits | None = None,
+        lock_timeout_s: float = 120.0,
         clock: Callable[[], datetime] = _now,
-    ) -> Warehouse:  # fmt: skip
+    ) -> Warehouse:
         """The warehouse under ``home``, created or brought up to date when needed.
 
         Args:
@@ -113,9 +117,13 @@ class Warehouse:
 
     @classmethod
     def existing(
-        cls, home: Path | str, *, limits: Limits | None = None, lock_timeout_s: float = 120.0,
+        cls,
+        home: Path | str,
+        *,
+        limits: Limits | None = None,
+        lock_timeout_s: float = 120.0,
         clock: Callable[[], datetime] = _now,
-    ) -> Warehouse:  # fmt: skip
+    ) -> Warehouse:
         """What lies under ``home``, for looking only: nothing is created, brought up to date or swept, and there may be
         nothing at all. Arguments as :meth:`open`."""
         return cls(
@@ -152,9 +160,15 @@ class Warehouse:
             fault("writer.after_mirror")
 
     def replace(
-        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        self,
+        spec: TableSpec | ScoreSpec,
+        frame: pl.DataFrame,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
         partition: Mapping[str, Any] | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Replace a partition of a table by ``frame``, atomically; the same content again is a no-op.
 
         Args:
@@ -171,9 +185,15 @@ class Warehouse:
             )
 
     def append(
-        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        self,
+        spec: TableSpec | ScoreSpec,
+        frame: pl.DataFrame,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
         partition: Mapping[str, Any] | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Add rows to a partition; a key that is already there is refused. Arguments as :meth:`replace`."""
         with self.transaction() as t:
             return t.append(
@@ -181,8 +201,13 @@ class Warehouse:
             )
 
     def complete(
-        self, asset: str, key: str, record: Mapping[str, Any] | None = None, *, outputs: Iterable[Any] = (),
-    ) -> Head:  # fmt: skip
+        self,
+        asset: str,
+        key: str,
+        record: Mapping[str, Any] | None = None,
+        *,
+        outputs: Iterable[Any] = (),
+    ) -> Head:
         """Put on record that ``asset`` (``subject/stage/name``) is done for the idempotence key ``key``.
 
         Args:
@@ -195,12 +220,28 @@ class Warehouse:
             return t.complete(asset, key, body)
 
     def record_lineage(
-        self, asset: str, *, subject: str, run_id: str, config_digest: str, parents: Iterable[str] = (),
-        artifacts: Sequence[Artifact | Receipt] = (), key: str = "", members: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        asset: str,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
+        parents: Iterable[str] = (),
+        artifacts: Sequence[Artifact | Receipt] = (),
+        key: str = "",
+        members: Any = None,
+    ) -> None:
         """Replace what lineage knows of ``asset``: its results, its parents, the example ids it was made from."""
-        self.lineage.record(asset, subject=subject, run_id=run_id, config_digest=config_digest, parents=parents,
-                            artifacts=artifacts, key=key, members=members)  # fmt: skip
+        self.lineage.record(
+            asset,
+            subject=subject,
+            run_id=run_id,
+            config_digest=config_digest,
+            parents=parents,
+            artifacts=artifacts,
+            key=key,
+            members=members,
+        )
 
     def publish(self) -> bool:
         """Bring the snapshot up to date; False when it already is."""
@@ -236,9 +277,13 @@ class Warehouse:
         return connection.opened(self.snapshot, limits=self._limits, read_only=True)
 
     def read(
-        self, spec: TableSpec | ScoreSpec | str, *, subject: str, partition: Mapping[str, Any] | None = None,
+        self,
+        spec: TableSpec | ScoreSpec | str,
+        *,
+        subject: str,
+        partition: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
-    ) -> pl.DataFrame:  # fmt: skip
+    ) -> pl.DataFrame:
         """A subject's rows with the declared columns (``columns`` chooses some, also run_id and config_digest), sorted
         by key. ``partition`` may name any of the partition columns. No row is an empty frame.
 

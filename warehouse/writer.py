@@ -59,12 +59,18 @@ class Receipt:
 
     def output(self) -> dict[str, Any]:
         """This receipt as an output of a stage, for ``Warehouse.complete``."""
-        return {"kind": "table", "name": self.table, "subject": self.subject, "partition": dict(self.partition),
-                "digest": self.content, "receipt": self.digest}  # fmt: skip
+        return {
+            "kind": "table",
+            "name": self.table,
+            "subject": self.subject,
+            "partition": dict(self.partition),
+            "digest": self.content,
+            "receipt": self.digest,
+        }
 
 
 class Transaction:
-    """An open transaction. Handed out by ``Warehouse.transaction``; committed when its block ends well."""
+    """An open transaction. Given by ``Warehouse.transaction``; committed when its block ends well."""
 
     def __init__(self, con: Connection, head: Head, now: datetime) -> None:
         self.con, self.head, self.now = con, head, now
@@ -90,9 +96,15 @@ class Transaction:
         return head
 
     def replace(
-        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        self,
+        spec: TableSpec | ScoreSpec,
+        frame: pl.DataFrame,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
         partition: Mapping[str, Any] | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Replace a partition of a subject by ``frame``.
 
         Raises:
@@ -112,9 +124,15 @@ class Transaction:
         return self._settle("replace", spec, rows, subject, part, run_id, config_digest)
 
     def append(
-        self, spec: TableSpec | ScoreSpec, frame: pl.DataFrame, *, subject: str, run_id: str, config_digest: str,
+        self,
+        spec: TableSpec | ScoreSpec,
+        frame: pl.DataFrame,
+        *,
+        subject: str,
+        run_id: str,
+        config_digest: str,
         partition: Mapping[str, Any] | None = None,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Add rows to a partition; a key that is already there is refused.
 
         Raises:
@@ -184,9 +202,15 @@ class Transaction:
         fault("writer.after_insert")
 
     def _settle(
-        self, kind: str, spec: TableSpec, expected: pl.DataFrame, subject: str, part: dict[str, Any], run_id: str,
+        self,
+        kind: str,
+        spec: TableSpec,
+        expected: pl.DataFrame,
+        subject: str,
+        part: dict[str, Any],
+        run_id: str,
         config_digest: str,
-    ) -> Receipt:  # fmt: skip
+    ) -> Receipt:
         """Read the partition back, compare it with what was meant, and put it on record."""
         digest = frames.digest_of(expected, spec.columns)
         back = read_partition(self.con, spec, subject, part)
@@ -197,18 +221,34 @@ class Transaction:
         content = frames.digest_of(expected, frames.content_columns(spec))
         head = self.note(
             kind,
-            {"table": spec.full_name, "version": spec.version, "subject": subject, "partition": part,
-             "rows": expected.height, "digest": digest, "content": content, "config_digest": config_digest,
-             "run_id": run_id},
-        )  # fmt: skip
+            {
+                "table": spec.full_name,
+                "version": spec.version,
+                "subject": subject,
+                "partition": part,
+                "rows": expected.height,
+                "digest": digest,
+                "content": content,
+                "config_digest": config_digest,
+                "run_id": run_id,
+            },
+        )
         text = part_text(part)
         self.con.execute(f"DELETE FROM meta.partitions WHERE {_ROW}", [subject, spec.full_name, text])
         self.con.execute(
             "INSERT INTO meta.partitions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [spec.full_name, subject, text, expected.height, digest, content, config_digest, run_id, head.seq],
         )
-        return Receipt(table=spec.full_name, subject=subject, partition=part, rows=expected.height, digest=digest,
-                       content=content, changed=True, seq=head.seq)  # fmt: skip
+        return Receipt(
+            table=spec.full_name,
+            subject=subject,
+            partition=part,
+            rows=expected.height,
+            digest=digest,
+            content=content,
+            changed=True,
+            seq=head.seq,
+        )
 
 
 def _stocktake(con: Connection, spec: TableSpec) -> dict[str, dict[str, Any]]:
@@ -247,8 +287,16 @@ def receipt_of(con: Connection, table: str, subject: str, partition: Mapping[str
     )
     if row is None:
         return None
-    receipt = Receipt(table=table, subject=subject, partition=dict(partition), rows=row[0], digest=row[1],
-                      content=row[2], changed=False, seq=row[3])  # fmt: skip
+    receipt = Receipt(
+        table=table,
+        subject=subject,
+        partition=dict(partition),
+        rows=row[0],
+        digest=row[1],
+        content=row[2],
+        changed=False,
+        seq=row[3],
+    )
     return receipt, str(row[4])
 
 

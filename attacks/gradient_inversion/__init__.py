@@ -45,4 +45,4 @@ __all__ = [
     "ssim",
     "unstale",
     "well_informed",
-]  # fmt: skip
+]

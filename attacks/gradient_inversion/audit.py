@@ -170,8 +170,12 @@ def _run(attack: str, part: Cohort, *, config: DropoutInversionConfig, progress:
         return deep_leakage(net, update, seeds=seeds, steps=config.dlg_steps, progress=progress)
     plan = config.inversion
     shared: dict[str, Any] = {
-        "labels": part.labels, "box": part.box, "config": plan, "seeds": seeds, "progress": progress,
-    }  # fmt: skip
+        "labels": part.labels,
+        "box": part.box,
+        "config": plan,
+        "seeds": seeds,
+        "progress": progress,
+    }
     if attack == "ig":
         return inverting_gradients(net, update, **shared)
     if attack == "dia":

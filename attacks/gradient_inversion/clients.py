@@ -4,7 +4,7 @@
     memory    ClientMemory   inputs, labels, masks: the truth that a reconstruction is measured against
 
 Masks are drawn by every client on its own, anew for every forward pass. An attack takes the Update; only the control
-``well_informed`` is handed the masks.
+``well_informed`` is given the masks.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ class ClientMemory:
 
     def rows(self, rows: Tensor | slice) -> ClientMemory:
         return ClientMemory(
-            self.x[rows], self.labels[rows], tuple(m[rows] for m in self.masks), tuple(m[rows] for m in self.reached),
+            self.x[rows],
+            self.labels[rows],
+            tuple(m[rows] for m in self.masks),
+            tuple(m[rows] for m in self.reached),
             self.rates[rows],
-        )  # fmt: skip
+        )
 
 
 def share(

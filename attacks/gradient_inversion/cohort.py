@@ -59,9 +59,18 @@ class Cohort:
         at = np.arange(len(self))[chosen]
         rows = torch.from_numpy(at).to(self.labels.device)
         return Cohort(
-            self.net, self.update.rows(rows), self.memory.rows(rows), self.example_id[at], self.client[at], self.p[at],
-            self.labels[rows], self.right[rows], self.batchnorm, self.box, tuple(self.seeds[i] for i in at),
-        )  # fmt: skip
+            self.net,
+            self.update.rows(rows),
+            self.memory.rows(rows),
+            self.example_id[at],
+            self.client[at],
+            self.p[at],
+            self.labels[rows],
+            self.right[rows],
+            self.batchnorm,
+            self.box,
+            tuple(self.seeds[i] for i in at),
+        )
 
 
 def checked(data: ExampleSet, *, batch: int) -> ExampleSet:
@@ -164,9 +173,18 @@ def cohort(
     # A slot that nothing was read for still needs a label to work with.
     used = labels if known else recovered.clamp_min(0)
     return Cohort(
-        net, update, memory, all_ids, np.tile(np.arange(each), times), p, used, right, batchnorm,
-        (box[0].to(x).to(net.device, net.dtype), box[1].to(x).to(net.device, net.dtype)), seeds,
-    )  # fmt: skip
+        net,
+        update,
+        memory,
+        all_ids,
+        np.tile(np.arange(each), times),
+        p,
+        used,
+        right,
+        batchnorm,
+        (box[0].to(x).to(net.device, net.dtype), box[1].to(x).to(net.device, net.dtype)),
+        seeds,
+    )
 
 
 def valid_box(train: ExampleSet, *, block: int = 4096) -> Box:

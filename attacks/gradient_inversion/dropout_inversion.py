@@ -63,9 +63,15 @@ def dropout_inversion(
     plan = Plan(net, update, labels, config=config, seeds=seeds, rates=rates, mask_weight=config.mask_weight)
     free = [] if bool(none.all()) else _start_masks(plan, passes=update.local.passes, how=config.mask_init)
     found = minimise(
-        plan.objective, plan.start(), plan.labels, config=config, box=box, free=free, progress=progress,
+        plan.objective,
+        plan.start(),
+        plan.labels,
+        config=config,
+        box=box,
+        free=free,
+        progress=progress,
         what="dropout inversion",
-    )  # fmt: skip
+    )
     if config.polish_steps and free:
         found = _polish(plan, found, config=config, box=box, progress=progress)
     return plan.best(found)
@@ -90,7 +96,14 @@ def _polish(plan: Plan, found: Inverted, *, config: InversionConfig, box: Box, p
     """Go on with the masks rounded and ``x`` alone, at a tenth of the first learning rate."""
     rounded = tuple((m >= 0.5).to(m.dtype) for m in found.masks)
     last = minimise(
-        plan.objective, found.x, plan.labels, config=dataclasses.replace(config, lr=config.lr / 10), box=box,
-        given=rounded, steps=config.polish_steps, progress=progress, what="dropout inversion, masks rounded",
-    )  # fmt: skip
+        plan.objective,
+        found.x,
+        plan.labels,
+        config=dataclasses.replace(config, lr=config.lr / 10),
+        box=box,
+        given=rounded,
+        steps=config.polish_steps,
+        progress=progress,
+        what="dropout inversion, masks rounded",
+    )
     return dataclasses.replace(last, iterations=found.iterations + last.iterations)

@@ -95,9 +95,13 @@ class Plan:
         loss = found.loss.nan_to_num(nan=math.inf).reshape(-1, self.restarts)
         chosen = loss.argmin(dim=1) + self.restarts * torch.arange(len(loss), device=loss.device)
         return Inverted(
-            found.x[chosen], tuple(m[chosen] for m in found.masks), found.targets[chosen], found.loss[chosen],
-            found.distance[chosen], found.iterations[chosen],
-        )  # fmt: skip
+            found.x[chosen],
+            tuple(m[chosen] for m in found.masks),
+            found.targets[chosen],
+            found.loss[chosen],
+            found.distance[chosen],
+            found.iterations[chosen],
+        )
 
 
 def starts(net: Instrumented, seeds: Sequence[int]) -> Tensor:

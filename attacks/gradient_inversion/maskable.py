@@ -169,6 +169,18 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 _KINKED = {
-    F.relu, F.relu_, F.relu6, F.leaky_relu, F.prelu, F.hardtanh, F.threshold, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
-    torch.clamp, Tensor.clamp, F.hardsigmoid,
-}  # fmt: skip
+    F.relu,
+    F.relu_,
+    F.relu6,
+    F.leaky_relu,
+    F.prelu,
+    F.hardtanh,
+    F.threshold,
+    torch.relu,
+    torch.relu_,
+    Tensor.relu,
+    Tensor.relu_,
+    torch.clamp,
+    Tensor.clamp,
+    F.hardsigmoid,
+}

@@ -46,23 +46,29 @@ def measured(attack: str, part: Cohort, found: Inverted) -> tuple[pl.DataFrame, 
 
     p, batchnorm = each(part.p), part.batchnorm
     same: dict[str, object] = {
-        "example_id": part.example_id.ravel(), "attack": [attack] * (num * batch), "dropout_p": p,
-        "batchnorm": [batchnorm] * (num * batch), "psnr": _flat(psnr(truth, rebuilt, box=part.box)),
-    }  # fmt: skip
-    rows = frame_of(ROWS, {
-        **same,
-        "setting": [setting(attack, float(q), batchnorm) for q in p],
-        "label": part.memory.labels.flatten().cpu().numpy(),
-        "label_correct": right.flatten().cpu().numpy(),
-        "ssim": np.full(num * batch, np.nan) if structure is None else _flat(structure),
-        "mse": _flat(mse(truth, rebuilt)),
-        "grad_loss": each(found.distance.double().clamp(0, 2).cpu()),
-        "mask_accuracy": _mask_accuracy(part, found, order) if attack == "dia" else np.full(num * batch, np.nan),
-        "iterations": each(found.iterations.cpu()),
-        "grad_norm": each(part.update.norm().cpu()),
-        "client": each(part.client),
-        "seed": each(np.array(part.seeds, np.int64)),
-    })  # fmt: skip
+        "example_id": part.example_id.ravel(),
+        "attack": [attack] * (num * batch),
+        "dropout_p": p,
+        "batchnorm": [batchnorm] * (num * batch),
+        "psnr": _flat(psnr(truth, rebuilt, box=part.box)),
+    }
+    rows = frame_of(
+        ROWS,
+        {
+            **same,
+            "setting": [setting(attack, float(q), batchnorm) for q in p],
+            "label": part.memory.labels.flatten().cpu().numpy(),
+            "label_correct": right.flatten().cpu().numpy(),
+            "ssim": np.full(num * batch, np.nan) if structure is None else _flat(structure),
+            "mse": _flat(mse(truth, rebuilt)),
+            "grad_loss": each(found.distance.double().clamp(0, 2).cpu()),
+            "mask_accuracy": _mask_accuracy(part, found, order) if attack == "dia" else np.full(num * batch, np.nan),
+            "iterations": each(found.iterations.cpu()),
+            "grad_norm": each(part.update.norm().cpu()),
+            "client": each(part.client),
+            "seed": each(np.array(part.seeds, np.int64)),
+        },
+    )
     panel = [setting(attack, float(q), batchnorm) for q in p]
     images = frame_of(IMAGES, {**same, "panel": panel, "image": _vectors(rebuilt)})
     return rows, images
@@ -71,11 +77,18 @@ def measured(attack: str, part: Cohort, found: Inverted) -> tuple[pl.DataFrame, 
 def originals(chosen: ExampleSet, *, batchnorm: str) -> pl.DataFrame:
     """The examples themselves, as rows of ``inversion_images``."""
     num = len(chosen)
-    return frame_of(IMAGES, {
-        "example_id": chosen.example_id, "attack": ["original"] * num, "dropout_p": np.zeros(num),
-        "batchnorm": [batchnorm] * num, "panel": ["original"] * num, "psnr": np.full(num, np.nan),
-        "image": _vectors(torch.from_numpy(chosen.inputs(slice(0, num)))[:, None]),
-    })  # fmt: skip
+    return frame_of(
+        IMAGES,
+        {
+            "example_id": chosen.example_id,
+            "attack": ["original"] * num,
+            "dropout_p": np.zeros(num),
+            "batchnorm": [batchnorm] * num,
+            "panel": ["original"] * num,
+            "psnr": np.full(num, np.nan),
+            "image": _vectors(torch.from_numpy(chosen.inputs(slice(0, num)))[:, None]),
+        },
+    )
 
 
 def summarise(
@@ -98,13 +111,21 @@ def summarise(
         gain = (part["psnr"] - part["ig"]).drop_nulls().to_numpy() if key[0] != "ig" else np.empty(0)
         right = int(part["label_correct"].sum())
         lowest, highest = clopper_pearson(right, part.height, alpha=ALPHA)
-        out.append({
-            **dict(zip(keys, key, strict=True)), "dropout": origin, "n": part.height,
-            **_with_interval("median_psnr", "psnr", values), **_with_interval("over_ig", "over_ig", gain),
-            **{f"median_{c}": part[c].median() for c in ("ssim", "grad_loss", "mask_accuracy")},
-            "labels_right": right / part.height, "labels_low": float(lowest), "labels_high": float(highest),
-            "mean_iterations": part["iterations"].mean(), "note": "; ".join(remarks),
-        })  # fmt: skip
+        out.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "dropout": origin,
+                "n": part.height,
+                **_with_interval("median_psnr", "psnr", values),
+                **_with_interval("over_ig", "over_ig", gain),
+                **{f"median_{c}": part[c].median() for c in ("ssim", "grad_loss", "mask_accuracy")},
+                "labels_right": right / part.height,
+                "labels_low": float(lowest),
+                "labels_high": float(highest),
+                "mean_iterations": part["iterations"].mean(),
+                "note": "; ".join(remarks),
+            }
+        )
     empty = dict.fromkeys(c.name for c in SUMMARY.columns)
     out += [
         {

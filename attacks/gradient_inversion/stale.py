@@ -93,9 +93,14 @@ def invert_update(
         ):
             raise InvalidInput(f"a warm start of shapes {tuple(x.shape)} and {tuple(v.shape)} does not fit")
     plan = InversionConfig(
-        steps=config.steps, lr=config.lr, signed=config.signed, schedule="milestones", tv=config.tv,
-        tolerance=0.0, stop_patience=config.steps,
-    )  # fmt: skip
+        steps=config.steps,
+        lr=config.lr,
+        signed=config.signed,
+        schedule="milestones",
+        tv=config.tv,
+        tolerance=0.0,
+        stop_patience=config.steps,
+    )
     return minimise(
         objective, x, v, config=plan, box=box, soft=True, progress=progress, what="inversion of stale updates"
     )

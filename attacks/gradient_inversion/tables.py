@@ -20,48 +20,95 @@ def _real(
 
 _SETTING = (
     Column(
-        name="attack", dtype="str", choices=ATTACKS,
+        name="attack",
+        dtype="str",
+        choices=ATTACKS,
         doc="ig: no masks; dia: masks found too; wiig: the client's own masks, a control no server can run; dlg; analytic",
     ),
-    Column(name="dropout_p", dtype="float64", low=0, high=1, doc="dropout rate of the client (the largest of the model's own)"),
     Column(
-        name="batchnorm", dtype="str", choices=("none", "running", "batch"),
+        name="dropout_p",
+        dtype="float64",
+        low=0,
+        high=1,
+        doc="dropout rate of the client (the largest of the model's own)",
+    ),
+    Column(
+        name="batchnorm",
+        dtype="str",
+        choices=("none", "running", "batch"),
         doc="BatchNorm of client and server: the model has none, by running statistics, or by the batch's own",
     ),
-)  # fmt: skip
+)
 
 ROWS = TableSpec(
-    schema="audits", name="dropout_inversion", key=("example_id", "attack", "dropout_p", "batchnorm"),
+    schema="audits",
+    name="dropout_inversion",
+    key=("example_id", "attack", "dropout_p", "batchnorm"),
     doc="What a curious server rebuilds of single training examples from the gradients that a client shares.",
     columns=(
-        EXAMPLE_ID, *_SETTING,
+        EXAMPLE_ID,
+        *_SETTING,
         Column(name="setting", dtype="str", doc="attack, dropout and BatchNorm in one word, for pictures"),
         Column(name="label", dtype="int64", low=0, doc="class index"),
-        Column(name="label_correct", dtype="bool", doc="the label was read off the shared gradient (dlg: found by its search)"),
-        _real("psnr", "closeness of the reconstruction; null when there is none", unit="dB", high=150, direction="higher = more is seen"),
-        _real("ssim", "structural similarity; null for what is no image", low=-1, high=1, direction="higher = more is seen"),
-        _real("mse", "mean squared difference in the scale of the model's inputs", low=0, direction="lower = more is seen"),
-        _real("grad_loss", "cosine distance of the reconstruction's gradient to the shared one; null for analytic", low=0, high=2),
-        _real("mask_accuracy", "share of the client's mask entries that dia found, where the unit was not 0; null otherwise", low=0, high=1),
+        Column(
+            name="label_correct",
+            dtype="bool",
+            doc="the label was read off the shared gradient (dlg: found by its search)",
+        ),
+        _real(
+            "psnr",
+            "closeness of the reconstruction; null when there is none",
+            unit="dB",
+            high=150,
+            direction="higher = more is seen",
+        ),
+        _real(
+            "ssim",
+            "structural similarity; null for what is no image",
+            low=-1,
+            high=1,
+            direction="higher = more is seen",
+        ),
+        _real(
+            "mse", "mean squared difference in the scale of the model's inputs", low=0, direction="lower = more is seen"
+        ),
+        _real(
+            "grad_loss",
+            "cosine distance of the reconstruction's gradient to the shared one; null for analytic",
+            low=0,
+            high=2,
+        ),
+        _real(
+            "mask_accuracy",
+            "share of the client's mask entries that dia found, where the unit was not 0; null otherwise",
+            low=0,
+            high=1,
+        ),
         Column(name="iterations", dtype="int64", low=0, doc="steps until the attack's end; 0 for analytic"),
         _real("grad_norm", "norm of what the client shared; tiny for examples the model is sure of", low=0),
         Column(name="client", dtype="int64", low=0, doc="examples of one client were shared as one gradient"),
         Column(name="seed", dtype="int64", doc="seed of the attack's start"),
     ),
-)  # fmt: skip
+)
 
 SUMMARY = TableSpec(
-    schema="audits", name="dropout_inversion_summary", key=("attack", "dropout_p", "batchnorm"),
+    schema="audits",
+    name="dropout_inversion_summary",
+    key=("attack", "dropout_p", "batchnorm"),
     doc="The inversions of one attack and dropout rate together, with exact intervals (level 95%).",
     columns=(
         *_SETTING,
         Column(
-            name="dropout", dtype="str", choices=("own", "inserted", "none"),
+            name="dropout",
+            dtype="str",
+            choices=("own", "inserted", "none"),
             doc="the model's own dropout, or inserted after its hidden layers because it has none",
         ),
         Column(name="n", dtype="int64", low=0, doc="examples; 0 when the attack does not apply"),
         _real("median_psnr", "median over examples", unit="dB", direction="higher = more is seen"),
-        _real("psnr_low", "lower end of the median's exact interval (order statistics); null below 6 examples", unit="dB"),
+        _real(
+            "psnr_low", "lower end of the median's exact interval (order statistics); null below 6 examples", unit="dB"
+        ),
         _real("psnr_high", "upper end", unit="dB"),
         _real("over_ig", "median over examples of PSNR minus that of ig on the same gradient", unit="dB"),
         _real("over_ig_low", "lower end of its exact interval; null below 6 examples", unit="dB"),
@@ -75,10 +122,12 @@ SUMMARY = TableSpec(
         _real("mean_iterations", "mean over examples", low=0),
         Column(name="note", dtype="str", doc="why the attack does not apply, or what limits it; empty otherwise"),
     ),
-)  # fmt: skip
+)
 
 IMAGES = TableSpec(
-    schema="audits", name="inversion_images", key=("example_id", "attack", "dropout_p", "batchnorm"),
+    schema="audits",
+    name="inversion_images",
+    key=("example_id", "attack", "dropout_p", "batchnorm"),
     doc="The originals and what ig, dia and the control made of them.",
     columns=(
         EXAMPLE_ID,
@@ -88,19 +137,36 @@ IMAGES = TableSpec(
         _real("psnr", "closeness to the original; null for the original", unit="dB", high=150),
         Column(name="image", dtype="floats", doc="values in the scale of the model's inputs, in C order"),
     ),
-)  # fmt: skip
+)
 
 PICTURES = (
     Picture(
-        table="inversion_images", kind="images", x="example_id", y="image", series="panel", value="psnr",
+        table="inversion_images",
+        kind="images",
+        x="example_id",
+        y="image",
+        series="panel",
+        value="psnr",
         title="What a curious server rebuilds (dB)",
     ),
-    Picture(table="dropout_inversion", kind="dots", x="setting", y="psnr", title="PSNR of single examples, by attack and dropout"),
     Picture(
-        table="dropout_inversion_summary", kind="bars", x="attack", series="dropout_p", y="median_psnr", low="psnr_low", high="psnr_high",
+        table="dropout_inversion",
+        kind="dots",
+        x="setting",
+        y="psnr",
+        title="PSNR of single examples, by attack and dropout",
+    ),
+    Picture(
+        table="dropout_inversion_summary",
+        kind="bars",
+        x="attack",
+        series="dropout_p",
+        y="median_psnr",
+        low="psnr_low",
+        high="psnr_high",
         title="Median PSNR (dB) and its exact interval",
     ),
-)  # fmt: skip
+)
 
 
 def setting(attack: str, dropout_p: float, batchnorm: str) -> str:

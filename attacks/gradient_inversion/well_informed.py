@@ -37,7 +37,13 @@ def well_informed(
     plan = Plan(net, update, labels, config=config, seeds=seeds, rates=memory.rates)
     given = [m[plan.rows] for m in memory.masks] or None
     found = minimise(
-        plan.objective, plan.start(), plan.labels, config=config, box=box, given=given, progress=progress,
+        plan.objective,
+        plan.start(),
+        plan.labels,
+        config=config,
+        box=box,
+        given=given,
+        progress=progress,
         what="well-informed control",
-    )  # fmt: skip
+    )
     return plan.best(found)

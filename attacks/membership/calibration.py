@@ -107,7 +107,9 @@ def at_fpr(scores: Float, trials: Trials, cap: float, *, learned_from: Sequence[
     known = np.sort(scores[~np.isnan(scores)])[::-1]
     passing = allowed(cap, len(known))
     if passing < 1:
-        raise InvalidInput(f"cap = {cap} lets not one of {len(known)} non-members through: raise it, or bring {int(np.ceil(1 / cap))}")  # fmt: skip
+        raise InvalidInput(
+            f"cap = {cap} lets not one of {len(known)} non-members through: raise it, or bring {int(np.ceil(1 / cap))}"
+        )
     # Just above the first non-member that must stay out: the whole gap up to the last one let through belongs to members.
     value = -np.inf if passing == len(known) else float(np.nextafter(known[passing], np.inf))
     return Threshold(value=value, rule=f"FPR <= {cap:g}", fitted_on=trials, learned_from=tuple(learned_from))
@@ -134,9 +136,7 @@ def at_best(
     value = float(values[best])
     if midway and 0 < best < len(values) - 1:
         value = 0.5 * value + 0.5 * float(values[best + 1])
-    return Threshold(
-        value=value, rule="best balanced accuracy", fitted_on=trials, learned_from=tuple(learned_from)
-    )  # fmt: skip
+    return Threshold(value=value, rule="best balanced accuracy", fitted_on=trials, learned_from=tuple(learned_from))
 
 
 def _check_fit(scores: Float, trials: Trials, learned_from: Sequence[Trials]) -> None:

@@ -2,7 +2,7 @@
 
 Source: Shokri et al., IEEE S&P 2017; Song and Mittal, USENIX Security 2021, eq. 8. score = -H = sum_k p_k log p_k.
 Shapes: Evidence with T targets, N examples -> (T, N) in nats, in [-log K, 0]. Ignores the label: a confidently wrong
-prediction looks like a member (``modified_entropy`` mends that).
+prediction looks like a member (``modified_entropy`` corrects that).
 """
 
 from __future__ import annotations

@@ -77,11 +77,17 @@ class Evidence:
         if self.population_labels is not None and self.population_target_logits is not None:
             self._check_logits("population_target_logits", self.population_target_logits, self.population_labels, 3)
             if len(self.population_target_logits) != self.num_targets:
-                raise DataError(f"population_target_logits has {len(self.population_target_logits)} models, not {self.num_targets}")  # fmt: skip
+                raise DataError(
+                    f"population_target_logits has {len(self.population_target_logits)} models, not {self.num_targets}"
+                )
             if self.population_reference_logits is not None:
-                self._check_logits("population_reference_logits", self.population_reference_logits, self.population_labels, 3)  # fmt: skip
+                self._check_logits(
+                    "population_reference_logits", self.population_reference_logits, self.population_labels, 3
+                )
                 if len(self.population_reference_logits) != self.num_references:
-                    raise DataError(f"population_reference_logits has {len(self.population_reference_logits)} models, not {self.num_references}")  # fmt: skip
+                    raise DataError(
+                        f"population_reference_logits has {len(self.population_reference_logits)} models, not {self.num_references}"
+                    )
         if self.calibrated and self.population_reference_logits is None:
             raise DataError("calibrated: the scale of a model is read off population points, and there are none")
         if self.target_index is not None:
@@ -93,9 +99,13 @@ class Evidence:
 
     @classmethod
     def of_ensemble(
-        cls, ensemble: ReferenceEnsemble, target_logits: Logits, *, target_index: NDArray[np.int64] | None = None,
+        cls,
+        ensemble: ReferenceEnsemble,
+        target_logits: Logits,
+        *,
+        target_index: NDArray[np.int64] | None = None,
         calibrated: bool = False,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """The pool's examples as candidates, the population's as points, the ensemble's models as references.
 
         Args:
@@ -245,7 +255,9 @@ class Evidence:
         if self.population_target_logits is None:
             raise InvalidInput(f"attack {attack} needs population points: examples that no model was trained on")
         if references and self.population_reference_logits is None:
-            raise InvalidInput(f"attack {attack} needs population_reference_logits: the reference models' outputs on the population points")  # fmt: skip
+            raise InvalidInput(
+                f"attack {attack} needs population_reference_logits: the reference models' outputs on the population points"
+            )
 
 
 def _phi(logits: Logits, labels: NDArray[np.int64]) -> Float:

@@ -79,39 +79,64 @@ _SHOWN = Column(
     name="shown", dtype="bool", doc="the lowest cap that ten non-members of every model carry; else the largest"
 )
 _SUMMARY = TableSpec(
-    schema="audits", name="exposure_summary", doc="How well each attack finds members at each cap: on average, and the tail.",
+    schema="audits",
+    name="exposure_summary",
+    doc="How well each attack finds members at each cap: on average, and the tail.",
     key=("attack", "fpr_cap"),
     columns=(
-        _ATTACK, _CAP, _SHOWN,
+        _ATTACK,
+        _CAP,
+        _SHOWN,
         _count("num_models", "models that served as the audited one"),
         _count("num_negatives", "fewest non-members of a model: what a threshold rests on"),
         Column(name="reliable", dtype="bool", doc="fpr_cap * num_negatives >= 10"),
         _share("auc", "area under the ROC curve, mean over models"),
-        _share("auc_lo", "lower bound, clustered by model and by example"), _share("auc_hi", "upper bound"),
-        _share("tpr", "true-positive rate at the cap, mean over models; null when fpr_cap * num_negatives < 1", nullable=True),
-        _share("tpr_lo", "lower bound, models and examples resampled", nullable=True), _share("tpr_hi", "upper bound", nullable=True),
+        _share("auc_lo", "lower bound, clustered by model and by example"),
+        _share("auc_hi", "upper bound"),
+        _share(
+            "tpr",
+            "true-positive rate at the cap, mean over models; null when fpr_cap * num_negatives < 1",
+            nullable=True,
+        ),
+        _share("tpr_lo", "lower bound, models and examples resampled", nullable=True),
+        _share("tpr_hi", "upper bound", nullable=True),
         _count("num_examples", "training examples judged"),
-        Column(name="num_exposed", dtype="int64", low=0, nullable=True, doc="of these, exposed (see audits.exposure); null as tpr"),
+        Column(
+            name="num_exposed",
+            dtype="int64",
+            low=0,
+            nullable=True,
+            doc="of these, exposed (see audits.exposure); null as tpr",
+        ),
         _share("exposure_mean", "mean exposure of the training examples", nullable=True),
-        _share("exposure_p99", "99th percentile", nullable=True), _share("exposure_max", "largest", nullable=True),
+        _share("exposure_p99", "99th percentile", nullable=True),
+        _share("exposure_max", "largest", nullable=True),
     ),
-)  # fmt: skip
+)
 _EXPOSURE = TableSpec(
-    schema="audits", name="exposure", doc="How often each attack finds each training example when it was in training.",
+    schema="audits",
+    name="exposure",
+    doc="How often each attack finds each training example when it was in training.",
     key=("attack", "fpr_cap", "example_id"),
     columns=(
-        _ATTACK, _CAP, _SHOWN, EXAMPLE_ID,
-        _count("times_member", "models trained with it"), _count("found", "of these, models in which the attack finds it"),
-        _count("times_out", "models trained without it"), _count("false", "of these, models in which the attack calls it a member"),
+        _ATTACK,
+        _CAP,
+        _SHOWN,
+        EXAMPLE_ID,
+        _count("times_member", "models trained with it"),
+        _count("found", "of these, models in which the attack finds it"),
+        _count("times_out", "models trained without it"),
+        _count("false", "of these, models in which the attack calls it a member"),
         _share("exposure", "found / times_member", direction="higher = more exposed"),
-        _share("exposure_lo", "lower bound, Clopper-Pearson"), _share("exposure_hi", "upper bound"),
+        _share("exposure_lo", "lower bound, Clopper-Pearson"),
+        _share("exposure_hi", "upper bound"),
         _share("false_alarms", "false / times_out"),
         _share("p_value", "of: no trace, and found no more often when in training than when out"),
         _share("p_adjusted", "the same after Benjamini and Hochberg over the whole table"),
         Column(name="exposed", dtype="bool", doc="p_adjusted <= alpha of the configuration"),
         _share("share", "share of the examples at least as exposed, for this attack and cap"),
     ),
-)  # fmt: skip
+)
 
 
 def judge_exposure(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> Sequence[tuple[str, Finding]]:
@@ -140,28 +165,32 @@ def _judge(name: str, summary: pl.DataFrame, rows: pl.DataFrame, family: int, al
         top = exposed.sort(order, descending=[True, False, False, False]).row(0, named=True)
         named = ", ".join(map(str, ids.head(_NAMED))) + (f", ... {len(ids)} in all" if len(ids) > _NAMED else "")
         return Finding(
-            **figures, verdict=Verdict.FAIL,
+            **figures,
+            verdict=Verdict.FAIL,
             sentence=f"{len(ids)} of {num:,} training examples are exposed (ids {named}; corrected for {family:,} tests). Most: {top['example_id']}, found in "
             f"{top['found']} of {top['times_member']} models trained with it ({top['exposure_lo']:.2f} to {top['exposure_hi']:.2f}) at a "
             f"false-positive rate of {top['fpr_cap']:g}. {average}.",
-        )  # fmt: skip
+        )
     if not summary["reliable"].any():
         cap = max(summary["fpr_cap"].to_list())
         return Finding(
-            **figures, verdict=Verdict.INCONCLUSIVE,
+            **figures,
+            verdict=Verdict.INCONCLUSIVE,
             sentence=f"Too few non-members for any cap: {first['num_negatives']}, needed {RELIABLE / cap:.0f} for a false-positive rate of {cap:g}. {average}.",
-        )  # fmt: skip
+        )
     needed = _found_to_be_named(models, alpha / max(family, 1))
     if needed is None:
         return Finding(
-            **figures, verdict=Verdict.INCONCLUSIVE,
+            **figures,
+            verdict=Verdict.INCONCLUSIVE,
             sentence=f"Too few models to name one example among {family:,} tests: with {models} no p-value is below {smallest_p_value(models):.1e}, "
             f"needed {alpha / max(family, 1):.1e}. {average}.",
-        )  # fmt: skip
+        )
     return Finding(
-        **figures, verdict=Verdict.PASS,
+        **figures,
+        verdict=Verdict.PASS,
         sentence=f"None of {num:,} training examples is exposed; one found in {needed} of {models // 2} models trained with it and in no other would have been named. {average}.",
-    )  # fmt: skip
+    )
 
 
 def _found_to_be_named(models: int, level: float) -> int | None:
@@ -182,21 +211,37 @@ def _found_to_be_named(models: int, level: float) -> int | None:
         tables=(_SUMMARY, _EXPOSURE),
         pictures=(
             Picture(
-                table="exposure_summary", title="Members found, mean over models", x="fpr_cap", y="tpr", series="attack",
-                low="tpr_lo", high="tpr_hi", log_x=True,
+                table="exposure_summary",
+                title="Members found, mean over models",
+                x="fpr_cap",
+                y="tpr",
+                series="attack",
+                low="tpr_lo",
+                high="tpr_hi",
+                log_x=True,
             ),
             Picture(
-                table="exposure", title="The exposed few: exposure against the share of examples at least as exposed", x="share",
-                y="exposure", series="attack", log_x=True, where=(("shown", True),),
+                table="exposure",
+                title="The exposed few: exposure against the share of examples at least as exposed",
+                x="share",
+                y="exposure",
+                series="attack",
+                log_x=True,
+                where=(("shown", True),),
             ),
             Picture(
-                table="exposure", title="Most exposed examples", kind="examples", x="example_id", y="exposure", series="attack",
+                table="exposure",
+                title="Most exposed examples",
+                kind="examples",
+                x="example_id",
+                y="exposure",
+                series="attack",
                 where=(("shown", True), ("exposed", True)),
             ),
         ),
         judge=judge_exposure,
     )
-)  # fmt: skip
+)
 def exposure(
     data: ExampleSet,
     *,

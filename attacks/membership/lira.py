@@ -48,7 +48,11 @@ class LiraOnlineConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiraOfflineConfig(Config):
     variance: str = param("auto", choices=_VARIANCES, doc="as in lira_online; fixed takes the spread of all OUT values")
-    tail: str = param("upper", choices=("upper", "density"), doc="upper: the paper's one-sided test; density: the authors' code, two-sided")  # fmt: skip
+    tail: str = param(
+        "upper",
+        choices=("upper", "density"),
+        doc="upper: the paper's one-sided test; density: the authors' code, two-sided",
+    )
 
 
 @attack(

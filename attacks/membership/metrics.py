@@ -81,10 +81,16 @@ def attack_report(
     area = auc_interval(scores[is_member], scores[~is_member], alpha=alpha)
     heldout = _heldout_balanced_accuracy(scores, is_member, alpha, seed)
     common = {
-        "n_pos": n_pos, "n_neg": n_neg, "auc": area.value, "auc_lo": area.low, "auc_hi": area.high,
+        "n_pos": n_pos,
+        "n_neg": n_neg,
+        "auc": area.value,
+        "auc_lo": area.low,
+        "auc_hi": area.high,
         "balanced_acc": float((0.5 + (tp / n_pos - fp / n_neg) / 2).max()),
-        "balanced_acc_heldout": heldout[0], "balanced_acc_heldout_lo": heldout[1], "balanced_acc_heldout_hi": heldout[2],
-    }  # fmt: skip
+        "balanced_acc_heldout": heldout[0],
+        "balanced_acc_heldout_lo": heldout[1],
+        "balanced_acc_heldout_hi": heldout[2],
+    }
     rows = [common | _at_cap(tp, fp, cap, alpha) for cap in fpr_caps]
     return pl.DataFrame(rows, schema=_SCHEMA)
 
@@ -125,11 +131,24 @@ def report_over_targets(
 
 
 _SCHEMA = {
-    "n_pos": pl.Int64, "n_neg": pl.Int64, "auc": pl.Float64, "auc_lo": pl.Float64, "auc_hi": pl.Float64,
-    "balanced_acc": pl.Float64, "balanced_acc_heldout": pl.Float64, "balanced_acc_heldout_lo": pl.Float64,
-    "balanced_acc_heldout_hi": pl.Float64, "fpr_cap": pl.Float64, "tpr": pl.Float64, "tpr_lo": pl.Float64,
-    "tpr_hi": pl.Float64, "fpr": pl.Float64, "fpr_lo": pl.Float64, "fpr_hi": pl.Float64, "reliable": pl.Boolean,
-}  # fmt: skip
+    "n_pos": pl.Int64,
+    "n_neg": pl.Int64,
+    "auc": pl.Float64,
+    "auc_lo": pl.Float64,
+    "auc_hi": pl.Float64,
+    "balanced_acc": pl.Float64,
+    "balanced_acc_heldout": pl.Float64,
+    "balanced_acc_heldout_lo": pl.Float64,
+    "balanced_acc_heldout_hi": pl.Float64,
+    "fpr_cap": pl.Float64,
+    "tpr": pl.Float64,
+    "tpr_lo": pl.Float64,
+    "tpr_hi": pl.Float64,
+    "fpr": pl.Float64,
+    "fpr_lo": pl.Float64,
+    "fpr_hi": pl.Float64,
+    "reliable": pl.Boolean,
+}
 
 
 def _last_within(fp: NDArray[np.int64], cap: float) -> int:
@@ -145,9 +164,15 @@ def _at_cap(tp: NDArray[np.int64], fp: NDArray[np.int64], cap: float, alpha: flo
     at = _last_within(fp, cap)
     (tpr_lo, fpr_lo), (tpr_hi, fpr_hi) = clopper_pearson([tp[at], fp[at]], [n_pos, n_neg], alpha=alpha)
     return {
-        "fpr_cap": cap, "tpr": tp[at] / n_pos, "tpr_lo": tpr_lo, "tpr_hi": tpr_hi,
-        "fpr": fp[at] / n_neg, "fpr_lo": fpr_lo, "fpr_hi": fpr_hi, "reliable": num_allowed >= RELIABLE,
-    }  # fmt: skip
+        "fpr_cap": cap,
+        "tpr": tp[at] / n_pos,
+        "tpr_lo": tpr_lo,
+        "tpr_hi": tpr_hi,
+        "fpr": fp[at] / n_neg,
+        "fpr_lo": fpr_lo,
+        "fpr_hi": fpr_hi,
+        "reliable": num_allowed >= RELIABLE,
+    }
 
 
 def balanced_accuracy_interval(

@@ -90,7 +90,9 @@ def population_umia(
         )
     size = min(len(forget), len(test))
     if size < FEWEST:
-        raise InvalidInput(f"population U-MIA needs at least {FEWEST} forgotten and unseen examples, not {len(forget)} and {len(test)}")  # fmt: skip
+        raise InvalidInput(
+            f"population U-MIA needs at least {FEWEST} forgotten and unseen examples, not {len(forget)} and {len(test)}"
+        )
     rng = np.random.default_rng(seed)
     forget, test = (np.clip(v[np.sort(rng.permutation(len(v))[:size])], -_CLIP, _CLIP) for v in (forget, test))
     x = np.concatenate([forget, test])[:, None]

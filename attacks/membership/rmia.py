@@ -52,7 +52,9 @@ class RmiaOnlineConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RmiaOfflineConfig(Config):
     gamma: float = param(1.0, gt=0, le=1000, doc="a population point counts when ratio_x / ratio_z >= gamma")
-    a: float | None = param(None, ge=0, le=1, doc="weight of mean_OUT in p(x); tuned on reference models when not given")  # fmt: skip
+    a: float | None = param(
+        None, ge=0, le=1, doc="weight of mean_OUT in p(x); tuned on reference models when not given"
+    )
 
 
 @attack(

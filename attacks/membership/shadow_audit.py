@@ -116,7 +116,7 @@ def shadow_unlearning_audit(
     Raises:
         NotApplicable: not classification.
         DataError: labels out of range, or too few training examples for every run to have all three states.
-        Diverged: training or retraining itself left the finite numbers; there is no yardstick.
+        Diverged: training or retraining itself left the finite numbers; there is no reference.
     """
     plan = _plan(data, config=config, seed=seed)
     asked = config.methods or (getattr(unlearn_from, "in_use", RETRAIN),)
@@ -134,9 +134,12 @@ def shadow_unlearning_audit(
                     model = retrained
                 else:
                     model = unlearn_from(
-                        trained, name, retain=plan.data.subset(retain), forget=plan.data.subset(forget),
+                        trained,
+                        name,
+                        retain=plan.data.subset(retain),
+                        forget=plan.data.subset(forget),
                         seed=derive_seed("shadow", name, seed, run),
-                    )  # fmt: skip
+                    )
                 _record(record, model, before[-1], plan, run, config=config)
             except (Diverged, DataError, NotTheModel) as error:
                 # Outputs that are not finite come as DataError from a model that has just been changed: its fault too.
@@ -145,11 +148,19 @@ def shadow_unlearning_audit(
                 record.failed(str(error), refused=isinstance(error, NotTheModel))
         progress(run + 1, config.runs, "shadow unlearning runs")
     return tables_of(
-        recorded, np.stack(before), plan.labels, plan.state, target_ids=plan.target_ids, canary_ids=plan.originals,
+        recorded,
+        np.stack(before),
+        plan.labels,
+        plan.state,
+        target_ids=plan.target_ids,
+        canary_ids=plan.originals,
         num_train=round(float(np.mean([len(plan.train(r)) for r in range(config.runs)]))),
-        repeats=config.repeats, steps=config.relearn_steps, delta=config.delta, alpha=config.alpha,
+        repeats=config.repeats,
+        steps=config.relearn_steps,
+        delta=config.delta,
+        alpha=config.alpha,
         seed=derive_seed("bootstrap", seed),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -214,9 +225,14 @@ def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Pl
         canary_state = three_state_design(config.runs, num_canaries, seed=derive_seed("canary states", seed))
         state = np.concatenate([state, canary_state], axis=1)
     return _Plan(
-        data=data, state=state, members=members, base=base, target_ids=targets, originals=originals,
+        data=data,
+        state=state,
+        members=members,
+        base=base,
+        target_ids=targets,
+        originals=originals,
         audited=data.subset(np.array([own[0] for own in members])),
-    )  # fmt: skip
+    )
 
 
 def _trained(
@@ -233,9 +249,14 @@ def _trained(
 
 
 def _record(
-    record: Recorded, model: nn.Module, before: NDArray[np.float32], plan: _Plan, run: int, *,
+    record: Recorded,
+    model: nn.Module,
+    before: NDArray[np.float32],
+    plan: _Plan,
+    run: int,
+    *,
     config: ShadowUnlearningConfig,
-) -> None:  # fmt: skip
+) -> None:
     """Log-odds after unlearning, and how the run's removed and never-seen targets are relearned."""
     state = plan.state[run, : len(plan.target_ids)]
     rows = np.flatnonzero(state != IN)

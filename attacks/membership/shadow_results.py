@@ -91,11 +91,18 @@ def tables_of(
     rows, examples, canaries = [], [], []
     for name, record in recorded.items():
         row: dict[str, Any] = {
-            "method": name, "status": record.status, "num_diverged": len(record.failures),
-            "reason": record.failures[0] if record.failures else "", "num_runs": len(state), "num_targets": num, "alpha": alpha,
-            "num_canaries": len(canary_ids), "set_kind": "random", "num_train": num_train,
+            "method": name,
+            "status": record.status,
+            "num_diverged": len(record.failures),
+            "reason": record.failures[0] if record.failures else "",
+            "num_runs": len(state),
+            "num_targets": num,
+            "alpha": alpha,
+            "num_canaries": len(canary_ids),
+            "set_kind": "random",
+            "num_train": num_train,
             "num_forget": round(float((state[:, :num] == UNLEARN).sum(axis=1).mean())),
-        }  # fmt: skip
+        }
         if not record.failures:
             own, kept = after[name][:, :num], state[:, :num]
             effects = _effects(own, labels[:num], kept, delta=delta, alpha=alpha)
@@ -103,9 +110,10 @@ def tables_of(
             examples.append(
                 effects.with_columns(
                     example_id=target_ids, accuracy=found.example_accuracy, p_bh=benjamini_hochberg(effects["p_value"])
-                ).sort("eps", "p_value", "example_id", descending=[True, False, False])
+                )
+                .sort("eps", "p_value", "example_id", descending=[True, False, False])
                 .with_columns(method=pl.lit(name), rank=pl.int_range(1, num + 1))
-            )  # fmt: skip
+            )
             row |= _u_lira_row(found) | _worst(effects, target_ids)
             row |= {"population_auc": _population_auc(own, labels[:num], kept)}
             row |= _kept(before[:, :num], after, name, labels[:num], kept, alpha=alpha)
@@ -151,9 +159,14 @@ def _effects(
 
 def _u_lira_row(found: Any) -> dict[str, Any]:
     return {
-        "auc": found.auc, "auc_lo": found.auc_low, "auc_hi": found.auc_high, "accuracy": found.accuracy,
-        "tpr_at_1": found.tpr_at_1, "tpr_at_1_lo": found.tpr_at_1_low, "tpr_at_1_hi": found.tpr_at_1_high,
-    }  # fmt: skip
+        "auc": found.auc,
+        "auc_lo": found.auc_low,
+        "auc_hi": found.auc_high,
+        "accuracy": found.accuracy,
+        "tpr_at_1": found.tpr_at_1,
+        "tpr_at_1_lo": found.tpr_at_1_low,
+        "tpr_at_1_hi": found.tpr_at_1_high,
+    }
 
 
 def _worst(effects: pl.DataFrame, ids: Ids) -> dict[str, Any]:
@@ -161,10 +174,13 @@ def _worst(effects: pl.DataFrame, ids: Ids) -> dict[str, Any]:
     eps = effects["eps"].to_numpy()
     worst = np.lexsort((ids, -eps, effects["p_value"].to_numpy()))[0]
     return {
-        "eps_mean": eps.mean(), "eps_p99": np.quantile(eps, 0.99), "eps_max": eps.max(),
-        "eps_low_max": effects["eps_low"].max(), "worst_example": int(ids[worst]),
+        "eps_mean": eps.mean(),
+        "eps_p99": np.quantile(eps, 0.99),
+        "eps_max": eps.max(),
+        "eps_low_max": effects["eps_low"].max(),
+        "worst_example": int(ids[worst]),
         "num_exposed": int(effects["exposed"].sum()),
-    }  # fmt: skip
+    }
 
 
 def _population_auc(logits: NDArray[np.float32], labels: NDArray[np.int64], state: State) -> float:
@@ -174,25 +190,36 @@ def _population_auc(logits: NDArray[np.float32], labels: NDArray[np.int64], stat
 
 
 def _kept(
-    before: NDArray[np.float32], after: Mapping[str, NDArray[np.float32]], name: str, labels: NDArray[np.int64],
-    state: State, *, alpha: float,
-) -> dict[str, Any]:  # fmt: skip
+    before: NDArray[np.float32],
+    after: Mapping[str, NDArray[np.float32]],
+    name: str,
+    labels: NDArray[np.int64],
+    state: State,
+    *,
+    alpha: float,
+) -> dict[str, Any]:
     """Retained targets: leakage after against before, and against retraining; accuracy."""
     num, own = len(labels), after[name][:, : len(labels)]
     change = collateral(before, own, labels, state, alpha=alpha)
     kept = state == IN
     row = {
-        "kept_auc_before": change.auc_before, "kept_auc_after": change.auc_after, "kept_change": change.change,
-        "kept_change_lo": change.low, "kept_change_hi": change.high, "kept_p_value": change.p_value,
+        "kept_auc_before": change.auc_before,
+        "kept_auc_after": change.auc_after,
+        "kept_change": change.change,
+        "kept_change_lo": change.low,
+        "kept_change_hi": change.high,
+        "kept_p_value": change.p_value,
         "kept_acc_before": float((before.argmax(axis=2) == labels)[kept].mean()),
         "kept_acc_after": float((own.argmax(axis=2) == labels)[kept].mean()),
-    }  # fmt: skip
+    }
     if name != "retrain":
         excess = collateral(after["retrain"][:, :num], own, labels, state, alpha=alpha)
         row |= {
-            "kept_excess": excess.change, "kept_excess_lo": excess.low, "kept_excess_hi": excess.high,
+            "kept_excess": excess.change,
+            "kept_excess_lo": excess.low,
+            "kept_excess_hi": excess.high,
             "kept_excess_p_value": excess.p_value,
-        }  # fmt: skip
+        }
         theirs, ours = (logits.argmax(axis=2) == labels for logits in (after["retrain"][:, :num], own))
         for what, group in (("kept", IN), ("new", OUT)):
             value, low, high = mean_over_runs(theirs.astype(float) - ours, state == group, alpha=alpha)
@@ -205,7 +232,10 @@ def _relearned(record: Recorded, state: State, *, alpha: float) -> dict[str, Any
     low, high = found.interval(alpha)
     removed, unseen = np.array(record.steps, dtype=np.float64).mean(axis=0)
     return {
-        "relearn_auc": found.value, "relearn_auc_lo": low, "relearn_auc_hi": high,
-        "relearn_steps": removed, "relearn_steps_unseen": unseen,
+        "relearn_auc": found.value,
+        "relearn_auc_lo": low,
+        "relearn_auc_hi": high,
+        "relearn_steps": removed,
+        "relearn_steps_unseen": unseen,
         "anamnesis": removed / unseen if unseen > 0 else None,
-    }  # fmt: skip
+    }

@@ -41,9 +41,21 @@ from attacks.membership.signals import log_odds
 from contracts.errors import InvalidInput
 
 __all__ = [
-    "IN", "OUT", "UNLEARN", "CollateralResult", "ULiRAResult", "UMIAResult", "collateral", "example_epsilon",
-    "population_umia", "removed_scores", "shadow_unlearning", "three_state_design", "u_lira", "u_lira_of",
-]  # fmt: skip
+    "IN",
+    "OUT",
+    "UNLEARN",
+    "CollateralResult",
+    "ULiRAResult",
+    "UMIAResult",
+    "collateral",
+    "example_epsilon",
+    "population_umia",
+    "removed_scores",
+    "shadow_unlearning",
+    "three_state_design",
+    "u_lira",
+    "u_lira_of",
+]
 
 Float = NDArray[np.float64]
 MOST_MU = 100.0  # two groups further apart than any model's rounding lets one measure; epsilon is above 5,000 there
@@ -247,7 +259,9 @@ def _held_out(phi: Float, state: State, first: int, second: int, variance: Varia
 
 def _check_runs(logits: NDArray[np.floating], labels: NDArray[np.int64], state: State) -> None:
     if logits.ndim != 3 or logits.shape[:2] != state.shape or logits.shape[1] != len(labels):
-        raise InvalidInput(f"logits {logits.shape}, state {state.shape}, labels {labels.shape} do not fit (R, N, K), (R, N), (N,)")  # fmt: skip
+        raise InvalidInput(
+            f"logits {logits.shape}, state {state.shape}, labels {labels.shape} do not fit (R, N, K), (R, N), (N,)"
+        )
     if not np.isfinite(logits).all():
         raise InvalidInput("logits hold values that are not finite")
     _check_state(state)

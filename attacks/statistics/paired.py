@@ -71,7 +71,9 @@ def delong_paired(
     a, b = (np.asarray(v, dtype=np.float64) for v in (scores_a, scores_b))
     member = np.asarray(is_member)
     if not (a.ndim == 1 and a.shape == b.shape == member.shape and member.dtype == np.bool_):
-        raise InvalidInput(f"scores {a.shape}, {b.shape} and is_member {member.dtype} {member.shape}: needs three vectors of one length, the last bool")  # fmt: skip
+        raise InvalidInput(
+            f"scores {a.shape}, {b.shape} and is_member {member.dtype} {member.shape}: needs three vectors of one length, the last bool"
+        )
     _check_alpha(alpha)
     v10_a, v01_a = placements(a[member], a[~member])
     v10_b, v01_b = placements(b[member], b[~member])
@@ -79,9 +81,14 @@ def delong_paired(
     pairs = min(len(v10_a), len(v01_a))
     if pairs < FEWEST_A_SIDE:
         return AucDifference(
-            auc_a=float(v10_a.mean()), auc_b=float(v10_b.mean()), value=value,
-            low=-1.0, high=1.0, stderr=float("nan"), p_value=1.0,
-        )  # fmt: skip
+            auc_a=float(v10_a.mean()),
+            auc_b=float(v10_b.mean()),
+            value=value,
+            low=-1.0,
+            high=1.0,
+            stderr=float("nan"),
+            p_value=1.0,
+        )
     parts = [(u - v).var(ddof=1) / len(u) for u, v in ((v10_a, v10_b), (v01_a, v01_b))]
     variance = sum(parts)
     if variance < 1e-28:  # rounding of a mean of equal numbers leaves some 1e-33
@@ -93,9 +100,14 @@ def delong_paired(
         slack = float(stats.t.isf(alpha / 2, freedom)) * stderr
         p_value = float(2 * stats.t.sf(abs(value) / stderr, freedom))
     return AucDifference(
-        auc_a=float(v10_a.mean()), auc_b=float(v10_b.mean()), value=value,
-        low=max(-1.0, value - slack), high=min(1.0, value + slack), stderr=stderr, p_value=p_value,
-    )  # fmt: skip
+        auc_a=float(v10_a.mean()),
+        auc_b=float(v10_b.mean()),
+        value=value,
+        low=max(-1.0, value - slack),
+        high=min(1.0, value + slack),
+        stderr=stderr,
+        p_value=p_value,
+    )
 
 
 def mcnemar(found_a: ArrayLike, found_b: ArrayLike) -> float:
@@ -112,7 +124,9 @@ def mcnemar(found_a: ArrayLike, found_b: ArrayLike) -> float:
     """
     a, b = np.asarray(found_a), np.asarray(found_b)
     if not (a.ndim == 1 and a.shape == b.shape and a.dtype == b.dtype == np.bool_):
-        raise InvalidInput(f"found_a {a.dtype} {a.shape} and found_b {b.dtype} {b.shape}: needs two bool vectors of one length")  # fmt: skip
+        raise InvalidInput(
+            f"found_a {a.dtype} {a.shape} and found_b {b.dtype} {b.shape}: needs two bool vectors of one length"
+        )
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
         return 1.0
@@ -131,9 +145,14 @@ def sign_flip_p_value(
     """
     difference = _differences(a, b, fewest=1)
     found = stats.permutation_test(
-        (difference,), _mean, permutation_type="samples", vectorized=True, n_resamples=flips,
-        alternative=alternative, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        (difference,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=flips,
+        alternative=alternative,
+        rng=np.random.default_rng(seed),
+    )
     return float(found.pvalue)
 
 
@@ -172,9 +191,14 @@ def paired_bootstrap(
     if np.ptp(difference) == 0:
         return PairedInterval(value=value, low=value, high=value, num_pairs=len(difference))
     found = stats.bootstrap(
-        (difference,), np.mean, confidence_level=1 - alpha, n_resamples=resamples, method="BCa",
-        batch=max(1, 10**7 // len(difference)), rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+        (difference,),
+        np.mean,
+        confidence_level=1 - alpha,
+        n_resamples=resamples,
+        method="BCa",
+        batch=max(1, 10**7 // len(difference)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return PairedInterval(value=value, low=float(found.low), high=float(found.high), num_pairs=len(difference))
 
 

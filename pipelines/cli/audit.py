@@ -134,9 +134,13 @@ def _announce(plan: Subject, workspace: Workspace) -> None:
 
 
 def _launch(
-    plan: Subject, workspace: Workspace, instance: DagsterInstance, job: str, request: str | None,
+    plan: Subject,
+    workspace: Workspace,
+    instance: DagsterInstance,
+    job: str,
+    request: str | None,
     stages: Sequence[Declaration],
-) -> dict[Declaration, str]:  # fmt: skip
+) -> dict[Declaration, str]:
     """One run of the job over these stages alone, and the state of each.
 
     Raises:

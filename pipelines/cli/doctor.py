@@ -1,4 +1,4 @@
-"""``palimpsest doctor``: versions, devices, state folder; what is missing and the command that mends it."""
+"""``palimpsest doctor``: versions, devices, state folder; what is missing and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,30 @@ from pipelines.home import dagster_home, state_home
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 NEEDED = (
-    "torch", "numpy", "polars", "duckdb", "dagster", "dagster-webserver", "great-expectations", "scikit-learn", "captum",
-    "faiss-cpu", "safetensors", "matplotlib",
-)  # fmt: skip
+    "torch",
+    "numpy",
+    "polars",
+    "duckdb",
+    "dagster",
+    "dagster-webserver",
+    "great-expectations",
+    "scikit-learn",
+    "captum",
+    "faiss-cpu",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def doctor() -> None:
-    """What works here, what is missing, and the command that mends it. Exit 0 when nothing needed is missing."""
-    table = Table("what", "found", "mend", title_justify="left")
+    """What works here, what is missing, and the command that fixes it. Exit 0 when nothing needed is missing."""
+    table = Table("what", "found", "fix", title_justify="left")
     ok = True
 
-    def line(what: str, found: str, mend: str = "", *, needed: bool = True) -> None:
+    def line(what: str, found: str, fix: str = "", *, needed: bool = True) -> None:
         nonlocal ok
-        ok &= not mend or not needed
-        table.add_row(what, found, mend)
+        ok &= not fix or not needed
+        table.add_row(what, found, fix)
 
     for name in NEEDED:
         try:

@@ -91,9 +91,10 @@ def add(
     w.publish()
     console.print(f"request [bold]{request.request_id}[/] registered, due {request.due_at[:10]}")
     console.print(
-        f"Next: palimpsest request run {subject} {request.request_id}" if not unverified
+        f"Next: palimpsest request run {subject} {request.request_id}"
+        if not unverified
         else f"Next: verify the requester, then palimpsest request verify {subject} {request.request_id}"
-    )  # fmt: skip
+    )
 
 
 def _due(text: str | None, now: datetime) -> datetime:

@@ -77,9 +77,16 @@ def nonlinear_counterfactuals(
         if number:  # near the end the fit's average error would decide: exact at the centre, as in Newton's method
             weights[:, -1] += decide(centre) - (with_one(centre) * weights).sum(axis=1)
         found = rocerf(
-            examples, x[rows], k=k, norm=norm, influence=influence, margin=margin, damping=damping, actions=actions,
+            examples,
+            x[rows],
+            k=k,
+            norm=norm,
+            influence=influence,
+            margin=margin,
+            damping=damping,
+            actions=actions,
             surrogates=weights[rows],
-        )  # fmt: skip
+        )
         price = cost(x[rows], found.x, norm=norm)
         counts = found.found & (decide(found.x) >= 0) & (price < best[rows])
         kept = rows[counts]

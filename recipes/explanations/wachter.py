@@ -115,9 +115,18 @@ def solve(
 
 
 def _descend(
-    model: Gradient, x: np.ndarray, live: np.ndarray, lam: np.ndarray, best: np.ndarray, best_cost: np.ndarray,
-    free: np.ndarray, most: int, target: float, norm: int, config: SolverConfig,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    model: Gradient,
+    x: np.ndarray,
+    live: np.ndarray,
+    lam: np.ndarray,
+    best: np.ndarray,
+    best_cost: np.ndarray,
+    free: np.ndarray,
+    most: int,
+    target: float,
+    norm: int,
+    config: SolverConfig,
+) -> tuple[np.ndarray, np.ndarray]:
     """Adam at one lambda a query; ``best`` and ``best_cost`` are updated. Whether the last point is valid, iterations used."""
     found, used = np.zeros(len(live), bool), np.zeros(len(live), np.int64)
     at = np.arange(len(live))  # of ``live``, those still moving
