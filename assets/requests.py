@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import polars as pl
 
 from assets.curation import choose, store
+from assets.request_rows import pins, refuse_changed, resolve
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.errors import DataError, NotReady, StateError
-from contracts.identity import owner_token
 from contracts.methods import curator
-from contracts.requests import ForgetRequest, RequestState
+from contracts.requests import NOT_RUN, ForgetRequest, RequestState
 from contracts.subject import Subject
 from curation.closure import closure
 
 GROUPS = "near_duplicates"  # the score whose groups close a request
-CLOSED_TO_WORK = (RequestState.RECEIVED, RequestState.REFUSED, RequestState.ON_HOLD)
 
 
 def scope_of_request(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> Stage:
@@ -39,7 +37,7 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     assert run.request is not None
     requests = run.warehouse.requests
     entry = requests.get(run.request)
-    if entry.state in CLOSED_TO_WORK:
+    if entry.state in NOT_RUN:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
     method, chosen = selection(run, entry.request)
     config = curator.get(method).spec.config.from_mapping(chosen)
@@ -79,23 +77,23 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]:
-    """The curator that a request's selector stands for, with its configuration."""
-    if request.selector == "owner":
-        salt = run.warehouse.salt()
-        owners = {
-            owner for owner in np.unique(run.train.owner).tolist() if owner_token(owner, salt=salt) == request.owner
-        }
-        ids = run.train.example_id[np.isin(run.train.owner, sorted(owners))]
-        if not len(ids):
-            raise DataError(f"request {request.request_id}: no training example belongs to owner token {request.owner}")
-        return "by_ids", {"ids": ids.tolist()}
+    """The curator that a request's selector stands for, with its configuration, over the rows that it named when it was
+    registered.
+
+    Raises:
+        DataError: those rows are gone or have changed, or none of them is a training example.
+    """
+    pinned = run.warehouse.requests.pins(request.request_id)
+    if not pinned.height:  # registered by a program: pinned when it is first run
+        ids = resolve(request, run.data, run.warehouse)
+        pinned = pins(run.data, ids, run.warehouse.salt())
+        run.warehouse.requests.pin(request.request_id, pinned)
+    refuse_changed(request, pinned, run.data, run.warehouse)
+    train = pinned.filter(pl.col("split") == "train")["example_id"].to_list()
+    if not train:
+        raise DataError(f"request {request.request_id}: none of its {pinned.height} examples is in the training split")
+    by_ids: tuple[str, dict[str, object]] = ("by_ids", {"ids": train})
     return {
-        "ids": ("by_ids", {"ids": list(request.ids)}),
         "class": ("by_class", {"class_name": request.class_name}),
         "where": ("by_predicate", {"where": request.where}),
-        "score": ("top_score", {"score": request.score, "end": request.end, **_how_many(request)}),
-    }[request.selector]
-
-
-def _how_many(request: ForgetRequest) -> dict[str, object]:
-    return {"count": request.count} if request.count else {"fraction": request.fraction}
+    }.get(request.selector, by_ids)

@@ -24,19 +24,24 @@ class RequestState(enum.StrEnum):
     CLOSED = "closed"
     REFUSED = "refused"
     ON_HOLD = "on_hold"
+    WITHDRAWN = "withdrawn"
 
 
 _R = RequestState
 TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
-    _R.RECEIVED: frozenset({_R.VERIFIED, _R.REFUSED, _R.ON_HOLD}),
-    _R.VERIFIED: frozenset({_R.SCOPED, _R.REFUSED, _R.ON_HOLD}),
-    _R.SCOPED: frozenset({_R.EXECUTED, _R.REFUSED, _R.ON_HOLD}),
-    _R.EXECUTED: frozenset({_R.AUDITED, _R.SCOPED, _R.ON_HOLD}),
-    _R.AUDITED: frozenset({_R.CLOSED, _R.SCOPED}),
-    _R.ON_HOLD: frozenset({_R.RECEIVED, _R.VERIFIED, _R.SCOPED, _R.REFUSED}),
+    _R.RECEIVED: frozenset({_R.VERIFIED, _R.REFUSED, _R.ON_HOLD, _R.WITHDRAWN}),
+    _R.VERIFIED: frozenset({_R.SCOPED, _R.REFUSED, _R.ON_HOLD, _R.WITHDRAWN}),
+    _R.SCOPED: frozenset({_R.EXECUTED, _R.REFUSED, _R.ON_HOLD, _R.WITHDRAWN}),
+    _R.EXECUTED: frozenset({_R.AUDITED, _R.SCOPED, _R.ON_HOLD, _R.WITHDRAWN}),
+    _R.AUDITED: frozenset({_R.CLOSED, _R.SCOPED, _R.ON_HOLD, _R.WITHDRAWN}),
+    _R.ON_HOLD: frozenset({_R.RECEIVED, _R.VERIFIED, _R.REFUSED, _R.WITHDRAWN}),
     _R.CLOSED: frozenset(),
     _R.REFUSED: frozenset(),
+    _R.WITHDRAWN: frozenset(),
 }
+OPEN = tuple(state for state in RequestState if TRANSITIONS[state])
+NOT_RUN = (_R.RECEIVED, _R.ON_HOLD, _R.REFUSED, _R.WITHDRAWN)  # in these states no work starts
+MAX_MONTHS = 3  # one, extended by two where a request is complex: GDPR Art. 12(3)
 
 
 def next_state(current: RequestState, wanted: RequestState) -> RequestState:

@@ -211,6 +211,20 @@ REQUEST_EVENTS = TableSpec(
     ),
 )  # fmt: skip
 
+REQUEST_PINS = TableSpec(
+    schema="requests",
+    name="pins",
+    doc="The examples that a request named when it was registered; a run on others is refused.",
+    key=("request_id", "example_id"),
+    partition=("request_id",),
+    columns=(
+        _text("request_id", "request"),
+        EXAMPLE_ID,
+        _text("split", "train or test", choices=("train", "test")),
+        _text("pin", "HMAC-SHA256 of id, split, owner, label and content hash under the salt"),
+    ),
+)
+
 ARTIFACTS = TableSpec(
     schema="lineage", name="artifacts", doc="Everything made: table partitions, checkpoints, ensembles, reports.", key=("artifact_id",),
     partition=("asset",),
@@ -239,5 +253,5 @@ LINEAGE_MEMBERS = TableSpec(
 
 TABLES: tuple[TableSpec, ...] = (
     EXAMPLES, CHECKPOINTS, SCORE_RUNS, DATASETS, MEMBERS, UNLEARNING_RUNS, ATTACK_SCORES, ATTACK_REPORTS, AGAINST_RETRAINING, FINDINGS,
-    REGISTER, REQUEST_EVENTS, ARTIFACTS, EDGES, LINEAGE_MEMBERS,
+    REGISTER, REQUEST_EVENTS, REQUEST_PINS, ARTIFACTS, EDGES, LINEAGE_MEMBERS,
 )  # fmt: skip

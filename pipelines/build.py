@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
+import polars as pl
 
-from contracts.requests import RequestState
+from contracts.requests import OPEN, RequestState
 from contracts.subject import Subject
 
 if TYPE_CHECKING:
     from assets import Workspace
+    from warehouse import Warehouse
+
+REQUEST_TAG = "palimpsest/forget_request"
+TO_RUN = (RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED)  # an audited request waits for a person
+MAX_RUNS = 3
+WARN_DAYS = 7
 
 
 def audit_job_name(subject: str) -> str:
@@ -50,6 +58,7 @@ def subject_definitions(subject: Subject) -> dg.Definitions:
                 job=audit,
                 cron_schedule=subject.schedule,
                 execution_timezone="UTC",
+                default_status=dg.DefaultScheduleStatus.RUNNING,
                 description="Repeats the audit, so that a certificate never outlives its evidence.",
             )
         )
@@ -61,7 +70,7 @@ def subject_definitions(subject: Subject) -> dg.Definitions:
             tags=tags,
         )
         jobs.append(forget)
-        sensors.append(_request_sensor(subject, forget, partitions))
+        sensors += [_request_sensor(subject, forget, partitions), _failure_sensor(subject, forget)]
     return dg.Definitions(assets=[*static, *per_request], jobs=jobs, schedules=schedules, sensors=sensors)
 
 
@@ -73,26 +82,91 @@ def _request_sensor(
         job=job,
         minimum_interval_seconds=30,
         required_resource_keys={"workspace"},
-        description="Starts a run for each verified forget request that has none yet.",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Starts a run for each verified forget request, and again after a failure, {MAX_RUNS} times in all; warns "
+        f"{WARN_DAYS} days before one is due.",
     )
     def _sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        return request_tick(context.resources.workspace, subject.subject, partitions)
+        warehouse = context.resources.workspace.warehouse
+        for line in overdue(warehouse, subject.subject, now=datetime.now(UTC)):
+            context.log.warning(line)
+        return request_tick(context.resources.workspace, subject.subject, partitions, instance=context.instance)
+
+    return _sensor
+
+
+def _failure_sensor(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    @dg.run_failure_sensor(
+        name=f"{request_job_name(subject.subject)}_failed",
+        monitored_jobs=[job],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Puts a failed run on record with the forget request that it was for.",
+    )
+    def _sensor(context: dg.RunFailureSensorContext) -> None:
+        from assets.workspace import Workspace
+        from pipelines.home import state_home
+        from pipelines.launchers import PipesLauncher
+
+        request = context.dagster_run.tags.get(REQUEST_TAG)
+        if request:
+            why = context.failure_event.message or "no reason given"
+            note = f"run {context.dagster_run.run_id[:8]} failed: {why}"
+            Workspace(state_home(), launcher=PipesLauncher()).warehouse.requests.note(request, note)
 
     return _sensor
 
 
 def request_tick(
-    workspace: Workspace, subject: str, partitions: dg.DynamicPartitionsDefinition
+    workspace: Workspace,
+    subject: str,
+    partitions: dg.DynamicPartitionsDefinition,
+    *,
+    instance: dg.DagsterInstance,
 ) -> dg.SensorResult | dg.SkipReason:
-    """What the sensor answers: a partition and a run for each verified request. Asked again, the run key makes it a no-op."""
+    """What the sensor answers: a partition and a run for each request that is verified or was left half-way.
+
+    A request with a run under way is left alone, one that failed is run again, ``MAX_RUNS`` times in all. One that names no
+    training example is answered at once.
+    """
+    from assets.request_rows import answer_unseen
+
     requests = workspace.warehouse.requests.list(subject)
-    waiting = [row["request_id"] for row in requests.iter_rows(named=True) if row["state"] == RequestState.VERIFIED]
+    waiting, given_up = {}, []
+    for row in requests.filter(pl.col("state").is_in([state.value for state in TO_RUN])).iter_rows(named=True):
+        name = row["request_id"]
+        if row["num_examples"] == 0:
+            answer_unseen(workspace.warehouse, name)
+            continue
+        runs = instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_TAG: name}))
+        if any(not run.is_finished for run in runs):
+            continue
+        failures = sum(run.is_failure for run in runs)
+        if failures >= MAX_RUNS:
+            given_up.append(name)
+        else:
+            waiting[name] = f"{name}-{len(runs)}"
     if not waiting:
-        return dg.SkipReason("no verified forget request is waiting")
+        return dg.SkipReason(
+            f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} ID', then "
+            f"'palimpsest request run {subject} ID'"
+            if given_up
+            else "no verified forget request is waiting"
+        )
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(run_key=name, partition_key=name, tags={"palimpsest/forget_request": name})
-            for name in waiting
+            dg.RunRequest(run_key=key, partition_key=name, tags={REQUEST_TAG: name}) for name, key in waiting.items()
         ],
-        dynamic_partitions_requests=[partitions.build_add_request(waiting)],
+        dynamic_partitions_requests=[partitions.build_add_request(list(waiting))],
     )
+
+
+def overdue(warehouse: Warehouse, subject: str, *, now: datetime) -> list[str]:
+    """A sentence for each open request that is due within ``WARN_DAYS`` days, or was."""
+    still = warehouse.requests.list(subject).filter(pl.col("state").is_in([state.value for state in OPEN]))
+    left = [(row["request_id"], row["state"], (row["due_at"] - now).days) for row in still.iter_rows(named=True)]
+    return [
+        f"forget request {name} is {state} and "
+        + (f"was due {-days} days ago" if days < 0 else f"is due in {days} days")
+        for name, state, days in left
+        if days < WARN_DAYS
+    ]

@@ -16,8 +16,8 @@ import polars as pl
 
 from contracts.digests import canonical_json
 from contracts.errors import ConfigError, StateError, UnknownName
-from contracts.requests import ForgetRequest, RequestState, next_state
-from contracts.schema import REGISTER, REQUEST_EVENTS
+from contracts.requests import MAX_MONTHS, OPEN, ForgetRequest, RequestState, due_date, next_state
+from contracts.schema import REGISTER, REQUEST_EVENTS, REQUEST_PINS
 from warehouse import ddl
 from warehouse.connection import Connection, fetch, first
 from warehouse.writer import Transaction, read_partition
@@ -38,10 +38,19 @@ _MAIN_LINE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestRecord:
-    """A request as it stands. ``events`` holds (seq, state, note, at), oldest first."""
+    """A request as it stands.
+
+    Attributes:
+        request: as it was received.
+        state: where it stands.
+        due_at: when it is due, extensions included.
+        num_examples: training examples in scope; None before its rows are known.
+        events: (seq, state, note, at), oldest first.
+    """
 
     request: ForgetRequest
     state: RequestState
+    due_at: datetime
     num_examples: int | None
     events: pl.DataFrame
 
@@ -52,8 +61,11 @@ class Requests:
     def __init__(self, warehouse: Warehouse) -> None:
         self._w = warehouse
 
-    def add(self, request: ForgetRequest, *, note: str = "") -> RequestRecord:
+    def add(self, request: ForgetRequest, *, note: str = "", pins: pl.DataFrame | None = None) -> RequestRecord:
         """Enter a request in state received. The same request again changes nothing.
+
+        Args:
+            pins: ``(example_id, split, pin)`` of the rows that it names, kept with it in the same transaction.
 
         Raises:
             ConfigError: another request has that id, or a date is not ISO 8601 with a time zone.
@@ -74,10 +86,25 @@ class Requests:
                 "legal_basis": request.legal_basis,
                 "received_at": received,
                 "due_at": due,
-                "num_examples": None,
+                "num_examples": None if pins is None else pins.filter(pl.col("split") == "train").height,
             }
             _enter(t, request, row, seq=0, note=note)
+            if pins is not None:
+                t.replace(REQUEST_PINS, pins, **_common(request))
             return _get(t.con, request.request_id)
+
+    def pin(self, request_id: str, pins: pl.DataFrame) -> None:
+        """Keep the rows of a request that was registered without them: ``(example_id, split, pin)``."""
+        with self._w.transaction() as t:
+            record = _get(t.con, request_id)
+            t.replace(REQUEST_PINS, pins, **_common(record.request))
+
+    def pins(self, request_id: str) -> pl.DataFrame:
+        """``(example_id, split, pin)`` of the rows that a request named when it was registered, by id; none if not known."""
+        with self._w.reading() as con:
+            record = _get(con, request_id)
+            stored = read_partition(con, REQUEST_PINS, record.request.subject, {"request_id": request_id})
+        return stored.select("example_id", "split", "pin").sort("example_id")
 
     def get(self, request_id: str) -> RequestRecord:
         """A request with its events.
@@ -125,14 +152,46 @@ class Requests:
             return record
         return self.advance(request_id, wanted, note=note, num_examples=num_examples)
 
+    def extend(self, request_id: str, due_at: datetime, *, note: str) -> RequestRecord:
+        """Move the day on which an open request is due, with the reason, on record. The state stays.
 
-def _enter(t: Transaction, request: ForgetRequest, row: Mapping[str, Any], *, seq: int, note: str) -> None:
-    common: dict[str, Any] = {
+        Raises:
+            StateError: the request is closed, refused or withdrawn.
+            ConfigError: not later than it is due now, or more than three months after receipt (GDPR Art. 12(3)).
+        """
+        with self._w.transaction() as t:
+            record = _get(t.con, request_id)
+            if record.state not in OPEN:
+                raise StateError(f"request {request_id} is {record.state.value}: there is nothing left to extend")
+            latest = due_date(_utc(record.request.received_at, "received_at"), months=MAX_MONTHS)
+            if not record.due_at < due_at <= latest:
+                raise ConfigError(
+                    f"request {request_id} is due {record.due_at:%Y-%m-%d} and can be extended to a day after that, up to "
+                    f"{latest:%Y-%m-%d} ({MAX_MONTHS} months after receipt, GDPR Art. 12(3)); not to {due_at:%Y-%m-%d}"
+                )
+            row = _row(t.con, record.request) | {"due_at": due_at}
+            _enter(t, record.request, row, seq=record.events.height, note=f"due {due_at:%Y-%m-%d}: {note}")
+            return _get(t.con, request_id)
+
+    def note(self, request_id: str, note: str) -> RequestRecord:
+        """Put a sentence on record with the state as it is: a failed run, a call to the person."""
+        with self._w.transaction() as t:
+            record = _get(t.con, request_id)
+            _enter(t, record.request, _row(t.con, record.request), seq=record.events.height, note=note)
+            return _get(t.con, request_id)
+
+
+def _common(request: ForgetRequest) -> dict[str, Any]:
+    return {
         "subject": request.subject,
         "run_id": _WRITER,
         "config_digest": request.digest(),
         "partition": {"request_id": request.request_id},
     }
+
+
+def _enter(t: Transaction, request: ForgetRequest, row: Mapping[str, Any], *, seq: int, note: str) -> None:
+    common = _common(request)
     schema = {c.name: _DTYPES.get(c.dtype, pl.String) for c in REGISTER.columns if c.name != "request_id"}
     t.replace(REGISTER, pl.DataFrame([row], schema=schema), **common)
     event = {"seq": seq, "state": row["state"], "note": note, "at": t.now}
@@ -154,7 +213,7 @@ _DTYPES: Mapping[str, Any] = {"timestamp": pl.Datetime("us", "UTC"), "int64": pl
 def _find(con: Connection, request_id: str) -> RequestRecord | None:
     row = first(
         con,
-        f"SELECT subject, request, state, num_examples FROM {ddl.table(REGISTER)} WHERE request_id = ?",
+        f"SELECT subject, request, state, num_examples, epoch_us(due_at) FROM {ddl.table(REGISTER)} WHERE request_id = ?",
         [request_id],
     )
     if row is None:
@@ -164,6 +223,7 @@ def _find(con: Connection, request_id: str) -> RequestRecord | None:
         request=ForgetRequest.from_mapping(json.loads(row[1])),
         state=RequestState(row[2]),
         num_examples=row[3],
+        due_at=datetime.fromtimestamp(row[4] / 1e6, UTC),
         events=events,
     )
 

@@ -149,7 +149,7 @@ def _launch(
     workspace.progress(0, 0, f"{plan.subject}: loading the libraries")
     import dagster as dg
 
-    from pipelines.build import audit_job_name, request_job_name, subject_definitions
+    from pipelines.build import REQUEST_TAG, audit_job_name, request_job_name, subject_definitions
     from pipelines.observations import asset_key
     from pipelines.reaper import run_tags
 
@@ -164,7 +164,7 @@ def _launch(
         partition_key=request,
         asset_selection=[asset_key(stage) for stage in stages],
         raise_on_error=False,
-        tags={**run_tags(), **({"palimpsest/forget_request": request} if request else {})},
+        tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
     if not result.success:

@@ -1,7 +1,11 @@
-"""``palimpsest request``: the register of forget requests, and running one."""
+"""``palimpsest request``: the register of forget requests, and running one.
+
+A request is resolved to rows when it is registered: they are shown, counted and pinned. It is run on those rows or not at all.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,14 +13,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from contracts.errors import ConfigError, UnknownName
-from contracts.requests import ForgetRequest, RequestState, due_date
+from contracts.errors import ConfigError, DataError, StateError, UnknownName
+from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, ForgetRequest, RequestState, due_date
 from pipelines.cli.terminal import console
 from pipelines.home import state_home
 
-app = typer.Typer(help="Forget requests: register, list, show, run, refuse.", no_args_is_help=True)
+app = typer.Typer(help="Forget requests: from registering to closing.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the audited subject")]
 RequestId = Annotated[str, typer.Argument(help="id of the request")]
+Why = Annotated[str, typer.Option("--why", help="the reason, kept in the register")]
 
 
 def _warehouse() -> Any:
@@ -51,16 +56,22 @@ def add(
         bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")
     ] = False,
 ) -> None:
-    """Register a forget request. A verified one is run by the sensor under 'make ui', or by 'palimpsest request run'."""
+    """Register a forget request: its rows are looked up, shown and pinned. A verified one is run by the sensor under
+    'make ui', or by 'palimpsest request run'."""
+    from assets.request_rows import pins, resolve
+    from assets.workspace import Workspace
     from contracts.identity import owner_token
+    from pipelines.launchers import PipesLauncher
     from pipelines.subjects import load_subject
 
-    plan = load_subject(subject, state_home())
+    home = state_home()
+    plan = load_subject(subject, home)
     if score is not None and score.partition(".")[0] not in (planned := [choice.name for choice in plan.scores]):
         raise UnknownName(f"score of {subject}'s plan", score, planned)
     if score is None and (fraction is not None or count is not None):
         raise ConfigError("--fraction and --count go with --score")
-    w = _warehouse()
+    workspace = Workspace(home, launcher=PipesLauncher())
+    w = workspace.warehouse
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
     if ids is not None:
@@ -85,16 +96,65 @@ def add(
         due_at=_due(due, now).isoformat(),
         **chosen,
     )
-    w.requests.add(request)
+    data = workspace.examples(plan)
+    if owner is not None:
+        _refuse_unknown_owner(owner, data)
+    found = resolve(request, data, w)
+    w.requests.add(request, pins=pins(data, found, w.salt()))
     if not unverified:
         w.requests.advance(request.request_id, RequestState.VERIFIED, note="verified by the operator who registered it")
     w.publish()
     console.print(f"request [bold]{request.request_id}[/] registered, due {request.due_at[:10]}")
+    for line in _what_it_names(plan, data, found):
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(
         f"Next: palimpsest request run {subject} {request.request_id}"
         if not unverified
         else f"Next: verify the requester, then palimpsest request verify {subject} {request.request_id}"
     )
+
+
+def _refuse_unknown_owner(owner: str, data: Any) -> None:
+    """Raise :class:`DataError` for a name that owns nothing; names spelled much alike are listed."""
+    import difflib
+
+    import numpy as np
+
+    names = [name for name in np.unique(data.owner).tolist() if name]
+    if owner in names:
+        return
+    folded = {name.casefold().strip(): name for name in names}
+    close = [folded[n] for n in difflib.get_close_matches(owner.casefold().strip(), folded, n=3)]
+    raise DataError(
+        f"no example of {data.name} belongs to {owner!r}; "
+        + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"the data have {len(names)} owners")
+    )
+
+
+def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
+    """Rows by split, class and owner, and what their number means for the verdict."""
+    from collections import Counter
+
+    at = data.positions(ids)
+    splits = Counter(data.split[at].tolist())
+    said = [
+        f"{len(ids):,} examples: " + ", ".join(f"{n:,} in {name}" for name, n in sorted(splits.items(), reverse=True))
+    ]
+    if data.class_names and data.task == "classification":
+        classes = Counter(data.class_names[k] for k in data.y[at].tolist()).most_common(8)
+        said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in classes))
+    if (owners := {name for name in data.owner[at].tolist() if name}) and len(owners) > 1:
+        said.append(f"they belong to {len(owners):,} owners")
+    if not splits["train"]:
+        said.append("No model under audit was trained on them: there is nothing to unlearn, and a run says so.")
+    elif plan.unlearning is None:
+        said.append("The plan has no unlearning: it is registered, and cannot be run before the plan has one.")
+    else:
+        said.append(
+            f"Judged against {plan.unlearning.retrainings} retrainings without them. A few rows may stay inconclusive: exact "
+            "retraining then stands as the ground on which a person closes it (request close)."
+        )
+    return said
 
 
 def _due(text: str | None, now: datetime) -> datetime:
@@ -118,13 +178,78 @@ def verify(
 
 
 @app.command("refuse")
-def refuse(
-    subject: Name,
-    request_id: RequestId,
-    why: Annotated[str, typer.Option("--why", help="the reason, kept in the register")],
-) -> None:
+def refuse(subject: Name, request_id: RequestId, why: Why) -> None:
     """Refuse a request, with the reason."""
     _advance(subject, request_id, RequestState.REFUSED, why)
+
+
+@app.command("hold")
+def hold(subject: Name, request_id: RequestId, why: Why) -> None:
+    """Put a request on hold: nothing is run until it is verified again."""
+    _advance(subject, request_id, RequestState.ON_HOLD, why)
+    console.print(f"To take it up again: palimpsest request verify {subject} {request_id}")
+
+
+@app.command("withdraw")
+def withdraw(subject: Name, request_id: RequestId, why: Why = "withdrawn by the person who asked") -> None:
+    """The person has taken the request back."""
+    _advance(subject, request_id, RequestState.WITHDRAWN, why)
+
+
+@app.command("extend")
+def extend(
+    subject: Name,
+    request_id: RequestId,
+    why: Why,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="YYYY-MM-DD; by default three months after receipt, the most (GDPR Art. 12(3))"),
+    ] = None,
+) -> None:
+    """Give a request a later due date, with the reason that the person is told."""
+    w = _warehouse()
+    entry = _of(w, subject, request_id)
+    received = datetime.fromisoformat(entry.request.received_at)
+    due = due_date(received, months=MAX_MONTHS) if to is None else _due(to, datetime.now(UTC))
+    w.requests.extend(request_id, due, note=why)
+    w.publish()
+    console.print(f"request {request_id} is now due {due:%Y-%m-%d}")
+
+
+@app.command("close")
+def close(
+    subject: Name,
+    request_id: RequestId,
+    by: Annotated[str, typer.Option("--by", help="who closes it: a name, kept in the register")],
+    why: Why,
+) -> None:
+    """Close an audited request that its audit could not close, under a person's name. A failed audit cannot be closed."""
+    from contracts.verdicts import Verdict
+    from reports.summary import judgement_of
+
+    if not by.strip() or not why.strip():
+        raise ConfigError("a request is closed by a named person with a reason: --by NAME --why REASON")
+    w = _warehouse()
+    entry = _of(w, subject, request_id)
+    if entry.state is not RequestState.AUDITED:
+        raise StateError(
+            f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; run: "
+            f"palimpsest request run {subject} {request_id}"
+        )
+    facts = json.loads(w.artifacts.load_bytes(f"{subject}/request_reports/{request_id}/audit.json"))
+    judgement, _ = judgement_of(facts)
+    if judgement.verdict in (Verdict.FAIL, Verdict.BROKEN):
+        raise StateError(
+            f"the audit of request {request_id} says {judgement.verdict.value}: {judgement.sentence} Name another method under "
+            f"'unlearning' in the plan (exact retraining: retrain) and run it again"
+        )
+    w.requests.advance(
+        request_id,
+        RequestState.CLOSED,
+        note=f"closed by {by.strip()}: {why.strip()} (audit: {judgement.verdict.value})",
+    )
+    w.publish()
+    console.print(f"request {request_id} is now closed by {by.strip()}; its audit said {judgement.verdict.value}")
 
 
 def _advance(subject: str, request_id: str, state: RequestState, note: str) -> None:
@@ -144,8 +269,17 @@ def _of(w: Any, subject: str, request_id: str) -> Any:
 
 @app.command("list")
 def list_(subject: Name) -> None:
-    """All requests of a subject, the most urgent first."""
+    """All requests of a subject, the most urgent first.
+
+    Raises:
+        UnknownName: there is no such subject.
+    """
+    from pipelines.subjects import load_subject
+
     now = datetime.now(UTC)
+    rows = _warehouse().requests.list(subject).sort("due_at")
+    if not rows.height:
+        load_subject(subject, state_home())  # none yet, or no such subject
     table = Table(
         "request",
         "state",
@@ -157,10 +291,11 @@ def list_(subject: Name) -> None:
         title=f"Forget requests of {subject}",
         title_justify="left",
     )
-    rows = _warehouse().requests.list(subject).sort("due_at")
     for r in rows.iter_rows(named=True):
         examples = "" if r["num_examples"] is None else str(r["num_examples"])
-        left = str((r["due_at"].replace(tzinfo=UTC) - now).days)
+        days = (r["due_at"].replace(tzinfo=UTC) - now).days
+        still = RequestState(r["state"]) in OPEN
+        left = "" if not still else f"[bold red]{days}[/]" if days < 7 else str(days)
         table.add_row(
             r["request_id"], r["state"], r["selector"], examples, f"{r['received_at']:%F}", f"{r['due_at']:%F}", left
         )
@@ -196,16 +331,21 @@ def show(subject: Name, request_id: RequestId) -> None:
 @app.command("run")
 def run(subject: Name, request_id: RequestId) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
+    from assets.request_rows import answer_unseen
     from pipelines.cli.audit import finish, run_subject
     from pipelines.subjects import load_subject
 
     home = state_home()
     plan = load_subject(subject, home)
     entry = _of(_warehouse(), subject, request_id)
-    if entry.state in (RequestState.RECEIVED, RequestState.REFUSED, RequestState.ON_HOLD):
-        raise ConfigError(f"request {request_id} is {entry.state.value}; only a verified request is run")
+    if entry.state in NOT_RUN:
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     if plan.unlearning is None:
         raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
+    if entry.num_examples == 0:
+        said = answer_unseen(_warehouse(), request_id)
+        console.print(f"[bold]{said}[/]", highlight=False)
+        return
     started = time.perf_counter()
     run_subject(plan, home, job="audit")
     workspace, records = run_subject(plan, home, job="forget", request=request_id)

@@ -135,8 +135,8 @@ def report(
     home = state_home()
     w = Warehouse.open(home)
     names = [f"{what}/reports/audit.html"]
-    owners = w.requests.list().filter(pl.col("request_id") == what)["subject"]
-    names += [f"{subject}/request_reports/{what}/audit.html" for subject in owners]
+    asked = w.requests.list().filter(pl.col("request_id") == what)
+    names += [f"{subject}/request_reports/{what}/audit.html" for subject in asked["subject"]]
     for name in reversed(names):
         if w.artifacts.exists(name):
             path = home / w.artifacts.describe(name).path
@@ -144,6 +144,15 @@ def report(
             if open_:
                 webbrowser.open(path.as_uri())
             return
+    for subject, state in asked.select("subject", "state").iter_rows():
+        raise NotReady(
+            f"request {what} is {state} and has no report yet; "
+            + (
+                f"run: palimpsest request run {subject} {what}"
+                if state == "verified"
+                else f"see: palimpsest request show {subject} {what}"
+            )
+        )
     raise NotReady(f"there is no report of {what!r} yet; run: palimpsest audit {what}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from contracts.certificates import AttackResult, Certificate
 from contracts.errors import ConfigError, IllegalName, StateError
 from contracts.jobs import UnlearnJob
-from contracts.requests import TRANSITIONS, ForgetRequest, RequestState, next_state
+from contracts.requests import OPEN, TRANSITIONS, ForgetRequest, RequestState, next_state
 from contracts.schema import TABLES
 from contracts.subject import Choice, Subject
 from contracts.tables import COMMON
@@ -32,7 +32,9 @@ def test_every_change_of_state_is_allowed_or_refused(a, b):
 
 def test_the_states_form_a_road_that_ends():
     assert set(TRANSITIONS) == set(RequestState)
-    assert TRANSITIONS[RequestState.CLOSED] == TRANSITIONS[RequestState.REFUSED] == frozenset()
+    assert set(RequestState) - set(OPEN) == {RequestState.CLOSED, RequestState.REFUSED, RequestState.WITHDRAWN}
+    for state in OPEN:
+        assert RequestState.WITHDRAWN in TRANSITIONS[state], "the person may always think better of it"
     road = ["received", "verified", "scoped", "executed", "audited", "closed"]
     for a, b in itertools.pairwise(map(RequestState, road)):
         assert next_state(a, b) is b

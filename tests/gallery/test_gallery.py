@@ -46,20 +46,20 @@ def test_no_cheat_passes(home: Path, cheats: list[str]) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_cheat_passes_on_any_seed(home: Path, cheats: list[str], seed: int) -> None:
-    found = verdicts_of(audit(home, plan(seed, cheats)), [*cheats, "retrain"])
+    found = verdicts_of(audit(home, plan(seed, cheats)), cheats)
     assert not [name for name in cheats if found[name] is Verdict.PASS]
-    assert found["retrain"] is not Verdict.FAIL
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_exact_retraining_passes_where_no_cheat_does(tmp_path: Path) -> None:
-    """About 0.9 of audits of this size; without this the gallery would be proof of nothing."""
-    passed = 0
+    """About 0.9 of audits of this size pass, and at most alpha = 0.05 of them fail by chance (seed 159 does: one canary of ten
+    at p = 0.0003); without this the gallery would be proof of nothing."""
+    found = []
     for seed in SEEDS:
         workspace = audit(tmp_path / str(seed), plan(seed, ["finetune"]))
-        passed += verdicts_of(workspace, ["retrain"])["retrain"] is Verdict.PASS
-    assert passed >= 3
+        found.append(verdicts_of(workspace, ["retrain"])["retrain"])
+    assert found.count(Verdict.PASS) >= 3 and found.count(Verdict.FAIL) <= 1, found
 
 
 # --- requests -----------------------------------------------------------------------------------------------------------

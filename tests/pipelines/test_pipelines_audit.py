@@ -172,7 +172,7 @@ def test_a_forget_request_runs_to_its_verdict(audited_home: Path, small: Subject
         run_subject(small, audited_home, job="forget", request=name)
     w.requests.advance(name, RequestState.VERIFIED, note="a test")
     if selector == "owner_missing":
-        with pytest.raises(JobFailed, match="owner token"):
+        with pytest.raises(JobFailed, match="belongs to this owner"):
             run_subject(small, audited_home, job="forget", request=name)
         return
     run_subject(small, audited_home, job="forget", request=name)

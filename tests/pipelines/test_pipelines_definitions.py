@@ -14,7 +14,7 @@ import pytest
 from contracts.errors import ConfigError, UnknownName
 from contracts.methods import analysis
 from contracts.subject import Subject
-from pipelines.build import request_partitions, request_tick, subject_definitions
+from pipelines.build import MAX_RUNS, REQUEST_TAG, overdue, request_partitions, request_tick, subject_definitions
 from pipelines.cli.audit import quick_plan
 from pipelines.components import AuditedModel
 from pipelines.definitions import workspace
@@ -50,11 +50,14 @@ def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:
     definitions = _whole(load_subject("digits", tmp_path))
     assert {job.name for job in definitions.resolve_all_job_defs()} >= {"audit_digits", "forget_digits"}
     assert [s.cron_schedule for s in definitions.schedules] == ["0 6 * * 1"]
-    assert [s.name for s in definitions.sensors] == ["forget_digits_sensor"]
+    assert [s.name for s in definitions.sensors] == ["forget_digits_sensor", "forget_digits_failed"]
+    assert {s.default_status.value for s in (*definitions.schedules, *definitions.sensors)} == {"RUNNING"}
 
 
 def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small: Subject) -> None:
-    from datetime import UTC, datetime
+    from datetime import UTC, datetime, timedelta
+
+    from dagster._core.test_utils import create_run_for_test
 
     from contracts.requests import ForgetRequest, RequestState, due_date
     from warehouse import Warehouse
@@ -68,11 +71,26 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
             )
         )  # fmt: skip
     w.requests.advance("s-verified", RequestState.VERIFIED, note="a test")
-    result = request_tick(workspace(None), "small", request_partitions("small"))
-    assert isinstance(result, dg.SensorResult)
-    keys = [r.run_key for r in result.run_requests or []]  # other tests may have left verified requests of their own
-    assert keys.count("s-verified") == 1 and "s-received" not in keys
-    assert list((result.dynamic_partitions_requests or [])[0].partition_keys) == keys
+    partitions = request_partitions("small")
+
+    def asked(instance: dg.DagsterInstance) -> list[str]:
+        result = request_tick(workspace(None), "small", partitions, instance=instance)
+        if isinstance(result, dg.SkipReason):
+            return []
+        names = [r.partition_key for r in result.run_requests or []]  # other tests may have left requests of their own
+        assert list((result.dynamic_partitions_requests or [])[0].partition_keys) == names
+        return [r.run_key for r in result.run_requests or [] if r.partition_key.startswith("s-")]
+
+    with dg.instance_for_test() as instance:
+        for attempt in range(MAX_RUNS):
+            assert asked(instance) == [f"s-verified-{attempt}"], "a failed run is followed by another"
+            run = create_run_for_test(instance, tags={REQUEST_TAG: "s-verified"}, status=dg.DagsterRunStatus.STARTED)
+            assert asked(instance) == [], "one at a time"
+            instance.report_run_failed(run)
+        assert asked(instance) == [], "not for ever"
+        (said,) = [line for line in overdue(w, "small", now=now + timedelta(days=29)) if "s-verified" in line]
+        assert "is verified and is due in" in said
+        assert not [line for line in overdue(w, "small", now=now) if "s-" in line]
 
 
 def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
