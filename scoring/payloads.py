@@ -43,6 +43,9 @@ class PayloadSpace:
 
     Attributes:
         shifts: cells by which one image may be moved against another; 0 for tables and small images.
+        candidates: nearest by the search among which the nearest by d are looked for. Where a shift cuts off much of a picture
+            (an eighth of 8 x 8) the search ranks its original lower: with 16 candidates 84 to 90% of digits moved by a pixel are
+            found, with 64 98%.
 
     Raises:
         DataError: values that are not finite; names the examples.
@@ -57,8 +60,9 @@ class PayloadSpace:
         self._middle: Floats = np.zeros(1)
         self._constant = 1.0
         if self._image:
-            cells = [min(side, _SIDE) for side in x.shape[2:]]
-            self.shifts = 0 if min(cells) < 8 else 1 if min(cells) < 16 else 2
+            side = min(*x.shape[2:], _SIDE)
+            self.shifts = 0 if side < 8 else 1 if side < 16 else 2
+        self.candidates = 64 if self.shifts == 1 else 16
         num = np.linspace(0, len(x) - 1, min(len(x), _FITTED)).astype(np.int64)
         fitted = self._features(self._x, num)
         self._middle = fitted.mean(0) if self._image else self._middle
@@ -96,7 +100,7 @@ class PayloadSpace:
     def _values(self, x: Payload, rows: Ints) -> Floats:
         """z or u of some rows."""
         block = gather(x, rows)
-        return _cells(block.astype(np.float64)) if self._image else (block - self._center) * self._scale
+        return _cells(block.astype(np.float32)) if self._image else (block - self._center) * self._scale
 
     def _features(self, x: Payload, rows: Ints) -> Floats:
         """w, its mean not yet taken off, float64 (B, d)."""
