@@ -44,8 +44,8 @@ class PayloadSpace:
     Attributes:
         shifts: cells by which one image may be moved against another; 0 for tables and small images.
         candidates: nearest by the search among which the nearest by d are looked for. Where a shift cuts off much of a picture
-            (an eighth of 8 x 8) the search ranks its original lower: with 16 candidates 84 to 90% of digits moved by a pixel are
-            found, with 64 98%.
+            (an eighth of 8 x 8) the search ranks its original lower: of digits moved by a pixel, 64 candidates find 87 to 98%
+            and 128 find 94 to 100%.
 
     Raises:
         DataError: values that are not finite; names the examples.
@@ -62,7 +62,7 @@ class PayloadSpace:
         if self._image:
             side = min(*x.shape[2:], _SIDE)
             self.shifts = 0 if side < 8 else 1 if side < 16 else 2
-        self.candidates = 64 if self.shifts == 1 else 16
+        self.candidates = 128 if self.shifts == 1 else 16
         num = np.linspace(0, len(x) - 1, min(len(x), _FITTED)).astype(np.int64)
         fitted = self._features(self._x, num)
         self._middle = fitted.mean(0) if self._image else self._middle

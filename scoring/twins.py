@@ -9,8 +9,8 @@ is within rho of the tenth with probability about 9 rho^m: in few dimensions nea
 ``chance`` of the examples have one by accident. The half median lets more than ten copies of one example be found.
 
 Source: definition; m is the estimate of Levina & Bickel, "Maximum Likelihood Estimation of Intrinsic Dimension" (NeurIPS 2004),
-without the nearest four, which copies would spoil. An example is joined directly to at most
-the 16 (small images: 64) that the search gives. Measured: ``near_duplicates``.
+without the nearest four, which copies would spoil. An example is joined directly to its 16
+nearest at most. Measured: ``near_duplicates``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scoring.components import Groups
 from scoring.neighbours import CELLS, Floats, Ints, nearest
 from scoring.payloads import Payload, PayloadSpace
 
-_RANK, _SKIPPED = 10, 4
+_KEPT, _RANK, _SKIPPED = 16, 10, 4
 _FLOOR = 0.5  # of the median
 _BLOCK = 16_384  # rows judged at a time
 _SAMPLE = 65_536  # rows whose median is taken
@@ -136,8 +136,8 @@ def _lists(space: PayloadSpace, num: int, index: str, seed: int) -> Callable[[],
     def judged(rows: Ints, position: Ints, similarity: Floats) -> _List:
         known = position >= 0
         distance = np.where(known, space.distances(rows, np.where(known, position, 0)), np.inf)
-        angle = np.sqrt(np.maximum(2 - 2 * similarity, 0)) if space.shifts else None
-        order = np.lexsort((position, distance), axis=1)
+        angle = np.sqrt(np.maximum(2 - 2 * similarity[:, :_RANK], 0)) if space.shifts else None
+        order = np.lexsort((position, distance), axis=1)[:, :_KEPT]
         return rows, np.take_along_axis(position, order, 1), np.take_along_axis(distance, order, 1), angle
 
     if num < 2:
