@@ -4,7 +4,7 @@
     image    u = means over at most 32 x 32 cells;   d(i, j) = min over shifts s of the RMS of u_i(p) - u_j(p + s), p where both are
     search   cos of (w, c) / |(w, c)|;   w = z, or |F(u - border)| minus its mean;   c^2 = mean |w|^2
 
-x (N, *shape) is a table (N, D) or images (N, C, H, W). Units of a column cancel; a column without spread counts for nothing.
+x (N, *shape) is a table (N, D) or images (N, C, H, W). Units of a column cancel; a constant one is divided by its value.
 Shifts go up to 1 cell from 8 cells a side and to 2 from 16: a crop that moves the picture by so much is at distance 0. The
 magnitude of the Fourier transform hardly changes when a picture moves on its background (the median of its border), so
 that one search finds the moved ones too. The constant c keeps the length of w in the direction that the search compares: a
@@ -54,9 +54,8 @@ class PayloadSpace:
     def __init__(self, x: Payload, example_id: Ints) -> None:
         self._x, self._image = x, len(x.shape) == 4
         self.shifts = 0
-        mean, spread = self._moments(example_id)
-        with np.errstate(divide="ignore"):
-            self._center, self._scale = mean, np.where(spread > 0, 1.0 / spread, 0.0)
+        self._center, spread = self._moments(example_id)
+        self._scale = 1.0 / spread
         self._middle: Floats = np.zeros(1)
         self._constant = 1.0
         if self._image:
@@ -113,7 +112,8 @@ class PayloadSpace:
         return np.abs(np.fft.rfft2(values, size)).reshape(len(values), -1)
 
     def _moments(self, example_id: Ints) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of every column, 0 where there is only rounding; of images nothing but the check."""
+        """Mean and unit of every column: its standard deviation, or its largest value where it is constant up to rounding. Of
+        images nothing but the check."""
         num, width = len(self._x), math.prod(self._x.shape[1:])
         mean, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
         for block in _blocks(num, width):
@@ -129,7 +129,8 @@ class PayloadSpace:
             square += np.square(values - own).sum(0) + np.square(own - before) * (len(values) * block.start / seen)
             largest = np.maximum(largest, np.abs(values).max(0))
         spread = np.sqrt(square / num)
-        return mean, np.where(spread > _FLAT * largest, spread, 0.0)
+        spread = np.where(spread > _FLAT * largest, spread, largest)
+        return mean, np.where(spread > 0, spread, 1.0)
 
 
 def _cells(images: Floats) -> Floats:

@@ -318,7 +318,7 @@ def test_groups_of_the_size_of_a_class_are_refused_by_name(digits) -> None:
     x, y = digits
     rows = np.flatnonzero(y == 3)
     x = x.copy()
-    x[rows] = copies(x, np.full(len(rows), rows[0]), "noise0.03", np.random.default_rng(0), white=16)
+    x[rows] = copies(x, np.full(len(rows), rows[0]), "noise0.02", np.random.default_rng(0), white=16)
     found = run(make_examples(x, y, num_classes=10))
     (why,) = refusals(found)
     assert "class_margin is 0.0" in why and "larger than half a class" in why

@@ -66,8 +66,8 @@ def test_twins_within_a_split_are_not_its_business(planted) -> None:
     data, expected = planted
     honest = data.subset(np.setdiff1d(data.example_id, list(expected)))
     x = np.array(honest.x)
-    test = np.flatnonzero(honest.split == "test")
-    x[test[:9]], x[:9] = x[test[20]], x[30]
+    train, test = (np.flatnonzero(honest.split == split) for split in ("train", "test"))
+    x[test[:9]], x[train[:9]] = x[test[20]], x[train[30]]
     doubled = hashed(x, honest.y, num_classes=10)
     doubled = dataclasses.replace(doubled, example_id=honest.example_id, split=honest.split)
     assert run(doubled)[0]["num_twins"] == 0
@@ -95,6 +95,8 @@ def test_odd_sets(examples, regression) -> None:
     assert run(dataclasses.replace(regression, split=half))[0]["num_test"] == 17
     constant = dataclasses.replace(examples, x=np.ones_like(examples.x), split=half)
     assert run(constant)[0]["share"] == 1.0
+    off = dataclasses.replace(constant, x=np.where(np.arange(37)[:, None] < 30, 1, 2).astype(np.float32))
+    assert run(off)[0]["num_twins"] == 10, "what is constant in training may still differ"
 
 
 def test_refusals(examples) -> None:
