@@ -57,9 +57,7 @@ class Groups:
         return self._group
 
 
-def components_at(
-    points: NDArray[np.float32], *, threshold: float, method: str = "exact"
-) -> tuple[Ints, Neighbours]:
+def components_at(points: NDArray[np.float32], *, threshold: float, method: str = "exact") -> tuple[Ints, Neighbours]:
     """Connected components of the graph of points at least ``threshold`` alike.
 
     Args:

@@ -154,7 +154,8 @@ def _moved(a: Floats, b: Floats, shifts: int) -> Floats:
             there = b[..., max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
             difference = there - here
             np.minimum(best, np.einsum("bkchw,bkchw->bk", difference, difference) / difference[0, 0].size, out=best)
-    return np.sqrt(best)
+    distance: Floats = np.sqrt(best)
+    return distance
 
 
 def _blocks(num: int, width: int) -> Iterator[slice]:

@@ -40,7 +40,10 @@ class TrainTestConfig(Config):
         0.3, gt=0, lt=1, doc="largest distance of near copies, as a share of that to the tenth neighbour of either"
     )
     chance: float = param(
-        0.002, gt=0, lt=1, doc="share of examples that may have a near copy by accident; in few dimensions it lowers the ratio"
+        0.002,
+        gt=0,
+        lt=1,
+        doc="share of examples that may have a near copy by accident; in few dimensions it lowers the ratio",
     )
     index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
 
@@ -84,7 +87,9 @@ _SUMMARY = TableSpec(
             direction="higher = the test accuracy says less",
             doc="num_twins / num_test; null without a test split",
         ),
-        Column(name="share_low", dtype="float64", low=0, high=1, nullable=True, doc="lower end of Wilson's 95% interval"),
+        Column(
+            name="share_low", dtype="float64", low=0, high=1, nullable=True, doc="lower end of Wilson's 95% interval"
+        ),
         Column(name="share_high", dtype="float64", low=0, high=1, nullable=True, doc="upper end"),
         Column(name="limit", dtype="float64", low=0, high=1, doc="largest distance ratio that counted as a twin"),
     ),
@@ -157,7 +162,12 @@ def train_test_duplicates(
 
 
 def _nearest(
-    space: PayloadSpace, train: ExampleSet, test: ExampleSet, radius: NDArray[np.float32], index: str, progress: Progress
+    space: PayloadSpace,
+    train: ExampleSet,
+    test: ExampleSet,
+    radius: NDArray[np.float32],
+    index: str,
+    progress: Progress,
 ) -> tuple[Ints, Floats]:
     """Position of the most alike training example of every test example, the smaller one of equals, and the likeness."""
     near, alike = np.zeros(len(test), np.int64), np.zeros(len(test))

@@ -6,7 +6,8 @@
 
 d is that of ``scoring.payloads``. Points without near copies lie about i as in a ball of m dimensions, where the nearest of ten
 is within rho of the tenth with probability about 9 rho^m: in few dimensions near neighbours are no copies, and rho falls until
-``chance`` of the examples have one by accident. The half median lets more than ten copies of one example be found.
+``chance`` of the examples have one by accident. The half median lets more than ten copies of
+one example be found, as long as they are within rho / 2 of the median.
 
 Source: definition; m is the estimate of Levina & Bickel, "Maximum Likelihood Estimation of Intrinsic Dimension" (NeurIPS 2004),
 without the nearest four, which copies would spoil. An example is joined directly to its 16
@@ -25,7 +26,7 @@ from contracts.errors import InvalidInput
 from scoring.cells import in_cells
 from scoring.components import Groups
 from scoring.neighbours import CELLS, Floats, Ints, nearest
-from scoring.payloads import Payload, PayloadSpace
+from scoring.payloads import PayloadSpace
 
 _KEPT, _RANK, _SKIPPED = 16, 10, 4
 _FLOOR = 0.5  # of the median
@@ -95,7 +96,8 @@ def likeness(distance: Floats, radius: NDArray[np.float32], others: NDArray[np.f
     """1 - d / min(r_i, r_j), cut at 0, of distances (B, K), radii (B,) and (B, K); 1 at distance 0, whatever the radii."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = distance / np.minimum(radius[:, None], others).astype(np.float64)
-    return np.where(distance == 0, 1.0, np.clip(1.0 - share, 0.0, 1.0))
+    alike: Floats = np.where(distance == 0, 1.0, np.clip(1.0 - share, 0.0, 1.0))
+    return alike
 
 
 class _Limit:

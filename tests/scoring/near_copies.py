@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from scoring_data import make_examples
 
 from scoring.near_duplicates import NearDuplicatesConfig, near_duplicates
-from scoring_data import make_examples
 from sources.example_set import ExampleSet
 
 
 def hashed(x: np.ndarray, y: np.ndarray, *, num_classes: int, seed: int = 0) -> ExampleSet:
     """Examples with content hashes, ids out of order."""
-    data = make_examples(x, y, num_classes=num_classes, ids=np.random.default_rng(seed).permutation(9 * len(y))[: len(y)])
+    data = make_examples(
+        x, y, num_classes=num_classes, ids=np.random.default_rng(seed).permutation(9 * len(y))[: len(y)]
+    )
     content = np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in np.ascontiguousarray(x)])
     object.__setattr__(data, "content_hash", content)
     return data
@@ -28,7 +30,9 @@ def copies(x: np.ndarray, rows: np.ndarray, kind: str, rng: np.random.Generator,
     if kind.startswith("crop"):
         m, side = int(kind[4:]), np.arange(y.shape[2])
         y = np.pad(y, ((0, 0), (0, 0), (m, m), (m, m)))
-        down, right = np.divmod(rng.permutation((2 * m + 1) ** 2 - 1)[rng.integers(0, (2 * m + 1) ** 2 - 1, len(y))], 2 * m + 1)
+        down, right = np.divmod(
+            rng.permutation((2 * m + 1) ** 2 - 1)[rng.integers(0, (2 * m + 1) ** 2 - 1, len(y))], 2 * m + 1
+        )
         centre = (down == m) & (right == m)
         down[centre] = 0
         at = np.arange(len(y))[:, None, None]

@@ -139,7 +139,9 @@ def test_nothing_seen_once(world) -> None:
 
 def test_groups_as_large_as_a_class_are_refused_by_name(world) -> None:
     data, ensemble, *_ = world
-    with pytest.raises(NotApplicable, match=r"long_tail_report: at ratio 0\.3 one group holds 2000 of 2000 .* class 'class"):
+    with pytest.raises(
+        NotApplicable, match=r"long_tail_report: at ratio 0\.3 one group holds 2000 of 2000 .* class 'class"
+    ):
         run(dataclasses.replace(data, x=np.ones_like(data.x)), ensemble)
     with pytest.raises(NotApplicable, match=r"at ratio 0\.95 one group"):
         run(data, ensemble, ratio=0.95)
@@ -148,7 +150,9 @@ def test_groups_as_large_as_a_class_are_refused_by_name(world) -> None:
 def test_units_and_constant_columns_do_not_matter(world) -> None:
     data, ensemble, *_ = world
     units = np.geomspace(1e-3, 1e3, 64, dtype=np.float32)
-    other = dataclasses.replace(data, x=np.column_stack([data.x * units + 5 * units, np.full(len(data), 7, np.float32)]))
+    other = dataclasses.replace(
+        data, x=np.column_stack([data.x * units + 5 * units, np.full(len(data), 7, np.float32)])
+    )
     first, second = run(data, ensemble), run(other, ensemble)
     assert first["long_tail_classes"].equals(second["long_tail_classes"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,7 @@ def test_the_chance_of_a_false_call_is_the_plan_s_in_any_dimension(dim: int, sha
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(
-    ("kind", "least"), [("byte", 1.0), ("noise0.02", 1.0), ("noise0.04", 0.9), ("crop1", 0.92)]
-)
+@pytest.mark.parametrize(("kind", "least"), [("byte", 1.0), ("noise0.02", 1.0), ("noise0.04", 0.9), ("crop1", 0.92)])
 def test_copies_planted_among_digits(digits, kind: str, least: float, seed: int) -> None:
     recall, precision = recall_and_precision(*digits, kind, num=90, seed=seed, white=16)
     assert recall >= least and precision >= 0.97
@@ -231,10 +230,13 @@ def test_large_pictures_are_compared_by_the_means_of_their_cells(monkeypatch) ->
     x = np.random.default_rng(0).normal(size=(4, 2, 70, 9)).astype(np.float32)
     cells = payloads._cells(x)
     bounds = [*(i * 70 // 32 for i in range(32)), 70]
-    loop = np.stack([x[:, :, a:b].mean(2) for a, b in zip(bounds, bounds[1:], strict=False)], 2)
+    loop = np.stack([x[:, :, a:b].mean(2) for a, b in itertools.pairwise(bounds)], 2)
     np.testing.assert_allclose(cells, loop, rtol=1e-5, atol=1e-6)
     every = np.tile(np.arange(4), (4, 1))
-    whole, vectors = PayloadSpace(x, np.arange(4)).distances(np.arange(4), every), PayloadSpace(x, np.arange(4)).vectors(np.arange(4))
+    whole, vectors = (
+        PayloadSpace(x, np.arange(4)).distances(np.arange(4), every),
+        PayloadSpace(x, np.arange(4)).vectors(np.arange(4)),
+    )
     monkeypatch.setattr(payloads, "_NUMBERS", 300)
     blocks = PayloadSpace(x, np.arange(4))
     np.testing.assert_allclose(blocks.distances(np.arange(4), every), whole)
@@ -289,7 +291,9 @@ def test_byte_copies_join_at_any_ratio(ratio: float) -> None:
     assert sorted(copied["num_copies"].unique()) == [1, 15] and copied["similarity"].unique().to_list() == [1.0]
     for at, many in (([7, *range(50, 65)], 16), ([9, 100], 2)):
         group = found.filter(pl.col("example_id").is_in(ids[at].tolist()))
-        assert group["group_id"].unique().to_list() == [ids[at].min()] and group["group_size"].unique().to_list() == [many]
+        assert group["group_id"].unique().to_list() == [ids[at].min()] and group["group_size"].unique().to_list() == [
+            many
+        ]
         first, *others = sorted(ids[at].tolist())
         nearest = dict(group.select("example_id", "nearest_id").iter_rows())
         assert nearest == {first: others[0], **dict.fromkeys(others, first)}

@@ -30,7 +30,10 @@ def planted() -> tuple[ExampleSet, dict[int, tuple[int, str]]]:
     x, y = bunch.images.astype(np.uint8)[order, None], bunch.target.astype(np.int64)[order]
     origin = rng.permutation(900)[:60]
     x[900:960] = np.concatenate(
-        [copies(x, o, kind, rng, white=16) for kind, o in zip(("byte", "noise0.02", "crop1"), origin.reshape(3, 20), strict=True)]
+        [
+            copies(x, o, kind, rng, white=16)
+            for kind, o in zip(("byte", "noise0.02", "crop1"), origin.reshape(3, 20), strict=True)
+        ]
     )
     y[900:955] = y[origin[:55]]
     y[955:960] = (y[origin[55:]] + 1) % 10
@@ -74,7 +77,7 @@ def test_twins_within_a_split_are_not_its_business(planted) -> None:
 
 
 def test_the_order_of_the_rows_does_not_matter_and_the_smallest_of_equals_is_named(planted) -> None:
-    data, expected = planted
+    data, _ = planted
     mixed = data.subset(np.random.default_rng(1).permutation(data.example_id))
     assert run(data)[1].equals(run(mixed)[1]) and run(data)[0] == run(mixed)[0]
     x, content = np.array(data.x), data.content_hash.copy()
