@@ -89,7 +89,8 @@ def twins(space: PayloadSpace, num: int, *, ratio: float, chance: float, index: 
 def tenth(distance: Floats) -> Floats:
     """Distance to the tenth nearest of each row (B, K), or to the furthest there is; 0 where there is none: (B,)."""
     ranked = np.sort(distance, axis=1)[:, :_RANK]
-    return np.where(np.isfinite(ranked), ranked, 0.0).max(1, initial=0.0)
+    radius: Floats = np.where(np.isfinite(ranked), ranked, 0.0).max(1, initial=0.0)
+    return radius
 
 
 def likeness(distance: Floats, radius: NDArray[np.float32], others: NDArray[np.float32]) -> Floats:
