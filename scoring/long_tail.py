@@ -40,7 +40,7 @@ from recipes.frames import frame_of
 from scoring.components import components_at
 from scoring.memorization import Memorization, fit_of, memorization_scores
 from scoring.neighbours import METHODS, Ints, nearest
-from scoring.payloads import PayloadSpace
+from scoring.payloads import PayloadSpace, check_finite
 from scoring.pool import correctness, members
 from sources.example_set import ExampleSet
 from sources.long_tail import price_of_not_memorising, zipf_prior
@@ -157,6 +157,7 @@ def long_tail_report(
     population = population[np.argsort(ensemble.example_id[population])]
     unseen = data.subset(ensemble.example_id[population])
 
+    check_finite(unseen.x, unseen.example_id)
     space = PayloadSpace(train.x, train.example_id)
     points, queries = space.vectors(np.arange(len(train))), space.vectors(np.arange(len(unseen)), of=unseen.x)
     least = 1 - (config.ratio * _typical(points, seed)) ** 2 / 2

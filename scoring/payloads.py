@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +119,7 @@ class PayloadSpace:
         mean, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
         for block in _blocks(num, width):
             values = self._x[block].reshape(block.stop - block.start, -1)
-            if values.dtype.kind == "f" and not (finite := np.isfinite(values).all(1)).all():
-                raise DataError("values are not finite", example_ids=example_id[block][~finite])
+            _refuse_infinite(values, example_id[block])
             if self._image:
                 continue
             values = values.astype(np.float64)
@@ -131,6 +131,21 @@ class PayloadSpace:
         spread = np.sqrt(square / num)
         spread = np.where(spread > _FLAT * largest, spread, largest)
         return mean, np.where(spread > 0, spread, 1.0)
+
+
+def check_finite(x: Payload, example_id: Ints) -> None:
+    """Refuse values that are NaN or infinite, in blocks of bounded size.
+
+    Raises:
+        DataError: names the examples.
+    """
+    for block in _blocks(len(x), math.prod(x.shape[1:])):
+        _refuse_infinite(x[block].reshape(block.stop - block.start, -1), example_id[block])
+
+
+def _refuse_infinite(values: NDArray[Any], example_id: Ints) -> None:
+    if values.dtype.kind == "f" and not (finite := np.isfinite(values).all(1)).all():
+        raise DataError("values are not finite", example_ids=example_id[~finite])
 
 
 def _cells(images: Floats) -> Floats:

@@ -18,13 +18,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from contracts.errors import DataError
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from scoring.near_duplicates import comparable, same_content
 from scoring.neighbours import METHODS, Floats, Ints, nearest
-from scoring.payloads import PayloadSpace
+from scoring.payloads import PayloadSpace, check_finite
 from scoring.twins import likeness, tenth, twins
 from sources.example_set import ExampleSet
 
@@ -122,10 +123,13 @@ def train_test_duplicates(
 
     Raises:
         NotApplicable: a ranking task.
-        DataError: ids used twice, labels outside the classes, values that are not finite.
+        DataError: no training example, ids used twice, labels outside the classes, values that are not finite.
     """
     ordered = comparable("train_test_duplicates", data)
     train, test = ordered.part("train"), ordered.part("test")
+    if not len(train):
+        raise DataError(f"train_test_duplicates: {data.name} has no training example")
+    check_finite(test.x, test.example_id)
     first, _ = same_content(train.content_hash)
     train = train.take(np.flatnonzero(first == np.arange(len(first))))
     space = PayloadSpace(train.x, train.example_id)
