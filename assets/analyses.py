@@ -12,7 +12,7 @@ from assets import needs
 from assets.examples import examples_in
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts.digests import derive_seed
-from contracts.errors import NotApplicable
+from contracts.errors import NotApplicable, NotTrusted
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.subject import Choice, Subject
 from reports import plots
@@ -63,7 +63,7 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
             progress=run.progress,
             **needs.handed(run, spec, upstream),
         )
-    except NotApplicable as error:
+    except (NotApplicable, NotTrusted) as error:
         return Output(tables=[(t, empty(t), {}) for t in spec.tables], warnings={APPLIES: str(error)})
     first = frames[spec.tables[0].name]
     return Output(

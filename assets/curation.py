@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import polars as pl
 
 from assets import needs
-from assets.stage import Output, Run, Stage
+from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import canonical_json, derive_seed, digest
+from contracts.errors import NotTrusted
 from contracts.methods import curator
 from contracts.subject import Split, Subject
+from warehouse import empty
 
 
 def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -37,14 +40,29 @@ def _stage(
         version=spec.version,
         deps=needs.stages_of(spec, config, upstream, scores=scores, splits=before),
         tables=(schema.MEMBERS, schema.DATASETS),
+        warnings=(APPLIES,),
         trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: curate(run, split.name, split.method, config, upstream),
     )
 
 
 def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> Output:
-    """Run a curator and store its members."""
-    return store(run, dataset_id, method, config, choose(run, dataset_id, method, config, upstream))
+    """Run a curator and store its members: none, and why, where a score that it reads missed its gates.
+
+    Raises:
+        NotTrusted: that, of the split that the plan unlearns: without it there is nothing to audit the removal of.
+    """
+    try:
+        members = choose(run, dataset_id, method, config, upstream)
+    except NotTrusted as error:
+        if run.subject.unlearning is not None and run.subject.unlearning.split == dataset_id:
+            raise
+        partition = {"dataset_id": dataset_id}
+        return Output(
+            tables=[(table, empty(table), partition) for table in (schema.MEMBERS, schema.DATASETS)],
+            warnings={APPLIES: f"split {dataset_id} was not made: {error}"},
+        )
+    return dataclasses.replace(store(run, dataset_id, method, config, members), warnings={APPLIES: ""})
 
 
 def choose(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> pl.DataFrame:

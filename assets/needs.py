@@ -19,7 +19,7 @@ import polars as pl
 from assets import models
 from assets.stage import Run, Stage
 from contracts import schema
-from contracts.errors import NotApplicable, UnknownName
+from contracts.errors import NotApplicable, NotTrusted, UnknownName
 from contracts.methods import MethodSpec, source, unlearner
 from contracts.params import Config
 from contracts.subject import Subject
@@ -250,6 +250,14 @@ def _table(run: Run, name: str) -> pl.DataFrame:
 
 
 def _split(run: Run, name: str) -> pl.DataFrame:
+    """(example_id, role) of a stored split.
+
+    Raises:
+        NotTrusted: it was not made, and why.
+    """
+    made = next((dep for dep in run.stage.deps if dep.path == ("curation", name)), None)
+    if made is not None and (reason := run.why_not(made)):
+        raise NotTrusted(reason)
     return run.read(schema.MEMBERS, {"dataset_id": name}).select("example_id", "role")
 
 

@@ -288,9 +288,10 @@ def _compared(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
 
 
 def _twins(run: Run) -> pl.DataFrame:
-    """Groups that the model does not tell apart, those with conflicting labels first, then the most alike."""
+    """Groups of near duplicates, those with conflicting labels first, then the most alike; none where the score was refused."""
     conflict = pl.when(pl.col("group_labels") > 1).then(pl.lit(", labels conflict")).otherwise(pl.lit(""))
-    found = run.read(score.get(CLOSURE).spec.table).filter(pl.col("group_size") > 1)
+    trusted = run.read(schema.SCORE_RUNS, {"score": CLOSURE})["passed"].all()
+    found = run.read(score.get(CLOSURE).spec.table).filter((pl.col("group_size") > 1) & pl.lit(trusted))
     closest = pl.col("similarity").max().over("group_id")
     order = [pl.col("group_labels") == 1, -closest, "group_id", "example_id"]
     return found.sort(order).head(SHOWN).select(

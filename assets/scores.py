@@ -13,7 +13,7 @@ from assets import needs
 from assets.stage import Output, Run, Stage, labels_of, top_rows
 from contracts import schema
 from contracts.digests import derive_seed
-from contracts.errors import NotApplicable
+from contracts.errors import NotApplicable, NotTrusted
 from contracts.methods import Gate, ScoreSpec, score
 from contracts.subject import Choice, Subject
 from reports import plots
@@ -61,7 +61,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
             **needs.handed(run, spec, upstream),
         ).sort("example_id")
         reasons = [reason for gate in spec.gates if (reason := _refusal(frame, gate))]
-    except NotApplicable as error:
+    except (NotApplicable, NotTrusted) as error:
         frame, reasons = empty(spec.table), [str(error)]
     row = {
         "score": spec.name, "num_examples": frame.height, "passed": not reasons, "reason": " ".join(reasons),

@@ -183,7 +183,8 @@ class Run:
 
         Raises:
             UnknownName: the plan lists no such score, or it has no such column; lists the known.
-            NotReady: it was never computed, missed its gates, or is stale: it would come out anew.
+            NotReady: it was never computed, or is stale: it would come out anew.
+            NotTrusted: it missed its gates.
         """
         base, subject = name.partition(".")[0], self.subject.subject
         planned = {dep.path[1]: dep for dep in self.stage.deps if dep.path[0] == "scores"}

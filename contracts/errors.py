@@ -11,6 +11,7 @@ PalimpsestError
 |-- UnsafeFile                  refused before it is read: pickle, bomb, path that leaves its root
 |-- IntegrityError              stored bytes do not match the digest recorded for them
 |-- NotReady                    something an operation needs has not been made yet
+|   `-- NotTrusted              it was made, and missed a condition of its own declaration
 |-- StateError                  a transition that the current state does not allow
 |-- LockTimeout                 another writer holds the warehouse
 |-- CheckBroken                 a check could not run; distinct from "the data is bad"
@@ -74,6 +75,10 @@ class IntegrityError(PalimpsestError):
 
 class NotReady(PalimpsestError):
     """Something this operation needs has not been produced yet; the message names the command that makes it."""
+
+
+class NotTrusted(NotReady):
+    """A stored result that missed its gates, or whose method does not apply here: kept, and refused to whoever asks for it."""
 
 
 class StateError(PalimpsestError):

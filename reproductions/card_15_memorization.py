@@ -23,8 +23,8 @@ from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.influence import high_influence_pairs, influence_matrix
 from scoring.memorization import memorization_scores
-from scoring.near_duplicates import duplicate_groups
-from scoring.neighbours import unit_vectors
+from scoring.payloads import PayloadSpace
+from scoring.twins import twins as near_copies
 from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
 from sources.long_tail import LongTailMixture, price_of_not_memorising, zipf_prior
@@ -266,9 +266,8 @@ def _influence_oracle(seed: int) -> list[Claim]:
     with_twin = nearest_neighbour_oracle(
         both, np.concatenate([train.y, train.y[twins]]), subset=round(RATIO * len(both))
     )
-    vectors = unit_vectors(both.astype(np.float32))
-    group, _ = duplicate_groups(vectors, threshold=0.99999)
-    found = group[200:] == twins
+    space = PayloadSpace(both.astype(np.float32), np.arange(len(both)))
+    found = near_copies(space, len(both), ratio=0.3, chance=0.002).group[200:] == twins
     return [
         at_most("6. influence of 1-NN: RMSE against the exact matrix", np.sqrt(np.mean(error**2)), 0.006),
         at_most("6. influence of 1-NN: largest of 60,000 errors", np.abs(error).max(), 0.065),

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,7 +24,7 @@ from torch import nn
 
 from contracts.progress import Progress, silent
 from recipes.embeddings import embeddings
-from scoring.neighbours import Floats, Ints, nearest, unit_vectors, whole_rows
+from scoring.neighbours import Floats, Ints, nearest, unit_vectors
 from sources.example_set import ExampleSet
 
 Vectors = NDArray[np.float32]
@@ -50,21 +50,12 @@ class Found:
     similarity: Floats
 
 
-class Alike(Protocol):
-    """Told of pairs at least so alike, in pieces of bounded size: positions a and b, int64 (E,) each; a pair may come twice."""
-
-    threshold: float
-
-    def join(self, a: Ints, b: Ints) -> None: ...
-
-
 def in_cells(
     vectors: Callable[[Ints], Vectors],
     num: int,
     *,
     k: int,
     seed: int,
-    alike: Alike | None = None,
     members: int = _MEMBERS,
     probes: int = _PROBES,
     progress: Progress = silent,
@@ -76,7 +67,6 @@ def in_cells(
         num: points, >= 1.
         k: neighbours, >= 1.
         seed: of the sample and the centres.
-        alike: is told of every pair of a point and a candidate that are at least its threshold alike.
         members: points a cell should have on average.
         probes: cells compared with a cell.
         progress: told (points done, in all, "nearest neighbours").
@@ -89,7 +79,7 @@ def in_cells(
     remembered = _Cells(vectors, order, bounds)
     done = 0
     for rows, queries in _together(part for cell in _tour(centres) for part in remembered(cell)):
-        yield _among(remembered, centres, rows, queries, k, min(probes, len(centres)), alike)
+        yield _among(remembered, centres, rows, queries, k, min(probes, len(centres)))
         done += len(rows)
         progress(done, num, "nearest neighbours")
 
@@ -173,9 +163,7 @@ class _Cells:
             yield part
 
 
-def _among(
-    remembered: _Cells, centres: Vectors, rows: Ints, queries: Vectors, k: int, probes: int, alike: Alike | None
-) -> Found:
+def _among(remembered: _Cells, centres: Vectors, rows: Ints, queries: Vectors, k: int, probes: int) -> Found:
     """The best of ``rows`` among the points of the cells next to each of them."""
     position, similarity = np.full((len(rows), k), -1, np.int64), np.full((len(rows), k), -np.inf)
     near = nearest(centres, k=probes, queries=queries).position
@@ -189,23 +177,7 @@ def _among(
             position[mine], similarity[mine] = _best(
                 np.concatenate([position[mine], others], axis=1), np.concatenate([similarity[mine], here], axis=1), k
             )
-            if alike is not None:
-                _tell(alike, rows[mine], queries[mine], candidates, points, others, here)
     return Found(rows, position, similarity)
-
-
-def _tell(
-    alike: Alike, rows: Ints, queries: Vectors, candidates: Ints, points: Vectors, others: Ints, similarity: Floats
-) -> None:
-    """The pairs that are alike; where the list of the nearest may be too short, by looking at all."""
-    is_alike = similarity >= alike.threshold
-    full = is_alike.sum(axis=1) >= others.shape[1] - 1
-    full &= others.shape[1] < len(candidates)
-    row, column = np.nonzero(is_alike & ~full[:, None])
-    alike.join(rows[row], others[row, column])
-    for block, whole in whole_rows(points, queries, np.flatnonzero(full)):
-        row, column = np.nonzero(whole >= alike.threshold)
-        alike.join(rows[block[row]], candidates[column])
 
 
 def _best(position: Ints, similarity: Floats, k: int) -> tuple[Ints, Floats]:

@@ -1,7 +1,8 @@
 """The long tail: how much of the training set is memorised, class by class, and what not memorising it would cost.
 
     memorised mass of a class = (1/n) sum over its examples of mem_i;   over all classes = mean acc_in - mean acc_out
-    subpopulation             = near-duplicate group (cosine >= threshold in the audited model's penultimate layer)
+    subpopulation             = connected component of the training examples at most ratio D apart
+    D                         = median distance of two training examples, in what they hold (``scoring.payloads``)
     singleton                 = subpopulation seen once in the training set;  n_l = number of subpopulations seen l times
     price of not memorising   = accuracy lost when the labels of singletons are guessed = n_1 tau_1 (1 - 1/k)
     price_by_mem              = the same with their mean mem in place of 1 - 1/k: they are predicted by the rest instead
@@ -17,8 +18,8 @@ tau_1, the expected frequency of a subpopulation seen once among n, is given thr
 Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), theorem 2.3; Good (Biometrika 1953);
 influence as in Feldman & Zhang (arXiv 2008.03703). The theorem assumes that subpopulations say nothing about each other's
 labels; where they do (digits: a lone 3 still looks like a 3), what was seen once is predicted by the rest and the measured price
-is far below the other two. Groups depend on the threshold: compare the missing mass of good_turing with the measured one
-before believing either (digits, thresholds 0.95 to 0.99: within 0.03).
+is far below the other two. Groups depend on the ratio: compare the missing mass of good_turing with the measured one before
+believing either (digits, ratios 0.25 to 0.5: within 0.04). Groups that reach the size of a class are no subpopulations, and are refused.
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from torch import nn
 
+from contracts.errors import NotApplicable
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
-from recipes.embeddings import embeddings
 from recipes.ensemble import ReferenceEnsemble
 from recipes.frames import frame_of
+from scoring.components import components_at
 from scoring.memorization import Memorization, fit_of, memorization_scores
-from scoring.near_duplicates import duplicate_groups
-from scoring.neighbours import METHODS, Ints, nearest, unit_vectors
+from scoring.neighbours import METHODS, Ints, nearest
+from scoring.payloads import PayloadSpace, check_finite
 from scoring.pool import correctness, members
 from sources.example_set import ExampleSet
 from sources.long_tail import price_of_not_memorising, zipf_prior
 
 ESTIMATES = ("zipf", "good_turing", "measured")
+_PAIRS = 20_000  # of training examples whose distance is measured
 _DRAWS = 200  # of the Zipf domain: one per cent of error in tau_1
 _NORMAL = 1.96  # standard errors either side of a 95% interval
 
@@ -53,14 +55,18 @@ _NORMAL = 1.96  # standard errors either side of a 95% interval
 class LongTailConfig(Config):
     """What counts as one subpopulation, and as memorised."""
 
-    threshold: float = param(0.98, gt=0, le=1, doc="smallest cosine similarity within a subpopulation")
+    ratio: float = param(
+        0.3,
+        gt=0,
+        lt=1,
+        doc="largest step within a subpopulation, as a share of the median distance of two training examples",
+    )
     min_mem: float = param(0.25, ge=-1, le=1, doc="memorization from which an example counts as memorised")
     index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
     num_subpopulations: int | None = param(
         None, ge=2, le=1_000_000, doc="subpopulations that zipf assumes; null: one for every training example"
     )
     exponent: float = param(1.0, ge=0, le=10, doc="of the frequencies i^-exponent that zipf assumes")
-    batch: int = param(1024, ge=1, le=1_000_000, doc="examples a forward pass; bounds memory")
 
 
 def _count(name: str, doc: str) -> Column:
@@ -105,8 +111,8 @@ _PRICE = TableSpec(
         doc="Long tail: memorised mass by class, subpopulations seen once, and the price of not memorising them.",
         source="Feldman, STOC 2020 (arXiv 1906.05271), theorem 2.3; Good, Biometrika 1953",
         config=LongTailConfig,
-        version=2,
-        needs=("model", "ensemble"),
+        version=3,
+        needs=("ensemble",),
         tables=(_CLASSES, _PRICE),
         pictures=(
             Picture(table="long_tail_classes", kind="bars", x="label_name", y="memorised_mass", title="Memorised mass by class"),
@@ -122,7 +128,6 @@ def long_tail_report(
     *,
     config: LongTailConfig,
     seed: int,
-    model: nn.Module,
     ensemble: ReferenceEnsemble,
     progress: Progress = silent,
 ) -> dict[str, pl.DataFrame]:
@@ -130,9 +135,8 @@ def long_tail_report(
 
     Args:
         data: both splits, classification.
-        config: threshold, cut and index.
-        seed: of the draws of the Zipf domain.
-        model: the audited model, whose penultimate layer says what is alike.
+        config: ratio, cut and index.
+        seed: of the draws of the Zipf domain, and of the pairs whose distance is measured.
         ensemble: M models on halves of the pool.
         progress: told how far the search for neighbours is.
 
@@ -140,8 +144,8 @@ def long_tail_report(
         ``long_tail_classes``, one row a class of ``data``, and ``long_tail_price``, one row an estimate.
 
     Raises:
-        NotApplicable: not classification, a model without penultimate activations, or an ensemble that does not fit its
-            training sets (the gate of ``memorization``).
+        NotApplicable: not classification, an ensemble that does not fit its training sets (the gate of ``memorization``), or
+            a group as large as the class of one of its examples.
         DataError: ids used twice; no training example in the pool; labels other than the ensemble's; values that are not
             finite. Names the examples.
     """
@@ -153,17 +157,20 @@ def long_tail_report(
     population = population[np.argsort(ensemble.example_id[population])]
     unseen = data.subset(ensemble.example_id[population])
 
-    vectors = [embeddings(model, part, batch=config.batch) for part in (train, unseen)]
-    points, queries = np.split(unit_vectors(np.concatenate(vectors)), [len(train)])
-    group, _ = duplicate_groups(points, threshold=config.threshold, method=config.index)
+    check_finite(unseen.x, unseen.example_id)
+    space = PayloadSpace(train.x, train.example_id)
+    points, queries = space.vectors(np.arange(len(train))), space.vectors(np.arange(len(unseen)), of=unseen.x)
+    least = 1 - (config.ratio * _typical(points, seed)) ** 2 / 2
+    group, _ = components_at(points, threshold=least, method=config.index)
     size = np.bincount(group, minlength=len(group))[group]
+    _refuse_crowds(size, train, config.ratio)
     near = nearest(points, k=1, queries=queries, method=config.index, progress=progress)
     keep = ensemble.keep[:, columns]
     own = memorization_scores(keep, correctness(ensemble, columns))
     fit = fit_of("long_tail_report", own)
     at = near.position[:, 0]
     infl = _influence_of(keep[:, at], correctness(ensemble, population))
-    known = near.similarity[:, 0] >= config.threshold
+    known = near.similarity[:, 0] >= least
     return {
         "long_tail_classes": _by_class(train, own, size == 1, config.min_mem),
         "long_tail_price": frame_of(
@@ -177,6 +184,26 @@ def long_tail_report(
             price_by_mem=pl.col("singleton_mass") * pl.lit(_mean(own.mem[size == 1]), pl.Float64), acc_in=fit
         ),
     }
+
+
+def _typical(points: NDArray[np.float32], seed: int) -> float:
+    """Median distance of two points, in (0, 2]; of a sample of pairs. 1 where more than half of the pairs coincide."""
+    a, b = np.random.default_rng(seed).integers(0, len(points), (2, _PAIRS))
+    away = a != b
+    cosine = np.einsum("nd,nd->n", points[a[away]].astype(np.float64), points[b[away]].astype(np.float64))
+    distance = float(np.median(np.sqrt(np.maximum(2 - 2 * cosine, 0)))) if away.any() else 0.0
+    return distance or 1.0
+
+
+def _refuse_crowds(size: Ints, train: ExampleSet, ratio: float) -> None:
+    count = np.bincount(train.y)[train.y]
+    crowded = size >= np.maximum(count, 2)
+    if crowded.any():
+        worst = int(np.argmax(np.where(crowded, size, 0)))
+        raise NotApplicable(
+            f"long_tail_report: at ratio {ratio:g} one group holds {size[worst]} of {len(size)} training examples, as many as "
+            f"class {train.class_names[train.y[worst]]!r} ({count[worst]}): these are no subpopulations; lower the ratio"
+        )
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

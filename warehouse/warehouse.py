@@ -25,7 +25,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, UnknownName
+from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, NotTrusted, UnknownName
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.methods import ScoreSpec
 from contracts.progress import silent
@@ -357,7 +357,8 @@ class Warehouse:
 
         Raises:
             UnknownName: no such score was ever stored, or it has no such column.
-            NotReady: it was not computed for this subject, or did not meet its gates (says which).
+            NotReady: it was not computed for this subject.
+            NotTrusted: it did not meet its gates; says which.
         """
         name, _, column = name.partition(".")
         with self.reading() as con:
@@ -386,7 +387,7 @@ class Warehouse:
         if run is None or judged is None:
             raise NotReady(f"score {name} of {subject} has not been computed; run: palimpsest audit {subject}")
         if not run[0]:
-            raise NotReady(f"score {name} of {subject} did not meet its gates: {run[1]}")
+            raise NotTrusted(f"score {name} of {subject} did not meet its gates: {run[1]}")
         return frame
 
     def select_where(self, subject: str, predicate: str) -> np.ndarray[Any, Any]:

@@ -126,7 +126,7 @@ def plan_for(
         "early": {"seeds": 10 if train <= 20_000 else 5, "epoch": max(1, min(3, epochs // 10))},
         "ensemble": {"num_models": 64, "block": 16} if train <= 5_000 else {"num_models": 20, "block": 10},
         "scores": ["el2n", "grand", "memorization", "knn_disagreement", "near_duplicates", "concept_attribution"],
-        "analyses": ["influence", "long_tail_report", "concepts", "exposure"],
+        "analyses": ["influence", "long_tail_report", "train_test_duplicates", "concepts", "exposure"],
         "splits": [
             {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1 if train > 2_000 else 0.2}}
         ],
@@ -140,7 +140,7 @@ def plan_for(
     if examples.task != "classification":
         # Unlearning and attacks are measured on classes; the scores that this task allows are computed.
         plan["scores"] = [name for name in score.names() if examples.task in score.get(name).spec.tasks]
-        plan["analyses"] = []
+        plan["analyses"] = ["train_test_duplicates"] if examples.task == "regression" else []
         plan["unlearning"], plan["attacks"] = None, []
     if examples.task == "ranking":
         plan |= _ranking(train, model)

@@ -396,8 +396,7 @@ MODELS = {"model", "early_models", "early_at", "ensemble"}
 LOOKS_AT_MODELS = [
     p
     for p in of("score", "analysis", "unlearner")
-    if p.values[0] == "score"
-    or MODELS & set(KINDS[p.values[0]].get(p.values[1]).spec.needs)
+    if (MODELS | ({"train"} if p.values[0] == "score" else set())) & set(KINDS[p.values[0]].get(p.values[1]).spec.needs)
     or (p.values[0] == "unlearner" and p.values[1] not in ("none", "retrain"))
 ]
 

@@ -26,7 +26,7 @@ SMALL = {
     },
     "early": {"seeds": 2, "epoch": 1},
     "ensemble": {"num_models": 16, "block": 8},
-    "scores": ["el2n", "grand", "memorization", {"name": "near_duplicates", "config": {"threshold": 0.98}}],
+    "scores": ["el2n", "grand", "memorization", {"name": "near_duplicates", "config": {"ratio": 0.6, "chance": 0.5}}],
     "splits": [
         {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
         {"name": "closed", "method": "closure", "config": {"split": "random"}},

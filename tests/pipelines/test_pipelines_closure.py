@@ -9,8 +9,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from assets import curation, needs
 from assets.requests import _closed
-from contracts.errors import DataError, NotReady
+from assets.stage import APPLIES
+from contracts.errors import DataError, NotReady, NotTrusted
 from contracts.subject import Subject
 
 MEMBERS = pl.DataFrame(
@@ -49,3 +51,35 @@ def test_a_missing_score_holds_up_a_request_only_where_the_plan_needs_it(small: 
 def test_a_closure_that_leaves_nothing_is_refused(small: Subject) -> None:
     with pytest.raises(DataError, match="nothing would be retained"):
         _closed(run_of(small, [1, 1, 1, 1], included=True), MEMBERS)
+
+
+REFUSED = "score near_duplicates of small did not meet its gates: min class_margin is 0.000, below 0.5"
+
+
+def test_groups_that_were_refused_close_nothing(small: Subject) -> None:
+    same, note = _closed(run_of(small, NotTrusted(REFUSED), included=False), MEMBERS)
+    assert same.equals(MEMBERS) and "class_margin is 0.000" in note
+    with pytest.raises(NotTrusted, match="class_margin"):
+        _closed(run_of(small, NotTrusted(REFUSED), included=True), MEMBERS)
+
+
+def test_a_split_of_refused_groups_is_not_made_and_the_audit_goes_on(
+    small: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> pl.DataFrame:
+        raise NotTrusted(REFUSED)
+
+    monkeypatch.setattr(curation, "choose", refused)
+    run = SimpleNamespace(subject=small)
+    output = curation.curate(run, "closed", "closure", None, {})  # type: ignore[arg-type]
+    assert [frame.height for _, frame, _ in output.tables] == [0, 0] and not output.artifacts
+    assert output.warnings == {APPLIES: f"split closed was not made: {REFUSED}"}
+    with pytest.raises(NotTrusted):  # nothing to remove, nothing to audit
+        curation.curate(run, "random", "closure", None, {})  # type: ignore[arg-type]
+
+
+def test_who_reads_a_split_that_was_not_made_is_told_why() -> None:
+    stage = SimpleNamespace(path=("curation", "closed"))
+    run = SimpleNamespace(stage=SimpleNamespace(deps=(stage,)), why_not=lambda _: REFUSED)
+    with pytest.raises(NotTrusted, match="class_margin"):
+        needs._split(run, "closed")  # type: ignore[arg-type]

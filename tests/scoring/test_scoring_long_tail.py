@@ -7,9 +7,7 @@ import dataclasses
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from scoring_data import make_examples
-from torch import nn
 
 from contracts.errors import DataError, NotApplicable
 from recipes.design import balanced_design
@@ -19,19 +17,6 @@ from scoring.memorization import memorization_scores
 from sources.long_tail import LongTailMixture, frequency_prior_tau, zipf_prior
 
 NUM, POPULATION, CLASSES, MODELS = 2000, 2000, 5, 40
-
-
-class Bare(nn.Module):
-    """A network whose penultimate activations are its inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.head = nn.Linear(64, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +41,7 @@ def world():
 
 
 def run(data, ensemble, **config) -> dict[str, pl.DataFrame]:
-    return long_tail_report(
-        data, config=LongTailConfig(**{"threshold": 0.8, **config}), seed=0, model=Bare(), ensemble=ensemble
-    )
+    return long_tail_report(data, config=LongTailConfig(**config), seed=0, ensemble=ensemble)
 
 
 def test_the_price_of_not_memorising(world) -> None:
@@ -140,18 +123,38 @@ def test_memorised_mass_by_class(world) -> None:
 def test_the_order_of_the_rows_does_not_matter(world) -> None:
     data, ensemble, *_ = world
     mixed = data.subset(np.random.default_rng(1).permutation(data.example_id))
-    first, second = run(data, ensemble), run(mixed, ensemble, batch=97)
+    first, second = run(data, ensemble), run(mixed, ensemble)
     assert all(first[name].equals(second[name]) for name in first)
 
 
-def test_one_subpopulation_and_none_seen_once(world) -> None:
-    data, ensemble, *_ = world
-    same = dataclasses.replace(data, x=np.ones_like(data.x))
-    price = run(same, ensemble)["long_tail_price"]
+def test_nothing_seen_once(world) -> None:
+    data, ensemble, where, *_ = world
+    twice = np.where(np.arange(len(where)) < NUM, np.arange(len(where)) // 2, where)
+    price = run(dataclasses.replace(data, x=data.x[twice]), ensemble)["long_tail_price"]
     assert set(price["num_singletons"]) == {0} and price["tau_1"].null_count() == 3
     assert price["price_by_mem"].null_count() == 3
     good, measured = price.to_dicts()[1:]
-    assert good["price"] == good["missing_mass"] == measured["price"] == measured["missing_mass"] == 0
+    assert good["missing_mass"] == measured["price"] == 0
+
+
+def test_groups_as_large_as_a_class_are_refused_by_name(world) -> None:
+    data, ensemble, *_ = world
+    with pytest.raises(
+        NotApplicable, match=r"long_tail_report: at ratio 0\.3 one group holds 2000 of 2000 .* class 'class"
+    ):
+        run(dataclasses.replace(data, x=np.ones_like(data.x)), ensemble)
+    with pytest.raises(NotApplicable, match=r"at ratio 0\.95 one group"):
+        run(data, ensemble, ratio=0.95)
+
+
+def test_units_and_constant_columns_do_not_matter(world) -> None:
+    data, ensemble, *_ = world
+    units = np.geomspace(1e-3, 1e3, 64, dtype=np.float32)
+    other = dataclasses.replace(
+        data, x=np.column_stack([data.x * units + 5 * units, np.full(len(data), 7, np.float32)])
+    )
+    first, second = run(data, ensemble), run(other, ensemble)
+    assert first["long_tail_classes"].equals(second["long_tail_classes"])
 
 
 def test_refusals(world) -> None:
