@@ -204,9 +204,7 @@ def pruning_curve(
     """
     whole, test = splits_by_id(data, name="pruning_curve")
     examples, values = scored(whole, scores(config.score), score=config.score)
-    everyone = examples.example_id
-    examples, validation = hold_out(examples, config.validation, seed=seed, name="pruning_curve")
-    values = values[np.isin(everyone, examples.example_id)]
+    examples, values, validation = hold_out(examples, values, config.validation, seed=seed, name="pruning_curve")
     num = len(examples)
     sizes = {fraction: round(fraction * num) for fraction in config.fractions}
     wrong = [fraction for fraction, size in sizes.items() if not 0 < size < num]

@@ -12,7 +12,8 @@
    samples as the points of the curves, so that what the laws predict from single pools can be held against measurements.
 
 Whatever is chosen here and in ``pool_laws`` is chosen on the validation part; test errors are reported beside. The stored score
-may have been computed by models that saw the validation part: it orders the examples that are trained on, nothing more.
+may have been computed by models that saw the validation part: it orders the examples that are trained on, nothing more. The
+validation part has the label noise of the training split; wrong labels drawn at random raise every error, not their order.
 
 Laws, plan and the check of the plan are the analysis ``pool_laws``, which trains nothing.
 
@@ -152,9 +153,7 @@ def quality_pools(
     """
     whole, test = splits_by_id(data, name="quality_pools")
     examples, values = scored(whole, scores(config.score), score=config.score)
-    everything = examples.example_id
-    examples, validation = hold_out(examples, config.validation, seed=seed, name="quality_pools")
-    values = values[np.isin(everything, examples.example_id)]
+    examples, values, validation = hold_out(examples, values, config.validation, seed=seed, name="quality_pools")
     strata = examples.y if config.stratified else np.zeros(len(examples), np.int64)
     pool = cut(
         values, examples.example_id, strata, num_pools=config.num_pools, fraction=config.fraction, best=config.best,

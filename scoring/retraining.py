@@ -79,14 +79,17 @@ def scored(train: ExampleSet, frame: pl.DataFrame, *, score: str) -> tuple[Examp
     return train.subset(ids[known][order]), values[known][order]
 
 
-def hold_out(examples: ExampleSet, share: float, *, seed: int, name: str) -> tuple[ExampleSet, ExampleSet]:
-    """Examples to train on and the validation part, both in the order given (``scored`` orders by id).
+def hold_out(
+    examples: ExampleSet, values: NDArray[np.float64], share: float, *, seed: int, name: str
+) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
+    """Examples to train on with their values, and the validation part, in the order given (``scored`` orders by id).
 
     Of the n examples of each class round(share * n) are drawn, at least one and not all; a class of a single example stays
     in training. The part depends on these examples, ``share`` and ``seed`` alone.
 
     Args:
-        examples: training examples, classification.
+        examples: N training examples, classification.
+        values: (N,) float64, of the score.
         share: of the examples to hold out, in (0, 1).
         seed: root of the draw.
         name: of the analysis, for the refusal.
@@ -105,7 +108,8 @@ def hold_out(examples: ExampleSet, share: float, *, seed: int, name: str) -> tup
             f"{name} chooses on held-out examples: {share:g} of {len(examples)} are {held.sum()}, at least "
             f"{FEWEST_HELD_OUT} are needed: {math.ceil(FEWEST_HELD_OUT / share)} examples, or a larger share"
         )
-    return examples.subset(examples.example_id[~held]), examples.subset(examples.example_id[held])
+    ids = examples.example_id
+    return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
 
 
 def correct(model: nn.Module, examples: ExampleSet) -> NDArray[np.bool_]:
