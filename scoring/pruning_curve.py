@@ -1,7 +1,7 @@
 """The pruning curve: accuracy against the fraction of the training set that is kept, by the rule that keeps it.
 
 Every rule but random is a window of one ranking, ``recipes.ranking``, and the set that a curator keeps, example by example
-(N examples, all with a value; n = num_kept; skip, the examples ranked below the window, is in the table):
+(N examples with a value that the validation part leaves; n = num_kept; skip, those ranked below the window, is in the table):
     hardest            the n at the hard end of a stored score               keep_hardest: count n, end = hard
     easiest            the n at the easy end                                 keep_hardest: count n, the other end
     offset             the hardest round(offset * N) left out (where label   offset_window: skip, take n

@@ -121,7 +121,7 @@ def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, lev
     for rule, members in zip(rules, log[3:], strict=True):  # after the full set, twice, and the random one
         curate, config = curators[rule]
         plan = curator.get(curate.__name__).spec.config(score="s", **config)
-        kept = curate(wine, config=plan, seed=0, scores=lambda name: kept_scores).filter(role="keep")["example_id"]
+        kept = curate(left, config=plan, seed=0, scores=lambda name: kept_scores).filter(role="keep")["example_id"]
         assert sorted(kept.to_list()) == list(members)
 
 
