@@ -106,7 +106,7 @@ def hold_out(
     if held.sum() < FEWEST_HELD_OUT:
         raise NotApplicable(
             f"{name} chooses on held-out examples: {share:g} of {len(examples)} are {held.sum()}, at least "
-            f"{FEWEST_HELD_OUT} are needed: {math.ceil(FEWEST_HELD_OUT / share)} examples, or a larger share"
+            f"{FEWEST_HELD_OUT} are needed: about {math.ceil(FEWEST_HELD_OUT / share)} examples, or a larger share"
         )
     ids = examples.example_id
     return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
