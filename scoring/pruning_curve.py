@@ -290,7 +290,7 @@ def _skip(rule: str, num: int, size: int, *, offset: float, hard: str) -> int:
 
 
 def _curve(rule: str, offset: float) -> str:
-    return f"{rule} {offset:.3g}" if rule in _WITH_OFFSET else rule
+    return f"{rule} {offset:g}" if rule in _WITH_OFFSET else rule
 
 
 class _Measured(NamedTuple):
