@@ -22,14 +22,16 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, predict_logits
+from recipes import SupervisedConfig, builder, early_models, predict_logits
 from recipes.fitting import fit
 from recipes.inputs import Inputs
 from reproductions.framework import Claim, at_least, at_most, reproduction
+from scoring.el2n import EL2NConfig, el2n
 from scoring.scaling_fit import Grid, PoolCurve, PoolFits, fit_pool_laws, scale_free_grid
 from scoring.scaling_laws import Compat, Objective, PoolLaw, best_pool, mixture_error
 from sources import load
 from sources.example_set import ExampleSet
+from sources.pools import cut
 
 FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
 SIZE_PAPER = 12_800_000
@@ -41,6 +43,9 @@ FLIPPED = (0.0, 0.10, 0.25, 0.45)
 SIZE, SEEDS, EPOCHS = 10_000, 3, (1, 2, 4, 8, 16, 32)
 ENDLESS = 1e4  # passes: the half-life of a law without decay
 PASSES = (12, 24, 48)  # budgets over one pool: whole epochs of every union
+LATER, SCORED = (48, 64), 2_500  # passes to predict, examples of a pool by score
+SHORT = SupervisedConfig(lr=0.03, momentum=0.0, batch=50, epochs=64, schedule="constant")
+SCORING = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=30, schedule="constant")
 RECIPE = SupervisedConfig(lr=0.03, momentum=0.0, batch=100, epochs=48, schedule="constant")
 FORMS: tuple[tuple[Objective, Compat], ...] = (
     ("effective_utility", "paper"), ("effective_utility", "official"), ("effective_data", "paper"),
@@ -49,7 +54,9 @@ FORMS: tuple[tuple[Objective, Compat], ...] = (
 
 @reproduction(card=29)
 def scaling_laws(seed: int, progress: Progress) -> list[Claim]:
-    return [*_recovery(seed), *_decay(seed), *_table(), *_real(seed, progress)]
+    fashion = load("idx", FASHION_MNIST, seed=seed)
+    real = [*_unions(fashion, seed, progress), *_further(fashion, seed, progress)]
+    return [*_recovery(seed), *_decay(seed), *_table(), *real]
 
 
 # ---- 1: planted curves -------------------------------------------------------------------------------------------
@@ -143,8 +150,7 @@ def _table() -> list[Claim]:
 # ---- 3: Fashion-MNIST --------------------------------------------------------------------------------------------
 
 
-def _real(seed: int, progress: Progress) -> list[Claim]:
-    fashion = load("idx", FASHION_MNIST, seed=seed)
+def _unions(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
     data, pools = _pools(fashion, seed)
     train, test = data.part("train"), data.part("test")
     rest = train.example_id[~np.isin(train.example_id, np.concatenate(pools))]
@@ -210,7 +216,12 @@ def _pools(fashion: ExampleSet, seed: int) -> tuple[ExampleSet, list[np.ndarray]
 
 
 def _one_run(
-    build: Callable[[int], nn.Module], members: ExampleSet, on: ExampleSet, epochs: Sequence[int], seed: int
+    build: Callable[[int], nn.Module],
+    members: ExampleSet,
+    on: ExampleSet,
+    epochs: Sequence[int],
+    seed: int,
+    config: SupervisedConfig = RECIPE,
 ) -> list[float]:
     errors: list[float] = []
     model = build(seed)
@@ -221,6 +232,50 @@ def _one_run(
 
     inputs = Inputs(members, dtype=torch.float32, device="cpu")
     fit(
-        model, inputs, np.arange(len(members)), config=RECIPE, seed=seed, stop_after=max(epochs), after_epoch=after
+        model, inputs, np.arange(len(members)), config=config, seed=seed, stop_after=max(epochs), after_epoch=after
     )  # fmt: skip
     return errors
+
+
+# ---- 4: the same law further out, on pools of a real score ---------------------------------------------------------
+
+
+def _further(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
+    """Pools by EL2N, no label changed: seen for 1 to 32 passes, predicted at 48 and 64."""
+    rng = np.random.default_rng(derive_seed("scored pools", seed))
+    train = fashion.part("train")
+    train = train.subset(np.sort(rng.permutation(train.example_id)[: len(FLIPPED) * SCORED]))
+    build = builder("mlp", {"hidden": (64,)}, input_shape=train.input_shape, num_outputs=train.num_classes)
+    scorers = [derive_seed("scorer", seed, r) for r in range(3)]
+    models = early_models(build, train, recipe="supervised", config=SCORING, seeds=scorers, epoch=3)
+    values = el2n(train, config=EL2NConfig(), seed=0, early_models=models).sort("example_id")["el2n"].to_numpy()
+    pool = cut(values, train.example_id, train.y, num_pools=len(FLIPPED), fraction=1.0, best="lowest", what="el2n").pool
+    test, size, epochs = fashion.part("test"), int((pool == 0).sum()), (*EPOCHS, *LATER)
+    curves, later = [], []
+    for p in range(len(FLIPPED)):
+        members = train.subset(train.example_id[pool == p])
+        errors = np.array(
+            [_one_run(build, members, test, epochs, derive_seed("run", seed, r), SHORT) for r in range(2)]
+        )
+        curves.append(PoolCurve(f"pool {p}", size, size * np.array(EPOCHS, np.float64), errors[:, : len(EPOCHS)]))
+        later.append(errors[:, len(EPOCHS) :].mean(0))
+        progress(p + 1, len(FLIPPED), "pools of a score")
+    fits = fit_pool_laws(curves, bootstrap=0), _without_decay(curves)
+    if fits[0].refused:
+        return [at_most("4. pools whose curve the law cannot describe", len(fits[0].refused), 0)]
+    decaying, endless = (
+        np.mean(
+            [
+                np.abs(law.error(size * np.array(LATER, np.float64), pool_size=size) - errors)
+                for law, errors in zip(found.laws, later, strict=True)
+            ]
+        )
+        for found in fits
+    )
+    return [
+        at_least(
+            "4. share by which the error at 48 and 64 passes is below that of a law fitted without decay, pools by EL2N",
+            1 - decaying / endless,
+            0.2,
+        )
+    ]
