@@ -1,12 +1,29 @@
-"""Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, and unions of real pools.
+"""Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, real pools and what decay is worth.
 
-1. Planted curves: laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
+1. Planted curves: decay extrapolates better than a law fitted without; laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
    and the interval of tau is wider where b is small.
 2. Best number of pools and predicted error at five budgets, and the example in which the authors' code shrinks d.
 3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant rate.
-   The laws are fitted on single pools only; predicted are the unions of the 1 .. 4 best pools at three budgets. The rival is the
-   same law with tau = infinity. A law fitted anew without decay predicts these unions as well (0.94, 0.99 and 1.43 times its
-   mean error on seeds 0, 1, 2), so nothing is claimed against that one.
+   The laws are fitted on single pools only, to errors on 10,000 images of no pool; predicted are the test errors of the
+   unions of the 1 .. 4 best pools at three budgets.
+4. Fashion-MNIST, 4 pools of 2,500 images by EL2N: curves of 1 to 32 passes, test error predicted at 48 and 64.
+
+That utility decays by repetition is tested against a law without decay fitted to the same points, not against the same law
+with tau = infinity, which is bad by construction. Mean |predicted - measured| over fresh seeds, errors in [0, 1]:
+
+    stream                                    seeds  decay   fitted without  difference (90% interval)   decay better in
+    planted curves, at 16 to 40 passes           20  0.002   0.024           +0.022 (0.021 to 0.022)      20
+    EL2N pools, 1-32 passes, at 48 and 64        10  0.011   0.025           +0.014 (0.011 to 0.017)      10
+    EL2N pools, 1-16 passes, at 24 to 64         10  0.016   0.027           +0.011 (0.007 to 0.014)      10
+    EL2N pools, 1-8 passes, at 12 to 64          10  0.032   0.029           -0.003 (-0.007 to 0.001)      3
+    changed labels, pools of 1,000, 1-32, same    4  0.053   0.066           +0.013 (0.011 to 0.014)       4
+    changed labels, pools of 1,000, 1-8, same     4  0.043   0.040           -0.003 (-0.015 to 0.008)      2
+    changed labels, pools of 10,000, unions       7  0.0107  0.0076          -0.003 (-0.006 to 0.000)      2
+    digits, pools of 300, 1-32 passes, same       6  0.030   0.031           +0.001 (-0.001 to 0.003)      4
+
+So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.55, standard deviation 0.17),
+and for one pool at a time. It is NOT claimed for unions, which is what the law is for: there a law without decay predicted
+as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the end of its range.
 """
 
 from __future__ import annotations
