@@ -1,7 +1,7 @@
 """Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, real pools and what decay is worth.
 
-1. Planted curves: decay extrapolates better than a law fitted without; laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
-   and the interval of tau is wider where b is small.
+1. Planted curves: laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
+   and the interval of tau is wider where b is small; a law that decays extrapolates better than one fitted without.
 2. Best number of pools and predicted error at five budgets, and the example in which the authors' code shrinks d.
 3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant rate.
    The laws are fitted on single pools only, to errors on 10,000 images of no pool; predicted are the test errors of the
@@ -23,8 +23,8 @@ trainings a point:
     digits, pools of 300, 1-32 passes, same       6  0.030   0.031           +0.001 (-0.001 to 0.003)      4
 
 So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.55, standard deviation 0.17),
-and for one pool at a time. It is NOT claimed for unions, which is what the law is for: there a law without decay predicted
-as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the end of its range.
+and for one pool at a time. It is NOT claimed for unions, which is what the law is for: on this card's pools (3) a law without
+decay predicted them as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the end of its range.
 """
 
 from __future__ import annotations
