@@ -1,16 +1,20 @@
 """Scaling laws of the quality pools, the union to train on for every budget, and how far measurements bear that out.
 
-1. The law of scoring.scaling_laws is fitted to the curves of the analysis ``quality_pools``, a and d shared, with bootstrap
+1. The law of scoring.scaling_laws is fitted to the validation errors in the curves of the analysis ``quality_pools``, a and d shared, with bootstrap
    intervals: in the paper's form and, beside it, in that of the authors' code (``compat`` = "official"). A fit whose root mean
    squared residual is over 3 standard errors of a point, or that leaves a parameter at the end of its range, is "poor fit".
 2. Each form predicts the error of the union of the 1 .. P best pools for each budget of samples seen.
 3. ``plan_check`` sets the trained unions beside the prediction. A budget has a choice only where
 
-       second least - least predicted error  >  mean |predicted - measured| of the trained unions,  and
+       second least - least predicted error  >  mean |predicted - measured| of the trained unions,
+       second least - least predicted error  >  2 standard errors of the difference of two measured errors,  and
        at the nearest measured point the number of pools that the law expects to be best was not worse than another by
        over 2 standard errors of the difference;
 
-   everywhere else the plan says so. Without trained unions the choice is the law's alone, and the plan says that.
+   everywhere else the plan says so, and how many validation examples could tell. Measured errors are those on the
+   validation part, in no pool; their standard error has a share of the seeds and one of that part's size (as if two
+   errors on it were independent, which overstates it). Without trained unions the choice is the law's alone, and the
+   plan says that. Test errors stand beside for the report: no fit and no choice reads them.
 
 The plan for use is the paper's form. Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177),
 sections 3 to 5. A prediction from single pools cannot know that pools cut by difficulty complement each other: on
@@ -23,7 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import polars as pl
@@ -38,7 +42,7 @@ from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
 from recipes.frames import frame_of
 from scoring.quality_pools import POOL, curves_of
-from scoring.retraining import splits_by_id, test_error
+from scoring.retraining import error_rate, splits_by_id
 from scoring.scaling_fit import PoolCurve, PoolFits, fit_pool_laws
 from scoring.scaling_laws import Array, Compat, Objective, Plan, best_pool, mixture_error
 from sources.example_set import ExampleSet
@@ -90,6 +94,11 @@ _CHOICE = TableSpec(
             name="plan_spearman", dtype="float64", low=-1, high=1, nullable=True,
             doc="rank correlation of predicted and measured error over plan_check; null without it",
         ),
+        Column(
+            name="num_needed", dtype="int64", low=1, nullable=True,
+            doc="validation examples that could tell the two least predictions apart; null where a choice stands, more "
+            "examples would not help, or nothing was measured",
+        ),
         Column(name="model_error", dtype="float64", low=0, high=1, doc="test error of the audited model, for comparison"),
     ),
 )  # fmt: skip
@@ -119,7 +128,7 @@ _DRAWING = TableSpec(
         _COMPAT,
         Column(name="series", dtype="str", doc="pool, measured or law"),
         Column(name="samples_seen", dtype="int64", low=1, doc="examples passed forward and backward"),
-        Column(name="error", dtype="float64", low=0, doc="mean test error over seeds, or the law's"),
+        Column(name="error", dtype="float64", low=0, doc="mean validation error over seeds, or the law's"),
         Column(name="low", dtype="float64", nullable=True, doc="mean - 1.645 standard errors; null for the law"),
         Column(name="high", dtype="float64", nullable=True, doc="mean + 1.645 standard errors; null for the law"),
     ),
@@ -143,8 +152,9 @@ _CHECK = TableSpec(
         _COMPAT, _NUM, _IDS,
         Column(name="samples_seen", dtype="int64", low=1, doc="of each training"),
         _PREDICTED,
-        Column(name="measured_error", dtype="float64", low=0, high=1, doc="mean test error of the trainings"),
+        Column(name="measured_error", dtype="float64", low=0, high=1, doc="mean validation error of the trainings"),
         Column(name="stderr", dtype="float64", low=0, doc="standard error of a measured error, pooled over all of them"),
+        Column(name="test_error", dtype="float64", low=0, high=1, doc="mean test error of the trainings; decides nothing"),
     ),
 )  # fmt: skip
 _FRONT = TableSpec(
@@ -153,7 +163,7 @@ _FRONT = TableSpec(
     columns=(
         Column(name="series", dtype="str", doc="a form's least prediction, a union as trained, or what the plan says of a budget"),
         _BUDGET,
-        Column(name="error", dtype="float64", low=0, doc="predicted, or mean of the trainings"),
+        Column(name="error", dtype="float64", low=0, doc="predicted, or mean of the trainings on validation part or test split"),
         Column(name="low", dtype="float64", nullable=True, doc="mean - 1.645 standard errors; null for predictions"),
         Column(name="high", dtype="float64", nullable=True, doc="mean + 1.645 standard errors; null for predictions"),
     ),
@@ -165,6 +175,7 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
 @analysis(
     AnalysisSpec(
         name="pool_laws",
+        version=2,
         doc="Utility and half-life of each quality pool, and the best union for every compute budget as far as measurements allow.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=PoolLawsConfig,
@@ -205,7 +216,7 @@ def pool_laws(
     """Tables ``curation_choice``, ``pool_laws``, ``pool_fit``, ``curation_plan``, ``plan_check`` and ``pareto_front``.
 
     Args:
-        data: both splits, classification; the test split that the pools were measured on.
+        data: both splits, classification; of the test split only the audited model's error is measured.
         config: budgets and fit.
         seed: of the bootstrap.
         progress: told (forms fitted, in all, "laws fitted").
@@ -216,10 +227,10 @@ def pool_laws(
         NotApplicable: not a classification task, no test split, or the pools did not apply.
     """
     _, test = splits_by_id(data, name="pool_laws")
-    size = int(tables("pools")["num_examples"][0])
-    curves = curves_of(tables("pool_curves"), size=size, num_test=len(test))
+    size, num_validation = (int(tables("pools")[name][0]) for name in ("num_examples", "num_validation"))
+    curves = curves_of(tables("pool_curves"), size=size, num_validation=num_validation)
     unions = tables("pool_unions").sort("n_pools", "point", "seed")
-    model_error = test_error(model, test)
+    model_error = error_rate(model, test)
     rows: dict[str, list[dict[str, Any]]] = {t.name: [] for t in _TABLES}
     for number, form in enumerate(_FORMS):
         fits = fit_pool_laws(
@@ -228,7 +239,7 @@ def pool_laws(
         )  # fmt: skip
         found = {"pool_laws": _laws(curves, fits, config.objective), "pool_fit": _drawing(curves, fits)}
         if fits.fits:
-            found |= _planned(curves, unions, fits, config, form, len(test))
+            found |= _planned(curves, unions, fits, config, form, num_validation)
         for name, new in found.items():
             rows[name] += [{"compat": form, "model_error": model_error, **row} for row in new]
         progress(number + 1, len(_FORMS), "laws fitted")
@@ -243,7 +254,7 @@ def _planned(
     fits: PoolFits,
     config: PoolLawsConfig,
     form: Compat,
-    num_test: int,
+    num_validation: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of ``curation_choice``, ``curation_plan``, ``plan_check`` and ``pareto_front`` of one form."""
     best_first = sorted(fits.fits, key=lambda f: f.law.b)
@@ -256,18 +267,15 @@ def _planned(
         int(n): {1: (float(laws[order[0]].error(n, pool_size=size)), float(e))}
         for n, e in zip(alone.samples_seen, alone.mean, strict=True)
     }
-    stderr = _stderr(unions, num_test)
+    noise = _noise(unions, num_validation)
     for (num, point), own in unions.group_by("n_pools", "point", maintain_order=True):
-        ids, samples, error = (
-            own["pools"][0].split(", "),
-            int(own["samples_seen"][0]),
-            float(own["error"].to_numpy().mean()),
-        )
+        ids, samples = own["pools"][0].split(", "), int(own["samples_seen"][0])
+        error, on_test = (float(own[name].to_numpy().mean()) for name in ("validation_error", "test_error"))
         predicted = float(mixture_error([laws[i] for i in ids], samples, pool_size=size))
         check.append(
             {
                 "n_pools": num, "pools": own["pools"][0], "samples_seen": samples, "predicted_error": predicted,
-                "measured_error": error, "stderr": stderr,
+                "measured_error": error, "stderr": noise.stderr, "test_error": on_test,
             }
         )  # fmt: skip
         if set(ids) == set(order[:num]):
@@ -278,9 +286,9 @@ def _planned(
     choices, rows, front = [], [], []
     for q, budget in enumerate(budgets.tolist()):
         chosen = int(plan.num_pools[q])
-        why, reliable = _verdict(plan, q, points, miss=about["plan_miss"], stderr=stderr)
+        why, reliable, needed = _verdict(plan, q, points, miss=about["plan_miss"], noise=noise)
         what = ", ".join(order[:chosen]) if reliable else UNRELIABLE
-        choices.append({"budget": budget, "choice": what, "why": why, **about})
+        choices.append({"budget": budget, "choice": what, "why": why, "num_needed": needed, **about})
         if form == "paper":
             front.append(
                 {"series": "chosen" if reliable else UNRELIABLE, "budget": budget, "error": plan.errors[q].min()}
@@ -298,24 +306,43 @@ def _planned(
     front += [
         {"series": f"predicted ({form})", "budget": int(n), "error": e} for n, e in zip(drawn, least, strict=True)
     ]
-    half = _Z90 * stderr
-    front += [
-        {
-            "series": f"trained, {row['n_pools']} pools", "budget": row["samples_seen"], "error": row["measured_error"],
-            "low": row["measured_error"] - half, "high": row["measured_error"] + half,
-        }
-        for row in check
-    ]  # fmt: skip
+    half = _Z90 * noise.stderr
+    for row in check:
+        name, budget, error = f"trained, {row['n_pools']} pools", row["samples_seen"], row["measured_error"]
+        front.append({"series": name, "budget": budget, "error": error, "low": error - half, "high": error + half})
+        front.append({"series": f"{name}, test split", "budget": budget, "error": row["test_error"]})
     return {"curation_choice": choices, "curation_plan": rows, "plan_check": check, "pareto_front": front}
 
 
-def _stderr(unions: pl.DataFrame, num_test: int) -> float:
-    """Of the mean error of a union, pooled over them; of one seed the test split's sampling error. NaN without unions."""
-    num = unions["seed"].n_unique()
-    if num < 2:
-        return math.sqrt(float((unions["error"] * (1 - unions["error"])).mean() or math.nan) / num_test)  # type: ignore[arg-type]
-    spread = unions.group_by("n_pools", "point", maintain_order=True).agg(pl.col("error").var())
-    return math.sqrt(float(spread["error"].to_numpy().mean()) / num)
+class _Noise(NamedTuple):
+    """What the mean validation error of a union owes to chance, pooled over the unions; NaN without unions."""
+
+    seeds: float  # variance of the mean by initialisation and batch order, over the seeds; 0 for one seed, which has no spread
+    sampling: float  # variance by the draw of the validation part
+    num_validation: int
+
+    @property
+    def stderr(self) -> float:
+        return math.sqrt(self.seeds + self.sampling)
+
+    @property
+    def least(self) -> float:
+        """The difference of two measured errors that is 2 standard errors."""
+        return _WORSE * math.sqrt(2.0) * self.stderr
+
+    def needed(self, margin: float) -> int | None:
+        """Validation examples with which ``margin`` is ``least``; None when the seeds alone are over it."""
+        left = margin**2 / (2 * _WORSE**2) - self.seeds
+        return math.ceil(self.num_validation * self.sampling / left) if left > 0 else None
+
+
+def _noise(unions: pl.DataFrame, num_validation: int) -> _Noise:
+    error, num = unions["validation_error"].to_numpy(), unions["seed"].n_unique()
+    if not num:
+        return _Noise(math.nan, math.nan, num_validation)
+    spread = unions.group_by("n_pools", "point", maintain_order=True).agg(pl.col("validation_error").var())
+    seeds = float(spread["validation_error"].to_numpy().mean()) / num if num > 1 else 0.0
+    return _Noise(seeds, float((error * (1 - error)).mean()) / num_validation, num_validation)
 
 
 def _agreement(check: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -329,28 +356,39 @@ def _agreement(check: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _verdict(
-    plan: Plan, q: int, points: dict[int, dict[int, tuple[float, float]]], *, miss: float | None, stderr: float
-) -> tuple[str, bool]:
-    """Why the least prediction of budget ``q`` is a choice or none, and whether it is one."""
+    plan: Plan, q: int, points: dict[int, dict[int, tuple[float, float]]], *, miss: float | None, noise: _Noise
+) -> tuple[str, bool, int | None]:
+    """Why the least prediction of budget ``q`` is a choice or none, whether it is one, and how many examples would tell."""
     if plan.errors.shape[1] == 1:
-        return "there is one pool", True
+        return "there is one pool", True, None
     if miss is None:
-        return "by the law alone: no union was trained", True
+        return "by the law alone: no union was trained", True, None
     first, second = np.sort(plan.errors[q])[:2]
-    if second - first <= miss:
-        return f"the two least predictions are {second - first:.2g} apart, and miss measurements by {miss:.2g}", False
+    margin = float(second - first)
+    if margin <= miss:
+        return f"the two least predictions are {margin:.2g} apart, and miss measurements by {miss:.2g}", False, None
+    if margin <= noise.least:
+        needed = noise.needed(margin)
+        more = f"about {needed} would" if needed else "the seeds differ by more: more seeds would"
+        return (
+            f"the two least predictions are {margin:.2g} apart; {noise.num_validation} validation examples tell "
+            f"{noise.least:.2g}, {more}",
+            False,
+            needed,
+        )
     compared = {n: cells for n, cells in points.items() if len(cells) > 1}
     if compared:
         point = min(compared, key=lambda n: abs(math.log(n / plan.budgets[q])))
         cells = compared[point]
         expected, best = (min(cells, key=lambda num, i=i: cells[num][i]) for i in (0, 1))  # type: ignore[misc]
-        if cells[expected][1] - cells[best][1] > _WORSE * math.sqrt(2.0) * stderr:
+        if cells[expected][1] - cells[best][1] > noise.least:
             return (
                 f"at {point} samples the law expects {expected} pools to be best; measured, {best} were: error "
                 f"{cells[best][1]:.3g} against {cells[expected][1]:.3g}",
                 False,
+                None,
             )
-    return f"{second - first:.2g} below the next, predictions miss by {miss:.2g}; no measurement contradicts", True
+    return f"{margin:.2g} below the next, predictions miss by {miss:.2g}; no measurement contradicts", True, None
 
 
 def _laws(curves: Sequence[PoolCurve], fits: PoolFits, objective: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The pruning curve: accuracy against the fraction of the training set that is kept, by the rule that keeps it.
 
 Every rule but random is a window of one ranking, ``recipes.ranking``, and the set that a curator keeps, example by example
-(N examples, all with a value; n = num_kept; skip, the examples ranked below the window, is in the table):
+(N examples with a value that the validation part leaves; n = num_kept; skip, those ranked below the window, is in the table):
     hardest            the n at the hard end of a stored score               keep_hardest: count n, end = hard
     easiest            the n at the easy end                                 keep_hardest: count n, the other end
     offset             the hardest round(offset * N) left out (where label   offset_window: skip, take n
@@ -15,21 +15,34 @@ which one more training of it tells. Seeds (of the initialisation and batch orde
 random is a paired difference. A curve ends at fraction 1, the full set. Selecting by score unbalances the classes:
 ``pruning_classes`` says by how much.
 
+Rule and offset are chosen in ``pruning_choice``, on ``validation``: training examples of each class that are held out of
+every set, the full one included. For each fraction the choice is the rule and offset with the best mean validation accuracy,
+if that is above the random sets' by more than chance gives the best of C candidates:
+
+    gain > z * sqrt(s^2 / seeds + v / m)            z = Phi^-1(1 - 0.05 / C), m validation examples
+    s^2: variance of a training's gain over seeds, pooled over candidates and fractions
+    v:   variance over examples of (share of seeds right with the candidate - with the random sets)
+
+(v holds some of s^2 too, so the bar is rather high.) Otherwise the choice is inconclusive and says how many validation
+examples would do. Accuracies in ``pruning_curve`` are of the test split, which reports and chooses nothing: what it has
+chosen, it cannot judge, and the best of many is flattered by the examples that chose it.
+
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 4. On
-small or noisy sets keeping the hardest is harmful, because it keeps the noise. Choose the offset with ``validation`` > 0,
-which measures on training examples held out of every set: what the test split has chosen, it cannot judge.
+small or noisy sets keeping the hardest is harmful, because it keeps the noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.stats import norm
 from torch import nn
 
 from contracts.digests import derive_seed
@@ -40,11 +53,13 @@ from contracts.progress import Progress
 from contracts.tables import Column, TableSpec
 from recipes.frames import frame_of
 from recipes.ranking import ranking
-from scoring.retraining import Seen, mean_interval, scored, splits_by_id, test_error
+from scoring.retraining import Seen, correct, hold_out, mean_interval, scored, splits_by_id
 from sources.example_set import ExampleSet
 
 RULES = ("hardest", "offset", "stratified", "stratified_offset", "easiest", "random")
 _WITH_OFFSET = ("offset", "stratified_offset")
+_CHANCE = 0.05  # of a choice at a fraction where no rule is better than random sets
+INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +75,7 @@ class PruningCurveConfig(Config):
         choices=RULES,
         doc="which rules; random is the baseline and always among them",
     )
-    validation: float = param(
-        0.0, ge=0, lt=1, doc="share of the examples held out of every set and measured on; 0 = the test split is"
-    )
+    validation: float = param(0.2, gt=0, lt=1, doc="share of each class held out of every set, to choose on")
     seeds: int = param(3, ge=1, le=100, doc="trainings of each set")
     effort: float = param(0.1, gt=0, le=100, doc="length of every training, in the recipe's own number of steps")
 
@@ -91,7 +104,7 @@ _CURVE = TableSpec(
         Column(name="skip", dtype="int64", low=0, nullable=True, doc="examples ranked below those kept; null for random sets"),
         Column(name="num_steps", dtype="int64", low=1, doc="optimiser steps of each training, as seen"),
         Column(name="num_seeds", dtype="int64", low=1, doc="trainings averaged"),
-        Column(name="num_measured", dtype="int64", low=1, doc="examples measured on: of the test split, or held out"),
+        Column(name="num_test", dtype="int64", low=1, doc="examples of the test split, measured on"),
         _share("accuracy", "mean accuracy on these over seeds"),
         _share("low", "lower end of its 90% Student interval over seeds; null for one seed", nullable=True),
         _share("high", "upper end", nullable=True),
@@ -100,6 +113,36 @@ _CURVE = TableSpec(
         _share("gain_high", "upper end", low=-1, nullable=True),
     ),
 )  # fmt: skip
+_CHOICE = TableSpec(
+    schema="scores",
+    name="pruning_choice",
+    doc="The rule and offset of each fraction, chosen on held-out training examples, or that this cannot be said.",
+    key=("fraction",),
+    columns=(
+        _FRACTION,
+        Column(name="choice", dtype="str", doc=f"a curve, 'random' when no rule did better, or '{INCONCLUSIVE}'"),
+        Column(name="why", dtype="str", doc="what stands behind it, or against it"),
+        Column(name="best", dtype="str", doc="the curve with the best validation accuracy among the rules by score"),
+        _share("validation_gain", "its mean validation accuracy above the random sets'", low=-1),
+        Column(
+            name="stderr",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            doc="standard error of that gain, of seeds and examples; null for one seed",
+        ),
+        Column(name="num_validation", dtype="int64", low=1, doc="examples of the validation part"),
+        Column(
+            name="num_needed",
+            dtype="int64",
+            low=1,
+            nullable=True,
+            doc="validation examples with which such a gain would be a choice; null where there is one or more would not help",
+        ),
+        _share("test_accuracy", "its mean accuracy on the test split; decides nothing"),
+        _share("test_gain", "its mean test accuracy above the random sets'", low=-1),
+    ),
+)
 _CLASSES = TableSpec(
     schema="scores", name="pruning_classes", doc="Share of every class that each rule keeps.",
     key=("rule", "offset", "fraction", "label"),
@@ -115,12 +158,12 @@ _CLASSES = TableSpec(
 @analysis(
     AnalysisSpec(
         name="pruning_curve",
-        version=2,
+        version=3,
         doc="Accuracy against the fraction of the training set kept, by score and at random, for equal training steps.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=PruningCurveConfig,
         needs=("scores", "train"),
-        tables=(_CURVE, _CLASSES),
+        tables=(_CHOICE, _CURVE, _CLASSES),
         pictures=(
             Picture(
                 table="pruning_curve", title="Accuracy against the fraction kept", x="fraction", y="accuracy",
@@ -142,7 +185,7 @@ def pruning_curve(
     scores: Callable[[str], pl.DataFrame],
     train: Callable[..., nn.Module],
 ) -> dict[str, pl.DataFrame]:
-    """Tables ``pruning_curve`` and ``pruning_classes``; see the head of this file.
+    """Tables ``pruning_choice``, ``pruning_curve`` and ``pruning_classes``; see the head of this file.
 
     Args:
         data: both splits, classification. Training examples without a value of the score take no part, in the full set
@@ -154,14 +197,14 @@ def pruning_curve(
         train: ``(data, seed, *, effort, steps, observe) -> model``, effort or steps.
 
     Raises:
-        NotApplicable: not a classification task, no test split, or a recipe that cannot be told how many steps to train.
-        DataError: a stale score, or a fraction that keeps nothing or everything, or holds out nothing or everything.
+        NotApplicable: not a classification task, no test split, a validation part of fewer than 20 examples, or a recipe
+            that cannot be told how many steps to train.
+        DataError: a stale score, or a fraction that keeps nothing or everything.
         InvalidInput: the recipe does not tell of its mini-batches, or takes more or fewer than it is asked to.
     """
     whole, test = splits_by_id(data, name="pruning_curve")
     examples, values = scored(whole, scores(config.score), score=config.score)
-    if config.validation:
-        examples, values, test = _hold_out(examples, values, config.validation, seed=seed)
+    examples, values, validation = hold_out(examples, values, config.validation, seed=seed, name="pruning_curve")
     num = len(examples)
     sizes = {fraction: round(fraction * num) for fraction in config.fractions}
     wrong = [fraction for fraction, size in sizes.items() if not 0 < size < num]
@@ -185,47 +228,52 @@ def pruning_curve(
 
     _, steps = trained(np.arange(num), seeds[0], effort=config.effort)
 
-    def accuracies(members: list[NDArray[np.int64]]) -> NDArray[np.float64]:
-        found = []
+    def measured(members: list[NDArray[np.int64]]) -> _Measured:
+        on_test, right = [], []
         for own, run_seed in zip(members, seeds, strict=True):
             model, taken = trained(own, run_seed, steps=steps)
             if taken != steps:
                 raise InvalidInput(f"pruning_curve: the recipe has taken {taken} steps where {steps} were asked for")
-            found.append(1.0 - test_error(model, test))
-        return np.array(found)
+            on_test.append(correct(model, test).mean())
+            right.append(correct(model, validation))
+        return _Measured(np.array(on_test), np.array(right))
 
     rows: list[dict[str, Any]] = []
     classes: list[dict[str, Any]] = []
 
     def add(
         rule: str, offset: float, fraction: float, members: list[NDArray[np.int64]], skip: int | None,
-        accuracy: NDArray[np.float64], random: NDArray[np.float64],
+        found: _Measured, random: _Measured,
     ) -> None:  # fmt: skip
         point = {"rule": rule, "offset": offset, "fraction": fraction}
-        curve = f"{rule} {offset:.3g}" if rule in _WITH_OFFSET else rule
+        figures = _figures(found.test, random.test)
         rows.append(
-            {**point, "curve": curve, "num_kept": len(members[0]), "skip": skip, "num_steps": steps, "num_measured": len(test),
-             **_figures(accuracy, random)}
+            {**point, "curve": _curve(rule, offset), "num_kept": len(members[0]), "skip": skip, "num_steps": steps,
+             "num_test": len(test), **figures}
         )  # fmt: skip
         classes.extend({**point, **rate} for rate in _keep_rates(members, examples))
 
     everything = [np.arange(num)] * config.seeds
-    full = accuracies(everything)
+    full = measured(everything)
     for rule, off in rules:
         add(rule, off, 1.0, everything, None if rule == "random" else 0, full, full)
     ranked = {rule: ranking(values, examples.y if rule.startswith("stratified") else None) for rule, _ in rules}
+    by_fraction: dict[float, dict[str, _Measured]] = {}
     for fraction, size in sizes.items():
         random_sets = [shuffle[:size] for shuffle in shuffles]
-        random = accuracies(random_sets)
+        random = measured(random_sets)
+        by_fraction[fraction] = {"random": random}
         for rule, off in rules:
             if rule == "random":
                 add(rule, off, fraction, random_sets, None, random, random)
                 continue
             skip = _skip(rule, num, size, offset=off, hard=config.hard)
             members = [ranked[rule][skip : skip + size]] * config.seeds
-            add(rule, off, fraction, members, skip, accuracies(members), random)
+            found = by_fraction[fraction][_curve(rule, off)] = measured(members)
+            add(rule, off, fraction, members, skip, found, random)
     order = ["rule", "offset", "fraction"]
     return {
+        "pruning_choice": frame_of(_CHOICE, _choices(by_fraction)),
         "pruning_curve": frame_of(_CURVE, rows).sort(order),
         "pruning_classes": frame_of(_CLASSES, classes).sort([*order, "label"]),
     }
@@ -241,17 +289,63 @@ def _skip(rule: str, num: int, size: int, *, offset: float, hard: str) -> int:
     return num - size - away if hard == "highest" else away
 
 
-def _hold_out(
-    examples: ExampleSet, values: NDArray[np.float64], share: float, *, seed: int
-) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
-    """(examples and values to train on, examples to measure on), each ordered by id."""
-    num, size = len(examples), round(share * len(examples))
-    if not 0 < size < num:
-        raise DataError(f"validation {share:g} holds out {size} of {num} scored examples; some, not all, are needed")
-    held = np.zeros(num, bool)
-    held[np.random.default_rng(derive_seed("validation part", seed)).permutation(num)[:size]] = True
-    ids = examples.example_id
-    return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
+def _curve(rule: str, offset: float) -> str:
+    return f"{rule} {offset:g}" if rule in _WITH_OFFSET else rule
+
+
+class _Measured(NamedTuple):
+    """Of the trainings of one set: float64 (S,) test accuracy, and bool (S, m) whether a validation example is right."""
+
+    test: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
+
+def _choices(by_fraction: Mapping[float, Mapping[str, _Measured]]) -> list[dict[str, Any]]:
+    """Rows of ``pruning_choice``, from what was measured of each curve at each fraction, the random sets among them."""
+    gains = {
+        (fraction, curve): found.right.mean(1) - sets["random"].right.mean(1)
+        for fraction, sets in by_fraction.items()
+        for curve, found in sets.items()
+        if curve != "random"
+    }  # (S,) each
+    if not gains:
+        return []
+    num_seeds = len(next(iter(gains.values())))
+    by_seed = float(np.mean([gain.var(ddof=1) for gain in gains.values()])) / num_seeds if num_seeds > 1 else math.nan
+    rows = []
+    for fraction, sets in by_fraction.items():
+        candidates = [curve for curve in sets if curve != "random"]
+        best = max(candidates, key=lambda curve, at=fraction: gains[at, curve].mean())  # type: ignore[misc]
+        found, random = sets[best], sets["random"]
+        gain, z = float(gains[fraction, best].mean()), float(norm.isf(_CHANCE / len(candidates)))
+        by_example = float((found.right.mean(0) - random.right.mean(0)).var(ddof=1))
+        num = found.right.shape[1]
+        stderr = math.sqrt(by_seed + by_example / num)
+        choice, why, needed = INCONCLUSIVE, "one training of each set says nothing of its noise", None
+        if gain <= 0:
+            choice, why = "random", "no rule did better than random sets"
+        elif gain > z * stderr:
+            choice, why = best, f"{gain:.2g} above random sets, chance gives {z * stderr:.2g}"
+        elif num_seeds > 1:
+            left = (gain / z) ** 2 - by_seed
+            needed = math.ceil(by_example / left) if left > 0 else None
+            more = f"about {needed} examples would do" if needed else "more seeds would do"
+            why = f"{gain:.2g} above random sets, chance gives {z * stderr:.2g} on {num} examples: {more}"
+        rows.append(
+            {
+                "fraction": fraction,
+                "choice": choice,
+                "why": why,
+                "best": best,
+                "validation_gain": gain,
+                "stderr": None if math.isnan(stderr) else stderr,
+                "num_validation": num,
+                "num_needed": needed,
+                "test_accuracy": float(found.test.mean()),
+                "test_gain": float((found.test - random.test).mean()),
+            }
+        )
+    return rows
 
 
 def _figures(accuracy: NDArray[np.float64], random: NDArray[np.float64]) -> dict[str, Any]:

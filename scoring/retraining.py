@@ -1,4 +1,8 @@
-"""What analyses that train again share: a stored score joined by id, the error of a model, and how much a run has seen."""
+"""What analyses that train again share: a stored score joined by id, a validation part, a model's error, what a run has seen.
+
+What an analysis chooses (an offset, a union of pools, a law) it chooses on a validation part held out of the training split
+and never trained on. The test split only reports: what it has chosen, it cannot judge.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor, nn
 
+from contracts.digests import derive_seed
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 
 LEVEL = 0.90  # of the intervals over seeds
+FEWEST_HELD_OUT = 20  # validation examples: an error of less than 1 in 20 could not be told from none
 
 
 class Seen:
@@ -73,9 +79,47 @@ def scored(train: ExampleSet, frame: pl.DataFrame, *, score: str) -> tuple[Examp
     return train.subset(ids[known][order]), values[known][order]
 
 
-def test_error(model: nn.Module, test: ExampleSet) -> float:
-    """Share of ``test`` that ``model`` gets wrong, in [0, 1]."""
-    return float((predict_logits(model, test).argmax(1) != test.y).mean())
+def hold_out(
+    examples: ExampleSet, values: NDArray[np.float64], share: float, *, seed: int, name: str
+) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
+    """Examples to train on with their values, and the validation part, in the order given (``scored`` orders by id).
+
+    Of the n examples of each class round(share * n) are drawn, at least one and not all; a class of a single example stays
+    in training. The part depends on these examples, ``share`` and ``seed`` alone.
+
+    Args:
+        examples: N training examples, classification.
+        values: (N,) float64, of the score.
+        share: of the examples to hold out, in (0, 1).
+        seed: root of the draw.
+        name: of the analysis, for the refusal.
+
+    Raises:
+        NotApplicable: fewer than 20 are held out; says how many examples it takes.
+    """
+    rng = np.random.default_rng(derive_seed("validation part", seed))
+    held = np.zeros(len(examples), bool)
+    for k in np.unique(examples.y):
+        rows = rng.permutation(np.flatnonzero(examples.y == k))
+        most = len(rows) - 1
+        held[rows[: min(max(round(share * len(rows)), 1), most)]] = True
+    if held.sum() < FEWEST_HELD_OUT:
+        raise NotApplicable(
+            f"{name} chooses on held-out examples: {share:g} of {len(examples)} are {held.sum()}, at least "
+            f"{FEWEST_HELD_OUT} are needed: about {math.ceil(FEWEST_HELD_OUT / share)} examples, or a larger share"
+        )
+    ids = examples.example_id
+    return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
+
+
+def correct(model: nn.Module, examples: ExampleSet) -> NDArray[np.bool_]:
+    """Which of the N ``examples`` the model gets right, bool (N,)."""
+    return np.asarray(predict_logits(model, examples).argmax(1) == examples.y)
+
+
+def error_rate(model: nn.Module, examples: ExampleSet) -> float:
+    """Share of ``examples`` that ``model`` gets wrong, in [0, 1]."""
+    return float((~correct(model, examples)).mean())
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float | None, float | None]:

@@ -251,7 +251,7 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
         method = analysis.get("quality_pools")
         return method(
             examples,
-            config=method.spec.config(seeds=1),
+            config=method.spec.config(seeds=1, validation=0.25),
             seed=0,
             progress=silent,
             scores=lambda name: values,
@@ -295,6 +295,8 @@ def make_world(folder: Path) -> World:
         ("curator", "closure"): {"split": "random"},
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
         ("curator", "forget_set"): {"selector": "worst_case"},
+        ("analysis", "pruning_curve"): {"validation": 0.25},
+        ("analysis", "quality_pools"): {"validation": 0.25},
         ("analysis", "qualification"): {"trials": 1, "methods": unlearner.names()},
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},

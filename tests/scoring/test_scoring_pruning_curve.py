@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import math
 
 import numpy as np
 import polars as pl
@@ -18,8 +18,8 @@ from contracts.methods import analysis, curator
 from contracts.progress import silent
 from curation.prune import keep_hardest, offset_window
 from recipes import SupervisedConfig, builder, supervised
-from scoring.pruning_curve import RULES, PruningCurveConfig, pruning_curve
-from scoring.retraining import mean_interval
+from scoring.pruning_curve import INCONCLUSIVE, RULES, PruningCurveConfig, _choices, _Measured, pruning_curve
+from scoring.retraining import hold_out, mean_interval
 from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
 
@@ -47,6 +47,16 @@ def scores_of(data: ExampleSet, values: np.ndarray | None = None):
     train = data.part("train")
     values = np.random.default_rng(0).normal(size=len(train)) if values is None else values
     return lambda name: pl.DataFrame({"example_id": train.example_id, "value": values})
+
+
+def parts(data: ExampleSet, *, seed: int = 0, share: float = 0.2) -> tuple[ExampleSet, ExampleSet]:
+    """What is left to train on, and the validation part."""
+    train = data.part("train").subset(np.sort(data.part("train").example_id))
+    left, _, validation = hold_out(train, np.zeros(len(train)), share, seed=seed, name="")
+    return left, validation
+
+
+LEFT = 85  # of the 107 training examples of wine
 
 
 def run(data, scores, train, *, seed=0, progress=silent, **config):
@@ -81,7 +91,7 @@ def recorder(log: list):
     hard=st.sampled_from(["highest", "lowest"]),
 )
 def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, levels, fraction, offset, hard):
-    """A score of four values: 107 examples, most of them tied."""
+    """A score of four values: 107 examples, most of them tied, 22 of them held out."""
     log, rules = [], [rule for rule in RULES if rule != "random"]
     scores = scores_of(wine, np.array(levels, float))
     out = run(
@@ -97,8 +107,10 @@ def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, lev
     n = out["num_kept"][0]
     other = {"highest": "lowest", "lowest": "highest"}[hard]
     skip = dict(out.select("rule", "skip").iter_rows())
-    away = min(round(offset * 107), 107 - n)
-    assert skip["offset"] == skip["stratified_offset"] == (107 - n - away if hard == "highest" else away)
+    away = min(round(offset * LEFT), LEFT - n)
+    assert skip["offset"] == skip["stratified_offset"] == (LEFT - n - away if hard == "highest" else away)
+    left, _ = parts(wine)
+    kept_scores = scores("s").filter(pl.col("example_id").is_in(left.example_id))
     curators = {
         "hardest": (keep_hardest, {"count": n, "end": hard}),
         "easiest": (keep_hardest, {"count": n, "end": other}),
@@ -109,7 +121,7 @@ def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, lev
     for rule, members in zip(rules, log[3:], strict=True):  # after the full set, twice, and the random one
         curate, config = curators[rule]
         plan = curator.get(curate.__name__).spec.config(score="s", **config)
-        kept = curate(wine, config=plan, seed=0, scores=scores).filter(role="keep")["example_id"]
+        kept = curate(left, config=plan, seed=0, scores=lambda name: kept_scores).filter(role="keep")["example_id"]
         assert sorted(kept.to_list()) == list(members)
 
 
@@ -119,10 +131,10 @@ def test_every_set_is_trained_for_the_steps_of_the_full_set(wine, epochs, warmup
     log, recipe = [], SupervisedConfig(lr=0.2, epochs=epochs, batch=8, warmup_epochs=warmup)
     train = trainer(wine, log, recipe)
     curve = run(wine, scores_of(wine), train, fractions=(0.3, 0.6), seeds=2, effort=0.1)["pruning_curve"]
-    steps = round(0.1 * epochs) * 14  # 107 examples
+    steps = round(0.1 * epochs) * 11  # 85 examples
     assert (curve["num_steps"] == steps).all()
-    assert {(len(ids), length) for ids, _, length in log} == {(107, 0.1), (107, steps), (32, steps), (64, steps)}
-    assert curve.filter(pl.col("fraction") < 1)["num_kept"].unique().sort().to_list() == [32, 64]
+    assert {(len(ids), length) for ids, _, length in log} == {(LEFT, 0.1), (LEFT, steps), (26, steps), (51, steps)}
+    assert curve.filter(pl.col("fraction") < 1)["num_kept"].unique().sort().to_list() == [26, 51]
 
 
 def test_a_recipe_that_takes_other_steps_is_refused(wine):
@@ -139,12 +151,12 @@ def test_seeds_are_shared_random_sets_are_not_and_are_nested(wine):
     log = []
     run(wine, scores_of(wine), trainer(wine, log), fractions=(0.2, 0.5), seeds=2, rules=("hardest", "random"))
     assert len({seed for _, seed, _ in log}) == 2 and len(log) == 1 + 2 + 2 * 2 * 2
-    by_size = {n: [set(ids) for ids, _, _ in log if len(ids) == n] for n in (21, 54)}
-    *random_small, hard_small, _ = by_size[21]
-    assert by_size[21][2] == by_size[21][3] and random_small[0] != random_small[1]
-    assert all(small < large for small, large in zip(random_small, by_size[54][:2], strict=True))
+    by_size = {n: [set(ids) for ids, _, _ in log if len(ids) == n] for n in (17, 42)}
+    *random_small, hard_small, _ = by_size[17]
+    assert by_size[17][2] == by_size[17][3] and random_small[0] != random_small[1]
+    assert all(small < large for small, large in zip(random_small, by_size[42][:2], strict=True))
     values = dict(scores_of(wine)("").iter_rows())
-    assert min(values[i] for i in hard_small) >= sorted(values.values())[-21]
+    assert min(values[i] for i in hard_small) >= sorted(values[i] for i in parts(wine)[0].example_id.tolist())[-17]
 
 
 def test_several_offsets_are_several_curves(wine):
@@ -157,27 +169,79 @@ def test_several_offsets_are_several_curves(wine):
         assert found == want | {("random", 0.0, f) for f in (0.3, 1.0)}
     part = curve.filter(rule="offset", fraction=0.3)
     assert part["curve"].to_list() == ["offset 0", "offset 0.1", "offset 0.3"]
-    assert part["skip"].to_list() == [107 - 32 - away for away in (0, 11, 32)]
+    assert part["skip"].to_list() == [LEFT - 26 - away for away in (0, 8, 26)]
 
 
-def test_the_validation_part_is_in_no_set_and_is_what_is_measured(wine, monkeypatch):
-    measured: list[set[int]] = []
-    parts = set()
-    module = importlib.import_module("scoring.pruning_curve")  # the package has the function by that name
-    monkeypatch.setattr(module, "test_error", lambda model, test: measured.append(set(test.example_id.tolist())) or 0.5)
+def test_the_validation_part_is_in_no_set_and_the_choice_is_measured_on_it(wine):
+    seen = set()
     for seed in range(3):
         log: list = []
-        measured.clear()
         out = run(wine, scores_of(wine), trainer(wine, log), seed=seed, fractions=(0.5,), seeds=2, validation=0.25)
-        (part,) = {frozenset(ids) for ids in measured}
-        train = set(wine.part("train").example_id.tolist())
-        assert len(part) == 27 and part < train
-        assert set().union(*(ids for ids, _, _ in log)) == train - part
-        assert (out["pruning_curve"]["num_measured"] == 27).all()
-        parts.add(part)
-    assert len(parts) == 3
-    with pytest.raises(DataError, match="holds out 0 of 107"):
-        run(wine, scores_of(wine), trainer(wine), validation=0.001)
+        _, validation = parts(wine, seed=seed, share=0.25)
+        part = frozenset(validation.example_id.tolist())
+        assert set().union(*(ids for ids, _, _ in log)) == set(wine.part("train").example_id.tolist()) - part
+        assert (out["pruning_choice"]["num_validation"] == len(part)).all() and len(part) == 27
+        assert (out["pruning_curve"]["num_test"] == len(wine.part("test"))).all()
+        seen.add(part)
+    assert len(seen) == 3
+
+
+class ByOffset(nn.Module):
+    """Right on the share ``validation`` of the validation part and on the share ``test`` of the test split."""
+
+    def __init__(self, validation: float, test: float) -> None:
+        super().__init__()
+        self.shares = nn.Parameter(torch.tensor([validation, test]))
+
+    def forward(self, x):
+        wrong = x[:, 2] >= torch.where(x[:, 1] > 0, self.shares[1], self.shares[0])
+        return nn.functional.one_hot((x[:, 3].to(torch.int64) + wrong) % 2, 2).float()
+
+
+def two_worlds(num: int = 1000) -> ExampleSet:
+    """Feature 0: score, the hardest fifth above 0.8; 1: test or not; 2: spread over [0, 1); 3: the label."""
+    rng = np.random.default_rng(0)
+    y = np.tile([0, 1], num // 2)
+    x = np.column_stack([rng.permutation(num) / num, np.arange(num) % 4 >= 2, rng.uniform(size=num), y])
+    return ExampleSet(
+        name="two worlds", task="classification", x=x.astype(np.float32), y=y, example_id=np.arange(num),
+        split=np.where(x[:, 1] > 0, "test", "train").astype("<U5"), owner=np.full(num, "", "<U1"),
+        content_hash=np.full(num, "", "<U64"), class_names=("a", "b"), center=np.zeros(4, np.float32), scale=np.ones(4, np.float32),
+    )  # fmt: skip
+
+
+def by_offset(better_on_test: float):
+    """A recipe that is right on 0.9 of the validation part without examples over 0.8 and 0.6 with; 0.75 for random sets."""
+
+    def train(members: ExampleSet, seed: int, *, effort: float = 1.0, steps=10, observe=None) -> nn.Module:
+        for _ in range(steps):
+            observe(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2))
+        score = members.x[:, 0]
+        share = 0.9 if score.max() <= 0.81 else 0.6 if score.min() > 0.5 else 0.75
+        return ByOffset(share + 1e-3 * (seed % 5), better_on_test * share + (1 - better_on_test) * (1.5 - share))
+
+    return train
+
+
+@pytest.mark.parametrize("better_on_test", [0.0, 1.0])
+def test_the_offset_is_the_one_that_is_better_on_held_out_examples_whatever_the_test_split_says(better_on_test):
+    data = two_worlds()
+    scores = scores_of(data, data.part("train").x[:, 0].astype(float))
+    plan = {"offset": (0.0, 0.2), "rules": ("offset", "random"), "fractions": (0.2,), "seeds": 2}
+    out = run(data, scores, by_offset(better_on_test), **plan)
+    (choice,) = out["pruning_choice"].to_dicts()
+    assert choice["choice"] == choice["best"] == "offset 0.2" and choice["num_needed"] is None
+    assert choice["validation_gain"] == pytest.approx(0.15, abs=0.06) and choice["num_validation"] == 100
+    assert (choice["test_gain"] > 0.1) == bool(better_on_test) and (choice["test_gain"] < -0.1) != bool(better_on_test)
+    curve = out["pruning_curve"].filter(fraction=0.2, curve="offset 0.2")
+    assert (choice["test_accuracy"], choice["test_gain"]) == (curve["accuracy"][0], curve["gain"][0])
+    y, kept = data.y.copy(), np.ones(len(data), bool)
+    test = np.flatnonzero(data.split == "test")
+    y[test], kept[test[::3]] = 1 - y[test], False
+    for other in (dataclasses.replace(data, y=y), data.subset(data.example_id[kept])):
+        (same,) = run(other, scores, by_offset(better_on_test), **plan)["pruning_choice"].to_dicts()
+        moved = {"test_accuracy", "test_gain"}
+        assert {k for k in choice if choice[k] != same[k]} == moved
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
@@ -187,10 +251,50 @@ def test_the_offset_chosen_on_validation_data_skips_planted_noise(seed):
         load("sklearn", {"dataset": "digits", "test_fraction": 0.5}, seed=seed), fraction=0.2, seed=seed
     )
     values = np.isin(digits.part("train").example_id, flipped) + np.random.default_rng(seed).uniform(size=899)
-    plan = {"offset": (0.0, 0.2), "rules": ("offset", "random"), "fractions": (0.25,), "seeds": 1, "effort": 0.3}
-    out = run(digits, scores_of(digits, values), trainer(digits), validation=0.2, **plan)["pruning_curve"]
-    zero, skipping = out.filter(fraction=0.25, rule="offset").sort("offset")["accuracy"]
-    assert skipping > zero + 0.2
+    plan = {"offset": (0.0, 0.2), "rules": ("offset", "random"), "fractions": (0.25,), "seeds": 3, "effort": 0.3}
+    (choice,) = run(digits, scores_of(digits, values), trainer(digits), **plan)["pruning_choice"].to_dicts()
+    assert choice["best"] == "offset 0.2" and choice["choice"] in ("offset 0.2", INCONCLUSIVE)
+
+
+def measured(*rates: float, num: int = 100, seeds: int = 2) -> list[_Measured]:
+    """Right on the first ``rate`` of the validation examples by every seed."""
+    return [_Measured(np.full(seeds, 0.5), np.tile(np.arange(num) < rate * num, (seeds, 1))) for rate in rates]
+
+
+def test_a_choice_needs_a_gain_above_chance_and_says_how_many_examples_would_do():
+    random, little, more = measured(0.5, 0.52, 0.6)
+    rows = _choices({0.3: {"random": random, "a": little}, 0.6: {"random": random, "a": little, "b": more}})
+    assert [row["best"] for row in rows] == ["a", "b"] and rows[1]["choice"] == "b"
+    # One candidate: z = 1.645; v = 0.02 * 0.98 * 100 / 99; no spread between seeds; gain 0.02 against 1.645 sqrt(v / 100).
+    v = 0.02 * 0.98 * 100 / 99
+    assert (
+        rows[0]["choice"] == INCONCLUSIVE
+        and rows[0]["num_needed"] == math.ceil(v * 1.6448536269514722**2 / 0.02**2) == 134
+    )
+    assert rows[0]["stderr"] == pytest.approx(math.sqrt(v / 100)) and "about 134 examples would do" in rows[0]["why"]
+    (twice,) = _choices({0.3: dict(zip(("random", "a"), measured(0.5, 0.52, num=150), strict=True))})
+    assert twice["choice"] == "a" and twice["num_needed"] is None
+    (worse,) = _choices({0.3: {"random": more, "a": random}})
+    assert worse["choice"] == "random" and "no rule" in worse["why"]
+    (single,) = _choices({0.3: dict(zip(("random", "a"), measured(0.5, 0.9, seeds=1), strict=True))})
+    assert single["choice"] == INCONCLUSIVE and single["stderr"] is None and single["num_needed"] is None
+    right = np.tile(np.arange(100) < 60, (2, 1))
+    right[1, :40] = False  # seeds 0.4 apart: no number of examples makes that a gain
+    (seeds,) = _choices({0.3: {"random": measured(0.3)[0], "a": _Measured(np.full(2, 0.5), right)}})
+    assert seeds["choice"] == INCONCLUSIVE and seeds["num_needed"] is None and "more seeds" in seeds["why"]
+
+
+@pytest.mark.stat
+def test_rules_that_are_no_better_than_random_sets_are_rarely_chosen():
+    """Four rules and random sets of the same accuracy, 400 draws: at most 5% and chance are chosen."""
+    rng, names = np.random.default_rng(0), ("random", "a", "b", "c", "d")
+    chosen = 0
+    for _ in range(400):
+        easy = rng.uniform(0.3, 1.0, 200)  # the same examples for all
+        sets = {name: _Measured(np.full(3, 0.5), rng.uniform(size=(3, 200)) < easy) for name in names}
+        (row,) = _choices({0.3: sets})
+        chosen += row["choice"] in names[1:]
+    assert chosen <= 0.05 * 400 + 2 * math.sqrt(0.05 * 0.95 * 400)
 
 
 def test_figures_are_means_over_seeds_with_paired_gains(wine):
@@ -229,8 +333,8 @@ def test_keeping_planted_label_noise_harms_and_skipping_it_helps():
 
 
 def test_keep_rates_of_the_classes(wine):
-    train = wine.part("train")
-    out = run(wine, scores_of(wine, -train.y.astype(float)), trainer(wine), fractions=(0.3,), seeds=2)
+    train, _ = parts(wine)
+    out = run(wine, scores_of(wine, -wine.part("train").y.astype(float)), trainer(wine), fractions=(0.3,), seeds=2)
     rates = {(r["rule"], r["fraction"], r["label"]): r["keep_rate"] for r in out["pruning_classes"].to_dicts()}
     size = round(0.3 * len(train))
     assert rates["hardest", 0.3, 0] == size / np.sum(train.y == 0) and rates["hardest", 0.3, 2] == 0
@@ -250,7 +354,7 @@ def test_lowest_is_hardest_when_said_so(wine):
     assert one == two
     assert first["pruning_curve"].drop("skip").equals(second["pruning_curve"].drop("skip"))
     assert (first["pruning_curve"]["skip"].to_list(), second["pruning_curve"]["skip"].to_list()) == (
-        [107 - 32, 0, None, None],
+        [LEFT - 26, 0, None, None],
         [0, 0, None, None],
     )
     assert first["pruning_curve"]["low"].null_count() == 4  # one seed, no interval
@@ -260,9 +364,11 @@ def test_examples_without_a_value_take_no_part(wine):
     values = np.arange(len(wine.part("train")), dtype=float)
     values[::2] = np.nan
     log = []
-    run(wine, scores_of(wine, values), trainer(wine, log), fractions=(0.5,), seeds=1, rules=("random",))
+    settings = {"fractions": (0.5,), "seeds": 1, "rules": ("random",), "validation": 0.4}
+    out = run(wine, scores_of(wine, values), trainer(wine, log), **settings)
     scored = set(wine.part("train").example_id[1::2].tolist())
-    assert max(len(ids) for ids, _, _ in log) == len(scored) and all(set(ids) <= scored for ids, _, _ in log)
+    left = len(scored) - out["pruning_curve"]["num_kept"].max()
+    assert 20 <= left < 24 and all(set(ids) <= scored for ids, _, _ in log) and out["pruning_choice"].height == 0
 
 
 def test_order_of_rows_and_progress(wine):
@@ -281,12 +387,14 @@ def test_what_is_refused(wine):
         PruningCurveConfig(rules=("hardest",))
     with pytest.raises(ConfigError, match="increasing"):
         PruningCurveConfig(fractions=(0.5, 0.2))
-    with pytest.raises(DataError, match="keeps 0 of 107"):
+    with pytest.raises(DataError, match="keeps 0 of 85"):
         run(wine, scores, train, fractions=(0.001,))
     with pytest.raises(NotApplicable, match="regression"):
         run(load("sklearn", {"dataset": "diabetes"}, seed=0), scores, train)
     with pytest.raises(NotApplicable, match="test split"):
         run(wine.part("train"), scores, train)
+    with pytest.raises(NotApplicable, match=r"0\.1 of 107 are 11, at least 20 are needed: about 200 examples"):
+        run(wine, scores, train, validation=0.1)
     stale = pl.DataFrame({"example_id": wine.part("test").example_id[:2], "value": [0.1, 0.2]})
     with pytest.raises(DataError, match="no training examples"):
         run(wine, lambda name: stale, train)
@@ -300,4 +408,4 @@ def test_what_is_refused(wine):
 
 def test_declared_for_what_the_pipeline_hands_over():
     spec = analysis.get("pruning_curve").spec
-    assert spec.needs == ("scores", "train") and spec.tables[0].full_name == "scores.pruning_curve"
+    assert spec.needs == ("scores", "train") and spec.tables[1].full_name == "scores.pruning_curve"

@@ -14,43 +14,48 @@ from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.methods import analysis, curator
 from contracts.progress import silent
 from recipes import SupervisedConfig, builder, supervised
-from scoring.pool_laws import UNRELIABLE, PoolLawsConfig, _verdict, pool_laws
+from scoring.pool_laws import UNRELIABLE, PoolLawsConfig, _Noise, _noise, _verdict, pool_laws
 from scoring.quality_pools import QualityPoolsConfig, quality_pools
+from scoring.retraining import hold_out
 from scoring.scaling_laws import Plan, PoolLaw, mixture_error
 from sources import load
 from sources.example_set import ExampleSet
 
-NUM, NUM_TEST = 400, 20_000
+NUM, NUM_HELD, NUM_TEST = 100_400, 100_000, 2_000
+SHARE = NUM_HELD / NUM  # leaves 100 examples of each class, which are the pools
 LAWS = [PoolLaw(a=1500.0, b=b, tau=t, d=0.06) for b, t in ((-0.5, 4.0), (-0.4, 6.0), (-0.33, 8.0), (-0.25, 12.0))]
 EPOCHS = 40
 
 
 def planted() -> ExampleSet:
-    """Two classes; feature 0 is the score, feature 1 spreads the test examples evenly over [0, 1)."""
+    """Four classes, which are the quarters of the score; feature 0 is the score, feature 1 spreads the examples over [0, 1).
+
+    Feature 2 marks the test split, on which every model is right where it would be wrong: who chooses on it chooses the worst.
+    """
     rng = np.random.default_rng(0)
-    train = np.column_stack([rng.permutation(NUM), np.zeros(NUM)])
-    test = np.column_stack([np.zeros(NUM_TEST), np.arange(NUM_TEST) / NUM_TEST])
-    x = np.concatenate([train, test]).astype(np.float32)
-    num = len(x)
+    score = np.concatenate([rng.permutation(NUM), np.arange(NUM_TEST) * (NUM // NUM_TEST)])
+    num = len(score)
+    spread = np.concatenate([rng.permutation(NUM) / NUM, rng.permutation(NUM_TEST) / NUM_TEST])
+    test = np.arange(num) >= NUM
     return ExampleSet(
-        name="planted", task="classification", x=x, y=np.zeros(num, np.int64),
-        example_id=rng.permutation(3 * num)[:num].astype(np.int64),
-        split=np.where(np.arange(num) < NUM, "train", "test").astype("<U5"), owner=np.full(num, "", "<U1"),
-        content_hash=np.full(num, "", "<U64"), class_names=("a", "b"), center=np.zeros(2, np.float32),
-        scale=np.ones(2, np.float32),
+        name="planted", task="classification", x=np.column_stack([score, spread, test]).astype(np.float32), y=score * 4 // NUM,
+        example_id=rng.permutation(3 * num)[:num].astype(np.int64), split=np.where(test, "test", "train").astype("<U5"),
+        owner=np.full(num, "", "<U1"), content_hash=np.full(num, "", "<U64"), class_names=("a", "b", "c", "d"),
+        center=np.zeros(3, np.float32), scale=np.ones(3, np.float32),
     )  # fmt: skip
 
 
 class Wrong(nn.Module):
-    """Wrong on the share ``error`` of the test examples."""
+    """Wrong on the share ``error`` of the training examples, held out or not, and on 1 - ``error`` of the test examples."""
 
     def __init__(self, error: float) -> None:
         super().__init__()
         self.error = nn.Parameter(torch.tensor(error))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wrong = (x[:, 1] < self.error).float()
-        return torch.stack([1 - wrong, wrong], dim=1)
+        wrong = (x[:, 1] < self.error) ^ (x[:, 2] > 0)
+        label = (x[:, 0].to(torch.int64) * 4).div(NUM, rounding_mode="floor")
+        return nn.functional.one_hot((label + wrong) % 4, 4).float()
 
 
 def by_law(noise: float = 0.0, rising: int | None = None):
@@ -61,9 +66,9 @@ def by_law(noise: float = 0.0, rising: int | None = None):
         for _ in range(epochs):
             for start in range(0, len(data), 32):
                 rows = np.arange(start, min(start + 32, len(data)))
-                observe(rows, torch.zeros(len(rows), 2))
+                observe(rows, torch.zeros(len(rows), 4))
         pools = sorted({int(v) * 4 // NUM for v in data.x[:, 0]})
-        n, size = epochs * len(data), NUM // 4
+        n, size = epochs * len(data), 100
         error = float(mixture_error([LAWS[p] for p in pools], n, pool_size=size))
         if pools == [rising]:
             error += 0.02 * max(0, epochs - 4)
@@ -76,7 +81,7 @@ def run(data, train, *, scores=None, seed=0, progress=silent, **config):
     """The pools."""
     members = data.part("train")
     frame = pl.DataFrame({"example_id": members.example_id, "value": members.x[:, 0].astype(np.float64)})
-    settings = QualityPoolsConfig.from_mapping(config)
+    settings = QualityPoolsConfig.from_mapping({"stratified": False, "validation": SHARE} | config)
     return quality_pools(
         data, config=settings, seed=seed, progress=progress, scores=scores or (lambda name: frame), train=train
     )
@@ -104,21 +109,20 @@ def test_planted_laws_are_recovered_and_the_plan_is_theirs():
     laws = of(out["pool_laws"])
     assert laws["pool_id"].to_list() == [f"pool_{p}" for p in (1, 2, 3, 4)]
     for row, law in zip(laws.to_dicts(), LAWS, strict=True):
-        assert row["status"] == "fitted" and row["reason"] == "" and row["rmse"] < 2e-4  # 1 in 20,000 test examples
+        assert row["status"] == "fitted" and row["reason"] == "" and row["rmse"] < 2e-4
         assert (row["a"], row["b"], row["tau"], row["d"]) == pytest.approx((law.a, law.b, law.tau, law.d), rel=0.05)
         assert row["b_lo"] <= row["b"] <= row["b_hi"] and row["tau_lo"] <= row["tau"] <= row["tau_hi"]
-    assert (
-        pools["pools"]["score_low"].to_list() == [0.0, 100.0, 200.0, 300.0] and pools["pools"]["score_high"][3] == 399
-    )
-    assert (pools["pools"]["num_examples"] == 100).all()
+    assert (pools["pools"]["score_low"] * 4 // NUM).to_list() == (pools["pools"]["score_high"] * 4 // NUM).to_list()
+    assert (pools["pools"]["num_examples"] == 100).all() and (pools["pools"]["num_validation"] == NUM_HELD).all()
     check = of(out["plan_check"])
     assert set(check["n_pools"]) == {2, 3, 4} and check["samples_seen"].max() <= 3300
     distance = (check["predicted_error"] - check["measured_error"]).abs()
     assert distance.max() < 2e-3
+    np.testing.assert_allclose(check["test_error"], 1 - check["measured_error"], atol=2e-3)
     choice = of(out["curation_choice"])
     assert (
         choice["plan_miss"].to_list() == pytest.approx([distance.mean()] * 4)
-        and (choice["model_error"] == 0.0625).all()
+        and (choice["model_error"] == 0.9375).all()
     )
     assert (choice["plan_spearman"] > 0.98).all()
     plan = of(out["curation_plan"])
@@ -130,10 +134,57 @@ def test_planted_laws_are_recovered_and_the_plan_is_theirs():
         np.testing.assert_allclose(rows["predicted_error"], truth, atol=2e-3)
         assert rows["extrapolated"].to_list() == [budget / p > 3200 for p in (1, 2, 3, 4)]
         best = int(np.argmin(truth))
-        if np.diff(np.sort(truth))[0] > 2 * distance.mean():
+        if np.diff(np.sort(truth))[0] > 5e-3:  # 2 sqrt(2) standard errors of a share of 100,000
             chosen += 1
             assert rows["is_best"].to_list() == [p == best for p in range(4)] and said == rows["pools"][best]
     assert chosen >= 2
+
+
+def test_what_the_test_split_says_changes_no_pool_law_or_choice():
+    """Digits: test labels in another order, and half of the test rows. Shuffled validation images do change the laws."""
+    digits = load("sklearn", {"dataset": "digits", "test_fraction": 0.4}, seed=1)
+    build = builder("mlp", {"hidden": (32,)}, input_shape=digits.input_shape, num_outputs=10)
+    recipe = SupervisedConfig(lr=0.1, epochs=20)
+    rng, members = np.random.default_rng(2), digits.part("train")
+    frame = pl.DataFrame({"example_id": members.example_id, "value": rng.normal(size=len(members))})
+    test = np.flatnonzero(digits.split == "test")
+    y, kept = digits.y.copy(), np.ones(len(digits), bool)
+    y[test], kept[test[::2]] = rng.permutation(y[test]), False
+    told: list[set[frozenset[int]]] = []
+
+    def found(data):
+        trained: set[frozenset[int]] = set()
+
+        def train(members, seed, *, effort=1.0, observe=None):
+            trained.add(frozenset(members.example_id.tolist()))
+            plan = dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * effort)))
+            return supervised(build, members, config=plan, seed=seed, observe=observe)
+
+        pools = quality_pools(
+            data, config=QualityPoolsConfig(num_pools=3, efforts=(0.1, 0.3, 0.9)), seed=5, scores=lambda name: frame, train=train,
+            progress=silent,
+        )  # fmt: skip
+        told.append(trained)
+        return pools | laws_of(data, pools, model=build(0), bootstrap=5)
+
+    ordered = members.subset(np.sort(members.example_id))
+    _, _, validation = hold_out(ordered, np.zeros(len(members)), 0.2, seed=5, name="")
+    rows, x = digits.positions(validation.example_id), digits.x.copy()
+    x[rows] = x[rng.permutation(rows)]
+    relabelled, shuffled = dataclasses.replace(digits, y=y), dataclasses.replace(digits, x=x)
+    outs = [found(data) for data in (digits, relabelled, digits.subset(digits.example_id[kept]), shuffled)]
+    plain, *of_other_tests, of_other_validation = outs
+    assert told[0] == told[1] == told[2] and not set().union(*told[0]) & set(validation.example_id.tolist())
+    for changed in of_other_tests:
+        assert not plain["pool_curves"]["test_error"].equals(changed["pool_curves"]["test_error"])
+        for name, table in plain.items():
+            if name == "pareto_front":
+                table, now = (t.filter(~pl.col("series").str.contains("test split")) for t in (table, changed[name]))
+            else:
+                table, now = (t.drop("test_error", "model_error", strict=False) for t in (table, changed[name]))
+            assert table.equals(now), name
+    assert plain["pool_curves"]["test_error"].equals(of_other_validation["pool_curves"]["test_error"])
+    assert not plain["pool_laws"].equals(of_other_validation["pool_laws"])
 
 
 def test_both_forms_are_fitted_from_the_same_curves_and_pictures_say_which():
@@ -161,10 +212,17 @@ def test_the_front_is_the_least_prediction_with_what_was_trained_over_it():
     kept = [PoolLaw(**row) for row in laws.select("a", "b", "tau", "d").to_dicts()]
     for budget, error in zip(drawn["budget"], drawn["error"], strict=True):
         assert error == pytest.approx(min(float(mixture_error(kept[:p], budget, pool_size=100)) for p in (1, 2, 3, 4)))
-    trained = pools["pool_unions"].group_by("n_pools", "samples_seen").agg(pl.col("error").mean()).sort("samples_seen")
+    trained = (
+        pools["pool_unions"]
+        .group_by("n_pools", "samples_seen")
+        .agg(pl.col("validation_error").mean(), pl.col("test_error").mean())
+    )
+    trained = trained.sort("samples_seen")
     for num in (2, 3, 4):
         own = front.filter(pl.col("series") == f"trained, {num} pools").sort("budget")
-        np.testing.assert_allclose(own["error"], trained.filter(pl.col("n_pools") == num)["error"])
+        np.testing.assert_allclose(own["error"], trained.filter(pl.col("n_pools") == num)["validation_error"])
+        tested = front.filter(pl.col("series") == f"trained, {num} pools, test split").sort("budget")
+        np.testing.assert_allclose(tested["error"], trained.filter(pl.col("n_pools") == num)["test_error"])
         assert (own["low"] < own["error"]).all() and (own["error"] < own["high"]).all()
 
 
@@ -201,19 +259,38 @@ def test_a_choice_needs_its_margin_and_the_nearest_measurement():
     }
 
     def said(q, miss, stderr=0.01):
-        return _verdict(plan, q, points, miss=miss, stderr=stderr)
+        """All noise from the seeds: no number of examples would help."""
+        return _verdict(plan, q, points, miss=miss, noise=_Noise(stderr**2, 0.0, 200))
 
-    why, reliable = said(0, 0.06)
+    why, reliable, _ = said(0, 0.06)
     assert reliable and "no measurement contradicts" in why  # 0.35 against 0.33 is within 0.028
     assert said(0, 0.06, stderr=0.005) == (
-        "at 100 samples the law expects 1 pools to be best; measured, 2 were: error 0.33 against 0.35", False,
+        "at 100 samples the law expects 1 pools to be best; measured, 2 were: error 0.33 against 0.35", False, None,
     )  # fmt: skip
-    why, reliable = said(0, 0.11)
+    why, reliable, _ = said(0, 0.11)
     assert not reliable and why == "the two least predictions are 0.1 apart, and miss measurements by 0.11"
-    why, reliable = said(1, 0.01)  # 0.29 where 0.26 was to be had
+    why, reliable, _ = said(1, 0.01)  # 0.29 where 0.26 was to be had
     assert not reliable and "at 1000 samples the law expects 2 pools to be best; measured, 3 were" in why
     assert not said(2, 0.01)[1]  # one pool alone at 4000 compares nothing: 1000 is nearest
-    assert said(2, 0.01, stderr=0.02)[1] and said(2, None) == ("by the law alone: no union was trained", True)
+    assert said(2, 0.01, stderr=0.02)[1] and said(2, None) == ("by the law alone: no union was trained", True, None)
+    assert said(0, 0.06, stderr=0.04) == (
+        "the two least predictions are 0.1 apart; 200 validation examples tell 0.11, the seeds differ by more: more seeds would",
+        False, None,
+    )  # fmt: skip
+
+
+def test_a_validation_part_too_small_for_the_margin_says_how_large_it_must_be():
+    """0.1 apart, 2 sqrt(2) sqrt(0.01^2 + 0.25 / m): 0.13 for m = 125, and 0.1 for m = 0.25 / (0.1^2 / 8 - 0.01^2) = 217.4."""
+    plan = Plan(order=np.arange(2), budgets=np.array([120.0]), errors=np.array([[0.3, 0.4]]), num_pools=np.array([1]))
+    told = {m: _verdict(plan, 0, {}, miss=0.01, noise=_Noise(0.01**2, 0.25 / m, m)) for m in (125, 217, 218)}
+    assert told[125] == (
+        "the two least predictions are 0.1 apart; 125 validation examples tell 0.13, about 218 would", False, 218,
+    )  # fmt: skip
+    assert (told[217][1:], told[218][1:]) == ((False, 218), (True, None))
+    unions = pl.DataFrame({"n_pools": [2, 2], "point": [1, 1], "seed": [0, 1], "validation_error": [0.1, 0.3]})
+    noise = _noise(unions, 300)
+    assert noise[:2] == pytest.approx((0.02 / 2, (0.09 + 0.21) / 2 / 300)) and noise.num_validation == 300
+    assert _noise(unions.head(1), 300)[:2] == (0.0, pytest.approx(0.09 / 300))
 
 
 def test_a_law_that_does_not_describe_a_curve_is_a_poor_fit():
@@ -232,7 +309,7 @@ def test_a_law_that_does_not_describe_a_curve_is_a_poor_fit():
     assert "standard errors of a point" in reason
     endless = run(data, by_law(), seeds=1, unions=False, **EFFORTS)
     straight = endless["pool_curves"].with_columns(
-        error=0.9 * (pl.col("samples_seen") / 100) ** -0.2
+        validation_error=0.9 * (pl.col("samples_seen") / 100) ** -0.2
     )  # no half-life at all
     laws = of(laws_of(data, {**endless, "pool_curves": straight}, bootstrap=0)["pool_laws"])
     assert (laws["status"] == "poor fit").all() and laws["reason"].str.contains("tau is at the end of its range").all()
@@ -246,13 +323,19 @@ def test_curves_say_what_was_seen():
     assert curves.height == 4 * 3 * 6 and (curves["samples_seen"] == curves["epoch"] * 100).all()
     assert curves["epoch"].unique().sort().to_list() == [1, 2, 4, 8, 16, 32]
     drawn = of(out["pool_fit"]).filter(pl.col("series") == "pool_2 measured").sort("samples_seen")
-    mean = curves.group_by("pool_id", "samples_seen").agg(pl.col("error").mean()).sort("pool_id", "samples_seen")
-    np.testing.assert_allclose(drawn["error"], mean.filter(pl.col("pool_id") == "pool_2")["error"], rtol=1e-12)
+    mean = (
+        curves.group_by("pool_id", "samples_seen")
+        .agg(pl.col("validation_error").mean())
+        .sort("pool_id", "samples_seen")
+    )
+    np.testing.assert_allclose(
+        drawn["error"], mean.filter(pl.col("pool_id") == "pool_2")["validation_error"], rtol=1e-12
+    )
     for form in ("paper", "official"):
         for row in of(out["pool_laws"], form).to_dicts():
             law = PoolLaw(compat=form, **{k: row[k] for k in ("a", "b", "tau", "d")})
             own = mean.filter(pl.col("pool_id") == row["pool_id"])
-            residuals = own["error"].to_numpy() - law.error(own["samples_seen"].to_numpy(), pool_size=100)
+            residuals = own["validation_error"].to_numpy() - law.error(own["samples_seen"].to_numpy(), pool_size=100)
             assert row["sse"] == pytest.approx(residuals @ residuals)
     assert pools["pool_unions"].height == out["plan_check"].height == 0
     choice = of(out["curation_choice"])
@@ -287,8 +370,8 @@ def test_nothing_can_be_planned_when_every_pool_is_refused():
 
 def test_the_best_fraction_and_the_other_end():
     out = run(planted(), by_law(), fraction=0.5, num_pools=2, best="highest", unions=False, **EFFORTS)
-    assert out["pools"]["score_low"].to_list() == [300.0, 200.0]
-    assert out["pools"]["score_high"].to_list() == [399.0, 299.0]
+    assert (out["pools"]["score_low"] * 4 // NUM).to_list() == [3, 2]
+    assert (out["pools"]["score_high"] * 4 // NUM).to_list() == [3, 2]
 
 
 @pytest.mark.parametrize("stratified", [False, True])
@@ -296,9 +379,9 @@ def test_pools_are_those_of_the_curator(stratified):
     data = planted()
     data = dataclasses.replace(data, y=np.arange(len(data)) % 2)
     members = data.part("train")
-    values = np.round(members.x[:, 0].astype(np.float64) / 7)  # ties
+    values = np.round(members.x[:, 0].astype(np.float64) * 60 / NUM)  # ties
     values[::9] = np.nan
-    values[members.y == 1] += 10.0  # unstratified, the lowest pool is of one class mostly
+    values[members.y == 1] += 40.0  # unstratified, the lowest pool is of one class mostly
     frame = pl.DataFrame({"example_id": members.example_id, "value": values})
     settings = {"num_pools": 3, "fraction": 0.7, "best": "highest", "stratified": stratified}
     seen: list[set[int]] = []
@@ -310,6 +393,11 @@ def test_pools_are_those_of_the_curator(stratified):
         return by_law()(pool, seed, effort=effort, observe=observe)
 
     run(data, train, scores=lambda name: frame, unions=False, **settings, **EFFORTS)
+    known = ~np.isnan(values)
+    scored = members.subset(members.example_id[known])
+    scored = scored.subset(np.sort(scored.example_id))
+    left, _, _ = hold_out(scored, np.zeros(len(scored)), SHARE, seed=0, name="")
+    frame = frame.filter(pl.col("example_id").is_in(left.example_id))
     method = curator.get("quality_pools")
     roles = method(data, config=method.spec.config.from_mapping(settings), seed=0, scores=lambda name: frame)
     assert len(seen) == 3
