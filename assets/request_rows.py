@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable, UnknownName
+from contracts.errors import DataError, NotApplicable, NotReady, UnknownName
 from contracts.identity import owner_token
 from contracts.requests import ForgetRequest, RequestState
 
@@ -83,7 +83,7 @@ def refuse_changed(request: ForgetRequest, pinned: pl.DataFrame, data: ExampleSe
     if request.selector not in ("ids", "score"):  # these name rows once; a person or a class may get new ones
         try:
             new = np.setdiff1d(resolve(request, data, warehouse), ids).tolist()
-        except DataError:  # it names nothing any more: what is gone is said below
+        except (DataError, NotReady):  # it names nothing any more: what is gone is said below
             new = []
     differences = [
         f"{len(found)} {word} ({_some(found)})"

@@ -331,8 +331,10 @@ def show(subject: Name, request_id: RequestId) -> None:
 @app.command("run")
 def run(subject: Name, request_id: RequestId) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
-    from assets.request_rows import answer_unseen
+    from assets.request_rows import answer_unseen, refuse_changed
+    from assets.workspace import Workspace
     from pipelines.cli.audit import finish, run_subject
+    from pipelines.launchers import PipesLauncher
     from pipelines.subjects import load_subject
 
     home = state_home()
@@ -342,8 +344,11 @@ def run(subject: Name, request_id: RequestId) -> None:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     if plan.unlearning is None:
         raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
+    workspace = Workspace(home, launcher=PipesLauncher())
+    if (pinned := workspace.warehouse.requests.pins(request_id)).height:
+        refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
     if entry.num_examples == 0:
-        said = answer_unseen(_warehouse(), request_id)
+        said = answer_unseen(workspace.warehouse, request_id)
         console.print(f"[bold]{said}[/]", highlight=False)
         return
     started = time.perf_counter()

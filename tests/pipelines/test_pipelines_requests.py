@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from contracts import schema
 from contracts.errors import DataError, InvalidInput, JobFailed, PalimpsestError, StateError, UnknownName
 from contracts.requests import RequestState
+from contracts.subject import Subject
 from pipelines.cli.app import app
+from pipelines.cli.audit import run_subject
 from warehouse import Warehouse
 
 NAMES = [f"person{i:03d}@example.org" for i in range(60)]
@@ -93,7 +95,7 @@ def test_predicates_are_checked_when_they_are_registered(audited_home: Path) -> 
     for where, says in (
         ("1 = 1", "all 899 training examples"),
         ("1 = 0", "names no example"),
-        ("label = 1; DROP TABLE data.examples", "one"),
+        ("label = 1; DROP TABLE data.examples", "cannot be parsed"),
         ("label = ", "predicate"),
         ("colour = 'red'", "colour"),
     ):
@@ -125,11 +127,22 @@ def test_a_request_is_run_on_the_rows_it_was_registered_for_or_not_at_all(
     """Another person's row must never be unlearned in place of theirs, whatever has happened to the file since."""
     palimpsest("request", "add", "mine", "--owner", NAMES[3], "--id", "r1")
     change(table).write_csv(mine)
-    with pytest.raises(JobFailed, match=says) as refused:
+    with pytest.raises(DataError, match=says) as refused:
         palimpsest("request", "run", "mine", "r1")
     assert "Nothing was removed" in str(refused.value) and "request withdraw mine r1" in str(refused.value)
     assert warehouse(mine).requests.get("r1").state is RequestState.VERIFIED
-    assert not warehouse(mine).read(schema.UNLEARNING_RUNS, subject="mine").filter(pl.col("split") == "r1").height
+    assert not warehouse(mine).read(schema.EXAMPLES, subject="mine").height, "it is told before any work"
+
+
+def test_the_run_itself_compares_the_rows_too(audited_home: Path, small: Subject) -> None:
+    """A run that the sensor starts, or data that change while an audit is under way."""
+    palimpsest("request", "add", "small", "--ids", "1,2,5", "--id", "moved", "--unverified")
+    requests = Warehouse.open(audited_home).requests
+    requests.pin("moved", requests.pins("moved").with_columns(pin=pl.lit("0" * 64)))
+    requests.advance("moved", RequestState.VERIFIED, note="a test")
+    with pytest.raises(JobFailed, match="3 changed"):
+        run_subject(small, audited_home, job="forget", request="moved")
+    requests.advance("moved", RequestState.REFUSED, note="a test")
 
 
 def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
