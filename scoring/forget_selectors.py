@@ -455,11 +455,19 @@ def _difficulty(
     rows: list[dict[str, object]] = []
     for name, s in row_of.items():
         row: dict[str, object] = {
-            "selector": name, "says": "", "num_forget": len(sets[name].example_id), "num_trials": nats_ST.shape[1],
-            "loss": float(np.exp(log_ST[s].mean())), "loss_low": nats_ST[s].min(), "loss_high": nats_ST[s].max(),
-            "ua": wrong_ST[s].mean(), "ua_low": wrong_ST[s].min(), "ua_high": wrong_ST[s].max(),
-            "baseline": "", "winner": "",
-        }  # fmt: skip
+            "selector": name,
+            "says": "",
+            "num_forget": len(sets[name].example_id),
+            "num_trials": nats_ST.shape[1],
+            "loss": float(np.exp(log_ST[s].mean())),
+            "loss_low": nats_ST[s].min(),
+            "loss_high": nats_ST[s].max(),
+            "ua": wrong_ST[s].mean(),
+            "ua_low": wrong_ST[s].min(),
+            "ua_high": wrong_ST[s].max(),
+            "baseline": "",
+            "winner": "",
+        }
         baseline = BASELINE.get(name, "")
         if baseline in row_of:
             row |= _compared(name, baseline, log_ST[s] - log_ST[row_of[baseline]])
@@ -477,8 +485,12 @@ def _compared(search: str, baseline: str, log_ratio_T: NDArray[np.float64]) -> d
     return {
         "says": f"{words}: after retraining the loss of its set is {ratio:.3g} ({low:.3g} to {high:.3g}) times the "
         f"other's, {len(log_ratio_T)} trials",
-        "baseline": baseline, "ratio": ratio, "ratio_low": low, "ratio_high": high, "winner": winner,
-    }  # fmt: skip
+        "baseline": baseline,
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "winner": winner,
+    }
 
 
 def _overlaps(sets: Mapping[str, ForgetSet], train: ExampleSet, loss: NDArray[np.float64]) -> list[dict[str, object]]:

@@ -70,10 +70,9 @@ class InfluenceBlock:
             out -= (self.right[:, None] - self.hits) / self.n_out
         return out
 
-    def interval(self, at: tuple[Ints, Ints]) -> tuple[Floats, Floats]:
-        """Newcombe's 95% interval of the pairs (row of the block, training example) ``at``, int64 (R,) each: two float64 (R,)."""
-        test, train = at
-        hits, n_in, n_out = self.hits[at], self.n_in[train], self.n_out[train]
+    def interval(self, test: Ints, train: Ints) -> tuple[Floats, Floats]:
+        """Newcombe's 95% interval of pairs, two float64 (R,), from their rows in the block and training examples, int64 (R,) each."""
+        hits, n_in, n_out = self.hits[test, train], self.n_in[train], self.n_out[train]
         with np.errstate(divide="ignore", invalid="ignore"):
             return newcombe(hits / n_in, n_in, (self.right[test] - hits) / n_out, n_out)
 
@@ -195,7 +194,7 @@ def high_influence_pairs(
         test, train = at = np.nonzero((p <= largest) & (helps >= min_infl))
         z = _standardised(part.hits[at], part.right[test], n_in[train], len(keep))
         whole.append((family[train], test + part.rows.start))
-        real.append((helps[at], *part.interval(at), z, p[at]))
+        real.append((helps[at], *part.interval(test, train), z, p[at]))
         progress(num_test + part.rows.stop, 2 * num_test, "influence")
     train, test = (np.concatenate(column) for column in zip(*whole, strict=True)) if whole else (family[:0],) * 2
     infl, low, high, z, p = (
@@ -203,8 +202,8 @@ def high_influence_pairs(
     )
     order = np.lexsort((test, train, -infl))
     q = q_values[np.searchsorted(values, p)] if len(p) else p
-    columns = (column[order] for column in (infl, low, high, z, p, q))
-    return InfluencePairs(train[order], test[order], *columns, len(family), tested, over)
+    infl, low, high, z, p, q = (column[order] for column in (infl, low, high, z, p, q))
+    return InfluencePairs(train[order], test[order], infl, low, high, z, p, q, len(family), tested, over)
 
 
 def upper_tail(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_models: int) -> Floats:

@@ -47,7 +47,7 @@ def dense(keep: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def intervals(part: InfluenceBlock) -> np.ndarray:
     """The limits of all pairs of a block (2, b, N)."""
     at = np.indices(part.hits.shape)
-    return np.stack(part.interval((at[0].ravel(), at[1].ravel()))).reshape(2, *part.hits.shape)
+    return np.stack(part.interval(at[0].ravel(), at[1].ravel())).reshape(2, *part.hits.shape)
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
@@ -79,7 +79,7 @@ def test_influence_on_itself_is_memorization() -> None:
     found = memorization_scores(keep, correct)
     np.testing.assert_allclose(np.diag(part.infl), found.mem, atol=1e-12)
     both = np.arange(15)
-    np.testing.assert_allclose(part.interval((both, both)), (found.low, found.high), atol=1e-12)
+    np.testing.assert_allclose(part.interval(both, both), (found.low, found.high), atol=1e-12)
 
 
 @given(st.integers(2, 30), st.integers(0, 2**32 - 1))
