@@ -17,7 +17,9 @@ hard). In each of T trials random sets and searches are drawn anew, and all sets
 has to beat what costs nothing, sorting by loss: worst_case against lowest_loss, easiest against highest_loss, by
     ratio = exp(mean over trials of log(loss of the search's set / loss of the baseline's set)),   90% Student interval of the logarithm
 The search won where the whole interval is on its side of 1, the baseline where it is on the other, else they cannot be told apart.
-FIGURES
+On digits (1,297 of them, MLP 64-128-10, a tenth forgotten, 8 splits of 3 or 5 trials) sorting by loss won the hardest set in all 8 (the
+search's set has 2.1 to 4.2 times its loss after retraining; UA is 0 for both), and the search won the easiest in all 8 (1.2 to 1.5
+times the loss; UA 36 to 45 against 28 to 30 percent).
 
 Source: the comparison in Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362); moderate coreset: Xia et al.,
 "Moderate Coreset" (ICLR 2023), of which the authors' code forgets the middle window. These are sets for testing unlearners; a
