@@ -111,11 +111,11 @@ class PersonalLossConfig(Config):
                 doc="rank of mean_loss over all users",
             ),
             Column(
-                name="taste_z", dtype="float64", nullable=True, direction="higher = goes with the list",
+                name="taste_z", dtype="float64", low=-100, high=100, nullable=True, direction="higher = goes with the list",
                 doc="affinity of the item to the rest of the user's list, in standard deviations of a random item's from its mean",
             ),
             Column(
-                name="noise_odds", dtype="float64", nullable=True, unit="nats", direction="higher = more likely noise",
+                name="noise_odds", dtype="float64", low=-5000, high=15_000, nullable=True, unit="nats", direction="higher = more likely noise",
                 doc="log odds of a random item against the user's taste, from taste_z; comparable over users, 0 = no evidence",
             ),
             Column(name="n_interactions", dtype="int64", low=1, doc="different training items of the user"),

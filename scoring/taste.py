@@ -2,7 +2,8 @@
 
     profile of an item k    c_k in R^r, what the model's users think of it: every user's scores, standardised over the items
     affinity                a_ui = sum_{j in list of u, j != i} c_j . c_i             the item itself is left out
-    z_ui                    (a_ui - mean) / sd, over the items outside the list, (n - 1) / n of their affinity to the whole list
+    z_ui                    (a_ui - mean) / sd, over the items outside the list, (n - 1) / n of their affinity to the whole list;
+                            cut to -100..100: where all items outside are nearly alike it says no more
     d_u                     max(0, (sum of z over u's items + 5 z_mean) / (n_u + 5)), z_mean over all interactions
     noise_odds_ui           d_u^2 / 2 - d_u z_ui
 
@@ -31,6 +32,7 @@ from recipes.rng import generator
 
 Floats = NDArray[np.float64]
 _USERS = 256  # users whose affinities to all items are held at a time
+_MOST = 100.0  # of |z|
 _PRIOR = 5.0  # interactions that the mean of all users counts for in a user's own
 
 
@@ -67,7 +69,7 @@ def taste_z(profiles: ItemProfiles, lists: Lists) -> Floats:
     """z of every interaction, by position in ``lists``.
 
     Returns:
-        float64 (N,), higher = goes better with the rest of the list. 0 for the only item of a user and where all items outside
+        float64 (N,) in [-100, 100], higher = goes better with the rest of the list. 0 for the only item of a user and where all items outside
         are alike; NaN for a user without an item outside the list.
     """
     table_RK, out = profiles.table.numpy(), np.full(len(lists), np.nan)
@@ -91,15 +93,15 @@ def taste_z(profiles: ItemProfiles, lists: Lists) -> Floats:
         share = (count - 1) / count
         none = sd * share <= 1e-9 * own_K.max()
         scale = np.where(none, 1.0, sd * share)
-        out[at] = np.where(none[row], 0.0, (left_out - (mean * share)[row]) / scale[row])
+        out[at] = np.where(none[row], 0.0, (left_out - (mean * share)[row]) / scale[row]).clip(-_MOST, _MOST)
     return out
 
 
 def noise_odds(z: Floats, users: NDArray[np.int64]) -> Floats:
-    """Log odds of noise against taste, nats: float64 (N,), higher = more likely noise.
+    """Log odds of noise against taste, nats: float64 (N,) in [-5,000, 15,000], higher = more likely noise.
 
     Args:
-        z: (N,) of :func:`taste_z`, finite.
+        z: (N,) of :func:`taste_z`, in [-100, 100].
         users: int64 (N,), >= 0.
 
     >>> noise_odds(np.array([2.0, 2.0, -1.0]), np.array([0, 0, 0])).round(1).tolist()
