@@ -479,14 +479,14 @@ def _difficulty(
 
 def _compared(search: str, baseline: str, log_ratio_T: NDArray[np.float64]) -> dict[str, object]:
     """Whether the search's set is harder (easiest: easier) to forget than the one by loss, over paired trials."""
-    ratio, low, high = (math.exp(v) for v in mean_interval(log_ratio_T) if v is not None)
+    ratio, low, high = (math.exp(min(max(v, -700.0), 700.0)) for v in mean_interval(log_ratio_T) if v is not None)
     below, above = ("search", "baseline") if search == "worst_case" else ("baseline", "search")
     winner = below if high < 1.0 else above if low > 1.0 else "cannot be told apart"
     found = {"search": f"the search won over {baseline}", "baseline": f"{baseline}, which costs nothing, won"}
     words = found.get(winner, f"it and {baseline}, which costs nothing, cannot be told apart")
     return {
-        "says": f"{words}: after retraining the loss of its set is {ratio:.3g} ({low:.3g} to {high:.3g}) times the "
-        f"other's, {len(log_ratio_T)} trials",
+        "says": f"{words}: after retraining the loss of the search's set is {ratio:.3g} ({low:.3g} to {high:.3g}) "
+        f"times that of the set by loss, {len(log_ratio_T)} trials",
         "baseline": baseline,
         "ratio": ratio,
         "ratio_low": low,
