@@ -10,7 +10,9 @@ Two cuts pick the pairs worth showing: mem_i >= 0.25 and infl_ij >= 0.15 (the pa
 noisy models exceed 0.15 by chance, the Benjamini-Hochberg cut on all pairs with mem_i >= 0.25. Its p-values are exact: were i
 without influence on j, which n_in of the M models hold i would be a random draw, and the right ones among them would be
     H ~ Hypergeometric(M, models right on j, n_in),     p = P[H >= observed],     z = (observed - E H) / sd H.
-The Wald ratio infl / stderr is no substitute: its stderr is 0 for the strongest pairs of few models.
+The Wald ratio infl / sqrt(sum q (1 - q) / n) is no substitute: it is infinite for the strongest pairs of few models. The interval of
+infl is Newcombe's (``scoring.proportions``), as that of mem is, and the analysis takes an example for memorised when the lower end of
+its mem is at the cut.
 
 Source: Feldman & Zhang, "What Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), sections 2 and 3 and the
 authors' code; Benjamini & Hochberg (JRSS B 1995); Fisher's exact test. Not influence functions (no gradients, no convexity),
@@ -36,6 +38,7 @@ from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
 from scoring.memorization import fit_of, memorization_scores
 from scoring.pool import Ints, correctness, members
+from scoring.proportions import newcombe
 from sources.example_set import ExampleSet
 
 Floats = NDArray[np.float64]
@@ -44,7 +47,7 @@ _CELLS = 4_000_000  # entries of one block of the matrix
 
 @dataclass(frozen=True, eq=False)
 class InfluenceBlock:
-    """Rows of the influence matrix, as counts; ``infl`` and ``stderr`` are worked out when asked for.
+    """Rows of the influence matrix, as counts; ``infl`` is worked out when asked for.
 
     Attributes:
         rows: the test examples of the block.
@@ -67,16 +70,11 @@ class InfluenceBlock:
             out -= (self.right[:, None] - self.hits) / self.n_out
         return out
 
-    @property
-    def stderr(self) -> Floats:
-        """float64 (b, N), sqrt(q1 (1 - q1) / n_in + q0 (1 - q0) / n_out), q the two shares of right predictions."""
+    def interval(self, test: Ints, train: Ints) -> tuple[Floats, Floats]:
+        """Newcombe's 95% interval of pairs, two float64 (R,), from their rows in the block and training examples, int64 (R,) each."""
+        hits, n_in, n_out = self.hits[test, train], self.n_in[train], self.n_out[train]
         with np.errstate(divide="ignore", invalid="ignore"):
-            q = self.hits / self.n_in
-            variance = q * (1.0 - q) / self.n_in
-            q = (self.right[:, None] - self.hits) / self.n_out
-            variance += q * (1.0 - q) / self.n_out
-        out: Floats = np.sqrt(variance, out=variance)
-        return out
+            return newcombe(hits / n_in, n_in, (self.right[test] - hits) / n_out, n_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +83,7 @@ class InfluencePairs:
 
     Attributes:
         train, test: int64 (R,), columns of ``keep`` and of ``correct``.
-        infl, stderr, z, p_value, q_value: float64 (R,); q_value is the smallest false-discovery rate at which the pair is kept.
+        infl, low, high, z, p_value, q_value: float64 (R,); low and high are the 95% interval of infl, q_value is the smallest false-discovery rate at which the pair is kept.
         num_memorised: training examples with mem >= min_mem and models on both sides.
         num_tested: pairs of these with any test example: the family of the false-discovery rate.
         num_over: pairs of the family with infl >= min_infl, before the false-discovery cut.
@@ -94,7 +92,8 @@ class InfluencePairs:
     train: Ints
     test: Ints
     infl: Floats
-    stderr: Floats
+    low: Floats
+    high: Floats
     z: Floats
     p_value: Floats
     q_value: Floats
@@ -162,7 +161,7 @@ def high_influence_pairs(
     Args:
         keep: (M, N) bool.
         correct: (M, P) bool, on test examples that no model trained on.
-        mem: (N,) memorization; NaN = not known, left out.
+        mem: (N,) memorization, or the lower end of its interval; NaN = not known, left out.
         min_mem, min_infl: the paper's cuts.
         fdr: largest false-discovery rate, in (0, 1].
         block: test examples a block.
@@ -189,21 +188,22 @@ def high_influence_pairs(
     largest = values[q_values <= fdr].max(initial=-1.0)
 
     whole: list[tuple[Ints, Ints]] = []
-    real: list[tuple[Floats, Floats, Floats, Floats]] = []
+    real: list[tuple[Floats, ...]] = []
     for part in influence_matrix(keep, correct, block=block):
         p, helps = upper_tail(part.hits, part.right, n_in, len(keep)), part.infl
         test, train = at = np.nonzero((p <= largest) & (helps >= min_infl))
         z = _standardised(part.hits[at], part.right[test], n_in[train], len(keep))
         whole.append((family[train], test + part.rows.start))
-        real.append((helps[at], part.stderr[at] if len(test) else helps[at], z, p[at]))
+        real.append((helps[at], *part.interval(test, train), z, p[at]))
         progress(num_test + part.rows.stop, 2 * num_test, "influence")
     train, test = (np.concatenate(column) for column in zip(*whole, strict=True)) if whole else (family[:0],) * 2
-    infl, stderr, z, p = (np.concatenate(column) for column in zip(*real, strict=True)) if real else (np.empty(0),) * 4
+    infl, low, high, z, p = (
+        (np.concatenate(column) for column in zip(*real, strict=True)) if real else (np.empty(0),) * 5
+    )
     order = np.lexsort((test, train, -infl))
     q = q_values[np.searchsorted(values, p)] if len(p) else p
-    return InfluencePairs(
-        train[order], test[order], infl[order], stderr[order], z[order], p[order], q[order], len(family), tested, over
-    )
+    infl, low, high, z, p, q = (column[order] for column in (infl, low, high, z, p, q))
+    return InfluencePairs(train[order], test[order], infl, low, high, z, p, q, len(family), tested, over)
 
 
 def upper_tail(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_models: int) -> Floats:
@@ -277,7 +277,9 @@ def _false_discovery_rates(values: Floats, counts: Ints, tested: int) -> Floats:
 class InfluenceConfig(Config):
     """Which pairs are kept."""
 
-    min_mem: float = param(0.25, ge=-1, le=1, doc="smallest memorization of the training example")
+    min_mem: float = param(
+        0.25, ge=-1, le=1, doc="smallest lower end of the interval of the training example's memorization"
+    )
     min_infl: float = param(0.15, gt=0, le=1, doc="smallest influence")
     fdr: float = param(0.05, gt=0, le=1, doc="largest false-discovery rate (Benjamini-Hochberg)")
     max_pairs: int = param(100_000, ge=1, le=100_000_000, doc="strongest pairs stored; all are counted")
@@ -288,12 +290,13 @@ def _id(name: str, doc: str) -> Column:
 
 
 _PAIRS = TableSpec(
-    schema="scores", name="influence_pairs", key=("train_id", "test_id"),
+    schema="scores", name="influence_pairs", version=2, key=("train_id", "test_id"),
     doc="Training examples and the unseen examples whose prediction hinges on them, after both cuts.",
     columns=(
         _id("train_id", "the training example"), _id("test_id", "the example of the population, in no model"),
         Column(name="infl", dtype="float64", low=-1, high=1, direction="higher = helps more", doc="accuracy on test_id of models with train_id, minus that of models without"),
-        Column(name="stderr", dtype="float64", low=0, high=1, doc="standard error of infl"),
+        Column(name="infl_low", dtype="float64", low=-1, high=1, doc="lower end of the 95% interval of infl (Newcombe)"),
+        Column(name="infl_high", dtype="float64", low=-1, high=1, doc="upper end"),
         Column(name="mem", dtype="float64", low=-1, high=1, direction="higher = more memorised", doc="memorization of train_id"),
         Column(name="z", dtype="float64", doc="standardised count of right models with train_id, were there no influence"),
         Column(name="p_value", dtype="float64", low=0, high=1, doc="exact one-sided p-value (hypergeometric)"),
@@ -306,7 +309,7 @@ _SUMMARY = TableSpec(
     columns=(
         Column(name="num_models", dtype="int64", low=2, doc="models of the ensemble"),
         Column(name="num_train", dtype="int64", low=0, doc="training examples in the pool"),
-        Column(name="num_memorised", dtype="int64", low=0, doc="of these, with mem at or above the cut"),
+        Column(name="num_memorised", dtype="int64", low=0, doc="of these, with the lower end of mem's interval at or above the cut"),
         Column(name="num_test", dtype="int64", low=0, doc="examples in no model"),
         Column(name="num_tested", dtype="int64", low=0, doc="pairs tested"),
         Column(name="num_over", dtype="int64", low=0, doc="pairs with infl at or above its cut, before the false-discovery cut"),
@@ -324,7 +327,7 @@ _SUMMARY = TableSpec(
         doc="Influence: which memorised training examples decide the prediction of which unseen example.",
         source="Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703); Benjamini & Hochberg, JRSS B 1995",
         config=InfluenceConfig,
-        version=2,
+        version=3,
         needs=("ensemble",),
         tables=(_PAIRS, _SUMMARY),
         pictures=(
@@ -364,7 +367,7 @@ def influence(
     correct = correctness(ensemble, population)
     fit = fit_of("influence", own)
     pairs = high_influence_pairs(
-        ensemble.keep[:, columns], correct, own.mem,
+        ensemble.keep[:, columns], correct, own.low,
         min_mem=config.min_mem, min_infl=config.min_infl, fdr=config.fdr, progress=progress,
     )  # fmt: skip
     i, j = columns[pairs.train[: config.max_pairs]], population[pairs.test[: config.max_pairs]]
@@ -376,7 +379,8 @@ def influence(
                 "train_id": ensemble.example_id[i],
                 "test_id": ensemble.example_id[j],
                 "infl": pairs.infl[stored],
-                "stderr": pairs.stderr[stored],
+                "infl_low": pairs.low[stored],
+                "infl_high": pairs.high[stored],
                 "mem": own.mem[pairs.train[stored]],
                 "z": pairs.z[stored],
                 "p_value": pairs.p_value[stored],

@@ -61,7 +61,12 @@ class LongTailConfig(Config):
         lt=1,
         doc="largest step within a subpopulation, as a share of the median distance of two training examples",
     )
-    min_mem: float = param(0.25, ge=-1, le=1, doc="memorization from which an example counts as memorised")
+    min_mem: float = param(
+        0.25,
+        ge=-1,
+        le=1,
+        doc="an example counts as memorised when the lower end of its mem's interval is here or above",
+    )
     index: str = param("exact", choices=METHODS, doc="exact search, or the approximate HNSW for more than some 10^5")
     num_subpopulations: int | None = param(
         None, ge=2, le=1_000_000, doc="subpopulations that zipf assumes; null: one for every training example"
@@ -80,7 +85,7 @@ _CLASSES = TableSpec(
         _count("num_examples", "training examples in the pool"),
         Column(name="mean_mem", dtype="float64", low=-1, high=1, direction="higher = more memorised", doc="mean memorization"),
         Column(name="memorised_mass", dtype="float64", low=-1, high=1, doc="sum of mem over the class / all training examples in the pool; summed over classes: accuracy inside minus outside"),
-        _count("num_memorised", "examples with mem at or above the cut"),
+        _count("num_memorised", "examples with the lower end of mem's 95% interval at or above the cut"),
         _count("num_singletons", "subpopulations seen once"),
         Column(name="singleton_mem", dtype="float64", low=-1, high=1, nullable=True, doc="mean memorization of singletons; null without any"),
         Column(name="other_mem", dtype="float64", low=-1, high=1, nullable=True, doc="mean memorization of the others; null without any"),
@@ -211,14 +216,14 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _by_class(train: ExampleSet, own: Memorization, single: NDArray[np.bool_], min_mem: float) -> pl.DataFrame:
-    frame = pl.DataFrame({"label": train.y, "mem": own.mem, "single": single})
+    frame = pl.DataFrame({"label": train.y, "mem": own.mem, "low": own.low, "single": single})
     names = pl.DataFrame({"label": np.arange(train.num_classes), "label_name": list(train.class_names)})
     mem = pl.col("mem")
     found = frame.group_by("label").agg(
         num_examples=pl.len().cast(pl.Int64),
         mean_mem=mem.mean(),
         memorised_mass=mem.sum() / len(train),
-        num_memorised=(mem >= min_mem).sum().cast(pl.Int64),
+        num_memorised=(pl.col("low") >= min_mem).sum().cast(pl.Int64),
         num_singletons=pl.col("single").sum().cast(pl.Int64),
         singleton_mem=mem.filter(pl.col("single")).mean(),
         other_mem=mem.filter(~pl.col("single")).mean(),

@@ -6,7 +6,13 @@
 over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M, N)
 bool: model m trained on example i; correct (M, N): model m predicts y_i, recorded on all N examples, in and out.
 
-stderr_i = sqrt(acc_in (1 - acc_in) / n_in + acc_out (1 - acc_out) / n_out);  mean-squared error about 1/n_in + 1/n_out.
+mem_low, mem_high: Newcombe's 95% interval for the difference of two proportions (``scoring.proportions``);
+stderr_i = its longer arm / 1.96. The Wald error sqrt(q (1 - q) / n) would be 0 for every example that all models of a side agree on,
+which is most of them. An example is called memorised when mem_low > 0.25, the whole interval above the usual cut. Of examples that
+are not memorised, mem >= 0.25 alone would call up to 13% with 20 models and 3% with 64, mem_low > 0.25 at most 0.2% and 0.01%; of
+examples at the cut itself 2.7%. What all models with it get right is called from mem = 1.00 on with 8 models, 0.70 with 20, 0.47
+with 64, 0.38 with 128, 0.34 with 256; fewer than 8 can call none, and the score is refused.
+
 mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity.
 
 Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), definition; Feldman & Zhang, "What
@@ -29,6 +35,7 @@ from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
 from scoring.pool import logits_of, members, softmax
+from scoring.proportions import newcombe
 from sources.example_set import ExampleSet
 
 FIT = Gate(
@@ -36,6 +43,16 @@ FIT = Gate(
     at_least=0.98,
     why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train longer",
 )
+MEMORISED = 0.25  # Feldman & Zhang's cut
+FEWEST = 4  # models on a side: with 3, right in all with it and wrong in all without has mem_low 0.206
+MODELS = Gate(
+    column="n_out",  # each example is in exactly half of the models
+    at_least=FEWEST,
+    statistic="min",
+    why=f"with so few models not even an example that only its own models get right can be told from one with mem = {MEMORISED}; "
+    f"{2 * FEWEST} reference models are the fewest that call any memorised, 64 call it from mem = 0.47 on",
+)
+_NORMAL = 1.959963984540054  # standard errors either side of a 95% interval
 _BLOCK = 1024  # examples whose logits of all models are converted to float64 at a time
 
 
@@ -47,7 +64,7 @@ class Memorization:
         mem: float64 (N,), acc_in - acc_out.
         acc_in, acc_out: float64 (N,) in [0, 1], mean over models with and without the example.
         n_in, n_out: int64 (N,), models on each side.
-        stderr: float64 (N,), standard error of ``mem``.
+        low, high: float64 (N,) in [-1, 1], 95% interval of ``mem``.
     """
 
     mem: NDArray[np.float64]
@@ -55,7 +72,14 @@ class Memorization:
     acc_out: NDArray[np.float64]
     n_in: NDArray[np.int64]
     n_out: NDArray[np.int64]
-    stderr: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @property
+    def stderr(self) -> NDArray[np.float64]:
+        """float64 (N,), > 0: the longer arm of the interval in standard errors, so that mem - 1.96 stderr <= low."""
+        longer: NDArray[np.float64] = np.maximum(self.mem - self.low, self.high - self.mem)
+        return longer / _NORMAL
 
 
 def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
@@ -64,7 +88,7 @@ def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
     Args:
         keep: (M, N) bool, model m trained on example i.
         correct: (M, N) bool, model m is right on example i; or values in [0, 1] (the soft variant), for which the
-            standard error is an upper bound, because the variance of such a value is at most q (1 - q).
+            interval is too wide, because the variance of such a value is at most q (1 - q).
 
     Raises:
         InvalidInput: shapes differ, ``keep`` is not bool, or ``correct`` leaves [0, 1].
@@ -83,8 +107,9 @@ def memorization_scores(keep: ArrayLike, correct: ArrayLike) -> Memorization:
     n_out = len(keep_MN) - n_in
     acc_in = _ratio(np.where(keep_MN, correct_MN, 0.0).sum(0), n_in)
     acc_out = _ratio(np.where(keep_MN, 0.0, correct_MN).sum(0), n_out)
-    variance = _ratio(acc_in * (1 - acc_in), n_in) + _ratio(acc_out * (1 - acc_out), n_out)
-    return Memorization(acc_in - acc_out, acc_in, acc_out, n_in, n_out, np.sqrt(variance))
+    # A mean of many values can come out at 1 + 1e-16.
+    acc_in, acc_out = np.minimum(acc_in, 1.0), np.minimum(acc_out, 1.0)
+    return Memorization(acc_in - acc_out, acc_in, acc_out, n_in, n_out, *newcombe(acc_in, n_in, acc_out, n_out))
 
 
 def fit_of(name: str, found: Memorization) -> float:
@@ -102,6 +127,7 @@ def fit_of(name: str, found: Memorization) -> float:
 @score(
     ScoreSpec(
         name="memorization",
+        version=2,
         doc="Memorization: accuracy on the example of models trained with it, minus that of models trained without it.",
         source="Feldman, STOC 2020 (arXiv 1906.05271); Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703)",
         needs=("ensemble",),
@@ -109,6 +135,13 @@ def fit_of(name: str, found: Memorization) -> float:
             Column(
                 name="mem", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
                 doc="acc_in - acc_out; null when no model is on one of the sides",
+            ),
+            Column(
+                name="mem_low", dtype="float64", low=-1, high=1, nullable=True,
+                doc="lower end of the 95% interval of mem (Newcombe); above 0.25 the example is called memorised",
+            ),
+            Column(
+                name="mem_high", dtype="float64", low=-1, high=1, nullable=True, doc="upper end of the interval",
             ),
             Column(
                 name="mem_prob", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
@@ -124,13 +157,16 @@ def fit_of(name: str, found: Memorization) -> float:
             ),
             Column(name="n_in", dtype="int64", low=0, doc="models trained with the example"),
             Column(name="n_out", dtype="int64", low=0, doc="models trained without the example"),
-            Column(name="stderr", dtype="float64", low=0, high=1, nullable=True, doc="standard error of mem"),
+            Column(
+                name="stderr", dtype="float64", low=0, high=1, nullable=True,
+                doc="standard error of mem: the longer arm of its interval / 1.96, never 0",
+            ),
         ),
         value="mem",
         stderr="stderr",
         higher_means="memorised",
-        calls=Call("memorised", column="mem", above=0.25),
-        gates=(FIT,),
+        calls=Call("memorised", column="mem_low", above=MEMORISED),
+        gates=(FIT, MODELS),
     )
 )  # fmt: skip
 def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:
@@ -165,6 +201,8 @@ def _frame(ids: NDArray[np.int64], found: Memorization, soft: Memorization) -> p
         {
             "example_id": ids,
             "mem": found.mem,
+            "mem_low": found.low,
+            "mem_high": found.high,
             "mem_prob": soft.mem,
             "acc_in": found.acc_in,
             "acc_out": found.acc_out,

@@ -1,10 +1,23 @@
-"""Personal loss: how badly the model ranks one of a user's interactions, compared with the user's others.
+"""Personal loss: how badly the model ranks one of a user's interactions, compared with the user's others, and whether it is noise.
 
     l_ui = mean_m softplus(s_un_m - s_ui)       m = 1..M items n_m outside the user's list, the same for all of the user's items (bpr)
          = softplus(-s_ui)                                                                                               (bce)
     personal_z    = (l_ui - mean_u) / std_u                  std over the user's items, 0 where all are alike
     personal_rank = (rank of l_ui among the user's - 1) / (n_u - 1)      in [0, 1]; ties share; higher = more likely noise
     global_rank   = the same over all interactions
+    noise_odds    = log odds that the item is a random one rather than of the taste of the rest of the list (``scoring.taste``)
+
+The value is noise_odds. A rank within the user does not rank over users (the highest of 5 and the highest of 100 are both 1),
+and no other scale of the same losses does better: mid-ranks, z and shrunken locations are within 0.01 of it. AUROC for planted
+noise (30%), plain training / PLD:
+                                                        noise_odds      personal_rank   global_rank     rarity of the item
+    synthetic process, 32 of each user, 6 seeds         0.840 / 0.855   0.724 / 0.834   0.704 / 0.828   0.64
+    the same, lists of 4 to 100, 5 seeds                0.725 / 0.697   0.660 / 0.649   0.633 / 0.642   0.59
+    of these, lists of fewer than 32                    0.650 / 0.630   0.578 / 0.585   0.568 / 0.583   0.58
+    MovieLens-100k cut to lists of 5 to 80, 5 seeds     0.839 / 0.838   0.649 / 0.786   0.619 / 0.763   0.80
+    of these, lists of fewer than 32                    0.859 / 0.858   0.630 / 0.766   0.610 / 0.751   0.82
+A rank within the user beats one over all users in every one of these runs, by 0.02 to 0.03 after plain training; after PLD by
+0.005 on the process and 0.02 on MovieLens. On MovieLens most of what noise_odds finds is that random items are rare ones.
 
 n_pool and n_selected: in ``rounds`` rounds every user draws one pool of k of its items and one of them with probability
 softmax(-l / tau); how often an interaction was in a pool, and how often it was drawn. This is what a step of PLD would do with
@@ -42,6 +55,7 @@ from recipes.predict import eval_mode
 from recipes.recsys import choose, pool_losses
 from recipes.recsys_lists import Lists
 from recipes.rng import generator
+from scoring.taste import ItemProfiles, noise_odds, taste_z
 from sources.example_set import ExampleSet
 from sources.planted import planted_interactions
 
@@ -58,6 +72,9 @@ class PersonalLossConfig(Config):
     pool: int = param(5, ge=1, le=1000, doc="k, candidates in a pool")
     tau: float = param(0.1, gt=0, le=1e6, unit="nats", doc="temperature of the selection")
     rounds: int = param(500, ge=1, le=1_000_000, doc="pools each user draws from the model as it is")
+    profile: int = param(
+        512, ge=1, le=1_000_000, doc="numbers that describe an item for noise_odds; exact from the number of users on"
+    )
     batch: int = param(
         256, ge=1, le=1_000_000, unit="users", doc="users a forward pass; bounds memory, changes nothing"
     )
@@ -66,8 +83,8 @@ class PersonalLossConfig(Config):
 @score(
     ScoreSpec(
         name="personal_loss",
-        version=2,
-        doc="Personal loss: rank of an interaction's loss among the losses of the same user's interactions.",
+        version=3,
+        doc="Personal loss: is an interaction noise, by the rest of its user's list and by its loss among the user's losses.",
         source="Zhang et al., Personalized Denoising Implicit Feedback, WWW 2025 (arXiv 2502.00348)",
         config=PersonalLossConfig,
         needs=("model",),
@@ -93,12 +110,20 @@ class PersonalLossConfig(Config):
                 name="global_rank", dtype="float64", low=0, high=1, nullable=True, direction="higher = more likely noise",
                 doc="rank of mean_loss over all users",
             ),
+            Column(
+                name="taste_z", dtype="float64", low=-100, high=100, nullable=True, direction="higher = goes with the list",
+                doc="affinity of the item to the rest of the user's list, in standard deviations of a random item's from its mean",
+            ),
+            Column(
+                name="noise_odds", dtype="float64", low=-5000, high=15_000, nullable=True, unit="nats", direction="higher = more likely noise",
+                doc="log odds of a random item against the user's taste, from taste_z; comparable over users, 0 = no evidence",
+            ),
             Column(name="n_interactions", dtype="int64", low=1, doc="different training items of the user"),
             Column(name="n_pool", dtype="int64", low=0, doc="times it was in a drawn pool"),
             Column(name="n_selected", dtype="int64", low=0, doc="times it was selected out of one"),
             Column(name="is_noise", dtype="bool", nullable=True, doc="planted noise; null when nothing is known of any"),
         ),
-        value="personal_rank",
+        value="noise_odds",
         higher_means="likely noise",
         calls=Call("noisy"),
     )
@@ -126,7 +151,10 @@ def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, mo
     lists = Lists(users, items, num_users=data.num_users, num_items=data.num_classes)
     draw = generator(derive_seed("personal loss", seed))
     negatives = lists.draw_negatives(lists.active.repeat_interleave(config.negatives), generator=draw)
-    s_pos, s_neg = _scores(model, data, lists, negatives.view(-1, config.negatives), batch=config.batch)
+    profiles = ItemProfiles(
+        num_users=data.num_users, num_items=data.num_classes, width=config.profile, seed=derive_seed("taste", seed)
+    )
+    s_pos, s_neg = _scores(model, data, lists, negatives.view(-1, config.negatives), profiles, batch=config.batch)
     loss, stderr = _mean_losses(config, lists, s_pos, s_neg)
     n_pool, n_selected = _count_selections(config, lists, s_pos, s_neg, draw)
     known = ~np.isnan(loss)
@@ -134,9 +162,14 @@ def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, mo
     z[known] = _standardise(loss[known], users[known])
     within[known] = ranks_within(loss[known], users[known])
     among_all[known] = ranks_within(loss[known], np.zeros(int(known.sum()), np.int64))
+    taste = taste_z(profiles, lists)
+    told = ~np.isnan(taste)
+    odds = np.full(len(loss), np.nan)
+    odds[told] = noise_odds(taste[told], users[told])
     planted = planted_interactions(data)
     frame = {
         "mean_loss": loss, "loss_stderr": stderr, "personal_z": z, "personal_rank": within, "global_rank": among_all,
+        "taste_z": taste, "noise_odds": odds,
         "n_interactions": lists.count.numpy()[users], "n_pool": n_pool, "n_selected": n_selected,
     }  # fmt: skip
     return pl.DataFrame(
@@ -221,9 +254,9 @@ def _pairs(data: ExampleSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _scores(
-    model: nn.Module, data: ExampleSet, lists: Lists, negatives: torch.Tensor, *, batch: int
+    model: nn.Module, data: ExampleSet, lists: Lists, negatives: torch.Tensor, profiles: ItemProfiles, *, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 scores of every pair (N,) and of every active user's negatives (A, M); users are streamed."""
+    """float64 scores of every pair (N,) and of every active user's negatives (A, M), and all into ``profiles``; users are streamed."""
     device = model_device(model)
     s_pos = torch.empty(len(lists), dtype=torch.float64)
     s_neg = torch.empty(negatives.shape, dtype=torch.float64)
@@ -242,6 +275,7 @@ def _scores(
             if len(broken):
                 mine = np.isin(np.asarray(data.x)[:, 0], broken.numpy())
                 raise DataError("personal_loss: NaN or infinite scores", example_ids=data.example_id[mine])
+            profiles.add(users, scores)
             at = slice(int(lists.start[users[0]]), int(lists.start[users[-1]] + lists.count[users[-1]]))
             s_pos[at] = scores[torch.searchsorted(users, lists.users[at]), lists.items[at]]
             active = row_of[users] >= 0

@@ -438,6 +438,25 @@ def test_denoising_starts_after_the_warm_up(clicks, make):
 
 
 @pytest.mark.parametrize("loss", ["bpr", "bce"])
+def test_truncation_leaves_out_the_largest_losses(clicks, make, loss):
+    """The first step of a plain and of a truncated run draw the same interactions, and the same model judges them."""
+    train = clicks.part("train")
+    told = {}
+    for denoise in ("none", "truncation"):
+        config = BprConfig(
+            **{**QUICK, "loss": loss, "denoise": denoise, "drop_rate": 0.3, "warmup_epochs": 0, "epochs": 1}
+        )
+        steps = []
+        bpr(make, train, config=config, seed=0, observe=lambda rows, losses, steps=steps: steps.append((rows, losses)))
+        told[denoise] = steps[0]
+    losses, order = told["none"][1].sort()
+    kept = len(losses) - int(0.3 * len(losses))
+    assert losses[kept - 1] < losses[kept], "no ties at the cut"
+    assert torch.equal(told["truncation"][1].sort().values, losses[:kept])
+    assert sorted(told["truncation"][0].tolist()) == sorted(told["none"][0][order[:kept]].tolist())
+
+
+@pytest.mark.parametrize("loss", ["bpr", "bce"])
 def test_pld_spends_fewer_updates_on_planted_noise(loss):
     focused = {"num_users": 100, "num_items": 100, "per_user": 20, "dim": 2, "strength": 20.0}
     train = load("synthetic_interactions", focused).part("train")

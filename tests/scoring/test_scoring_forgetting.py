@@ -106,6 +106,21 @@ def test_a_real_run_against_its_own_log(examples):
     assert sum(w or 0 for w in want) > 0, "nothing was forgotten: the test shows nothing"
 
 
+def test_every_run_has_a_seed_of_its_own(examples):
+    """Runs with one seed are one run: its events would be averaged with themselves, and their spread would be 0."""
+    seeds = []
+
+    def train(data, seed, *, effort=1.0, observe=None):
+        seeds.append(seed)
+        return recipe_train(data, seed, effort=effort, observe=observe)
+
+    found = forgetting(examples, config=ForgettingConfig(seeds=4), seed=3, train=train)
+    assert len(set(seeds)) == 4 and (found["hardness_stderr"] > 0).mean() > 0.25
+    again = len(seeds)
+    forgetting(examples, config=ForgettingConfig(seeds=4), seed=8, train=train)
+    assert not set(seeds[:again]) & set(seeds[again:]), "another root seed, other runs"
+
+
 def test_noisy_labels_are_learnt_late_and_forgotten_more():
     rng = np.random.default_rng(0)
     y = np.arange(200) % 2

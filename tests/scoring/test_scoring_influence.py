@@ -18,22 +18,36 @@ from contracts.errors import DataError, InvalidInput, NotApplicable
 from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
 from reproductions.card_15_memorization import nearest_neighbour_influence, nearest_neighbour_runs_on
-from scoring.influence import InfluenceConfig, high_influence_pairs, influence, influence_matrix, upper_tail
+from scoring.influence import (
+    InfluenceBlock,
+    InfluenceConfig,
+    high_influence_pairs,
+    influence,
+    influence_matrix,
+    upper_tail,
+)
 from scoring.memorization import memorization_scores
+from scoring.proportions import newcombe
 
 
 def dense(keep: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """infl and stderr (P, N) by a loop over all pairs."""
+    """infl (P, N) and its limits (2, P, N) by a loop over all pairs."""
     infl = np.full((correct.shape[1], keep.shape[1]), np.nan)
-    stderr = infl.copy()
+    limits = np.full((2, *infl.shape), np.nan)
     for j in range(correct.shape[1]):
         for i in range(keep.shape[1]):
             inside, outside = correct[keep[:, i], j], correct[~keep[:, i], j]
             if len(inside) and len(outside):
                 q1, q0 = inside.mean(), outside.mean()
                 infl[j, i] = q1 - q0
-                stderr[j, i] = math.sqrt(q1 * (1 - q1) / len(inside) + q0 * (1 - q0) / len(outside))
-    return infl, stderr
+                limits[:, j, i] = newcombe(q1, len(inside), q0, len(outside))
+    return infl, limits
+
+
+def intervals(part: InfluenceBlock) -> np.ndarray:
+    """The limits of all pairs of a block (2, b, N)."""
+    at = np.indices(part.hits.shape)
+    return np.stack(part.interval(at[0].ravel(), at[1].ravel())).reshape(2, *part.hits.shape)
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
@@ -42,10 +56,10 @@ def test_blocks_equal_the_loop_over_pairs(models: int, num: int, tests: int, blo
     keep, correct = rng.random((models, num)) < rng.random(num), rng.random((models, tests)) < 0.6
     parts = list(influence_matrix(keep, correct, block=block))
     assert [p.rows.start for p in parts] == list(range(0, tests, block))
-    infl, stderr = dense(keep, correct)
+    infl, limits = dense(keep, correct)
     if parts:
         np.testing.assert_allclose(np.concatenate([p.infl for p in parts]), infl, atol=1e-12)
-        np.testing.assert_allclose(np.concatenate([p.stderr for p in parts]), stderr, atol=1e-12)
+        np.testing.assert_allclose(np.concatenate([intervals(p) for p in parts], axis=1), limits, atol=1e-12)
         (whole,) = influence_matrix(keep, correct, block=tests)
         np.testing.assert_array_equal(np.concatenate([p.infl for p in parts]), whole.infl)
 
@@ -53,7 +67,7 @@ def test_blocks_equal_the_loop_over_pairs(models: int, num: int, tests: int, blo
 def test_an_example_in_all_runs_has_no_influence_rather_than_zero() -> None:
     keep = np.array([[True, False, True], [True, False, False]])
     (part,) = influence_matrix(keep, np.array([[True], [False]]))
-    assert np.isnan(part.infl[0, :2]).all() and np.isnan(part.stderr[0, :2]).all() and part.infl[0, 2] == 1
+    assert np.isnan(part.infl[0, :2]).all() and np.isnan(intervals(part)[:, 0, :2]).all() and part.infl[0, 2] == 1
     found = high_influence_pairs(keep, np.array([[True], [False]]), np.ones(3), fdr=1.0)
     assert (found.train.tolist(), found.num_memorised, found.num_tested) == ([2], 1, 1)
 
@@ -64,7 +78,8 @@ def test_influence_on_itself_is_memorization() -> None:
     (part,) = influence_matrix(keep, correct)
     found = memorization_scores(keep, correct)
     np.testing.assert_allclose(np.diag(part.infl), found.mem, atol=1e-12)
-    np.testing.assert_allclose(np.diag(part.stderr), found.stderr, atol=1e-12)
+    both = np.arange(15)
+    np.testing.assert_allclose(part.interval(both, both), (found.low, found.high), atol=1e-12)
 
 
 @given(st.integers(2, 30), st.integers(0, 2**32 - 1))
@@ -100,7 +115,7 @@ def test_the_cut_against_a_library_on_all_pairs(models: int, num: int, tests: in
     )
     mem = rng.uniform(-0.2, 1, num)
     found = high_influence_pairs(keep, correct, mem, fdr=fdr, block=3)
-    infl, stderr = dense(keep, correct)
+    infl, limits = dense(keep, correct)
     family = np.flatnonzero((mem >= 0.25) & ~np.isnan(infl[0]))
     p = np.array(
         [[hypergeom.sf((keep[:, i] & correct[:, j]).sum() - 1, models, correct[:, j].sum(), keep[:, i].sum()) for i in family] for j in range(tests)]
@@ -120,8 +135,9 @@ def test_the_cut_against_a_library_on_all_pairs(models: int, num: int, tests: in
     column = {int(i): c for c, i in enumerate(family)}
     got = set(zip(found.train.tolist(), found.test.tolist(), strict=True))
     assert {(i, j) for i, j in got if sure[j, column[i]]} == expected
-    for i, j, value, error, qv in zip(found.train, found.test, found.infl, found.stderr, found.q_value, strict=True):
-        assert value == pytest.approx(infl[j, i]) and error == pytest.approx(stderr[j, i])
+    np.testing.assert_allclose((found.low, found.high), limits[:, found.test, found.train], atol=1e-12)
+    for i, j, value, qv in zip(found.train, found.test, found.infl, found.q_value, strict=True):
+        assert value == pytest.approx(infl[j, i])
         assert qv == pytest.approx(q[j, column[i]], rel=1e-6)
     assert found.num_over == int((infl[:, family] >= 0.15).sum())
     assert (np.diff(found.infl) <= 0).all()
@@ -169,8 +185,8 @@ def test_exact_influence_of_nearest_neighbours() -> None:
     keep, correct = nearest_neighbour_runs_on(x, y, tx, ty, subset=4, runs=4000, seed=3)
     (part,) = influence_matrix(keep, correct)
     assert np.abs(part.infl - exact).max() < 0.08
-    sure = part.stderr > 0
-    assert np.sqrt(np.mean(((part.infl - exact)[sure] / part.stderr[sure]) ** 2)) == pytest.approx(1, abs=0.5)
+    low, high = intervals(part)
+    assert ((low <= exact) & (exact <= high)).mean() > 0.85  # 35 pairs
 
 
 # ---- the analysis ------------------------------------------------------------------------------------------------
@@ -208,7 +224,10 @@ def test_the_tables(planted) -> None:
     pairs, (summary,) = found["influence_pairs"], found["influence_summary"].to_dicts()
     expected = set(zip(data.example_id[:6].tolist(), data.example_id[60:66].tolist(), strict=True))
     assert set(pairs.select("train_id", "test_id").iter_rows()) == expected
-    assert set(pairs["infl"]) == {1.0} == set(pairs["mem"]) and set(pairs["stderr"]) == {0.0}
+    assert set(pairs["infl"]) == {1.0} == set(pairs["mem"])
+    assert pairs["infl_low"].to_list() == pytest.approx([newcombe(1, 32, 0, 32)[0]] * 6) and set(
+        pairs["infl_high"]
+    ) == {1.0}
     assert pairs["label"].equals(pairs["test_label"].alias("label")) and (pairs["q_value"] < 1e-9).all()
     np.testing.assert_allclose(pairs["z"], math.sqrt(63))
     assert (summary["num_models"], summary["num_train"], summary["num_memorised"]) == (64, 60, 6)
@@ -216,6 +235,19 @@ def test_the_tables(planted) -> None:
     assert summary["num_over"] >= 6 and summary["acc_in"] == 1.0
     assert summary["smallest_p"] == pytest.approx(1 / math.comb(64, 32), rel=1e-6)
     assert run(data, ensemble, max_pairs=2)["influence_pairs"].equals(pairs.head(2))
+
+
+def test_a_chance_difference_is_not_memorised(planted) -> None:
+    """Examples that half of the models get right, by chance: mem reaches 0.25 for some, the lower end of its interval for none."""
+    data, ensemble = planted
+    logits = ensemble.logits.copy()
+    chance = np.random.default_rng(8).random((64, 30)) < 0.5
+    logits[:, 6:36] = 5.0 * np.eye(3)[np.where(ensemble.keep[:, 6:36] | chance, data.y[6:36], (data.y[6:36] + 1) % 3)]
+    wide = dataclasses.replace(ensemble, logits=logits.astype(np.float32))
+    own = memorization_scores(ensemble.keep[:, :60], logits[:, :60].argmax(2) == data.y[:60])
+    sure = int((own.low >= 0.25).sum())
+    assert sure < (own.mem >= 0.25).sum()
+    assert run(data, wide)["influence_summary"]["num_memorised"][0] == sure
 
 
 def test_models_that_do_not_fit_are_refused_as_memorization_refuses_them(planted) -> None:

@@ -113,7 +113,7 @@ def test_memorised_mass_by_class(world) -> None:
         assert row["label_name"] == f"class {row['label']}" and row["num_examples"] == of.sum()
         assert row["mean_mem"] == pytest.approx(own.mem[of].mean())
         assert row["memorised_mass"] == pytest.approx(own.mem[of].sum() / NUM)
-        assert row["num_memorised"] == (own.mem[of] >= 0.25).sum() and row["num_singletons"] == once[of].sum()
+        assert row["num_memorised"] == (own.low[of] >= 0.25).sum() and row["num_singletons"] == once[of].sum()
         assert (
             row["singleton_mem"] == pytest.approx(own.mem[of & once].mean()) and row["singleton_mem"] > row["other_mem"]
         )

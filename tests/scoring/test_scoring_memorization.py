@@ -19,7 +19,8 @@ from contracts.params import Config
 from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
 from reproductions.card_15_memorization import nearest_neighbour_oracle, nearest_neighbour_runs
-from scoring.memorization import memorization, memorization_scores
+from scoring.memorization import FEWEST, MEMORISED, memorization, memorization_scores
+from scoring.proportions import newcombe
 
 
 def design(models: int, num: int, *, seed: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def planted():
 def test_a_constant_predictor_memorises_nothing() -> None:
     right = np.random.default_rng(0).random(50) < 0.3
     found = memorization_scores(design(20, 50, seed=0), np.tile(right, (20, 1)))
-    assert (found.mem == 0).all() and (found.stderr == 0).all()
+    assert (found.mem == 0).all() and (found.low < 0).all() and (found.high > 0).all()
 
 
 @pytest.mark.parametrize("k", [2, 10])
@@ -83,9 +84,9 @@ def test_against_a_loop(models: int, num: int, seed: int) -> None:
             continue
         q1, q0 = inside.mean(), outside.mean()
         assert found.mem[i] == pytest.approx(q1 - q0, abs=1e-12)
-        assert found.stderr[i] == pytest.approx(
-            math.sqrt(q1 * (1 - q1) / len(inside) + q0 * (1 - q0) / len(outside)), abs=1e-12
-        )
+        limits = newcombe(q1, len(inside), q0, len(outside))
+        assert (found.low[i], found.high[i]) == pytest.approx(limits, abs=1e-12)
+        assert found.stderr[i] > 0 and found.mem[i] - 1.96 * found.stderr[i] <= found.low[i] + 1e-4
 
 
 @given(st.integers(1, 10), st.integers(1, 30), st.integers(0, 2**32 - 1))
@@ -97,13 +98,49 @@ def test_mean_mem_is_the_gap_of_the_means_when_counts_are_equal(half: int, num: 
     assert ((found.mem >= -1) & (found.mem <= 1)).all()
 
 
-def test_the_standard_error_is_true() -> None:
+def test_the_standard_error_is_not_too_small_and_at_most_a_fifth_too_large() -> None:
     rng = np.random.default_rng(4)
     keep = design(40, 4000, seed=5)
     correct = np.where(keep, rng.random(keep.shape) < 0.9, rng.random(keep.shape) < 0.4)
     found = memorization_scores(keep, correct)
     assert abs(found.mem.mean() - 0.5) < 0.01
-    assert found.mem.std() == pytest.approx(np.sqrt((found.stderr**2).mean()), rel=0.06)
+    assert 1 <= np.sqrt((found.stderr**2).mean()) / found.mem.std() < 1.2
+
+
+@pytest.mark.parametrize("models", [20, 64])
+def test_what_is_not_memorised_is_hardly_ever_called_so(models: int) -> None:
+    """40,000 examples at each of nine accuracies, the same inside and outside; then at the cut itself."""
+    rng = np.random.default_rng(models)
+    keep = np.repeat(np.arange(models) < models // 2, 40_000).reshape(models, -1)
+    shares, by_estimate = [], []
+    for p in np.linspace(0.1, 0.9, 9):
+        found = memorization_scores(keep, rng.random(keep.shape) < p)
+        assert (found.stderr > 0).all()
+        assert 0.92 < ((found.low <= 0) & (found.high >= 0)).mean() < (0.99 if 0.15 < p < 0.85 else 1.0)
+        shares.append((found.low > MEMORISED).mean())
+        by_estimate.append((found.mem >= MEMORISED).mean())
+        at_cut = memorization_scores(keep, rng.random(keep.shape) < np.where(keep, min(p + MEMORISED, 1.0), p))
+        if p + MEMORISED <= 1:
+            assert (at_cut.low > MEMORISED).mean() <= 0.03
+    assert max(shares) < 0.003
+    assert max(by_estimate) > (0.11 if models == 20 else 0.025), "the estimate alone would call them"
+
+
+def test_fewer_than_eight_models_can_call_nothing_and_are_refused() -> None:
+    at_best = [memorization_scores(*[[[True]] * n + [[False]] * n] * 2).low[0] for n in range(1, FEWEST + 1)]
+    assert max(at_best[:-1]) < MEMORISED < at_best[-1]
+    _, gate = score.get("memorization").spec.gates
+    assert (gate.column, gate.at_least, gate.statistic) == ("n_out", FEWEST, "min")
+    assert "8 reference models are the fewest" in gate.refusal(3)
+
+
+def test_what_is_called_is_above_the_cut_with_its_whole_interval(planted) -> None:
+    calls = score.get("memorization").spec.calls
+    assert (calls.column, calls.above) == ("mem_low", MEMORISED)
+    data, ensemble = planted
+    found = memorization(data, config=Config(), seed=0, ensemble=ensemble)
+    assert (found["mem_low"] < found["mem"]).all() and (found["mem"] < found["mem_high"]).all()
+    assert (found["stderr"] > 0).all()
 
 
 def test_an_example_present_in_all_or_no_runs_is_undefined() -> None:
@@ -194,7 +231,7 @@ def test_refusals(planted) -> None:
 
 
 def test_the_gate_asks_for_models_that_fit() -> None:
-    (gate,) = score.get("memorization").spec.gates
+    gate, _ = score.get("memorization").spec.gates
     assert (gate.column, gate.at_least, gate.statistic) == ("acc_in", 0.98, "mean")
 
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from scoring_data import make_examples
 from torch import nn
 
@@ -100,9 +101,22 @@ def test_searches_are_those_of_the_score(examples, mlp) -> None:
         choose("random", mlp(0), examples.subset(examples.example_id[:1]), config=SEARCH, seed=3)
 
 
+class Retrainings:
+    """Gives ``make(ids left in, seed)`` for every training set, and remembers what was asked."""
+
+    def __init__(self, make) -> None:
+        self.make, self.asked = make, []
+
+    def __call__(self, members, seeds, *, data):
+        self.asked.append((members, list(seeds)))
+        return [self.make(kept, seed) for kept, seed in zip(members, seeds, strict=True)]
+
+
 def test_the_table_of_selectors(both_splits, mlp) -> None:
-    config = ForgetSelectorsConfig(search=SEARCH)
-    out = forget_selectors(both_splits, config=config, seed=1, model=mlp(0))
+    config = ForgetSelectorsConfig(search=SEARCH, trials=2)
+    out = forget_selectors(
+        both_splits, config=config, seed=1, model=mlp(0), train_many=Retrainings(lambda k, s: mlp(s))
+    )
     train, members = both_splits.part("train"), out["forget_selector_members"]
     sets = {name: set(part["example_id"]) for (name,), part in members.group_by("selector")}
     assert set(sets) == set(SELECTORS) and all(len(s) == round(0.2 * 27) <= len(train) for s in sets.values())
@@ -124,6 +138,86 @@ def test_the_table_of_selectors(both_splits, mlp) -> None:
     assert len(chance) == 1 and abs(np.mean(overlaps) - chance[0]) < 0.06
 
 
+def test_difficulty_is_what_retrained_models_make_of_the_sets(both_splits, mlp) -> None:
+    """Every figure by a loop over trials; one seed a trial for all sets, drawn sets anew, the others as they were."""
+    names = ("random", "worst_case", "lowest_loss", "easiest", "highest_loss")
+    bench = Retrainings(lambda kept, seed: mlp((seed + int(kept.sum())) % 1000))
+    config = ForgetSelectorsConfig(selectors=names, search=SEARCH, trials=4)
+    out = forget_selectors(both_splits, config=config, seed=5, model=mlp(0), train_many=bench)
+    train = both_splits.part("train").by_id()
+    assert len(bench.asked) == 4 and len({seeds[0] for _, seeds in bench.asked}) == 4
+    nats, wrong, sets = ({name: [] for name in names} for _ in range(3))
+    for members, seeds in bench.asked:
+        assert len(set(seeds)) == 1
+        for name, kept, seed in zip(names, members, seeds, strict=True):
+            gone = train.take(np.flatnonzero(~np.isin(train.example_id, kept)))
+            z = bench.make(kept, seed)(torch.from_numpy(gone.inputs(slice(None)))).detach().double()
+            y = torch.from_numpy(gone.y)
+            nats[name].append(F.cross_entropy(z, y).item())
+            wrong[name].append(100 * float((z.argmax(1) != y).float().mean()))
+            sets[name].append(frozenset(gone.example_id.tolist()))
+    assert len(set(sets["random"])) > 1 and len(set(sets["lowest_loss"])) == 1
+    table = {row["selector"]: row for row in out["forget_selector_difficulty"].iter_rows(named=True)}
+    assert list(table) == list(names)
+    members = out["forget_selector_members"]
+    for name, row in table.items():
+        assert set(members.filter(pl.col("selector") == name)["example_id"]) == sets[name][0]
+        assert (row["num_forget"], row["num_trials"]) == (len(sets[name][0]), 4)
+        assert row["loss"] == pytest.approx(np.exp(np.log(nats[name]).mean()), rel=1e-5)
+        assert (row["loss_low"], row["loss_high"]) == pytest.approx((min(nats[name]), max(nats[name])), rel=1e-5)
+        assert (row["ua"], row["ua_low"], row["ua_high"]) == pytest.approx(
+            (np.mean(wrong[name]), min(wrong[name]), max(wrong[name])), rel=1e-5
+        )
+    for search, baseline in (("worst_case", "lowest_loss"), ("easiest", "highest_loss")):
+        log = np.log(nats[search]) - np.log(nats[baseline])
+        half = student.ppf(0.95, 3) * log.std(ddof=1) / 2
+        row = table[search]
+        assert row["baseline"] == baseline and row["ratio"] == pytest.approx(np.exp(log.mean()), rel=1e-5)
+        assert np.log([row["ratio_low"], row["ratio_high"]]) == pytest.approx(
+            [log.mean() - half, log.mean() + half], rel=1e-4
+        )
+    assert table["random"]["winner"] == table["random"]["says"] == table["random"]["baseline"] == ""
+
+
+@pytest.mark.parametrize(
+    ("harder", "winners"),
+    [
+        ("lowest_loss", ("baseline", "baseline")),
+        ("worst_case", ("search", "search")),
+        ("neither", ("cannot be told apart",) * 2),
+    ],
+)
+def test_who_won_is_said_by_the_interval(both_splits, mlp, harder, winners) -> None:
+    """Retrained models that lose by plan: the loss of a set is that of the logits a constant model gives."""
+    rng, calls = np.random.default_rng(0), iter(range(10**6))
+    names = ("worst_case", "lowest_loss", "easiest", "highest_loss")
+
+    class Flat(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, x):
+            return self.weight * F.one_hot(torch.zeros(len(x), dtype=torch.int64), 4).float()
+
+    def make(kept, seed):
+        lossy = {"lowest_loss": ("worst_case", "highest_loss"), "worst_case": ("lowest_loss", "easiest"), "neither": ()}
+        return Flat(5.0 * (names[next(calls) % 4] in lossy[harder]) + 0.05 * rng.normal())
+
+    data = dataclasses.replace(both_splits, y=np.where(both_splits.split == "train", 1, both_splits.y))
+    config = ForgetSelectorsConfig(selectors=names, search=SEARCH, trials=4)
+    out = forget_selectors(data, config=config, seed=5, model=mlp(0), train_many=Retrainings(make))
+    table = {row["selector"]: row for row in out["forget_selector_difficulty"].iter_rows(named=True)}
+    assert (table["worst_case"]["winner"], table["easiest"]["winner"]) == winners
+    words = {
+        "search": "the search won over",
+        "baseline": "which costs nothing, won",
+        "cannot be told apart": "cannot be told apart",
+    }
+    for search in ("worst_case", "easiest"):
+        assert words[table[search]["winner"]] in table[search]["says"] and "4 trials" in table[search]["says"]
+
+
 class Headless(nn.Module):
     """Logits without a linear output layer: there are no penultimate activations, hence no moderate set."""
 
@@ -136,8 +230,11 @@ class Headless(nn.Module):
 
 
 def test_a_selector_that_does_not_apply_is_left_out_and_named(both_splits) -> None:
-    config = ForgetSelectorsConfig(selectors=("random", "moderate", "lowest_loss"), search=SEARCH)
-    out = forget_selectors(both_splits, config=config, seed=1, model=Headless())
+    config = ForgetSelectorsConfig(selectors=("random", "moderate", "lowest_loss"), search=SEARCH, trials=2)
+    bench = Retrainings(lambda kept, seed: Headless())
+    out = forget_selectors(both_splits, config=config, seed=1, model=Headless(), train_many=bench)
+    difficulty = out["forget_selector_difficulty"].row(by_predicate=pl.col("selector") == "moderate", named=True)
+    assert "output layer" in difficulty["says"] and difficulty["num_trials"] == 0 and difficulty["loss"] is None
     table = out["forget_selectors"]
     assert set(out["forget_selector_members"]["selector"]) == {"random", "lowest_loss"}
     named = table.row(by_predicate=pl.col("selector") == "moderate", named=True)
@@ -145,9 +242,8 @@ def test_a_selector_that_does_not_apply_is_left_out_and_named(both_splits) -> No
     applied = table.filter(pl.col("selector") != "moderate")
     assert applied.height == 4 and set(applied["why"]) == {""} and applied.null_count().pipe(sum).item() == 0
     with pytest.raises(NotApplicable, match="moderate"):
-        forget_selectors(
-            both_splits, config=dataclasses.replace(config, selectors=("moderate",)), seed=1, model=Headless()
-        )
+        only = dataclasses.replace(config, selectors=("moderate",))
+        forget_selectors(both_splits, config=only, seed=1, model=Headless(), train_many=bench)
 
 
 # --- the curator --------------------------------------------------------------------------------------------------

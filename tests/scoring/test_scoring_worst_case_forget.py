@@ -293,6 +293,45 @@ def test_each_step_follows_the_formula(examples, mlp, direction, aware) -> None:
     assert len({seed for *_, seed in unlearn.calls}) == 3, "fresh noise in every lower level"
 
 
+@pytest.mark.parametrize("lower", ["ft", "eu"])
+def test_every_lower_level_starts_from_the_audited_weights(examples, mlp, lower) -> None:
+    """Both levels by hand. A search that goes on from the last student chases a model that drifts."""
+    config = WorstCaseForgetConfig(
+        lower=lower,
+        fraction=0.2,
+        upper_steps=4,
+        lower_epochs=3,
+        lr_lower=0.03,
+        lr_upper=1.0,
+        gamma=0.0,
+        decay=0.0,
+        scale_aware=False,
+        tolerance=0.0,
+        batch=8,
+    )
+    model, data = mlp(0), examples.by_id()
+    found = select_worst_case(model, examples, config=config, seed=9)
+    w = np.zeros(37)
+    w[np.random.default_rng(derive_seed("worst-case start", 9)).permutation(37)[:7]] = 1.0
+    losses = []
+    for step in range(4):
+        student = unlearn_weighted(
+            mlp(0),
+            inputs_of(data),
+            torch.from_numpy(w),
+            lower=lower,
+            epochs=3,
+            lr=0.03,
+            batch=8,
+            seed=derive_seed("lower", 9, step),
+        )
+        losses.append(cross_entropy_nats(student, inputs_of(data)))
+        assert found.objective[step] == pytest.approx(w @ losses[-1], rel=1e-6), f"upper step {step + 1}"
+        w = sorted_projection(w - losses[-1], 7)
+    np.testing.assert_allclose(found.loss_nats, losses[-1], rtol=1e-6)
+    np.testing.assert_allclose(found.w, w, atol=1e-6)
+
+
 def test_constant_losses_give_uniform_weights(examples, mlp) -> None:
     flat = mlp(0)
     with torch.no_grad():

@@ -214,6 +214,7 @@ def test_most_memorised_is_sorted_by_the_lower_end(ask: Ask) -> None:
     rows = ask("most-memorised")
     assert column(rows, "example_id")[:4] == [1, 5, 3, 0]  # 0.9 +- 0.4 is less certain than 0.6 +- 0.05
     assert rows[0]["at_least"] == pytest.approx(0.8 - 1.96 * 0.01)
+    assert column(rows, "is_called") == [True, True, False, True, False, False]
 
 
 def test_noisiest(ask: Ask) -> None:
@@ -260,7 +261,9 @@ def test_score_agreement_is_spearman_with_ties(con: duckdb.DuckDBPyConnection, a
 
 
 def test_forgotten_and_memorised(ask: Ask) -> None:
-    both = {r["split"]: r for r in ask("forgotten-and-memorised", at_least=0.5)}
+    sure = {r["split"]: r for r in ask("forgotten-and-memorised", at_least=0.5)}
+    assert (sure["random"]["high_in_all"], sure["random"]["high_in_it"]) == (2, 1), "0.9 +- 0.4 may be 0.1"
+    both = {r["split"]: r for r in ask("forgotten-and-memorised", at_least=0.5, z=0)}
     assert (both["random"]["forget_set"], both["random"]["high_in_all"], both["random"]["high_in_it"]) == (2, 3, 2)
     assert both["random"]["expected_by_chance"] == pytest.approx(1.5)
     assert both["random"]["ratio"] == pytest.approx(2 / 1.5)

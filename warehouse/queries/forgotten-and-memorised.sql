@@ -3,10 +3,11 @@
 -- $subject = null: which subject; all of them when null
 -- $split = null: which forget/retain split or request; all of them when null
 -- $score = "memorization": which score
--- $at_least = 0.5: values from here on count as high
+-- $at_least = 0.25: an example counts as high when the lower end of its value's interval is here or above
+-- $z = 1.96: standard errors from the value to the lower end; 0 goes by the value alone
 
 WITH judged AS (
-    SELECT m.subject, m.dataset_id AS split, m.role = 'forget' AS forgotten, s.value >= $at_least::DOUBLE AS high
+    SELECT m.subject, m.dataset_id AS split, m.role = 'forget' AS forgotten, s.value - $z::DOUBLE * coalesce(s.stderr, 0) >= $at_least::DOUBLE AS high
     FROM curation.members m
     JOIN scores.latest s USING (subject, example_id)
     WHERE s.score = $score AND m.role IN ('forget', 'retain')
