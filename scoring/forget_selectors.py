@@ -49,7 +49,7 @@ from recipes.embeddings import embeddings
 from recipes.frames import frame_of
 from recipes.inputs import Inputs, model_device, model_dtype
 from scoring.grand import GrandConfig, grand
-from scoring.retraining import mean_interval, test_error
+from scoring.retraining import error_rate, mean_interval
 from scoring.streaming import check
 from scoring.worst_case_forget import (
     Unlearn,
@@ -445,7 +445,7 @@ def _choose_all(
 
 def _judge(model: nn.Module, forget: ExampleSet) -> tuple[float, float]:
     """Mean cross-entropy of a forget set in nats, and the percentage that the model gets wrong."""
-    return float(_loss(model, forget).mean()), 100.0 * test_error(model, forget)
+    return float(_loss(model, forget).mean()), 100.0 * error_rate(model, forget)
 
 
 def _difficulty(
