@@ -52,7 +52,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=5,
+        version=6,
         deps=(
             upstream["examples"],
             upstream["target"],

@@ -64,9 +64,12 @@ class Examples:
     def __post_init__(self) -> None:
         n = len(self.example_id)
         lengths = {
-            "value": len(self.value), "label": len(self.label), "note": len(self.note) if len(self.note) else n,
-            "images": n if self.images is None else len(self.images), "rows": n if self.rows is None else self.rows.height,
-        }  # fmt: skip
+            "value": len(self.value),
+            "label": len(self.label),
+            "note": len(self.note) if len(self.note) else n,
+            "images": n if self.images is None else len(self.images),
+            "rows": n if self.rows is None else self.rows.height,
+        }
         wrong = {k: v for k, v in lengths.items() if v != n}
         if wrong:
             raise InvalidInput(f"examples {self.heading!r}: {n} example ids but {wrong}")
@@ -208,48 +211,72 @@ def render_json(report: AuditReport) -> str:
 def facts(report: AuditReport) -> dict[str, Any]:
     """What the page says, as JSON's own types. Pictures are left out: the example ids name them."""
     judgement = report.judgement
-    return _plain({
-        "format": "palimpsest-audit/2",
-        "subject": report.subject,
-        "title": report.title,
-        "created_at": report.created_at,
-        "verdict": judgement.verdict.value,
-        "sentence": judgement.sentence,
-        "answers": [dataclasses.asdict(answer) | {"verdict": answer.verdict.value} for answer in judgement.answers],
-        "counts": {v.value: n for v, n in judgement.counts.items()},
-        "controls": {"methods": list(report.controls), "not_caught": list(judgement.powerless)},
-        "decides": report.decides,
-        "computed": report.computed,
-        "request": report.request,
-        "events": report.events,
-        "audited": report.audited,
-        "findings": report.findings,
-        "scores": [
-            {"name": s.name, "doc": s.doc, "unit": s.unit, "higher_means": s.higher_means, "passed": s.passed,
-             "reason": s.reason, "histogram": s.histogram.facts(), "examples": [_listed(e) for e in s.examples]}
-            for s in report.scores
-        ],
-        "groups": [_listed(e) for e in report.groups],
-        "analyses": [
-            {"name": a.name, "doc": a.doc, "reason": a.reason, "num_rows": a.num_rows, "head": a.table,
-             "examples": [_listed(e) for e in a.examples]}
-            for a in report.analyses
-        ],
-        "unlearning": report.unlearning,
-        "max_gap": report.max_gap,
-        "attacks": report.attacks,
-        "curves": {a: {name: c.facts() for name, c in group.items()} for a, group in report.curves.items()},
-        "inconclusive": [{"what": w, "why": y} for w, y in page.open_questions(report)],
-        "reproduce": {"commands": list(report.commands), "config_yaml": report.config_yaml,
-                      "environment": report.environment, "ledger_head": report.ledger_head},
-    })  # fmt: skip
+    return _plain(
+        {
+            "format": "palimpsest-audit/2",
+            "subject": report.subject,
+            "title": report.title,
+            "created_at": report.created_at,
+            "verdict": judgement.verdict.value,
+            "sentence": judgement.sentence,
+            "answers": [dataclasses.asdict(answer) | {"verdict": answer.verdict.value} for answer in judgement.answers],
+            "counts": {v.value: n for v, n in judgement.counts.items()},
+            "controls": {"methods": list(report.controls), "not_caught": list(judgement.powerless)},
+            "decides": report.decides,
+            "computed": report.computed,
+            "request": report.request,
+            "events": report.events,
+            "audited": report.audited,
+            "findings": report.findings,
+            "scores": [
+                {
+                    "name": s.name,
+                    "doc": s.doc,
+                    "unit": s.unit,
+                    "higher_means": s.higher_means,
+                    "passed": s.passed,
+                    "reason": s.reason,
+                    "histogram": s.histogram.facts(),
+                    "examples": [_listed(e) for e in s.examples],
+                }
+                for s in report.scores
+            ],
+            "groups": [_listed(e) for e in report.groups],
+            "analyses": [
+                {
+                    "name": a.name,
+                    "doc": a.doc,
+                    "reason": a.reason,
+                    "num_rows": a.num_rows,
+                    "head": a.table,
+                    "examples": [_listed(e) for e in a.examples],
+                }
+                for a in report.analyses
+            ],
+            "unlearning": report.unlearning,
+            "max_gap": report.max_gap,
+            "attacks": report.attacks,
+            "curves": {a: {name: c.facts() for name, c in group.items()} for a, group in report.curves.items()},
+            "inconclusive": [{"what": w, "why": y} for w, y in page.open_questions(report)],
+            "reproduce": {
+                "commands": list(report.commands),
+                "config_yaml": report.config_yaml,
+                "environment": report.environment,
+                "ledger_head": report.ledger_head,
+            },
+        }
+    )
 
 
 def _listed(examples: Examples) -> dict[str, Any]:
     return {
-        "heading": examples.heading, "example_id": examples.example_id, "value": examples.value,
-        "label": list(examples.label), "note": list(examples.note), "rows": examples.rows,
-    }  # fmt: skip
+        "heading": examples.heading,
+        "example_id": examples.example_id,
+        "value": examples.value,
+        "label": list(examples.label),
+        "note": list(examples.note),
+        "rows": examples.rows,
+    }
 
 
 def _check_columns(frame: pl.DataFrame | None, spec: TableSpec) -> None:

@@ -1,14 +1,14 @@
 """The report's page: facts arranged for the template ``templates/audit.html.j2``, which does the escaping.
 
-Nothing is decided here: verdicts come from the findings, figures from the frames. Charts are drawn twice, for light and
-dark readers; the browser takes one. Jinja runs with autoescape on and undefined names as errors.
+Nothing is decided here: verdicts come from the findings, figures from the frames. Charts are drawn once; the page
+turns their lightness round for dark readers. Jinja runs with autoescape on and undefined names as errors.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,20 @@ _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", V
 _METRICS = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "wall_s")
 _SHOWN_COLUMNS = 8
 _SHOWN_ITEMS = 40
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-           "December")  # fmt: skip
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 
 
 def render(report: AuditReport, *, digest: str) -> str:
@@ -152,10 +164,12 @@ def _weak_rates(attacks: pl.DataFrame | None) -> list[tuple[str, str]]:
     for (caps, n_neg), who in reasons.items():
         needed = " and ".join(f"{count(10 / cap)} for {percent(cap)}" for cap in caps if cap > 0)
         names = "; ".join(f"{audited} ({', '.join(found)})" for audited, found in who.items())
-        told.append((
-            f"Members found at ≤ {', '.join(percent(cap) for cap in caps)}",
-            f"{count(n_neg)} non-members were tested; a rate that low needs {needed}. This concerns {names}.",
-        ))  # fmt: skip
+        told.append(
+            (
+                f"Members found at ≤ {', '.join(percent(cap) for cap in caps)}",
+                f"{count(n_neg)} non-members were tested; a rate that low needs {needed}. This concerns {names}.",
+            )
+        )
     return told
 
 
@@ -179,19 +193,19 @@ def _image(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _chart(draw: Callable[[plots.Theme], bytes], alt: str) -> dict[str, str]:
-    return {"light": _image(draw("light")), "dark": _image(draw("dark")), "alt": alt}
+def _chart(png: bytes, alt: str) -> dict[str, str]:
+    return {"png": _image(png), "alt": alt}
 
 
 def _histogram(name: str, unit: str, data: Histogram) -> dict[str, str]:
     label = f"{name} ({unit})" if unit else name
     marks = ", ".join(f"{percent(q)} quantile {summary.number(v)}" for q, v in data.quantiles)
     alt = f"Histogram of {name} over {count(int(data.counts.sum()))} examples{': ' + marks if marks else ''}."
-    return _chart(lambda theme: plots.histogram_png(data, xlabel=label, theme=theme), alt)
+    return _chart(plots.histogram_png(data, xlabel=label), alt)
 
 
 def _table_chart(picture: Picture, rows: pl.DataFrame) -> dict[str, str]:
-    return _chart(lambda theme: plots.table_png(picture, rows, theme=theme), f"{picture.title}.")
+    return _chart(plots.table_png(picture, rows), f"{picture.title}.")
 
 
 def _head(frame: pl.DataFrame | None) -> dict[str, Any] | None:
@@ -216,8 +230,11 @@ def _group(examples: Examples) -> dict[str, Any]:
     table: dict[str, Any] | None = None
     if examples.rows is not None:
         shown = examples.rows.select(examples.rows.columns[:_SHOWN_COLUMNS])
-        table = {"columns": shown.columns, "rows": [[text(v) for v in row] for row in shown.iter_rows()],
-                 "more": examples.rows.width - shown.width}  # fmt: skip
+        table = {
+            "columns": shown.columns,
+            "rows": [[text(v) for v in row] for row in shown.iter_rows()],
+            "more": examples.rows.width - shown.width,
+        }
     return {"heading": examples.heading, "cards": cards, "table": table, "pictures": examples.images is not None}
 
 
@@ -239,24 +256,41 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
         for (method,), group in part.group_by("method", maintain_order=True):
             cells = {m: _spread(group[m]) for m in _METRICS}
             audited = f"{split}/{method}"
-            methods.append({
-                "method": method, "seeds": group["seed"].n_unique(), "failed": group.filter(pl.col("status") != "ok").height,
-                "cells": cells, "verdict": verdicts.get(audited), "control": method in report.controls,
-                "order": (method != "retrain", cells["avg_gap"][0] is None, cells["avg_gap"][0] or 0.0, method),
-                "gaps": group["avg_gap"].drop_nulls().to_list(), "spread": _spread(group["retrain_spread"])[0],
-            })  # fmt: skip
+            methods.append(
+                {
+                    "method": method,
+                    "seeds": group["seed"].n_unique(),
+                    "failed": group.filter(pl.col("status") != "ok").height,
+                    "cells": cells,
+                    "verdict": verdicts.get(audited),
+                    "control": method in report.controls,
+                    "order": (method != "retrain", cells["avg_gap"][0] is None, cells["avg_gap"][0] or 0.0, method),
+                    "gaps": group["avg_gap"].drop_nulls().to_list(),
+                    "spread": _spread(group["retrain_spread"])[0],
+                }
+            )
         methods.sort(key=lambda m: m["order"])
         chart = None
         if any(m["gaps"] for m in methods if m["method"] != "retrain"):
             alt = "Average gap to retraining: " + ", ".join(
-                f"{m['method']} {summary.number(m['cells']['avg_gap'][0]) or 'unknown'}" for m in methods if m["method"] != "retrain"
-            )  # fmt: skip
+                f"{m['method']} {summary.number(m['cells']['avg_gap'][0]) or 'unknown'}"
+                for m in methods
+                if m["method"] != "retrain"
+            )
             gaps = {m["method"]: m["gaps"] for m in methods if m["method"] != "retrain"}
-            draw = functools.partial(plots.dots_png, gaps, xlabel="average gap to retraining (points)",
-                                     threshold=report.max_gap, threshold_label="allowed")  # fmt: skip
-            chart = _chart(lambda theme, draw=draw: draw(theme=theme), alt)
-        tables.append({"split": split, "methods": methods, "chart": chart, "num_forget": part["num_forget"][0],
-                       "num_retain": part["num_retain"][0]})  # fmt: skip
+            drawn = plots.dots_png(
+                gaps, xlabel="average gap to retraining (points)", threshold=report.max_gap, threshold_label="allowed"
+            )
+            chart = _chart(drawn, alt)
+        tables.append(
+            {
+                "split": split,
+                "methods": methods,
+                "chart": chart,
+                "num_forget": part["num_forget"][0],
+                "num_retain": part["num_retain"][0],
+            }
+        )
     return tables
 
 
@@ -296,7 +330,7 @@ def _roc(audited: str, curves: Mapping[str, Curve], attacks: pl.DataFrame | None
     lines = {name: (c.fpr, c.tpr) for name, c in curves.items()}
     n_neg = max(c.n_neg for c in curves.values())
     chart = _chart(
-        lambda theme: plots.roc_png(lines, n_neg=n_neg, intervals=intervals, theme=theme),
+        plots.roc_png(lines, n_neg=n_neg, intervals=intervals),
         f"ROC curves on logarithmic axes for {audited}: {', '.join(curves)}.",
     )
     return {"audited": audited, "chart": chart}

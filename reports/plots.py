@@ -2,7 +2,7 @@
 
 Matplotlib's object interface with the Agg canvas only: no window system, no pyplot state, no user style file, no clock.
 The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
-Charts come in two themes, "light" and "dark", so that a page can show the one that fits its reader.
+Charts are drawn once, dark on white; a page turns their lightness round for readers who prefer dark (a filter in its style).
 
 Text that comes from data is drawn as given: matplotlib's own mathematics is off, so a label like "$x^$" is no error.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -28,19 +28,9 @@ from contracts.errors import InvalidInput
 from contracts.methods import Picture
 from reports.series import Histogram
 
-Theme = Literal["light", "dark"]
-
-# Two steps of one palette; the series colours keep a contrast of at least 3 to their ground and differ without hue
-# (deuteranopia) when taken in this order.
-_INK = {"light": "#22262e", "dark": "#e4e4df"}
-_MUTED = {"light": "#6b7078", "dark": "#9a9da3"}
-_RULE = {"light": "#d9d8d2", "dark": "#3a3e46"}
-_GROUND = {"light": "#ffffff", "dark": "#1c1f25"}
-_BAR = {"light": "#8aa9c4", "dark": "#4d7396"}
-_SERIES = {
-    "light": ("#1f5a8c", "#b4511f", "#3b7d4f", "#7a4fa3", "#8a6d00", "#5b6470"),
-    "dark": ("#7fb3dd", "#e59866", "#86c59a", "#bf9be0", "#d9bd5a", "#a9b1bb"),
-}
+# The series colours keep a contrast of at least 3 to white and differ without hue (deuteranopia) when taken in this order.
+_INK, _MUTED, _RULE, _GROUND, _BAR = "#22262e", "#6b7078", "#d9d8d2", "#ffffff", "#8aa9c4"
+_SERIES = ("#1f5a8c", "#b4511f", "#3b7d4f", "#7a4fa3", "#8a6d00", "#5b6470")
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (1, 3)))
 _DPI = 160
 PICTURE_CHANNELS = (1, 3)
@@ -52,7 +42,6 @@ def histogram_png(
     title: str = "",
     xlabel: str,
     ylabel: str = "examples",
-    theme: Theme = "light",
 ) -> bytes:
     """Bars of counts with vertical marks at the quantiles (their value written beside).
 
@@ -68,27 +57,31 @@ def histogram_png(
         if not data.counts.size:
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.text(
-                0.5, 0.5, "no finite value", ha="center", va="center", color=_MUTED[theme], transform=axes.transAxes
-            )
+            axes.text(0.5, 0.5, "no finite value", ha="center", va="center", color=_MUTED, transform=axes.transAxes)
             return
-        axes.stairs(data.counts, data.edges, fill=True, color=_BAR[theme])
+        axes.stairs(data.counts, data.edges, fill=True, color=_BAR)
         top = float(data.counts.max())
         axes.set_ylim(0, top * 1.28)
         axes.set_xlim(float(data.edges[0]), float(data.edges[-1]))
         # Marks step down so that neighbouring quantiles do not print over one another.
         for step, (q, value) in enumerate(data.quantiles):
             height = 1.19 - 0.085 * step
-            axes.plot([value, value], [0, top * height], color=_INK[theme], linewidth=0.9)
+            axes.plot([value, value], [0, top * height], color=_INK, linewidth=0.9)
             middle = 0.5 * (data.edges[0] + data.edges[-1])
             side = "left" if value <= middle else "right"
             axes.annotate(
-                f"{_quantile_name(q)} {_short(value)}", (value, top * height), xytext=(4 if side == "left" else -4, -2),
-                textcoords="offset points", ha=side, va="top", fontsize=8, color=_INK[theme],
-            )  # fmt: skip
-        axes.grid(axis="y", color=_RULE[theme], linewidth=0.6)
+                f"{_quantile_name(q)} {_short(value)}",
+                (value, top * height),
+                xytext=(4 if side == "left" else -4, -2),
+                textcoords="offset points",
+                ha=side,
+                va="top",
+                fontsize=8,
+                color=_INK,
+            )
+        axes.grid(axis="y", color=_RULE, linewidth=0.6)
 
-    return _figure(draw, title=title, theme=theme, size=(6.4, 2.9))
+    return _figure(draw, title=title, size=(6.4, 2.9))
 
 
 def roc_png(
@@ -97,7 +90,6 @@ def roc_png(
     n_neg: int,
     title: str = "",
     intervals: pl.DataFrame | None = None,
-    theme: Theme = "light",
 ) -> bytes:
     """ROC on log-log axes over [1 / n_neg, 1], with the line of guessing (tpr = fpr).
 
@@ -120,10 +112,10 @@ def roc_png(
 
     def draw(axes: Axes) -> None:
         line = np.geomspace(x_low, 1, 50)
-        axes.plot(line, line, color=_MUTED[theme], linewidth=0.9, linestyle=(0, (2, 2)), label="guessing")
+        axes.plot(line, line, color=_MUTED, linewidth=0.9, linestyle=(0, (2, 2)), label="guessing")
         for number, (name, curve) in enumerate(curves.items()):
             fpr, tpr = _rates(curve)
-            colour = _SERIES[theme][number % len(_SERIES[theme])]
+            colour = _SERIES[number % len(_SERIES)]
             # At the left edge the curve has the best tpr of any rate up to there.
             left = fpr <= x_low * (1 + 1e-9)
             start = float(tpr[left].max()) if left.any() else 0.0
@@ -144,10 +136,10 @@ def roc_png(
             axis.set_minor_locator(NullLocator())
         axes.set_xlabel(f"false-positive rate  (from 1/{n_neg:,})".replace(",", "\u2009"))
         axes.set_ylabel("true-positive rate")
-        axes.grid(color=_RULE[theme], linewidth=0.6)
-        axes.legend(loc="lower right", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85)
+        axes.grid(color=_RULE, linewidth=0.6)
+        axes.legend(loc="lower right", frameon=True, facecolor=_GROUND, edgecolor="none", framealpha=0.85)
 
-    return _figure(draw, title=title, theme=theme, size=(5.2, 4.4))
+    return _figure(draw, title=title, size=(5.2, 4.4))
 
 
 def dots_png(
@@ -157,7 +149,6 @@ def dots_png(
     xlabel: str,
     threshold: float | None = None,
     threshold_label: str = "",
-    theme: Theme = "light",
 ) -> bytes:
     """One line a group: every value as a faint dot, the mean as a full one, one standard deviation as a bar.
 
@@ -183,11 +174,11 @@ def dots_png(
                     "no value",
                     va="center",
                     fontsize=8,
-                    color=_MUTED[theme],
+                    color=_MUTED,
                     transform=axes.get_yaxis_transform(),
                 )
                 continue
-            colour = _SERIES[theme][0]
+            colour = _SERIES[0]
             if array.size > 1:
                 axes.errorbar(
                     array.mean(), row, xerr=array.std(ddof=1), color=colour, linewidth=1.6, capsize=3.5, zorder=3
@@ -197,23 +188,30 @@ def dots_png(
                 )
             axes.plot(array.mean(), row, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=4)
         if threshold is not None:
-            axes.axvline(threshold, color=_SERIES[theme][1], linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.axvline(threshold, color=_SERIES[1], linewidth=1.1, linestyle=(0, (4, 2)))
             axes.annotate(
-                threshold_label, (threshold, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -3), ha="left", va="top",
-                textcoords="offset points", fontsize=8, color=_SERIES[theme][1],
-            )  # fmt: skip
+                threshold_label,
+                (threshold, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, -3),
+                ha="left",
+                va="top",
+                textcoords="offset points",
+                fontsize=8,
+                color=_SERIES[1],
+            )
         axes.set_yticks(range(len(groups)), [_clipped(n) for n in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, 0.0) if left >= 0 else left, right + 0.04 * (right - left))
         axes.set_xlabel(xlabel)
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=_RULE[theme], linewidth=0.6)
+        axes.grid(axis="x", color=_RULE, linewidth=0.6)
 
-    return _figure(draw, title=title, theme=theme, size=(6.4, 1.1 + 0.36 * len(groups)))
+    return _figure(draw, title=title, size=(6.4, 1.1 + 0.36 * len(groups)))
 
 
-def table_png(picture: Picture, frame: pl.DataFrame, *, theme: Theme = "light") -> bytes:
+def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
     """A table as its declaration asks: lines with bands, bars or dots with whiskers, or all dots of one ``x`` in a row.
 
     Args:
@@ -227,37 +225,43 @@ def table_png(picture: Picture, frame: pl.DataFrame, *, theme: Theme = "light") 
         groups = {
             str(name): part[picture.y].to_numpy() for (name,), part in rows.group_by(picture.x, maintain_order=True)
         }
-        return dots_png(groups, title=picture.title, xlabel=ylabel, theme=theme)
+        return dots_png(groups, title=picture.title, xlabel=ylabel)
     bars = picture.kind in ("bars", "dots")  # one a row, names on the left
 
     def draw(axes: Axes) -> None:
         if rows.is_empty():
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.text(0.5, 0.5, "no row", ha="center", va="center", color=_MUTED[theme], transform=axes.transAxes)
+            axes.text(0.5, 0.5, "no row", ha="center", va="center", color=_MUTED, transform=axes.transAxes)
         elif bars:
-            _bars(axes, rows, picture, theme)
+            _bars(axes, rows, picture)
         else:
-            _lines(axes, rows, picture, theme)
+            _lines(axes, rows, picture)
         axes.set_xlabel(ylabel if bars else xlabel)
         if not bars:
             axes.set_ylabel(ylabel)
-        axes.grid(axis="x" if bars else "both", color=_RULE[theme], linewidth=0.6)
+        axes.grid(axis="x" if bars else "both", color=_RULE, linewidth=0.6)
 
     height = 1.1 + 0.3 * max(rows.height, 1) if bars else 3.6
-    return _figure(draw, title=picture.title, theme=theme, size=(6.4, height))
+    return _figure(draw, title=picture.title, size=(6.4, height))
 
 
-def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> None:
+def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture) -> None:
     groups = rows.group_by(picture.series, maintain_order=True) if picture.series else [(("",), rows)]
     for number, ((name,), part) in enumerate(groups):
         part = part.sort(picture.x)
-        colour = _SERIES[theme][number % len(_SERIES[theme])]
+        colour = _SERIES[number % len(_SERIES)]
         x = part[picture.x].to_numpy()
         axes.plot(
-            x, part[picture.y], color=colour, linewidth=1.7, marker="o", markersize=3.5,
-            linestyle=_DASHES[(number + number // len(_SERIES[theme])) % len(_DASHES)], label=_clipped(str(name)),
-        )  # fmt: skip
+            x,
+            part[picture.y],
+            color=colour,
+            linewidth=1.7,
+            marker="o",
+            markersize=3.5,
+            linestyle=_DASHES[(number + number // len(_SERIES)) % len(_DASHES)],
+            label=_clipped(str(name)),
+        )
         if picture.low and picture.high:
             band = part.drop_nulls([picture.low, picture.high])
             axes.fill_between(
@@ -269,21 +273,21 @@ def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> No
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     if picture.series:
-        axes.legend(loc="best", frameon=True, facecolor=_GROUND[theme], edgecolor="none", framealpha=0.85, fontsize=8)
+        axes.legend(loc="best", frameon=True, facecolor=_GROUND, edgecolor="none", framealpha=0.85, fontsize=8)
 
 
-def _bars(axes: Axes, rows: pl.DataFrame, picture: Picture, theme: Theme) -> None:
+def _bars(axes: Axes, rows: pl.DataFrame, picture: Picture) -> None:
     names = [" ".join(str(row[c]) for c in filter(None, (picture.series, picture.x))) for row in rows.to_dicts()]
     values = rows[picture.y].to_numpy().astype(np.float64)
     place = np.arange(len(names))
     if picture.kind == "bars":
-        axes.barh(place, values, color=_BAR[theme], height=0.7)
+        axes.barh(place, values, color=_BAR, height=0.7)
     else:
-        axes.plot(values, place, "o", color=_SERIES[theme][0], markersize=6)
+        axes.plot(values, place, "o", color=_SERIES[0], markersize=6)
     if picture.low and picture.high:
         low, high = (rows[c].to_numpy().astype(np.float64) for c in (picture.low, picture.high))
         whiskers = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
-        axes.errorbar(values, place, xerr=whiskers, fmt="none", color=_INK[theme], linewidth=1.0, capsize=2.5)
+        axes.errorbar(values, place, xerr=whiskers, fmt="none", color=_INK, linewidth=1.0, capsize=2.5)
     axes.set_yticks(place, [_clipped(n) for n in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -312,8 +316,13 @@ def example_png(x: NDArray[Any], *, low: float | None = None, high: float | None
     """
     pixels = _pixels(np.asarray(x)[None], low, high)[0]
     factor = max(1, math.ceil(min_side / max(pixels.shape[:2])))
-    return _png(Image.fromarray(np.kron(pixels, np.ones((factor, factor, 1), np.uint8)).squeeze(-1) if pixels.shape[2] == 1
-                                else pixels.repeat(factor, 0).repeat(factor, 1)))  # fmt: skip
+    return _png(
+        Image.fromarray(
+            np.kron(pixels, np.ones((factor, factor, 1), np.uint8)).squeeze(-1)
+            if pixels.shape[2] == 1
+            else pixels.repeat(factor, 0).repeat(factor, 1)
+        )
+    )
 
 
 def grid_png(
@@ -322,7 +331,6 @@ def grid_png(
     *,
     lengths: Sequence[int] = (),
     title: str = "",
-    theme: Theme = "light",
 ) -> bytes:
     """A sheet of examples, one caption under each.
 
@@ -351,13 +359,26 @@ def grid_png(
         for number, place in enumerate(places):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.set_axis_off()
-            axes.imshow(pixels[number].squeeze(-1) if pixels.shape[3] == 1 else pixels[number], cmap="gray", vmin=0, vmax=255,
-                        interpolation="nearest")  # fmt: skip
+            axes.imshow(
+                pixels[number].squeeze(-1) if pixels.shape[3] == 1 else pixels[number],
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                interpolation="nearest",
+            )
             if captions:
-                axes.text(0.5, -0.08, captions[number], ha="center", va="top", fontsize=6.5, transform=axes.transAxes,
-                          color=_INK[theme])  # fmt: skip
+                axes.text(
+                    0.5,
+                    -0.08,
+                    captions[number],
+                    ha="center",
+                    va="top",
+                    fontsize=6.5,
+                    transform=axes.transAxes,
+                    color=_INK,
+                )
 
-    return _save(figure, fill, title=title, theme=theme, colours=None)
+    return _save(figure, fill, title=title, colours=None)
 
 
 def _clipped(text: str, most: int = 32) -> str:
@@ -398,7 +419,7 @@ def _pixels(images: NDArray[Any], low: float | None, high: float | None) -> NDAr
     return np.ascontiguousarray(stack.transpose(0, 2, 3, 1))
 
 
-def _figure(draw: Callable[[Axes], None], *, title: str, theme: Theme, size: tuple[float, float]) -> bytes:
+def _figure(draw: Callable[[Axes], None], *, title: str, size: tuple[float, float]) -> bytes:
     figure = Figure(figsize=(size[0], size[1] + (0.25 if title else 0)), dpi=_DPI)
 
     def fill() -> None:
@@ -408,20 +429,32 @@ def _figure(draw: Callable[[Axes], None], *, title: str, theme: Theme, size: tup
             axes.spines[side].set_visible(False)
         draw(axes)
 
-    return _save(figure, fill, title=title, theme=theme)
+    return _save(figure, fill, title=title)
 
 
-def _save(figure: Figure, fill: Callable[[], None], *, title: str, theme: Theme, colours: int | None = 64) -> bytes:
+def _save(figure: Figure, fill: Callable[[], None], *, title: str, colours: int | None = 64) -> bytes:
     style = {
-        "figure.facecolor": _GROUND[theme], "axes.facecolor": _GROUND[theme], "axes.edgecolor": _MUTED[theme],
-        "axes.linewidth": 0.7, "axes.labelcolor": _INK[theme], "text.color": _INK[theme], "xtick.color": _MUTED[theme],
-        "ytick.color": _MUTED[theme], "xtick.labelcolor": _INK[theme], "ytick.labelcolor": _INK[theme], "font.size": 9,
-        "axes.labelsize": 9, "legend.fontsize": 8.5, "font.family": ["DejaVu Sans"], "axes.formatter.use_mathtext": False, "text.parse_math": False,
-    }  # fmt: skip
+        "figure.facecolor": _GROUND,
+        "axes.facecolor": _GROUND,
+        "axes.edgecolor": _MUTED,
+        "axes.linewidth": 0.7,
+        "axes.labelcolor": _INK,
+        "text.color": _INK,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "xtick.labelcolor": _INK,
+        "ytick.labelcolor": _INK,
+        "font.size": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8.5,
+        "font.family": ["DejaVu Sans"],
+        "axes.formatter.use_mathtext": False,
+        "text.parse_math": False,
+    }
     with mpl.rc_context():
         mpl.rcParams.update({k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")})
         mpl.rcParams.update(style)
-        figure.set_facecolor(_GROUND[theme])
+        figure.set_facecolor(_GROUND)
         figure.set_layout_engine("constrained")
         canvas = FigureCanvasAgg(figure)
         fill()

@@ -265,9 +265,13 @@ def _about_model(every: Sequence[Row]) -> Answer | None:
     counted = any(r.counted for r in found)
     limit = "" if counted else " Reported, not judged: the plan sets no thresholds.max_target_auc."
     return Answer(
-        about=MODEL, question="Does the audited model expose its training data?", answer=answer, verdict=deciding.verdict, counted=counted,
+        about=MODEL,
+        question="Does the audited model expose its training data?",
+        answer=answer,
+        verdict=deciding.verdict,
+        counted=counted,
         sentence=_said(deciding) + limit,
-    )  # fmt: skip
+    )
 
 
 def _about_removal(every: Sequence[Row], decides: str | None, powerless: Sequence[str]) -> Answer | None:
@@ -281,8 +285,13 @@ def _about_removal(every: Sequence[Row], decides: str | None, powerless: Sequenc
         verdict, sentence = Verdict.INCONCLUSIVE, _blind(blind)
     answer = {Verdict.FAIL: "no", Verdict.PASS: "yes, as far as these attacks see"}.get(verdict, "cannot be told")
     return Answer(
-        about=REMOVAL, question=f"Is what {decides or deciding.method} removed gone?", answer=answer, verdict=verdict, counted=True, sentence=sentence,
-    )  # fmt: skip
+        about=REMOVAL,
+        question=f"Is what {decides or deciding.method} removed gone?",
+        answer=answer,
+        verdict=verdict,
+        counted=True,
+        sentence=sentence,
+    )
 
 
 def _about_rest(every: Sequence[Row]) -> Answer | None:
@@ -291,9 +300,17 @@ def _about_rest(every: Sequence[Row]) -> Answer | None:
         return None
     deciding = _deciding(found)
     return Answer(
-        about=OTHERS, question="Do the other audits pass?", answer="yes" if deciding.verdict is Verdict.PASS else "no" if deciding.verdict is Verdict.FAIL else "cannot be told",
-        verdict=deciding.verdict, counted=True, sentence=f"{deciding.about}, {_said(deciding)}" if deciding.about else _said(deciding),
-    )  # fmt: skip
+        about=OTHERS,
+        question="Do the other audits pass?",
+        answer="yes"
+        if deciding.verdict is Verdict.PASS
+        else "no"
+        if deciding.verdict is Verdict.FAIL
+        else "cannot be told",
+        verdict=deciding.verdict,
+        counted=True,
+        sentence=f"{deciding.about}, {_said(deciding)}" if deciding.about else _said(deciding),
+    )
 
 
 def _blind(powerless: Sequence[str]) -> str:

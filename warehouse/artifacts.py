@@ -162,13 +162,15 @@ class ArtifactStore:
         return self._manifest_path(name).exists()
 
     def holds(self, name: str, sha256: str) -> bool:
-        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read)."""
+        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read), and the
+        file for people too where there is one."""
         try:
             manifest = self._manifest(name)
-            size = self._content_path(name, manifest).stat().st_size
+            files = {self._content_path(name, manifest), self._artifact(name, manifest).path}
+            sizes = {file.stat().st_size for file in files}
         except (NotReady, IntegrityError, OSError):
             return False
-        return bool(manifest["sha256"] == sha256 and size == manifest["size_bytes"])
+        return bool(manifest["sha256"] == sha256 and sizes == {manifest["size_bytes"]})
 
     def remove(self, name: str) -> None:
         """Delete ``name``; the manifest goes first, so no reader finds half of it."""
