@@ -18,6 +18,7 @@ from contracts.tables import Column, TableSpec
 from contracts.verdicts import INFORMATION, Finding, Verdict
 from reports import judge
 
+pytestmark = pytest.mark.timeout(1200)
 RETRAINS_EACH_RUN = tuple(name for name, (_, needs) in CHEATS.items() if needs)  # slow in 60 shadow runs
 SEEDS = (3, 14, 159, 2653, 58979)
 
@@ -43,7 +44,6 @@ def test_no_cheat_passes(home: Path, cheats: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_cheat_passes_on_any_seed(home: Path, cheats: list[str], seed: int) -> None:
     found = verdicts_of(audit(home, plan(seed, cheats)), cheats)
@@ -51,7 +51,6 @@ def test_no_cheat_passes_on_any_seed(home: Path, cheats: list[str], seed: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_exact_retraining_passes_where_no_cheat_does(tmp_path: Path) -> None:
     """About 0.9 of audits of this size pass, and at most alpha = 0.05 of them fail by chance (seed 159 does: one canary of ten
     at p = 0.0003); without this the gallery would be proof of nothing."""

@@ -24,11 +24,11 @@ NAMES = [f"person{i:03d}@example.org" for i in range(60)]
 
 def palimpsest(*arguments: str) -> str:
     """What a command that ends well prints; a known error is raised."""
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code in (0, 1), result.output
-    return result.output
+    return " ".join(result.output.split())  # however narrow the terminal is
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_predicates_are_checked_when_they_are_registered(audited_home: Path) -> 
         ("colour = 'red'", "colour"),
     ):
         with pytest.raises((DataError, InvalidInput), match=says):
-            palimpsest("request", "add", "small", "--where", where, "--id", "refused")
-    assert "refused" not in palimpsest("request", "list", "small")
+            palimpsest("request", "add", "small", "--where", where, "--id", "nonsense")
+    assert "nonsense" not in palimpsest("request", "list", "small")
     said = palimpsest("request", "add", "small", "--where", "label = 1", "--id", "ones", "--unverified")
     assert "classes: 1 " in said
 
@@ -181,7 +181,7 @@ def test_a_person_whose_rows_are_all_in_the_test_split_is_answered(mine: Path) -
     tested = data.example_id[data.split == "test"][:2]
     said = palimpsest("request", "add", "mine", "--ids", ",".join(map(str, tested)), "--id", "r1")
     assert "2 in test" in said and "nothing to unlearn" in said
-    assert "the audited model was not trained on them" in palimpsest("request", "run", "mine", "r1").replace("\n", " ")
+    assert "the audited model was not trained on them" in palimpsest("request", "run", "mine", "r1")
     assert warehouse(mine).requests.get("r1").state is RequestState.CLOSED
 
 
