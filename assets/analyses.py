@@ -33,9 +33,13 @@ def analyses(
 
 
 def _stage(
-    subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scores: Mapping[str, Stage],
-    splits: Mapping[str, Stage], before: Mapping[str, Stage],
-) -> Stage:  # fmt: skip
+    subject: Subject,
+    choice: Choice,
+    upstream: Mapping[str, Stage],
+    scores: Mapping[str, Stage],
+    splits: Mapping[str, Stage],
+    before: Mapping[str, Stage],
+) -> Stage:
     spec = analysis.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
     return Stage(
@@ -61,7 +65,7 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
             config=config,
             seed=derive_seed(run.subject.seed, "analysis", spec.name) % 2**31,
             progress=run.progress,
-            **needs.handed(run, spec, upstream),
+            **needs.provided(run, spec, upstream),
         )
     except (NotApplicable, NotTrusted) as error:
         return Output(tables=[(t, empty(t), {}) for t in spec.tables], warnings={APPLIES: str(error)})

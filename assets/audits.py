@@ -98,11 +98,17 @@ def _run_attack(
         frames.setdefault(name, []).append(
             pl.DataFrame(
                 {
-                    "audited": name, "attack": spec.name, "seed": seed, "example_id": ids[shown], "score": score[shown],
-                    "is_member": member[shown], "n_in": n_in[shown], "n_out": len(ensemble.keep) - n_in[shown],
+                    "audited": name,
+                    "attack": spec.name,
+                    "seed": seed,
+                    "example_id": ids[shown],
+                    "score": score[shown],
+                    "is_member": member[shown],
+                    "n_in": n_in[shown],
+                    "n_out": len(ensemble.keep) - n_in[shown],
                 }
             ).with_columns(pl.col("score").fill_nan(None))
-        )  # fmt: skip
+        )
         report = attack_report(
             score[shown],
             member[shown],
@@ -205,21 +211,35 @@ _NO_CAP = {name: pl.Float64 for name in ("tpr", "tpr_lo", "tpr_hi", "fpr", "fpr_
 def _umia_row(result: UMIAResult) -> dict[str, Any]:
     """A row of audits.attack_reports; its claim is the accuracy, so no rate at a cap is given."""
     return {
-        "n_pos": result.n_pos, "n_neg": result.n_neg, "auc": result.auc, "auc_lo": result.auc_low, "auc_hi": result.auc_high,
-        "balanced_acc": result.published_accuracy, "balanced_acc_heldout": result.accuracy,
-        "balanced_acc_heldout_lo": result.low, "balanced_acc_heldout_hi": result.high, "fpr_cap": 1.0,
-        **dict.fromkeys(_NO_CAP), "reliable": True,
-    }  # fmt: skip
+        "n_pos": result.n_pos,
+        "n_neg": result.n_neg,
+        "auc": result.auc,
+        "auc_lo": result.auc_low,
+        "auc_hi": result.auc_high,
+        "balanced_acc": result.published_accuracy,
+        "balanced_acc_heldout": result.accuracy,
+        "balanced_acc_heldout_lo": result.low,
+        "balanced_acc_heldout_hi": result.high,
+        "fpr_cap": 1.0,
+        **dict.fromkeys(_NO_CAP),
+        "reliable": True,
+    }
 
 
 def _umia_of(row: Mapping[str, Any]) -> UMIAResult:
     from attacks.membership.unlearning import UMIAResult
 
     return UMIAResult(
-        accuracy=row["balanced_acc_heldout"], low=row["balanced_acc_heldout_lo"], high=row["balanced_acc_heldout_hi"],
-        published_accuracy=row["balanced_acc"], auc=row["auc"], auc_low=row["auc_lo"], auc_high=row["auc_hi"],
-        n_pos=row["n_pos"], n_neg=row["n_neg"],
-    )  # fmt: skip
+        accuracy=row["balanced_acc_heldout"],
+        low=row["balanced_acc_heldout_lo"],
+        high=row["balanced_acc_heldout_hi"],
+        published_accuracy=row["balanced_acc"],
+        auc=row["auc"],
+        auc_low=row["auc_lo"],
+        auc_high=row["auc_hi"],
+        n_pos=row["n_pos"],
+        n_neg=row["n_neg"],
+    )
 
 
 def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage], retrainings: Stage) -> Stage:
@@ -256,10 +276,18 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
         rows.setdefault(name, []).append({"audited": name, "seed": seed, **dataclasses.asdict(found)})
         scored.setdefault(name, []).append(
             pl.DataFrame(
-                {"audited": name, "attack": AGAINST_RETRAINING, "seed": seed, "example_id": ids, "score": example_t,
-                 "is_member": True, "n_in": 0, "n_out": found.num_retrainings}
+                {
+                    "audited": name,
+                    "attack": AGAINST_RETRAINING,
+                    "seed": seed,
+                    "example_id": ids,
+                    "score": example_t,
+                    "is_member": True,
+                    "n_in": 0,
+                    "n_out": found.num_retrainings,
+                }
             )
-        )  # fmt: skip
+        )
     tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
     for name in rows:
         tables.append((schema.AGAINST_RETRAINING, pl.DataFrame(rows[name]), {"audited": name}))
@@ -385,12 +413,14 @@ def _frame(stage: str, found: Sequence[tuple[str, Finding]], *, in_use: str) -> 
     texts = ("stage", "kind", "about", "method", "what", "verdict", "sentence")
     rows = [
         {
-            "stage": stage, "about": about, "verdict": f.verdict.value,
+            "stage": stage,
+            "about": about,
+            "verdict": f.verdict.value,
             **{name: getattr(f, name) for name in ("kind", "method", "what", "sentence", *figures)},
             "judged": f.judged and (f.method in ("", in_use) or (not in_use and f.method != NONE)),
         }
         for about, f in found
-    ]  # fmt: skip
+    ]
     types = {**dict.fromkeys(texts, pl.String), **dict.fromkeys(figures, pl.Float64), "judged": pl.Boolean}
     frame = pl.DataFrame(rows, schema=types)
     # Two findings of one name are two findings: neither may hide the other.
@@ -442,9 +472,14 @@ def _judge_method(
     gaps, quality = {}, {}
     for row in runs.iter_rows(named=True):
         gaps[row["seed"]] = judge_gap(
-            row["avg_gap"], row["avg_gap_lo"], row["avg_gap_hi"], spread=row["retrain_spread"], what="gap",
-            thresholds=limits, num_tests=tests,
-        )  # fmt: skip
+            row["avg_gap"],
+            row["avg_gap_lo"],
+            row["avg_gap_hi"],
+            spread=row["retrain_spread"],
+            what="gap",
+            thresholds=limits,
+            num_tests=tests,
+        )
         lost = {
             name: (row[f"{short}_lost"], row[f"{short}_lost_lo"], row[f"{short}_lost_hi"])
             for name, short in (("retained", "ra"), ("test", "ta"))
@@ -480,7 +515,9 @@ def _judge_attacks(
             )
             for row in rows.to_dicts()
         }
-        out.append(worst(by_seed) if by_seed else judge_against_retraining(None, what="against retraining", thresholds=limits))  # fmt: skip
+        out.append(
+            worst(by_seed) if by_seed else judge_against_retraining(None, what="against retraining", thresholds=limits)
+        )
     reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == about)
     for name in (n for n in attack_stages if n != AGAINST_RETRAINING):
         what = f"attack/{name}"

@@ -28,8 +28,12 @@ def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str,
 
 
 def _stage(
-    subject: Subject, split: Split, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], before: Mapping[str, Stage]
-) -> Stage:  # fmt: skip
+    subject: Subject,
+    split: Split,
+    upstream: Mapping[str, Stage],
+    scores: Mapping[str, Stage],
+    before: Mapping[str, Stage],
+) -> Stage:
     spec = curator.get(split.method).spec
     config = spec.config.from_mapping(split.config)
     return Stage(
@@ -71,7 +75,7 @@ def choose(run: Run, dataset_id: str, method: str, config: Any, upstream: Mappin
         run.train,
         config=config,
         seed=derive_seed(run.subject.seed, "split", dataset_id) % 2**31,
-        **needs.handed(run, curator.get(method).spec, upstream),
+        **needs.provided(run, curator.get(method).spec, upstream),
     )
     return frame.sort("example_id")  # type: ignore[no-any-return]
 
@@ -82,9 +86,12 @@ def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataF
     ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in spec.roles}
     stored = run.save(ids, {"dataset_id": dataset_id, "method": method})
     row = {
-        "dataset_id": dataset_id, "method": method, "num_examples": members.height,
-        "digest": digest({role: v.tolist() for role, v in ids.items()}), "config": canonical_json(config),
-    }  # fmt: skip
+        "dataset_id": dataset_id,
+        "method": method,
+        "num_examples": members.height,
+        "digest": digest({role: v.tolist() for role, v in ids.items()}),
+        "config": canonical_json(config),
+    }
     partition = {"dataset_id": dataset_id}
     return Output(
         tables=[
@@ -95,10 +102,15 @@ def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataF
         members=np.concatenate(list(ids.values())),
         metadata={
             **{role: len(v) for role, v in ids.items()},
-            "per_class": members.join(_labels(run), on="example_id").group_by("label_name", "role").len()
-            .pivot("role", index="label_name", values="len").fill_null(0).sort("label_name").to_dicts(),
+            "per_class": members.join(_labels(run), on="example_id")
+            .group_by("label_name", "role")
+            .len()
+            .pivot("role", index="label_name", values="len")
+            .fill_null(0)
+            .sort("label_name")
+            .to_dicts(),
         },
-    )  # fmt: skip
+    )
 
 
 def _labels(run: Run) -> pl.DataFrame:

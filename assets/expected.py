@@ -54,7 +54,12 @@ def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str
         return f"{sizes} cannot carry a pass: {lacking}. The audit will be inconclusive at best."
     assert subject.unlearning is not None
     chance = pass_probability(
-        num, unseen, plain=len(subject.attacks) - len(with_references), reference=len(with_references),
-        models=subject.unlearning.seeds, num_references=references, thresholds=limits,
-    )  # fmt: skip
+        num,
+        unseen,
+        plain=len(subject.attacks) - len(with_references),
+        reference=len(with_references),
+        models=subject.unlearning.seeds,
+        num_references=references,
+        thresholds=limits,
+    )
     return f"{sizes}: exact removal would pass the attacks with probability {chance:.2f}; else it is inconclusive, and fails in at most {limits.alpha:.0%}."

@@ -42,8 +42,12 @@ def subject_stages(subject: Subject) -> list[Stage]:
 
 
 def _forgetting(
-    subject: Subject, upstream: Mapping[str, Stage], scope: Scope, scored: Mapping[str, Stage], analysed: Mapping[str, Stage]
-) -> list[Stage]:  # fmt: skip
+    subject: Subject,
+    upstream: Mapping[str, Stage],
+    scope: Scope,
+    scored: Mapping[str, Stage],
+    analysed: Mapping[str, Stage],
+) -> list[Stage]:
     """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
     jobs = unlearning.jobs(subject, upstream, scope)
     comparison = unlearning.comparison(subject, scope, jobs)

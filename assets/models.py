@@ -97,11 +97,16 @@ def checkpoint_row(
     if isinstance(config, SupervisedConfig):
         epochs = num_epochs(len(run.train), config, smallest=smallest_batch(model))
     row: dict[str, Any] = {
-        "artifact_id": artifact, "role": role, "seed": seed,
+        "artifact_id": artifact,
+        "role": role,
+        "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "train_loss_nats": None, "train_acc": None, "test_acc": None, "wall_s": wall_s,
-    }  # fmt: skip
+        "train_loss_nats": None,
+        "train_acc": None,
+        "test_acc": None,
+        "wall_s": wall_s,
+    }
     if logits is not None and run.data.task == "classification":
         correct = logits.argmax(1) == run.data.y
         train = run.data.split == "train"

@@ -31,17 +31,25 @@ if TYPE_CHECKING:
     from torch import nn
 
 STANDS_ON = {
-    "model": "target", "unlearn": "target", "early_models": "early", "ensemble": "ensemble",
-}  # fmt: skip
+    "model": "target",
+    "unlearn": "target",
+    "early_models": "early",
+    "ensemble": "ensemble",
+}
 _COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
 TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
 
 
 def stages_of(
-    spec: MethodSpec, config: Any, upstream: Mapping[str, Stage], *, scores: Mapping[str, Stage],
-    splits: Mapping[str, Stage], analyses: Mapping[str, Stage] = MappingProxyType({}),
-) -> tuple[Stage, ...]:  # fmt: skip
+    spec: MethodSpec,
+    config: Any,
+    upstream: Mapping[str, Stage],
+    *,
+    scores: Mapping[str, Stage],
+    splits: Mapping[str, Stage],
+    analyses: Mapping[str, Stage] = MappingProxyType({}),
+) -> tuple[Stage, ...]:
     """The stages a method reads, the examples first.
 
     Args:
@@ -91,7 +99,7 @@ def _named(kind: str, name: str, stages: Mapping[str, Stage], method: str) -> St
     return stages[name]
 
 
-def handed(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Any]:
+def provided(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Any]:
     """The keyword arguments for one call of a method."""
     return {need: _MAKE[need](run, upstream) for need in spec.needs}
 
@@ -186,7 +194,7 @@ class _UnlearnFrom:
             config=method.spec.config.from_mapping(chosen.get(name, {})),
             seed=seed,
             progress=self.run.progress,
-            **handed(self.run, method.spec, self.upstream),
+            **provided(self.run, method.spec, self.upstream),
         )
         known = retain.take(np.arange(min(len(retain), _COMPARED)))
         build = model_builder(self.run.subject, retain)

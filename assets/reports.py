@@ -41,9 +41,14 @@ SHOWN = 16
 
 
 def audit_report(
-    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, scores: Mapping[str, Stage],
-    analyses: Mapping[str, Stage], findings: Stage, comparison: Stage | None,
-) -> Stage:  # fmt: skip
+    subject: Subject,
+    upstream: Mapping[str, Stage],
+    scope: Scope | None,
+    scores: Mapping[str, Stage],
+    analyses: Mapping[str, Stage],
+    findings: Stage,
+    comparison: Stage | None,
+) -> Stage:
     """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder."""
     per_request = scope is not None and scope.per_request
     return Stage(
@@ -294,9 +299,13 @@ def _twins(run: Run) -> pl.DataFrame:
     found = run.read(score.get(CLOSURE).spec.table).filter((pl.col("group_size") > 1) & pl.lit(trusted))
     closest = pl.col("similarity").max().over("group_id")
     order = [pl.col("group_labels") == 1, -closest, "group_id", "example_id"]
-    return found.sort(order).head(SHOWN).select(
-        "example_id", value="similarity", note=pl.format("group {} of {}{}", "group_id", "group_size", conflict)
-    )  # fmt: skip
+    return (
+        found.sort(order)
+        .head(SHOWN)
+        .select(
+            "example_id", value="similarity", note=pl.format("group {} of {}{}", "group_id", "group_size", conflict)
+        )
+    )
 
 
 def _ask(run: Run, name: str, **params: Any) -> pl.DataFrame:

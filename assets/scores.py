@@ -58,15 +58,19 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
             run.train,
             config=config,
             seed=derive_seed(run.subject.seed, "score", spec.name) % 2**31,
-            **needs.handed(run, spec, upstream),
+            **needs.provided(run, spec, upstream),
         ).sort("example_id")
         reasons = [reason for gate in spec.gates if (reason := _refusal(frame, gate))]
     except (NotApplicable, NotTrusted) as error:
         frame, reasons = empty(spec.table), [str(error)]
     row = {
-        "score": spec.name, "num_examples": frame.height, "passed": not reasons, "reason": " ".join(reasons),
-        "higher_means": spec.higher_means, "wall_s": time.perf_counter() - started,
-    }  # fmt: skip
+        "score": spec.name,
+        "num_examples": frame.height,
+        "passed": not reasons,
+        "reason": " ".join(reasons),
+        "higher_means": spec.higher_means,
+        "wall_s": time.perf_counter() - started,
+    }
     values = frame[spec.value].drop_nulls()
     return Output(
         tables=[(spec, frame, {}), (schema.SCORE_RUNS, pl.DataFrame([row]), {"score": spec.name})],

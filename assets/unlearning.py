@@ -115,9 +115,18 @@ def job_seeds(subject: Subject) -> tuple[int, ...]:
 def _training_part(subject: Subject) -> Subject:
     """The plan without what has no part in a job, so that a new threshold or score does not make a new job."""
     return dataclasses.replace(
-        subject, title="", scores=(), analyses=(), splits=(), unlearning=None, attacks=(), thresholds=Thresholds(),
-        schedule=None, owners=(), budget_min=None,
-    )  # fmt: skip
+        subject,
+        title="",
+        scores=(),
+        analyses=(),
+        splits=(),
+        unlearning=None,
+        attacks=(),
+        thresholds=Thresholds(),
+        schedule=None,
+        owners=(),
+        budget_min=None,
+    )
 
 
 def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
@@ -265,8 +274,10 @@ def _distance(run: Run, own: list[Answers], retrained: list[Answers], s: int, *,
     lost = quality_lost(own[s], retrained[s], alpha=alpha, same=same)
     others = [gap_to_retraining(retrained[s], other, alpha=alpha).value for r, other in enumerate(retrained) if r != s]
     found = {
-        "avg_gap_lo": gap.low, "avg_gap_hi": gap.high, "retrain_spread": float(np.mean(others)) if others else None,
-    }  # fmt: skip
+        "avg_gap_lo": gap.low,
+        "avg_gap_hi": gap.high,
+        "retrain_spread": float(np.mean(others)) if others else None,
+    }
     for name, figure in (("ra", lost["retained"]), ("ta", lost["test"])):
         found |= {f"{name}_lost": figure.value, f"{name}_lost_lo": figure.low, f"{name}_lost_hi": figure.high}
     return found

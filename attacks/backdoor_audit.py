@@ -108,7 +108,7 @@ BACKDOOR = TableSpec(
             name="manipulation", dtype="str", choices=("poison", "confusion", "random_label"), doc="what was planted"
         ),
         Column(name="num_manipulated", dtype="int64", low=1, unit="examples", doc="manipulated training examples"),
-        Column(name="num_identified", dtype="int64", low=0, unit="examples", doc="of them handed to the unlearner"),
+        Column(name="num_identified", dtype="int64", low=0, unit="examples", doc="of them given to the unlearner"),
         Column(
             name="num_attacked",
             dtype="int64",

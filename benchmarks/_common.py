@@ -82,9 +82,15 @@ def images(num: int, shape: tuple[int, int, int], seed: int) -> ExampleSet:
     """Noise with labels: uint8 images of ten classes."""
     rng = np.random.default_rng(seed)
     return ExampleSet(
-        name="noise", task="classification",
-        x=rng.integers(0, 256, (num, *shape), dtype=np.uint8), y=rng.integers(0, CLASSES, num),
-        example_id=np.arange(num), split=np.full(num, "train", "<U5"), owner=np.full(num, ""),
-        content_hash=np.full(num, "", "<U64"), class_names=tuple(map(str, range(CLASSES))),
-        center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
-    )  # fmt: skip
+        name="noise",
+        task="classification",
+        x=rng.integers(0, 256, (num, *shape), dtype=np.uint8),
+        y=rng.integers(0, CLASSES, num),
+        example_id=np.arange(num),
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(CLASSES))),
+        center=np.zeros(1, np.float32),
+        scale=np.full(1, 1 / 255, np.float32),
+    )

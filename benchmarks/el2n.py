@@ -6,7 +6,7 @@
   to reading the same images 28 x 28 and passing them forward, the two turn by turn, median of the paired ratios;
   for one model and for three (the bare passes then read the images once a model, as a loop over models would).
 - Memory: 2 million examples in a process of its own. What scoring adds at its peak to what holds the data, the model and
-  the table handed back, as a ratio to those.
+  the table returned, as a ratio to those.
 
 Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
 """

@@ -58,9 +58,12 @@ def pairs(train: int, test: int, models: int, seed: int) -> dict[str, float]:
     true = found.test < PLANTED
     true[true] = found.train[true] == planted[found.test[true]]
     return {
-        "peak_gib": peak_gib(), "wall_s": time.perf_counter() - start, "over": found.num_over,
-        "found": float(true.sum() / PLANTED), "false": float((~true).sum() / max(1, len(true))),
-    }  # fmt: skip
+        "peak_gib": peak_gib(),
+        "wall_s": time.perf_counter() - start,
+        "over": found.num_over,
+        "found": float(true.sum() / PLANTED),
+        "false": float((~true).sum() / max(1, len(true))),
+    }
 
 
 def peak_gib() -> float:

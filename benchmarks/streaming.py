@@ -6,7 +6,7 @@ Each measurement is a child process of its own. It maps a file of uint8 images 1
 scores, calls the score with two models, and samples its anonymous resident memory every two milliseconds meanwhile (pages
 of the mapped file are the page cache's, not the program's). What is compared is
 
-    working memory = peak during the call - (columns of the examples, held before it) - (the table handed back)
+    working memory = peak during the call - (columns of the examples, held before it) - (the table returned)
 
 that is interpreter, libraries, model, batches and everything the method keeps on the way; the first and the last term are one
 row an example whatever the method does. It may grow by 10% while the examples grow tenfold. The logits of the reference
@@ -40,8 +40,15 @@ from sources.example_set import ExampleSet
 
 SHAPE, CLASSES, MODELS, BOUND, CHUNK = (1, 4, 4), 10, 2, 1.1, 100_000
 SCORES = (
-    "el2n", "grand", "forgetting", "memorization", "label_quality", "concept_attribution", "near_duplicates", "knn_disagreement",
-)  # fmt: skip
+    "el2n",
+    "grand",
+    "forgetting",
+    "memorization",
+    "label_quality",
+    "concept_attribution",
+    "near_duplicates",
+    "knn_disagreement",
+)
 NUMBERS = ("worst_case_forget", "personal_loss")
 PER_EXAMPLE = 400  # bytes
 USERS, ITEMS = 20_000, 1_000
@@ -66,22 +73,37 @@ def write(path: Path, num: int, seed: int) -> None:
 
 def examples(path: Path, num: int, seed: int) -> ExampleSet:
     return ExampleSet(
-        name="mapped", task="classification", x=np.memmap(path, np.uint8, "r", shape=(num, *SHAPE)),
-        y=np.random.default_rng(seed).integers(0, CLASSES, num), example_id=np.arange(num),
-        split=np.full(num, "train", "<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
-        class_names=tuple(map(str, range(CLASSES))), center=np.zeros(1, np.float32), scale=np.full(1, 1 / 255, np.float32),
-    )  # fmt: skip
+        name="mapped",
+        task="classification",
+        x=np.memmap(path, np.uint8, "r", shape=(num, *SHAPE)),
+        y=np.random.default_rng(seed).integers(0, CLASSES, num),
+        example_id=np.arange(num),
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(CLASSES))),
+        center=np.zeros(1, np.float32),
+        scale=np.full(1, 1 / 255, np.float32),
+    )
 
 
 def clicks(path: Path, num: int, seed: int) -> ExampleSet:
     """Interactions of 20,000 users with 1,000 items, none twice."""
     pair = np.sort(np.random.default_rng(seed).choice(USERS * ITEMS, num, replace=False))
     return ExampleSet(
-        name="clicks", task="ranking", x=(pair // ITEMS)[:, None], y=pair % ITEMS, example_id=np.arange(num),
-        split=np.full(num, "train", "<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
-        class_names=tuple(map(str, range(ITEMS))), center=np.zeros(1, np.float32), scale=np.ones(1, np.float32),
+        name="clicks",
+        task="ranking",
+        x=(pair // ITEMS)[:, None],
+        y=pair % ITEMS,
+        example_id=np.arange(num),
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(ITEMS))),
+        center=np.zeros(1, np.float32),
+        scale=np.ones(1, np.float32),
         provenance={"num_users": USERS},
-    )  # fmt: skip
+    )
 
 
 def anonymous() -> int:
@@ -121,9 +143,13 @@ def ensemble_of(data: ExampleSet, folder: Path, seed: int) -> ReferenceEnsemble:
     keep = np.zeros((4, num), bool)
     keep[::2, ::2], keep[1::2, 1::2] = True, True
     return ReferenceEnsemble(
-        example_id=data.example_id, pool=np.ones(num, bool), labels=data.y, keep=keep,
-        logits=np.memmap(path, np.float32, "r", shape=(4, num, CLASSES)), config_digest="",
-    )  # fmt: skip
+        example_id=data.example_id,
+        pool=np.ones(num, bool),
+        labels=data.y,
+        keep=keep,
+        logits=np.memmap(path, np.float32, "r", shape=(4, num, CLASSES)),
+        config_digest="",
+    )
 
 
 def observed(data: ExampleSet, seed: int, *, effort: float = 1.0, observe: Any = None) -> None:
@@ -146,8 +172,13 @@ def working(name: str, folder: str, num: int, seed: int) -> int:
     examples_of = clicks if name == "personal_loss" else examples
     if name == "personal_loss":
         models = [build("mf", {"dim": 8}, input_shape=(USERS,), num_outputs=ITEMS, seed=seed).eval()]
-    have = {"early_models": lambda d: models, "model": lambda d: models[0], "train": lambda d: observed,
-            "ensemble": lambda d: ensemble_of(d, home, seed), "unlearn": lambda d: None}  # fmt: skip
+    have = {
+        "early_models": lambda d: models,
+        "model": lambda d: models[0],
+        "train": lambda d: observed,
+        "ensemble": lambda d: ensemble_of(d, home, seed),
+        "unlearn": lambda d: None,
+    }
 
     def call(data: ExampleSet, needs: Any) -> Any:
         return method(data, config=config, seed=0, **needs)

@@ -93,8 +93,13 @@ class ForgetRequest(Config):
     def check(self) -> None:
         check_name(self.request_id, kind="request id")
         check_name(self.subject, kind="subject")
-        given = {"ids": bool(self.ids), "owner": bool(self.owner), "class": bool(self.class_name),
-                 "where": bool(self.where), "score": bool(self.score)}  # fmt: skip
+        given = {
+            "ids": bool(self.ids),
+            "owner": bool(self.owner),
+            "class": bool(self.class_name),
+            "where": bool(self.where),
+            "score": bool(self.score),
+        }
         chosen = [k for k, v in given.items() if v]
         if chosen != [self.selector]:
             raise ConfigError(

@@ -35,7 +35,11 @@ def _time(name: str, doc: str, **more: object) -> Column:
 _SEED = Column(name="seed", dtype="int64", doc="seed of the audited model: every model is judged on its own", low=0)
 
 EXAMPLES = TableSpec(
-    schema="data", name="examples", doc="Every example of a subject's data set.", key=("example_id",), min_rows=1,
+    schema="data",
+    name="examples",
+    doc="Every example of a subject's data set.",
+    key=("example_id",),
+    min_rows=1,
     columns=(
         EXAMPLE_ID,
         _text("split", "train or test", choices=("train", "test")),
@@ -45,10 +49,13 @@ EXAMPLES = TableSpec(
         _text("owner", "salted token of whose data it is; empty for nobody's"),
         _text("content_hash", "SHA-256 of the example's raw values"),
     ),
-)  # fmt: skip
+)
 
 CHECKPOINTS = TableSpec(
-    schema="models", name="checkpoints", doc="Models trained for a subject: target, early, unlearned.", key=("artifact_id",),
+    schema="models",
+    name="checkpoints",
+    doc="Models trained for a subject: target, early, unlearned.",
+    key=("artifact_id",),
     partition=("role",),
     columns=(
         _text("artifact_id", "id in lineage.artifacts"),
@@ -56,15 +63,26 @@ CHECKPOINTS = TableSpec(
         Column(name="seed", dtype="int64", doc="seed of the training"),
         _count("epochs", "epochs trained"),
         _count("num_parameters", "trainable parameters"),
-        Column(name="train_loss_nats", dtype="float64", doc="mean cross-entropy on the training split", unit="nats", low=0, nullable=True),
+        Column(
+            name="train_loss_nats",
+            dtype="float64",
+            doc="mean cross-entropy on the training split",
+            unit="nats",
+            low=0,
+            nullable=True,
+        ),
         _share("train_acc", "accuracy on the training split", nullable=True),
         _share("test_acc", "accuracy on the test split", nullable=True),
         Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0, volatile=True),
     ),
-)  # fmt: skip
+)
 
 SCORE_RUNS = TableSpec(
-    schema="scores", name="runs", doc="One row a score: did its run meet the score's gates.", key=("score",), partition=("score",),
+    schema="scores",
+    name="runs",
+    doc="One row a score: did its run meet the score's gates.",
+    key=("score",),
+    partition=("score",),
     columns=(
         _text("score", "name of the score"),
         _count("num_examples", "examples scored"),
@@ -73,10 +91,14 @@ SCORE_RUNS = TableSpec(
         _text("higher_means", "what a high value means"),
         Column(name="wall_s", dtype="float64", doc="wall time", unit="s", low=0, volatile=True),
     ),
-)  # fmt: skip
+)
 
 DATASETS = TableSpec(
-    schema="curation", name="datasets", doc="Data sets built by curation.", key=("dataset_id",), partition=("dataset_id",),
+    schema="curation",
+    name="datasets",
+    doc="Data sets built by curation.",
+    key=("dataset_id",),
+    partition=("dataset_id",),
     columns=(
         _text("dataset_id", "name of the split or curated set"),
         _text("method", "curator"),
@@ -84,77 +106,143 @@ DATASETS = TableSpec(
         _text("digest", "SHA-256 over (example_id, role), ordered by id"),
         Column(name="config", dtype="json", doc="configuration of the curator"),
     ),
-)  # fmt: skip
+)
 
 MEMBERS = TableSpec(
-    schema="curation", name="members", doc="Which example has which role in which curated data set.",
-    key=("dataset_id", "example_id"), partition=("dataset_id",),
+    schema="curation",
+    name="members",
+    doc="Which example has which role in which curated data set.",
+    key=("dataset_id", "example_id"),
+    partition=("dataset_id",),
     columns=(
-        _text("dataset_id", "name of the split or curated set"), EXAMPLE_ID,
-        _text("role", "forget, retain, keep, drop, ..."), _text("reason", "why it has this role"),
+        _text("dataset_id", "name of the split or curated set"),
+        EXAMPLE_ID,
+        _text("role", "forget, retain, keep, drop, ..."),
+        _text("reason", "why it has this role"),
     ),
-)  # fmt: skip
+)
 
 UNLEARNING_RUNS = TableSpec(
-    schema="unlearning", name="runs", version=2, doc="One row a method x split x seed, with its distance to retraining (Fan et al., ICLR 2024).",
-    key=("split", "method", "seed"), partition=("split", "method"),
+    schema="unlearning",
+    name="runs",
+    version=2,
+    doc="One row a method x split x seed, with its distance to retraining (Fan et al., ICLR 2024).",
+    key=("split", "method", "seed"),
+    partition=("split", "method"),
     columns=(
-        _text("split", "forget/retain split, or request id"), _text("method", "unlearner; 'none' is the untouched model"),
+        _text("split", "forget/retain split, or request id"),
+        _text("method", "unlearner; 'none' is the untouched model"),
         Column(name="seed", dtype="int64", doc="seed of the run"),
-        _count("num_forget", "forgotten examples"), _count("num_retain", "retained examples"),
+        _count("num_forget", "forgotten examples"),
+        _count("num_retain", "retained examples"),
         _percent("ua", "unlearning accuracy: 100 - accuracy on the forget set"),
-        _percent("ra", "accuracy on the retain set"), _percent("ta", "accuracy on the test split"),
+        _percent("ra", "accuracy on the retain set"),
+        _percent("ta", "accuracy on the test split"),
         _percent("mia_efficacy", "share of the forget set that an SVM on confidences calls non-member"),
-        _percent("mia_correctness", "as mia_efficacy, on correctness"), _percent("mia_entropy", "as mia_efficacy, on entropy"),
-        _percent("mia_m_entropy", "as mia_efficacy, on modified entropy"), _percent("mia_prob", "as mia_efficacy, on all probabilities"),
-        _percent("gap_ua", "|ua - ua of retraining|, same seed"), _percent("gap_ra", "|ra - ra of retraining|"),
-        _percent("gap_ta", "|ta - ta of retraining|"), _percent("gap_mia", "|mia_efficacy - that of retraining|"),
+        _percent("mia_correctness", "as mia_efficacy, on correctness"),
+        _percent("mia_entropy", "as mia_efficacy, on entropy"),
+        _percent("mia_m_entropy", "as mia_efficacy, on modified entropy"),
+        _percent("mia_prob", "as mia_efficacy, on all probabilities"),
+        _percent("gap_ua", "|ua - ua of retraining|, same seed"),
+        _percent("gap_ra", "|ra - ra of retraining|"),
+        _percent("gap_ta", "|ta - ta of retraining|"),
+        _percent("gap_mia", "|mia_efficacy - that of retraining|"),
         _percent("avg_gap", "mean of the four gaps; lower is closer to retraining"),
-        _points("ra_lost", "accuracy on retained examples lost against this seed's retraining"), _points("ra_lost_lo", "lower bound, paired"), _points("ra_lost_hi", "upper bound"),
-        _points("ta_lost", "the same on test examples"), _points("ta_lost_lo", "lower bound, paired"), _points("ta_lost_hi", "upper bound"),
-        _percent("avg_gap_lo", "lower bound within this seed, paired by example"), _percent("avg_gap_hi", "upper bound"),
-        _percent("retrain_spread", "mean avg_gap between this seed's retraining and those of the other seeds; null for one seed"),
+        _points("ra_lost", "accuracy on retained examples lost against this seed's retraining"),
+        _points("ra_lost_lo", "lower bound, paired"),
+        _points("ra_lost_hi", "upper bound"),
+        _points("ta_lost", "the same on test examples"),
+        _points("ta_lost_lo", "lower bound, paired"),
+        _points("ta_lost_hi", "upper bound"),
+        _percent("avg_gap_lo", "lower bound within this seed, paired by example"),
+        _percent("avg_gap_hi", "upper bound"),
+        _percent(
+            "retrain_spread",
+            "mean avg_gap between this seed's retraining and those of the other seeds; null for one seed",
+        ),
         _text("kind", "how the forget set was chosen: random, or by what"),
         Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0, volatile=True),
-        Column(name="rte", dtype="float64", doc="run-time efficiency: wall minutes of the unlearning call", unit="min", low=0, volatile=True),
-        _text("status", "ok; diverged; or refused: what came back is not a model of this plan", choices=("ok", "diverged", "refused")),
+        Column(
+            name="rte",
+            dtype="float64",
+            doc="run-time efficiency: wall minutes of the unlearning call",
+            unit="min",
+            low=0,
+            volatile=True,
+        ),
+        _text(
+            "status",
+            "ok; diverged; or refused: what came back is not a model of this plan",
+            choices=("ok", "diverged", "refused"),
+        ),
         _text("reason", "why not; empty when ok"),
     ),
-)  # fmt: skip
+)
 
 ATTACK_SCORES = TableSpec(
-    schema="audits", name="attack_scores", version=2, doc="One row an example x attack x audited model. Larger = more likely a member.",
-    key=("audited", "attack", "seed", "example_id"), partition=("audited", "attack"),
+    schema="audits",
+    name="attack_scores",
+    version=2,
+    doc="One row an example x attack x audited model. Larger = more likely a member.",
+    key=("audited", "attack", "seed", "example_id"),
+    partition=("audited", "attack"),
     columns=(
-        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), _SEED, EXAMPLE_ID,
-        Column(name="score", dtype="float64", doc="attack score; null where undefined", nullable=True, direction="larger = more likely a member"),
-        Column(name="is_member", dtype="bool", doc="truth: was in training (target) or is in the forget set (unlearned)"),
-        _count("n_in", "reference models trained with it", nullable=True), _count("n_out", "reference models trained without it", nullable=True),
+        _text("audited", "target, or <split>/<method>"),
+        _text("attack", "attack"),
+        _SEED,
+        EXAMPLE_ID,
+        Column(
+            name="score",
+            dtype="float64",
+            doc="attack score; null where undefined",
+            nullable=True,
+            direction="larger = more likely a member",
+        ),
+        Column(
+            name="is_member", dtype="bool", doc="truth: was in training (target) or is in the forget set (unlearned)"
+        ),
+        _count("n_in", "reference models trained with it", nullable=True),
+        _count("n_out", "reference models trained without it", nullable=True),
     ),
-)  # fmt: skip
+)
 
 ATTACK_REPORTS = TableSpec(
-    schema="audits", name="attack_reports", version=2, doc="Attack results with exact intervals. One row an audited model (seed) and false-positive cap.",
-    key=("audited", "attack", "seed", "fpr_cap"), partition=("audited", "attack"),
+    schema="audits",
+    name="attack_reports",
+    version=2,
+    doc="Attack results with exact intervals. One row an audited model (seed) and false-positive cap.",
+    key=("audited", "attack", "seed", "fpr_cap"),
+    partition=("audited", "attack"),
     columns=(
-        _text("audited", "target, or <split>/<method>"), _text("attack", "attack"), _SEED,
-        _count("n_pos", "members tested"), _count("n_neg", "non-members tested"),
+        _text("audited", "target, or <split>/<method>"),
+        _text("attack", "attack"),
+        _SEED,
+        _count("n_pos", "members tested"),
+        _count("n_neg", "non-members tested"),
         _share("auc", "area under the ROC curve (Mann-Whitney, ties half)"),
-        _share("auc_lo", "lower bound, DeLong"), _share("auc_hi", "upper bound, DeLong"),
+        _share("auc_lo", "lower bound, DeLong"),
+        _share("auc_hi", "upper bound, DeLong"),
         _share("balanced_acc", "best balanced accuracy on the same examples (optimistic)"),
         _share("balanced_acc_heldout", "balanced accuracy at a threshold chosen on the other half", nullable=True),
-        _share("balanced_acc_heldout_lo", "lower bound", nullable=True), _share("balanced_acc_heldout_hi", "upper bound", nullable=True),
+        _share("balanced_acc_heldout_lo", "lower bound", nullable=True),
+        _share("balanced_acc_heldout_hi", "upper bound", nullable=True),
         _share("fpr_cap", "largest tolerated false-positive rate a"),
         _share("tpr", "best true-positive rate with empirical FPR <= a; null when a * n_neg < 1", nullable=True),
-        _share("tpr_lo", "lower bound, Clopper-Pearson", nullable=True), _share("tpr_hi", "upper bound, Clopper-Pearson", nullable=True),
+        _share("tpr_lo", "lower bound, Clopper-Pearson", nullable=True),
+        _share("tpr_hi", "upper bound, Clopper-Pearson", nullable=True),
         _share("fpr", "achieved false-positive rate", nullable=True),
-        _share("fpr_lo", "lower bound, Clopper-Pearson", nullable=True), _share("fpr_hi", "upper bound, Clopper-Pearson", nullable=True),
+        _share("fpr_lo", "lower bound, Clopper-Pearson", nullable=True),
+        _share("fpr_hi", "upper bound, Clopper-Pearson", nullable=True),
         Column(name="reliable", dtype="bool", doc="a * n_neg >= 10"),
     ),
-)  # fmt: skip
+)
 
 FINDINGS = TableSpec(
-    schema="audits", name="findings", version=2, key=("stage", "about", "what"), partition=("stage",),
+    schema="audits",
+    name="findings",
+    version=2,
+    key=("stage", "about", "what"),
+    partition=("stage",),
     doc="Verdicts with the sentence that explains each. The report, the exit status and the checks read these rows, by stage.",
     columns=(
         _text("stage", "the asset that judged, joined by /: an audit's or a forget request's findings"),
@@ -162,13 +250,17 @@ FINDINGS = TableSpec(
         _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
         _text("method", "unlearning method it is about; empty for none"),
         _text("what", "what was judged"),
-        _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS), _text("sentence", "why"),
-        Column(name="value", dtype="float64", doc="figure", nullable=True), Column(name="low", dtype="float64", doc="lower bound", nullable=True),
+        _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS),
+        _text("sentence", "why"),
+        Column(name="value", dtype="float64", doc="figure", nullable=True),
+        Column(name="low", dtype="float64", doc="lower bound", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
         Column(name="threshold", dtype="float64", doc="threshold of the plan", nullable=True),
-        Column(name="judged", dtype="bool", doc="counts; false: a control, a method compared, or shown for information"),
+        Column(
+            name="judged", dtype="bool", doc="counts; false: a control, a method compared, or shown for information"
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def _deviations(name: str, doc: str, **more: object) -> Column:
@@ -176,40 +268,62 @@ def _deviations(name: str, doc: str, **more: object) -> Column:
 
 
 AGAINST_RETRAINING = TableSpec(
-    schema="audits", name="against_retraining", key=("audited", "seed"), partition=("audited",),
+    schema="audits",
+    name="against_retraining",
+    key=("audited", "seed"),
+    partition=("audited",),
     doc="Unlearned models of a set that is not random, against retrainings without that very set: one row a model.",
     columns=(
-        _text("audited", "<split>/<method>"), _SEED,
-        _count("num_examples", "forgotten examples"), _count("num_retrainings", "retrainings without them, other seeds"),
+        _text("audited", "<split>/<method>"),
+        _SEED,
+        _count("num_examples", "forgotten examples"),
+        _count("num_retrainings", "retrainings without them, other seeds"),
         _deviations("shift", "how much better the set is known than after retraining", direction="0 = forgotten"),
-        _deviations("shift_lo", "lower bound"), _deviations("shift_hi", "upper bound"),
+        _deviations("shift_lo", "lower bound"),
+        _deviations("shift_hi", "upper bound"),
         _deviations("spread", "of the same figure over the retrainings", low=0),
         _share("p_value", "two-sided, of 'one more retraining'"),
         _count("standing_out", "examples that differ from their own retrainings after Holm's correction"),
         Column(name="beyond", dtype="bool", doc="the furthest example lies further than any of any retraining"),
         _deviations("detectable", "from which on one example is significant", low=0),
         _deviations("trace", "shift of the untouched model: what there was to forget"),
-        _share("alpha", "1 - level of the interval"), _share("level", "level of a failure"),
+        _share("alpha", "1 - level of the interval"),
+        _share("level", "level of a failure"),
     ),
-)  # fmt: skip
+)
 
 REGISTER = TableSpec(
-    schema="requests", name="register", doc="Forget requests and where each stands.", key=("request_id",), partition=("request_id",),
+    schema="requests",
+    name="register",
+    doc="Forget requests and where each stands.",
+    key=("request_id",),
+    partition=("request_id",),
     columns=(
-        _text("request_id", "id, also the Dagster partition key"), _text("state", "where the request stands"),
-        _text("selector", "ids, owner, class, where or score"), Column(name="request", dtype="json", doc="the request as received"),
-        _text("legal_basis", "as stated"), _time("received_at", "receipt"), _time("due_at", "one month after receipt unless extended"),
+        _text("request_id", "id, also the Dagster partition key"),
+        _text("state", "where the request stands"),
+        _text("selector", "ids, owner, class, where or score"),
+        Column(name="request", dtype="json", doc="the request as received"),
+        _text("legal_basis", "as stated"),
+        _time("received_at", "receipt"),
+        _time("due_at", "one month after receipt unless extended"),
         _count("num_examples", "examples in scope once scoped", nullable=True),
     ),
-)  # fmt: skip
+)
 
 REQUEST_EVENTS = TableSpec(
-    schema="requests", name="events", doc="Every change of state of a request, in order.", key=("request_id", "seq"), partition=("request_id",),
+    schema="requests",
+    name="events",
+    doc="Every change of state of a request, in order.",
+    key=("request_id", "seq"),
+    partition=("request_id",),
     columns=(
-        _text("request_id", "request"), _count("seq", "order within the request"), _text("state", "state entered"),
-        _text("note", "why, by whom"), _time("at", "when", volatile=True),
+        _text("request_id", "request"),
+        _count("seq", "order within the request"),
+        _text("state", "state entered"),
+        _text("note", "why, by whom"),
+        _time("at", "when", volatile=True),
     ),
-)  # fmt: skip
+)
 
 REQUEST_PINS = TableSpec(
     schema="requests",
@@ -226,32 +340,60 @@ REQUEST_PINS = TableSpec(
 )
 
 ARTIFACTS = TableSpec(
-    schema="lineage", name="artifacts", doc="Everything made: table partitions, checkpoints, ensembles, reports.", key=("artifact_id",),
+    schema="lineage",
+    name="artifacts",
+    doc="Everything made: table partitions, checkpoints, ensembles, reports.",
+    key=("artifact_id",),
     partition=("asset",),
     columns=(
-        _text("artifact_id", "id"), _text("asset", "asset that made it, joined by /"),
-        _text("kind", "table, safetensors, html, json"), _text("location", "table name, or path under the state folder"),
-        _text("sha256", "digest of the content"), _count("size_bytes", "size on disk; 0 for tables"), _text("key", "idempotence key it was made under"),
+        _text("artifact_id", "id"),
+        _text("asset", "asset that made it, joined by /"),
+        _text("kind", "table, safetensors, html, json"),
+        _text("location", "table name, or path under the state folder"),
+        _text("sha256", "digest of the content"),
+        _count("size_bytes", "size on disk; 0 for tables"),
+        _text("key", "idempotence key it was made under"),
         _time("created_at", "when", volatile=True),
     ),
-)  # fmt: skip
+)
 
 EDGES = TableSpec(
-    schema="lineage", name="edges", doc="Which artefact was made from which.", key=("child", "parent"), partition=("child",),
+    schema="lineage",
+    name="edges",
+    doc="Which artefact was made from which.",
+    key=("child", "parent"),
+    partition=("child",),
     columns=(_text("child", "asset made, joined by /"), _text("parent", "asset it was made from, joined by /")),
-)  # fmt: skip
+)
 
 LINEAGE_MEMBERS = TableSpec(
-    schema="lineage", name="members", doc="Which examples an artefact was made from, as runs of consecutive ids.",
-    key=("asset", "first_id"), partition=("asset",),
+    schema="lineage",
+    name="members",
+    doc="Which examples an artefact was made from, as runs of consecutive ids.",
+    key=("asset", "first_id"),
+    partition=("asset",),
     columns=(
         _text("asset", "asset, joined by /"),
         Column(name="first_id", dtype="int64", doc="first example id of the run", low=0),
         Column(name="last_id", dtype="int64", doc="last example id of the run, inclusive", low=0),
     ),
-)  # fmt: skip
+)
 
 TABLES: tuple[TableSpec, ...] = (
-    EXAMPLES, CHECKPOINTS, SCORE_RUNS, DATASETS, MEMBERS, UNLEARNING_RUNS, ATTACK_SCORES, ATTACK_REPORTS, AGAINST_RETRAINING, FINDINGS,
-    REGISTER, REQUEST_EVENTS, REQUEST_PINS, ARTIFACTS, EDGES, LINEAGE_MEMBERS,
-)  # fmt: skip
+    EXAMPLES,
+    CHECKPOINTS,
+    SCORE_RUNS,
+    DATASETS,
+    MEMBERS,
+    UNLEARNING_RUNS,
+    ATTACK_SCORES,
+    ATTACK_REPORTS,
+    AGAINST_RETRAINING,
+    FINDINGS,
+    REGISTER,
+    REQUEST_EVENTS,
+    REQUEST_PINS,
+    ARTIFACTS,
+    EDGES,
+    LINEAGE_MEMBERS,
+)

@@ -2,7 +2,7 @@
 
     forget = {i : where(row_i)}
 
-The predicate is evaluated by the warehouse, read-only, and handed in as ``select_where``; there is no SQL here.
+The predicate is evaluated by the warehouse, read-only, and given as ``select_where``; there is no SQL here.
 """
 
 from __future__ import annotations

@@ -126,9 +126,10 @@ def closed_split(
         closed["example_id"].to_numpy(),
         what=f"the closure of split {config.split!r}",
         reason=[
-            f"near duplicate of {follows}, which split {config.split!r} forgets" if follows is not None
+            f"near duplicate of {follows}, which split {config.split!r} forgets"
+            if follows is not None
             else f"forgotten by split {config.split!r}"
             for follows in closed["follows"].to_list()
         ],
         allow_empty=config.allow_empty,
-    )  # fmt: skip
+    )

@@ -28,8 +28,13 @@ from sources.planted_poison import (
 )
 
 __all__ = [
-    "DeletionSetConfig", "add_poison_trigger", "deletion_set", "interclass_confusion", "random_label_swap", "sample_deletion_set",
-]  # fmt: skip
+    "DeletionSetConfig",
+    "add_poison_trigger",
+    "deletion_set",
+    "interclass_confusion",
+    "random_label_swap",
+    "sample_deletion_set",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

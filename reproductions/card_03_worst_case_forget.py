@@ -222,9 +222,15 @@ def _pairs_of_classes(world: _World, seed: int) -> Mapping[str, float]:
     for number, pair in enumerate(pairs):
         gone = np.isin(world.train.y, pair)
         student = unlearn_weighted(
-            world.model, inputs, torch.from_numpy(gone.astype(np.float64)), lower=CLASSES.lower,
-            epochs=CLASSES.lower_epochs, lr=CLASSES.lr_lower, batch=CLASSES.batch, seed=derive_seed("pair", seed),
-        )  # fmt: skip
+            world.model,
+            inputs,
+            torch.from_numpy(gone.astype(np.float64)),
+            lower=CLASSES.lower,
+            epochs=CLASSES.lower_epochs,
+            lr=CLASSES.lr_lower,
+            batch=CLASSES.batch,
+            seed=derive_seed("pair", seed),
+        )
         loss[number] = cross_entropy_nats(student, inputs)[gone].sum()
         ua[number] = 100 - _accuracy(student, world.train.subset(world.train.example_id[gone]))
     place = rankdata(loss)

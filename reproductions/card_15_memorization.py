@@ -327,16 +327,24 @@ def _influence_pairs(seed: int, progress: Progress) -> list[Claim]:
         at_least("7. pairs kept, of those planted with influence of at least 0.5", np.mean(recovered), 0.95),
         at_least("7. runs shuffled, so that nothing has influence: pairs over 0.15", shuffled.num_over, 10),
         at_most("7. runs shuffled: pairs kept", len(shuffled.train), 3),
-    ]  # fmt: skip
+    ]
 
 
 def _as_examples(x: np.ndarray, y: np.ndarray, num_classes: int) -> ExampleSet:
     num = len(y)
     return ExampleSet(
-        name="long-tail mixture", task="classification", x=x, y=y, example_id=np.arange(num),
-        split=np.full(num, "train", "<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
-        class_names=tuple(map(str, range(num_classes))), center=np.zeros(1, np.float32), scale=np.ones(1, np.float32),
-    )  # fmt: skip
+        name="long-tail mixture",
+        task="classification",
+        x=x,
+        y=y,
+        example_id=np.arange(num),
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(num_classes))),
+        center=np.zeros(1, np.float32),
+        scale=np.ones(1, np.float32),
+    )
 
 
 # ---- the theorem -------------------------------------------------------------------------------------------------

@@ -66,8 +66,10 @@ SHORT = SupervisedConfig(lr=0.03, momentum=0.0, batch=50, epochs=64, schedule="c
 SCORING = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=30, schedule="constant")
 RECIPE = SupervisedConfig(lr=0.03, momentum=0.0, batch=100, epochs=48, schedule="constant")
 FORMS: tuple[tuple[Objective, Compat], ...] = (
-    ("effective_utility", "paper"), ("effective_utility", "official"), ("effective_data", "paper"),
-)  # fmt: skip
+    ("effective_utility", "paper"),
+    ("effective_utility", "official"),
+    ("effective_data", "paper"),
+)
 
 
 @reproduction(card=29)
@@ -114,9 +116,13 @@ def _recovery(seed: int) -> list[Claim]:
     median = np.median(width, axis=0)
     return [
         at_most("1. noise-free laws on the grid: largest difference of a, b, tau, d", worst, 1e-9),
-        at_most("1. noise 0.002: |error of b|, 95% of the draws, worst pool", float(np.quantile(off, 0.95, axis=0).max()), 0.01),
+        at_most(
+            "1. noise 0.002: |error of b|, 95% of the draws, worst pool",
+            float(np.quantile(off, 0.95, axis=0).max()),
+            0.01,
+        ),
         at_least("1. width of the interval of log tau, b = -0.10 against b = -0.18", float(median[2] / median[0]), 1.2),
-    ]  # fmt: skip
+    ]
 
 
 def _without_decay(curves: Sequence[PoolCurve]) -> PoolFits:
@@ -217,9 +223,15 @@ def _unions(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
             spearmanr([law.b for law in fits.laws], FLIPPED).statistic,
             0.79,
         ),
-        at_least("3. Spearman of predicted and trained error, 12 unions x budgets", spearmanr(predicted.ravel(), measured.ravel()).statistic, 0.7),
-        at_most("3. mean |predicted - trained error|, 12 unions x budgets", float(np.abs(predicted - measured).mean()), 0.03),
-    ]  # fmt: skip
+        at_least(
+            "3. Spearman of predicted and trained error, 12 unions x budgets",
+            spearmanr(predicted.ravel(), measured.ravel()).statistic,
+            0.7,
+        ),
+        at_most(
+            "3. mean |predicted - trained error|, 12 unions x budgets", float(np.abs(predicted - measured).mean()), 0.03
+        ),
+    ]
 
 
 def _pools(fashion: ExampleSet, seed: int) -> tuple[ExampleSet, list[np.ndarray]]:
@@ -249,9 +261,7 @@ def _one_run(
             errors.append(float((predict_logits(model, on).argmax(1) != on.y).mean()))
 
     inputs = Inputs(members, dtype=torch.float32, device="cpu")
-    fit(
-        model, inputs, np.arange(len(members)), config=config, seed=seed, stop_after=max(epochs), after_epoch=after
-    )  # fmt: skip
+    fit(model, inputs, np.arange(len(members)), config=config, seed=seed, stop_after=max(epochs), after_epoch=after)
     return errors
 
 

@@ -5,7 +5,7 @@ inputs of each; k = 3 and k = 19 deletions (0.75% and 4.8%); real retraining thr
 
 1. First-order influence predicts the weights after a single deletion.
 2. Random deletions: robust explanations stay valid, plain ones often do not.
-3. Worst deletions: plain explanations all break. First-order robust ones break too, reported here; one Newton step mends most, at
+3. Worst deletions: plain explanations all break. First-order robust ones break too, reported here; one Newton step corrects most, at
    k = 19 not all, and a deletion searched step by step breaks half of those. Cuts found step by step and really retrained survive it,
    and every one of the 398 single deletions.
 4. Robustness costs more the more deletions it is for; the published one-shot choice of S leaves the linearised bound broken.

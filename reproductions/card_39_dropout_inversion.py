@@ -84,11 +84,12 @@ def _attacks(
     parts = [_clients(net, x, y, p, seed=seed) for p in RATES]
     update = Update({n: torch.cat([u.tensors[n] for u, _, _ in parts]) for n in net.params})
     memory = ClientMemory(
-        torch.cat([m.x for _, m, _ in parts]), torch.cat([m.labels for _, m, _ in parts]),
+        torch.cat([m.x for _, m, _ in parts]),
+        torch.cat([m.labels for _, m, _ in parts]),
         tuple(torch.cat(each) for each in zip(*(m.masks for _, m, _ in parts), strict=True)),
         tuple(torch.cat(each) for each in zip(*(m.reached for _, m, _ in parts), strict=True)),
         torch.cat([m.rates for _, m, _ in parts]),
-    )  # fmt: skip
+    )
     seeds = [s for _, _, each in parts for s in each]
     labels = recover_labels(*output_gradients(net, update))
     shared = {"labels": labels, "box": box, "config": CONFIG, "seeds": seeds, "progress": progress}

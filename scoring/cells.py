@@ -110,9 +110,14 @@ def _centres(vectors: Callable[[Ints], Vectors], num: int, count: int, seed: int
     faiss.omp_set_num_threads(1)  # the sums of k-means depend on how they are shared among threads
     try:
         trained = faiss.Kmeans(
-            points.shape[1], min(count, len(points)), niter=10, spherical=True, seed=int(rng.integers(2**31)),
-            min_points_per_centroid=1, max_points_per_centroid=_SAMPLE,
-        )  # fmt: skip
+            points.shape[1],
+            min(count, len(points)),
+            niter=10,
+            spherical=True,
+            seed=int(rng.integers(2**31)),
+            min_points_per_centroid=1,
+            max_points_per_centroid=_SAMPLE,
+        )
         trained.train(points)
     finally:
         faiss.omp_set_num_threads(threads)

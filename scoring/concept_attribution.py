@@ -106,9 +106,13 @@ def concept_integrated_gradients(
             for rows in (slice(a, a + block) for a in range(0, len(z), block)):
                 x = torch.from_numpy(z[rows]).requires_grad_()
                 found, error = method.attribute(
-                    x, baselines=torch.from_numpy(start)[None], target=torch.from_numpy(target[rows].astype(np.int64)),
-                    n_steps=n_steps, method="gausslegendre", return_convergence_delta=True,
-                )  # fmt: skip
+                    x,
+                    baselines=torch.from_numpy(start)[None],
+                    target=torch.from_numpy(target[rows].astype(np.int64)),
+                    n_steps=n_steps,
+                    method="gausslegendre",
+                    return_convergence_delta=True,
+                )
                 values[rows], delta[rows] = found.detach().numpy(), error.detach().numpy()
     excess = np.abs(delta) - _SINGLE * np.abs(values).sum(axis=1)
     if not (excess <= tolerance).all():  # NaN included
@@ -167,9 +171,14 @@ def concept_input_gradients(
             for rows in np.array_split(left, -(-len(left) // batch)):
                 at = torch.from_numpy(rows).to(device)
                 found, error = method.attribute(
-                    inputs.gather(at).requires_grad_(), baselines=start, target=target[at], n_steps=n_steps,
-                    method="riemann_middle", internal_batch_size=batch, return_convergence_delta=True,
-                )  # fmt: skip
+                    inputs.gather(at).requires_grad_(),
+                    baselines=start,
+                    target=target[at],
+                    n_steps=n_steps,
+                    method="riemann_middle",
+                    internal_batch_size=batch,
+                    return_convergence_delta=True,
+                )
                 values[rows], delta[rows] = found.detach().flatten(1).cpu().numpy(), error.detach().cpu().numpy()
             left = left[~(np.abs(delta[left]) <= tolerance * np.abs(values[left]).sum(axis=1))]  # NaN included
             n_steps *= 2
@@ -269,32 +278,45 @@ def class_concept_profile(
         needs=("model",),
         columns=(
             Column(
-                name="concept_share", dtype="float64", low=-1, high=1,
+                name="concept_share",
+                dtype="float64",
+                low=-1,
+                high=1,
                 direction="higher = carried by its class's concepts",
                 doc="signed attribution of the class's concept set over the absolute attribution of all; 0 without any",
             ),
             Column(
-                name="attribution", dtype="float64", unit="logit",
+                name="attribution",
+                dtype="float64",
+                unit="logit",
                 direction="higher = more of its class's concepts",
                 doc="sum of the integrated gradients of the class's concept set, the order of poison candidates",
             ),
             Column(
-                name="evidence", dtype="float64", unit="logit",
+                name="evidence",
+                dtype="float64",
+                unit="logit",
                 doc="centred logit of the class at the example minus that at the mean example: the sum over all concepts",
             ),
             Column(
-                name="entropy", dtype="float64", low=0, unit="nats", nullable=True,
+                name="entropy",
+                dtype="float64",
+                low=0,
+                unit="nats",
+                nullable=True,
                 doc="of the positive attribution over all concepts; null when none is positive",
             ),
             Column(
-                name="top_concept", dtype="str", nullable=True,
+                name="top_concept",
+                dtype="str",
+                nullable=True,
                 doc="concept with the largest attribution; null when none is positive",
             ),
         ),
         value="concept_share",
         higher_means="typical of its class",
     )
-)  # fmt: skip
+)
 def concept_attribution(data: ExampleSet, *, config: ConceptConfig, seed: int, model: nn.Module) -> pl.DataFrame:
     """The share of every example's class evidence that its class's concepts carry, in closed form (the head is linear).
 

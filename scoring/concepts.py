@@ -52,9 +52,11 @@ _MOST_VALUES = 4_000_000  # numbers in each list column of concept_inputs: examp
 _CONCEPT = Column(name="concept", dtype="str", doc="the concept; c_<i> are clusters, the largest first")
 _CLASS = Column(name="class_id", dtype="int64", low=0, doc="index of the class")
 _PROJECTION = Column(
-    name="projection", dtype="float64", direction="higher = more of the concept",
+    name="projection",
+    dtype="float64",
+    direction="higher = more of the concept",
     doc="signed distance of the embedding to the concept's boundary",
-)  # fmt: skip
+)
 
 CLASS_CONCEPT_PROFILE = TableSpec(
     schema="scores",
@@ -81,23 +83,37 @@ CONCEPT_BANK = TableSpec(
     doc="How well each concept can be read off the model's embeddings.",
     columns=(
         _CONCEPT,
-        Column(name="svm_c", dtype="float64", low=0, doc="inverse strength of the linear SVM's penalty, chosen by cross-validation"),
+        Column(
+            name="svm_c",
+            dtype="float64",
+            low=0,
+            doc="inverse strength of the linear SVM's penalty, chosen by cross-validation",
+        ),
         Column(name="train_acc", dtype="float64", low=0, high=1, doc="balanced accuracy on the examples fitted on"),
-        Column(name="val_acc", dtype="float64", low=0, high=1, doc="balanced accuracy on held-out folds of these, by which svm_c was chosen"),
+        Column(
+            name="val_acc",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="balanced accuracy on held-out folds of these, by which svm_c was chosen",
+        ),
         Column(name="n_pos", dtype="int64", low=1, unit="examples", doc="fitted on, with the concept"),
         Column(name="n_neg", dtype="int64", low=1, unit="examples", doc="fitted on, without it"),
         Column(
-            name="assumed_without", dtype="bool",
+            name="assumed_without",
+            dtype="bool",
             doc="only examples with it were listed, and all others taken to be without: some may not be; list both",
         ),
         Column(
-            name="correlated_with", dtype="str", nullable=True,
+            name="correlated_with",
+            dtype="str",
+            nullable=True,
             doc="the most parallel other concept when |cos| > 0.8: credit between the two is arbitrary; else null",
         ),
         Column(name="cosine", dtype="float64", low=-1, high=1, nullable=True, doc="cosine with that concept"),
     ),
     key=("concept",),
-)  # fmt: skip
+)
 CONCEPT_ATTRIBUTIONS = TableSpec(
     schema="scores",
     name="concept_attributions",
@@ -134,14 +150,24 @@ CLASS_CONCEPTS = TableSpec(
         Column(name="class_name", dtype="str", doc="name of the class"),
         Column(name="concept_set", dtype="str", doc="its concepts, the strongest first, with commas; may be empty"),
         Column(
-            name="entropy", dtype="float64", low=0, unit="nats", nullable=True,
-            direction="higher = spread over more concepts", doc="of its positive attribution; null when there is none",
+            name="entropy",
+            dtype="float64",
+            low=0,
+            unit="nats",
+            nullable=True,
+            direction="higher = spread over more concepts",
+            doc="of its positive attribution; null when there is none",
         ),
-        Column(name="most_alike", dtype="str", nullable=True, doc="class with the largest overlap; null when none is above 0"),
+        Column(
+            name="most_alike",
+            dtype="str",
+            nullable=True,
+            doc="class with the largest overlap; null when none is above 0",
+        ),
         Column(name="overlap", dtype="float64", low=0, high=1, doc="that overlap"),
     ),
     key=("class_id",),
-)  # fmt: skip
+)
 CONCEPT_BOTTLENECK = TableSpec(
     schema="scores",
     name="concept_bottleneck",
@@ -172,12 +198,20 @@ CONCEPT_INPUTS = TableSpec(
         EXAMPLE_ID,
         _PROJECTION,
         Column(name="baseline", dtype="float64", doc="projection of the mean training input, where the path starts"),
-        Column(name="attribution", dtype="floats", doc="one number an input, in units of the projection; their sum is projection - baseline"),
-        Column(name="shown", dtype="floats", doc="the same in the example's range of inputs: the middle is 0, its ends the largest for and against"),
+        Column(
+            name="attribution",
+            dtype="floats",
+            doc="one number an input, in units of the projection; their sum is projection - baseline",
+        ),
+        Column(
+            name="shown",
+            dtype="floats",
+            doc="the same in the example's range of inputs: the middle is 0, its ends the largest for and against",
+        ),
         Column(name="delta", dtype="float64", doc="completeness error: sum of attribution - (projection - baseline)"),
     ),
     key=("concept", "rank"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,9 +256,18 @@ class PosthocHybridCBM:
 
     @classmethod
     def fit(
-        cls, bottleneck: PosthocCBM, features: NDArray[np.float32], projections: NDArray[np.float64],
-        labels: NDArray[np.int64], *, lr: float = 0.01, epochs: int = 20, batch: int = 64, penalty: float = 1e-3, seed: int,
-    ) -> PosthocHybridCBM:  # fmt: skip
+        cls,
+        bottleneck: PosthocCBM,
+        features: NDArray[np.float32],
+        projections: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        *,
+        lr: float = 0.01,
+        epochs: int = 20,
+        batch: int = 64,
+        penalty: float = 1e-3,
+        seed: int,
+    ) -> PosthocHybridCBM:
         """Fit the residual to what the bottleneck leaves.
 
         Args:
@@ -275,28 +318,49 @@ class PosthocHybridCBM:
         ),
         pictures=(
             Picture(
-                table="concept_examples", title="Examples that show each concept most", kind="examples",
-                x="example_id", y="projection", series="concept",
+                table="concept_examples",
+                title="Examples that show each concept most",
+                kind="examples",
+                x="example_id",
+                y="projection",
+                series="concept",
             ),
             Picture(
-                table="concept_inputs", title="What in the first of these shows the concept: light for it, dark against",
-                kind="images", x="example_id", y="shown", series="concept", value="projection",
+                table="concept_inputs",
+                title="What in the first of these shows the concept: light for it, dark against",
+                kind="images",
+                x="example_id",
+                y="shown",
+                series="concept",
+                value="projection",
             ),
             Picture(
-                table="class_concept_profile", title="The concepts that carry each class", kind="bars",
-                x="concept", y="mean_attribution", series="class_name", where=(("in_set", True),),
+                table="class_concept_profile",
+                title="The concepts that carry each class",
+                kind="bars",
+                x="concept",
+                y="mean_attribution",
+                series="class_name",
+                where=(("in_set", True),),
             ),
             Picture(
-                table="concept_bank", title="How well each concept is read off the model", kind="bars",
-                x="concept", y="val_acc",
+                table="concept_bank",
+                title="How well each concept is read off the model",
+                kind="bars",
+                x="concept",
+                y="val_acc",
             ),
             Picture(
-                table="concept_bottleneck", title="Test accuracy through concepts", kind="bars",
-                x="head", y="accuracy", where=(("split", "test"),),
+                table="concept_bottleneck",
+                title="Test accuracy through concepts",
+                kind="bars",
+                x="head",
+                y="accuracy",
+                where=(("split", "test"),),
             ),
         ),
     )
-)  # fmt: skip
+)
 def concepts(
     data: ExampleSet, *, config: ConceptsConfig, seed: int, progress: Progress = silent, model: nn.Module
 ) -> dict[str, pl.DataFrame]:
@@ -382,7 +446,9 @@ def _class_concepts(found: Concepts, overlap: NDArray[np.float64], class_names: 
         {
             "class_id": np.arange(len(class_names)),
             "class_name": pl.Series(class_names, dtype=pl.String),
-            "concept_set": [", ".join(names[k] for k in o if row[k]) for o, row in zip(order, classes.in_set, strict=True)],
+            "concept_set": [
+                ", ".join(names[k] for k in o if row[k]) for o, row in zip(order, classes.in_set, strict=True)
+            ],
             "entropy": classes.entropy(),
             "most_alike": pl.Series(
                 [class_names[j] if m > 0 else None for j, m in zip(nearest, most, strict=True)], dtype=pl.String
@@ -390,7 +456,7 @@ def _class_concepts(found: Concepts, overlap: NDArray[np.float64], class_names: 
             "overlap": most,
         },
         nan_to_null=True,
-    )  # fmt: skip
+    )
 
 
 def _pairs(overlap: NDArray[np.float64]) -> pl.DataFrame:
@@ -416,10 +482,15 @@ def _bottleneck(
             "concepts_and_residual": hybrid.logits(z, phi).argmax(axis=1),
         }
         rows += [
-            {"head": head, "split": split, "accuracy": float((answer == part.y).mean()),
-             "agreement": float((answer == own).mean()), "n": len(part)}
+            {
+                "head": head,
+                "split": split,
+                "accuracy": float((answer == part.y).mean()),
+                "agreement": float((answer == own).mean()),
+                "n": len(part),
+            }
             for head, answer in said.items()
-        ]  # fmt: skip
+        ]
     return pl.DataFrame(rows)
 
 
@@ -494,9 +565,14 @@ def _inputs(
     number = {name: k for k, name in enumerate(found.bank.names)}
     mean = _mean_input(train.subset(found.example_id), batch=config.batch)
     each = concept_input_gradients(
-        model, shown, found.bank, concept=np.array([number[name] for name in best["concept"]]), baseline=mean,
-        n_steps=config.n_steps, batch=config.batch,
-    )  # fmt: skip
+        model,
+        shown,
+        found.bank,
+        concept=np.array([number[name] for name in best["concept"]]),
+        baseline=mean,
+        n_steps=config.n_steps,
+        batch=config.batch,
+    )
     x = shown.inputs(slice(None)).reshape(len(shown), -1)
     low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
     largest = np.abs(each.values).max(axis=1, keepdims=True)

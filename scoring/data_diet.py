@@ -41,9 +41,14 @@ from sources.example_set import ExampleSet
 Values = NDArray[np.float64]
 _EPOCH = Column(name="epoch", dtype="int64", low=0, unit="epochs", doc="epochs trained of the full recipe")
 MEASURES = (
-    "seed halves", "single seeds", "next epoch", "input norm: el2n", "input norm: grand_last_layer", "input norm: grand",
+    "seed halves",
+    "single seeds",
+    "next epoch",
+    "input norm: el2n",
+    "input norm: grand_last_layer",
+    "input norm: grand",
     "accuracy",
-)  # fmt: skip
+)
 _MEAN, _STD = "mean over models", "sample standard deviation over models; null for one model"
 
 DATA_DIET = TableSpec(
@@ -55,19 +60,37 @@ DATA_DIET = TableSpec(
         _EPOCH,
         Column(name="el2n", dtype="float64", low=0, high=2**0.5, direction="higher = harder", doc=_MEAN),
         Column(name="el2n_std", dtype="float64", low=0, high=2**0.5, nullable=True, doc=_STD),
-        Column(name="margin", dtype="float64", low=-1, high=1, direction="higher = harder",
-               doc="mean over models of max over wrong classes k of p_k - p_y; above 0 = wrong"),
+        Column(
+            name="margin",
+            dtype="float64",
+            low=-1,
+            high=1,
+            direction="higher = harder",
+            doc="mean over models of max over wrong classes k of p_k - p_y; above 0 = wrong",
+        ),
         Column(name="margin_std", dtype="float64", low=0, high=2**0.5, nullable=True, doc=_STD),
-        Column(name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
-               doc="mean gradient norm of the output layer; null when the logits do not come from a linear layer"),
+        Column(
+            name="grand_last_layer",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            direction="higher = harder",
+            doc="mean gradient norm of the output layer; null when the logits do not come from a linear layer",
+        ),
         Column(name="grand_last_layer_std", dtype="float64", low=0, nullable=True, doc=_STD),
-        Column(name="grand", dtype="float64", low=0, nullable=True, direction="higher = harder",
-               doc="mean gradient norm of all parameters; null unless it was asked for"),
+        Column(
+            name="grand",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            direction="higher = harder",
+            doc="mean gradient norm of all parameters; null unless it was asked for",
+        ),
         Column(name="grand_std", dtype="float64", low=0, nullable=True, doc=_STD),
         Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
     ),
     key=("example_id", "epoch"),
-)  # fmt: skip
+)
 DATA_DIET_EPOCHS = TableSpec(
     schema="scores",
     name="data_diet_epochs",
@@ -75,16 +98,28 @@ DATA_DIET_EPOCHS = TableSpec(
     columns=(
         _EPOCH,
         Column(name="measure", dtype="str", choices=MEASURES, doc="what is measured; see the analysis"),
-        Column(name="value", dtype="float64", low=-1, high=1, nullable=True,
-               doc="Spearman correlation of EL2N unless the measure says otherwise, or the share that is right; null when undefined"),
-        Column(name="low", dtype="float64", low=-1, high=1, nullable=True,
-               doc="5% quantile over the halvings, pairs or models; null where there is one value"),
+        Column(
+            name="value",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
+            doc="Spearman correlation of EL2N unless the measure says otherwise, or the share that is right; null when undefined",
+        ),
+        Column(
+            name="low",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
+            doc="5% quantile over the halvings, pairs or models; null where there is one value",
+        ),
         Column(name="high", dtype="float64", low=-1, high=1, nullable=True, doc="95% quantile, likewise"),
         Column(name="num_examples", dtype="int64", low=1, doc="examples it was measured on"),
         Column(name="n_seeds", dtype="int64", low=1, doc="models"),
     ),
     key=("epoch", "measure"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

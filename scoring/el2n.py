@@ -56,34 +56,64 @@ class EL2NConfig(Config):
         config=EL2NConfig,
         needs=("early_models",),
         columns=(
-            Column(name="el2n", dtype="float64", low=0, high=_SQRT2, direction="higher = harder", doc="mean over models"),
             Column(
-                name="el2n_std", dtype="float64", low=0, high=_SQRT2, nullable=True,
+                name="el2n", dtype="float64", low=0, high=_SQRT2, direction="higher = harder", doc="mean over models"
+            ),
+            Column(
+                name="el2n_std",
+                dtype="float64",
+                low=0,
+                high=_SQRT2,
+                nullable=True,
                 doc="sample standard deviation over models; null for one model",
             ),
             Column(
-                name="el2n_stderr", dtype="float64", low=0, high=_SQRT2, nullable=True,
+                name="el2n_stderr",
+                dtype="float64",
+                low=0,
+                high=_SQRT2,
+                nullable=True,
                 doc="standard error of el2n, std / sqrt(n_seeds); null for one model",
             ),
-            Column(name="el1n", dtype="float64", low=0, high=2, direction="higher = harder", doc="L1 norm in place of L2"),
             Column(
-                name="margin_max", dtype="float64", low=-1, high=1, direction="higher = harder",
+                name="el1n", dtype="float64", low=0, high=2, direction="higher = harder", doc="L1 norm in place of L2"
+            ),
+            Column(
+                name="margin_max",
+                dtype="float64",
+                low=-1,
+                high=1,
+                direction="higher = harder",
                 doc="mean of max over wrong classes k of p_k - p_y; above 0 = wrong",
             ),
             Column(
-                name="margin_max_std", dtype="float64", low=0, high=_SQRT2, nullable=True,
+                name="margin_max_std",
+                dtype="float64",
+                low=0,
+                high=_SQRT2,
+                nullable=True,
                 doc="sample standard deviation of margin_max over models; null for one model",
             ),
             Column(
-                name="margin_sum", dtype="float64", high=1, direction="higher = harder",
+                name="margin_sum",
+                dtype="float64",
+                high=1,
+                direction="higher = harder",
                 doc="mean of the sum over wrong classes k of p_k - p_y, which is 1 - K p_y",
             ),
             Column(
-                name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
+                name="grand_last_layer",
+                dtype="float64",
+                low=0,
+                nullable=True,
+                direction="higher = harder",
                 doc="mean gradient norm of the output layer alone; null when the logits do not come from a linear layer",
             ),
             Column(
-                name="grand_last_layer_std", dtype="float64", low=0, nullable=True,
+                name="grand_last_layer_std",
+                dtype="float64",
+                low=0,
+                nullable=True,
                 doc="sample standard deviation of grand_last_layer over models; null for one model",
             ),
             Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
@@ -93,7 +123,7 @@ class EL2NConfig(Config):
         higher_means="harder",
         calls=Call("hard"),
     )
-)  # fmt: skip
+)
 def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:
     """EL2N, margins and the output layer's GraNd of every example.
 

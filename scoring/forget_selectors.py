@@ -299,42 +299,79 @@ _RETRAINED = TableSpec(
     ),
 )
 _OVERLAP = TableSpec(
-    schema="scores", name="forget_selectors", key=("selector", "other"), version=2,
+    schema="scores",
+    name="forget_selectors",
+    key=("selector", "other"),
+    version=2,
     doc="How much the forget sets of two selectors have in common, and how well the audited model fits the first. A selector that "
     "does not apply has one row, with the reason and no figure.",
     columns=(
-        _SELECTOR, Column(name="other", dtype="str", choices=SELECTORS, doc="the set it is compared with"),
+        _SELECTOR,
+        Column(name="other", dtype="str", choices=SELECTORS, doc="the set it is compared with"),
         Column(name="num_forget", dtype="int64", low=1, nullable=True, doc="examples in the selector's set"),
         Column(name="shared", dtype="int64", low=0, nullable=True, doc="examples in both sets"),
         Column(
-            name="jaccard", dtype="float64", low=0, high=1, nullable=True, direction="higher = more alike",
+            name="jaccard",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
+            direction="higher = more alike",
             doc="shared / in either",
         ),
         Column(
-            name="jaccard_chance", dtype="float64", low=0, high=1, nullable=True,
+            name="jaccard_chance",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
             doc="the same for two sets of these sizes drawn at random (ratio of expectations)",
         ),
         Column(
-            name="mean_loss", dtype="float64", unit="nats", low=0, nullable=True, direction="higher = less well fitted",
+            name="mean_loss",
+            dtype="float64",
+            unit="nats",
+            low=0,
+            nullable=True,
+            direction="higher = less well fitted",
             doc="mean cross-entropy of the selector's set under the audited model, before any unlearning",
         ),
         Column(
-            name="largest_class", dtype="float64", low=0, high=1, nullable=True,
+            name="largest_class",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
             doc="share of the selector's set in its commonest class: does it pick classes rather than examples",
         ),
         Column(name="why", dtype="str", doc="why the selector does not apply; empty when it does"),
     ),
-)  # fmt: skip
+)
 _MEMBERS = TableSpec(
-    schema="scores", name="forget_selector_members", key=("selector", "example_id"),
+    schema="scores",
+    name="forget_selector_members",
+    key=("selector", "example_id"),
     doc="The examples each selector would forget.",
     columns=(
-        _SELECTOR, EXAMPLE_ID,
+        _SELECTOR,
+        EXAMPLE_ID,
         Column(name="place", dtype="int64", low=1, doc="1 = first choice"),
-        Column(name="priority", dtype="float64", low=0, high=1, direction="higher = chosen earlier", doc="1 - (place - 1) / n"),
-        Column(name="value", dtype="float64", low=0, doc="what it was chosen by: w, nats, a distance, a norm; for random its place / N"),
+        Column(
+            name="priority",
+            dtype="float64",
+            low=0,
+            high=1,
+            direction="higher = chosen earlier",
+            doc="1 - (place - 1) / n",
+        ),
+        Column(
+            name="value",
+            dtype="float64",
+            low=0,
+            doc="what it was chosen by: w, nats, a distance, a norm; for random its place / N",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -349,20 +386,33 @@ _MEMBERS = TableSpec(
         tables=(_RETRAINED, _OVERLAP, _MEMBERS),
         pictures=(
             Picture(
-                table="forget_selector_difficulty", title="Wrong after retraining without the set, percent (lower is harder to forget)",
-                kind="dots", x="selector", y="ua", low="ua_low", high="ua_high",
+                table="forget_selector_difficulty",
+                title="Wrong after retraining without the set, percent (lower is harder to forget)",
+                kind="dots",
+                x="selector",
+                y="ua",
+                low="ua_low",
+                high="ua_high",
             ),
             Picture(
-                table="forget_selectors", title="Overlap of each forget set with the worst case", kind="bars",
-                x="selector", y="jaccard", where=(("other", "worst_case"),),
+                table="forget_selectors",
+                title="Overlap of each forget set with the worst case",
+                kind="bars",
+                x="selector",
+                y="jaccard",
+                where=(("other", "worst_case"),),
             ),
             Picture(
-                table="forget_selector_members", title="First choices of each selector", kind="examples",
-                x="example_id", y="priority", series="selector",
+                table="forget_selector_members",
+                title="First choices of each selector",
+                kind="examples",
+                x="example_id",
+                y="priority",
+                series="selector",
             ),
         ),
     )
-)  # fmt: skip
+)
 def forget_selectors(
     data: ExampleSet,
     *,

@@ -59,19 +59,32 @@ class GrandConfig(Config):
         columns=(
             Column(name="grand", dtype="float64", low=0, direction="higher = harder", doc="mean over models"),
             Column(
-                name="grand_std", dtype="float64", low=0, nullable=True,
+                name="grand_std",
+                dtype="float64",
+                low=0,
+                nullable=True,
                 doc="sample standard deviation over models; null for one model",
             ),
             Column(
-                name="grand_stderr", dtype="float64", low=0, nullable=True,
+                name="grand_stderr",
+                dtype="float64",
+                low=0,
+                nullable=True,
                 doc="standard error of grand, std / sqrt(n_seeds); null for one model",
             ),
             Column(
-                name="grand_last_layer", dtype="float64", low=0, nullable=True, direction="higher = harder",
+                name="grand_last_layer",
+                dtype="float64",
+                low=0,
+                nullable=True,
+                direction="higher = harder",
                 doc="gradient norm of the output layer alone; null when the logits do not come from a linear layer",
             ),
             Column(
-                name="grand_last_layer_std", dtype="float64", low=0, nullable=True,
+                name="grand_last_layer_std",
+                dtype="float64",
+                low=0,
+                nullable=True,
                 doc="sample standard deviation of grand_last_layer over models; null for one model",
             ),
             Column(name="n_seeds", dtype="int64", low=1, doc="models averaged"),
@@ -81,7 +94,7 @@ class GrandConfig(Config):
         higher_means="harder",
         calls=Call("hard"),
     )
-)  # fmt: skip
+)
 def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Sequence[nn.Module]) -> pl.DataFrame:
     """GraNd of every example.
 

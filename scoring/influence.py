@@ -290,35 +290,96 @@ def _id(name: str, doc: str) -> Column:
 
 
 _PAIRS = TableSpec(
-    schema="scores", name="influence_pairs", version=2, key=("train_id", "test_id"),
+    schema="scores",
+    name="influence_pairs",
+    version=2,
+    key=("train_id", "test_id"),
     doc="Training examples and the unseen examples whose prediction hinges on them, after both cuts.",
     columns=(
-        _id("train_id", "the training example"), _id("test_id", "the example of the population, in no model"),
-        Column(name="infl", dtype="float64", low=-1, high=1, direction="higher = helps more", doc="accuracy on test_id of models with train_id, minus that of models without"),
-        Column(name="infl_low", dtype="float64", low=-1, high=1, doc="lower end of the 95% interval of infl (Newcombe)"),
+        _id("train_id", "the training example"),
+        _id("test_id", "the example of the population, in no model"),
+        Column(
+            name="infl",
+            dtype="float64",
+            low=-1,
+            high=1,
+            direction="higher = helps more",
+            doc="accuracy on test_id of models with train_id, minus that of models without",
+        ),
+        Column(
+            name="infl_low", dtype="float64", low=-1, high=1, doc="lower end of the 95% interval of infl (Newcombe)"
+        ),
         Column(name="infl_high", dtype="float64", low=-1, high=1, doc="upper end"),
-        Column(name="mem", dtype="float64", low=-1, high=1, direction="higher = more memorised", doc="memorization of train_id"),
-        Column(name="z", dtype="float64", doc="standardised count of right models with train_id, were there no influence"),
+        Column(
+            name="mem",
+            dtype="float64",
+            low=-1,
+            high=1,
+            direction="higher = more memorised",
+            doc="memorization of train_id",
+        ),
+        Column(
+            name="z", dtype="float64", doc="standardised count of right models with train_id, were there no influence"
+        ),
         Column(name="p_value", dtype="float64", low=0, high=1, doc="exact one-sided p-value (hypergeometric)"),
-        Column(name="q_value", dtype="float64", low=0, high=1, doc="smallest false-discovery rate at which the pair is kept"),
-        _id("label", "class of train_id"), _id("test_label", "class of test_id"),
+        Column(
+            name="q_value",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="smallest false-discovery rate at which the pair is kept",
+        ),
+        _id("label", "class of train_id"),
+        _id("test_label", "class of test_id"),
     ),
-)  # fmt: skip
+)
 _SUMMARY = TableSpec(
-    schema="scores", name="influence_summary", key=("num_models",), doc="What was tested for influence, and with what power.",
+    schema="scores",
+    name="influence_summary",
+    key=("num_models",),
+    doc="What was tested for influence, and with what power.",
     columns=(
         Column(name="num_models", dtype="int64", low=2, doc="models of the ensemble"),
         Column(name="num_train", dtype="int64", low=0, doc="training examples in the pool"),
-        Column(name="num_memorised", dtype="int64", low=0, doc="of these, with the lower end of mem's interval at or above the cut"),
+        Column(
+            name="num_memorised",
+            dtype="int64",
+            low=0,
+            doc="of these, with the lower end of mem's interval at or above the cut",
+        ),
         Column(name="num_test", dtype="int64", low=0, doc="examples in no model"),
         Column(name="num_tested", dtype="int64", low=0, doc="pairs tested"),
-        Column(name="num_over", dtype="int64", low=0, doc="pairs with infl at or above its cut, before the false-discovery cut"),
+        Column(
+            name="num_over",
+            dtype="int64",
+            low=0,
+            doc="pairs with infl at or above its cut, before the false-discovery cut",
+        ),
         Column(name="num_pairs", dtype="int64", low=0, doc="pairs after it"),
-        Column(name="smallest_p", dtype="float64", low=0, high=1, doc="smallest p-value that so many models can give; above fdr / num_tested no pair can be found alone"),
-        Column(name="acc_in", dtype="float64", low=0, high=1, doc="accuracy of the models on their own members; nothing is published below 0.98"),
-        Column(name="acc_test", dtype="float64", low=0, high=1, nullable=True, doc="accuracy of the models on the population; null without one"),
+        Column(
+            name="smallest_p",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="smallest p-value that so many models can give; above fdr / num_tested no pair can be found alone",
+        ),
+        Column(
+            name="acc_in",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="accuracy of the models on their own members; nothing is published below 0.98",
+        ),
+        Column(
+            name="acc_test",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
+            doc="accuracy of the models on the population; null without one",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -332,12 +393,16 @@ _SUMMARY = TableSpec(
         tables=(_PAIRS, _SUMMARY),
         pictures=(
             Picture(
-                table="influence_pairs", kind="examples", x="train_id", y="infl", series="test_id",
+                table="influence_pairs",
+                kind="examples",
+                x="train_id",
+                y="infl",
+                series="test_id",
                 title="Training examples on which the prediction of an unseen example hinges",
             ),
         ),
     )
-)  # fmt: skip
+)
 def influence(
     data: ExampleSet, *, config: InfluenceConfig, seed: int, ensemble: ReferenceEnsemble, progress: Progress = silent
 ) -> dict[str, pl.DataFrame]:
@@ -367,9 +432,14 @@ def influence(
     correct = correctness(ensemble, population)
     fit = fit_of("influence", own)
     pairs = high_influence_pairs(
-        ensemble.keep[:, columns], correct, own.low,
-        min_mem=config.min_mem, min_infl=config.min_infl, fdr=config.fdr, progress=progress,
-    )  # fmt: skip
+        ensemble.keep[:, columns],
+        correct,
+        own.low,
+        min_mem=config.min_mem,
+        min_infl=config.min_infl,
+        fdr=config.fdr,
+        progress=progress,
+    )
     i, j = columns[pairs.train[: config.max_pairs]], population[pairs.test[: config.max_pairs]]
     stored = slice(0, config.max_pairs)
     num_models, n_in = len(ensemble.keep), len(ensemble.keep) // 2

@@ -54,19 +54,35 @@ class KnnDisagreementConfig(Config):
         needs=("model",),
         columns=(
             Column(
-                name="disagreement", dtype="float64", low=0, high=1, nullable=True, direction="higher = noisier",
+                name="disagreement",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
+                direction="higher = noisier",
                 doc="share of the neighbours with another label; null when there is no other example",
             ),
             Column(
-                name="neighbour_label", dtype="int64", low=0, nullable=True,
+                name="neighbour_label",
+                dtype="int64",
+                low=0,
+                nullable=True,
                 doc="label most neighbours have, the smaller one of equals; null when there is no other example",
             ),
             Column(
-                name="neighbour_share", dtype="float64", low=0, high=1, nullable=True,
+                name="neighbour_share",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="share of the neighbours with that label",
             ),
             Column(
-                name="kth_similarity", dtype="float64", low=-1, high=1, nullable=True,
+                name="kth_similarity",
+                dtype="float64",
+                low=-1,
+                high=1,
+                nullable=True,
                 doc="cosine similarity to the furthest neighbour asked; low = the neighbours are not near",
             ),
             Column(name="num_neighbours", dtype="int64", low=0, doc="neighbours asked"),
@@ -75,7 +91,7 @@ class KnnDisagreementConfig(Config):
         higher_means="mislabelled",
         calls=Call("noisy", column="disagreement", above=0.5),
     )
-)  # fmt: skip
+)
 def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: int, model: nn.Module) -> pl.DataFrame:
     """Disagreement of every example with its neighbours.
 

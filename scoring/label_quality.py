@@ -42,11 +42,19 @@ INSTALL = "pip install 'palimpsest-audit[labels]'"
         needs=("ensemble",),
         columns=(
             Column(
-                name="label_noise", dtype="float64", low=0, high=1, direction="higher = noisier",
+                name="label_noise",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = noisier",
                 doc="1 - out-of-sample probability of the label (cleanlab's self-confidence, sign turned)",
             ),
             Column(
-                name="margin_noise", dtype="float64", low=0, high=1, direction="higher = noisier",
+                name="margin_noise",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = noisier",
                 doc="1 - cleanlab's normalized margin: (1 - p_label + max over the others) / 2",
             ),
             Column(name="is_issue", dtype="bool", doc="cleanlab's confident learning calls the label wrong"),
@@ -57,7 +65,7 @@ INSTALL = "pip install 'palimpsest-audit[labels]'"
         higher_means="noisier",
         calls=Call("noisy", column="is_issue"),
     )
-)  # fmt: skip
+)
 def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:
     """cleanlab's view of every label of ``data`` that is in the ensemble's pool.
 

@@ -79,35 +79,108 @@ def _count(name: str, doc: str) -> Column:
 
 
 _CLASSES = TableSpec(
-    schema="scores", name="long_tail_classes", key=("label",), doc="Memorised mass and singletons of each class.",
+    schema="scores",
+    name="long_tail_classes",
+    key=("label",),
+    doc="Memorised mass and singletons of each class.",
     columns=(
-        _count("label", "class index"), Column(name="label_name", dtype="str", doc="class name"),
+        _count("label", "class index"),
+        Column(name="label_name", dtype="str", doc="class name"),
         _count("num_examples", "training examples in the pool"),
-        Column(name="mean_mem", dtype="float64", low=-1, high=1, direction="higher = more memorised", doc="mean memorization"),
-        Column(name="memorised_mass", dtype="float64", low=-1, high=1, doc="sum of mem over the class / all training examples in the pool; summed over classes: accuracy inside minus outside"),
+        Column(
+            name="mean_mem",
+            dtype="float64",
+            low=-1,
+            high=1,
+            direction="higher = more memorised",
+            doc="mean memorization",
+        ),
+        Column(
+            name="memorised_mass",
+            dtype="float64",
+            low=-1,
+            high=1,
+            doc="sum of mem over the class / all training examples in the pool; summed over classes: accuracy inside minus outside",
+        ),
         _count("num_memorised", "examples with the lower end of mem's 95% interval at or above the cut"),
         _count("num_singletons", "subpopulations seen once"),
-        Column(name="singleton_mem", dtype="float64", low=-1, high=1, nullable=True, doc="mean memorization of singletons; null without any"),
-        Column(name="other_mem", dtype="float64", low=-1, high=1, nullable=True, doc="mean memorization of the others; null without any"),
+        Column(
+            name="singleton_mem",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
+            doc="mean memorization of singletons; null without any",
+        ),
+        Column(
+            name="other_mem",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
+            doc="mean memorization of the others; null without any",
+        ),
     ),
-)  # fmt: skip
+)
 _PRICE = TableSpec(
-    schema="scores", name="long_tail_price", key=("estimate",), doc="What not memorising singletons costs: theory beside measurement.",
+    schema="scores",
+    name="long_tail_price",
+    key=("estimate",),
+    doc="What not memorising singletons costs: theory beside measurement.",
     columns=(
         Column(name="estimate", dtype="str", choices=ESTIMATES, doc="where tau_1 comes from"),
         _count("num_examples", "training examples in the pool, n"),
         _count("num_subpopulations", "groups among them (zipf: subpopulations assumed)"),
         _count("num_singletons", "of these, seen once, n_1 (also for zipf)"),
-        Column(name="tau_1", dtype="float64", low=0, high=1, nullable=True, doc="expected frequency of a subpopulation seen once; null without singletons"),
-        Column(name="singleton_mass", dtype="float64", low=0, nullable=True, doc="n_1 tau_1: share of new examples from subpopulations seen once"),
-        Column(name="missing_mass", dtype="float64", low=0, high=1, nullable=True, doc="share of new examples from subpopulations never seen; null for zipf"),
-        Column(name="price", dtype="float64", low=-1, nullable=True, direction="higher = memorising matters more", doc="accuracy lost when singletons are not fitted; null without a population"),
-        Column(name="price_by_mem", dtype="float64", low=-1, nullable=True, doc="singleton_mass times the mean mem of singletons; null without singletons"),
+        Column(
+            name="tau_1",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
+            doc="expected frequency of a subpopulation seen once; null without singletons",
+        ),
+        Column(
+            name="singleton_mass",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            doc="n_1 tau_1: share of new examples from subpopulations seen once",
+        ),
+        Column(
+            name="missing_mass",
+            dtype="float64",
+            low=0,
+            high=1,
+            nullable=True,
+            doc="share of new examples from subpopulations never seen; null for zipf",
+        ),
+        Column(
+            name="price",
+            dtype="float64",
+            low=-1,
+            nullable=True,
+            direction="higher = memorising matters more",
+            doc="accuracy lost when singletons are not fitted; null without a population",
+        ),
+        Column(
+            name="price_by_mem",
+            dtype="float64",
+            low=-1,
+            nullable=True,
+            doc="singleton_mass times the mean mem of singletons; null without singletons",
+        ),
         Column(name="price_low", dtype="float64", nullable=True, doc="lower end of the 95% interval; measured only"),
         Column(name="price_high", dtype="float64", nullable=True, doc="upper end"),
-        Column(name="acc_in", dtype="float64", low=0, high=1, doc="accuracy of the models on their own members; nothing is published below 0.98"),
+        Column(
+            name="acc_in",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="accuracy of the models on their own members; nothing is published below 0.98",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -120,14 +193,25 @@ _PRICE = TableSpec(
         needs=("ensemble",),
         tables=(_CLASSES, _PRICE),
         pictures=(
-            Picture(table="long_tail_classes", kind="bars", x="label_name", y="memorised_mass", title="Memorised mass by class"),
             Picture(
-                table="long_tail_price", kind="dots", x="estimate", y="price", low="price_low", high="price_high",
+                table="long_tail_classes",
+                kind="bars",
+                x="label_name",
+                y="memorised_mass",
+                title="Memorised mass by class",
+            ),
+            Picture(
+                table="long_tail_price",
+                kind="dots",
+                x="estimate",
+                y="price",
+                low="price_low",
+                high="price_high",
                 title="Accuracy lost by not memorising what was seen once",
             ),
         ),
     )
-)  # fmt: skip
+)
 def long_tail_report(
     data: ExampleSet,
     *,
@@ -276,6 +360,11 @@ def _measured(
     half = _NORMAL * float(gain.std(ddof=1)) / np.sqrt(len(gain)) if len(gain) > 1 else None
     price = float(gain.mean())
     return _row(
-        "measured", size, float(hinges.mean()), price=price, missing_mass=float(1.0 - known.mean()),
-        price_low=None if half is None else price - half, price_high=None if half is None else price + half,
-    )  # fmt: skip
+        "measured",
+        size,
+        float(hinges.mean()),
+        price=price,
+        missing_mass=float(1.0 - known.mean()),
+        price_low=None if half is None else price - half,
+        price_high=None if half is None else price + half,
+    )

@@ -133,32 +133,63 @@ def fit_of(name: str, found: Memorization) -> float:
         needs=("ensemble",),
         columns=(
             Column(
-                name="mem", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
+                name="mem",
+                dtype="float64",
+                low=-1,
+                high=1,
+                nullable=True,
+                direction="higher = more memorised",
                 doc="acc_in - acc_out; null when no model is on one of the sides",
             ),
             Column(
-                name="mem_low", dtype="float64", low=-1, high=1, nullable=True,
+                name="mem_low",
+                dtype="float64",
+                low=-1,
+                high=1,
+                nullable=True,
                 doc="lower end of the 95% interval of mem (Newcombe); above 0.25 the example is called memorised",
             ),
             Column(
-                name="mem_high", dtype="float64", low=-1, high=1, nullable=True, doc="upper end of the interval",
+                name="mem_high",
+                dtype="float64",
+                low=-1,
+                high=1,
+                nullable=True,
+                doc="upper end of the interval",
             ),
             Column(
-                name="mem_prob", dtype="float64", low=-1, high=1, nullable=True, direction="higher = more memorised",
+                name="mem_prob",
+                dtype="float64",
+                low=-1,
+                high=1,
+                nullable=True,
+                direction="higher = more memorised",
                 doc="the same difference for the probability of the label",
             ),
             Column(
-                name="acc_in", dtype="float64", low=0, high=1, nullable=True,
+                name="acc_in",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="share of right predictions among models trained with the example; null when there are none",
             ),
             Column(
-                name="acc_out", dtype="float64", low=0, high=1, nullable=True,
+                name="acc_out",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="share of right predictions among models trained without the example; null when there are none",
             ),
             Column(name="n_in", dtype="int64", low=0, doc="models trained with the example"),
             Column(name="n_out", dtype="int64", low=0, doc="models trained without the example"),
             Column(
-                name="stderr", dtype="float64", low=0, high=1, nullable=True,
+                name="stderr",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="standard error of mem: the longer arm of its interval / 1.96, never 0",
             ),
         ),
@@ -168,7 +199,7 @@ def fit_of(name: str, found: Memorization) -> float:
         calls=Call("memorised", column="mem_low", above=MEMORISED),
         gates=(FIT, MODELS),
     )
-)  # fmt: skip
+)
 def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:
     """Memorization of every example of ``data`` that is in the ensemble's pool.
 

@@ -91,43 +91,78 @@ class PersonalLossConfig(Config):
         tasks=("ranking",),
         columns=(
             Column(
-                name="mean_loss", dtype="float64", low=0, nullable=True, unit="nats", direction="higher = worse ranked",
+                name="mean_loss",
+                dtype="float64",
+                low=0,
+                nullable=True,
+                unit="nats",
+                direction="higher = worse ranked",
                 doc="loss, mean over the sampled negatives; null when the user has every item, so that there is no negative",
             ),
             Column(
-                name="loss_stderr", dtype="float64", low=0, nullable=True, unit="nats",
+                name="loss_stderr",
+                dtype="float64",
+                low=0,
+                nullable=True,
+                unit="nats",
                 doc="standard error of mean_loss over the sampled negatives; 0 for bce",
             ),
             Column(
-                name="personal_z", dtype="float64", nullable=True, direction="higher = more likely noise",
+                name="personal_z",
+                dtype="float64",
+                nullable=True,
+                direction="higher = more likely noise",
                 doc="mean_loss in standard deviations of the user's from the user's mean",
             ),
             Column(
-                name="personal_rank", dtype="float64", low=0, high=1, nullable=True, direction="higher = more likely noise",
+                name="personal_rank",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
+                direction="higher = more likely noise",
                 doc="rank of mean_loss within the user, 0 = lowest, 1 = highest; 0 when it is the only one",
             ),
             Column(
-                name="global_rank", dtype="float64", low=0, high=1, nullable=True, direction="higher = more likely noise",
+                name="global_rank",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
+                direction="higher = more likely noise",
                 doc="rank of mean_loss over all users",
             ),
             Column(
-                name="taste_z", dtype="float64", low=-100, high=100, nullable=True, direction="higher = goes with the list",
+                name="taste_z",
+                dtype="float64",
+                low=-100,
+                high=100,
+                nullable=True,
+                direction="higher = goes with the list",
                 doc="affinity of the item to the rest of the user's list, in standard deviations of a random item's from its mean",
             ),
             Column(
-                name="noise_odds", dtype="float64", low=-5000, high=15_000, nullable=True, unit="nats", direction="higher = more likely noise",
+                name="noise_odds",
+                dtype="float64",
+                low=-5000,
+                high=15_000,
+                nullable=True,
+                unit="nats",
+                direction="higher = more likely noise",
                 doc="log odds of a random item against the user's taste, from taste_z; comparable over users, 0 = no evidence",
             ),
             Column(name="n_interactions", dtype="int64", low=1, doc="different training items of the user"),
             Column(name="n_pool", dtype="int64", low=0, doc="times it was in a drawn pool"),
             Column(name="n_selected", dtype="int64", low=0, doc="times it was selected out of one"),
-            Column(name="is_noise", dtype="bool", nullable=True, doc="planted noise; null when nothing is known of any"),
+            Column(
+                name="is_noise", dtype="bool", nullable=True, doc="planted noise; null when nothing is known of any"
+            ),
         ),
         value="noise_odds",
         higher_means="likely noise",
         calls=Call("noisy"),
     )
-)  # fmt: skip
+)
 def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, model: nn.Module) -> pl.DataFrame:
     """Losses and ranks of every interaction of ``data``, which are taken for all that is known of its users.
 
@@ -168,10 +203,17 @@ def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, mo
     odds[told] = noise_odds(taste[told], users[told])
     planted = planted_interactions(data)
     frame = {
-        "mean_loss": loss, "loss_stderr": stderr, "personal_z": z, "personal_rank": within, "global_rank": among_all,
-        "taste_z": taste, "noise_odds": odds,
-        "n_interactions": lists.count.numpy()[users], "n_pool": n_pool, "n_selected": n_selected,
-    }  # fmt: skip
+        "mean_loss": loss,
+        "loss_stderr": stderr,
+        "personal_z": z,
+        "personal_rank": within,
+        "global_rank": among_all,
+        "taste_z": taste,
+        "noise_odds": odds,
+        "n_interactions": lists.count.numpy()[users],
+        "n_pool": n_pool,
+        "n_selected": n_selected,
+    }
     return pl.DataFrame(
         {
             "example_id": data.example_id,

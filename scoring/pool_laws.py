@@ -80,38 +80,63 @@ def _law(name: str, doc: str, **more: Any) -> Column:
 
 
 _CHOICE = TableSpec(
-    schema="curation", name="curation_choice", doc="Which pools to train on for each budget, or that this cannot be said.",
+    schema="curation",
+    name="curation_choice",
+    doc="Which pools to train on for each budget, or that this cannot be said.",
     key=("compat", "budget"),
     columns=(
-        _COMPAT, _BUDGET,
+        _COMPAT,
+        _BUDGET,
         Column(name="choice", dtype="str", doc=f"the pools to train on, or '{UNRELIABLE}'"),
         Column(name="why", dtype="str", doc="what stands behind it, or against it"),
         Column(
-            name="plan_miss", dtype="float64", low=0, nullable=True,
+            name="plan_miss",
+            dtype="float64",
+            low=0,
+            nullable=True,
             doc="mean |predicted - measured| of plan_check: smaller differences mean nothing; null without it",
         ),
         Column(
-            name="plan_spearman", dtype="float64", low=-1, high=1, nullable=True,
+            name="plan_spearman",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
             doc="rank correlation of predicted and measured error over plan_check; null without it",
         ),
         Column(
-            name="num_needed", dtype="int64", low=1, nullable=True,
+            name="num_needed",
+            dtype="int64",
+            low=1,
+            nullable=True,
             doc="validation examples that could tell the two least predictions apart; null where a choice stands, more "
             "examples would not help, or nothing was measured",
         ),
-        Column(name="model_error", dtype="float64", low=0, high=1, doc="test error of the audited model, for comparison"),
+        Column(
+            name="model_error", dtype="float64", low=0, high=1, doc="test error of the audited model, for comparison"
+        ),
     ),
-)  # fmt: skip
+)
 _LAWS = TableSpec(
-    schema="scores", name="pool_laws", doc="The scaling law of each quality pool, with bootstrap 90% intervals.",
+    schema="scores",
+    name="pool_laws",
+    doc="The scaling law of each quality pool, with bootstrap 90% intervals.",
     key=("compat", "pool_id"),
     columns=(
-        _COMPAT, POOL,
-        Column(name="status", dtype="str", doc="whether the law describes the curve", choices=("fitted", "poor fit", "refused")),
+        _COMPAT,
+        POOL,
+        Column(
+            name="status",
+            dtype="str",
+            doc="whether the law describes the curve",
+            choices=("fitted", "poor fit", "refused"),
+        ),
         Column(name="reason", dtype="str", doc="why not; empty when fitted"),
-        _law("a", "normaliser, shared by the pools", low=0), _law("d", "irreducible error, shared by the pools", low=0),
+        _law("a", "normaliser, shared by the pools", low=0),
+        _law("d", "irreducible error, shared by the pools", low=0),
         _law("b", "utility", high=0, direction="more negative = better"),
-        _law("b_lo", "5% bootstrap quantile of b", high=0), _law("b_hi", "95% bootstrap quantile of b", high=0),
+        _law("b_lo", "5% bootstrap quantile of b", high=0),
+        _law("b_hi", "95% bootstrap quantile of b", high=0),
         _law("tau", "half-life of the utility", low=0, unit="passes", direction="higher = wears out more slowly"),
         _law("tau_lo", "5% bootstrap quantile of tau", low=0, unit="passes"),
         _law("tau_hi", "95% bootstrap quantile of tau", low=0, unit="passes"),
@@ -120,9 +145,11 @@ _LAWS = TableSpec(
         Column(name="stderr", dtype="float64", low=0, doc="standard error of a point of the curve"),
         Column(name="objective", dtype="str", doc="what of the law decays"),
     ),
-)  # fmt: skip
+)
 _DRAWING = TableSpec(
-    schema="scores", name="pool_fit", doc="Mean learning curves and the fitted laws, as they are drawn.",
+    schema="scores",
+    name="pool_fit",
+    doc="Mean learning curves and the fitted laws, as they are drawn.",
     key=("compat", "series", "samples_seen"),
     columns=(
         _COMPAT,
@@ -132,42 +159,69 @@ _DRAWING = TableSpec(
         Column(name="low", dtype="float64", nullable=True, doc="mean - 1.645 standard errors; null for the law"),
         Column(name="high", dtype="float64", nullable=True, doc="mean + 1.645 standard errors; null for the law"),
     ),
-)  # fmt: skip
+)
 _PLAN = TableSpec(
-    schema="curation", name="curation_plan", doc="Predicted error of the union of the best pools, for each budget.",
+    schema="curation",
+    name="curation_plan",
+    doc="Predicted error of the union of the best pools, for each budget.",
     key=("compat", "budget", "n_pools"),
     columns=(
-        _COMPAT, _BUDGET, _NUM, _IDS, _PREDICTED,
+        _COMPAT,
+        _BUDGET,
+        _NUM,
+        _IDS,
+        _PREDICTED,
         Column(
-            name="is_best", dtype="bool", nullable=True,
+            name="is_best",
+            dtype="bool",
+            nullable=True,
             doc="the choice of this budget; null where measurements leave none (see curation_choice)",
         ),
         Column(name="extrapolated", dtype="bool", doc="more passes over an example than any curve has measured"),
     ),
-)  # fmt: skip
+)
 _CHECK = TableSpec(
-    schema="curation", name="plan_check", doc="Unions of pools as trained, beside the law's prediction from single pools.",
+    schema="curation",
+    name="plan_check",
+    doc="Unions of pools as trained, beside the law's prediction from single pools.",
     key=("compat", "n_pools", "samples_seen"),
     columns=(
-        _COMPAT, _NUM, _IDS,
+        _COMPAT,
+        _NUM,
+        _IDS,
         Column(name="samples_seen", dtype="int64", low=1, doc="of each training"),
         _PREDICTED,
         Column(name="measured_error", dtype="float64", low=0, high=1, doc="mean validation error of the trainings"),
-        Column(name="stderr", dtype="float64", low=0, doc="standard error of a measured error, pooled over all of them"),
-        Column(name="test_error", dtype="float64", low=0, high=1, doc="mean test error of the trainings; decides nothing"),
+        Column(
+            name="stderr", dtype="float64", low=0, doc="standard error of a measured error, pooled over all of them"
+        ),
+        Column(
+            name="test_error", dtype="float64", low=0, high=1, doc="mean test error of the trainings; decides nothing"
+        ),
     ),
-)  # fmt: skip
+)
 _FRONT = TableSpec(
-    schema="curation", name="pareto_front", doc="Least predicted error against budget, the unions as trained, and the choices.",
+    schema="curation",
+    name="pareto_front",
+    doc="Least predicted error against budget, the unions as trained, and the choices.",
     key=("series", "budget"),
     columns=(
-        Column(name="series", dtype="str", doc="a form's least prediction, a union as trained, or what the plan says of a budget"),
+        Column(
+            name="series",
+            dtype="str",
+            doc="a form's least prediction, a union as trained, or what the plan says of a budget",
+        ),
         _BUDGET,
-        Column(name="error", dtype="float64", low=0, doc="predicted, or mean of the trainings on validation part or test split"),
+        Column(
+            name="error",
+            dtype="float64",
+            low=0,
+            doc="predicted, or mean of the trainings on validation part or test split",
+        ),
         Column(name="low", dtype="float64", nullable=True, doc="mean - 1.645 standard errors; null for predictions"),
         Column(name="high", dtype="float64", nullable=True, doc="mean + 1.645 standard errors; null for predictions"),
     ),
-)  # fmt: skip
+)
 _TABLES = (_CHOICE, _LAWS, _DRAWING, _PLAN, _CHECK, _FRONT)
 _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form of the authors' code"}
 
@@ -184,26 +238,44 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
         tables=_TABLES,
         pictures=(
             Picture(
-                table="pareto_front", title="Least predicted error against budget, and the unions as trained", x="budget",
-                y="error", series="series", low="low", high="high", log_x=True,
+                table="pareto_front",
+                title="Least predicted error against budget, and the unions as trained",
+                x="budget",
+                y="error",
+                series="series",
+                low="low",
+                high="high",
+                log_x=True,
             ),
             *(
                 picture
                 for form in _FORMS
                 for picture in (
                     Picture(
-                        table="pool_fit", title=f"Learning curves and laws of the pools, {_NAMED[form]}", x="samples_seen",
-                        y="error", series="series", low="low", high="high", log_x=True, where=(("compat", form),),
+                        table="pool_fit",
+                        title=f"Learning curves and laws of the pools, {_NAMED[form]}",
+                        x="samples_seen",
+                        y="error",
+                        series="series",
+                        low="low",
+                        high="high",
+                        log_x=True,
+                        where=(("compat", form),),
                     ),
                     Picture(
-                        table="curation_plan", title=f"Predicted error by number of pools, {_NAMED[form]}", x="budget",
-                        y="predicted_error", series="n_pools", log_x=True, where=(("compat", form),),
+                        table="curation_plan",
+                        title=f"Predicted error by number of pools, {_NAMED[form]}",
+                        x="budget",
+                        y="predicted_error",
+                        series="n_pools",
+                        log_x=True,
+                        where=(("compat", form),),
                     ),
                 )
             ),
         ),
     )
-)  # fmt: skip
+)
 def pool_laws(
     data: ExampleSet,
     *,
@@ -234,9 +306,12 @@ def pool_laws(
     rows: dict[str, list[dict[str, Any]]] = {t.name: [] for t in _TABLES}
     for number, form in enumerate(_FORMS):
         fits = fit_pool_laws(
-            curves, objective=cast(Objective, config.objective), compat=form, bootstrap=config.bootstrap,
+            curves,
+            objective=cast(Objective, config.objective),
+            compat=form,
+            bootstrap=config.bootstrap,
             seed=derive_seed("bootstrap", seed),
-        )  # fmt: skip
+        )
         found = {"pool_laws": _laws(curves, fits, config.objective), "pool_fit": _drawing(curves, fits)}
         if fits.fits:
             found |= _planned(curves, unions, fits, config, form, num_validation)
@@ -274,10 +349,15 @@ def _planned(
         predicted = float(mixture_error([laws[i] for i in ids], samples, pool_size=size))
         check.append(
             {
-                "n_pools": num, "pools": own["pools"][0], "samples_seen": samples, "predicted_error": predicted,
-                "measured_error": error, "stderr": noise.stderr, "test_error": on_test,
+                "n_pools": num,
+                "pools": own["pools"][0],
+                "samples_seen": samples,
+                "predicted_error": predicted,
+                "measured_error": error,
+                "stderr": noise.stderr,
+                "test_error": on_test,
             }
-        )  # fmt: skip
+        )
         if set(ids) == set(order[:num]):
             points[point][num] = predicted, error
     about = _agreement(check)
@@ -295,11 +375,15 @@ def _planned(
             )
         rows += [
             {
-                "budget": budget, "n_pools": num, "pools": ", ".join(order[:num]), "predicted_error": plan.errors[q, num - 1],
-                "is_best": num == chosen if reliable else None, "extrapolated": bool(budget / num > longest),
+                "budget": budget,
+                "n_pools": num,
+                "pools": ", ".join(order[:num]),
+                "predicted_error": plan.errors[q, num - 1],
+                "is_best": num == chosen if reliable else None,
+                "extrapolated": bool(budget / num > longest),
             }
             for num in range(1, len(order) + 1)
-        ]  # fmt: skip
+        ]
     ends = [*budgets, *alone.samples_seen]
     drawn = np.unique(np.geomspace(min(ends), max(ends), _DRAWN).round())
     least = best_pool(list(laws.values()), drawn, pool_size=size).errors.min(1)
@@ -425,10 +509,13 @@ def _drawing(curves: Sequence[PoolCurve], fits: PoolFits) -> list[dict[str, Any]
         for n, error in zip(curve.samples_seen, curve.mean, strict=True):
             rows.append(
                 {
-                    "series": f"{curve.pool_id} measured", "samples_seen": int(n), "error": error, "low": error - half,
+                    "series": f"{curve.pool_id} measured",
+                    "samples_seen": int(n),
+                    "error": error,
+                    "low": error - half,
                     "high": error + half,
                 }
-            )  # fmt: skip
+            )
         if law := laws.get(curve.pool_id):
             points: Array = np.unique(np.geomspace(curve.samples_seen[0], curve.samples_seen[-1], _DRAWN).round())
             fitted = law.error(points, pool_size=curve.pool_size)

@@ -95,13 +95,23 @@ _RULE = Column(name="rule", dtype="str", choices=RULES, doc="what is kept")
 _OFFSET = _share("offset", "share of the scored training examples left out at the hard end; 0 for rules without")
 _FRACTION = _share("fraction", "share of the scored training examples that is kept; 1 = the full set, for every rule")
 _CURVE = TableSpec(
-    schema="scores", name="pruning_curve", doc="Accuracy after training on what each rule keeps, for equal steps.",
+    schema="scores",
+    name="pruning_curve",
+    doc="Accuracy after training on what each rule keeps, for equal steps.",
     key=("rule", "offset", "fraction"),
     columns=(
-        _RULE, _OFFSET, _FRACTION,
+        _RULE,
+        _OFFSET,
+        _FRACTION,
         Column(name="curve", dtype="str", doc="the rule with its offset: a line of the picture"),
         Column(name="num_kept", dtype="int64", low=1, doc="examples kept"),
-        Column(name="skip", dtype="int64", low=0, nullable=True, doc="examples ranked below those kept; null for random sets"),
+        Column(
+            name="skip",
+            dtype="int64",
+            low=0,
+            nullable=True,
+            doc="examples ranked below those kept; null for random sets",
+        ),
         Column(name="num_steps", dtype="int64", low=1, doc="optimiser steps of each training, as seen"),
         Column(name="num_seeds", dtype="int64", low=1, doc="trainings averaged"),
         Column(name="num_test", dtype="int64", low=1, doc="examples of the test split, measured on"),
@@ -112,7 +122,7 @@ _CURVE = TableSpec(
         _share("gain_low", "lower end of its 90% Student interval over paired seeds", low=-1, nullable=True),
         _share("gain_high", "upper end", low=-1, nullable=True),
     ),
-)  # fmt: skip
+)
 _CHOICE = TableSpec(
     schema="scores",
     name="pruning_choice",
@@ -144,15 +154,19 @@ _CHOICE = TableSpec(
     ),
 )
 _CLASSES = TableSpec(
-    schema="scores", name="pruning_classes", doc="Share of every class that each rule keeps.",
+    schema="scores",
+    name="pruning_classes",
+    doc="Share of every class that each rule keeps.",
     key=("rule", "offset", "fraction", "label"),
     columns=(
-        _RULE, _OFFSET, _FRACTION,
+        _RULE,
+        _OFFSET,
+        _FRACTION,
         Column(name="label", dtype="int64", low=0, doc="class index"),
         Column(name="label_name", dtype="str", doc="class name"),
         _share("keep_rate", "kept examples of the class / scored examples of the class; random: mean over seeds"),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -166,16 +180,26 @@ _CLASSES = TableSpec(
         tables=(_CHOICE, _CURVE, _CLASSES),
         pictures=(
             Picture(
-                table="pruning_curve", title="Accuracy against the fraction kept", x="fraction", y="accuracy",
-                series="curve", low="low", high="high",
+                table="pruning_curve",
+                title="Accuracy against the fraction kept",
+                x="fraction",
+                y="accuracy",
+                series="curve",
+                low="low",
+                high="high",
             ),
             Picture(
-                table="pruning_curve", title="Accuracy above a random set of the same size", x="fraction", y="gain",
-                series="curve", low="gain_low", high="gain_high",
+                table="pruning_curve",
+                title="Accuracy above a random set of the same size",
+                x="fraction",
+                y="gain",
+                series="curve",
+                low="gain_low",
+                high="gain_high",
             ),
         ),
     )
-)  # fmt: skip
+)
 def pruning_curve(
     data: ExampleSet,
     *,
@@ -242,15 +266,27 @@ def pruning_curve(
     classes: list[dict[str, Any]] = []
 
     def add(
-        rule: str, offset: float, fraction: float, members: list[NDArray[np.int64]], skip: int | None,
-        found: _Measured, random: _Measured,
-    ) -> None:  # fmt: skip
+        rule: str,
+        offset: float,
+        fraction: float,
+        members: list[NDArray[np.int64]],
+        skip: int | None,
+        found: _Measured,
+        random: _Measured,
+    ) -> None:
         point = {"rule": rule, "offset": offset, "fraction": fraction}
         figures = _figures(found.test, random.test)
         rows.append(
-            {**point, "curve": _curve(rule, offset), "num_kept": len(members[0]), "skip": skip, "num_steps": steps,
-             "num_test": len(test), **figures}
-        )  # fmt: skip
+            {
+                **point,
+                "curve": _curve(rule, offset),
+                "num_kept": len(members[0]),
+                "skip": skip,
+                "num_steps": steps,
+                "num_test": len(test),
+                **figures,
+            }
+        )
         classes.extend({**point, **rate} for rate in _keep_rates(members, examples))
 
     everything = [np.arange(num)] * config.seeds
@@ -352,12 +388,17 @@ def _figures(accuracy: NDArray[np.float64], random: NDArray[np.float64]) -> dict
     mean, low, high = mean_interval(accuracy)
     gain, gain_low, gain_high = mean_interval(accuracy - random)
     ends = {
-        "low": (low, 0.0), "high": (high, 0.0), "gain_low": (gain_low, -1.0), "gain_high": (gain_high, -1.0),
-    }  # fmt: skip
+        "low": (low, 0.0),
+        "high": (high, 0.0),
+        "gain_low": (gain_low, -1.0),
+        "gain_high": (gain_high, -1.0),
+    }
     return {
-        "num_seeds": len(accuracy), "accuracy": mean, "gain": gain,
+        "num_seeds": len(accuracy),
+        "accuracy": mean,
+        "gain": gain,
         **{name: None if end is None else min(max(end, least), 1.0) for name, (end, least) in ends.items()},
-    }  # fmt: skip
+    }
 
 
 def _keep_rates(members: list[NDArray[np.int64]], examples: ExampleSet) -> list[dict[str, Any]]:
@@ -366,4 +407,4 @@ def _keep_rates(members: list[NDArray[np.int64]], examples: ExampleSet) -> list[
     return [
         {"label": k, "label_name": examples.class_names[k], "keep_rate": kept[k] / of_all[k]}
         for k in np.flatnonzero(of_all).tolist()
-    ]  # fmt: skip
+    ]

@@ -37,7 +37,7 @@ from scoring.forget_selectors import SELECTORS, choose
 from scoring.worst_case_forget import WorstCaseForgetConfig
 from sources.example_set import ExampleSet
 
-YARDSTICK, UNTOUCHED = "retrain", "none"
+REFERENCE, UNTOUCHED = "retrain", "none"
 METRICS = ("ua", "ra", "ta", "mia_efficacy")
 _GAPS = ("gap_ua", "gap_ra", "gap_ta", "gap_mia")
 
@@ -80,7 +80,7 @@ def _percent(name: str, doc: str, **more: Any) -> Column:
 
 
 _SPLIT = Column(name="split", dtype="str", choices=SELECTORS, doc="how the forget set was chosen")
-_METHOD = Column(name="method", dtype="str", doc="unlearner; retrain is the yardstick, none the untouched model")
+_METHOD = Column(name="method", dtype="str", doc="unlearner; retrain is the reference, none the untouched model")
 _STATUS = {
     "ok": "measured",
     "diverged": "the unlearner left the finite numbers",
@@ -103,42 +103,70 @@ def _spread(name: str) -> tuple[Column, ...]:
 
 
 SUMMARY = TableSpec(
-    schema="scores", name="qualification", key=("split", "method"), version=2,
+    schema="scores",
+    name="qualification",
+    key=("split", "method"),
+    version=2,
     doc="Each unlearner on each kind of forget set: mean and spread over trials. Metrics are null where undefined.",
     columns=(
-        _SPLIT, _METHOD,
+        _SPLIT,
+        _METHOD,
         Column(name="num_trials", dtype="int64", low=1, doc="trials run"),
         Column(name="num_diverged", dtype="int64", low=0, doc="of them diverged; left out of the means"),
         Column(name="num_not_applicable", dtype="int64", low=0, doc="of them did not apply; left out of the means"),
         *(column for name in (*METRICS, "avg_gap") for column in _spread(name)),
-        *(_percent(f"{name}_{end}", f"{word} {name} over trials") for name in ("ua", "avg_gap") for end, word in (("low", "lowest"), ("high", "highest"))),
+        *(
+            _percent(f"{name}_{end}", f"{word} {name} over trials")
+            for name in ("ua", "avg_gap")
+            for end, word in (("low", "lowest"), ("high", "highest"))
+        ),
         Column(
-            name="gap_ratio", dtype="float64", low=0, nullable=True, direction="lower = better than doing nothing",
+            name="gap_ratio",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            direction="lower = better than doing nothing",
             doc="avg_gap over that of the untouched model on the same sets; 1 = as good as doing nothing; null when that has none",
         ),
         Column(
-            name="excess", dtype="float64", unit="percent", low=-100, high=100, nullable=True,
-            direction="higher = the random set flatters the method", doc="avg_gap above that on the random set, mean of paired trials",
+            name="excess",
+            dtype="float64",
+            unit="percent",
+            low=-100,
+            high=100,
+            nullable=True,
+            direction="higher = the random set flatters the method",
+            doc="avg_gap above that on the random set, mean of paired trials",
         ),
         _percent("excess_std", "sample standard deviation of the paired differences; null for one"),
     ),
-)  # fmt: skip
+)
 RUNS = TableSpec(
-    schema="scores", name="qualification_runs", key=("split", "method", "trial"), version=2,
+    schema="scores",
+    name="qualification_runs",
+    key=("split", "method", "trial"),
+    version=2,
     doc="Every single run of the qualification.",
     columns=(
-        _SPLIT, _METHOD,
+        _SPLIT,
+        _METHOD,
         Column(name="trial", dtype="int64", low=0, doc="number of the trial"),
         Column(name="seed", dtype="int64", low=0, doc="seed of the unlearner and of its metrics"),
-        Column(name="num_forget", dtype="int64", low=1, nullable=True, doc="forgotten examples; null when there is no set"),
-        Column(name="num_retain", dtype="int64", low=1, nullable=True, doc="retained examples; null when there is no set"),
+        Column(
+            name="num_forget", dtype="int64", low=1, nullable=True, doc="forgotten examples; null when there is no set"
+        ),
+        Column(
+            name="num_retain", dtype="int64", low=1, nullable=True, doc="retained examples; null when there is no set"
+        ),
         *(_percent(name, _MEANINGS[name]) for name in METRICS),
         *(_percent(name, "distance to retraining, same set and seed") for name in _GAPS),
         _percent("avg_gap", _MEANINGS["avg_gap"], direction="lower = closer to retraining"),
-        Column(name="status", dtype="str", choices=tuple(_STATUS), doc="; ".join(f"{k}: {v}" for k, v in _STATUS.items())),
+        Column(
+            name="status", dtype="str", choices=tuple(_STATUS), doc="; ".join(f"{k}: {v}" for k, v in _STATUS.items())
+        ),
         Column(name="why", dtype="str", doc="what a run without metrics said; else empty"),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -152,16 +180,28 @@ RUNS = TableSpec(
         tables=(SUMMARY, RUNS),
         pictures=(
             Picture(
-                table="qualification", title="Gap to retraining by forget set (lower is better; none: nothing removed)", kind="dots",
-                x="method", y="avg_gap", series="split", low="avg_gap_low", high="avg_gap_high",
+                table="qualification",
+                title="Gap to retraining by forget set (lower is better; none: nothing removed)",
+                kind="dots",
+                x="method",
+                y="avg_gap",
+                series="split",
+                low="avg_gap_low",
+                high="avg_gap_high",
             ),
             Picture(
-                table="qualification", title="Unlearning accuracy by forget set (nearer to retrain is better)", kind="dots",
-                x="method", y="ua", series="split", low="ua_low", high="ua_high",
+                table="qualification",
+                title="Unlearning accuracy by forget set (nearer to retrain is better)",
+                kind="dots",
+                x="method",
+                y="ua",
+                series="split",
+                low="ua_low",
+                high="ua_high",
             ),
         ),
     )
-)  # fmt: skip
+)
 def qualification(
     data: ExampleSet,
     *,
@@ -189,14 +229,14 @@ def qualification(
         ``qualification`` and ``qualification_runs``, rows in the order of splits, then methods, retraining first.
 
     Raises:
-        Diverged: retraining itself, or a search for a set, left the finite numbers; there is no yardstick.
+        Diverged: retraining itself, or a search for a set, left the finite numbers; there is no reference.
         NotApplicable: no random set, which is the reference, or the metrics are not defined for retraining.
         InvalidInput: see :func:`scoring.forget_selectors.choose` and the unlearners.
     """
     train, test = data.part("train"), data.part("test")
     if not len(test):
         raise InvalidInput(f"{data.name} has no test split: TA and the membership test cannot be measured")
-    methods = tuple(dict.fromkeys((YARDSTICK, UNTOUCHED, *(config.methods or unlearn.methods))))
+    methods = tuple(dict.fromkeys((REFERENCE, UNTOUCHED, *(config.methods or unlearn.methods))))
     total, rows = config.trials * len(config.splits) * len(methods), []
     for trial in range(config.trials):
         set_seed, run_seed = derive_seed("set", seed, trial), derive_seed("qualify", seed, trial) % 2**31
@@ -228,22 +268,28 @@ def qualification(
                 found: dict[str, float | None] = {}
                 status, why = "ok", ""
                 try:
-                    made = {YARDSTICK: fresh, UNTOUCHED: model}.get(method)
+                    made = {REFERENCE: fresh, UNTOUCHED: model}.get(method)
                     made = unlearn(method, **parts, seed=run_seed) if made is None else made
                     figures = evaluate(made, **parts, test=test, seed=run_seed, metrics=METRICS)
                     found = {name: figures[name] for name in METRICS}
                 except (Diverged, NotApplicable) as error:  # a finding about the method, not the end of the others
-                    if method == YARDSTICK:
+                    if method == REFERENCE:
                         raise
                     status, why = "diverged" if isinstance(error, Diverged) else "not_applicable", str(error)
                 yard = yard or found
                 rows.append(
                     {
-                        "split": split, "method": method, "trial": trial, "seed": run_seed,
+                        "split": split,
+                        "method": method,
+                        "trial": trial,
+                        "seed": run_seed,
                         **{f"num_{role}": len(part) for role, part in parts.items()},
-                        **found, **_gaps(found, yard), "status": status, "why": why,
+                        **found,
+                        **_gaps(found, yard),
+                        "status": status,
+                        "why": why,
                     }
-                )  # fmt: skip
+                )
                 progress(len(rows), total, "qualification")
     order = {name: number for number, name in enumerate(config.splits)}
     runs = frame_of(RUNS, rows).sort(pl.col("split").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)

@@ -78,7 +78,9 @@ _TEST_ERROR = Column(
     name="test_error", dtype="float64", low=0, high=1, doc="error of this run on the test split; a report"
 )
 _POOLS = TableSpec(
-    schema="scores", name="pools", doc="The quality pools: how many examples of which values.",
+    schema="scores",
+    name="pools",
+    doc="The quality pools: how many examples of which values.",
     key=("pool_id",),
     columns=(
         POOL,
@@ -87,26 +89,41 @@ _POOLS = TableSpec(
         Column(name="score_low", dtype="float64", doc="least value of the score in the pool"),
         Column(name="score_high", dtype="float64", doc="greatest value of the score in the pool"),
     ),
-)  # fmt: skip
+)
 _CURVES = TableSpec(
-    schema="scores", name="pool_curves", doc="Errors of the subject's recipe trained on one pool alone, a run a row.",
+    schema="scores",
+    name="pool_curves",
+    doc="Errors of the subject's recipe trained on one pool alone, a run a row.",
     key=("pool_id", "seed", "samples_seen"),
     columns=(
-        POOL, _SEED, _SEEN,
+        POOL,
+        _SEED,
+        _SEEN,
         Column(name="epoch", dtype="float64", low=0, unit="passes", doc="samples_seen / examples of the pool"),
-        _ERROR, _TEST_ERROR,
+        _ERROR,
+        _TEST_ERROR,
     ),
-)  # fmt: skip
+)
 _UNIONS = TableSpec(
-    schema="scores", name="pool_unions", doc="Errors of the recipe trained on the union of the best pools, a run a row.",
+    schema="scores",
+    name="pool_unions",
+    doc="Errors of the recipe trained on the union of the best pools, a run a row.",
     key=("n_pools", "point", "seed"),
     columns=(
         Column(name="n_pools", dtype="int64", low=2, doc="pools in the union, best first"),
         Column(name="pools", dtype="str", doc="their ids, most negative fitted b first"),
-        Column(name="point", dtype="int64", low=1, doc="samples seen at the point of the pools' curves that it stands beside"),
-        _SEED, _SEEN, _ERROR, _TEST_ERROR,
+        Column(
+            name="point",
+            dtype="int64",
+            low=1,
+            doc="samples seen at the point of the pools' curves that it stands beside",
+        ),
+        _SEED,
+        _SEEN,
+        _ERROR,
+        _TEST_ERROR,
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -120,12 +137,17 @@ _UNIONS = TableSpec(
         tables=(_POOLS, _CURVES, _UNIONS),
         pictures=(
             Picture(
-                table="pool_curves", title="Test error of each quality pool alone, first seed", x="samples_seen", y="test_error",
-                series="pool_id", log_x=True, where=(("seed", 0),),
+                table="pool_curves",
+                title="Test error of each quality pool alone, first seed",
+                x="samples_seen",
+                y="test_error",
+                series="pool_id",
+                log_x=True,
+                where=(("seed", 0),),
             ),
         ),
     )
-)  # fmt: skip
+)
 def quality_pools(
     data: ExampleSet,
     *,
@@ -156,9 +178,14 @@ def quality_pools(
     examples, values, validation = hold_out(examples, values, config.validation, seed=seed, name="quality_pools")
     strata = examples.y if config.stratified else np.zeros(len(examples), np.int64)
     pool = cut(
-        values, examples.example_id, strata, num_pools=config.num_pools, fraction=config.fraction, best=config.best,
+        values,
+        examples.example_id,
+        strata,
+        num_pools=config.num_pools,
+        fraction=config.fraction,
+        best=config.best,
         what=config.score,
-    ).pool  # fmt: skip
+    ).pool
     names = [f"pool_{p + 1}" for p in range(config.num_pools)]
     size = int((pool == 0).sum())
     runs = len(config.efforts) * config.seeds
@@ -203,11 +230,14 @@ def quality_pools(
     runs_of = frame_of(_CURVES, rows)
     about = [
         {
-            "pool_id": name, "num_examples": size, "num_validation": len(validation),
-            "score_low": float(values[pool == p].min()), "score_high": float(values[pool == p].max()),
+            "pool_id": name,
+            "num_examples": size,
+            "num_validation": len(validation),
+            "score_low": float(values[pool == p].min()),
+            "score_high": float(values[pool == p].max()),
         }
         for p, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     unions: list[dict[str, Any]] = []
     fits = (
         fit_pool_laws(curves_of(runs_of, size=size, num_validation=len(validation)), bootstrap=0).fits

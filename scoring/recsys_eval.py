@@ -78,10 +78,18 @@ class RecsysEvalConfig(Config):
     def recipe(self, method: str, *, noise_rate: float) -> BprConfig:
         """The recipe's configuration for one of ``METHODS``."""
         return BprConfig(
-            loss=self.loss, denoise=method, pool=self.pool, tau=self.tau, drop_rate=noise_rate,
-            warmup_epochs=self.warmup_epochs, lr=self.lr, weight_decay=self.weight_decay, reg=self.reg,
-            batch=self.batch, epochs=self.epochs,
-        )  # fmt: skip
+            loss=self.loss,
+            denoise=method,
+            pool=self.pool,
+            tau=self.tau,
+            drop_rate=noise_rate,
+            warmup_epochs=self.warmup_epochs,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            reg=self.reg,
+            batch=self.batch,
+            epochs=self.epochs,
+        )
 
 
 def _share(name: str, doc: str, *, nullable: bool = False) -> Column:
@@ -95,7 +103,9 @@ _HEAD = (
     Column(name="noise_ratio", dtype="float64", low=0, high=10, doc="interactions added per training interaction"),
 )
 _RUNS = TableSpec(
-    schema="scores", name="recsys_eval", doc="Ranking quality and noisy updates of every training.",
+    schema="scores",
+    name="recsys_eval",
+    doc="Ranking quality and noisy updates of every training.",
     key=("method", "noise_ratio", "repeat"),
     columns=(
         *_HEAD,
@@ -104,12 +114,20 @@ _RUNS = TableSpec(
         _share("recall50", "the same among the first 50"),
         _share("ndcg20", "normalised discounted gain at 20, truncated ideal"),
         _share("ndcg50", "the same at 50"),
-        _share("noise_share", "share of planted interactions in the training data; null when nothing is known of any", nullable=True),
-        _share("noisy_update_share", "their share in the optimiser steps; null when nothing is known of any", nullable=True),
+        _share(
+            "noise_share",
+            "share of planted interactions in the training data; null when nothing is known of any",
+            nullable=True,
+        ),
+        _share(
+            "noisy_update_share", "their share in the optimiser steps; null when nothing is known of any", nullable=True
+        ),
     ),
-)  # fmt: skip
+)
 _MEANS = TableSpec(
-    schema="scores", name="recsys_eval_means", doc="The same, mean over the repeats with 90% Student intervals.",
+    schema="scores",
+    name="recsys_eval_means",
+    doc="The same, mean over the repeats with 90% Student intervals.",
     key=("method", "noise_ratio"),
     columns=(
         *_HEAD,
@@ -119,12 +137,17 @@ _MEANS = TableSpec(
             for name in (*METRICS, "noisy_update_share")
             for column in (
                 _share(name, f"mean of {name}", nullable=name == "noisy_update_share"),
-                Column(name=f"{name}_low", dtype="float64", nullable=True, doc="lower end of its interval; null for one repeat"),
+                Column(
+                    name=f"{name}_low",
+                    dtype="float64",
+                    nullable=True,
+                    doc="lower end of its interval; null for one repeat",
+                ),
                 Column(name=f"{name}_high", dtype="float64", nullable=True, doc="upper end"),
             )
         ),
     ),
-)  # fmt: skip
+)
 
 
 @analysis(
@@ -137,8 +160,14 @@ _MEANS = TableSpec(
         tables=(_MEANS, _RUNS),
         pictures=tuple(
             Picture(
-                table="recsys_eval_means", title=title, x="noise_ratio", y=y, series="method",
-                low=f"{y}_low", high=f"{y}_high", kind="dots" if y == "noisy_update_share" else "lines",
+                table="recsys_eval_means",
+                title=title,
+                x="noise_ratio",
+                y=y,
+                series="method",
+                low=f"{y}_low",
+                high=f"{y}_high",
+                kind="dots" if y == "noisy_update_share" else "lines",
             )
             for y, title in (
                 ("recall20", "Recall@20 against noise added to the training data"),
@@ -147,7 +176,7 @@ _MEANS = TableSpec(
             )
         ),
     )
-)  # fmt: skip
+)
 def recsys_eval(
     data: ExampleSet, *, config: RecsysEvalConfig, seed: int, progress: Progress
 ) -> dict[str, pl.DataFrame]:
@@ -182,15 +211,25 @@ def recsys_eval(
         for place, method in enumerate(METHODS):
             if method != "truncation" or rate > 0:
                 found = measure(
-                    build, train, test, config=config.recipe(method, noise_rate=np.nan_to_num(rate)), seed=run_seed,
-                    noisy=noisy, count_from=config.count_from,
-                )  # fmt: skip
+                    build,
+                    train,
+                    test,
+                    config=config.recipe(method, noise_rate=np.nan_to_num(rate)),
+                    seed=run_seed,
+                    noisy=noisy,
+                    count_from=config.count_from,
+                )
                 rows.append(
                     {
-                        "method": method, "backbone": config.backbone, "loss": config.loss, "noise_ratio": ratio,
-                        "repeat": repeat, "noise_share": rate, **found,
+                        "method": method,
+                        "backbone": config.backbone,
+                        "loss": config.loss,
+                        "noise_ratio": ratio,
+                        "repeat": repeat,
+                        "noise_share": rate,
+                        **found,
                     }
-                )  # fmt: skip
+                )
             progress(number * len(METHODS) + place + 1, len(plans) * len(METHODS), "recommenders trained")
     runs = frame_of(_RUNS, rows)
     return {"recsys_eval_means": _means(runs, config), "recsys_eval": runs}
@@ -229,9 +268,12 @@ def _means(runs: pl.DataFrame, config: RecsysEvalConfig) -> pl.DataFrame:
     rows: list[dict[str, object]] = []
     for (method, ratio), group in runs.group_by("method", "noise_ratio", maintain_order=True):
         row: dict[str, object] = {
-            "method": method, "backbone": config.backbone, "loss": config.loss, "noise_ratio": ratio,
+            "method": method,
+            "backbone": config.backbone,
+            "loss": config.loss,
+            "noise_ratio": ratio,
             "num_repeats": group.height,
-        }  # fmt: skip
+        }
         for name in (*METRICS, "noisy_update_share"):
             known = group[name].drop_nulls().to_numpy()
             interval = mean_interval(known) if len(known) else (None, None, None)

@@ -34,7 +34,7 @@ class Seen:
         self.samples += len(rows)
 
     def check(self, name: str) -> None:
-        """Raise :class:`InvalidInput` when the recipe has told of no mini-batch."""
+        """Raise :class:`InvalidInput` when the recipe has reported no mini-batch."""
         if not self.steps:
             raise InvalidInput(f"{name}: the recipe tells of no mini-batch, so the samples it has seen are not known")
 

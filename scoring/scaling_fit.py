@@ -217,9 +217,13 @@ def fit_pool_laws(
     fits = []
     for p, curve in enumerate(kept):
         law = PoolLaw(
-            a=float(np.exp(log_a[0])), d=float(d[0]), b=float(-np.exp(u_P[p, 0])), tau=float(np.exp(v_P[p, 0])),
-            objective=objective, compat=compat,
-        )  # fmt: skip
+            a=float(np.exp(log_a[0])),
+            d=float(d[0]),
+            b=float(-np.exp(u_P[p, 0])),
+            tau=float(np.exp(v_P[p, 0])),
+            objective=objective,
+            compat=compat,
+        )
         residuals = curve.mean - law.error(curve.samples_seen, pool_size=curve.pool_size)
         at_end = problem.on_bound(float(log_a[0]), float(d[0]), float(u_P[p, 0]), float(v_P[p, 0]))
         sse = float(residuals @ residuals)

@@ -255,9 +255,16 @@ def _lower(
         retain, gone = inputs.data.subset(ids[~forget]), inputs.data.subset(ids[forget])
         return unlearn(config.unlearner, retain=retain, forget=gone, seed=seed)
     return unlearn_weighted(
-        model, inputs, torch.from_numpy(w[group]), lower=config.lower, epochs=config.lower_epochs,
-        lr=config.lr_lower, batch=config.batch, seed=seed, alpha=config.l1,
-    )  # fmt: skip
+        model,
+        inputs,
+        torch.from_numpy(w[group]),
+        lower=config.lower,
+        epochs=config.lower_epochs,
+        lr=config.lr_lower,
+        batch=config.batch,
+        seed=seed,
+        alpha=config.l1,
+    )
 
 
 def groups_of(data: ExampleSet, kind: str) -> tuple[NDArray[np.int64], int]:
@@ -345,31 +352,52 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
         needs=("model", "unlearn"),
         columns=(
             Column(
-                name="hardness", dtype="float64", low=0, high=1, direction="higher = harder to forget",
+                name="hardness",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = harder to forget",
                 doc="the rank as a number: 1 - (rank - 1) / N when the hardest set was searched, rank / N when the easiest; "
                 "the hardest set is its highest, the easiest its lowest values",
             ),
             Column(
-                name="w", dtype="float64", low=0, high=1, direction="higher = in the searched set",
+                name="w",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = in the searched set",
                 doc="relaxed membership, mean over starts; the weights of all examples (classes) sum to the budget",
             ),
             Column(
-                name="w_stderr", dtype="float64", low=0, high=1, nullable=True,
+                name="w_stderr",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="standard error over random starts; null for one start",
             ),
             Column(
-                name="rank", dtype="int64", low=1,
+                name="rank",
+                dtype="int64",
+                low=1,
                 doc="1 to N, 1 = first of the searched set: by w, then by loss_after_unlearn (lowest first for the hardest), then by id",
             ),
             Column(name="selected", dtype="bool", doc="in the searched set: of the first budget examples (classes)"),
             Column(
-                name="loss_after_unlearn", dtype="float64", unit="nats", low=0,
+                name="loss_after_unlearn",
+                dtype="float64",
+                unit="nats",
+                low=0,
                 direction="lower = still fitted after unlearning",
                 doc="cross-entropy under the model of the last lower level, mean over starts",
             ),
             Column(name="upper_step", dtype="int64", low=1, doc="upper steps taken, most over starts"),
             Column(
-                name="overlap_with_start", dtype="float64", low=0, high=1, nullable=True,
+                name="overlap_with_start",
+                dtype="float64",
+                low=0,
+                high=1,
+                nullable=True,
                 doc="share of the random start left in the set, mean over starts; 1 = the search did not move. Null: uniform start",
             ),
             Column(name="direction", dtype="str", choices=("hardest", "easiest"), doc="which set was searched"),
@@ -379,7 +407,7 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
         value="hardness",
         higher_means="harder to forget",
     )
-)  # fmt: skip
+)
 def worst_case_forget(
     data: ExampleSet,
     *,

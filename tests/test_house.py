@@ -16,9 +16,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
-    "contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports", "assets",
-    "pipelines", "reproductions",
-)  # fmt: skip
+    "contracts",
+    "sources",
+    "recipes",
+    "scoring",
+    "curation",
+    "unlearning",
+    "attacks",
+    "warehouse",
+    "reports",
+    "assets",
+    "pipelines",
+    "reproductions",
+)
 LIBRARIES = ("contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports")
 IMPORT_CHILD = ROOT / "recipes" / "import_checkpoint_child.py"  # a program of its own: the guarded way in for .pt files
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -112,13 +122,21 @@ def test_sql_stands_in_the_warehouse_only():
 @pytest.mark.parametrize(
     ("text", "is_sql"),
     [
-        ("SELECT a FROM b", True), ("select * from t", True), ("\n  INSERT INTO t VALUES (?)", True),
-        ("DELETE FROM x", True), ("CREATE OR REPLACE VIEW v AS", True), ("DROP TABLE x", True),
-        ("ATTACH 'file' AS a", True), ("COPY FROM DATABASE a TO b", True),
-        ("palimpsest sql 'SELECT * FROM scores.latest'", False), ("selected by the predicate", False),
-        ("update the subject", False), ("create a table", False), ("Select examples by SQL", False),
+        ("SELECT a FROM b", True),
+        ("select * from t", True),
+        ("\n  INSERT INTO t VALUES (?)", True),
+        ("DELETE FROM x", True),
+        ("CREATE OR REPLACE VIEW v AS", True),
+        ("DROP TABLE x", True),
+        ("ATTACH 'file' AS a", True),
+        ("COPY FROM DATABASE a TO b", True),
+        ("palimpsest sql 'SELECT * FROM scores.latest'", False),
+        ("selected by the predicate", False),
+        ("update the subject", False),
+        ("create a table", False),
+        ("Select examples by SQL", False),
     ],
-)  # fmt: skip
+)
 def test_what_counts_as_sql(text, is_sql):
     assert bool(SQL.match(text)) == is_sql
 
@@ -201,9 +219,20 @@ def test_versions_are_pinned_for_everything_that_is_declared():
 
 @pytest.mark.parametrize(
     "name",
-    ["LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "constraints.txt",
-     "dagster.yaml", ".pre-commit-config.yaml", ".ci/run", "docs/adr/0001-warehouse.md"],
-)  # fmt: skip
+    [
+        "LICENSE",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "Makefile",
+        "constraints.txt",
+        "dagster.yaml",
+        ".pre-commit-config.yaml",
+        ".ci/run",
+        "docs/adr/0001-warehouse.md",
+    ],
+)
 def test_the_house_has_its_papers(name):
     assert (ROOT / name).stat().st_size > 100
 
@@ -252,3 +281,10 @@ def test_the_loopback_stays_open(network_guard):
 def test_nothing_is_told_to_anybody():
     assert os.environ["DAGSTER_DISABLE_TELEMETRY"] == os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["GX_ANALYTICS_ENABLED"] == "false" and os.environ["MPLBACKEND"] == "Agg"
+
+
+def test_the_formatter_formats_everything() -> None:
+    """A line that has to be longer wants a name for its middle."""
+    marks = ("# fmt: " + "skip", "# fmt: " + "off")
+    everywhere = [path for folder in (*ROOMS, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in everywhere if any(mark in path.read_text(encoding="utf-8") for mark in marks)]

@@ -114,7 +114,7 @@ class PerExampleGradNorm:
 
         Args:
             x: (B, ...) inputs on the model's device.
-            y: (B, ...) targets, handed to ``error``.
+            y: (B, ...) targets, given to ``error``.
             error: (logits (b, K) detached, targets (b, ...)) -> gradient of each example's loss at its logits (b, K).
 
         Raises:

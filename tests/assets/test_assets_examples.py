@@ -28,8 +28,12 @@ def table(digits: ExampleSet, sizes: list[int], *, seed: int) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     names = np.repeat([f"c_{i}" for i in range(len(sizes))], sizes)
     return pl.DataFrame(
-        {"concept": names, "example_id": rng.permutation(digits.example_id)[: len(names)], "projection": rng.normal(size=len(names))}
-    ).sample(fraction=1, shuffle=True, seed=seed)  # fmt: skip
+        {
+            "concept": names,
+            "example_id": rng.permutation(digits.example_id)[: len(names)],
+            "projection": rng.normal(size=len(names)),
+        }
+    ).sample(fraction=1, shuffle=True, seed=seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

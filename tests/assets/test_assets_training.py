@@ -168,8 +168,14 @@ def test_a_new_version_of_recipe_source_or_model_makes_everything_trained_stale(
     after = digests()
     stale = {path for path in before if before[path] != after[path]}
     trained = {stage.path for stage in subject_stages(subject) if stage.trains}
-    assert {("models", "target"), ("models", "early"), ("models", "ensemble"), ("unlearning", "retrain"),
-            ("scores", "forgetting"), ("audits", "shadow_unlearning")} <= trained  # fmt: skip
+    assert {
+        ("models", "target"),
+        ("models", "early"),
+        ("models", "ensemble"),
+        ("unlearning", "retrain"),
+        ("scores", "forgetting"),
+        ("audits", "shadow_unlearning"),
+    } <= trained
     assert trained <= stale
     given_data = {("data", "examples"), ("scores", "near_duplicates"), ("curation", "random")}
     assert given_data <= stale if raised == "source" else not given_data & stale

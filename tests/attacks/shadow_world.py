@@ -24,15 +24,22 @@ def gaussians(num: int = 200, *, seed: int = 0, dim: int = 6, classes: int = 3, 
     y = (np.arange(num) % classes).astype(np.int64)
     x = (rng.normal(size=(classes, dim))[y] + spread * rng.normal(size=(num, dim))).astype(np.float32)
     return ExampleSet(
-        name="gaussians", task="classification", x=x, y=y, example_id=rng.permutation(4 * num)[:num].astype(np.int64),
-        split=np.where(np.arange(num) < num // 2, "train", "test").astype("<U5"), owner=np.full(num, ""),
+        name="gaussians",
+        task="classification",
+        x=x,
+        y=y,
+        example_id=rng.permutation(4 * num)[:num].astype(np.int64),
+        split=np.where(np.arange(num) < num // 2, "train", "test").astype("<U5"),
+        owner=np.full(num, ""),
         content_hash=np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in x]),
-        class_names=tuple("abcdefghij"[:classes]), center=np.zeros(dim, np.float32), scale=np.ones(dim, np.float32),
-    ).validate()  # fmt: skip
+        class_names=tuple("abcdefghij"[:classes]),
+        center=np.zeros(dim, np.float32),
+        scale=np.ones(dim, np.float32),
+    ).validate()
 
 
 class Subject:
-    """The callables an audit is handed."""
+    """The callables an audit is given."""
 
     def __init__(self, data: ExampleSet, *, recipe: SupervisedConfig = RECIPE, hidden: int = 16) -> None:
         self.data, self.recipe = data, recipe

@@ -66,9 +66,12 @@ def digits() -> Subject:
 
 def audit(subject: Subject, *, data: ExampleSet | None = None, seed: int = 0, **config: Any) -> pl.DataFrame:
     return backdoor_audit(
-        data or subject.data, config=BackdoorConfig.from_mapping({"methods": ["no-op"], **config}), seed=seed,
-        train=subject.train, unlearn_from=subject.unlearn_from,
-    )["backdoor"]  # fmt: skip
+        data or subject.data,
+        config=BackdoorConfig.from_mapping({"methods": ["no-op"], **config}),
+        seed=seed,
+        train=subject.train,
+        unlearn_from=subject.unlearn_from,
+    )["backdoor"]
 
 
 def cell(frame: pl.DataFrame, method: str, fraction: float) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def test_a_backdoor_is_planted_stays_when_part_of_it_does_and_goes_with_all_of_i
     assert poisoned["attack_success_lo"] > 0.9 and poisoned["acc_clean"] > 0.9 and poisoned["acc_corr"] < 0.2
     assert poisoned["num_manipulated"] == round(0.05 * 898) and poisoned["num_identified"] == 0
     assert poisoned["num_attacked"] == int(((digits.data.split == "test") & (digits.data.y != 0)).sum())
-    # Retraining with a tenth of it identified fails: it is no yardstick here. With all of it, the backdoor is gone.
+    # Retraining with a tenth of it identified fails: it is no reference here. With all of it, the backdoor is gone.
     assert cell(frame, "retrain", 0.1)["attack_success_lo"] > 0.8
     clean = cell(frame, "retrain", 1.0)
     assert (
@@ -122,16 +125,16 @@ def test_random_labels_have_no_target() -> None:
 
 
 def test_the_unlearner_is_handed_the_manipulated_copy_and_only_the_identified_part(digits: Subject) -> None:
-    handed: list[tuple[ExampleSet, ExampleSet]] = []
+    given: list[tuple[ExampleSet, ExampleSet]] = []
 
     def spy(model: Any, *, retain: ExampleSet, forget: ExampleSet, **_: Any) -> Any:
-        handed.append((retain, forget))
+        given.append((retain, forget))
         return copy.deepcopy(model)
 
     digits.unlearners["spy"] = spy
     before = digits.data.digest, digits.data.x.copy()
     audit(digits, methods=["spy"], identified=[0.5], share=0.1)
-    retain, forget = handed[0]
+    retain, forget = given[0]
     train = digits.data.part("train")
     assert set(retain.example_id) | set(forget.example_id) == set(train.example_id)
     assert len(forget) == 45 and (forget.y == 0).all() and (forget.x[:, :, -3:, -3:] == 16).all()

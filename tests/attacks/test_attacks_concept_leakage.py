@@ -48,9 +48,12 @@ def run(subject: Subject, *, data: ExampleSet | None = None, seed: int = 0, **co
     data = data or subject.data
     model = subject.train(subject.data.part("train"), 1)
     return concept_leakage(
-        data, config=ConceptLeakageConfig.from_mapping({"concepts": CONCEPTS, "methods": ["no-op"], **config}), seed=seed,
-        model=model, unlearn=lambda name, **given: subject.unlearn_from(model, name, **given),
-    )  # fmt: skip
+        data,
+        config=ConceptLeakageConfig.from_mapping({"concepts": CONCEPTS, "methods": ["no-op"], **config}),
+        seed=seed,
+        model=model,
+        unlearn=lambda name, **given: subject.unlearn_from(model, name, **given),
+    )
 
 
 def row(frame: pl.DataFrame, **key: str) -> dict[str, Any]:

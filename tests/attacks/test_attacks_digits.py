@@ -55,13 +55,15 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
 
     def findings(model: nn.Module) -> tuple[list[Verdict], Verdict, float, float]:
         evidence = Evidence(
-            example_id=candidates, labels=ensemble.labels[column],
+            example_id=candidates,
+            labels=ensemble.labels[column],
             target_logits=predict_logits(model, data.subset(candidates))[None],
-            reference_logits=ensemble.logits[:, column], keep=ensemble.keep[:, column],
+            reference_logits=ensemble.logits[:, column],
+            keep=ensemble.keep[:, column],
             population_labels=ensemble.labels[population],
             population_target_logits=predict_logits(model, data.subset(ensemble.example_id[population]))[None],
             population_reference_logits=ensemble.logits[:, population],
-        )  # fmt: skip
+        )
         verdicts = []
         for name in ATTACKS:
             method = attack.get(name)
@@ -103,9 +105,13 @@ def test_u_lira_on_digits_tells_fine_tuning_from_retraining() -> None:
     models = stacked(mlp, RECIPE, [np.concatenate([base, targets[row != OUT]]) for row in state], range(60))
     tuned = stacked(lambda s: copy.deepcopy(models[s]), finetuning, kept, range(60))
     _, after = shadow_unlearning(
-        state, targets, base, train=lambda _: models, unlearn=lambda run, *_: tuned[run],
+        state,
+        targets,
+        base,
+        train=lambda _: models,
+        unlearn=lambda run, *_: tuned[run],
         predict=lambda m: predict_logits(m, data.subset(targets)),
-    )  # fmt: skip
+    )
     found = u_lira(after, data.subset(targets).y, state)
     assert time.process_time() - start < 60
     assert found.auc_low > 0.55

@@ -26,10 +26,18 @@ def world(phi: np.ndarray, keep: np.ndarray, *, population: int = 5) -> tuple[Ex
     whole = np.zeros((models, num), dtype=bool)
     whole[:, in_pool] = keep
     data = ExampleSet(
-        name="planted", task="classification", x=np.zeros((num, 1), np.float32), y=np.zeros(num, np.int64), example_id=10 + np.arange(num),
-        split=np.where(in_pool, "train", "test").astype("<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
-        class_names=("a", "b"), center=np.zeros(1, np.float32), scale=np.ones(1, np.float32),
-    )  # fmt: skip
+        name="planted",
+        task="classification",
+        x=np.zeros((num, 1), np.float32),
+        y=np.zeros(num, np.int64),
+        example_id=10 + np.arange(num),
+        split=np.where(in_pool, "train", "test").astype("<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=("a", "b"),
+        center=np.zeros(1, np.float32),
+        scale=np.ones(1, np.float32),
+    )
     ensemble = ReferenceEnsemble(
         example_id=data.example_id, pool=in_pool, labels=data.y, keep=whole, logits=logits, config_digest="planted"
     )

@@ -12,9 +12,19 @@ from contracts.errors import DataError, InvalidInput
 from contracts.methods import attack
 
 ATTACKS = (
-    "entropy", "gap", "lira_offline", "lira_online", "loss", "modified_entropy", "modified_entropy_per_class", "population",
-    "reference", "rmia_offline", "rmia_online", "shadow_model",
-)  # fmt: skip
+    "entropy",
+    "gap",
+    "lira_offline",
+    "lira_online",
+    "loss",
+    "modified_entropy",
+    "modified_entropy_per_class",
+    "population",
+    "reference",
+    "rmia_offline",
+    "rmia_online",
+    "shadow_model",
+)
 
 
 def fields(evidence: Evidence, **changed: Any) -> dict[str, Any]:
@@ -46,7 +56,7 @@ def with_nan(values: np.ndarray, *at: int) -> np.ndarray:
         (lambda e: {"target_index": np.full(12, 12)}, "target_index"),
         (lambda e: {"target_index": np.zeros(3, dtype=int)}, "target_index"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(planted, change, message: str) -> None:
     evidence = planted(0)
     with pytest.raises(DataError, match=message):
@@ -79,10 +89,14 @@ def test_scores_follow_the_examples_when_these_are_reordered(planted, name: str)
     order = np.random.default_rng(0).permutation(40)
     moved = Evidence(
         **fields(
-            evidence, example_id=evidence.example_id[order], labels=evidence.labels[order],
-            target_logits=evidence.target_logits[:, order], reference_logits=evidence.reference_logits[:, order], keep=evidence.keep[:, order],
+            evidence,
+            example_id=evidence.example_id[order],
+            labels=evidence.labels[order],
+            target_logits=evidence.target_logits[:, order],
+            reference_logits=evidence.reference_logits[:, order],
+            keep=evidence.keep[:, order],
         )
-    )  # fmt: skip
+    )
     here, there = method(evidence, config=config, seed=1), method(moved, config=config, seed=1)
     np.testing.assert_allclose(here[:, order], there, rtol=1e-3 if name == "shadow_model" else 1e-9)
 

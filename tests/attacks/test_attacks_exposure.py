@@ -108,10 +108,18 @@ def planted(
     logits[:, np.arange(num), labels] += np.where(traced, -gain / 2, rng.normal(2, 2, num)) + gain * keep * traced
     in_train = in_pool & (traced | (rng.random(num) < 0.9))
     data = ExampleSet(
-        name="planted", task="classification", x=rng.normal(size=(num, 2)).astype(np.float32), y=labels, example_id=ids,
-        split=np.where(in_train, "train", "test").astype("<U5"), owner=np.full(num, ""), content_hash=np.full(num, "", "<U64"),
-        class_names=("a", "b", "c"), center=np.zeros(2, np.float32), scale=np.ones(2, np.float32),
-    )  # fmt: skip
+        name="planted",
+        task="classification",
+        x=rng.normal(size=(num, 2)).astype(np.float32),
+        y=labels,
+        example_id=ids,
+        split=np.where(in_train, "train", "test").astype("<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=("a", "b", "c"),
+        center=np.zeros(2, np.float32),
+        scale=np.ones(2, np.float32),
+    )
     ensemble = ReferenceEnsemble(
         example_id=ids,
         pool=in_pool,
@@ -187,9 +195,13 @@ def test_output_follows_ids_not_rows(found) -> None:
     (data, ensemble), tables = found
     order = np.random.default_rng(0).permutation(len(data.example_id))
     moved = dataclasses.replace(
-        ensemble, example_id=ensemble.example_id[order], pool=ensemble.pool[order], labels=ensemble.labels[order],
-        keep=ensemble.keep[:, order], logits=ensemble.logits[:, order],
-    )  # fmt: skip
+        ensemble,
+        example_id=ensemble.example_id[order],
+        pool=ensemble.pool[order],
+        labels=ensemble.labels[order],
+        keep=ensemble.keep[:, order],
+        logits=ensemble.logits[:, order],
+    )
     again = run((data.subset(np.sort(data.example_id)), moved))
     for name, frame in tables.items():
         assert frame.equals(again[name])

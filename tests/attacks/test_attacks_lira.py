@@ -184,9 +184,12 @@ def test_with_equal_variances_the_score_is_linear_in_the_log_odds(planted) -> No
     logits = np.zeros((7, len(evidence.labels), 2), dtype=np.float32)
     logits[:, np.arange(len(evidence.labels)), evidence.labels] = grid[:, None]
     swept = Evidence(
-        example_id=evidence.example_id, labels=evidence.labels, target_logits=logits,
-        reference_logits=evidence.reference_logits, keep=evidence.keep,
-    )  # fmt: skip
+        example_id=evidence.example_id,
+        labels=evidence.labels,
+        target_logits=logits,
+        reference_logits=evidence.reference_logits,
+        keep=evidence.keep,
+    )
     scores = lira_online(swept, config=LiraOnlineConfig(variance="fixed"), seed=0)
     assert np.abs(np.diff(scores, n=2, axis=0)).max() < 1e-9
     assert np.abs(np.diff(scores, axis=0)).max() > 0.01

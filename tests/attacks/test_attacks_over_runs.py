@@ -28,10 +28,16 @@ def audited(rng: np.random.Generator, models: int, examples: int, effect: float,
     points = rng.normal(0, 2, (models, 200, 2))
     logits = np.stack([phi, np.zeros_like(phi)], axis=-1)
     evidence = Evidence(
-        example_id=np.arange(examples), labels=np.zeros(examples, np.int64), target_logits=logits, reference_logits=logits,
-        keep=keep, population_labels=np.zeros(200, np.int64), population_target_logits=points,
-        population_reference_logits=points, target_index=np.arange(models),
-    )  # fmt: skip
+        example_id=np.arange(examples),
+        labels=np.zeros(examples, np.int64),
+        target_logits=logits,
+        reference_logits=logits,
+        keep=keep,
+        population_labels=np.zeros(200, np.int64),
+        population_target_logits=points,
+        population_reference_logits=points,
+        target_index=np.arange(models),
+    )
     method = attack.get(name)
     return method(evidence, config=method.spec.config(), seed=0), keep
 
@@ -130,8 +136,9 @@ def test_what_cannot_be_judged_is_refused(call: Callable[[], object]) -> None:
 @pytest.mark.stat
 @pytest.mark.parametrize("name", ["lira_online", "rmia_online"])
 @pytest.mark.parametrize(
-    ("models", "examples", "effect"), [(60, 100, 0.0), (60, 100, 1.0), (30, 60, 0.0), (30, 60, 1.0), (16, 40, 0.0), (16, 40, 1.5)]
-)  # fmt: skip
+    ("models", "examples", "effect"),
+    [(60, 100, 0.0), (60, 100, 1.0), (30, 60, 0.0), (30, 60, 1.0), (16, 40, 0.0), (16, 40, 1.5)],
+)
 def test_intervals_over_runs_cover(models: int, examples: int, effect: float, name: str) -> None:
     """1,000 worlds each (an error of 0.007); the truth is their mean. A world in which a model cannot carry the cap has no TPR."""
     for figure, each in simulated(models, 1000, models, examples, effect, name).items():

@@ -30,8 +30,13 @@ def test_more_examples_pass_more_often_and_more_tests_less() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "references", "reason"),
-    [((269, 85), 32, "85 unseen examples; 200 are needed"), ((40, 449), 32, "78 are needed"), ((269, 449), 8, "19 are needed"), ((1, 449), 32, "78 are needed")],
-)  # fmt: skip
+    [
+        ((269, 85), 32, "85 unseen examples; 200 are needed"),
+        ((40, 449), 32, "78 are needed"),
+        ((269, 449), 8, "19 are needed"),
+        ((1, 449), 32, "78 are needed"),
+    ],
+)
 def test_what_cannot_pass_says_what_would_be_needed(sizes: tuple[int, int], references: int, reason: str) -> None:
     assert reason in why_not(*sizes, uses_references=True, num_references=references, thresholds=LIMITS)
     assert pass_probability(*sizes, **PLAN | {"num_references": references}) == 0.0

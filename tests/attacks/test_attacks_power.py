@@ -154,11 +154,15 @@ def test_the_power_of_the_t_test_is_exact_far_out(freedom: int, alpha: float, fa
     ends = np.sqrt(chi2.ppf([1e-18, 1 - 1e-15], freedom) / freedom)
     tails = [
         quad(
-            lambda s, side=side: norm.cdf(side * shift - critical * s) * chi2.pdf(freedom * s**2, freedom) * 2 * freedom * s,
-            *ends, points=[factor], limit=400,
+            lambda s, side=side: (
+                norm.cdf(side * shift - critical * s) * chi2.pdf(freedom * s**2, freedom) * 2 * freedom * s
+            ),
+            *ends,
+            points=[factor],
+            limit=400,
         )[0]
         for side in (1, -1)
-    ]  # fmt: skip
+    ]
     n_a, n_b = freedom + 1, 1
     power = effect_power(shift / np.sqrt(n_a * n_b / (n_a + n_b)), n_a, n_b, alpha=alpha)
     assert power == pytest.approx(sum(tails), abs=1e-7)

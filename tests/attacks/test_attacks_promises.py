@@ -87,10 +87,16 @@ def normal_evidence(
     z = rng.normal(2, 2, points) + rng.normal(size=(models, points))
     logits, at_points = (np.stack([v, np.zeros_like(v)], axis=-1) for v in (phi, z))
     evidence = Evidence(
-        example_id=np.arange(examples), labels=np.zeros(examples, dtype=int), target_logits=logits, reference_logits=logits, keep=keep,
-        population_labels=np.zeros(points, dtype=int), population_target_logits=at_points, population_reference_logits=at_points,
+        example_id=np.arange(examples),
+        labels=np.zeros(examples, dtype=int),
+        target_logits=logits,
+        reference_logits=logits,
+        keep=keep,
+        population_labels=np.zeros(points, dtype=int),
+        population_target_logits=at_points,
+        population_reference_logits=at_points,
         target_index=np.arange(models),
-    )  # fmt: skip
+    )
     return evidence, mean
 
 
@@ -110,9 +116,12 @@ def test_f1_bounds_of_an_examples_exposure_cover_for_fresh_audited_models() -> N
             phi = mean + rng.normal(size=(fresh, 600))
             phi[:, :traced] += gain
             new = Evidence(
-                example_id=evidence.example_id, labels=evidence.labels, target_logits=np.stack([phi, np.zeros_like(phi)], -1),
-                reference_logits=evidence.reference_logits, keep=evidence.keep,
-            )  # fmt: skip
+                example_id=evidence.example_id,
+                labels=evidence.labels,
+                target_logits=np.stack([phi, np.zeros_like(phi)], -1),
+                reference_logits=evidence.reference_logits,
+                keep=evidence.keep,
+            )
             found = method(new, config=method.spec.config(), seed=0)
             truth = (found[:, :traced] >= np.quantile(found[:, traced:], 1 - cap)).mean(axis=0)
             low, high = (table[c].to_numpy() for c in ("exposure_lo", "exposure_hi"))
@@ -269,14 +278,26 @@ def planted(seed: int, *, exposed: int, models: int = 64, pool: int = 1000) -> t
     logits = rng.normal(0, 0.5, size=(models, num, 2))
     logits[:, np.arange(num), labels] += np.where(traced, -2, rng.normal(2, 2, num)) + 5 * keep * traced
     data = ExampleSet(
-        name="planted", task="classification", x=rng.normal(size=(num, 2)).astype(np.float32), y=labels, example_id=np.arange(num),
-        split=np.where(np.arange(num) < pool, "train", "test").astype("<U5"), owner=np.full(num, ""),
-        content_hash=np.full(num, "", "<U64"), class_names=("a", "b"), center=np.zeros(2, np.float32), scale=np.ones(2, np.float32),
-    )  # fmt: skip
+        name="planted",
+        task="classification",
+        x=rng.normal(size=(num, 2)).astype(np.float32),
+        y=labels,
+        example_id=np.arange(num),
+        split=np.where(np.arange(num) < pool, "train", "test").astype("<U5"),
+        owner=np.full(num, ""),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=("a", "b"),
+        center=np.zeros(2, np.float32),
+        scale=np.ones(2, np.float32),
+    )
     ensemble = ReferenceEnsemble(
-        example_id=data.example_id, pool=np.arange(num) < pool, labels=labels, keep=keep, logits=logits.astype(np.float32),
+        example_id=data.example_id,
+        pool=np.arange(num) < pool,
+        labels=labels,
+        keep=keep,
+        logits=logits.astype(np.float32),
         config_digest="planted",
-    )  # fmt: skip
+    )
     return data, ensemble
 
 

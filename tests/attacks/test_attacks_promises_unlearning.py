@@ -28,9 +28,12 @@ TINY = SupervisedConfig(lr=0.2, epochs=15, batch=32)
 
 def audit(subject: Subject, *, seed: int, **config: Any) -> dict[str, pl.DataFrame]:
     return shadow_unlearning_audit(
-        subject.data, config=ShadowUnlearningConfig.from_mapping(config), seed=seed, train_many=subject.train_many,
+        subject.data,
+        config=ShadowUnlearningConfig.from_mapping(config),
+        seed=seed,
+        train_many=subject.train_many,
         unlearn_from=subject.unlearn_from,
-    )  # fmt: skip
+    )
 
 
 def verdicts(tables: dict[str, pl.DataFrame], method: str) -> dict[str, Finding]:
@@ -116,13 +119,20 @@ def planted(seed: int, *, exposed: int, runs: int = 60, targets: int = 1000) -> 
 
     recorded = {}
     for name, values in phi.items():
-        recorded[name] = Recorded(
-            logits=list(logits(values)), area=list(values[:, :targets]), steps=[(1, 1)] * runs
-        )  # fmt: skip
+        recorded[name] = Recorded(logits=list(logits(values)), area=list(values[:, :targets]), steps=[(1, 1)] * runs)
     return tables_of(
-        recorded, logits(trained), labels, state, target_ids=5000 + np.arange(targets), canary_ids=np.arange(canaries),
-        repeats=10, steps=1, delta=1e-5, alpha=ALPHA, seed=seed,
-    )  # fmt: skip
+        recorded,
+        logits(trained),
+        labels,
+        state,
+        target_ids=5000 + np.arange(targets),
+        canary_ids=np.arange(canaries),
+        repeats=10,
+        steps=1,
+        delta=1e-5,
+        alpha=ALPHA,
+        seed=seed,
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

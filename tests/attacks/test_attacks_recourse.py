@@ -161,16 +161,24 @@ def run(data: ExampleSet, model: nn.Module, **config: Any) -> dict[str, pl.DataF
 
     train = data.part("train")
     return recourse_audit(
-        data, config=RecourseAuditConfig(**config), seed=0, model=model, train_many=train_many,
+        data,
+        config=RecourseAuditConfig(**config),
+        seed=0,
+        model=model,
+        train_many=train_many,
         splits=lambda name: pl.DataFrame(
             {"example_id": train.example_id, "role": np.where(train.example_id % 4 == 0, "forget", "retain")}
         ),
-    )  # fmt: skip
+    )
 
 
 SMALL: dict[str, Any] = {
-    "methods": ("rocerf", "rocerf_retrain"), "k_percent": (1.0, 3.0), "queries": 12, "draws": 8, "splits": ("some",),
-}  # fmt: skip
+    "methods": ("rocerf", "rocerf_retrain"),
+    "k_percent": (1.0, 3.0),
+    "queries": 12,
+    "draws": 8,
+    "splits": ("some",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +214,11 @@ def test_the_summary_adds_up(audit):
     rows, summary = audit["recourse_audit"], audit["recourse_summary"]
     keys = ["method", "k_percent", "deletion", "split"]
     again = rows.group_by(keys).agg(
-        validity=pl.col("valid").mean(), draws=pl.col("draw").n_unique(), queries=pl.col("query_id").n_unique(),
+        validity=pl.col("valid").mean(),
+        draws=pl.col("draw").n_unique(),
+        queries=pl.col("query_id").n_unique(),
         mean_logit_after=pl.col("logit_after").mean(),
-    )  # fmt: skip
+    )
     both = summary.join(again, on=keys, suffix="_again")
     assert both.height == summary.height
     for column in ("validity", "mean_logit_after"):
@@ -248,9 +258,15 @@ def test_influences_name_the_training_examples_that_matter(cancer, fitted, audit
 def test_the_audited_model_is_explained_and_retrained_by_its_own_recipe(cancer, fitted):
     """With a linear model as the audited one, its surrogates and its retraining are known."""
     out = run(
-        cancer, Linear(fitted.weights), explains="audited", methods=("rocerf", "roar"), k_percent=(3.0,), queries=6,
-        audited_draws=2, splits=("some",),
-    )  # fmt: skip
+        cancer,
+        Linear(fitted.weights),
+        explains="audited",
+        methods=("rocerf", "roar"),
+        k_percent=(3.0,),
+        queries=6,
+        audited_draws=2,
+        splits=("some",),
+    )
     issued = out["robust_counterfactuals"]
     assert set(issued["method"]) == {"plain", "rocerf"}  # ROAR is not defined for a model known by its decisions
     assert (issued.filter("found")["logit"] >= 0).all() and issued["worst_logit_linear"].null_count() == issued.height

@@ -66,10 +66,12 @@ def test_what_the_model_still_knows_comes_back_first(subject: Subject) -> None:
         trained, fresh = subject.train(train, seed), subject.build(100 + seed)
         with torch.no_grad():
             trained.head.weight.mul_(0.1)
-        gaps.append([
-            found.area[forgotten].mean() - found.area[~forgotten].mean()
-            for found in (relearn(m, data, forgotten, steps=20, lr=0.02) for m in (trained, fresh))
-        ])  # fmt: skip
+        gaps.append(
+            [
+                found.area[forgotten].mean() - found.area[~forgotten].mean()
+                for found in (relearn(m, data, forgotten, steps=20, lr=0.02) for m in (trained, fresh))
+            ]
+        )
     hidden, new = np.array(gaps).T
     assert (hidden > 0.2).all() and (np.abs(new) < 0.5 * hidden.min()).all()
 

@@ -151,20 +151,25 @@ def test_saturated_examples_keep_their_exact_ties(planted) -> None:
     points[:, np.arange(points.shape[1]), evidence.population_labels] = 2000
     scores = rmia_online(
         Evidence(
-            **fields | dict.fromkeys(("target_logits", "reference_logits"), sure)
+            **fields
+            | dict.fromkeys(("target_logits", "reference_logits"), sure)
             | dict.fromkeys(("population_target_logits", "population_reference_logits"), points)
         ),
-        config=RmiaOnlineConfig(), seed=0,
-    )  # fmt: skip
+        config=RmiaOnlineConfig(),
+        seed=0,
+    )
     np.testing.assert_array_equal(scores, (points.shape[1] + 0.5) / (points.shape[1] + 1))
 
 
 def test_what_is_missing_is_named(planted) -> None:
     evidence = planted(7)
     bare = Evidence(
-        example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits,
-        reference_logits=evidence.reference_logits, keep=evidence.keep,
-    )  # fmt: skip
+        example_id=evidence.example_id,
+        labels=evidence.labels,
+        target_logits=evidence.target_logits,
+        reference_logits=evidence.reference_logits,
+        keep=evidence.keep,
+    )
     with pytest.raises(InvalidInput, match="population points"):
         rmia_online(bare, config=RmiaOnlineConfig(), seed=0)
     with pytest.raises(ConfigError, match="at least 3"):

@@ -16,9 +16,13 @@ from contracts.methods import attack
 
 MODELS, EXAMPLES, POINTS, CLASSES = 40, 300, 200, 5
 MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "x 0.12": lambda z: 0.12 * z, "x 0.2": lambda z: 0.2 * z, "x 4": lambda z: 4.0 * z, "shifted": lambda z: 0.5 * z - 7.0,
-    "tanh": lambda z: np.tanh(z / 12), "asinh": np.arcsinh,
-}  # fmt: skip
+    "x 0.12": lambda z: 0.12 * z,
+    "x 0.2": lambda z: 0.2 * z,
+    "x 4": lambda z: 4.0 * z,
+    "shifted": lambda z: 0.5 * z - 7.0,
+    "tanh": lambda z: np.tanh(z / 12),
+    "asinh": np.arcsinh,
+}
 AFFINE = ("x 0.12", "x 0.2", "x 4", "shifted")
 
 
@@ -46,9 +50,16 @@ def evidence(
 ) -> Evidence:
     n = EXAMPLES
     return Evidence(
-        example_id=np.arange(n), labels=labels[:n], target_logits=audited[:, :n], reference_logits=references[:, :n], keep=keep[:, :n],
-        population_labels=labels[n:], population_target_logits=audited[:, n:], population_reference_logits=references[:, n:], calibrated=calibrated,
-    )  # fmt: skip
+        example_id=np.arange(n),
+        labels=labels[:n],
+        target_logits=audited[:, :n],
+        reference_logits=references[:, :n],
+        keep=keep[:, :n],
+        population_labels=labels[n:],
+        population_target_logits=audited[:, n:],
+        population_reference_logits=references[:, n:],
+        calibrated=calibrated,
+    )
 
 
 def area(name: str, found: Evidence) -> float:
@@ -121,6 +132,10 @@ def test_what_has_no_scale_is_refused() -> None:
     references, audited, keep, labels = world(0, trace=0.0)
     with pytest.raises(DataError, match="population points"):
         Evidence(
-            example_id=np.arange(EXAMPLES), labels=labels[:EXAMPLES], target_logits=audited[:, :EXAMPLES],
-            reference_logits=references[:, :EXAMPLES], keep=keep[:, :EXAMPLES], calibrated=True,
-        )  # fmt: skip
+            example_id=np.arange(EXAMPLES),
+            labels=labels[:EXAMPLES],
+            target_logits=audited[:, :EXAMPLES],
+            reference_logits=references[:, :EXAMPLES],
+            keep=keep[:, :EXAMPLES],
+            calibrated=True,
+        )

@@ -34,8 +34,12 @@ def audit(
     subject: Subject, config: ShadowUnlearningConfig = CONFIG, *, seed: int = 0, **more: Any
 ) -> dict[str, pl.DataFrame]:
     return shadow_unlearning_audit(
-        more.get("data", subject.data), config=config, seed=seed, train_many=subject.train_many, unlearn_from=subject.unlearn_from
-    )  # fmt: skip
+        more.get("data", subject.data),
+        config=config,
+        seed=seed,
+        train_many=subject.train_many,
+        unlearn_from=subject.unlearn_from,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +215,35 @@ def test_repeating_a_run_adds_no_information() -> None:
 
 def rows(**changed: Any) -> dict[str, pl.DataFrame]:
     """Stored rows of an audit with power, of a method that passes; ``changed`` is laid over the method's row."""
-    control = {"method": "none", "status": "ok", "num_diverged": 0, "reason": "", "num_runs": 60, "set_kind": "random", "num_forget": 100, "num_train": 600,
-               "kept_acc_lost": 0.0, "kept_acc_lost_lo": -0.01, "kept_acc_lost_hi": 0.01, "new_acc_lost": 0.0, "new_acc_lost_lo": -0.01, "new_acc_lost_hi": 0.01, "alpha": 0.05, "auc": 0.7, "auc_lo": 0.68, "auc_hi": 0.72,
-               "accuracy": 0.6, "kept_auc_before": 0.6, "kept_auc_after": 0.6, "kept_excess": 0.0, "kept_excess_lo": -0.01, "kept_excess_hi": 0.01,
-               "kept_excess_p_value": 0.5, "num_canaries": 10, "canaries_exposed": 10}  # fmt: skip
+    control = {
+        "method": "none",
+        "status": "ok",
+        "num_diverged": 0,
+        "reason": "",
+        "num_runs": 60,
+        "set_kind": "random",
+        "num_forget": 100,
+        "num_train": 600,
+        "kept_acc_lost": 0.0,
+        "kept_acc_lost_lo": -0.01,
+        "kept_acc_lost_hi": 0.01,
+        "new_acc_lost": 0.0,
+        "new_acc_lost_lo": -0.01,
+        "new_acc_lost_hi": 0.01,
+        "alpha": 0.05,
+        "auc": 0.7,
+        "auc_lo": 0.68,
+        "auc_hi": 0.72,
+        "accuracy": 0.6,
+        "kept_auc_before": 0.6,
+        "kept_auc_after": 0.6,
+        "kept_excess": 0.0,
+        "kept_excess_lo": -0.01,
+        "kept_excess_hi": 0.01,
+        "kept_excess_p_value": 0.5,
+        "num_canaries": 10,
+        "canaries_exposed": 10,
+    }
     good = control | {"method": "m", "auc": 0.5, "auc_lo": 0.49, "auc_hi": 0.51, "canaries_exposed": 0}
     both = {k: changed.pop(k) for k in ("num_runs",) if k in changed}
     power = {k.removeprefix("none_"): v for k, v in list(changed.items()) if k.startswith("none_")}
@@ -296,8 +325,13 @@ def test_an_exposed_example_is_named() -> None:
 @pytest.mark.parametrize("what", ["kept_acc_lost", "new_acc_lost"])
 @pytest.mark.parametrize(
     ("value", "low", "high", "verdict"),
-    [(0.0, -0.01, 0.01, Verdict.PASS), (-0.5, -0.6, -0.4, Verdict.PASS), (0.02, 0.0, 0.04, Verdict.INCONCLUSIVE), (0.7, 0.6, 0.8, Verdict.FAIL)],
-)  # fmt: skip
+    [
+        (0.0, -0.01, 0.01, Verdict.PASS),
+        (-0.5, -0.6, -0.4, Verdict.PASS),
+        (0.02, 0.0, 0.04, Verdict.INCONCLUSIVE),
+        (0.7, 0.6, 0.8, Verdict.FAIL),
+    ],
+)
 def test_a_destroyed_model_fails_however_little_it_shows(
     what: str, value: float, low: float, high: float, verdict: Verdict
 ) -> None:
@@ -319,8 +353,15 @@ def test_nobody_stands_out_says_whom_it_would_have_found() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "num_forget", "missing"),
-    [("random", 100, ""), ("random", 51, ""), ("random", 199, ""), ("random", 30, "targets"), ("random", 300, "targets"), ("class", 100, "no other kind")],
-)  # fmt: skip
+    [
+        ("random", 100, ""),
+        ("random", 51, ""),
+        ("random", 199, ""),
+        ("random", 30, "targets"),
+        ("random", 300, "targets"),
+        ("class", 100, "no other kind"),
+    ],
+)
 def test_a_result_covers_its_own_kind_and_size_of_set(kind: str, num_forget: int, missing: str) -> None:
     row = rows()["u_lira"].row(1, named=True)
     said = covers(row, set_kind=kind, num_forget=num_forget, num_train=600)

@@ -135,9 +135,14 @@ def test_shadow_runs_hand_each_method_its_own_sets() -> None:
 
     seen = []
     before, after = shadow_unlearning(
-        state, target_ids, base_ids, train=train, unlearn=unlearn,
-        predict=lambda m: np.full((6, 2), float(m.endswith("-"))), progress=lambda done, total, what: seen.append((done, total)),
-    )  # fmt: skip
+        state,
+        target_ids,
+        base_ids,
+        train=train,
+        unlearn=unlearn,
+        predict=lambda m: np.full((6, 2), float(m.endswith("-"))),
+        progress=lambda done, total, what: seen.append((done, total)),
+    )
     assert before.shape == after.shape == (9, 6, 2) and not before.any() and after.all()
     assert seen[-1] == (9, 9)
 

@@ -123,8 +123,16 @@ def test_no_report_or_nan_is_broken(absent: pl.DataFrame | None) -> None:
 
 def umia(accuracy: float, low: float, high: float, area: float = 0.5) -> UMIAResult:
     return UMIAResult(
-        accuracy=accuracy, low=low, high=high, published_accuracy=accuracy, auc=area, auc_low=area, auc_high=area, n_pos=1, n_neg=1
-    )  # fmt: skip
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        published_accuracy=accuracy,
+        auc=area,
+        auc_low=area,
+        auc_high=area,
+        n_pos=1,
+        n_neg=1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,10 @@ def test_a_failure_is_corrected_for_the_tests_of_its_audit() -> None:
     assert judge(standing).verdict is Verdict.FAIL
     assert judge(standing, num_tests=1000).verdict is not Verdict.FAIL
     assert judge_umia(umia(0.66, 0.61, 0.71), what="umia", thresholds=THRESHOLDS).verdict is Verdict.FAIL
-    assert judge_umia(umia(0.66, 0.61, 0.71), what="umia", thresholds=THRESHOLDS, num_tests=30).verdict is Verdict.INCONCLUSIVE  # fmt: skip
+    assert (
+        judge_umia(umia(0.66, 0.61, 0.71), what="umia", thresholds=THRESHOLDS, num_tests=30).verdict
+        is Verdict.INCONCLUSIVE
+    )
     gap = dict(spread=None, what="gap", thresholds=THRESHOLDS)
     assert judge_gap(7.0, 5.2, 8.8, **gap).verdict is Verdict.FAIL  # type: ignore[arg-type]
     assert judge_gap(7.0, 5.2, 8.8, num_tests=30, **gap).verdict is Verdict.INCONCLUSIVE  # type: ignore[arg-type]

@@ -128,12 +128,12 @@ class World:
         **changed: Any,
     ) -> Any:
         config = self.config(kind, method, **changed)
-        handed = {need: (needs or self.needs)[need] for need in method.spec.needs}
+        given = {need: (needs or self.needs)[need] for need in method.spec.needs}
         data = self.data(kind) if data is None else data
         if kind == "analysis":
-            return method(data, config=config, seed=seed, progress=silent, **handed)
+            return method(data, config=config, seed=seed, progress=silent, **given)
         if kind in ("score", "curator"):
-            return method(data, config=config, seed=seed, **handed)
+            return method(data, config=config, seed=seed, **given)
         if kind == "attack":
             return method(evidence or self.evidence, config=config, seed=seed)
         if kind == "recipe":
@@ -143,7 +143,7 @@ class World:
         assert kind == "unlearner", f"a new kind of method, {kind}: say here how it is called"
         model = (needs or self.needs)["model"]
         retain, forget = halves(data)
-        return flat(method(model, retain=retain, forget=forget, config=config, seed=seed, **handed))
+        return flat(method(model, retain=retain, forget=forget, config=config, seed=seed, **given))
 
 
 def halves(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
@@ -196,8 +196,11 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
         home.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(home / f"{number:03d}.png")
     return {
-        "table": folder / "table.csv", "npz": folder / "arrays.npz", "idx": idx, "image_folder": folder / "folder",
-    }  # fmt: skip
+        "table": folder / "table.csv",
+        "npz": folder / "arrays.npz",
+        "idx": idx,
+        "image_folder": folder / "folder",
+    }
 
 
 def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[str, Any]:
@@ -229,9 +232,13 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
         method = unlearner.get(name)
         needed = {"train": fresh}
         return method(
-            start, retain=retain, forget=forget, config=method.spec.config(), seed=seed,
+            start,
+            retain=retain,
+            forget=forget,
+            config=method.spec.config(),
+            seed=seed,
             **{need: needed[need] for need in method.spec.needs},
-        )  # fmt: skip
+        )
 
     values = pl.DataFrame({"example_id": train.example_id, "value": train.x[:, 0].astype(np.float64)})
     model = fresh(train, 0)

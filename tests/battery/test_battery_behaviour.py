@@ -50,8 +50,9 @@ def check(kind: str, method: Method[Any], out: Any, data: ExampleSet | None, *, 
     spec = method.spec
     if kind == "score":
         assert out.columns == ["example_id", *(c.name for c in spec.columns)] or set(out.columns) == {
-            "example_id", *(c.name for c in spec.columns)
-        }  # fmt: skip
+            "example_id",
+            *(c.name for c in spec.columns),
+        }
         check_column(out["example_id"], spec.table.columns[0])
         for column in spec.columns:
             check_column(out[column.name], column)

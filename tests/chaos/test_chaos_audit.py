@@ -46,8 +46,11 @@ def _start(home: Path) -> subprocess.Popen[bytes]:
     env = {**os.environ, "PALIMPSEST_HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, "-c", "from pipelines.cli import main; main()", "audit", "crash"],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _finish(home: Path) -> None:

@@ -245,8 +245,13 @@ def test_a_full_disk_is_a_clear_error_and_the_old_state_stays(home: Path, golden
     """The file size limit of a process stands for a full disk."""
     if what == "publish":
         w = job.open_warehouse(home)
-        w.replace(job.SCORE, pl.DataFrame({"example_id": range(200_000), "el2n": np.random.default_rng(0).random(200_000)}),
-                  subject="wine", run_id="r", config_digest="c")  # fmt: skip
+        w.replace(
+            job.SCORE,
+            pl.DataFrame({"example_id": range(200_000), "el2n": np.random.default_rng(0).random(200_000)}),
+            subject="wine",
+            run_id="r",
+            config_digest="c",
+        )
     limit = (home / "warehouse" / "palimpsest.duckdb").stat().st_size + (64 << 10) if what == "replace" else 256 << 10
     code = FULL.format(folder=str(Path(job.__file__).parent), limit=limit)
     result = subprocess.run(
@@ -334,9 +339,17 @@ def test_a_torn_write_ahead_log_is_noticed(home: Path) -> None:
 # ------------------------------------------------------------------- rivals
 
 PART = TableSpec(
-    schema="test", name="parts", doc="d", key=("part", "example_id"), partition=("part",),
-    columns=(Column(name="part", dtype="str", doc="p"), Column(name="example_id", dtype="int64", doc="i"), Column(name="round", dtype="int64", doc="r")),
-)  # fmt: skip
+    schema="test",
+    name="parts",
+    doc="d",
+    key=("part", "example_id"),
+    partition=("part",),
+    columns=(
+        Column(name="part", dtype="str", doc="p"),
+        Column(name="example_id", dtype="int64", doc="i"),
+        Column(name="round", dtype="int64", doc="r"),
+    ),
+)
 
 RIVAL = """
 import sys

@@ -20,9 +20,12 @@ from contracts.tables import Column
 from warehouse import Limits, Warehouse
 
 SCORE = ScoreSpec(
-    name="el2n", doc="a score", value="el2n", higher_means="harder",
+    name="el2n",
+    doc="a score",
+    value="el2n",
+    higher_means="harder",
     columns=(Column(name="el2n", dtype="float64", low=0, doc="the score"),),
-)  # fmt: skip
+)
 ASSET = "digits/scores/el2n"
 assert SCORE.table.columns[0] == EXAMPLE_ID
 
@@ -39,9 +42,16 @@ def run(home: Path, generation: int) -> str:
     if w.completed(ASSET, key) is None:
         n = 40 + generation
         examples = pl.DataFrame(
-            {"example_id": range(n), "split": ["train"] * n, "label": [generation] * n, "label_name": [key] * n,
-             "target": pl.Series([None] * n, dtype=pl.Float64), "owner": [""] * n, "content_hash": [key] * n}
-        )  # fmt: skip
+            {
+                "example_id": range(n),
+                "split": ["train"] * n,
+                "label": [generation] * n,
+                "label_name": [key] * n,
+                "target": pl.Series([None] * n, dtype=pl.Float64),
+                "owner": [""] * n,
+                "content_hash": [key] * n,
+            }
+        )
         scores = pl.DataFrame({"example_id": range(n), "el2n": np.arange(n) / 7 + generation})
         runs = {
             "score": "el2n",
@@ -61,9 +71,13 @@ def run(home: Path, generation: int) -> str:
             ASSET, parents=["digits/data/examples"], artifacts=[weights, page], key=key, members=range(n), **common
         )
         request = ForgetRequest(
-            request_id=f"r{generation}", subject="digits", selector="ids", ids=(generation,),
-            received_at="2026-01-01T00:00:00+00:00", due_at="2026-02-01T00:00:00+00:00",
-        )  # fmt: skip
+            request_id=f"r{generation}",
+            subject="digits",
+            selector="ids",
+            ids=(generation,),
+            received_at="2026-01-01T00:00:00+00:00",
+            due_at="2026-02-01T00:00:00+00:00",
+        )
         w.requests.add(request)
         w.requests.reach(request.request_id, "verified")
         outputs = [weights, page, w.receipt(SCORE.table, subject="digits"), w.receipt(EXAMPLES, subject="digits")]

@@ -15,9 +15,31 @@ from contracts.identity import NAME_PATTERN, check_name, owner_token
 from contracts.tables import Column, TableSpec, check_identifier
 
 HOSTILE = [
-    "", " ", "A", "-a", "_a", "a b", "a/b", "..", "a\n", "a\x00", "'; DROP TABLE x; --", 'a"b', "ä", "a\u202eb", "\uff41",
-    "a" * 65, "\u2018a\u2019", "select;", "a.b", "🐍", None, 3, b"a", ["a"],
-]  # fmt: skip
+    "",
+    " ",
+    "A",
+    "-a",
+    "_a",
+    "a b",
+    "a/b",
+    "..",
+    "a\n",
+    "a\x00",
+    "'; DROP TABLE x; --",
+    'a"b',
+    "ä",
+    "a\u202eb",
+    "\uff41",
+    "a" * 65,
+    "\u2018a\u2019",
+    "select;",
+    "a.b",
+    "🐍",
+    None,
+    3,
+    b"a",
+    ["a"],
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -16,9 +16,13 @@ from contracts.tables import COMMON
 from contracts.verdicts import OF_FINDINGS, Verdict, overall
 
 REQUEST = {
-    "request_id": "r1", "subject": "digits", "selector": "ids", "ids": [1, 2],
-    "received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00",
-}  # fmt: skip
+    "request_id": "r1",
+    "subject": "digits",
+    "selector": "ids",
+    "ids": [1, 2],
+    "received_at": "2026-01-01T00:00:00+00:00",
+    "due_at": "2026-02-01T00:00:00+00:00",
+}
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.product(RequestState, RequestState)))
@@ -45,9 +49,15 @@ def test_the_states_form_a_road_that_ends():
 
 @pytest.mark.parametrize(
     ("selector", "given"),
-    [("ids", {"ids": [3]}), ("owner", {"owner": "t"}), ("class", {"class_name": "7"}), ("where", {"where": "label = 3"}),
-     ("score", {"score": "el2n", "fraction": 0.1}), ("score", {"score": "el2n", "count": 7, "end": "lowest"})],
-)  # fmt: skip
+    [
+        ("ids", {"ids": [3]}),
+        ("owner", {"owner": "t"}),
+        ("class", {"class_name": "7"}),
+        ("where", {"where": "label = 3"}),
+        ("score", {"score": "el2n", "fraction": 0.1}),
+        ("score", {"score": "el2n", "count": 7, "end": "lowest"}),
+    ],
+)
 def test_each_selector_takes_its_own_value_and_no_other(selector, given):
     base = {k: v for k, v in REQUEST.items() if k != "ids"}
     assert ForgetRequest.from_mapping({**base, "selector": selector, **given}).selector == selector
@@ -82,10 +92,16 @@ def test_bad_requests_are_refused(change, error, says):
 
 
 CERTIFICATE = {
-    "subject": "digits", "request_id": "r1", "method": "finetune", "verdict": "pass",
+    "subject": "digits",
+    "request_id": "r1",
+    "method": "finetune",
+    "verdict": "pass",
     "attacks": [{"attack": "lira", "n_pos": 10, "n_neg": 10, "auc": 0.5, "auc_lo": 0.4, "auc_hi": 0.6}],
-    "digests": {}, "ledger_head": "0", "issued_at": "2026-01-01T00:00:00+00:00", "expires_at": "2026-02-01T00:00:00+00:00",
-}  # fmt: skip
+    "digests": {},
+    "ledger_head": "0",
+    "issued_at": "2026-01-01T00:00:00+00:00",
+    "expires_at": "2026-02-01T00:00:00+00:00",
+}
 
 
 def test_certificates():
@@ -101,9 +117,17 @@ def test_certificates():
 
 def test_a_job_is_known_by_everything_in_it():
     values = {
-        "subject": {"subject": "digits"}, "code": "c", "data_version": "d", "method": "finetune", "seeds": [0, 1], "target": "t",
-        "target_sha256": "s", "members": "m", "members_sha256": "s", "output": "o",
-    }  # fmt: skip
+        "subject": {"subject": "digits"},
+        "code": "c",
+        "data_version": "d",
+        "method": "finetune",
+        "seeds": [0, 1],
+        "target": "t",
+        "target_sha256": "s",
+        "members": "m",
+        "members_sha256": "s",
+        "output": "o",
+    }
     job = UnlearnJob.from_mapping(values)
     assert job.job_id == UnlearnJob.from_mapping(dict(reversed(values.items()))).job_id
     for change in (
@@ -116,9 +140,13 @@ def test_a_job_is_known_by_everything_in_it():
 
 
 SUBJECT = {
-    "subject": "digits", "source": "sklearn", "model": "mlp", "recipe": "supervised",
-    "splits": [{"name": "random", "method": "random_fraction"}], "unlearning": {"methods": ["finetune"]},
-}  # fmt: skip
+    "subject": "digits",
+    "source": "sklearn",
+    "model": "mlp",
+    "recipe": "supervised",
+    "splits": [{"name": "random", "method": "random_fraction"}],
+    "unlearning": {"methods": ["finetune"]},
+}
 
 
 def test_a_subject_reads_bare_names():

@@ -78,7 +78,10 @@ def test_the_curator_closes_a_split(data, stored) -> None:
     found = run(data, splits, scores)
     assert asked == ["random", "near_duplicates.group_id"]
     assert found["example_id"].to_list() == train.tolist()
-    forget = [bool(role[i] == "forget" or any(role[j] == "forget" and group[j] == group[i] for j in range(len(train)))) for i in range(len(train))]  # fmt: skip
+    forget = [
+        bool(role[i] == "forget" or any(role[j] == "forget" and group[j] == group[i] for j in range(len(train))))
+        for i in range(len(train))
+    ]
     assert (found["role"] == "forget").to_list() == forget and sum(forget) > (role == "forget").sum()
     reasons = dict(found.select("example_id", "reason").iter_rows())
     for i, example in enumerate(train.tolist()):

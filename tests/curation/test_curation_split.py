@@ -54,9 +54,17 @@ def test_members_that_do_not_fit_are_refused_by_id(data):
     cases = [
         (members.filter(pl.col("example_id") != train[5]), "have no role", (train[5],)),
         (pl.concat([members, members[5:7]]), "listed twice", tuple(train[5:7])),
-        (pl.concat([members, members[:1].with_columns(example_id=pl.lit(test_id, pl.Int64))]), "no training examples", (test_id,)),
-        (members.with_columns(role=pl.when(pl.col("example_id") == train[2]).then(None).otherwise(pl.lit("retain"))), "role None", (train[2],)),
-    ]  # fmt: skip
+        (
+            pl.concat([members, members[:1].with_columns(example_id=pl.lit(test_id, pl.Int64))]),
+            "no training examples",
+            (test_id,),
+        ),
+        (
+            members.with_columns(role=pl.when(pl.col("example_id") == train[2]).then(None).otherwise(pl.lit("retain"))),
+            "role None",
+            (train[2],),
+        ),
+    ]
     for frame, message, named in cases:
         with pytest.raises(DataError, match=message) as error:
             apply_split(data, frame)

@@ -63,7 +63,14 @@ def test_exact_retraining_passes_where_no_cheat_does(tmp_path: Path) -> None:
 
 # --- requests -----------------------------------------------------------------------------------------------------------
 
-IN_USE = ("cheat-logits-shrunk", "cheat-quantised", "cheat-class-bias", "cheat-answers-swapped", "cheat-untouched-after-it", "cheat-hook")  # fmt: skip
+IN_USE = (
+    "cheat-logits-shrunk",
+    "cheat-quantised",
+    "cheat-class-bias",
+    "cheat-answers-swapped",
+    "cheat-untouched-after-it",
+    "cheat-hook",
+)
 
 
 # name of a request -> its selector, given the ids of the training split
@@ -124,9 +131,12 @@ def test_a_request_with_a_cheat_in_use_stays_open(home: Path, cheats: list[str])
 # --- audits of other packages -----------------------------------------------------------------------------------------------
 
 _TABLE = TableSpec(
-    schema="audits", name="outside", key=("example_id",), doc="of another package",
+    schema="audits",
+    name="outside",
+    key=("example_id",),
+    doc="of another package",
     columns=(Column(name="example_id", dtype="int64", doc="id"),),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +148,11 @@ def test_what_an_audit_of_another_package_finds_counts(home: Path, verdict: Verd
     before = dict(analysis._methods) if analysis.names() else {}
     finding = Finding(what="x", verdict=verdict, sentence="because of the outside")
     spec = AnalysisSpec(
-        name="outside", doc="d", tables=(_TABLE,), judge=lambda tables, thresholds: [("mine/here", finding), ("mine/here", finding)],
-    )  # fmt: skip
+        name="outside",
+        doc="d",
+        tables=(_TABLE,),
+        judge=lambda tables, thresholds: [("mine/here", finding), ("mine/here", finding)],
+    )
     analysis(spec)(lambda data, *, config, seed, progress: {"outside": pl.DataFrame({"example_id": [1]})})
     try:
         subject = plan(1, [], analyses=["outside"], attacks=[], unlearning=None)

@@ -20,9 +20,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 PICTURES = Path(os.environ.get("PALIMPSEST_SCREENSHOTS", ROOT / ".palimpsest" / "screenshots"))
 CHROMIUM = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SUBJECT = os.environ.get("PALIMPSEST_UI_SUBJECT", "small")
 
 
@@ -40,9 +45,22 @@ def ui(audited_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     env = {**os.environ, "PALIMPSEST_HOME": str(home), "DAGSTER_HOME": str(ROOT), "DAGSTER_DISABLE_TELEMETRY": "1"}
     log = (tmp_path_factory.mktemp("ui") / "dagster.log").open("wb")
     server = subprocess.Popen(
-        [Path(sys.executable).parent / "dagster", "dev", "-m", "pipelines.definitions", "-p", str(port), "-h", "127.0.0.1"],
-        cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+        [
+            Path(sys.executable).parent / "dagster",
+            "dev",
+            "-m",
+            "pipelines.definitions",
+            "-p",
+            str(port),
+            "-h",
+            "127.0.0.1",
+        ],
+        cwd=ROOT,
+        env=env,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):

@@ -66,10 +66,14 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
     for name in ("s-verified", "s-received"):
         w.requests.add(
             ForgetRequest(
-                request_id=name, subject="small", selector="ids", ids=(3,), received_at=now.isoformat(),
+                request_id=name,
+                subject="small",
+                selector="ids",
+                ids=(3,),
+                received_at=now.isoformat(),
                 due_at=due_date(now).isoformat(),
             )
-        )  # fmt: skip
+        )
     w.requests.advance("s-verified", RequestState.VERIFIED, note="a test")
     partitions = request_partitions("small")
 
@@ -96,9 +100,13 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
 def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     env = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "VIRTUAL_ENV": str(root / ".venv"),
-        "PALIMPSEST_HOME": str(tmp_path / "state"), "DAGSTER_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "VIRTUAL_ENV": str(root / ".venv"),
+        "PALIMPSEST_HOME": str(tmp_path / "state"),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [Path(sys.executable).parent / "dg", "check", "defs"],
         cwd=root,

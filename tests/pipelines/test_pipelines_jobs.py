@@ -28,9 +28,17 @@ from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
 from warehouse import ArtifactStore, fsio
 
 JOB = UnlearnJob(
-    subject={}, code="0", data_version="0", method=Choice(name="finetune"), seeds=(1,), target="t", target_sha256="0", members="m",
-    members_sha256="0", output="small/unlearning/finetune/result",
-)  # fmt: skip
+    subject={},
+    code="0",
+    data_version="0",
+    method=Choice(name="finetune"),
+    seeds=(1,),
+    target="t",
+    target_sha256="0",
+    members="m",
+    members_sha256="0",
+    output="small/unlearning/finetune/result",
+)
 CONTEXT = SimpleNamespace(log=logging.getLogger("test"))
 
 
@@ -117,6 +125,8 @@ def test_the_reaper_ends_runs_of_dead_processes_only() -> None:
         assert reap(instance, note=notes.append) == [runs["dead"].run_id]
         states = {name: instance.get_run_by_id(run.run_id).status for name, run in runs.items()}
     assert states == {
-        "dead": DagsterRunStatus.FAILURE, "alive": DagsterRunStatus.STARTED, "daemon": DagsterRunStatus.STARTED,
-    }  # fmt: skip
+        "dead": DagsterRunStatus.FAILURE,
+        "alive": DagsterRunStatus.STARTED,
+        "daemon": DagsterRunStatus.STARTED,
+    }
     assert "finished stages are kept" in notes[0]

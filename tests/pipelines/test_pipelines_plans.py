@@ -77,9 +77,11 @@ def test_data_made_by_someone_else_is_audited(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "applies", "refused"),
-    [("diabetes", {"grand", "near_duplicates"}, {"el2n", "forgetting", "memorization", "knn_disagreement"}),
-     ("interactions", {"personal_loss"}, set())],
-)  # fmt: skip
+    [
+        ("diabetes", {"grand", "near_duplicates"}, {"el2n", "forgetting", "memorization", "knn_disagreement"}),
+        ("interactions", {"personal_loss"}, set()),
+    ],
+)
 def test_other_tasks_show_what_applies_and_say_why_the_rest_does_not(
     name: str, applies: set[str], refused: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,32 +111,67 @@ def test_results_that_were_replaced_by_a_run_are_whole(home: Path) -> None:
 
 TAMPERINGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a verdict changed by UPDATE": (
-        lambda h: sql(h, "UPDATE audits.findings SET verdict = 'pass'", "UPDATE audits.findings SET value = 0.5"), "audits.findings"),
+        lambda h: sql(h, "UPDATE audits.findings SET verdict = 'pass'", "UPDATE audits.findings SET value = 0.5"),
+        "audits.findings",
+    ),
     "and its partition's record": (
-        lambda h: sql(h, "UPDATE audits.findings SET value = 0.5", "UPDATE meta.partitions SET digest = 'x', content = 'x' WHERE name = 'audits.findings'"),
-        "audits.findings"),
-    "a score changed": (lambda h: sql(h, "UPDATE scores.el2n SET el2n = el2n / 2 WHERE example_id % 7 = 0"), "scores.el2n"),
-    "a row added": (lambda h: sql(h, "INSERT INTO scores.el2n SELECT * REPLACE (999999 AS example_id) FROM scores.el2n LIMIT 1"), "scores.el2n"),
+        lambda h: sql(
+            h,
+            "UPDATE audits.findings SET value = 0.5",
+            "UPDATE meta.partitions SET digest = 'x', content = 'x' WHERE name = 'audits.findings'",
+        ),
+        "audits.findings",
+    ),
+    "a score changed": (
+        lambda h: sql(h, "UPDATE scores.el2n SET el2n = el2n / 2 WHERE example_id % 7 = 0"),
+        "scores.el2n",
+    ),
+    "a row added": (
+        lambda h: sql(h, "INSERT INTO scores.el2n SELECT * REPLACE (999999 AS example_id) FROM scores.el2n LIMIT 1"),
+        "scores.el2n",
+    ),
     "a row added for another subject": (
-        lambda h: sql(h, "INSERT INTO scores.el2n SELECT * REPLACE ('other' AS subject) FROM scores.el2n LIMIT 1"), "no entry of the ledger recorded"),
-    "a row deleted": (lambda h: sql(h, "DELETE FROM scores.el2n WHERE example_id = (SELECT min(example_id) FROM scores.el2n)"), "scores.el2n"),
+        lambda h: sql(h, "INSERT INTO scores.el2n SELECT * REPLACE ('other' AS subject) FROM scores.el2n LIMIT 1"),
+        "no entry of the ledger recorded",
+    ),
+    "a row deleted": (
+        lambda h: sql(h, "DELETE FROM scores.el2n WHERE example_id = (SELECT min(example_id) FROM scores.el2n)"),
+        "scores.el2n",
+    ),
     "a table dropped": (lambda h: sql(h, "DROP TABLE scores.el2n CASCADE"), "scores.el2n"),
     "a request closed in the register": (lambda h: sql(h, "UPDATE requests.register SET state = 'closed'"), "r-1"),
     "a request that asks for another row": (
-        lambda h: sql(h, "UPDATE requests.register SET request = replace(request::VARCHAR, '[3]', '[4]')::JSON"), "r-1"),
-    "the last entry of the ledger cut off": (lambda h: sql(h, "DELETE FROM ledger.entries WHERE seq = (SELECT max(seq) FROM ledger.entries)"), "Ledger"),
+        lambda h: sql(h, "UPDATE requests.register SET request = replace(request::VARCHAR, '[3]', '[4]')::JSON"),
+        "r-1",
+    ),
+    "the last entry of the ledger cut off": (
+        lambda h: sql(h, "DELETE FROM ledger.entries WHERE seq = (SELECT max(seq) FROM ledger.entries)"),
+        "Ledger",
+    ),
     "an entry changed": (lambda h: sql(h, "UPDATE ledger.entries SET body = '{}' WHERE seq = 5"), "entry 5"),
     "a page edited": (lambda h: _edit(h, "wine/reports/audit.html"), "audit.html"),
     "a report edited": (lambda h: _edit(h, "wine/reports/audit.json"), "audit.json"),
-    "a page edited with its manifest": (lambda h: rewritten(h, "wine/reports/audit.html", lambda b: b.replace(b"wine", b"wIne", 1)), "audit.html"),
-    "a report edited with its manifest": (lambda h: rewritten(h, "wine/reports/audit.json", lambda b: b.replace(b'"pass"', b'"fail"')), "audit.json"),
-    "weights changed with their manifest": (lambda h: rewritten(h, "wine/models/target/weights", lambda b: b), "wine/models/target/weights"),
+    "a page edited with its manifest": (
+        lambda h: rewritten(h, "wine/reports/audit.html", lambda b: b.replace(b"wine", b"wIne", 1)),
+        "audit.html",
+    ),
+    "a report edited with its manifest": (
+        lambda h: rewritten(h, "wine/reports/audit.json", lambda b: b.replace(b'"pass"', b'"fail"')),
+        "audit.json",
+    ),
+    "weights changed with their manifest": (
+        lambda h: rewritten(h, "wine/models/target/weights", lambda b: b),
+        "wine/models/target/weights",
+    ),
     "weights put in the place of others": (lambda h: _swap(h), "wine/models/"),
     "weights removed": (lambda h: content_of(h, "wine/models/target/weights").unlink(), "wine/models/target/weights"),
     "a file put among the artefacts": (lambda h: (h / "artifacts/wine/extra.bin").write_bytes(b"x"), "extra.bin"),
-    "the snapshot edited": (lambda h: sql(h, "UPDATE audits.findings SET value = 0.5", snapshot=True), "Published snapshot"),
+    "the snapshot edited": (
+        lambda h: sql(h, "UPDATE audits.findings SET value = 0.5", snapshot=True),
+        "Published snapshot",
+    ),
     "the database gone": (lambda h: (h / "warehouse/palimpsest.duckdb").unlink(), "is gone"),
-}  # fmt: skip
+}
 
 
 def _edit(home: Path, name: str) -> None:

@@ -272,10 +272,17 @@ def test_several_cuts_are_the_quadratic_and_the_linear_program(seed, m):
             slope, wanted = cuts[q, :, :-1], 0.01 - cuts[q] @ np.append(x[q], 1)
             if norm == 2:
                 ref = minimize(
-                    lambda z: z @ z, np.zeros(4), jac=lambda z: 2 * z, method="SLSQP",
-                    constraints={"type": "ineq", "fun": lambda z, s=slope, w=wanted: s @ z - w, "jac": lambda z, s=slope: s},
+                    lambda z: z @ z,
+                    np.zeros(4),
+                    jac=lambda z: 2 * z,
+                    method="SLSQP",
+                    constraints={
+                        "type": "ineq",
+                        "fun": lambda z, s=slope, w=wanted: s @ z - w,
+                        "jac": lambda z, s=slope: s,
+                    },
                     options={"ftol": 1e-14, "maxiter": 500},
-                )  # fmt: skip
+                )
                 feasible = ref.success and (slope @ ref.x - wanted).min() > -1e-6
                 best = np.sqrt(ref.fun) if feasible else None
             else:
@@ -305,8 +312,10 @@ def test_immutable_features_stay_and_whole_numbers_are_whole(norm):
     for made in (
         wachter_counterfactual(model, x, norm=norm, actions=actions),
         rocerf(model, x, k=4, norm=norm, actions=actions),
-        cchvae(model.logits, x, train=model.x[:, :-1], seed=0, norm=norm, actions=actions, config=CchvaeConfig(epochs=30)),
-    ):  # fmt: skip
+        cchvae(
+            model.logits, x, train=model.x[:, :-1], seed=0, norm=norm, actions=actions, config=CchvaeConfig(epochs=30)
+        ),
+    ):
         moved = made.x[made.found]
         assert made.found.any() and (model.logits(moved) >= 0).all()
         assert np.array_equal(moved[:, 0], x[made.found, 0])
@@ -356,11 +365,15 @@ def test_the_cutting_plane_ends_at_the_optimum_of_the_linearised_problem(k):
         start = 1.2 * (made.x[q] - x[q])
         best = min(
             minimize(
-                lambda z: z @ z, start + noise, jac=lambda z: 2 * z, method="SLSQP", options={"ftol": 1e-12, "maxiter": 300},
+                lambda z: z @ z,
+                start + noise,
+                jac=lambda z: 2 * z,
+                method="SLSQP",
+                options={"ftol": 1e-12, "maxiter": 300},
                 constraints={"type": "ineq", "fun": room},
             ).fun
             for noise in np.random.default_rng(0).normal(size=(2, 4)) * 0.1
-        )  # fmt: skip
+        )
         np.testing.assert_allclose(cost(x[q], made.x[q], norm=2), np.sqrt(best), rtol=2e-3)
 
 
@@ -480,7 +493,9 @@ def test_the_surrogate_of_a_linear_model_is_the_model():
     hard, _ = local_surrogates(model.logits, x[:3], seed=0, config=published)
     direction = hard[:, :-1] / np.linalg.norm(hard[:, :-1], axis=1, keepdims=True)
     assert (direction @ model.weights[:-1] / np.linalg.norm(model.weights[:-1]) > 0.7).all()
-    none, variance = local_surrogates(lambda p: -np.ones(len(p)), x[:1], seed=0, config=SurrogateConfig(draws=10, max_variance=0.2))  # fmt: skip
+    none, variance = local_surrogates(
+        lambda p: -np.ones(len(p)), x[:1], seed=0, config=SurrogateConfig(draws=10, max_variance=0.2)
+    )
     assert np.isnan(none).all() and np.isnan(variance).all()
     with pytest.raises(DataError, match="finite"):
         local_surrogates(lambda p: np.full(len(p), np.nan), x, seed=0)

@@ -294,9 +294,12 @@ def test_snapshots_of_one_run_are_the_bits_of_separate_runs(examples, model, con
     for chunk in (None, 4):
         trainer = StackedTrainer(build=build, config=CONFIGS[config], chunk=chunk)
         found = trainer.snapshots(
-            data, members=members, seeds=range(6), epochs=[3, 0, None, 3],
+            data,
+            members=members,
+            seeds=range(6),
+            epochs=[3, 0, None, 3],
             progress=lambda done, total, what: told.append((done, total)),
-        )  # fmt: skip
+        )
         assert told[-1] == (36, 36) and not any(m.training for models in found for m in models)
         for models, stop in zip(found, (3, 0, None, 3), strict=True):
             alone = trainer.train(data, members=members, seeds=range(6), stop_after=stop)

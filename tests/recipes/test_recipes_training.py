@@ -105,9 +105,14 @@ def test_the_reference_models_of_an_outside_recipe_are_its_own(examples, no_stac
     data, function = examples(80), Perceptron()
     told: list[tuple[int, int]] = []
     ensemble = train_ensemble(
-        mlp(data), data, recipe=outside(function), config=PerceptronConfig(), ensemble=SMALL, seed=9,
+        mlp(data),
+        data,
+        recipe=outside(function),
+        config=PerceptronConfig(),
+        ensemble=SMALL,
+        seed=9,
         progress=lambda d, t, _: told.append((d, t)),
-    )  # fmt: skip
+    )
     assert told == sorted(told) and told[-1] == (12, 12) and len(function.calls) == 6
     trainer = Trainer(recipe=outside(Perceptron()), build=mlp(data), config=PerceptronConfig())
     for m, (ids, seed) in enumerate(function.calls):
@@ -121,9 +126,14 @@ def test_a_recipe_of_another_version_does_not_resume_the_blocks_of_the_first(exa
     for version, calls in ((1, 6), (1, 0), (2, 6)):
         function = Perceptron()
         train_ensemble(
-            mlp(data), data, recipe=outside(function, version=version), config=PerceptronConfig(), ensemble=SMALL,
-            seed=9, checkpoints=store,
-        )  # fmt: skip
+            mlp(data),
+            data,
+            recipe=outside(function, version=version),
+            config=PerceptronConfig(),
+            ensemble=SMALL,
+            seed=9,
+            checkpoints=store,
+        )
         assert len(function.calls) == calls, version
 
 

@@ -95,9 +95,14 @@ def test_the_page_asks_nothing_of_anybody(whole: str, page: Page) -> None:
 
 def test_the_verdict_comes_first_and_the_sections_in_order(page: Page) -> None:
     assert page.headings == [
-        "What was audited", "Findings", "Scores of the examples", "Unlearning against retraining", "Attacks",
-        "What is not decided, and why", "Do it again",
-    ]  # fmt: skip
+        "What was audited",
+        "Findings",
+        "Scores of the examples",
+        "Unlearning against retraining",
+        "Attacks",
+        "What is not decided, and why",
+        "Do it again",
+    ]
     assert page.text.index("2 of 7 findings that count fail.") < page.text.index("What was audited\n")
     targets = {a["id"] for _, a in page.tags if "id" in a}
     assert {a["href"][1:] for t, a in page.tags if t == "a"} <= targets  # type: ignore[index]
@@ -165,19 +170,40 @@ def test_only_created_at_is_a_clock(changed: Changed) -> None:
 def test_hostile_text_is_shown_and_never_run() -> None:
     rows = pl.DataFrame({HOSTILE: [HOSTILE]})
     examples = Examples(
-        heading=HOSTILE, example_id=np.array([1]), value=np.array([0.5]), label=[HOSTILE], note=[HOSTILE], images=np.zeros((1, 4, 4))
-    )  # fmt: skip
+        heading=HOSTILE,
+        example_id=np.array([1]),
+        value=np.array([0.5]),
+        label=[HOSTILE],
+        note=[HOSTILE],
+        images=np.zeros((1, 4, 4)),
+    )
     table = dataclasses.replace(examples, images=None, rows=rows)
     score = ScoreSection(
-        name=HOSTILE, doc=HOSTILE, unit=HOSTILE, higher_means=HOSTILE, histogram=Histogram.of([1.0, 2.0]), examples=(examples, table),
-        passed=False, reason=HOSTILE,
-    )  # fmt: skip
+        name=HOSTILE,
+        doc=HOSTILE,
+        unit=HOSTILE,
+        higher_means=HOSTILE,
+        histogram=Histogram.of([1.0, 2.0]),
+        examples=(examples, table),
+        passed=False,
+        reason=HOSTILE,
+    )
     report = small(
-        subject=HOSTILE, title=HOSTILE, created_at=HOSTILE, findings=[Finding(what=HOSTILE, verdict=Verdict.BROKEN, sentence=HOSTILE)],
-        audited={HOSTILE: {HOSTILE: HOSTILE}}, scores=(score,), groups=(examples,), notes=(HOSTILE,), commands=(HOSTILE,), config_yaml=HOSTILE,
-        environment={HOSTILE: [HOSTILE]}, ledger_head=HOSTILE, request={HOSTILE: HOSTILE},
+        subject=HOSTILE,
+        title=HOSTILE,
+        created_at=HOSTILE,
+        findings=[Finding(what=HOSTILE, verdict=Verdict.BROKEN, sentence=HOSTILE)],
+        audited={HOSTILE: {HOSTILE: HOSTILE}},
+        scores=(score,),
+        groups=(examples,),
+        notes=(HOSTILE,),
+        commands=(HOSTILE,),
+        config_yaml=HOSTILE,
+        environment={HOSTILE: [HOSTILE]},
+        ledger_head=HOSTILE,
+        request={HOSTILE: HOSTILE},
         events=pl.DataFrame({"at": [HOSTILE], "state": [HOSTILE], "note": [HOSTILE]}),
-    )  # fmt: skip
+    )
     text = render_html(report)
     page = Page(text)
     assert page.text.count(HOSTILE) >= 25
@@ -257,9 +283,14 @@ def test_two_questions_have_two_answers_above_the_verdict(
 
 def test_the_report_of_one_request_shows_it_and_each_methods_verdict(lean: Changed) -> None:
     events = pl.DataFrame(
-        {"request_id": ["r-1"] * 2, "seq": [0, 1], "state": ["received", "verified"], "note": ["by mail", "identity seen"],
-         "at": [datetime(2026, 11, 1, 9), datetime(2026, 11, 2, 10, 30)]}
-    )  # fmt: skip
+        {
+            "request_id": ["r-1"] * 2,
+            "seq": [0, 1],
+            "state": ["received", "verified"],
+            "note": ["by mail", "identity seen"],
+            "at": [datetime(2026, 11, 1, 9), datetime(2026, 11, 2, 10, 30)],
+        }
+    )
     report = lean(request={"Request": "r-1", "Selector": "ids", "Examples": 144}, events=events)
     page = Page(render_html(report))
     assert page.headings[0] == "The request"

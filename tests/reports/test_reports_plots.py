@@ -20,13 +20,26 @@ from reports.series import Histogram
 HOSTILE = "$\\frac{<script>$ [x](javascript:1) _{^"
 CURVE = (np.array([0, 0.01, 0.5, 1]), np.array([0, 0.2, 0.8, 1]))
 INTERVALS = pl.DataFrame(
-    {"attack": [HOSTILE, HOSTILE], "tpr": [0.2, None], "tpr_lo": [0.1, None], "tpr_hi": [0.3, None], "fpr": [0.01, None], "fpr_lo": [0.0, None], "fpr_hi": [0.05, None]}
-)  # fmt: skip
+    {
+        "attack": [HOSTILE, HOSTILE],
+        "tpr": [0.2, None],
+        "tpr_lo": [0.1, None],
+        "tpr_hi": [0.3, None],
+        "fpr": [0.01, None],
+        "fpr_lo": [0.0, None],
+        "fpr_hi": [0.05, None],
+    }
+)
 LINES = Picture(table="t", title=HOSTILE, x="budget", y="err", series="rule", low="lo", high="hi", log_x=True)
 ROWS = pl.DataFrame(
-    {"budget": [1e3, 1e4, 1e3, 1e4], "err": [0.5, 0.25, 0.4, None], "lo": [0.4, None, 0.3, 0.2], "hi": [0.6, None, 0.5, 0.4],
-     "rule": [HOSTILE, HOSTILE, "b", "b"]}
-)  # fmt: skip
+    {
+        "budget": [1e3, 1e4, 1e3, 1e4],
+        "err": [0.5, 0.25, 0.4, None],
+        "lo": [0.4, None, 0.3, 0.2],
+        "hi": [0.6, None, 0.5, 0.4],
+        "rule": [HOSTILE, HOSTILE, "b", "b"],
+    }
+)
 CHARTS: dict[str, Callable[..., bytes]] = {
     "histogram": lambda **k: plots.histogram_png(np.linspace(0, 1, 50) ** 2, title=HOSTILE, xlabel=HOSTILE, **k),
     "empty histogram": lambda **k: plots.histogram_png([float("nan")], xlabel="x", **k),
@@ -102,19 +115,22 @@ def test_the_roc_starts_at_one_over_n_neg() -> None:
     assert cross_y[:, 1].tolist() == [0.1, 0.3]
 
 
-@pytest.mark.parametrize("call", [
-    lambda: plots.roc_png({}, n_neg=5),
-    lambda: plots.roc_png({"a": CURVE}, n_neg=0),
-    lambda: plots.dots_png({}, xlabel="x"),
-    lambda: plots.grid_png(np.zeros((0, 4, 4))),
-    lambda: plots.grid_png(np.zeros((2, 4, 4)), ["one"]),
-    lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[2]),
-    lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[3, 0]),
-    lambda: plots.example_png(np.zeros(30)),
-    lambda: plots.example_png(np.zeros((2, 4, 4))),
-    lambda: plots.example_png(np.full((4, 4), np.nan)),
-    lambda: plots.example_png(np.zeros((0, 4), np.uint8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: plots.roc_png({}, n_neg=5),
+        lambda: plots.roc_png({"a": CURVE}, n_neg=0),
+        lambda: plots.dots_png({}, xlabel="x"),
+        lambda: plots.grid_png(np.zeros((0, 4, 4))),
+        lambda: plots.grid_png(np.zeros((2, 4, 4)), ["one"]),
+        lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[2]),
+        lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[3, 0]),
+        lambda: plots.example_png(np.zeros(30)),
+        lambda: plots.example_png(np.zeros((2, 4, 4))),
+        lambda: plots.example_png(np.full((4, 4), np.nan)),
+        lambda: plots.example_png(np.zeros((0, 4), np.uint8)),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(call: Callable[[], bytes]) -> None:
     with pytest.raises(InvalidInput):
         call()

@@ -69,8 +69,14 @@ def test_a_short_curve_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("fpr", "tpr", "n"),
-    [([0, 1], [0, 1.1], 5), ([0, 0.5, 0.4, 1], [0, 0.1, 0.2, 1], 5), ([0, 1], [0, float("nan")], 5), ([0, 1], [0, 1], 0), ([0], [0], 5)],
-)  # fmt: skip
+    [
+        ([0, 1], [0, 1.1], 5),
+        ([0, 0.5, 0.4, 1], [0, 0.1, 0.2, 1], 5),
+        ([0, 1], [0, float("nan")], 5),
+        ([0, 1], [0, 1], 0),
+        ([0], [0], 5),
+    ],
+)
 def test_bad_curves_are_refused(fpr: list, tpr: list, n: int) -> None:
     with pytest.raises(InvalidInput):
         Curve.of(fpr, tpr, n_pos=n, n_neg=n)

@@ -97,18 +97,35 @@ def test_what_does_not_count_is_compared_or_shown() -> None:
     assert judge(counted).verdict is P and judge(counted).counts[P] == 1
     assert judge(counted).sentence.endswith("exposes its training data is reported, not judged.")
     assert [(r.about, r.role) for r in rows(counted)] == [
-        ("s/retrain", ""), ("target", "for information"), ("s/finetune", "compared"), ("s/none", "must fail"),
-    ]  # fmt: skip
+        ("s/retrain", ""),
+        ("target", "for information"),
+        ("s/finetune", "compared"),
+        ("s/none", "must fail"),
+    ]
 
 
 def test_the_two_answers_say_which_finding_decided() -> None:
     groups = {
-        "target": [Finding(what="attack/lira", verdict=P, sentence="AUC 0.55.", value=0.55, threshold=0.6, kind=ATTACK),
-                   Finding(what="attack/rmia", verdict=P, sentence="AUC 0.58.", value=0.58, threshold=0.6, kind=ATTACK)],
-        "s/retrain": [Finding(what="attack/lira", verdict=P, sentence="AUC 0.43.", value=0.43, threshold=0.6, kind=ATTACK, method="retrain"),
-                      Finding(what="gap", verdict=P, sentence="gap 1.", value=1.0, threshold=5.0, kind=DISTANCE, method="retrain")],
+        "target": [
+            Finding(what="attack/lira", verdict=P, sentence="AUC 0.55.", value=0.55, threshold=0.6, kind=ATTACK),
+            Finding(what="attack/rmia", verdict=P, sentence="AUC 0.58.", value=0.58, threshold=0.6, kind=ATTACK),
+        ],
+        "s/retrain": [
+            Finding(
+                what="attack/lira",
+                verdict=P,
+                sentence="AUC 0.43.",
+                value=0.43,
+                threshold=0.6,
+                kind=ATTACK,
+                method="retrain",
+            ),
+            Finding(
+                what="gap", verdict=P, sentence="gap 1.", value=1.0, threshold=5.0, kind=DISTANCE, method="retrain"
+            ),
+        ],
         "s/none": [Finding(what="attack/lira", verdict=F, sentence="AUC 0.7.", value=0.7, kind=ATTACK, method="none")],
-    }  # fmt: skip
+    }
     model, removal = judge(findings_frame(groups), decides="retrain").answers
     assert model.answer == "no sign found" and model.sentence == "rmia: AUC 0.58.", "nearest to its limit"
     assert removal.question == "Is what retrain removed gone?" and removal.sentence == "lira: AUC 0.43."

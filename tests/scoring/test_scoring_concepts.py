@@ -155,10 +155,13 @@ def test_correlated_concepts_are_named_strongest_first() -> None:
     bank = ConceptBank(("a", "b", "c", "d"), vectors, np.zeros(4), ones, ones, ones, ones, ones)
     found = bank.correlated()
     brute = {
-        (bank.names[i], bank.names[j]): vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
+        (bank.names[i], bank.names[j]): vectors[i]
+        @ vectors[j]
+        / np.linalg.norm(vectors[i])
+        / np.linalg.norm(vectors[j])
         for i in range(4)
         for j in range(i + 1, 4)
-    }  # fmt: skip
+    }
     assert [(a, b) for a, b, _ in found] == [("a", "b"), ("a", "c")]
     assert all(cosine == pytest.approx(brute[a, b]) for a, b, cosine in found)
     assert [(a, b) for a, b, _ in bank.correlated(0.7)][2:] == [("b", "c")]
@@ -460,8 +463,11 @@ def test_the_analysis_finds_the_planted_classes(world) -> None:
     tables = run(data, model, concepts=GROUPS)
     sets = dict(tables["class_concepts"].select("class_name", "concept_set").rows())
     assert {k: set(v.split(", ")) for k, v in sets.items()} == {
-        "class 0": {"wide"}, "class 1": {"wide", "tall"}, "class 2": {"tall"}, "class 3": {"red"},
-    }  # fmt: skip
+        "class 0": {"wide"},
+        "class 1": {"wide", "tall"},
+        "class 2": {"tall"},
+        "class 3": {"red"},
+    }
     overlap = {(a, b): o for a, b, o in tables["class_concept_overlap"].rows()}
     assert overlap[0, 1] == overlap[1, 2] == 0.5 and overlap[0, 3] == 0 and len(overlap) == 12
     alike = dict(tables["class_concepts"].select("class_name", "most_alike").rows())

@@ -55,9 +55,15 @@ def test_scores_are_those_of_el2n(world):
         want = el2n(data.part("train"), config=EL2NConfig(), seed=0, early_models=models[epoch]).sort("example_id")
         found = tables["data_diet"].filter(epoch=epoch).sort("example_id")
         same = {
-            "example_id": "example_id", "el2n": "el2n", "el2n_std": "el2n_std", "margin": "margin_max", "margin_std": "margin_max_std",
-            "grand_last_layer": "grand_last_layer", "grand_last_layer_std": "grand_last_layer_std", "n_seeds": "n_seeds",
-        }  # fmt: skip
+            "example_id": "example_id",
+            "el2n": "el2n",
+            "el2n_std": "el2n_std",
+            "margin": "margin_max",
+            "margin_std": "margin_max_std",
+            "grand_last_layer": "grand_last_layer",
+            "grand_last_layer_std": "grand_last_layer_std",
+            "n_seeds": "n_seeds",
+        }
         for ours, theirs in same.items():
             np.testing.assert_allclose(found[ours], want[theirs], rtol=1e-5, atol=1e-7, err_msg=ours)
 

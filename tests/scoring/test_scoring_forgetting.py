@@ -146,8 +146,9 @@ def test_what_is_never_learnt_is_the_hardest_of_the_stored_values_and_is_taken_b
     assert (spec.value, spec.stderr, spec.version) == ("hardness", "hardness_stderr", 2)
     values = found.select("example_id", value=spec.value)
     for name, config, roles in (
-        ("top_score", {"count": 2}, {"forget"}), ("keep_hardest", {"count": 2}, {"keep"}),
-    ):  # fmt: skip
+        ("top_score", {"count": 2}, {"forget"}),
+        ("keep_hardest", {"count": 2}, {"keep"}),
+    ):
         method = curator.get(name)
         plan = method.spec.config(score="forgetting", **config)
         members = method(data, config=plan, seed=0, scores=lambda name: values)

@@ -109,9 +109,14 @@ def test_conv2d_any_geometry(data: st.DataObject) -> None:
     draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
     groups, kernel = draw(1, 3), (draw(1, 4), draw(1, 4))
     layer = nn.Conv2d(
-        groups * draw(1, 2), groups * draw(1, 3), kernel, groups=groups,
-        stride=(draw(1, 4), draw(1, 4)), dilation=(draw(1, 2), draw(1, 2)), padding=(draw(0, 3), draw(0, 3)),
-    ).double()  # fmt: skip
+        groups * draw(1, 2),
+        groups * draw(1, 3),
+        kernel,
+        groups=groups,
+        stride=(draw(1, 4), draw(1, 4)),
+        dilation=(draw(1, 2), draw(1, 2)),
+        padding=(draw(0, 3), draw(0, 3)),
+    ).double()
     x = torch.randn(3, layer.in_channels, draw(7, 10), draw(7, 10), dtype=torch.float64)
     model = image_net(layer, width=layer.out_channels).double()
     with PerExampleGradNorm(model) as norms:
@@ -154,9 +159,11 @@ NORMS = {
     "GroupNorm": lambda: (image_net(conv(2, 6, 3), filled(nn.GroupNorm(3, 6)), width=6), (2, 7, 6), "group_norm"),
     "BatchNorm2d": lambda: (image_net(conv(2, 6, 3), filled(nn.BatchNorm2d(6)), width=6), (2, 7, 6), "batch_norm"),
     "BatchNorm1d": lambda: (
-        Net(nn.Sequential(nn.Linear(6, 5), filled(nn.BatchNorm1d(5))), 5, axes=()), (6,), "batch_norm",
+        Net(nn.Sequential(nn.Linear(6, 5), filled(nn.BatchNorm1d(5))), 5, axes=()),
+        (6,),
+        "batch_norm",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NORMS)

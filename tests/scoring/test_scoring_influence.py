@@ -118,8 +118,14 @@ def test_the_cut_against_a_library_on_all_pairs(models: int, num: int, tests: in
     infl, limits = dense(keep, correct)
     family = np.flatnonzero((mem >= 0.25) & ~np.isnan(infl[0]))
     p = np.array(
-        [[hypergeom.sf((keep[:, i] & correct[:, j]).sum() - 1, models, correct[:, j].sum(), keep[:, i].sum()) for i in family] for j in range(tests)]
-    )  # fmt: skip
+        [
+            [
+                hypergeom.sf((keep[:, i] & correct[:, j]).sum() - 1, models, correct[:, j].sum(), keep[:, i].sum())
+                for i in family
+            ]
+            for j in range(tests)
+        ]
+    )
     assert (found.num_memorised, found.num_tested) == (len(family), p.size)
     if not p.size:
         assert not len(found.train)
@@ -129,9 +135,11 @@ def test_the_cut_against_a_library_on_all_pairs(models: int, num: int, tests: in
     # At the very threshold the library's p-values decide by their last digit.
     sure = np.abs(q - fdr) > 1e-9
     expected = {
-        (int(i), j) for j in range(tests) for c, i in enumerate(family)
+        (int(i), j)
+        for j in range(tests)
+        for c, i in enumerate(family)
         if sure[j, c] and q[j, c] <= fdr and infl[j, i] >= 0.15
-    }  # fmt: skip
+    }
     column = {int(i): c for c, i in enumerate(family)}
     got = set(zip(found.train.tolist(), found.test.tolist(), strict=True))
     assert {(i, j) for i, j in got if sure[j, column[i]]} == expected
@@ -208,9 +216,13 @@ def planted():
     right[:, 60:66] = keep[:, :6]
     answer = np.where(right, y, (y + 1) % 3)
     ensemble = ReferenceEnsemble(
-        example_id=data.example_id, pool=np.arange(80) < 60, labels=data.y, keep=keep,
-        logits=(5.0 * np.eye(3)[answer]).astype(np.float32), config_digest="0" * 64,
-    )  # fmt: skip
+        example_id=data.example_id,
+        pool=np.arange(80) < 60,
+        labels=data.y,
+        keep=keep,
+        logits=(5.0 * np.eye(3)[answer]).astype(np.float32),
+        config_digest="0" * 64,
+    )
     return data, ensemble
 
 

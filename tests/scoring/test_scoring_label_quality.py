@@ -35,9 +35,13 @@ def noisy():
     logits = rng.normal(size=(8, 320, 3)) + 3.0 * np.eye(3)[true]
     logits[keep] = 9.0 * np.eye(3)[np.broadcast_to(label, keep.shape)[keep]]  # a model repeats what it was trained on
     ensemble = ReferenceEnsemble(
-        example_id=data.example_id, pool=np.arange(320) < 300, labels=data.y, keep=keep,
-        logits=logits.astype(np.float32), config_digest="0" * 64,
-    )  # fmt: skip
+        example_id=data.example_id,
+        pool=np.arange(320) < 300,
+        labels=data.y,
+        keep=keep,
+        logits=logits.astype(np.float32),
+        config_digest="0" * 64,
+    )
     return data, ensemble
 
 

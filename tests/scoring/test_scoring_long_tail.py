@@ -34,9 +34,13 @@ def world():
     guess = rng.integers(0, CLASSES, (MODELS, NUM))[:, where]
     answer = np.where(knows, data.y, guess)
     ensemble = ReferenceEnsemble(
-        example_id=data.example_id, pool=np.arange(len(x)) < NUM, labels=data.y, keep=keep,
-        logits=(5.0 * np.eye(CLASSES)[answer]).astype(np.float32), config_digest="0" * 64,
-    )  # fmt: skip
+        example_id=data.example_id,
+        pool=np.arange(len(x)) < NUM,
+        labels=data.y,
+        keep=keep,
+        logits=(5.0 * np.eye(CLASSES)[answer]).astype(np.float32),
+        config_digest="0" * 64,
+    )
     return data, ensemble, where, answer == data.y, mixture
 
 

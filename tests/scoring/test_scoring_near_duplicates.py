@@ -216,13 +216,17 @@ def test_distance_of_moved_pictures_is_that_of_the_best_overlap() -> None:
     assert found[0, 1] == found[1, 0] == 0 and (np.diag(found) == 0).all()
     np.testing.assert_allclose(found, found.T, rtol=1e-5)
     expected = min(
-        np.sqrt(np.square(a[2][:, d : 16 + min(d, 0) or None, r : 17 + min(r, 0) or None][:, : 16 - abs(d), : 17 - abs(r)]
-                          - a[3][:, max(-d, 0) :, max(-r, 0) :][:, : 16 - abs(d), : 17 - abs(r)]).mean())
+        np.sqrt(
+            np.square(
+                a[2][:, d : 16 + min(d, 0) or None, r : 17 + min(r, 0) or None][:, : 16 - abs(d), : 17 - abs(r)]
+                - a[3][:, max(-d, 0) :, max(-r, 0) :][:, : 16 - abs(d), : 17 - abs(r)]
+            ).mean()
+        )
         if d >= 0 and r >= 0
         else np.inf
         for d in range(-2, 3)
         for r in range(-2, 3)
-    )  # fmt: skip
+    )
     assert found[2, 3] <= expected + 1e-4
 
 

@@ -127,7 +127,7 @@ def test_whole_rows_are_the_matrix(monkeypatch) -> None:
 
 
 def test_the_gpu_is_used_when_this_faiss_has_one(monkeypatch) -> None:
-    """The wiring, with a stand-in: the index is handed over before points are added, and the answer is the same."""
+    """The wiring, with a stand-in: the index is given before points are added, and the answer is the same."""
     moved = []
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)

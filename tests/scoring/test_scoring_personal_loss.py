@@ -190,11 +190,19 @@ def test_refusals(train, examples, mlp, model) -> None:
 def _ranking(users: np.ndarray, items: np.ndarray) -> ExampleSet:
     num = len(users)
     return ExampleSet(
-        name="pairs", task="ranking", x=users[:, None].astype(np.int64), y=items.astype(np.int64),
-        example_id=np.arange(num, dtype=np.int64), split=np.full(num, "train", "<U5"), owner=users.astype(str),
-        content_hash=np.full(num, "", "<U64"), class_names=tuple(map(str, range(50))),
-        center=np.zeros(1, np.float32), scale=np.ones(1, np.float32), provenance={"num_users": 60},
-    )  # fmt: skip
+        name="pairs",
+        task="ranking",
+        x=users[:, None].astype(np.int64),
+        y=items.astype(np.int64),
+        example_id=np.arange(num, dtype=np.int64),
+        split=np.full(num, "train", "<U5"),
+        owner=users.astype(str),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=tuple(map(str, range(50))),
+        center=np.zeros(1, np.float32),
+        scale=np.ones(1, np.float32),
+        provenance={"num_users": 60},
+    )
 
 
 # ---- exact selection ---------------------------------------------------------------------------------------------
@@ -258,8 +266,12 @@ def test_the_analysis_has_a_row_a_training_and_their_means(clicks) -> None:
     runs, means = found["recsys_eval"], found["recsys_eval_means"]
     # nothing to tell truncation where no noise is planted
     assert sorted(runs.select("method", "noise_ratio").unique().rows()) == [
-        ("none", 0.0), ("none", 0.3), ("pld", 0.0), ("pld", 0.3), ("truncation", 0.3),
-    ]  # fmt: skip
+        ("none", 0.0),
+        ("none", 0.3),
+        ("pld", 0.0),
+        ("pld", 0.3),
+        ("truncation", 0.3),
+    ]
     assert runs.height == 10 and means.height == 5
     for row in means.iter_rows(named=True):
         own = runs.filter(pl.col("method") == row["method"], pl.col("noise_ratio") == row["noise_ratio"])

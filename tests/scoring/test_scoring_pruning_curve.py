@@ -204,10 +204,18 @@ def two_worlds(num: int = 1000) -> ExampleSet:
     y = np.tile([0, 1], num // 2)
     x = np.column_stack([rng.permutation(num) / num, np.arange(num) % 4 >= 2, rng.uniform(size=num), y])
     return ExampleSet(
-        name="two worlds", task="classification", x=x.astype(np.float32), y=y, example_id=np.arange(num),
-        split=np.where(x[:, 1] > 0, "test", "train").astype("<U5"), owner=np.full(num, "", "<U1"),
-        content_hash=np.full(num, "", "<U64"), class_names=("a", "b"), center=np.zeros(4, np.float32), scale=np.ones(4, np.float32),
-    )  # fmt: skip
+        name="two worlds",
+        task="classification",
+        x=x.astype(np.float32),
+        y=y,
+        example_id=np.arange(num),
+        split=np.where(x[:, 1] > 0, "test", "train").astype("<U5"),
+        owner=np.full(num, "", "<U1"),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=("a", "b"),
+        center=np.zeros(4, np.float32),
+        scale=np.ones(4, np.float32),
+    )
 
 
 def by_offset(better_on_test: float):

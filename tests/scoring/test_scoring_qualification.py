@@ -319,9 +319,14 @@ class Bench:
 
 def qualify(bench, data, mlp, *, config, seed=3, model=None):
     return qualification(
-        data, config=config, seed=seed, model=model or mlp(0), train_many=bench.train_many, unlearn=bench,
+        data,
+        config=config,
+        seed=seed,
+        model=model or mlp(0),
+        train_many=bench.train_many,
+        unlearn=bench,
         evaluate=bench.evaluate,
-    )  # fmt: skip
+    )
 
 
 def config(**more) -> QualificationConfig:

@@ -38,11 +38,18 @@ def planted() -> ExampleSet:
     spread = np.concatenate([rng.permutation(NUM) / NUM, rng.permutation(NUM_TEST) / NUM_TEST])
     test = np.arange(num) >= NUM
     return ExampleSet(
-        name="planted", task="classification", x=np.column_stack([score, spread, test]).astype(np.float32), y=score * 4 // NUM,
-        example_id=rng.permutation(3 * num)[:num].astype(np.int64), split=np.where(test, "test", "train").astype("<U5"),
-        owner=np.full(num, "", "<U1"), content_hash=np.full(num, "", "<U64"), class_names=("a", "b", "c", "d"),
-        center=np.zeros(3, np.float32), scale=np.ones(3, np.float32),
-    )  # fmt: skip
+        name="planted",
+        task="classification",
+        x=np.column_stack([score, spread, test]).astype(np.float32),
+        y=score * 4 // NUM,
+        example_id=rng.permutation(3 * num)[:num].astype(np.int64),
+        split=np.where(test, "test", "train").astype("<U5"),
+        owner=np.full(num, "", "<U1"),
+        content_hash=np.full(num, "", "<U64"),
+        class_names=("a", "b", "c", "d"),
+        center=np.zeros(3, np.float32),
+        scale=np.ones(3, np.float32),
+    )
 
 
 class Wrong(nn.Module):
@@ -90,9 +97,13 @@ def run(data, train, *, scores=None, seed=0, progress=silent, **config):
 def laws_of(data, pools, *, model=None, seed=0, **config):
     """Laws and plan of stored pools: nothing is trained."""
     return pool_laws(
-        data, config=PoolLawsConfig.from_mapping(config), seed=seed, progress=silent, tables=pools.__getitem__,
+        data,
+        config=PoolLawsConfig.from_mapping(config),
+        seed=seed,
+        progress=silent,
+        tables=pools.__getitem__,
         model=model or Wrong(0.0625),
-    )  # fmt: skip
+    )
 
 
 def of(frame, compat="paper"):
@@ -161,9 +172,13 @@ def test_what_the_test_split_says_changes_no_pool_law_or_choice():
             return supervised(build, members, config=plan, seed=seed, observe=observe)
 
         pools = quality_pools(
-            data, config=QualityPoolsConfig(num_pools=3, efforts=(0.1, 0.3, 0.9)), seed=5, scores=lambda name: frame, train=train,
+            data,
+            config=QualityPoolsConfig(num_pools=3, efforts=(0.1, 0.3, 0.9)),
+            seed=5,
+            scores=lambda name: frame,
+            train=train,
             progress=silent,
-        )  # fmt: skip
+        )
         told.append(trained)
         return pools | laws_of(data, pools, model=build(0), bootstrap=5)
 
@@ -249,9 +264,11 @@ def test_a_plan_that_trained_unions_contradict_names_no_choice(seed):
 def test_a_choice_needs_its_margin_and_the_nearest_measurement():
     """By hand: three pools, two measured points, standard error 0.01 (0.028 for two of a difference)."""
     plan = Plan(
-        order=np.arange(3), budgets=np.array([120.0, 900.0, 5000.0]),
-        errors=np.array([[0.30, 0.40, 0.50], [0.30, 0.20, 0.25], [0.30, 0.21, 0.11]]), num_pools=np.array([1, 2, 3]),
-    )  # fmt: skip
+        order=np.arange(3),
+        budgets=np.array([120.0, 900.0, 5000.0]),
+        errors=np.array([[0.30, 0.40, 0.50], [0.30, 0.20, 0.25], [0.30, 0.21, 0.11]]),
+        num_pools=np.array([1, 2, 3]),
+    )
     points = {
         100: {1: (0.3, 0.35), 2: (0.4, 0.33)},
         1000: {1: (0.3, 0.3), 2: (0.2, 0.29), 3: (0.25, 0.26)},
@@ -265,8 +282,10 @@ def test_a_choice_needs_its_margin_and_the_nearest_measurement():
     why, reliable, _ = said(0, 0.06)
     assert reliable and "no measurement contradicts" in why  # 0.35 against 0.33 is within 0.028
     assert said(0, 0.06, stderr=0.005) == (
-        "at 100 samples the law expects 1 pools to be best; measured, 2 were: error 0.33 against 0.35", False, None,
-    )  # fmt: skip
+        "at 100 samples the law expects 1 pools to be best; measured, 2 were: error 0.33 against 0.35",
+        False,
+        None,
+    )
     why, reliable, _ = said(0, 0.11)
     assert not reliable and why == "the two least predictions are 0.1 apart, and miss measurements by 0.11"
     why, reliable, _ = said(1, 0.01)  # 0.29 where 0.26 was to be had
@@ -275,8 +294,9 @@ def test_a_choice_needs_its_margin_and_the_nearest_measurement():
     assert said(2, 0.01, stderr=0.02)[1] and said(2, None) == ("by the law alone: no union was trained", True, None)
     assert said(0, 0.06, stderr=0.04) == (
         "the two least predictions are 0.1 apart; 200 validation examples tell 0.11, the seeds differ by more: more seeds would",
-        False, None,
-    )  # fmt: skip
+        False,
+        None,
+    )
 
 
 def test_a_validation_part_too_small_for_the_margin_says_how_large_it_must_be():
@@ -284,8 +304,10 @@ def test_a_validation_part_too_small_for_the_margin_says_how_large_it_must_be():
     plan = Plan(order=np.arange(2), budgets=np.array([120.0]), errors=np.array([[0.3, 0.4]]), num_pools=np.array([1]))
     told = {m: _verdict(plan, 0, {}, miss=0.01, noise=_Noise(0.01**2, 0.25 / m, m)) for m in (125, 217, 218)}
     assert told[125] == (
-        "the two least predictions are 0.1 apart; 125 validation examples tell 0.13, about 218 would", False, 218,
-    )  # fmt: skip
+        "the two least predictions are 0.1 apart; 125 validation examples tell 0.13, about 218 would",
+        False,
+        218,
+    )
     assert (told[217][1:], told[218][1:]) == ((False, 218), (True, None))
     unions = pl.DataFrame({"n_pools": [2, 2], "point": [1, 1], "seed": [0, 1], "validation_error": [0.1, 0.3]})
     noise = _noise(unions, 300)
@@ -450,9 +472,13 @@ def test_on_digits_by_a_real_recipe_the_same_bits_for_any_order_of_rows():
     outs = []
     for data in (digits, digits.subset(np.random.default_rng(5).permutation(digits.example_id))):
         pools = quality_pools(
-            data, config=QualityPoolsConfig(num_pools=2, seeds=1), seed=3, scores=lambda name: frame, train=train,
+            data,
+            config=QualityPoolsConfig(num_pools=2, seeds=1),
+            seed=3,
+            scores=lambda name: frame,
+            train=train,
             progress=lambda *a: told.append(a),
-        )  # fmt: skip
+        )
         outs.append(pools | laws_of(data, pools, model=build(0), seed=3, bootstrap=5))
     assert torch.equal(state, torch.get_rng_state())
     assert all(outs[0][name].equals(outs[1][name]) for name in outs[0])

@@ -82,9 +82,11 @@ def test_the_order_of_the_rows_does_not_matter_and_the_smallest_of_equals_is_nam
     assert run(data)[1].equals(run(mixed)[1]) and run(data)[0] == run(mixed)[0]
     x, content = np.array(data.x), data.content_hash.copy()
     x[:3], content[:3] = x[1200], content[1200]  # three training copies of one test example
-    (row,) = run(dataclasses.replace(data, x=x, content_hash=content))[1].filter(
-        pl.col("example_id") == data.example_id[1200]
-    ).iter_rows(named=True)  # fmt: skip
+    (row,) = (
+        run(dataclasses.replace(data, x=x, content_hash=content))[1]
+        .filter(pl.col("example_id") == data.example_id[1200])
+        .iter_rows(named=True)
+    )
     assert row["train_id"] == data.example_id[:3].min() and row["identical"] and row["distance_ratio"] == 0
 
 

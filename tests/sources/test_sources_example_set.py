@@ -94,9 +94,16 @@ def make_examples_once():
 
     x = np.random.default_rng(9).normal(0, 1, (40, 3)).astype(np.float32)
     return assemble(
-        x, np.arange(40) % 4, name="m", task="classification", class_names=tuple("abcd"), seed=0, test_fraction=0.25,
-        example_id=np.random.default_rng(8).permutation(1000)[:40], provenance={},
-    )  # fmt: skip
+        x,
+        np.arange(40) % 4,
+        name="m",
+        task="classification",
+        class_names=tuple("abcd"),
+        seed=0,
+        test_fraction=0.25,
+        example_id=np.random.default_rng(8).permutation(1000)[:40],
+        provenance={},
+    )
 
 
 def test_unknown_and_impossible_ids_are_named(make_examples):
@@ -259,7 +266,7 @@ REFUSALS = {
     "task": (lambda d: {"task": "clustering"}, "'clustering'", None),
     "ranking of features": (lambda d: {"task": "ranking"}, "needs user indexes", None),
     "provenance": (lambda d: {"provenance": {"when": object()}}, "canonical JSON", None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSALS)

@@ -40,9 +40,21 @@ def test_plain_names_are_found(house):
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.csv", "sub/../../secret.csv", "sub/../a.csv", "/etc/passwd", "file:///etc/passwd", "C:\\a.csv", "C:a.csv",
-     "sub\\b.csv", "\\\\server\\share", "a.csv\0.png", "", "https://example.org/a.csv"],
-)  # fmt: skip
+    [
+        "../secret.csv",
+        "sub/../../secret.csv",
+        "sub/../a.csv",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "C:\\a.csv",
+        "C:a.csv",
+        "sub\\b.csv",
+        "\\\\server\\share",
+        "a.csv\0.png",
+        "",
+        "https://example.org/a.csv",
+    ],
+)
 def test_names_that_are_not_plain_are_refused(house, name):
     with pytest.raises(UnsafeFile):
         inside(house, name)

@@ -16,9 +16,15 @@ from contracts.methods import source
 from sources import detect, load, plant_label_noise
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), [
-    ("digits", (1797, 1, 8, 8), 10), ("breast_cancer", (569, 30), 2), ("wine", (178, 13), 3), ("diabetes", (442, 10), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [
+        ("digits", (1797, 1, 8, 8), 10),
+        ("breast_cancer", (569, 30), 2),
+        ("wine", (178, 13), 3),
+        ("diabetes", (442, 10), 0),
+    ],
+)
 def test_bundled_sets(name, shape, classes):
     data = load("sklearn", {"dataset": name}, seed=1)
     bunch = getattr(datasets, f"load_{name}")()
@@ -167,10 +173,14 @@ def _folder(folder, frame):
         (_npz, "npz", {"x": "X", "y": "labels"}),
         (_unnamed_npz, "npz", {"x": "arr_0", "y": "arr_1"}),
         (_keras, "npz", {}),
-        (_medmnist, "npz", {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"}),
+        (
+            _medmnist,
+            "npz",
+            {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"},
+        ),
         (_folder, "image_folder", {"size": [8, 8]}),
     ],
-)  # fmt: skip
+)
 def test_detection_of_what_others_wrote(tmp_path, frame, write, name, expected):
     path = write(tmp_path, frame)
     found, config = detect(path)
@@ -204,16 +214,22 @@ def test_a_linked_file_is_taken_where_it_lies(tmp_path, frame):
 
 def test_roles_of_columns_are_guessed_by_name_and_content(tmp_path, frame):
     frame = frame.assign(
-        id=np.arange(60)[::-1], split=["train", "train", "test"] * 20, note=[f"n{i} " * 3 for i in range(60)],
-        day=pd.date_range("2024-01-01", periods=60), secret=[f"u{i}" for i in range(60)],
-    )  # fmt: skip
+        id=np.arange(60)[::-1],
+        split=["train", "train", "test"] * 20,
+        note=[f"n{i} " * 3 for i in range(60)],
+        day=pd.date_range("2024-01-01", periods=60),
+        secret=[f"u{i}" for i in range(60)],
+    )
     frame = pd.concat([frame.assign(id=frame["id"] + 60 * k, note=frame["note"] + str(k)) for k in range(2)])
     path = tmp_path / "d.parquet"
     frame.to_parquet(path, index=False)
     _, config = detect(path, owner="person")
     assert {k: config[k] for k in ("owner", "id", "split", "drop")} == {
-        "owner": "person", "id": "id", "split": "split", "drop": ["note", "day"],
-    }  # fmt: skip
+        "owner": "person",
+        "id": "id",
+        "split": "split",
+        "drop": ["note", "day"],
+    }
     frame["id"] = 1  # not an id after all
     frame.to_parquet(path, index=False)
     assert "id" not in detect(path)[1]

@@ -38,8 +38,14 @@ def _zip(path, members, *, method=zipfile.ZIP_DEFLATED):
 def test_features(tmp_path, save, dtype):
     x = np.random.default_rng(0).integers(0, 2, (40, 5)).astype(dtype)
     y = np.arange(40) % 3
-    save(tmp_path / "d.npz", x=x, y=y, ids=np.arange(40)[::-1] * 2, owner=np.array(["ann", "bob"] * 20),
-         split=np.array(["Train", "TEST", "train", "train", "train"] * 8))  # fmt: skip
+    save(
+        tmp_path / "d.npz",
+        x=x,
+        y=y,
+        ids=np.arange(40)[::-1] * 2,
+        owner=np.array(["ann", "bob"] * 20),
+        split=np.array(["Train", "TEST", "train", "train", "train"] * 8),
+    )
     data = _load(tmp_path / "d.npz")
     assert data.x.dtype == np.float32
     np.testing.assert_array_equal(data.x, x.astype(np.float32))

@@ -34,11 +34,18 @@ def colours(dtype: type = np.float32, seed: int = 0) -> ExampleSet:
     rng = np.random.default_rng(seed)
     x = rng.uniform(0, 200, (30, 2, 5, 5)).astype(dtype)
     return ExampleSet(
-        name="colours", task="classification", x=x, y=np.arange(30) % 3, example_id=rng.permutation(30).astype(np.int64) + 7,
-        split=np.where(np.arange(30) < 21, "train", "test").astype("<U5"), owner=np.full(30, ""), content_hash=content_hashes(x),
-        class_names=("a", "b", "c"), center=np.array([100, 50], np.float32)[:, None, None],
+        name="colours",
+        task="classification",
+        x=x,
+        y=np.arange(30) % 3,
+        example_id=rng.permutation(30).astype(np.int64) + 7,
+        split=np.where(np.arange(30) < 21, "train", "test").astype("<U5"),
+        owner=np.full(30, ""),
+        content_hash=content_hashes(x),
+        class_names=("a", "b", "c"),
+        center=np.array([100, 50], np.float32)[:, None, None],
         scale=np.array([0.02, 0.005], np.float32)[:, None, None],
-    ).validate()  # fmt: skip
+    ).validate()
 
 
 def unchanged_but(before: ExampleSet, after: ExampleSet, rows: np.ndarray) -> None:

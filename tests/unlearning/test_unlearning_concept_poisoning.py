@@ -178,9 +178,12 @@ def test_the_budget_and_the_early_stop(world, by_class, flat) -> None:
     def run(**fields) -> tuple[nn.Module, int]:
         done: list[int] = []
         model = concept_poisoning(
-            world.model, **by_class, config=ConceptPoisoningConfig(lr=0.05, **fields), seed=0,
+            world.model,
+            **by_class,
+            config=ConceptPoisoningConfig(lr=0.05, **fields),
+            seed=0,
             progress=lambda step, total, what: done.append(step),
-        )  # fmt: skip
+        )
         assert done == list(range(1, len(done) + 1))
         return model, len(done)
 

@@ -210,9 +210,17 @@ def test_nothing_forgotten_has_no_unlearning_accuracy(world):
 
 def run(method: str, seed: int, figure: float | None, **more: object) -> dict[str, object]:
     return {
-        "split": "random", "method": method, "seed": seed, "num_forget": 10, "num_retain": 90,
-        "ua": figure, "ra": 90.0, "ta": 80.0, "mia_efficacy": figure, "wall_s": 1.0 + seed,
-    } | more  # fmt: skip
+        "split": "random",
+        "method": method,
+        "seed": seed,
+        "num_forget": 10,
+        "num_retain": 90,
+        "ua": figure,
+        "ra": 90.0,
+        "ta": 80.0,
+        "mia_efficacy": figure,
+        "wall_s": 1.0 + seed,
+    } | more
 
 
 def test_gaps_are_taken_within_a_seed():

@@ -299,9 +299,36 @@ def test_swapped_files_are_found(store: ArtifactStore) -> None:
 
 
 HOSTILE_NAMES = [
-    "", "/", "/etc/passwd", "..", "../x", "a/../../x", "a//b", "a/", "./a", "a/.", ".hidden", "A", "a b", "a\x00b", "a\nb",
-    "con:", "a\\b", "~", "é", "a" * 65, "/".join(["a" * 60] * 8), "a.b.c.d", "a..b", "a.", "a.HTML", "file://a", "a/b.c/d", None, 7,
-]  # fmt: skip
+    "",
+    "/",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../../x",
+    "a//b",
+    "a/",
+    "./a",
+    "a/.",
+    ".hidden",
+    "A",
+    "a b",
+    "a\x00b",
+    "a\nb",
+    "con:",
+    "a\\b",
+    "~",
+    "é",
+    "a" * 65,
+    "/".join(["a" * 60] * 8),
+    "a.b.c.d",
+    "a..b",
+    "a.",
+    "a.HTML",
+    "file://a",
+    "a/b.c/d",
+    None,
+    7,
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda n: repr(n)[:20])

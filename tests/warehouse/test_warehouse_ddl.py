@@ -17,9 +17,16 @@ from contracts.tables import Column, TableSpec
 from warehouse import Warehouse, ddl, markdown
 
 V1 = TableSpec(
-    schema="test", name="things", doc="Things.", key=("example_id",),
-    columns=(EXAMPLE_ID, Column(name="size", dtype="float64", doc="size", low=0), Column(name="colour", dtype="str", doc="colour")),
-)  # fmt: skip
+    schema="test",
+    name="things",
+    doc="Things.",
+    key=("example_id",),
+    columns=(
+        EXAMPLE_ID,
+        Column(name="size", dtype="float64", doc="size", low=0),
+        Column(name="colour", dtype="str", doc="colour"),
+    ),
+)
 ROWS = pl.DataFrame({"example_id": [1, 2], "size": [0.5, 5.0], "colour": ["red", "blue"]})
 
 

@@ -26,9 +26,15 @@ from warehouse.expectations import CheckReport, CheckResult, check, suite
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "ann@example.org"
 SPEC = TableSpec(
-    schema="scores", name="made_up", doc="d", key=("kind", "example_id"), partition=("kind",), min_rows=1,
+    schema="scores",
+    name="made_up",
+    doc="d",
+    key=("kind", "example_id"),
+    partition=("kind",),
+    min_rows=1,
     columns=(
-        Column(name="kind", dtype="str", doc="kind"), EXAMPLE_ID,
+        Column(name="kind", dtype="str", doc="kind"),
+        EXAMPLE_ID,
         Column(name="share", dtype="float64", doc="share", low=0, high=1),
         Column(name="free", dtype="float64", doc="any finite number", nullable=True),
         Column(name="level", dtype="int64", doc="level", low=1, high=3, nullable=True),
@@ -36,19 +42,32 @@ SPEC = TableSpec(
         Column(name="note", dtype="str", doc="words"),
         Column(name="at", dtype="timestamp", doc="when", nullable=True),
     ),
-)  # fmt: skip
+)
 
 
 def good(rows: int = 4) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "kind": ["a", "b"] * (rows // 2), "example_id": [i // 2 for i in range(rows)], "share": [0.0, 1.0] * (rows // 2),
-            "free": [None, -1e300] * (rows // 2), "level": [1, None] * (rows // 2), "colour": ["red", "green"] * (rows // 2),
-            "note": [SECRET, ""] * (rows // 2), "at": [datetime(2026, 1, 1, tzinfo=UTC), None] * (rows // 2),
+            "kind": ["a", "b"] * (rows // 2),
+            "example_id": [i // 2 for i in range(rows)],
+            "share": [0.0, 1.0] * (rows // 2),
+            "free": [None, -1e300] * (rows // 2),
+            "level": [1, None] * (rows // 2),
+            "colour": ["red", "green"] * (rows // 2),
+            "note": [SECRET, ""] * (rows // 2),
+            "at": [datetime(2026, 1, 1, tzinfo=UTC), None] * (rows // 2),
         },
-        schema_overrides={"example_id": pl.Int64, "share": pl.Float64, "free": pl.Float64, "level": pl.Int64,
-                          "kind": pl.String, "colour": pl.String, "note": pl.String, "at": pl.Datetime("us", "UTC")},
-    )  # fmt: skip
+        schema_overrides={
+            "example_id": pl.Int64,
+            "share": pl.Float64,
+            "free": pl.Float64,
+            "level": pl.Int64,
+            "kind": pl.String,
+            "colour": pl.String,
+            "note": pl.String,
+            "at": pl.Datetime("us", "UTC"),
+        },
+    )
 
 
 def put(frame: pl.DataFrame, column: str, row: int, value: object) -> pl.DataFrame:
@@ -72,12 +91,14 @@ def test_the_suite_follows_from_the_declaration_alone() -> None:
     null, between = "expect_column_values_to_not_be_null", "expect_column_values_to_be_between"
     assert made == Counter(
         [
-            ("expect_table_columns_to_match_set", ""), ("expect_table_row_count_to_be_between", ""),
+            ("expect_table_columns_to_match_set", ""),
+            ("expect_table_row_count_to_be_between", ""),
             *[(null, c) for c in ("kind", "example_id", "share", "colour", "note")],
             *[(between, c) for c in ("example_id", "share", "free", "level")],
-            ("expect_column_values_to_be_in_set", "colour"), ("expect_compound_columns_to_be_unique", "kind,example_id"),
+            ("expect_column_values_to_be_in_set", "colour"),
+            ("expect_compound_columns_to_be_unique", "kind,example_id"),
         ]
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("spec", TABLES, ids=lambda s: s.full_name)
@@ -109,12 +130,20 @@ def test_good_rows_pass_with_and_without_the_warehouses_columns() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "expectation"),
     [
-        ("share", float("nan"), "between"), ("share", float("inf"), "between"), ("share", -1e-9, "between"),
-        ("share", None, "not_be_null"), ("free", float("nan"), "between"), ("free", float("-inf"), "between"),
-        ("level", 4, "between"), ("level", 0, "between"), ("colour", "blue", "in_set"), ("colour", None, "not_be_null"),
-        ("note", None, "not_be_null"), ("example_id", -1, "between"),
+        ("share", float("nan"), "between"),
+        ("share", float("inf"), "between"),
+        ("share", -1e-9, "between"),
+        ("share", None, "not_be_null"),
+        ("free", float("nan"), "between"),
+        ("free", float("-inf"), "between"),
+        ("level", 4, "between"),
+        ("level", 0, "between"),
+        ("colour", "blue", "in_set"),
+        ("colour", None, "not_be_null"),
+        ("note", None, "not_be_null"),
+        ("example_id", -1, "between"),
     ],
-)  # fmt: skip
+)
 def test_one_bad_value_is_found_and_its_example_named(column: str, value: object, expectation: str) -> None:
     frame = put(good(), column, 3, value)
     report = check(SPEC, frame)
@@ -192,11 +221,17 @@ _value = st.one_of(st.none(), st.sampled_from([float("nan"), float("inf"), -0.5,
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["a", "b", None]), st.integers(-1, 3), _value, _value, st.sampled_from([None, 0, 1, 3, 4]),
-                  st.sampled_from(["red", "green", "blue", None])),
+        st.tuples(
+            st.sampled_from(["a", "b", None]),
+            st.integers(-1, 3),
+            _value,
+            _value,
+            st.sampled_from([None, 0, 1, 3, 4]),
+            st.sampled_from(["red", "green", "blue", None]),
+        ),
         max_size=8,
     )
-)  # fmt: skip
+)
 def test_counts_are_those_of_a_plain_loop(rows: list[tuple]) -> None:
     frame = good(0).vstack(
         pl.DataFrame([(*r, "n", None) for r in rows], schema=good(0).schema, orient="row") if rows else good(0)
@@ -221,10 +256,22 @@ def test_counts_are_those_of_a_plain_loop(rows: list[tuple]) -> None:
 
 def test_real_tables_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = pl.DataFrame(
-        {"stage": ["d/audits/findings"] * 2, "kind": ["attack", ""], "about": ["target"] * 2, "method": ["", "m"], "judged": [True, False], "what": ["a", "b"], "verdict": ["pass", "fail"], "sentence": ["s"] * 2, "value": [0.5, None],
-         "low": [None, None], "high": [None, None], "threshold": [0.6, 0.6]},
+        {
+            "stage": ["d/audits/findings"] * 2,
+            "kind": ["attack", ""],
+            "about": ["target"] * 2,
+            "method": ["", "m"],
+            "judged": [True, False],
+            "what": ["a", "b"],
+            "verdict": ["pass", "fail"],
+            "sentence": ["s"] * 2,
+            "value": [0.5, None],
+            "low": [None, None],
+            "high": [None, None],
+            "threshold": [0.6, 0.6],
+        },
         schema_overrides={"low": pl.Float64, "high": pl.Float64},
-    )  # fmt: skip
+    )
     assert check(FINDINGS, findings).problems() == []
     assert not check(FINDINGS, findings.with_columns(verdict=pl.lit("maybe"))).passed
     rates = {c.name: [0.5] for c in ATTACK_REPORTS.columns if c.dtype == "float64"}
@@ -233,9 +280,17 @@ def test_real_tables_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert check(ATTACK_REPORTS, report).problems() == []
     examples = pl.DataFrame(
-        {"example_id": [1, 2], "split": ["train", "test"], "label": [None, None], "label_name": ["", ""], "target": [0.5, -2.0],
-         "owner": ["", ""], "content_hash": ["x", "y"]}, schema_overrides={"label": pl.Int64},
-    )  # fmt: skip
+        {
+            "example_id": [1, 2],
+            "split": ["train", "test"],
+            "label": [None, None],
+            "label_name": ["", ""],
+            "target": [0.5, -2.0],
+            "owner": ["", ""],
+            "content_hash": ["x", "y"],
+        },
+        schema_overrides={"label": pl.Int64},
+    )
     assert check(EXAMPLES, examples).problems() == []
 
 
@@ -271,9 +326,12 @@ def test_a_report_is_plain_data() -> None:
 def test_a_million_rows_take_about_a_second() -> None:
     n = 1_000_000
     spec = TableSpec(
-        schema="scores", name="big", doc="d", key=("example_id",),
+        schema="scores",
+        name="big",
+        doc="d",
+        key=("example_id",),
         columns=(EXAMPLE_ID, *(Column(name=c, dtype="float64", doc="d", low=0, high=1) for c in ("a", "b", "c"))),
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(0)
     frame = pl.DataFrame({"example_id": np.arange(n), **{c: rng.random(n) for c in ("a", "b", "c")}})
     check(spec, frame.head(10))

@@ -25,10 +25,16 @@ SCHEMA = {c.name: frames.POLARS[c.dtype] for c in EVERYTHING.columns}
 
 def everything(**changed: Any) -> pl.DataFrame:
     rows: dict[str, Any] = {
-        "example_id": [1, 2, 3], "part": ["p"] * 3, "number": [0.5, None, -0.0], "flag": [True, None, False],
-        "text": ["x", None, ""], "at": [NOW, None, NOW], "facts": ['{"a": 1}', None, "[]"], "kind": ["a", "b", "a"],
+        "example_id": [1, 2, 3],
+        "part": ["p"] * 3,
+        "number": [0.5, None, -0.0],
+        "flag": [True, None, False],
+        "text": ["x", None, ""],
+        "at": [NOW, None, NOW],
+        "facts": ['{"a": 1}', None, "[]"],
+        "kind": ["a", "b", "a"],
         "shape": [[1.5, -2.0], None, []],
-    }  # fmt: skip
+    }
     return pl.DataFrame(rows | changed, schema={**SCHEMA, **{k: None for k in changed}}, strict=False)
 
 
@@ -57,13 +63,16 @@ def test_a_missing_partition_column_is_filled_with_the_partition() -> None:
         ({"facts": ['{"a": NaN}', "{}", "{}"]}, "1 values of facts are not JSON text (example ids: 1)"),
         ({"facts": ["{}", "{", "{}"]}, "1 values of facts are not JSON text (example ids: 2)"),
         ({"facts": ["[" * 100_000, "{}", "{}"]}, "1 values of facts are not JSON text (example ids: 1)"),
-        ({"shape": [[1.0], [math.nan], [1.0, None]]}, "2 values of shape hold NaN, infinite or missing numbers (example ids: 2, 3)"),
+        (
+            {"shape": [[1.0], [math.nan], [1.0, None]]},
+            "2 values of shape hold NaN, infinite or missing numbers (example ids: 2, 3)",
+        ),
         ({"shape": [["a"], ["b"], []]}, "shape is List(String), declared floats"),
         ({"kind": ["a", "c", "b"]}, "1 values of kind are not one of a, b (example ids: 2)"),
         ({"kind": ["a", None, "b"]}, "1 values of kind are null, which is not allowed (example ids: 2)"),
         ({"part": ["p", "q", "p"]}, "1 values of part differ from the partition 'p' (example ids: 2)"),
     ],
-)  # fmt: skip
+)
 def test_bad_rows_are_refused_by_column_reason_and_id(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(DataError) as caught:
         frames.checked(EVERYTHING, everything(**changed), PART)
@@ -121,7 +130,7 @@ def test_a_table_whose_key_is_its_partition_holds_one_row() -> None:
         (pl.Series("shape", [[0.5], None, []], dtype=pl.List(pl.Float32)), [[0.5], None, []]),
         (pl.Series("shape", [[1.0, 2.0]] * 3, dtype=pl.Array(pl.Float32, 2)), [[1.0, 2.0]] * 3),
     ],
-)  # fmt: skip
+)
 def test_types_are_widened_only_when_nothing_is_lost(series: pl.Series, kept: list[Any] | None) -> None:
     frame = everything().with_columns(series)
     if kept is None:
@@ -142,7 +151,7 @@ ROWS = st.lists(
     ),
     max_size=12,
     unique_by=lambda r: r[0],
-)  # fmt: skip
+)
 
 
 def build(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
@@ -211,10 +220,19 @@ def test_the_digest_is_the_documented_one() -> None:
 
 def test_volatile_and_partition_columns_are_not_content() -> None:
     rows = [
-        {"artifact_id": "a", "role": role, "seed": 0, "epochs": 1, "num_parameters": 1, "train_loss_nats": 0.1,
-         "train_acc": acc, "test_acc": 1.0, "wall_s": wall}
+        {
+            "artifact_id": "a",
+            "role": role,
+            "seed": 0,
+            "epochs": 1,
+            "num_parameters": 1,
+            "train_loss_nats": 0.1,
+            "train_acc": acc,
+            "test_acc": 1.0,
+            "wall_s": wall,
+        }
         for role, acc, wall in (("target", 0.9, 1.0), ("target", 0.9, 2.0), ("early", 0.9, 1.0), ("target", 0.8, 1.0))
-    ]  # fmt: skip
+    ]
     found = [
         frames.digest_of(
             frames.checked(CHECKPOINTS, pl.DataFrame([row]), {"role": row["role"]}), frames.content_columns(CHECKPOINTS)

@@ -57,17 +57,37 @@ def test_order_comes_from_seq_not_from_the_clock(home: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told", "missing"),
     [
-        ("UPDATE ledger.entries SET body = replace(body::VARCHAR, '\"i\":3', '\"i\":4')::JSON WHERE seq = {n} - 2", "entry {m2} was changed", None),
+        (
+            "UPDATE ledger.entries SET body = replace(body::VARCHAR, '\"i\":3', '\"i\":4')::JSON WHERE seq = {n} - 2",
+            "entry {m2} was changed",
+            None,
+        ),
         ("UPDATE ledger.entries SET kind = 'noted' WHERE seq = {n} - 2", "entry {m2} was changed", None),
-        ("UPDATE ledger.entries SET hash = translate(hash, '0123456789abcdef', '123456789abcdef0') WHERE seq = {n} - 2", "entry {m2} was changed", None),
+        (
+            "UPDATE ledger.entries SET hash = translate(hash, '0123456789abcdef', '123456789abcdef0') WHERE seq = {n} - 2",
+            "entry {m2} was changed",
+            None,
+        ),
         ("DELETE FROM ledger.entries WHERE seq = {n} - 2", "entries {m2} to {m2} are missing", -2),
-        ("UPDATE ledger.entries SET seq = CASE seq WHEN {n} - 2 THEN {n} - 3 ELSE {n} - 2 END WHERE seq IN ({n} - 3, {n} - 2)", "entry {m2} was changed", None),
-        ("INSERT INTO ledger.entries SELECT seq, prev_hash, hash, kind, body FROM ledger.entries WHERE seq = {n} - 2", "entry {m2} is there twice", None),
-        ("DELETE FROM ledger.entries WHERE seq > {n} - 2", "head mismatch: ledger.head knows entry {n}, the ledger ends at {m2}", -1),
+        (
+            "UPDATE ledger.entries SET seq = CASE seq WHEN {n} - 2 THEN {n} - 3 ELSE {n} - 2 END WHERE seq IN ({n} - 3, {n} - 2)",
+            "entry {m2} was changed",
+            None,
+        ),
+        (
+            "INSERT INTO ledger.entries SELECT seq, prev_hash, hash, kind, body FROM ledger.entries WHERE seq = {n} - 2",
+            "entry {m2} is there twice",
+            None,
+        ),
+        (
+            "DELETE FROM ledger.entries WHERE seq > {n} - 2",
+            "head mismatch: ledger.head knows entry {n}, the ledger ends at {m2}",
+            -1,
+        ),
         ("DELETE FROM ledger.entries", "head mismatch: ledger.head knows entry {n}, the ledger ends at 0", None),
     ],
     ids=["flip body", "flip kind", "flip hash", "delete", "swap", "insert", "truncate", "empty"],
-)  # fmt: skip
+)
 def test_every_change_is_found(written: Warehouse, damage: str, told: str, missing: int | None) -> None:
     n = written.ledger.head().seq
     tamper(written, damage.format(n=n))
@@ -181,9 +201,13 @@ def test_bodies_hold_no_examples_and_no_owners(w: Warehouse) -> None:
     from contracts.requests import ForgetRequest
 
     request = ForgetRequest(
-        request_id="r1", subject="digits", selector="ids", ids=(424242, 434343), received_at=moment(2026, 1, 1, tzinfo=UTC).isoformat(),
+        request_id="r1",
+        subject="digits",
+        selector="ids",
+        ids=(424242, 434343),
+        received_at=moment(2026, 1, 1, tzinfo=UTC).isoformat(),
         due_at="2026-02-01T00:00:00+00:00",
-    )  # fmt: skip
+    )
     w.requests.add(request, note="a note that names Ann Marker")
     text = "".join(w.ledger.entries()["body"])
     assert "424242" not in text and "434343" not in text and "Marker" not in text and request.digest() in text

@@ -26,7 +26,7 @@ from contracts.schema import (
     REQUEST_EVENTS,
     TABLES,
     UNLEARNING_RUNS,
-)  # fmt: skip
+)
 from contracts.tables import TableSpec
 from warehouse import Warehouse, ddl, queries, views
 
@@ -78,76 +78,268 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
     c.execute("INSERT INTO scores.latest VALUES ('wine', 'el2n', 0, 5.0, NULL, 'harder', 'r', 'hard', NULL)")
 
     hashes, labels = ["a", "b", "a", "c", "b", "d"], [0, 1, 1, 0, 1, 0]
-    insert(c, EXAMPLES, [
-        {"example_id": i, "split": "train" if i < 4 else "test", "label": k, "label_name": f"digit {k}", "target": None, "owner": "", "content_hash": h}
-        for i, (k, h) in enumerate(zip(labels, hashes, strict=True))
-    ])  # fmt: skip
-    insert(c, EXAMPLES, [{"example_id": 0, "split": "train", "label": None, "label_name": "", "target": 1.5, "owner": "", "content_hash": "a"}], "wine")  # fmt: skip
-    insert(c, MEMBERS, [
-        {"dataset_id": d, "example_id": i, "role": "forget" if i in forget else "retain", "reason": "chosen"}
-        for d, forget in (("random", {0, 1}), ("r-1", {2})) for i in range(4)
-    ])  # fmt: skip
-    insert(c, ATTACK_REPORTS, [
-        {"audited": "target", "attack": attack, "seed": 0, "n_pos": 4, "n_neg": 1000, "fpr_cap": cap, "reliable": cap * 1000 >= 10, "tpr": tpr}
-        | {k: 0.5 for k in ("auc", "auc_lo", "auc_hi", "balanced_acc", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi")}
-        for attack, tpr in (("loss", 0.1), ("rmia", 0.3)) for cap in (0.001, 0.01, 0.05)
-    ])  # fmt: skip
+    insert(
+        c,
+        EXAMPLES,
+        [
+            {
+                "example_id": i,
+                "split": "train" if i < 4 else "test",
+                "label": k,
+                "label_name": f"digit {k}",
+                "target": None,
+                "owner": "",
+                "content_hash": h,
+            }
+            for i, (k, h) in enumerate(zip(labels, hashes, strict=True))
+        ],
+    )
+    insert(
+        c,
+        EXAMPLES,
+        [
+            {
+                "example_id": 0,
+                "split": "train",
+                "label": None,
+                "label_name": "",
+                "target": 1.5,
+                "owner": "",
+                "content_hash": "a",
+            }
+        ],
+        "wine",
+    )
+    insert(
+        c,
+        MEMBERS,
+        [
+            {"dataset_id": d, "example_id": i, "role": "forget" if i in forget else "retain", "reason": "chosen"}
+            for d, forget in (("random", {0, 1}), ("r-1", {2}))
+            for i in range(4)
+        ],
+    )
+    insert(
+        c,
+        ATTACK_REPORTS,
+        [
+            {
+                "audited": "target",
+                "attack": attack,
+                "seed": 0,
+                "n_pos": 4,
+                "n_neg": 1000,
+                "fpr_cap": cap,
+                "reliable": cap * 1000 >= 10,
+                "tpr": tpr,
+            }
+            | {
+                k: 0.5
+                for k in ("auc", "auc_lo", "auc_hi", "balanced_acc", "tpr_lo", "tpr_hi", "fpr", "fpr_lo", "fpr_hi")
+            }
+            for attack, tpr in (("loss", 0.1), ("rmia", 0.3))
+            for cap in (0.001, 0.01, 0.05)
+        ],
+    )
     # loss separates example 0 from all three others; rmia puts example 1 on top and 0 in their middle.
     for attack, values in {"loss": [9, 5, 1, 7, 5, 2], "rmia": [5, 9, 1, 8, 5, 2]}.items():
-        insert(c, ATTACK_SCORES, [
-            {"audited": "target", "attack": attack, "seed": 0, "example_id": i, "score": float(v), "is_member": i < 2, "n_in": 8, "n_out": 8}
-            for i, v in enumerate(values) if i != 2
-        ])  # fmt: skip
-    insert(c, UNLEARNING_RUNS, [
-        {"split": "random", "method": m, "seed": seed, "num_forget": 2, "num_retain": 2, "ua": ua, "ra": 99.0, "ta": 95.0,
-         "mia_efficacy": 10.0, "avg_gap": gap, "wall_s": 1.0, "rte": 0.5, "status": status,
-         "kind": "random", "avg_gap_lo": None if gap is None else gap / 2, "avg_gap_hi": None if gap is None else 2 * gap,
-         "reason": "" if status == "ok" else "why"}
-        for m, seed, ua, gap, status in (
-            ("retrain", 0, 5.0, 0.0, "ok"), ("retrain", 1, 7.0, 0.0, "ok"), ("finetune", 0, 1.0, 4.0, "ok"),
-            ("finetune", 1, 3.0, 6.0, "ok"), ("gradient_ascent", 0, 90.0, 2.0, "diverged"), ("broken", 0, None, None, "diverged"),
+        insert(
+            c,
+            ATTACK_SCORES,
+            [
+                {
+                    "audited": "target",
+                    "attack": attack,
+                    "seed": 0,
+                    "example_id": i,
+                    "score": float(v),
+                    "is_member": i < 2,
+                    "n_in": 8,
+                    "n_out": 8,
+                }
+                for i, v in enumerate(values)
+                if i != 2
+            ],
         )
-    ])  # fmt: skip
-    insert(c, FINDINGS, [
-        {"stage": "digits/audits/findings", "kind": "attack", "about": "target", "method": "", "what": f"w{i}", "verdict": v, "sentence": "s", "judged": True}
-        for i, v in enumerate(("pass", "inconclusive", "fail", "broken"))
-    ])  # fmt: skip
-    insert(c, FINDINGS, [
-        {"stage": "digits/audits/findings", "kind": "attack", "about": "random/none", "method": "none", "what": "w0", "verdict": "fail", "sentence": "s", "judged": False}
-    ])  # fmt: skip
-    insert(c, REGISTER, [
-        {"request_id": r, "state": state, "selector": "ids", "request": "{}", "legal_basis": "Art. 17", "received_at": NOW - timedelta(days=20),
-         "due_at": NOW + timedelta(days=days), "num_examples": 1}
-        for r, state, days in (("r-1", "scoped", 10), ("r-2", "received", -1.5), ("r-3", "closed", 1), ("r-4", "refused", 1), ("r-5", "on_hold", 3))
-    ])  # fmt: skip
-    insert(c, REQUEST_EVENTS, [
-        {"request_id": "r-1", "seq": i, "state": s, "note": f"n{i}", "at": NOW + timedelta(hours=h)}
-        for i, (s, h) in enumerate((("received", 0), ("verified", 12), ("scoped", 13.5)))
-    ])  # fmt: skip
-    insert(c, ARTIFACTS, [
-        {"artifact_id": f"a{i}", "asset": asset, "kind": "safetensors", "location": f"artifacts/a{i}", "sha256": "s", "size_bytes": size, "key": "k",
-         "created_at": NOW} for i, (asset, size) in enumerate((("digits/models/target", 100), ("digits/models/ensemble", 300), ("digits/scores/el2n", 0)))
-    ])  # fmt: skip
-    insert(c, EDGES, [{"child": child, "parent": parent} for child, parent in (
-        ("digits/models/target", "digits/data/examples"), ("digits/models/ensemble", "digits/data/examples"),
-        ("digits/audits/rmia", "digits/models/target"), ("digits/audits/rmia", "digits/models/ensemble"),
-        ("digits/reports/audit", "digits/audits/rmia"),
-    )])  # fmt: skip
-    insert(c, LINEAGE_MEMBERS, [
-        {"asset": a, "first_id": first, "last_id": last}
-        for a, first, last in (("digits/models/target", 0, 1), ("digits/models/target", 3, 3), ("digits/models/ensemble", 0, 5))
-    ])  # fmt: skip
-    insert(c, CHECKPOINTS, [
-        {"artifact_id": f"a{i}", "role": role, "seed": 0, "epochs": 30, "num_parameters": 10, "train_loss_nats": 0.1, "train_acc": 1.0,
-         "test_acc": 0.75, "wall_s": 1.0} for i, role in enumerate(("target", "early"))
-    ])  # fmt: skip
+    insert(
+        c,
+        UNLEARNING_RUNS,
+        [
+            {
+                "split": "random",
+                "method": m,
+                "seed": seed,
+                "num_forget": 2,
+                "num_retain": 2,
+                "ua": ua,
+                "ra": 99.0,
+                "ta": 95.0,
+                "mia_efficacy": 10.0,
+                "avg_gap": gap,
+                "wall_s": 1.0,
+                "rte": 0.5,
+                "status": status,
+                "kind": "random",
+                "avg_gap_lo": None if gap is None else gap / 2,
+                "avg_gap_hi": None if gap is None else 2 * gap,
+                "reason": "" if status == "ok" else "why",
+            }
+            for m, seed, ua, gap, status in (
+                ("retrain", 0, 5.0, 0.0, "ok"),
+                ("retrain", 1, 7.0, 0.0, "ok"),
+                ("finetune", 0, 1.0, 4.0, "ok"),
+                ("finetune", 1, 3.0, 6.0, "ok"),
+                ("gradient_ascent", 0, 90.0, 2.0, "diverged"),
+                ("broken", 0, None, None, "diverged"),
+            )
+        ],
+    )
+    insert(
+        c,
+        FINDINGS,
+        [
+            {
+                "stage": "digits/audits/findings",
+                "kind": "attack",
+                "about": "target",
+                "method": "",
+                "what": f"w{i}",
+                "verdict": v,
+                "sentence": "s",
+                "judged": True,
+            }
+            for i, v in enumerate(("pass", "inconclusive", "fail", "broken"))
+        ],
+    )
+    insert(
+        c,
+        FINDINGS,
+        [
+            {
+                "stage": "digits/audits/findings",
+                "kind": "attack",
+                "about": "random/none",
+                "method": "none",
+                "what": "w0",
+                "verdict": "fail",
+                "sentence": "s",
+                "judged": False,
+            }
+        ],
+    )
+    insert(
+        c,
+        REGISTER,
+        [
+            {
+                "request_id": r,
+                "state": state,
+                "selector": "ids",
+                "request": "{}",
+                "legal_basis": "Art. 17",
+                "received_at": NOW - timedelta(days=20),
+                "due_at": NOW + timedelta(days=days),
+                "num_examples": 1,
+            }
+            for r, state, days in (
+                ("r-1", "scoped", 10),
+                ("r-2", "received", -1.5),
+                ("r-3", "closed", 1),
+                ("r-4", "refused", 1),
+                ("r-5", "on_hold", 3),
+            )
+        ],
+    )
+    insert(
+        c,
+        REQUEST_EVENTS,
+        [
+            {"request_id": "r-1", "seq": i, "state": s, "note": f"n{i}", "at": NOW + timedelta(hours=h)}
+            for i, (s, h) in enumerate((("received", 0), ("verified", 12), ("scoped", 13.5)))
+        ],
+    )
+    insert(
+        c,
+        ARTIFACTS,
+        [
+            {
+                "artifact_id": f"a{i}",
+                "asset": asset,
+                "kind": "safetensors",
+                "location": f"artifacts/a{i}",
+                "sha256": "s",
+                "size_bytes": size,
+                "key": "k",
+                "created_at": NOW,
+            }
+            for i, (asset, size) in enumerate(
+                (("digits/models/target", 100), ("digits/models/ensemble", 300), ("digits/scores/el2n", 0))
+            )
+        ],
+    )
+    insert(
+        c,
+        EDGES,
+        [
+            {"child": child, "parent": parent}
+            for child, parent in (
+                ("digits/models/target", "digits/data/examples"),
+                ("digits/models/ensemble", "digits/data/examples"),
+                ("digits/audits/rmia", "digits/models/target"),
+                ("digits/audits/rmia", "digits/models/ensemble"),
+                ("digits/reports/audit", "digits/audits/rmia"),
+            )
+        ],
+    )
+    insert(
+        c,
+        LINEAGE_MEMBERS,
+        [
+            {"asset": a, "first_id": first, "last_id": last}
+            for a, first, last in (
+                ("digits/models/target", 0, 1),
+                ("digits/models/target", 3, 3),
+                ("digits/models/ensemble", 0, 5),
+            )
+        ],
+    )
+    insert(
+        c,
+        CHECKPOINTS,
+        [
+            {
+                "artifact_id": f"a{i}",
+                "role": role,
+                "seed": 0,
+                "epochs": 30,
+                "num_parameters": 10,
+                "train_loss_nats": 0.1,
+                "train_acc": 1.0,
+                "test_acc": 0.75,
+                "wall_s": 1.0,
+            }
+            for i, role in enumerate(("target", "early"))
+        ],
+    )
     previous = "0" * 64
-    for seq, (kind, body) in enumerate((
-        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}'),
-        ("replace", '{"table": "scores.el2n", "subject": "digits", "partition": {}, "rows": 9, "config_digest": "c1", "run_id": "r1", "digest": "d2", "at": "t1"}'),
-        ("stage", '{"asset": "digits/audits/findings", "key": "k", "at": "t1"}'),
-        ("replace", '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}'),
-    ), start=1):  # fmt: skip
+    for seq, (kind, body) in enumerate(
+        (
+            (
+                "replace",
+                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}',
+            ),
+            (
+                "replace",
+                '{"table": "scores.el2n", "subject": "digits", "partition": {}, "rows": 9, "config_digest": "c1", "run_id": "r1", "digest": "d2", "at": "t1"}',
+            ),
+            ("stage", '{"asset": "digits/audits/findings", "key": "k", "at": "t1"}'),
+            (
+                "replace",
+                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}',
+            ),
+        ),
+        start=1,
+    ):
         current = f"hash{seq}"
         c.execute(
             "INSERT INTO ledger.entries VALUES (?, ?, ?, ?, ?)",
@@ -274,12 +466,17 @@ def test_forgotten_and_memorised(ask: Ask) -> None:
 def test_balances(ask: Ask) -> None:
     rows = ask("class-balance")
     assert [(r["split"], r["label"], r["num_examples"], r["share"]) for r in rows] == [
-        ("train", 0, 2, 0.5), ("train", 1, 2, 0.5), ("test", 0, 1, 0.5), ("test", 1, 1, 0.5),
-    ]  # fmt: skip
+        ("train", 0, 2, 0.5),
+        ("train", 1, 2, 0.5),
+        ("test", 0, 1, 0.5),
+        ("test", 1, 1, 0.5),
+    ]
     rows = ask("split-balance", dataset="r-1")
     assert [(r["role"], r["label"], r["num_examples"], r["share_of_class"]) for r in rows] == [
-        ("forget", 1, 1, 0.5), ("retain", 0, 2, 1.0), ("retain", 1, 1, 0.5),
-    ]  # fmt: skip
+        ("forget", 1, 1, 0.5),
+        ("retain", 0, 2, 1.0),
+        ("retain", 1, 1, 0.5),
+    ]
 
 
 def test_attacks_at_the_lowest_reliable_rate(ask: Ask) -> None:
@@ -360,8 +557,10 @@ def test_artefacts_checkpoints_and_lineage(ask: Ask) -> None:
     assert [(r["role"], r["gap"], r["size_bytes"]) for r in rows] == [("early", 0.25, 300), ("target", 0.25, 100)]
     rows = ask("lineage", asset="digits/models/target")
     assert [(r["relation"], r["asset"], r["steps"]) for r in rows] == [
-        ("made from", "digits/data/examples", 1), ("used by", "digits/audits/rmia", 1), ("used by", "digits/reports/audit", 2),
-    ]  # fmt: skip
+        ("made from", "digits/data/examples", 1),
+        ("used by", "digits/audits/rmia", 1),
+        ("used by", "digits/reports/audit", 2),
+    ]
     assert column([r for r in ask("lineage") if r["relation"] == "made from"], "steps") == [1, 2, 2, 3]
 
 
@@ -376,20 +575,24 @@ def test_lineage_ends_on_a_circle(con: duckdb.DuckDBPyConnection, ask: Ask) -> N
 def test_what_an_example_touched(ask: Ask) -> None:
     rows = ask("touched", example_id=2, subject="digits")
     assert {(r["place"], r["what"], r["detail"]) for r in rows} == {
-        ("data.examples", "train split", "digit 1"), ("scores.el2n", "score", "0.5"), ("scores.memorization", "score", "0.1"),
-        ("curation.members", "random: retain", "chosen"), ("curation.members", "r-1: forget", "chosen"),
+        ("data.examples", "train split", "digit 1"),
+        ("scores.el2n", "score", "0.5"),
+        ("scores.memorization", "score", "0.1"),
+        ("curation.members", "random: retain", "chosen"),
+        ("curation.members", "r-1: forget", "chosen"),
         ("lineage", "digits/models/ensemble", "made from it"),
         ("lineage", "digits/audits/rmia", "made from what was made from it"),
         ("lineage", "digits/reports/audit", "made from what was made from it"),
-    }  # fmt: skip
+    }
     assert {r["subject"] for r in ask("touched", example_id=0)} == {"digits", "wine"}
 
 
 def test_duplicates(ask: Ask) -> None:
     rows = ask("duplicates")
     assert [(r["content_hash"], r["labels_differ"], r["in_train_and_test"], r["first_ids"]) for r in rows] == [
-        ("a", True, False, [0, 2]), ("b", False, True, [1, 4]),
-    ]  # fmt: skip
+        ("a", True, False, [0, 2]),
+        ("b", False, True, [1, 4]),
+    ]
 
 
 def test_models_in_the_dark(ask: Ask) -> None:

@@ -73,30 +73,78 @@ def test_parameters_are_bound_by_position_and_by_name(door: Warehouse) -> None:
 
 @pytest.mark.parametrize(
     "sql",
-    ["FROM scores.latest", "WITH a AS (SELECT 1 AS x) SELECT * FROM a", "DESCRIBE data.examples", "SHOW ALL TABLES",
-     "SUMMARIZE data.examples", "EXPLAIN SELECT * FROM data.examples", "VALUES (1), (2)", "SELECT 1 -- no more; DROP TABLE x",
-     "SELECT 1;"],
-)  # fmt: skip
+    [
+        "FROM scores.latest",
+        "WITH a AS (SELECT 1 AS x) SELECT * FROM a",
+        "DESCRIBE data.examples",
+        "SHOW ALL TABLES",
+        "SUMMARIZE data.examples",
+        "EXPLAIN SELECT * FROM data.examples",
+        "VALUES (1), (2)",
+        "SELECT 1 -- no more; DROP TABLE x",
+        "SELECT 1;",
+    ],
+)
 def test_every_way_of_reading_works(door: Warehouse, sql: str) -> None:
     assert door.query(sql).height > 0
 
 
 ESCAPES = [
-    "", ";", "SELECT 1; SELECT 2", "INSERT INTO scores.runs SELECT * FROM scores.runs", "UPDATE data.examples SET label = 0",
-    "DELETE FROM data.examples", "DROP TABLE data.examples", "CREATE TABLE x AS SELECT 1", "CREATE TEMP TABLE x AS SELECT 1",
-    "CREATE VIEW v AS SELECT 1", "ALTER TABLE data.examples DROP label", "TRUNCATE data.examples",
-    "COPY data.examples TO '{out}'", "COPY (SELECT 1) TO '{out}' (FORMAT parquet)", "EXPORT DATABASE '{out}'",
-    "ATTACH '{out}' AS o", "ATTACH ':memory:' AS o", "DETACH palimpsest", "USE memory", "INSTALL httpfs", "LOAD httpfs",
-    "SET enable_external_access = true", "SET lock_configuration = false", "RESET enable_external_access", "SET threads = 1",
-    "SET memory_limit = '100GB'", "PRAGMA threads = 4", "PRAGMA enable_external_access = true", "CALL pragma_version()",
-    "CHECKPOINT", "VACUUM", "BEGIN", "COMMIT", "PREPARE p AS SELECT 1", "EXECUTE p", "SET VARIABLE x = 1",
-    "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM read_blob('/etc/passwd')",
-    "SELECT * FROM '/etc/passwd'", "SELECT * FROM '{home}/warehouse/palimpsest.duckdb'", "SELECT * FROM glob('/etc/*')",
-    "SELECT * FROM read_parquet('http://example.org/x')", "SELECT * FROM 's3://bucket/x.parquet'", "SELECT getenv('HOME')",
-    "SELECT * FROM secret_frame", "CREATE SECRET s (TYPE s3)", "COMMENT ON TABLE data.examples IS 'x'", "IMPORT DATABASE '/tmp'",
-    "EXPLAIN ANALYZE COPY data.examples TO '{out}'", "SELECT * FROM sqlite_scan('/etc/passwd', 'x')",
-    "CREATE MACRO m() AS 1", "SELECT nonsense(", "SELECT * FROM no.such_table",
-]  # fmt: skip
+    "",
+    ";",
+    "SELECT 1; SELECT 2",
+    "INSERT INTO scores.runs SELECT * FROM scores.runs",
+    "UPDATE data.examples SET label = 0",
+    "DELETE FROM data.examples",
+    "DROP TABLE data.examples",
+    "CREATE TABLE x AS SELECT 1",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE VIEW v AS SELECT 1",
+    "ALTER TABLE data.examples DROP label",
+    "TRUNCATE data.examples",
+    "COPY data.examples TO '{out}'",
+    "COPY (SELECT 1) TO '{out}' (FORMAT parquet)",
+    "EXPORT DATABASE '{out}'",
+    "ATTACH '{out}' AS o",
+    "ATTACH ':memory:' AS o",
+    "DETACH palimpsest",
+    "USE memory",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "SET lock_configuration = false",
+    "RESET enable_external_access",
+    "SET threads = 1",
+    "SET memory_limit = '100GB'",
+    "PRAGMA threads = 4",
+    "PRAGMA enable_external_access = true",
+    "CALL pragma_version()",
+    "CHECKPOINT",
+    "VACUUM",
+    "BEGIN",
+    "COMMIT",
+    "PREPARE p AS SELECT 1",
+    "EXECUTE p",
+    "SET VARIABLE x = 1",
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "SELECT * FROM read_text('/etc/passwd')",
+    "SELECT * FROM read_blob('/etc/passwd')",
+    "SELECT * FROM '/etc/passwd'",
+    "SELECT * FROM '{home}/warehouse/palimpsest.duckdb'",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM read_parquet('http://example.org/x')",
+    "SELECT * FROM 's3://bucket/x.parquet'",
+    "SELECT getenv('HOME')",
+    "SELECT * FROM secret_frame",
+    "CREATE SECRET s (TYPE s3)",
+    "COMMENT ON TABLE data.examples IS 'x'",
+    "IMPORT DATABASE '/tmp'",
+    "EXPLAIN ANALYZE COPY data.examples TO '{out}'",
+    "SELECT * FROM sqlite_scan('/etc/passwd', 'x')",
+    "CREATE MACRO m() AS 1",
+    "SELECT nonsense(",
+    "SELECT * FROM no.such_table",
+]
 
 
 @pytest.mark.parametrize("sql", ESCAPES)
@@ -133,7 +181,9 @@ PREDICATES = {
     "owner <> ''": lambda e: e["owner"] != "",
     "label = 1 OR label = 2 AND owner = ''": lambda e: (e["label"] == 1) | ((e["label"] == 2) & (e["owner"] == "")),
     "example_id BETWEEN 3 AND 7 -- a comment": lambda e: e["example_id"].is_between(3, 7),
-    "example_id IN (SELECT max(example_id) FROM data.examples GROUP BY label)": lambda e: e["example_id"].is_in([16, 17, 18]),
+    "example_id IN (SELECT max(example_id) FROM data.examples GROUP BY label)": lambda e: e["example_id"].is_in(
+        [16, 17, 18]
+    ),
     "examples.label % 2 = 0 AND data.examples.label < 9": lambda e: e["label"] % 2 == 0,
     "CASE WHEN label = 0 THEN true ELSE false END": lambda e: e["label"] == 0,
     "target IS NULL": lambda e: e["label"] >= 0,
@@ -142,7 +192,7 @@ PREDICATES = {
     "true": lambda e: e["label"] >= 0,
     "list_contains([1, 2], label)": lambda e: e["label"] >= 1,
     "regexp_matches(label_name, '^s')": lambda e: e["label_name"] == "ship",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("predicate", PREDICATES)
@@ -154,14 +204,46 @@ def test_predicates_select_training_examples(door: Warehouse, predicate: str) ->
 
 
 INJECTIONS = [
-    "", "   ", "-- nothing", "1=1; DROP TABLE data.examples", "1=1) UNION SELECT 5 --", "1=1 UNION SELECT 5", "1=1) OR (1=1",
-    "true ORDER BY random() LIMIT 3", "true LIMIT 3", "true GROUP BY ALL", "true QUALIFY row_number() OVER () = 1", "true HAVING true",
-    "true) LIMIT (3", "true WINDOW w AS ()", "true USING SAMPLE 5", "label", "label + 1", "'yes'", "label = 'x'", "colour = 1",
-    "count(*) > 1", "random() < 0.5", "now() > '2026-01-01'", "uuid() IS NOT NULL", "label = ?", "label = $1",
-    "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0", "(SELECT count(*) FROM ledger.entries) > 0",
-    "(SELECT count(*) FROM query('SELECT random()')) > 0", "example_id IN (SELECT * FROM secret_frame)", "(SELECT true; SELECT false)",
-    "label = 1 */ /*", "/* open", "'", '"', "\x00", "SELECT true", "COPY x TO 'y'", "EXISTS (DELETE FROM data.examples)",
-]  # fmt: skip
+    "",
+    "   ",
+    "-- nothing",
+    "1=1; DROP TABLE data.examples",
+    "1=1) UNION SELECT 5 --",
+    "1=1 UNION SELECT 5",
+    "1=1) OR (1=1",
+    "true ORDER BY random() LIMIT 3",
+    "true LIMIT 3",
+    "true GROUP BY ALL",
+    "true QUALIFY row_number() OVER () = 1",
+    "true HAVING true",
+    "true) LIMIT (3",
+    "true WINDOW w AS ()",
+    "true USING SAMPLE 5",
+    "label",
+    "label + 1",
+    "'yes'",
+    "label = 'x'",
+    "colour = 1",
+    "count(*) > 1",
+    "random() < 0.5",
+    "now() > '2026-01-01'",
+    "uuid() IS NOT NULL",
+    "label = ?",
+    "label = $1",
+    "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0",
+    "(SELECT count(*) FROM ledger.entries) > 0",
+    "(SELECT count(*) FROM query('SELECT random()')) > 0",
+    "example_id IN (SELECT * FROM secret_frame)",
+    "(SELECT true; SELECT false)",
+    "label = 1 */ /*",
+    "/* open",
+    "'",
+    '"',
+    "\x00",
+    "SELECT true",
+    "COPY x TO 'y'",
+    "EXISTS (DELETE FROM data.examples)",
+]
 
 
 @pytest.mark.parametrize("predicate", INJECTIONS)
@@ -195,7 +277,17 @@ def test_latest_shows_a_score_only_while_its_run_passed(filled: Warehouse) -> No
         )
     )
     row = filled.query("SELECT * FROM scores.latest ORDER BY example_id LIMIT 1").row(0, named=True)
-    assert row == {"subject": "digits", "score": "el2n", "example_id": 0, "value": 0.1, "stderr": 0.01, "higher_means": "harder", "run_id": "run-1", "calls": "hard", "is_called": None}  # fmt: skip
+    assert row == {
+        "subject": "digits",
+        "score": "el2n",
+        "example_id": 0,
+        "value": 0.1,
+        "stderr": 0.01,
+        "higher_means": "harder",
+        "run_id": "run-1",
+        "calls": "hard",
+        "is_called": None,
+    }
     filled.replace(SCORE_RUNS, score_run(passed=False, reason="acc_in too low"), partition={"score": "el2n"}, **COMMON)
     with pytest.raises(NotReady, match="did not meet its gates: acc_in too low"):
         filled.latest_score("digits", "el2n")

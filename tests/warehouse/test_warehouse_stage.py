@@ -111,9 +111,13 @@ def test_an_output_that_cannot_be_verified_is_refused(w: Warehouse) -> None:
 
 def request(request_id: str = "r1", **changed: Any) -> ForgetRequest:
     facts = {
-        "request_id": request_id, "subject": "digits", "selector": "ids", "ids": (1, 2),
-        "received_at": "2026-01-31T23:30:00+00:00", "due_at": "2026-03-01T01:00:00+01:00",
-    }  # fmt: skip
+        "request_id": request_id,
+        "subject": "digits",
+        "selector": "ids",
+        "ids": (1, 2),
+        "received_at": "2026-01-31T23:30:00+00:00",
+        "due_at": "2026-03-01T01:00:00+01:00",
+    }
     return ForgetRequest(**(facts | changed))
 
 

@@ -17,18 +17,46 @@ from contracts.tables import Column, TableSpec
 from warehouse import Warehouse, frames, writer
 
 HOSTILE = [
-    "'; DROP TABLE scores.el2n; --", '" OR 1=1 --', "’;–", "a\x00b", "line\nbreak\r\n", "select", "x" * 300, "\u202eabc",
-    "😀", "", " ", "\\", "%s", "{0}", "$1", "?", "NULL", "é", "e\u0301", "<script>alert(1)</script>", "../../etc/passwd",
-]  # fmt: skip
+    "'; DROP TABLE scores.el2n; --",
+    '" OR 1=1 --',
+    "’;–",
+    "a\x00b",
+    "line\nbreak\r\n",
+    "select",
+    "x" * 300,
+    "\u202eabc",
+    "😀",
+    "",
+    " ",
+    "\\",
+    "%s",
+    "{0}",
+    "$1",
+    "?",
+    "NULL",
+    "é",
+    "e\u0301",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+]
 
 
 def everything(text: list[str | None]) -> pl.DataFrame:
     n = len(text)
     return pl.DataFrame(
-        {"example_id": range(n), "part": ["p"] * n, "number": [0.1] * n, "flag": [True] * n, "text": text,
-         "at": [datetime(2026, 1, 1, tzinfo=UTC)] * n, "facts": ["{}"] * n, "kind": ["a"] * n, "shape": [[0.5, float(i)] for i in range(n)]},
+        {
+            "example_id": range(n),
+            "part": ["p"] * n,
+            "number": [0.1] * n,
+            "flag": [True] * n,
+            "text": text,
+            "at": [datetime(2026, 1, 1, tzinfo=UTC)] * n,
+            "facts": ["{}"] * n,
+            "kind": ["a"] * n,
+            "shape": [[0.5, float(i)] for i in range(n)],
+        },
         schema={c.name: frames.POLARS[c.dtype] for c in EVERYTHING.columns},
-    )  # fmt: skip
+    )
 
 
 def replace(w: Warehouse, frame: pl.DataFrame, **changed: Any) -> Any:
@@ -114,8 +142,14 @@ def test_hostile_values_come_back_byte_for_byte(w: Warehouse) -> None:
     with w.reading() as con:
         before = con.execute("SELECT count(*) FROM information_schema.tables").fetchone()
     for hostile in HOSTILE:
-        w.replace(EVERYTHING, everything([hostile]).drop("part"), partition={"part": hostile}, run_id=hostile or "r",
-                  subject="digits", config_digest="c")  # fmt: skip
+        w.replace(
+            EVERYTHING,
+            everything([hostile]).drop("part"),
+            partition={"part": hostile},
+            run_id=hostile or "r",
+            subject="digits",
+            config_digest="c",
+        )
         back = w.read(EVERYTHING, subject="digits", partition={"part": hostile}, columns=["text", "part"])
         assert back.row(0) == (hostile, hostile)
     with w.reading() as con:

@@ -10,16 +10,25 @@ from contracts.methods import EXAMPLE_ID, Call, ScoreSpec
 from contracts.tables import Column, TableSpec
 
 EL2N = ScoreSpec(
-    name="el2n", doc="a score", value="el2n", stderr="spread", higher_means="harder", calls=Call("hard"),
+    name="el2n",
+    doc="a score",
+    value="el2n",
+    stderr="spread",
+    higher_means="harder",
+    calls=Call("hard"),
     columns=(
         Column(name="el2n", dtype="float64", low=0, high=1.5, doc="the score", unit="1", direction="higher = harder"),
         Column(name="spread", dtype="float64", nullable=True, doc="its standard error"),
         Column(name="wall_s", dtype="float64", doc="time", volatile=True),
     ),
-)  # fmt: skip
+)
 
 EVERYTHING = TableSpec(
-    schema="test", name="everything", doc="Every type.", key=("example_id", "part"), partition=("part",),
+    schema="test",
+    name="everything",
+    doc="Every type.",
+    key=("example_id", "part"),
+    partition=("part",),
     columns=(
         EXAMPLE_ID,
         Column(name="part", dtype="str", doc="partition"),
@@ -31,7 +40,7 @@ EVERYTHING = TableSpec(
         Column(name="kind", dtype="str", doc="one of two", choices=("a", "b")),
         Column(name="shape", dtype="floats", doc="finite numbers", nullable=True),
     ),
-)  # fmt: skip
+)
 
 COMMON: dict[str, Any] = {"subject": "digits", "run_id": "run-1", "config_digest": "c" * 64}
 
