@@ -127,6 +127,7 @@ def planted(seed: int, *, exposed: int, runs: int = 60, targets: int = 1000) -> 
         state,
         target_ids=5000 + np.arange(targets),
         canary_ids=np.arange(canaries),
+        num_train=2 * targets,
         repeats=10,
         steps=1,
         delta=1e-5,
