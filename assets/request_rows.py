@@ -62,8 +62,8 @@ def said(request: ForgetRequest) -> str:
 def pins(data: ExampleSet, ids: np.ndarray, salt: bytes) -> pl.DataFrame:
     """``(example_id, split, pin)`` of these examples, by id; pin is 64 hex digits."""
     at = data.positions(ids)
-    label = data.y if data.class_names is None or not len(data.class_names) else np.asarray(data.class_names)[data.y]
-    columns = (data.example_id[at], data.split[at], data.owner[at], label[at], data.content_hash[at])
+    label = np.asarray(data.class_names)[data.y[at]] if data.class_names else data.y[at]
+    columns = (data.example_id[at], data.split[at], data.owner[at], label, data.content_hash[at])
     texts = ["\0".join(map(str, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
     made = [hmac.new(salt, text.encode("utf-8"), hashlib.sha256).hexdigest() for text in texts]
     return pl.DataFrame({"example_id": data.example_id[at], "split": data.split[at], "pin": made}).sort("example_id")
@@ -143,7 +143,7 @@ def _by_owner(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) ->
 
 
 def _by_class(request: ForgetRequest, data: ExampleSet, _: Warehouse) -> np.ndarray:
-    if not len(data.class_names):
+    if not data.class_names:
         raise NotApplicable(f"request {request.request_id}: {request.subject} has no classes to select by")
     if request.class_name not in data.class_names:
         raise UnknownName(f"class of {request.subject}", request.class_name, list(data.class_names))
