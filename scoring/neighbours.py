@@ -82,7 +82,7 @@ def unit_vectors(vectors: NDArray[np.float32], *, always_more: bool = False) -> 
     """
     out = np.empty(vectors.shape, np.float32)
     length = np.empty(len(vectors))
-    for rows in _blocks(len(vectors), vectors.shape[1]):
+    for rows in blocks_of(len(vectors), vectors.shape[1]):
         block = vectors[rows].astype(np.float64)
         length[rows] = np.sqrt(np.square(block).sum(1))
         out[rows] = block / np.where(length[rows] > 0, length[rows], 1.0)[:, None]
@@ -132,10 +132,10 @@ def nearest(
 
 def whole_rows(points: NDArray[np.float32], queries: NDArray[np.float32], rows: Ints) -> Iterator[tuple[Ints, Floats]]:
     """(rows, similarities to every point float64 (b, N)) in blocks of bounded size: double precision, no index."""
-    for block in _blocks(len(rows), len(points)):
+    for block in blocks_of(len(rows), len(points)):
         query = queries[rows[block]].astype(np.float64)
         similarity = np.empty((len(query), len(points)))
-        for columns in _blocks(len(points), points.shape[1]):
+        for columns in blocks_of(len(points), points.shape[1]):
             similarity[:, columns] = query @ points[columns].astype(np.float64).T
         yield rows[block], np.round(similarity, DECIMALS, out=similarity)
 
@@ -181,7 +181,7 @@ def _ranked(
     """The best k candidates of each row, measured in double precision; absent ones (-1) and oneself come last."""
     candidates = np.sort(candidates.astype(np.int64), axis=1)
     similarity = np.empty(candidates.shape)
-    for block in _blocks(len(rows), candidates.shape[1] * points.shape[1]):
+    for block in blocks_of(len(rows), candidates.shape[1] * points.shape[1]):
         near, query = points[candidates[block]].astype(np.float64), queries[rows[block]].astype(np.float64)
         similarity[block] = np.matmul(near, query[:, :, None])[..., 0]
     np.round(similarity, DECIMALS, out=similarity)
@@ -222,7 +222,7 @@ def _hnsw(points: NDArray[np.float32], *, search: int) -> Any:
     return index
 
 
-def _blocks(num: int, width: int) -> Iterator[slice]:
-    """Slices of so many rows that ``width`` numbers a row stay within ``_CELLS``."""
+def blocks_of(num: int, width: int) -> Iterator[slice]:
+    """Slices of so many rows that ``width`` float32 numbers a row stay within ``_CELLS``; a float64 counts as two."""
     step = max(1, _CELLS // max(width, 1))
     return (slice(start, min(start + step, num)) for start in range(0, num, step))

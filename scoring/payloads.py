@@ -18,19 +18,17 @@ Registration" (IEEE TIP 1996) for the magnitudes. Not invariant to zoom, rotatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import DataError
-from scoring.neighbours import Floats, Ints
+from scoring.neighbours import Floats, Ints, blocks_of
 from sources.rows import Rows, gather
 
 Payload = NDArray[np.float32] | NDArray[np.uint8] | Rows
 _SIDE = 32  # cells a side that an image is averaged to, at most
-_NUMBERS = 2_000_000  # held at a time
 _FITTED = 4_096  # images from which the mean of the magnitudes is taken
 _FLAT = 1e-6  # of a column's largest value: a smaller spread is rounding
 
@@ -76,7 +74,7 @@ class PayloadSpace:
             of: the array that they are positions in; that of the space without it.
         """
         x, parts = self._x if of is None else of, []
-        for block in _blocks(len(rows), 2 * math.prod(x.shape[1:])):
+        for block in blocks_of(len(rows), 4 * math.prod(x.shape[1:])):
             w = self._features(x, rows[block]) - self._middle
             w = np.column_stack([w, np.full(len(w), self._constant)])
             parts.append((w / np.sqrt(np.square(w).sum(1, keepdims=True))).astype(np.float32))
@@ -91,7 +89,7 @@ class PayloadSpace:
             of: as in :meth:`vectors`.
         """
         x, out = self._x if of is None else of, np.empty(candidates.shape)
-        for block in _blocks(len(rows), candidates.shape[1] * math.prod(self._x.shape[1:])):
+        for block in blocks_of(len(rows), 2 * candidates.shape[1] * math.prod(self._x.shape[1:])):
             a, near = self._values(x, rows[block]), candidates[block]
             b = self._values(self._x, near.ravel()).reshape(*near.shape, *a.shape[1:])
             out[block] = _moved(a, b, self.shifts) if self._image else np.sqrt(np.square(b - a[:, None]).sum(2))
@@ -117,7 +115,7 @@ class PayloadSpace:
         images nothing but the check."""
         num, width = len(self._x), math.prod(self._x.shape[1:])
         mean, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
-        for block in _blocks(num, width):
+        for block in blocks_of(num, 2 * width):
             values = self._x[block].reshape(block.stop - block.start, -1)
             _refuse_infinite(values, example_id[block])
             if self._image:
@@ -139,7 +137,7 @@ def check_finite(x: Payload, example_id: Ints) -> None:
     Raises:
         DataError: names the examples.
     """
-    for block in _blocks(len(x), math.prod(x.shape[1:])):
+    for block in blocks_of(len(x), 2 * math.prod(x.shape[1:])):
         _refuse_infinite(x[block].reshape(block.stop - block.start, -1), example_id[block])
 
 
@@ -171,8 +169,3 @@ def _moved(a: Floats, b: Floats, shifts: int) -> Floats:
             np.minimum(best, np.einsum("bkchw,bkchw->bk", difference, difference) / difference[0, 0].size, out=best)
     distance: Floats = np.sqrt(best)
     return distance
-
-
-def _blocks(num: int, width: int) -> Iterator[slice]:
-    step = max(1, _NUMBERS // max(width, 1))
-    return (slice(start, min(start + step, num)) for start in range(0, num, step))

@@ -26,11 +26,11 @@ from contracts.tables import Column, TableSpec
 from scoring.near_duplicates import comparable, same_content
 from scoring.neighbours import METHODS, Floats, Ints, nearest
 from scoring.payloads import PayloadSpace, check_finite
+from scoring.proportions import wilson
 from scoring.twins import likeness, tenth, twins
 from sources.example_set import ExampleSet
 
 _BLOCK = 16_384  # test examples judged at a time
-_NORMAL = 1.96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,13 +150,14 @@ def train_test_duplicates(
             "same_label": labels,
         }
     )
-    low, high = _wilson(len(found), len(test))
+    share = len(found) / len(test) if len(test) else None
+    low, high = (None, None) if share is None else map(float, wilson(share, len(test)))
     row = {
         "num_test": len(test),
         "num_twins": len(found),
         "num_identical": int(identical.sum()),
         "num_conflicts": int((~labels).sum()),
-        "share": len(found) / len(test) if len(test) else None,
+        "share": share,
         "share_low": low,
         "share_high": high,
         "limit": own.limit,
@@ -195,12 +196,3 @@ def _same_bytes(train: ExampleSet, test: ExampleSet) -> Ints:
     left = pl.DataFrame({"content": test.content_hash})
     right = pl.DataFrame({"content": train.content_hash[known], "at": np.flatnonzero(known)})
     return left.join(right, on="content", how="left", maintain_order="left")["at"].fill_null(-1).to_numpy()
-
-
-def _wilson(hits: int, num: int) -> tuple[float | None, float | None]:
-    """Wilson's 95% interval of hits / num; none without trials."""
-    if not num:
-        return None, None
-    share, spread = hits / num, _NORMAL**2 / num
-    middle, half = share + spread / 2, _NORMAL * float(np.sqrt((share * (1 - share) + spread / 4) / num))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))

@@ -241,7 +241,7 @@ def test_large_pictures_are_compared_by_the_means_of_their_cells(monkeypatch) ->
         PayloadSpace(x, np.arange(4)).distances(np.arange(4), every),
         PayloadSpace(x, np.arange(4)).vectors(np.arange(4)),
     )
-    monkeypatch.setattr(payloads, "_NUMBERS", 300)
+    monkeypatch.setattr("scoring.neighbours._CELLS", 600)
     blocks = PayloadSpace(x, np.arange(4))
     np.testing.assert_allclose(blocks.distances(np.arange(4), every), whole)
     np.testing.assert_allclose(blocks.vectors(np.arange(4)), vectors, atol=1e-6)
