@@ -23,7 +23,7 @@ from warehouse import ddl, frames, ledger, views
 from warehouse.connection import Connection, fetch
 from warehouse.ledger import Head
 from warehouse.recorded import RESTORE, Key, Named, Problem, Recorded, Rows, described
-from warehouse.writer import groups_of, part_text, read_partition, writers_of
+from warehouse.writer import groups_of, part_text, read_partition, subject_of, writers_of
 
 REPORTED: Mapping[str, TableSpec] = {"findings": FINDINGS, "attacks": ATTACK_REPORTS, "unlearning": UNLEARNING_RUNS}
 """The tables whose rows a JSON report repeats, by the field that holds them."""
@@ -276,8 +276,7 @@ def _claims(recorded: Recorded) -> Iterator[tuple[str, int, Key, Mapping[str, An
     for asset, stage in sorted(recorded.stages.items(), key=lambda item: item[1].seq):
         for output in stage.outputs:
             if output["kind"] == "table":
-                subject = output.get("subject") or asset.partition("/")[0]
-                key = (output["name"], subject, part_text(output.get("partition") or {}))
+                key = (output["name"], subject_of(asset, output), part_text(output.get("partition") or {}))
                 latest[key] = (asset, stage.seq, key, output)
     yield from latest.values()
 

@@ -323,7 +323,7 @@ class Warehouse:
                 con, "SELECT s.asset, e.body FROM meta.stages s JOIN ledger.entries e USING (seq)", "s.asset", names
             )
             records: dict[str, dict[str, Any]] = {asset: json.loads(body) for asset, body in bodies}
-            subjects = {_subject_of(a, output) for a, record in records.items() for output in record["outputs"]}
+            subjects = {writer.subject_of(a, output) for a, record in records.items() for output in record["outputs"]}
             stored = _rows_of(
                 con, "SELECT name, subject, part, digest, content FROM meta.partitions", "subject", sorted(subjects)
             )
@@ -333,7 +333,7 @@ class Warehouse:
             if output["kind"] == "artifact":
                 return self.artifacts.holds(output["name"], output["digest"])
             part = writer.part_text(output.get("partition") or {})
-            found = receipts.get((output["name"], _subject_of(asset, output), part), ())
+            found = receipts.get((output["name"], writer.subject_of(asset, output), part), ())
             return output.get("receipt", output["digest"]) in found
 
         return {a: (record, all(in_place(a, output) for output in record["outputs"])) for a, record in records.items()}
@@ -494,10 +494,6 @@ def _rows_of(con: Connection, select: str, column: str, values: Sequence[str]) -
     """
     listed = ", ".join(connection.literal(value) for value in values)
     return con.execute(f"{select} WHERE {column} IN ({listed})").fetchall() if listed else []
-
-
-def _subject_of(asset: str, output: Mapping[str, Any]) -> str:
-    return output.get("subject") or asset.partition("/")[0]
 
 
 def _checked_salt(path: Path) -> bytes:

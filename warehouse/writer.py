@@ -274,6 +274,11 @@ def writers_of(frame: pl.DataFrame) -> list[list[Any]]:
     return [list(row) for row in counted.rows()]
 
 
+def subject_of(asset: str, output: Mapping[str, Any]) -> str:
+    """Whose rows an output of a stage is: a :class:`Receipt` says it, an older record leaves it to the asset's name."""
+    return str(output.get("subject") or asset.partition("/")[0])
+
+
 def part_text(partition: Mapping[str, Any]) -> str:
     return canonical_json(plain(partition))
 
