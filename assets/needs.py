@@ -183,7 +183,7 @@ class _UnlearnFrom:
         return "retrain" if plan is None else plan.decides
 
     def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        from recipes.as_saved import as_saved
+        from recipes.as_saved import refuse_unlike, reloaded
 
         plan, method = self.run.subject.unlearning, unlearner.get(name)
         chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
@@ -196,12 +196,11 @@ class _UnlearnFrom:
             progress=self.run.progress,
             **provided(self.run, method.spec, self.upstream),
         )
-        known = retain.take(np.arange(min(len(retain), _COMPARED)))
-        build = model_builder(self.run.subject, retain)
-        found, _ = as_saved(result, build, known, what=name)
-        if len(forget):
-            found, _ = as_saved(result, build, forget, what=name)
-        return found
+        fresh = reloaded(result, model_builder(self.run.subject, retain), what=name)
+        for part in (retain.take(np.arange(min(len(retain), _COMPARED))), forget):
+            if len(part):
+                refuse_unlike(result, fresh, part, what=name)
+        return fresh
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,18 @@ def as_saved(
         NotTheModel: not a network, other arrays than the plan's architecture has, or outputs that change.
         Diverged: weights or outputs are not finite.
     """
+    fresh = reloaded(result, build, what=what)
+    assert isinstance(result, nn.Module)  # as ``reloaded`` has found
+    return fresh, refuse_unlike(result, fresh, data, what=what)
+
+
+def reloaded(result: object, build: Callable[[int], nn.Module], *, what: str) -> nn.Module:
+    """A fresh model with the result's arrays, on its device, both in eval mode.
+
+    Raises:
+        NotTheModel: not a network, or other arrays than the plan's architecture has.
+        Diverged: weights are not finite.
+    """
     if not isinstance(result, nn.Module):
         raise NotTheModel(f"{what} gave back a {type(result).__name__}, not a model")
     result.eval()
@@ -49,7 +61,16 @@ def as_saved(
         load_arrays(fresh, arrays)
     except InvalidInput as error:
         raise NotTheModel(f"what {what} gave back has another structure than the plan's model: {error}") from error
-    fresh.eval()
+    return fresh.eval()
+
+
+def refuse_unlike(result: nn.Module, fresh: nn.Module, data: ExampleSet, *, what: str) -> np.ndarray:
+    """The outputs (N, K) float32 of ``fresh`` on ``data``, when ``result`` gives the same, bit for bit.
+
+    Raises:
+        NotTheModel: outputs that change.
+        Diverged: outputs are not finite.
+    """
     try:
         before, after = predict_logits(result, data), predict_logits(fresh, data)
     except DataError as error:
@@ -63,4 +84,4 @@ def as_saved(
         raise NotTheModel(
             f"what {what} gave back answers otherwise than its weights do: saved and loaded into a fresh model, outputs change on {changed}"
         )
-    return fresh, after
+    return after
