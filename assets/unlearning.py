@@ -22,6 +22,7 @@ from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import curator, unlearner
 from contracts.requests import RequestState
 from contracts.subject import Choice, Subject, Thresholds
+from recipes.frames import frame_of
 from recipes.plan import trainer
 from reports import plots
 from warehouse import Artifact
@@ -221,12 +222,10 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             same = np.array_equal(arrays["logits"][s], results[RETRAIN][0]["logits"][s])
             distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
             rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance})
-    frame = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
+    gaps = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
+    frame = frame_of(schema.UNLEARNING_RUNS, gaps.to_dicts(), nan_to_null=False)
     if scope.per_request and run.request:
         run.warehouse.requests.reach(run.request, RequestState.EXECUTED, note=f"{len(jobs)} methods run")
-    columns = {c.name: _DTYPES[c.dtype] for c in schema.UNLEARNING_RUNS.columns}
-    frame = frame.with_columns(pl.lit(None, dtype=t).alias(c) for c, t in columns.items() if c not in frame.columns)
-    frame = frame.select(pl.col(c).cast(t) for c, t in columns.items())
     tables = [
         (schema.UNLEARNING_RUNS, frame.filter(pl.col("method") == method), {"split": split, "method": method})
         for method in jobs
@@ -244,9 +243,6 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             )
         },
     )
-
-
-_DTYPES = {"str": pl.String, "int64": pl.Int64, "float64": pl.Float64}
 
 
 def _answers(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray]) -> list[Answers]:
