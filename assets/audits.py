@@ -24,7 +24,7 @@ from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
 from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
-from reports import judge, plots
+from reports import findings_frame, judge, plots
 from reports.summary import MODEL, OTHERS, REMOVAL
 
 if TYPE_CHECKING:
@@ -388,16 +388,7 @@ def _findings(
         },
         errors=[name for name, a in counted.items() if a.verdict in (Verdict.FAIL, Verdict.BROKEN)],
         metadata={
-            "answers": [
-                {
-                    "question": a.question,
-                    "answer": a.answer,
-                    "verdict": a.verdict.value,
-                    "counts": a.counted,
-                    "why": a.sentence,
-                }
-                for a in told.answers
-            ],
+            "answers": [answer.shown for answer in told.answers],
             "verdicts": dict(frame.filter("judged").group_by("verdict").len().sort("verdict").iter_rows()),
             "findings": frame.select("about", "what", "verdict", "judged", "sentence").to_dicts(),
         },
@@ -409,24 +400,12 @@ def _frame(stage: str, found: Sequence[tuple[str, Finding]], *, in_use: str) -> 
 
     Whatever else an audit of whatever package found is kept, and counts unless it says itself that it does not.
     """
-    figures = ("value", "low", "high", "threshold")
-    texts = ("stage", "kind", "about", "method", "what", "verdict", "sentence")
-    rows = [
-        {
-            "stage": stage,
-            "about": about,
-            "verdict": f.verdict.value,
-            **{name: getattr(f, name) for name in ("kind", "method", "what", "sentence", *figures)},
-            "judged": f.judged and (f.method in ("", in_use) or (not in_use and f.method != NONE)),
-        }
-        for about, f in found
-    ]
-    types = {**dict.fromkeys(texts, pl.String), **dict.fromkeys(figures, pl.Float64), "judged": pl.Boolean}
-    frame = pl.DataFrame(rows, schema=types)
+    frame = findings_frame(found, stage=stage)
+    counts = pl.col("method").is_in(["", in_use]) if in_use else pl.col("method") != NONE
     # Two findings of one name are two findings: neither may hide the other.
     twin = pl.int_range(pl.len()).over("about", "what")
     what = pl.when(twin > 0).then(pl.format("{} ({})", "what", twin + 1)).otherwise("what")
-    return frame.with_columns(what=what).select(c.name for c in schema.FINDINGS.columns)
+    return frame.with_columns(what=what, judged=pl.col("judged") & counts)
 
 
 def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Thresholds) -> list[Finding]:

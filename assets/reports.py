@@ -104,10 +104,7 @@ def _report(
                 }
                 for r in report.rows
             ],
-            "answers": [
-                {"question": a.question, "answer": a.answer, "verdict": a.verdict.value, "why": a.sentence}
-                for a in report.judgement.answers
-            ],
+            "answers": [answer.shown for answer in report.judgement.answers],
         },
     )
 

@@ -176,7 +176,7 @@ class AuditReport:
 
     def __post_init__(self) -> None:
         found = self.findings
-        frame = found if isinstance(found, pl.DataFrame) else summary.findings_frame({"": found})
+        frame = found if isinstance(found, pl.DataFrame) else summary.findings_frame(("", f) for f in found)
         object.__setattr__(self, "findings", summary.check_findings(frame))
         for frame, spec in ((self.unlearning, UNLEARNING_RUNS), (self.attacks, ATTACK_REPORTS)):
             _check_columns(frame, spec)

@@ -93,6 +93,17 @@ class Answer:
     counted: bool
     sentence: str
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """A row for Dagster's metadata."""
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "verdict": self.verdict.value,
+            "counts": self.counted,
+            "why": self.sentence,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
@@ -111,8 +122,8 @@ class Judgement:
     answers: tuple[Answer, ...]
 
 
-def findings_frame(findings: Mapping[str, Iterable[Finding]], *, stage: str = "") -> pl.DataFrame:
-    """``about -> findings`` as rows of ``audits.findings``."""
+def findings_frame(findings: Iterable[tuple[str, Finding]], *, stage: str = "") -> pl.DataFrame:
+    """Pairs of what a finding is about and the finding, as rows of ``audits.findings``, in the order given."""
     names = ("kind", "method", "what", "sentence", "value", "low", "high", "threshold", "judged")
     rows = [
         {
@@ -121,8 +132,7 @@ def findings_frame(findings: Mapping[str, Iterable[Finding]], *, stage: str = ""
             "verdict": Verdict(f.verdict).value,
             **{name: getattr(f, name) for name in names},
         }
-        for about, group in findings.items()
-        for f in group
+        for about, f in findings
     ]
     return pl.DataFrame(rows, schema=FINDINGS_SCHEMA)
 

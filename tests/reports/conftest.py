@@ -289,10 +289,9 @@ def build_report() -> AuditReport:
         title="Handwritten digits, a two-layer perceptron",
         created_at="2026-11-24T06:30:00+00:00",
         findings=findings_frame(
-            {
-                about: [dataclasses.replace(f, method=about.partition("/")[2], kind="attack") for f in group]
-                for about, group in findings.items()
-            }
+            (about, dataclasses.replace(f, method=about.partition("/")[2], kind="attack"))
+            for about, group in findings.items()
+            for f in group
         ),
         audited={
             "Data": {

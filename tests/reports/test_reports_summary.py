@@ -23,15 +23,19 @@ def frame(*pairs: tuple[str, Verdict], kind: str = ATTACK) -> pl.DataFrame:
         method = about.partition("/")[2]
         finding = Finding(what=f"w{number_}", verdict=verdict, sentence=f"because {number_}", method=method, kind=kind)
         groups.setdefault(about, []).append(finding)
-    return findings_frame(groups, stage="s/audits/findings")
+    return findings_frame(pairs_of(groups), stage="s/audits/findings")
+
+
+def pairs_of(groups: dict[str, list[Finding]]) -> list[tuple[str, Finding]]:
+    return [(about, finding) for about, group in groups.items() for finding in group]
 
 
 def test_the_frame_has_the_columns_of_the_table() -> None:
     made = findings_frame(
-        {"target": [Finding(what="a", verdict=P, sentence="s", value=0.5)]}, stage="d/audits/findings"
+        [("target", Finding(what="a", verdict=P, sentence="s", value=0.5))], stage="d/audits/findings"
     )
     assert made.columns == [c.name for c in FINDINGS.columns]
-    assert findings_frame({}).schema == made.schema
+    assert findings_frame([]).schema == made.schema
     row = made.row(0, named=True)
     assert (row["value"], row["stage"], row["judged"], row["kind"]) == (0.5, "d/audits/findings", True, "")
 
@@ -126,17 +130,17 @@ def test_the_two_answers_say_which_finding_decided() -> None:
         ],
         "s/none": [Finding(what="attack/lira", verdict=F, sentence="AUC 0.7.", value=0.7, kind=ATTACK, method="none")],
     }
-    model, removal = judge(findings_frame(groups), decides="retrain").answers
+    model, removal = judge(findings_frame(pairs_of(groups)), decides="retrain").answers
     assert model.answer == "no sign found" and model.sentence == "rmia: AUC 0.58.", "nearest to its limit"
     assert removal.question == "Is what retrain removed gone?" and removal.sentence == "lira: AUC 0.43."
     blind = groups | {"s/none": [dataclasses.replace(groups["s/none"][0], verdict=I)]}
-    assert judge(findings_frame(blind), decides="retrain").answers[1].verdict is I
+    assert judge(findings_frame(pairs_of(blind)), decides="retrain").answers[1].verdict is I
 
 
 def test_figures_are_readable() -> None:
     row = rows(
         findings_frame(
-            {"t": [Finding(what="a", verdict=F, sentence="s", value=0.66349, low=0.6, high=0.7, threshold=5)]}
+            [("t", Finding(what="a", verdict=F, sentence="s", value=0.66349, low=0.6, high=0.7, threshold=5))]
         )
     )[0]
     assert (row.figure, row.interval, row.limit) == ("0.663", "0.600–0.700", "5.00")
