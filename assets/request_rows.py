@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable, NotReady, UnknownName
+from contracts.errors import DataError, InvalidInput, NotReady
 from contracts.identity import owner_token
+from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
 
 if TYPE_CHECKING:
@@ -26,26 +27,57 @@ if TYPE_CHECKING:
     from warehouse import Warehouse
 
 
-def resolve(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) -> np.ndarray:
+def resolve(
+    request: ForgetRequest,
+    data: ExampleSet,
+    warehouse: Warehouse,
+    *,
+    scores: Callable[[str], pl.DataFrame] | None = None,
+) -> np.ndarray:
     """Ids (int64, ascending) of the examples that a request names: of an owner or by id in both splits, else in training.
 
+    Args:
+        scores: (example_id, value) of a stored score by its name; the warehouse's latest when not given.
+
     Raises:
-        DataError: it names no example, unknown ids, or every training example.
-        UnknownName: the class is not one of the data's; the known ones are listed.
+        DataError: it names no example, unknown ids, a class that there is not, or every training example.
         NotApplicable: a class is asked for, and the data have none.
         NotReady: the score or the examples that it selects by are not on record, or not current.
         InvalidInput: the SQL predicate is not one boolean expression.
     """
-    train = data.split == "train"
-    ids = _RESOLVERS[request.selector](request, data, warehouse)
+    named = _NAMED[request.selector](request, data, warehouse) if request.selector in _NAMED else np.empty(0, np.int64)
+    train = data.part("train")
+    method, chosen = selection(request, named[np.isin(named, train.example_id)])
+    choose = curator.get(method)
+    provided = {
+        "scores": scores or (lambda name: warehouse.latest_score(request.subject, name)),
+        "select_where": lambda predicate: warehouse.select_where(request.subject, predicate),
+    }
+    members = choose(
+        train,
+        config=choose.spec.config.from_mapping({**chosen, "allow_empty": True}),
+        seed=0,
+        **{need: provided[need] for need in choose.spec.needs},
+    )
+    ids = np.union1d(named, members.filter(pl.col("role") == "forget")["example_id"].to_numpy())
     if not len(ids):
         raise DataError(f"request {request.request_id} names no example: {said(request)}")
-    if len(np.intersect1d(ids, data.example_id[train])) == train.sum():
-        raise DataError(
-            f"request {request.request_id} names all {train.sum()} training examples ({said(request)}): nothing would be left "
-            "to train on. To forget everything, delete the model"
-        )
-    return np.unique(ids)
+    return ids
+
+
+def selection(request: ForgetRequest, ids: np.ndarray) -> tuple[str, dict[str, object]]:
+    """The curator that a request's selector stands for, with its configuration.
+
+    Args:
+        ids: the training examples among those that it names one by one.
+    """
+    how_many = {"count": request.count} if request.count else {"fraction": request.fraction}
+    by_ids: tuple[str, dict[str, object]] = ("by_ids", {"ids": ids.tolist()})
+    return {
+        "class": ("by_class", {"class_name": request.class_name}),
+        "where": ("by_predicate", {"where": request.where}),
+        "score": ("top_score", {"score": request.score, "end": request.end, **how_many}),
+    }.get(request.selector, by_ids)
 
 
 def said(request: ForgetRequest) -> str:
@@ -69,27 +101,35 @@ def pins(data: ExampleSet, ids: np.ndarray, salt: bytes) -> pl.DataFrame:
     return pl.DataFrame({"example_id": data.example_id[at], "split": data.split[at], "pin": made}).sort("example_id")
 
 
-def refuse_changed(request: ForgetRequest, pinned: pl.DataFrame, data: ExampleSet, warehouse: Warehouse) -> None:
+def refuse_changed(
+    request: ForgetRequest,
+    pinned: pl.DataFrame,
+    data: ExampleSet,
+    warehouse: Warehouse,
+    *,
+    scores: Callable[[str], pl.DataFrame] | None = None,
+) -> None:
     """Nothing, when the request still names the rows that were pinned, unchanged.
 
     Raises:
-        DataError: rows are gone, have changed or have come since; says which.
+        DataError: rows are gone, have changed, have come since, or are named no longer (by a score that was computed
+            anew); says which.
     """
     ids = pinned["example_id"].to_numpy()
-    here = np.isin(ids, data.example_id)
-    now = pinned.join(pins(data, ids[here], warehouse.salt()), on="example_id", suffix="_now")
-    changed = now.filter(pl.col("pin") != pl.col("pin_now"))["example_id"].to_list()
-    new: list[int] = []
-    if request.selector not in ("ids", "score"):  # these name rows once; a person or a class may get new ones
-        try:
-            new = np.setdiff1d(resolve(request, data, warehouse), ids).tolist()
-        except (DataError, NotReady):  # it names nothing any more: what is gone is said below
-            new = []
-    differences = [
-        f"{len(found)} {word} ({_some(found)})"
-        for word, found in (("gone", ids[~here].tolist()), ("changed", changed), ("new", new))
-        if found
-    ]
+    here = ids[np.isin(ids, data.example_id)]
+    now = pinned.join(pins(data, here, warehouse.salt()), on="example_id", suffix="_now")
+    changed = now.filter(pl.col("pin") != pl.col("pin_now"))["example_id"].to_numpy()
+    try:
+        named = resolve(request, data, warehouse, scores=scores)
+    except (InvalidInput, NotReady):  # it names nothing any more: what is gone is said below
+        named = here
+    found = {
+        "gone": np.setdiff1d(ids, here),
+        "changed": changed,
+        "new": np.setdiff1d(named, ids),
+        "named no longer": np.setdiff1d(np.setdiff1d(here, changed), named),
+    }
+    differences = [f"{len(those)} {word} ({_some(those.tolist())})" for word, those in found.items() if len(those)]
     if differences:
         raise DataError(
             f"request {request.request_id} named {len(ids)} examples when it was registered; since then "
@@ -142,35 +182,5 @@ def _by_owner(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) ->
     return data.example_id[np.isin(data.owner, matching)]  # type: ignore[no-any-return]
 
 
-def _by_class(request: ForgetRequest, data: ExampleSet, _: Warehouse) -> np.ndarray:
-    if not data.class_names:
-        raise NotApplicable(f"request {request.request_id}: {request.subject} has no classes to select by")
-    if request.class_name not in data.class_names:
-        raise UnknownName(f"class of {request.subject}", request.class_name, list(data.class_names))
-    wanted = data.y == data.class_names.index(request.class_name)
-    return data.example_id[wanted & (data.split == "train")]  # type: ignore[no-any-return]
-
-
-def _where(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) -> np.ndarray:
-    return np.asarray(warehouse.select_where(request.subject, request.where))
-
-
-def _by_score(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) -> np.ndarray:
-    from curation.top_score import TopScoreConfig, top_score
-
-    config = TopScoreConfig(
-        score=request.score, end=request.end, count=request.count or None, fraction=request.fraction or None
-    )
-    members = top_score(
-        data.part("train"), config=config, seed=0, scores=lambda name: warehouse.latest_score(request.subject, name)
-    )
-    return members.filter(pl.col("role") == "forget")["example_id"].to_numpy()
-
-
-_RESOLVERS: dict[str, Callable[[ForgetRequest, ExampleSet, Warehouse], np.ndarray]] = {
-    "ids": _by_ids,
-    "owner": _by_owner,
-    "class": _by_class,
-    "where": _where,
-    "score": _by_score,
-}
+# the selectors that name examples one by one, in whichever split they are
+_NAMED: dict[str, Callable[[ForgetRequest, ExampleSet, Warehouse], np.ndarray]] = {"ids": _by_ids, "owner": _by_owner}

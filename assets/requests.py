@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 
 from assets.curation import choose, store
-from assets.request_rows import pins, refuse_changed, resolve
+from assets.request_rows import pins, refuse_changed, resolve, selection
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.errors import DataError, NotReady, StateError
@@ -39,7 +40,7 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     entry = requests.get(run.request)
     if entry.state in NOT_RUN:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
-    method, chosen = selection(run, entry.request)
+    method, chosen = selection(entry.request, _pinned(run, entry.request))
     config = curator.get(method).spec.config.from_mapping(chosen)
     members = choose(run, run.request, method, config, upstream)
     members, twins = _closed(run, members)
@@ -76,24 +77,19 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     return members.drop("why").sort("example_id"), f", {twins.height} of them near duplicates of what was named"
 
 
-def selection(run: Run, request: ForgetRequest) -> tuple[str, dict[str, object]]:
-    """The curator that a request's selector stands for, with its configuration, over the rows that it named when it was
-    registered.
+def _pinned(run: Run, request: ForgetRequest) -> np.ndarray:
+    """Ids of the training examples that a request named when it was registered.
 
     Raises:
-        DataError: those rows are gone or have changed, or none of them is a training example.
+        DataError: its rows are gone or have changed, or none of them is a training example.
     """
-    pinned = run.warehouse.requests.pins(request.request_id)
-    if not pinned.height:  # registered by a program: pinned when it is first run
-        ids = resolve(request, run.data, run.warehouse)
-        pinned = pins(run.data, ids, run.warehouse.salt())
-        run.warehouse.requests.pin(request.request_id, pinned)
-    refuse_changed(request, pinned, run.data, run.warehouse)
-    train = pinned.filter(pl.col("split") == "train")["example_id"].to_list()
-    if not train:
-        raise DataError(f"request {request.request_id}: none of its {pinned.height} examples is in the training split")
-    by_ids: tuple[str, dict[str, object]] = ("by_ids", {"ids": train})
-    return {
-        "class": ("by_class", {"class_name": request.class_name}),
-        "where": ("by_predicate", {"where": request.where}),
-    }.get(request.selector, by_ids)
+    rows = run.warehouse.requests.pins(request.request_id)
+    if not rows.height:  # registered by a program: pinned when it is first run
+        ids = resolve(request, run.data, run.warehouse, scores=run.stored_score)
+        rows = pins(run.data, ids, run.warehouse.salt())
+        run.warehouse.requests.pin(request.request_id, rows)
+    refuse_changed(request, rows, run.data, run.warehouse, scores=run.stored_score)
+    train = rows.filter(pl.col("split") == "train")["example_id"].to_numpy()
+    if not len(train):
+        raise DataError(f"request {request.request_id}: none of its {rows.height} examples is in the training split")
+    return train

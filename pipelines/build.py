@@ -103,15 +103,14 @@ def _failure_sensor(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> d
         description="Puts a failed run on record with the forget request that it was for.",
     )
     def _sensor(context: dg.RunFailureSensorContext) -> None:
-        from assets.workspace import Workspace
         from pipelines.home import state_home
-        from pipelines.launchers import PipesLauncher
+        from warehouse import Warehouse
 
         request = context.dagster_run.tags.get(REQUEST_TAG)
         if request:
             why = context.failure_event.message or "no reason given"
             note = f"run {context.dagster_run.run_id[:8]} failed: {why}"
-            Workspace(state_home(), launcher=PipesLauncher()).warehouse.requests.note(request, note)
+            Warehouse.open(state_home()).requests.note(request, note)
 
     return _sensor
 

@@ -64,8 +64,16 @@ def quick_plan(plan: Subject) -> Subject:
     )
 
 
+def workspace_of(home: Path) -> Workspace:
+    """What a command works in."""
+    from assets.workspace import Workspace
+    from pipelines.launchers import PipesLauncher
+
+    return Workspace(home, launcher=PipesLauncher(), publish_every_s=PUBLISH_EVERY_S)
+
+
 def run_subject(
-    plan: Subject, home: Path, *, job: str, request: str | None = None
+    plan: Subject, home: Path, *, job: str, request: str | None = None, workspace: Workspace | None = None
 ) -> tuple[Workspace, list[dict[str, Any]]]:
     """Bring one of the subject's jobs up to date in this process; return the workspace and each stage's state.
 
@@ -74,6 +82,7 @@ def run_subject(
 
     Args:
         job: "audit", or "forget" with a ``request``.
+        workspace: of ``home``, with the data it has read; a new one when not given.
 
     Raises:
         JobFailed: a stage failed; the message is the stage's own error.
@@ -85,15 +94,14 @@ def run_subject(
         import dagster as dg
 
         from assets.current import UNCHANGED, current_stages, with_upstream
-        from assets.workspace import Workspace
         from pipelines.build import request_partitions
-        from pipelines.launchers import PipesLauncher
         from pipelines.observations import observe, open_files, unknown_to
         from pipelines.outline import outline_of
         from pipelines.reaper import reap
 
         logging.getLogger("dagster").setLevel(logging.CRITICAL)
-        workspace = Workspace(home, launcher=PipesLauncher(), progress=progress, publish_every_s=PUBLISH_EVERY_S)
+        workspace = workspace or workspace_of(home)
+        workspace.progress = progress
         outline = outline_of(plan, workspace)
         stages = [stage for stage in outline.stages if stage.per_request == (job != "audit")]
         current = current_stages(

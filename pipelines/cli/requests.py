@@ -59,9 +59,8 @@ def add(
     """Register a forget request: its rows are looked up, shown and pinned. A verified one is run by the sensor under
     'make ui', or by 'palimpsest request run'."""
     from assets.request_rows import pins, resolve
-    from assets.workspace import Workspace
     from contracts.identity import owner_token
-    from pipelines.launchers import PipesLauncher
+    from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
     home = state_home()
@@ -70,7 +69,7 @@ def add(
         raise UnknownName(f"score of {subject}'s plan", score, planned)
     if score is None and (fraction is not None or count is not None):
         raise ConfigError("--fraction and --count go with --score")
-    workspace = Workspace(home, launcher=PipesLauncher())
+    workspace = workspace_of(home)
     w = workspace.warehouse
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
@@ -332,26 +331,24 @@ def show(subject: Name, request_id: RequestId) -> None:
 def run(subject: Name, request_id: RequestId) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
     from assets.request_rows import answer_unseen, refuse_changed
-    from assets.workspace import Workspace
-    from pipelines.cli.audit import finish, run_subject
-    from pipelines.launchers import PipesLauncher
+    from pipelines.cli.audit import finish, run_subject, workspace_of
     from pipelines.subjects import load_subject
 
     home = state_home()
     plan = load_subject(subject, home)
-    entry = _of(_warehouse(), subject, request_id)
+    workspace = workspace_of(home)
+    entry = _of(workspace.warehouse, subject, request_id)
     if entry.state in NOT_RUN:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
-    if plan.unlearning is None:
-        raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
-    workspace = Workspace(home, launcher=PipesLauncher())
     if (pinned := workspace.warehouse.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
     if entry.num_examples == 0:
         said = answer_unseen(workspace.warehouse, request_id)
         console.print(f"[bold]{said}[/]", highlight=False)
         return
+    if plan.unlearning is None:
+        raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
     started = time.perf_counter()
-    run_subject(plan, home, job="audit")
-    workspace, records = run_subject(plan, home, job="forget", request=request_id)
+    run_subject(plan, home, job="audit", workspace=workspace)
+    _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     finish(workspace, plan, f"{subject}/request_reports/{request_id}/audit", records, time.perf_counter() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -78,7 +79,7 @@ def test_what_a_request_names_is_shown_and_nonsense_is_refused(mine: Path) -> No
     for given, error, says in (
         (("--owner", "person3@example.org"), DataError, "did you mean"),
         (("--owner", "nobody at all"), DataError, "51 owners"),
-        (("--class", "benign"), UnknownName, "known: 0, 1"),
+        (("--class", "benign"), DataError, "classes are: 0, 1"),
         (("--ids", "3,100000"), DataError, "1 ids are not of mine: 100000"),
         (("--where", "label = 1"), PalimpsestError, "palimpsest audit mine"),
     ):
@@ -143,6 +144,23 @@ def test_the_run_itself_compares_the_rows_too(audited_home: Path, small: Subject
     with pytest.raises(JobFailed, match="3 changed"):
         run_subject(small, audited_home, job="forget", request="moved")
     requests.advance("moved", RequestState.REFUSED, note="a test")
+
+
+def test_a_score_that_names_other_examples_now_is_refused(audited_home: Path, small: Subject) -> None:
+    """The score was computed anew since: what the person who registered it was shown is not what would be unlearned."""
+    from assets.request_rows import pins, resolve
+    from sources import load
+
+    palimpsest("request", "add", "small", "--score", "el2n", "--count", "4", "--id", "other", "--unverified")
+    w = Warehouse.open(audited_home)
+    data = load(small.source.name, small.source.config, seed=small.seed)
+    named = resolve(w.requests.get("other").request, data, w)
+    shown = np.append(named[:3], np.setdiff1d(data.example_id[data.split == "train"], named)[0])
+    w.requests.pin("other", pins(data, shown, w.salt()))
+    w.requests.advance("other", RequestState.VERIFIED, note="a test")
+    with pytest.raises(JobFailed, match=rf"1 new \({named[3]}\), 1 named no longer \({shown[3]}\)"):
+        run_subject(small, audited_home, job="forget", request="other")
+    w.requests.advance("other", RequestState.REFUSED, note="a test")
 
 
 def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
