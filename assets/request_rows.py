@@ -142,8 +142,8 @@ def answer_unseen(warehouse: Warehouse, request_id: str) -> str:
     """Close a verified request none of whose examples is in the training split; the answer, which is also on record."""
     num = warehouse.requests.pins(request_id).height
     answer = (
-        f"All {num} examples of request {request_id} are in the test split: the audited model was not trained on them, so there "
-        "is nothing to unlearn. The audit's reference models draw from both splits: remove the rows from the data and audit again."
+        f"No example of request {request_id} is in the training split ({num} in the test split): the audited model was not trained "
+        "on them, so there is nothing to unlearn. The audit's reference models draw from both splits: remove the rows from the data and audit again."
     )
     notes = {
         RequestState.SCOPED: f"0 training examples, {num} in the test split",

@@ -21,7 +21,7 @@ import polars as pl
 
 from contracts.errors import DataError
 from contracts.schema import FINDINGS
-from contracts.verdicts import ATTACK, OF_FINDINGS, TARGET, Finding, Verdict, overall
+from contracts.verdicts import ATTACK, INFORMATION, OF_FINDINGS, TARGET, Finding, Verdict, overall
 
 CONTROLS = ("none",)
 MODEL, REMOVAL, OTHERS = "model", "removal", "others"  # what an answer is about
@@ -70,7 +70,8 @@ class Row:
         """Why it does not count: "must fail", "compared", "for information"; "" when it does."""
         if self.counted:
             return ""
-        return "must fail" if self.control else "compared" if self.method else "for information"
+        compared = self.method and self.kind != INFORMATION
+        return "must fail" if self.control else "compared" if compared else "for information"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -198,8 +198,20 @@ def _first_failure(result: Any) -> str:
     return "the run failed; open the Dagster UI for its events: make ui"
 
 
-def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[str, Any]], wall_s: float) -> None:
-    """Print the summary, where the report is and what to try next; exit with the verdict's status."""
+def finish(
+    workspace: Workspace,
+    plan: Subject,
+    asset: str,
+    records: list[dict[str, Any]],
+    wall_s: float,
+    *,
+    undecided: Sequence[str] = (),
+) -> None:
+    """Print the summary, where the report is and what to try next; exit with the verdict's status.
+
+    Args:
+        undecided: commands to try as well when the verdict is inconclusive.
+    """
     from reports.summary import judgement_of
 
     store = workspace.warehouse.artifacts
@@ -220,6 +232,6 @@ def finish(workspace: Workspace, plan: Subject, asset: str, records: list[dict[s
         console.print(f"That is more than the plan's budget of {plan.budget_min:g} minutes.")
     console.print(f"Report: {workspace.home / page.path}", soft_wrap=True)
     console.print("Try:")
-    for line in TRY:
+    for line in (*(undecided if verdict == "inconclusive" else ()), *TRY):
         console.print("  " + line.format(subject=plan.subject), soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(EXIT[verdict])

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.table import Table
 
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
@@ -128,6 +129,10 @@ def _refuse_unknown_owner(owner: str, data: Any) -> None:
         f"no example of {data.name} belongs to {owner!r}; "
         + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"the data have {len(names)} owners")
     )
+
+
+def _examples(num: int) -> str:
+    return f"{num:,} example" + "s" * (num != 1)
 
 
 def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
@@ -280,16 +285,10 @@ def list_(subject: Name) -> None:
     if not rows.height:
         load_subject(subject, state_home())  # none yet, or no such subject
     table = Table(
-        "request",
-        "state",
-        "selector",
-        "examples",
-        "received",
-        "due",
-        "days left",
-        title=f"Forget requests of {subject}",
-        title_justify="left",
+        title=f"Forget requests of {subject}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
+    for name in ("request", "state", "selector", "examples", "received", "due", "days left"):
+        table.add_column(name, no_wrap=name != "request", overflow="fold")
     for r in rows.iter_rows(named=True):
         examples = "" if r["num_examples"] is None else str(r["num_examples"])
         days = (r["due_at"].replace(tzinfo=UTC) - now).days
@@ -351,4 +350,6 @@ def run(subject: Name, request_id: RequestId) -> None:
     started = time.perf_counter()
     run_subject(plan, home, job="audit", workspace=workspace)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
-    finish(workspace, plan, f"{subject}/request_reports/{request_id}/audit", records, time.perf_counter() - started)
+    asset, wall_s = f"{subject}/request_reports/{request_id}/audit", time.perf_counter() - started
+    by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
+    finish(workspace, plan, asset, records, wall_s, undecided=[by_a_person])

@@ -176,6 +176,7 @@ def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
         assert "not trained on them" in said
         return
     assert "Is what retrain removed gone?" in said
+    assert "palimpsest request close mine r1 --by NAME" in said, "it says how to go on"
     entry = warehouse(mine).requests.get("r1")
     assert entry.state is RequestState.AUDITED, "one row: exact retraining cannot be told to have worked"
     facts = json.loads(warehouse(mine).artifacts.load_bytes("mine/request_reports/r1/audit.json"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import DataError
 from contracts.schema import FINDINGS
-from contracts.verdicts import ATTACK, DISTANCE, QUALITY, RESULT, Finding, Verdict, overall
+from contracts.verdicts import ATTACK, DISTANCE, INFORMATION, QUALITY, RESULT, Finding, Verdict, overall
 from reports import findings_frame, judge, rows
 from reports.summary import interval, number
 
@@ -106,6 +106,11 @@ def test_what_does_not_count_is_compared_or_shown() -> None:
         ("s/finetune", "compared"),
         ("s/none", "must fail"),
     ]
+
+
+def test_a_figure_for_information_is_not_a_comparison() -> None:
+    known = Finding(what="a", verdict=I, sentence="s", method="retrain", kind=INFORMATION, judged=False)
+    assert rows(findings_frame([("s/retrain", known)]))[0].role == "for information"
 
 
 def test_the_two_answers_say_which_finding_decided() -> None:
