@@ -1,10 +1,10 @@
 """The rows that a forget request names: resolved and pinned when it is registered, compared with the data when it is run.
 
-    pin(example) = HMAC-SHA256(salt, id | split | owner | label | content hash)
+    pin(example) = HMAC-SHA256(salt, id | owner | label | content hash)
 
-A row that has changed, went to another split or got another owner since has another pin. Then the request is refused by
-name, and nothing is removed: never are other rows unlearned than those the person who registered it was shown. Without the
-salt, a pin cannot be linked to a row.
+A row that has changed or got another owner since has another pin; the split is kept beside it. Where anything differs the
+request is refused by name, and nothing is removed: never are other rows unlearned than those the person who registered it
+was shown. Without the salt, a pin cannot be linked to a row.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def pins(data: ExampleSet, ids: np.ndarray, salt: bytes) -> pl.DataFrame:
     """``(example_id, split, pin)`` of these examples, by id; pin is 64 hex digits."""
     at = data.positions(ids)
     label = np.asarray(data.class_names)[data.y[at]] if data.class_names else data.y[at]
-    columns = (data.example_id[at], data.split[at], data.owner[at], label, data.content_hash[at])
+    columns = (data.example_id[at], data.owner[at], label, data.content_hash[at])
     texts = ["\0".join(map(str, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
     made = [hmac.new(salt, text.encode("utf-8"), hashlib.sha256).hexdigest() for text in texts]
     return pl.DataFrame({"example_id": data.example_id[at], "split": data.split[at], "pin": made}).sort("example_id")
@@ -112,13 +112,14 @@ def refuse_changed(
     """Nothing, when the request still names the rows that were pinned, unchanged.
 
     Raises:
-        DataError: rows are gone, have changed, have come since, or are named no longer (by a score that was computed
+        DataError: rows are gone, have changed, are in the other split, have come since, or are named no longer (by a score that was computed
             anew); says which.
     """
     ids = pinned["example_id"].to_numpy()
     here = ids[np.isin(ids, data.example_id)]
     now = pinned.join(pins(data, here, warehouse.salt()), on="example_id", suffix="_now")
     changed = now.filter(pl.col("pin") != pl.col("pin_now"))["example_id"].to_numpy()
+    moved = now.filter(pl.col("split") != pl.col("split_now"))["example_id"].to_numpy()
     try:
         named = resolve(request, data, warehouse, scores=scores)
     except (InvalidInput, NotReady):  # it names nothing any more: what is gone is said below
@@ -126,6 +127,7 @@ def refuse_changed(
     found = {
         "gone": np.setdiff1d(ids, here),
         "changed": changed,
+        "in the other split": moved,
         "new": np.setdiff1d(named, ids),
         "named no longer": np.setdiff1d(np.setdiff1d(here, changed), named),
     }

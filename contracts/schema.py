@@ -335,7 +335,7 @@ REQUEST_PINS = TableSpec(
         _text("request_id", "request"),
         EXAMPLE_ID,
         _text("split", "train or test", choices=("train", "test")),
-        _text("pin", "HMAC-SHA256 of id, split, owner, label and content hash under the salt"),
+        _text("pin", "HMAC-SHA256 of id, owner, label and content hash under the salt"),
     ),
 )
 
@@ -369,11 +369,21 @@ EDGES = TableSpec(
 LINEAGE_MEMBERS = TableSpec(
     schema="lineage",
     name="members",
-    doc="Which examples an artefact was made from, as runs of consecutive ids.",
-    key=("asset", "first_id"),
+    doc="Which set of examples an artefact was made from.",
+    version=2,
+    key=("asset",),
     partition=("asset",),
+    columns=(_text("asset", "asset, joined by /"), _text("set_id", "the set, in lineage.sets")),
+)
+
+LINEAGE_SETS = TableSpec(
+    schema="lineage",
+    name="sets",
+    doc="Sets of examples, each stored once however many assets were made from it, as runs of consecutive ids.",
+    key=("set_id", "first_id"),
+    partition=("set_id",),
     columns=(
-        _text("asset", "asset, joined by /"),
+        _text("set_id", "SHA-256 of the ids in ascending order"),
         Column(name="first_id", dtype="int64", doc="first example id of the run", low=0),
         Column(name="last_id", dtype="int64", doc="last example id of the run, inclusive", low=0),
     ),
@@ -396,4 +406,5 @@ TABLES: tuple[TableSpec, ...] = (
     ARTIFACTS,
     EDGES,
     LINEAGE_MEMBERS,
+    LINEAGE_SETS,
 )

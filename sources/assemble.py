@@ -1,7 +1,6 @@
 """What every source does last: ids, split, owners, content hashes and the affine of the inputs, into an ExampleSet.
 
-Ids that the data does not bring are positions in the canonical order of the source (row order; sorted paths; training
-files before test files). They are stable as long as that order is: a source says so in its own page.
+Ids that the data does not bring come from content, label, owner and given split: ``sources.identity``.
 
 center and scale, fitted on the training split in float64, in bounded blocks (Chan et al. 1979, pairwise update):
 uint8 images 0 and 1/white, or per channel when asked; user indexes 0 and 1; float images per channel; features per column, where 0/1 columns stay as they are and
@@ -10,7 +9,6 @@ constant columns get scale 1.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from contracts.errors import DataError
 from contracts.methods import Task
 from sources.example_set import ExampleSet
+from sources.identity import Content
 from sources.rows import Rows, blocks, select
 from sources.splits import stratified_split
 
@@ -36,6 +35,7 @@ def assemble(
     example_id: np.ndarray | None = None,
     split: np.ndarray | None = None,
     owner: np.ndarray | None = None,
+    content: Content | None = None,
     white: int = 255,
     standardise: bool = False,
     keep_columns: Sequence[int] = (),
@@ -48,7 +48,9 @@ def assemble(
         x: (N, C, H, W) uint8 or float32, or (N, D) float32; for ranking int64 (N, 1) user indexes.
         y: (N,) int64 class indexes or float64 targets; for ranking int64 item indexes.
         seed, test_fraction: of the stratified split that is made when ``split`` is None.
-        example_id, owner: positions and "" when None.
+        example_id: made from the content, label, owner and split when None.
+        owner: "" when None.
+        content: what the examples are, where ``x`` says it in terms of the other rows (one-hot columns, indexes of users).
         provenance: may say under "split" how the given one was made.
         white: raw value of a uint8 image that becomes 1.0.
         standardise: give uint8 images mean 0 and standard deviation 1 a channel; ``white`` then says nothing.
@@ -57,8 +59,12 @@ def assemble(
     Raises:
         DataError: duplicate ids (the split is a function of them), or no example can be spared for testing.
     """
-    num = len(y)
-    ids = np.arange(num, dtype=np.int64) if example_id is None else check_ids(example_id)
+    content = content or Content(x)
+    if example_id is None:
+        label = np.asarray(class_names)[y] if len(class_names) else y
+        ids = content.ids(label, *(column for column in (owner, split) if column is not None))
+    else:
+        ids = check_ids(example_id)
     how = "the data's own"
     if split is None:
         strata = np.asarray(x)[:, 0] if task == "ranking" else y  # every user keeps an interaction for training
@@ -73,8 +79,8 @@ def assemble(
         y=y,
         example_id=ids,
         split=split.astype("<U5"),
-        owner=np.full(num, "", "<U1") if owner is None else owner.astype(str),
-        content_hash=content_hashes(np.column_stack([x, y]) if task == "ranking" else x),
+        owner=np.full(len(y), "", "<U1") if owner is None else owner.astype(str),
+        content_hash=content.hashes(),
         class_names=tuple(class_names),
         center=center,
         scale=scale,
@@ -113,18 +119,6 @@ def check_splits(values: np.ndarray, example_id: np.ndarray) -> np.ndarray:
             f"split {str(values[strange][0])!r} is not one of 'train', 'test'", example_ids=example_id[strange]
         )
     return words.astype("<U5")
-
-
-def content_hashes(x: np.ndarray | Rows) -> np.ndarray:
-    """(N,) "<U64": SHA-256 of each row's raw values, C order, little-endian, -0.0 hashed as 0.0."""
-    hashes = np.empty(len(x), "<U64")
-    for rows in blocks(x):
-        block = np.ascontiguousarray(x[rows])
-        if block.dtype.kind == "f":
-            block = block + block.dtype.type(0)
-        block = block.astype(block.dtype.newbyteorder("<"), copy=False)
-        hashes[rows] = [hashlib.sha256(row).hexdigest() for row in block]
-    return hashes
 
 
 def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

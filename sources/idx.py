@@ -106,6 +106,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
 @source(
     SourceSpec(
         name="idx",
+        version=2,
         doc="IDX images and labels (MNIST, Fashion-MNIST): a folder with train-images-idx3-ubyte[.gz] and train-labels-..., "
         "or an images file with its labels file beside it.",
         source="LeCun, Cortes, Burges, the MNIST database: file format",
@@ -129,9 +130,9 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
     check_size(sum(images.size_bytes for images, _ in headers), config.max_bytes, f"IDX images in {root}")
     x = _stack([images for images, _ in headers])
     raw = np.concatenate([_array(labels) for _, labels in headers])
-    ids = np.arange(len(raw), dtype=np.int64)
-    task, y, names = encode_labels(raw, ids, task="classification", class_names=config.class_names, indexes=True)
-    own = np.where(ids < headers[0][0].shape[0], "train", "test") if len(headers) > 1 else None
+    rows = np.arange(len(raw), dtype=np.int64)
+    task, y, names = encode_labels(raw, rows, task="classification", class_names=config.class_names, indexes=True)
+    own = np.where(rows < headers[0][0].shape[0], "train", "test") if len(headers) > 1 else None
     return assemble(
         x,
         y,

@@ -100,6 +100,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
 @source(
     SourceSpec(
         name="image_folder",
+        version=2,
         doc="Folder with one sub-folder of images a class, or with train/ and test/ of such folders.",
         source="the layout of torchvision.datasets.ImageFolder",
         config=ImageFolderConfig,

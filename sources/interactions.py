@@ -8,9 +8,9 @@
 2. A pair (user, item) that occurs several times is kept once: the earliest by time, else the first row.
 3. Users with fewer than ``min_interactions`` pairs are dropped; items nobody is left with go with them.
 4. The test split is ``test_fraction`` of each user's pairs, by largest remainders: the last ones where there is a time (ties:
-   the larger ids), else drawn. Every user keeps training pairs. A drawn split would train on what came after the test.
+   the later items), else drawn. Every user keeps training pairs. A drawn split would train on what came after the test.
 
-How many rows each step removed is in the provenance. Ids without an ``id`` column: the row number in the file. Ids of
+How many rows each step removed is in the provenance. Ids without an ``id`` column come from user and item. Ids of
 users and items sort as numbers when they are whole numbers, else as text.
 """
 
@@ -33,6 +33,7 @@ from contracts.params import param
 from sources.assemble import assemble, check_ids
 from sources.example_set import ExampleSet
 from sources.files import FileConfig, check_size, head, inside, manifest, root_folder
+from sources.identity import Content
 from sources.splits import largest_remainders
 from sources.table_files import SEPARATORS, Table, kind_of, read_table
 
@@ -56,7 +57,7 @@ class InteractionsConfig(FileConfig):
     )
     rating: str = param("", doc="column of the rating; read only for min_rating")
     min_rating: float | None = param(None, doc="rows rated lower are no interactions; none: every row is one")
-    id: str = param("", doc="column of whole, unique ids of the interactions; the row number when empty")
+    id: str = param("", doc="column of whole, unique ids of the interactions; made from user and item when empty")
     test_fraction: float = param(0.2, gt=0, lt=1, doc="share of each user's interactions in the test split")
     holdout: str = param(
         "last", choices=("last", "random"), doc="which: the last by time, or drawn; drawn anyway where there is no time"
@@ -134,6 +135,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
 @source(
     SourceSpec(
         name="interactions",
+        version=2,
         doc="Implicit feedback as CSV or Parquet: a user and an item column (--user, --item where they are called otherwise), "
         "optionally rating, time and id, and no others.",
         source="definition",
@@ -158,7 +160,7 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
     rows = np.arange(data.num_rows, dtype=np.int64)
     _, user_of_row = _indexes(data, config.user)
     _, item_of_row = _indexes(data, config.item)
-    ids = check_ids(_complete(data, config.id).to_numpy()) if config.id else rows
+    ids = check_ids(_complete(data, config.id).to_numpy()) if config.id else None
     times = _times(data, config.time) if config.time else None
     counted = rows if config.min_rating is None else np.flatnonzero(_ratings(data, config.rating) >= config.min_rating)
     order = counted if times is None else counted[np.argsort(times[counted], kind="stable")]
@@ -180,14 +182,14 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
     }
     split = None
     if times is not None and config.holdout == "last":
-        split = _last(user_of_row[kept], times[kept], ids[kept], config.test_fraction)
+        split = _last(user_of_row[kept], times[kept], item_of_row[kept], config.test_fraction)
         provenance["split"] = f"the last of each user by {config.time}, test_fraction {config.test_fraction:g}"
     return ranking_set(
         _names(data, config.user, kept, config),
         _names(data, config.item, kept, config),
         users=user_of_row[kept],
         items=item_of_row[kept],
-        example_id=ids[kept],
+        example_id=None if ids is None else ids[kept],
         name=config.name or path.stem,
         seed=seed,
         test_fraction=config.test_fraction,
@@ -202,7 +204,7 @@ def ranking_set(
     *,
     users: np.ndarray,
     items: np.ndarray,
-    example_id: np.ndarray,
+    example_id: np.ndarray | None = None,
     name: str,
     seed: int,
     test_fraction: float,
@@ -214,11 +216,14 @@ def ranking_set(
     Args:
         user_names, item_names: (N,) the name of each row's user and item.
         users, items: (N,) int64 keys of the same; equal key, equal name. Indexes follow the order of the keys.
+        example_id: (N,) int64; made from the two names when None.
         split: (N,) "train" or "test"; drawn when None.
     """
     _, user_at, user = np.unique(users, return_index=True, return_inverse=True)
     _, item_at, item = np.unique(items, return_index=True, return_inverse=True)
     owner = np.asarray(user_names)
+    names = pl.DataFrame({"user": owner, "item": np.asarray(item_names)})
+    content = Content(texts=names.select(pl.concat_str("user", "item", separator="\0")).to_series())
     return assemble(
         user.astype(np.int64)[:, None],
         item.astype(np.int64),
@@ -227,9 +232,10 @@ def ranking_set(
         class_names=np.asarray(item_names)[item_at].tolist(),
         seed=seed,
         test_fraction=test_fraction,
-        example_id=example_id,
+        example_id=content.ids() if example_id is None else example_id,  # the split depends on the other rows
         split=split,
         owner=owner,
+        content=content,
         feature_names=("user",),
         provenance={**provenance, "num_users": len(user_at)},
     )
@@ -279,9 +285,9 @@ def _ratings(data: Table, name: str) -> np.ndarray:
     return series.to_numpy()
 
 
-def _last(users: np.ndarray, times: np.ndarray, ids: np.ndarray, fraction: float) -> np.ndarray:
-    """ "test" for each user's last interactions, "train" for the others."""
-    order = np.lexsort((ids, times, users))
+def _last(users: np.ndarray, times: np.ndarray, items: np.ndarray, fraction: float) -> np.ndarray:
+    """ "test" for each user's last interactions (of one moment, those of the later items), "train" for the others."""
+    order = np.lexsort((items, times, users))
     _, start, size = np.unique(users[order], return_index=True, return_counts=True)
     from_end = np.repeat(start + size, size) - np.arange(len(order))
     split = np.empty(len(users), "<U5")

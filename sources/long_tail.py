@@ -195,6 +195,7 @@ def long_tail_mixture(*, config: LongTailMixtureConfig, seed: int) -> ExampleSet
         class_names=[f"class {k}" for k in range(config.num_classes)],
         seed=seed,
         test_fraction=config.num_test / len(where),
+        example_id=np.arange(len(where), dtype=np.int64),
         split=np.where(test, "test", "train"),
         feature_names=[f"x{i}" for i in range(config.dim)],
         provenance={

@@ -125,6 +125,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
 @source(
     SourceSpec(
         name="npz",
+        version=2,
         doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test.",
         source="NumPy NEP 1, the .npy format",
         config=NpzConfig,
@@ -166,9 +167,10 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     if two and raw[0].dtype.kind != raw[1].dtype.kind:
         raise DataError(f"{config.y_train} is {raw[0].dtype}, {config.y_test} is {raw[1].dtype}")
     labels = np.concatenate(raw)
-    ids = check_ids(extra["ids"]) if "ids" in extra else np.arange(len(labels), dtype=np.int64)
+    ids = check_ids(extra["ids"]) if "ids" in extra else None
+    named = np.arange(len(labels), dtype=np.int64) if ids is None else ids  # what a message calls the examples
     split = np.repeat(["train", "test"], [len(r) for r in raw]) if two else extra.get("split")
-    task, y, names = encode_labels(labels, ids, task=config.task, class_names=config.class_names, indexes=True)
+    task, y, names = encode_labels(labels, named, task=config.task, class_names=config.class_names, indexes=True)
     return assemble(
         x,
         y,
@@ -178,7 +180,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         seed=seed,
         test_fraction=config.test_fraction,
         example_id=ids,
-        split=None if split is None else check_splits(split, ids),
+        split=None if split is None else check_splits(split, named),
         owner=extra.get("owner"),
         white=config.white,
         standardise=config.standardise,

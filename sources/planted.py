@@ -20,8 +20,8 @@ import dataclasses
 import numpy as np
 
 from contracts.errors import ConfigError, DataError, NotApplicable
-from sources.assemble import content_hashes
 from sources.example_set import ExampleSet
+from sources.identity import Content
 
 _BLOCK = 2**22  # (user, item) keys drawn at a time
 
@@ -106,7 +106,7 @@ def plant_interactions(examples: ExampleSet, *, ratio: float, seed: int) -> tupl
         "example_id": planted,
         "split": np.full(len(planted), "train", "<U5"),
         "owner": owner_of[new_users],
-        "content_hash": content_hashes(pairs),
+        "content_hash": Content(pairs).hashes(),
     }
     what = {"ratio": ratio, "seed": seed, "first_id": first_id, "count": len(planted)}
     larger = dataclasses.replace(

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from contracts.errors import ConfigError, DataError, NotApplicable
-from sources.assemble import content_hashes
 from sources.example_set import ExampleSet
+from sources.identity import Content
 from sources.rows import blocks, replaced
 
 
@@ -75,7 +75,7 @@ def triggered(examples: ExampleSet, ids: np.ndarray, *, patch: int = 3) -> Examp
     values = np.array(examples.x[rows])
     values[:, :, -patch:, -patch:] = _brightest(examples)[:, -patch:, -patch:]
     hashes = examples.content_hash.copy()
-    hashes[rows] = content_hashes(values)
+    hashes[rows] = Content(values).hashes()
     return dataclasses.replace(examples, x=replaced(examples.x, rows, values), content_hash=hashes)
 
 

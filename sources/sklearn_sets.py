@@ -62,6 +62,7 @@ def sklearn_set(*, config: SklearnConfig, seed: int) -> ExampleSet:
         class_names=() if regression else tuple(map(str, bunch.target_names)),
         seed=seed,
         test_fraction=config.test_fraction,
+        example_id=np.arange(len(x), dtype=np.int64),
         white=16,
         feature_names=() if x.ndim == 4 else tuple(map(str, bunch.feature_names)),
         provenance={"source": "sklearn", "dataset": config.dataset, "licence": _LICENCES[config.dataset]},

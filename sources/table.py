@@ -6,8 +6,7 @@
     date, list, struct, ... -> refused by name: list it in ``drop`` or turn it into numbers
 
 ``label``, ``owner``, ``id`` and ``split`` name columns that are not features. Missing, NaN and infinite values are refused by
-example id. Ids without an ``id`` column: the row number, stable as long as the rows keep their order and none is
-taken out; give an ``id`` column where they may not.
+example id. Ids without an ``id`` column come from the feature columns, label, owner and given split of the row.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from contracts.params import param
 from sources.assemble import assemble, check_ids, check_splits
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
+from sources.identity import Content
 from sources.interactions import is_interactions
 from sources.labels import TASKS, encode_labels
 from sources.splits import stratified_split
@@ -40,7 +40,7 @@ class TableConfig(FileConfig):
     file: str = param(doc="name of the CSV or Parquet file inside the root")
     label: str = param(doc="column of the label")
     owner: str = param("", doc="column of whose data a row is")
-    id: str = param("", doc="column of whole, unique ids; the row number when empty")
+    id: str = param("", doc="column of whole, unique ids; made from the row when empty")
     split: str = param("", doc="column of 'train' and 'test'; drawn when empty")
     drop: tuple[str, ...] = param((), doc="columns that are not used")
     categorical: tuple[str, ...] = param((), doc="number columns whose values are names of categories")
@@ -91,6 +91,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
 @source(
     SourceSpec(
         name="table",
+        version=2,
         doc="CSV (UTF-8, header row) or Parquet: number and category columns, a label column (--label), optionally an owner "
         "column (--owner).",
         source="RFC 4180; Apache Parquet",
@@ -111,18 +112,28 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     data = read_table(path, separator=config.separator, max_bytes=config.max_bytes)
     if not data.num_rows:
         raise DataError(f"{path.name} has no rows")
-    ids = np.arange(data.num_rows, dtype=np.int64)
+    rows = np.arange(data.num_rows, dtype=np.int64)
+    ids = None
     if config.id:
-        _refuse_missing(data.column(config.id), ids, path, what="row numbers")
+        _refuse_missing(data.column(config.id), rows, path, what="row numbers")
         ids = check_ids(data.column(config.id).to_numpy())
+    named = rows if ids is None else ids  # what a message calls the examples
     labels = data.column(config.label)
-    _refuse_missing(labels, ids, path)
-    task, y, class_names = encode_labels(_values(labels, config), ids, task=config.task, class_names=config.class_names)
-    own = check_splits(_texts(data.column(config.split), config), ids) if config.split else None
+    _refuse_missing(labels, named, path)
+    task, y, class_names = encode_labels(
+        _values(labels, config), named, task=config.task, class_names=config.class_names
+    )
+    own = check_splits(_texts(data.column(config.split), config), named) if config.split else None
+    owner = _texts(data.column(config.owner), config) if config.owner else None
+    columns = _columns(data, config)
+    content = _content(data, columns, config, named)
+    if ids is None:
+        label = np.asarray(class_names)[y] if class_names else y
+        ids = content.ids(label, *(c for c in (owner, own) if c is not None))
     split = own
     if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
         split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)
-    x, features, one_hot = _features(data, config, ids, split == "train")
+    x, features, one_hot = _features(data, columns, content, config, split == "train")
     return assemble(
         x,
         y,
@@ -133,25 +144,23 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         test_fraction=config.test_fraction,
         example_id=ids,
         split=own,
-        owner=_texts(data.column(config.owner), config) if config.owner else None,
+        owner=owner,
+        content=content,
         keep_columns=one_hot,
         feature_names=features,
         provenance={"source": "table", "files": manifest(root, [path]), "licence": config.licence},
     )
 
 
-def _features(
-    data: Table, config: TableConfig, ids: np.ndarray, train: np.ndarray
-) -> tuple[np.ndarray, list[str], list[int]]:
-    """The float32 matrix, its column names, and which columns are 0/1. Two passes over the columns: the levels first,
-    so that the matrix is allocated once and only after its size was checked."""
+def _columns(data: Table, config: TableConfig) -> dict[str, bool]:
+    """The feature columns in order, and whether each holds categories."""
     used = {*filter(None, (config.label, config.owner, config.id, config.split)), *config.drop}
     absent = [n for n in (*config.drop, *config.categorical) if n not in data.schema]
     if absent:
         raise DataError(
             f"{data.path.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}"
         )
-    plan: list[tuple[str, list[str] | None]] = []
+    columns: dict[str, bool] = {}
     for name, dtype in data.schema.items():
         if name in used:
             continue
@@ -159,42 +168,65 @@ def _features(
             raise DataError(
                 f"{data.path.name}: column {name!r} looks like a saved row index; list it in 'drop' or as 'id'"
             )
-        if _is_text(dtype) or name in config.categorical:
-            plan.append((name, _levels(data, name, train, config.max_levels, ids)))
-        elif dtype.is_numeric() or dtype == pl.Boolean:
-            plan.append((name, None))
-        else:
+        columns[name] = _is_text(dtype) or name in config.categorical
+        if not columns[name] and not (dtype.is_numeric() or dtype == pl.Boolean):
             raise DataError(
                 f"{data.path.name}: column {name!r} is {dtype}, which is no number and no category; list it in 'drop'"
             )
-    width = sum(1 if levels is None else len(levels) for _, levels in plan)
-    if not width:
+    if not columns:
         raise DataError(f"{data.path.name} has no feature column besides {', '.join(n for n in used if n)}")
+    return columns
+
+
+def _content(data: Table, columns: dict[str, bool], config: TableConfig, named: np.ndarray) -> Content:
+    """The feature columns as they are: a float32 matrix of the numbers, and the categories of each row as one text."""
+    numbers = [name for name, is_category in columns.items() if not is_category]
+    check_size(4 * len(numbers) * data.num_rows, config.max_bytes, f"{data.path.name}: numbers")
+    values = np.empty((data.num_rows, len(numbers)), np.float32)
+    for at, name in enumerate(numbers):
+        series = data.column(name)
+        _refuse_missing(series, named, data.path)
+        with np.errstate(over="ignore"):  # becomes Inf, which validation refuses by id
+            values[:, at] = series.cast(pl.Float64).to_numpy()
+    texts = []
+    for name in (n for n, is_category in columns.items() if is_category):
+        _refuse_missing(data.column(name), named, data.path)
+        texts.append(data.column(name).cast(pl.String))
+    joined = pl.DataFrame(texts).select(pl.concat_str(pl.all(), separator="\0")).to_series() if texts else None
+    return Content(values, joined)
+
+
+def _features(
+    data: Table, columns: dict[str, bool], content: Content, config: TableConfig, train: np.ndarray
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """The float32 matrix, its column names, and which columns are 0/1. The matrix is allocated once, after its size was checked."""
+    binary = [name for name in columns if data.schema[name] == pl.Boolean]
+    if content.texts is None:
+        return content.values, list(columns), [at for at, name in enumerate(columns) if name in binary]
+    levels = {n: _levels(data, n, train, config.max_levels) for n, is_category in columns.items() if is_category}
+    width = sum(len(levels.get(name, "1")) for name in columns)
     check_size(4 * width * data.num_rows, config.max_bytes, f"{data.path.name}: encoded features")
     x = np.zeros((data.num_rows, width), np.float32)
     names: list[str] = []
-    binary: list[int] = []
-    for name, levels in plan:
-        series, at = data.column(name), len(names)
-        _refuse_missing(series, ids, data.path)
-        if levels is None:
-            with np.errstate(over="ignore"):  # becomes Inf, which validation refuses by id
-                x[:, at] = series.cast(pl.Float64).to_numpy()
-            names.append(name)
-            binary += [at] if series.dtype == pl.Boolean else []
-        else:
-            slot = series.cast(pl.String).cast(pl.Enum(levels), strict=False).to_physical()  # null where unseen
-            seen = slot.is_not_null().to_numpy()
+    one_hot: list[int] = []
+    numbers = iter(content.values.T)
+    for name, is_category in columns.items():
+        at = len(names)
+        if is_category:
+            slot = data.column(name).cast(pl.String).cast(pl.Enum(levels[name]), strict=False).to_physical()
+            seen = slot.is_not_null().to_numpy()  # null where training never saw the level
             x[np.flatnonzero(seen), at + slot.drop_nulls().to_numpy()] = 1.0
-            names += [f"{name}={level}" for level in levels]
-            binary += range(at, at + len(levels))
-    return x, names, binary
+            names += [f"{name}={level}" for level in levels[name]]
+            one_hot += range(at, len(names))
+        else:
+            x[:, at] = next(numbers)
+            names.append(name)
+            one_hot += [at] if name in binary else []
+    return x, names, one_hot
 
 
-def _levels(data: Table, name: str, train: np.ndarray, most: int, ids: np.ndarray) -> list[str]:
-    series = data.column(name)
-    _refuse_missing(series, ids, data.path)
-    levels = series.filter(pl.Series(train)).unique().cast(pl.String)
+def _levels(data: Table, name: str, train: np.ndarray, most: int) -> list[str]:
+    levels = data.column(name).filter(pl.Series(train)).unique().cast(pl.String)
     if len(levels) > most:
         raise DataError(
             f"{data.path.name}: column {name!r} has {len(levels)} levels, more than max_levels = {most}; "

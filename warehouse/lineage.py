@@ -1,21 +1,23 @@
 """What was made from what, and from whom: artefacts, edges between assets, and the examples behind each asset.
 
-Members are stored as runs of consecutive ids, so that a model trained on a whole split is one row.
+The examples of an asset are a set that is stored once for all the assets made from it, and dropped with the last of them;
+consecutive ids are one row of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS
+from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, LINEAGE_SETS
 from warehouse import ddl
 from warehouse.artifacts import Artifact
 from warehouse.connection import Connection, fetch, literal
-from warehouse.writer import Receipt, Transaction
+from warehouse.writer import Receipt, Transaction, receipt_of
 
 if TYPE_CHECKING:
     from warehouse.warehouse import Warehouse
@@ -54,10 +56,22 @@ def record(
     edges = pl.DataFrame({"parent": sorted(set(parents))}, schema={"parent": pl.String})
     t.replace(EDGES, edges, partition={"child": asset}, **common)
     if members is not None:
-        first, last = runs_of(members)
-        t.replace(
-            LINEAGE_MEMBERS, pl.DataFrame({"first_id": first, "last_id": last}), partition={"asset": asset}, **common
-        )
+        _record_members(t, asset, members, common)
+
+
+def _record_members(t: Transaction, asset: str, members: Any, common: Mapping[str, Any]) -> None:
+    ids = np.unique(np.asarray(members, dtype=np.int64))
+    set_id = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+    subject = common["subject"]
+    stored = receipt_of(t.con, LINEAGE_SETS.full_name, subject, {"set_id": set_id})
+    if stored is None or stored[0].rows == 0:
+        first, last = runs_of(ids)
+        runs = pl.DataFrame({"first_id": first, "last_id": last})
+        t.replace(LINEAGE_SETS, runs, partition={"set_id": set_id}, **common)
+    t.replace(LINEAGE_MEMBERS, pl.DataFrame({"set_id": [set_id]}), partition={"asset": asset}, **common)
+    unused = t.con.execute(_UNUSED, [subject, subject]).fetchall()
+    for (left,) in unused:
+        t.replace(LINEAGE_SETS, pl.DataFrame(schema=_RUNS), partition={"set_id": left}, **common)
 
 
 def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame:
@@ -81,10 +95,22 @@ def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame
     return frame.sort("subject", "kind", "location", "asset", "detail")
 
 
+_HOLDING = """
+SELECT m.asset, count(*) AS num_examples FROM lineage.members m JOIN lineage.sets s USING (subject, set_id)
+JOIN (SELECT unnest(?::BIGINT[]) AS id) i ON i.id BETWEEN s.first_id AND s.last_id
+WHERE m.subject = ? GROUP BY m.asset ORDER BY m.asset
+"""
+
+_UNUSED = """
+SELECT DISTINCT set_id FROM lineage.sets WHERE subject = ?
+AND set_id NOT IN (SELECT set_id FROM lineage.members WHERE subject = ?) ORDER BY set_id
+"""
+
 _DESCENT = """
 WITH RECURSIVE touched(subject, asset, kind) AS (
-    SELECT DISTINCT subject, asset, 'made_from' FROM lineage.members
-    WHERE ? BETWEEN first_id AND last_id AND (?::VARCHAR IS NULL OR subject = ?)
+    SELECT DISTINCT m.subject, m.asset, 'made_from' FROM lineage.members m
+    JOIN lineage.sets s ON s.subject = m.subject AND s.set_id = m.set_id
+    WHERE ? BETWEEN first_id AND last_id AND (?::VARCHAR IS NULL OR m.subject = ?)
     UNION
     SELECT e.subject, e.child, 'derived' FROM touched t JOIN lineage.edges e ON e.subject = t.subject AND e.parent = t.asset
 ), strongest AS (SELECT subject, asset, max(kind) AS kind FROM touched GROUP BY ALL)
@@ -93,6 +119,7 @@ SELECT s.subject, s.kind, coalesce(a.location, '') AS location, s.asset,
 FROM strongest s LEFT JOIN lineage.artifacts a ON a.subject = s.subject AND a.asset = s.asset
 """
 
+_RUNS = {"first_id": pl.Int64, "last_id": pl.Int64}
 _DTYPES: Mapping[str, Any] = {
     "artifact_id": pl.String,
     "asset": pl.String,
@@ -145,3 +172,12 @@ class Lineage:
                 run_id=run_id,
                 config_digest=config_digest,
             )
+
+    def holding(self, subject: str, ids: Any) -> pl.DataFrame:
+        """``(asset, num_examples)``: the assets of a subject made from any of these examples, and from how many of them.
+
+        Args:
+            ids: (N,) example ids, int64.
+        """
+        with self._w.reading() as con:
+            return fetch(con, _HOLDING, [np.asarray(ids, np.int64).tolist(), subject])

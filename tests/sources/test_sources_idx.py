@@ -34,7 +34,7 @@ def test_usual_folder(folder, images, suffix, dot):
     data = load("idx", {"root": str(folder(suffix, dot)), "class_names": ["a", "b", "c"]})
     np.testing.assert_array_equal(np.asarray(data.x), x[:, None])
     np.testing.assert_array_equal(data.y, y)
-    np.testing.assert_array_equal(data.example_id, np.arange(60))
+    assert len(set(data.example_id)) == 60
     assert data.split.tolist() == ["train"] * 45 + ["test"] * 15
     assert data.class_names == ("a", "b", "c")
     assert on_disk(data.x) == (suffix == "")

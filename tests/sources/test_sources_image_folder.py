@@ -34,7 +34,7 @@ def test_grey_images_in_order_of_their_paths(tree):
     assert data.input_shape == (1, 5, 4) and data.class_names == ("ant", "cat")
     np.testing.assert_array_equal(data.x[:, 0], np.stack([files[n] for n in names]))
     assert data.y.tolist() == [0] * 6 + [1] * 6
-    np.testing.assert_array_equal(data.example_id, np.arange(12))
+    assert len(set(data.example_id)) == 12
     assert data.provenance["num_files"] == 12 and data.name == "pets"
     (root / "README.txt").write_text("not an image, but not in a class either")
     (root / "cat" / ".DS_Store").write_bytes(b"\0")

@@ -34,15 +34,18 @@ def _load(tmp_path, frame, *, seed=0, suffix="csv", **config):
     return load("interactions", {"root": str(tmp_path), "file": path.name, **config}, seed=seed)
 
 
+def _items(data):
+    """The item of each row as it is called in the file, a whole number."""
+    return np.array(data.class_names)[data.y].astype(int)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_every_row_is_read_back(tmp_path, suffix):
     frame = _log()
     data = _load(tmp_path, frame, suffix=suffix, time="time")
     assert data.task == "ranking" and data.num_users == 12 and data.num_classes == frame["item"].nunique()
     assert data.x.dtype == data.y.dtype == np.int64 and data.input_shape == (1,)
-    for row, example_id in enumerate(data.example_id):
-        assert data.owner[row] == frame["user"][example_id]
-        assert data.class_names[data.y[row]] == str(frame["item"][example_id])
+    assert list(zip(data.owner, _items(data), strict=True)) == list(zip(frame["user"], frame["item"], strict=True))
     assert list(data.class_names) == [str(i) for i in sorted(frame["item"].unique())]  # as numbers, not as text
     users = sorted(frame["user"].unique())
     np.testing.assert_array_equal(data.x[:, 0], [users.index(o) for o in data.owner])
@@ -61,11 +64,11 @@ def test_test_split_is_a_fifth_of_every_user_and_seeded(tmp_path):
 
 def test_with_a_time_the_last_of_every_user_are_tested(tmp_path):
     frame = _log(per_user=15)
-    frame.loc[frame["user"] == "u3", "time"] = 7  # ties: the larger ids
+    frame.loc[frame["user"] == "u3", "time"] = 7  # ties: the later items
     data = _load(tmp_path, frame, time="time")
     for user, own in frame.groupby("user"):
-        last = own.reset_index().sort_values(["time", "index"])["index"].to_numpy()[-3:]
-        assert set(data.example_id[(data.owner == user) & (data.split == "test")]) == set(last)
+        last = own.sort_values(["time", "item"])["item"].to_numpy()[-3:]
+        assert set(_items(data)[(data.owner == user) & (data.split == "test")]) == set(last)
     assert data.provenance["split"] == "the last of each user by time, test_fraction 0.2"
     drawn = _load(tmp_path, frame, time="time", holdout="random")
     assert (drawn.split != data.split).any() and "stratified by user" in drawn.provenance["split"]
@@ -86,7 +89,8 @@ def test_ratings_count_from_min_rating_on(tmp_path):
     everything = _load(tmp_path, frame, rating="rating", min_interactions=2)
     assert len(everything) == len(frame) and everything.provenance["rated_lower"] == 0
     high = _load(tmp_path, frame, rating="rating", min_rating=2.5, min_interactions=2)
-    assert set(high.example_id) == set(frame.index[frame["rating"].to_numpy() >= 2.5])
+    rated = frame[frame["rating"].to_numpy() >= 2.5]
+    assert set(zip(high.owner, _items(high), strict=True)) == set(zip(rated["user"], rated["item"], strict=True))
     assert high.provenance["rated_lower"] == len(frame) - len(high)
     with pytest.raises(ConfigError, match="needs the column"):
         _load(tmp_path, frame, min_rating=2.5)
@@ -111,10 +115,11 @@ def test_published_rating_files_are_interactions(tmp_path, header):
 def test_repeated_pairs_are_kept_once_the_earliest(tmp_path):
     frame = _log()
     again = frame.iloc[:30].assign(time=frame["time"][:30] - 1000)
-    data = _load(tmp_path, pd.concat([frame, again]), time="time")
+    both = pd.concat([frame, again]).assign(id=range(len(frame) + 30))
+    data = _load(tmp_path, both, time="time", id="id")
     assert data.provenance["duplicates_removed"] == 30 and len(data) == len(frame)
     assert set(data.example_id) == set(range(30, len(frame) + 30))
-    first = _load(tmp_path, pd.concat([frame, again]))  # without a time: the first row
+    first = _load(tmp_path, both, id="id")  # without a time: the first row
     assert set(first.example_id) == set(range(len(frame)))
 
 

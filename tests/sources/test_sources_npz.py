@@ -129,8 +129,8 @@ def _nan():
 @pytest.mark.parametrize(
     ("arrays", "config", "message", "ids"),
     [
-        ({"x": _nan(), "y": Y}, {}, "NaN or infinite", [5, 7]),
-        ({"x": np.where(X == 4, 1e300, X), "y": Y}, {}, "infinite", [2]),
+        ({"x": _nan(), "y": Y}, {}, "NaN or infinite", None),
+        ({"x": np.where(X == 4, 1e300, X), "y": Y}, {}, "infinite", None),
         ({"x": X, "y": Y, "ids": np.arange(12) % 11}, {}, "more than once", [0]),
         ({"x": X, "y": Y, "ids": np.arange(12) - 1}, {}, "must lie in 0", []),
         ({"x": X, "y": Y, "ids": np.arange(12) / 2}, {}, "whole numbers", []),

@@ -20,7 +20,7 @@ from sources import (
     sample_deletion_set,
     triggered,
 )
-from sources.assemble import content_hashes
+from sources.identity import Content
 from sources.rows import Rows, replaced
 
 
@@ -41,7 +41,7 @@ def colours(dtype: type = np.float32, seed: int = 0) -> ExampleSet:
         example_id=rng.permutation(30).astype(np.int64) + 7,
         split=np.where(np.arange(30) < 21, "train", "test").astype("<U5"),
         owner=np.full(30, ""),
-        content_hash=content_hashes(x),
+        content_hash=Content(x).hashes(),
         class_names=("a", "b", "c"),
         center=np.array([100, 50], np.float32)[:, None, None],
         scale=np.array([0.02, 0.005], np.float32)[:, None, None],
@@ -68,7 +68,7 @@ def test_the_trigger_is_the_brightest_input_in_every_channel() -> None:
     assert np.array_equal(seen[:, :, :, :-3], data.inputs(rows)[:, :, :, :-3])
     assert (planted.y[rows] == 2).all() and (planted.split[rows] == "train").all() and len(ids) == 6
     unchanged_but(data, planted, rows)
-    assert np.array_equal(planted.content_hash[rows], content_hashes(np.asarray(planted.x)[rows]))
+    assert np.array_equal(planted.content_hash[rows], Content(np.asarray(planted.x)[rows]).hashes())
 
 
 def test_the_trigger_of_grey_images_is_white(digits: ExampleSet) -> None:

@@ -21,6 +21,7 @@ from contracts.schema import (
     EXAMPLES,
     FINDINGS,
     LINEAGE_MEMBERS,
+    LINEAGE_SETS,
     MEMBERS,
     REGISTER,
     REQUEST_EVENTS,
@@ -293,14 +294,18 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
     )
     insert(
         c,
+        LINEAGE_SETS,
+        [
+            {"set_id": s, "first_id": first, "last_id": last}
+            for s, first, last in (("half", 0, 1), ("half", 3, 3), ("all", 0, 5))
+        ],
+    )
+    insert(
+        c,
         LINEAGE_MEMBERS,
         [
-            {"asset": a, "first_id": first, "last_id": last}
-            for a, first, last in (
-                ("digits/models/target", 0, 1),
-                ("digits/models/target", 3, 3),
-                ("digits/models/ensemble", 0, 5),
-            )
+            {"asset": "digits/models/target", "set_id": "half"},
+            {"asset": "digits/models/ensemble", "set_id": "all"},
         ],
     )
     insert(

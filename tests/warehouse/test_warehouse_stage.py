@@ -17,7 +17,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame
 
 from contracts.errors import ConfigError, IntegrityError, InvalidInput, StateError, UnknownName
 from contracts.requests import TRANSITIONS, ForgetRequest, RequestState
-from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, MEMBERS, REQUEST_EVENTS
+from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, LINEAGE_SETS, MEMBERS, REQUEST_EVENTS
 from warehouse import Warehouse
 from warehouse.lineage import runs_of
 
@@ -229,14 +229,35 @@ def test_runs_are_those_of_a_plain_loop(ids: list[int]) -> None:
     assert list(zip(first.tolist(), last.tolist(), strict=True)) == expected
 
 
+def _sets(w: Warehouse) -> dict[str, list[tuple[int, int]]]:
+    """The runs of each asset's examples, and those of sets that no asset has under ""."""
+    runs = w.read(LINEAGE_SETS, subject="digits")
+    of = dict(w.read(LINEAGE_MEMBERS, subject="digits").rows())
+    out = {asset: runs.filter(pl.col("set_id") == s).select("first_id", "last_id").rows() for asset, s in of.items()}
+    unused = runs.filter(~pl.col("set_id").is_in(list(of.values())))
+    return out | ({"": unused.rows()} if unused.height else {})
+
+
 def test_a_whole_split_is_one_row_and_a_sparse_set_is_exact(w: Warehouse) -> None:
     w.record_lineage("digits/models/target", members=np.arange(50_000), **COMMON)
-    assert w.read(LINEAGE_MEMBERS, subject="digits").rows() == [("digits/models/target", 0, 49_999)]
+    assert _sets(w) == {"digits/models/target": [(0, 49_999)]}
     w.record_lineage("digits/models/target", members=[5, 3, 3, 4, 9], **COMMON)
-    assert w.read(LINEAGE_MEMBERS, subject="digits").rows() == [
-        ("digits/models/target", 3, 5),
-        ("digits/models/target", 9, 9),
-    ]
+    assert _sets(w) == {"digits/models/target": [(3, 5), (9, 9)]}
+
+
+def test_a_set_is_stored_once_for_all_its_assets_and_goes_with_the_last(w: Warehouse) -> None:
+    far = [10, 2**52, 7**18]  # ids made from content have no neighbours
+    for asset in ("digits/a", "digits/b"):
+        w.record_lineage(asset, members=far, **(COMMON | {"config_digest": asset}))
+    assert w.read(LINEAGE_SETS, subject="digits").height == 3
+    w.record_lineage("digits/a", members=[1], **COMMON)
+    assert set(_sets(w)) == {"digits/a", "digits/b"} and len(_sets(w)["digits/b"]) == 3
+    w.record_lineage("digits/b", members=[1], **COMMON)
+    assert _sets(w) == {"digits/a": [(1, 1)], "digits/b": [(1, 1)]}
+    w.record_lineage("digits/a", members=far, **COMMON)  # and comes back
+    assert len(_sets(w)["digits/a"]) == 3
+    w.record_lineage("digits/a", members=[], **COMMON)
+    assert _sets(w)["digits/a"] == []
 
 
 def test_recording_the_same_again_keeps_when_it_was_made(w: Warehouse) -> None:

@@ -4,8 +4,8 @@
 -- $subject = null: which subject; all of them when null
 
 WITH RECURSIVE reached(subject, asset, how) AS (
-    SELECT DISTINCT subject, asset, 'made from it' FROM lineage.members
-    WHERE $example_id::BIGINT BETWEEN first_id AND last_id AND ($subject::VARCHAR IS NULL OR subject = $subject)
+    SELECT DISTINCT m.subject, m.asset, 'made from it' FROM lineage.members m JOIN lineage.sets s USING (subject, set_id)
+    WHERE $example_id::BIGINT BETWEEN s.first_id AND s.last_id AND ($subject::VARCHAR IS NULL OR m.subject = $subject)
     UNION
     SELECT e.subject, e.child, 'made from what was made from it'
     FROM reached r JOIN lineage.edges e ON e.subject = r.subject AND e.parent = r.asset
