@@ -20,10 +20,8 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
     split = next(s for s in subject.splits if s.name == plan.split)
     spec = curator.get(split.method).spec
     if not spec.random:
-        said.append(
-            f"The split {split.name} is not random: it is judged by {plan.retrainings} retrainings without it. Whether exact removal passes "
-            "depends on how much they vary; a few rows, or rows that move together such as a class, may stay inconclusive."
-        )
+        num = None if spec.needs else _forgotten(subject, data, split.name, split.method, split.config).size
+        said.append(f"The split {split.name} is not random. " + against_retrainings(subject, num))
     elif not spec.needs and data.task == "classification":
         said.append(_of_random(subject, data, split.method, split.config, split.name))
     if plan.decides not in (NONE, RETRAIN) and not unlearner.get(plan.decides).spec.exact:
@@ -35,14 +33,39 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
     return said
 
 
+def against_retrainings(subject: Subject, num: int | None) -> str:
+    """What verdict the number of examples can carry where a set is judged by retrainings without it; None: not known yet."""
+    from attacks.planning import against_retraining_allows
+
+    assert subject.unlearning is not None
+    judged = f"It is judged against {subject.unlearning.retrainings} retrainings without it"
+    if num is None:
+        return f"{judged}; a few rows, or rows that move together such as a class, may stay inconclusive."
+    removal = f"exact removal of {num:,} example{'s' * (num != 1)} passes in"
+    chance, trace = against_retraining_allows(
+        num, retrainings=subject.unlearning.retrainings, thresholds=subject.thresholds
+    )
+    if chance < 0.8:
+        return f"{judged}: {removal} at most {chance:.0%} of audits, whatever the model; else it is inconclusive."
+    return (
+        f"{judged}: {removal} 4 of 5 audits only where the untouched model knows them at least {trace:.1f} standard deviations "
+        "better than those do; else it is inconclusive."
+    )
+
+
+def _forgotten(subject: Subject, data: ExampleSet, name: str, method: str, chosen: dict[str, object]) -> np.ndarray:
+    """Ids of the examples that a split of the plan forgets."""
+    found = curator.get(method)
+    seed = derive_seed(subject.seed, "split", name) % 2**31
+    members = found(data.part("train"), config=found.spec.config.from_mapping(chosen), seed=seed)
+    return members.filter(members["role"] == "forget")["example_id"].to_numpy()
+
+
 def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str, object], name: str) -> str:
     from attacks.planning import pass_probability, why_not
     from recipes.design import pool_and_population
 
-    found = curator.get(method)
-    seed = derive_seed(subject.seed, "split", name) % 2**31
-    members = found(data.part("train"), config=found.spec.config.from_mapping(chosen), seed=seed)
-    forget = members.filter(members["role"] == "forget")["example_id"].to_numpy()
+    forget = _forgotten(subject, data, name, method, chosen)
     pool, _ = pool_and_population(data, ensemble=subject.ensemble, seed=derive_seed(subject.seed, "ensemble") % 2**31)
     inside, unseen = data.example_id[pool], int((data.split[pool] == "test").sum())
     num = int(np.isin(forget, inside).sum())

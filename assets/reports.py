@@ -14,13 +14,14 @@ import yaml
 from polars import selectors as cs
 
 from assets.examples import examples_in, examples_of
+from assets.request_closing import RETRAINED
 from assets.requests import GROUPS as CLOSURE
 from assets.stage import Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import digest, plain
 from contracts.methods import analysis, recipe, score
-from contracts.requests import RequestState
+from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
 from contracts.verdicts import TARGET, Verdict
 from recipes.plan import device_of
@@ -137,12 +138,20 @@ def assemble(
         config_yaml=yaml.safe_dump(plain(subject), sort_keys=False, allow_unicode=True),
         environment=environment(subject),
         ledger_head=f"{head.seq}:{head.hash}",
-        request={k: v for k, v in plain(request.request).items() if v} if request else None,
+        request=_request(subject, request.request) if request else None,
         events=run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None,
         max_gap=subject.thresholds.max_gap,
         decides=subject.unlearning.decides if subject.unlearning else None,
         computed=_computed(run, scores, analyses),
     )
+
+
+def _request(subject: Subject, request: ForgetRequest) -> dict[str, Any]:
+    assert subject.unlearning is not None
+    grounds = "a pass, or a person with a reason"
+    if subject.unlearning.closing == RETRAINED:
+        grounds += ", or exact retraining: all models trained from scratch on data without its rows, with proof"
+    return {k: v for k, v in plain(request).items() if v} | {"may be closed by": grounds}
 
 
 def _computed(run: Run, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> str:

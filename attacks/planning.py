@@ -8,8 +8,14 @@
 Figures of several models of one method share their examples. Correlations measured on 140 exact removals of random sets of 269
 and 89 digits, three models each: between models 0.93 (attacks without references), 0.65 (with), 0.87 (population); between
 attacks with references 0.45, with and without 0.25, the population attack and the others 0.1. Of those audits 0.925 (269) and
-0.03 (89) passed; this computes 0.92 and 0.02. A set that is not random is judged by retrainings of its own: how much those vary
-is not known beforehand, and a whole class, or few rows, move together; no figure is given for it.
+0.03 (89) passed; this computes 0.92 and 0.02.
+
+A set that is not random, or a request, is judged by R retrainings without it (``retraining_null``): the mean m over its F examples
+is one more retraining's, m / sd ~ Student's t of R - 1 degrees with sd = sqrt((1 + 1/R) / F), and passes when it lies within the
+tolerance and |m| + t_{R-1, 1-alpha/2} sd <= max_trace x trace:
+    best chance    P[|m| <= tolerance]                                              however well the untouched model knows the set
+    trace needed   (t_{R-1, 0.9} + t_{R-1, 1-alpha/2}) sd / max_trace               to pass in 4 of 5 audits as far as the trace goes
+That is the least: examples that move together (a class, one person's rows) vary more than F independent ones.
 
 Not a power analysis of what is to be found: see ``statistics.power``. Source: the verdict's own rules (``attacks.verdicts``).
 """
@@ -20,8 +26,10 @@ import math
 
 import numpy as np
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from attacks.membership.population_umia import FEWEST, interval_of
+from attacks.membership.shadow_runs import tolerated_mu
 from attacks.statistics import auc_stderr, detectable_auc, minimum_negatives, minimum_references
 from attacks.verdicts import CLAIM_FPR
 from contracts.errors import InvalidInput
@@ -96,6 +104,33 @@ def pass_probability(
     which = ["population" if kinds[f] == "population" else "auc" for f in family]
     allowed = np.array([room[w] / spread[w] for w in which])
     return float((np.abs(z) <= allowed).all(axis=1).mean())
+
+
+def against_retraining_allows(num_forget: int, *, retrainings: int, thresholds: Thresholds) -> tuple[float, float]:
+    """What the size of a set that is not random allows; see the module.
+
+    Args:
+        num_forget: examples of the set, >= 1.
+        retrainings: R, >= 2.
+        thresholds: max_auc, max_trace and alpha of the plan.
+
+    Returns:
+        best chance: share of audits of an exactly removed set that can pass, in (0, 1).
+        trace needed: how much better the untouched model must know the set than retrainings without it, on average, in
+            standard deviations of one example over the retrainings, so that 4 of 5 such audits pass as far as the trace goes.
+
+    Raises:
+        InvalidInput: counts out of range.
+
+    >>> chance, trace = against_retraining_allows(100, retrainings=20, thresholds=Thresholds())
+    >>> round(chance, 3), round(trace, 2)
+    (0.998, 1.75)
+    """
+    if num_forget < 1 or retrainings < 2:
+        raise InvalidInput(f"num_forget = {num_forget} and retrainings = {retrainings} must be >= 1 and >= 2")
+    law, sd = student_t(retrainings - 1), math.sqrt((1 + 1 / retrainings) / num_forget)
+    chance = 2 * law.cdf(tolerated_mu(thresholds.max_auc) / sd) - 1
+    return float(chance), float(law.ppf([0.9, 1 - thresholds.alpha / 2]).sum() * sd / thresholds.max_trace)
 
 
 def why_not(

@@ -83,6 +83,13 @@ class Unlearning(Config):
         False, doc="a forget request also removes the near duplicates of what it names; they are counted in any case"
     )
 
+    closing: str = param(
+        "audit",
+        choices=("audit", "retrained"),
+        doc="what closes a forget request: 'audit', a pass, or a person where it is inconclusive; 'retrained' accepts beside it that "
+        "every model was trained from scratch on data without its rows, with proof of that",
+    )
+
     def check(self) -> None:
         names = {"none", "retrain", *(m.name for m in self.methods)}
         if self.decides not in names:

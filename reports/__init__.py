@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reports.audit import AnalysisSection, AuditReport, Examples, ScoreSection, facts, render_html, render_json
+    from reports.closing import render_closing
     from reports.series import Curve, Histogram
     from reports.summary import Judgement, Row, findings_frame, judge, rows
 
@@ -23,6 +24,7 @@ _MODULES = {
     "facts": "audit",
     "findings_frame": "summary",
     "judge": "summary",
+    "render_closing": "closing",
     "render_html": "audit",
     "render_json": "audit",
     "rows": "summary",
@@ -39,6 +41,7 @@ __all__ = [
     "facts",
     "findings_frame",
     "judge",
+    "render_closing",
     "render_html",
     "render_json",
     "rows",

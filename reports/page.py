@@ -47,7 +47,7 @@ _MONTHS = (
 def render(report: AuditReport, *, digest: str) -> str:
     """The whole page. ``digest``: SHA-256 of the JSON beside it."""
     judgement = report.judgement
-    return _template().render(
+    return template("audit.html.j2").render(
         report=report,
         judgement=judgement,
         mark=_MARKS,
@@ -138,7 +138,8 @@ def day(moment: Any) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder, with what all pages share."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
         autoescape=True,
@@ -147,7 +148,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(text=text, count=count, percent=percent, number=summary.number, day=day)
-    return environment.get_template("audit.html.j2")
+    return environment.get_template(name)
 
 
 def _weak_rates(attacks: pl.DataFrame | None) -> list[tuple[str, str]]:

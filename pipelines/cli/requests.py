@@ -139,6 +139,8 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     """Rows by split, class and owner, and what their number means for the verdict."""
     from collections import Counter
 
+    from assets.expected import against_retrainings
+
     at = data.positions(ids)
     splits = Counter(data.split[at].tolist())
     said = [
@@ -154,11 +156,17 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     elif plan.unlearning is None:
         said.append("The plan has no unlearning: it is registered, and cannot be run before the plan has one.")
     else:
-        said.append(
-            f"Judged against {plan.unlearning.retrainings} retrainings without them. A few rows may stay inconclusive: exact "
-            "retraining then stands as the ground on which a person closes it (request close)."
-        )
+        said.append(against_retrainings(plan, splits["train"]))
+        said.append("Where it is inconclusive, " + _grounds(plan))
     return said
+
+
+def _grounds(plan: Any) -> str:
+    """What closes a request whose audit is inconclusive, as half a sentence."""
+    a_person = "a person closes it with a reason (request close)"
+    if plan.unlearning.closing != "retrained":
+        return f"{a_person}."
+    return f"{a_person}, or its rows are taken out of the data and all is trained again (request close --retrained)."
 
 
 def _due(text: str | None, now: datetime) -> datetime:
@@ -224,15 +232,25 @@ def extend(
 def close(
     subject: Name,
     request_id: RequestId,
-    by: Annotated[str, typer.Option("--by", help="who closes it: a name, kept in the register")],
-    why: Why,
+    by: Annotated[str, typer.Option("--by", help="who closes it: a name, kept in the register")] = "",
+    why: Annotated[str, typer.Option("--why", help="the reason, kept in the register")] = "",
+    retrained: Annotated[
+        bool,
+        typer.Option(
+            "--retrained",
+            help="on exact retraining, where the plan accepts it: its rows are taken out of the data, everything is trained again, "
+            "and it is shown that they are in no data and no model",
+        ),
+    ] = False,
 ) -> None:
-    """Close an audited request that its audit could not close, under a person's name. A failed audit cannot be closed."""
-    from contracts.verdicts import Verdict
-    from reports.summary import judgement_of
-
-    if not by.strip() or not why.strip():
-        raise ConfigError("a request is closed by a named person with a reason: --by NAME --why REASON")
+    """Close a request that its audit could not close: under a person's name, or on exact retraining. A failed audit cannot be closed."""
+    if retrained and why.strip():
+        raise ConfigError("--retrained is the reason: leave --why out")
+    if not retrained and not (by.strip() and why.strip()):
+        raise ConfigError("a request is closed by a named person with a reason: --by NAME --why REASON; or --retrained")
+    if retrained:
+        _close_on_retraining(subject, request_id, by.strip())
+        return
     w = _warehouse()
     entry = _of(w, subject, request_id)
     if entry.state is not RequestState.AUDITED:
@@ -240,6 +258,23 @@ def close(
             f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; run: "
             f"palimpsest request run {subject} {request_id}"
         )
+    verdict = _refuse_failed(w, subject, request_id)
+    w.requests.advance(
+        request_id, RequestState.CLOSED, note=f"closed by {by.strip()}: {why.strip()} (audit: {verdict})"
+    )
+    w.publish()
+    console.print(f"request {request_id} is now closed by {by.strip()}; its audit said {verdict}")
+
+
+def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
+    """The word of a request's audit.
+
+    Raises:
+        StateError: it failed.
+    """
+    from contracts.verdicts import Verdict
+    from reports.summary import judgement_of
+
     facts = json.loads(w.artifacts.load_bytes(f"{subject}/request_reports/{request_id}/audit.json"))
     judgement, _ = judgement_of(facts)
     if judgement.verdict in (Verdict.FAIL, Verdict.BROKEN):
@@ -247,13 +282,30 @@ def close(
             f"the audit of request {request_id} says {judgement.verdict.value}: {judgement.sentence} Name another method under "
             f"'unlearning' in the plan (exact retraining: retrain) and run it again"
         )
-    w.requests.advance(
-        request_id,
-        RequestState.CLOSED,
-        note=f"closed by {by.strip()}: {why.strip()} (audit: {judgement.verdict.value})",
-    )
-    w.publish()
-    console.print(f"request {request_id} is now closed by {by.strip()}; its audit said {judgement.verdict.value}")
+    return judgement.verdict.value
+
+
+def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
+    from assets.request_closing import RETRAINED, close_on_retraining, refuse_left_in_source
+    from pipelines.cli.audit import run_subject, workspace_of
+    from pipelines.subjects import load_subject
+
+    home = state_home()
+    plan = load_subject(subject, home)
+    workspace = workspace_of(home)
+    entry = _of(workspace.warehouse, subject, request_id)
+    if plan.unlearning is None or plan.unlearning.closing != RETRAINED:
+        raise ConfigError(
+            f"the plan of {subject} does not accept exact retraining as a ground: set unlearning.closing to 'retrained' in it"
+        )
+    if entry.state in NOT_RUN or entry.state not in OPEN:
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is closed")
+    if entry.state is RequestState.AUDITED:
+        _refuse_failed(workspace.warehouse, subject, request_id)
+    refuse_left_in_source(request_id, plan, workspace)
+    run_subject(plan, home, job="audit", workspace=workspace)
+    console.print(f"request {request_id} is now closed. {close_on_retraining(request_id, plan, workspace, by=by)}")
+    console.print(f"The proof: palimpsest report {request_id}")
 
 
 def _advance(subject: str, request_id: str, state: RequestState, note: str) -> None:
@@ -352,4 +404,6 @@ def run(subject: Name, request_id: RequestId) -> None:
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     asset, wall_s = f"{subject}/request_reports/{request_id}/audit", time.perf_counter() - started
     by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
-    finish(workspace, plan, asset, records, wall_s, undecided=[by_a_person])
+    on_retraining = f"take its rows out of the data, then: palimpsest request close {subject} {request_id} --retrained"
+    undecided = [by_a_person, *([on_retraining] if plan.unlearning.closing == "retrained" else [])]
+    finish(workspace, plan, asset, records, wall_s, undecided=undecided)

@@ -130,13 +130,15 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
 ) -> None:
     """Where the report of a subject or of a forget request is."""
+    from assets.request_closing import closing_of
     from warehouse import Warehouse
 
     home = state_home()
     w = Warehouse.open(home)
     names = [f"{what}/reports/audit.html"]
     asked = w.requests.list().filter(pl.col("request_id") == what)
-    names += [f"{subject}/request_reports/{what}/audit.html" for subject in asked["subject"]]
+    for subject in asked["subject"]:
+        names += [f"{subject}/request_reports/{what}/audit.html", f"{closing_of(subject, what)}.html"]
     for name in reversed(names):
         if w.artifacts.exists(name):
             path = home / w.artifacts.describe(name).path

@@ -8,8 +8,9 @@ from scipy.stats import binom
 
 from attacks.membership import Evidence, attack_report
 from attacks.membership.population_umia import population_umia
-from attacks.planning import pass_probability, why_not
-from attacks.verdicts import judge_attack, judge_umia, worst
+from attacks.membership.retraining_null import against_retraining
+from attacks.planning import against_retraining_allows, pass_probability, why_not
+from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst
 from contracts.errors import InvalidInput
 from contracts.methods import attack
 from contracts.subject import Ensemble, Thresholds
@@ -47,6 +48,35 @@ def test_nonsense_is_refused() -> None:
         pass_probability(-1, 449, **PLAN)
     with pytest.raises(InvalidInput):
         pass_probability(10, 449, **PLAN | {"models": 0})
+
+
+@pytest.mark.parametrize("size", [1, 6, 100])
+def test_what_a_set_judged_by_its_retrainings_can_carry(size: int) -> None:
+    """400 exactly removed sets of independent examples, whose untouched model has just the trace that is named, or any."""
+    rng = np.random.default_rng(size)
+    chance, trace = against_retraining_allows(size, retrainings=20, thresholds=LIMITS)
+    passed = {trace: 0, 1e6: 0}
+    for _ in range(400):
+        models = rng.normal(size=(21, size))
+        for known in passed:
+            found, _ = against_retraining(
+                models[0], models[1:], untouched=np.full(size, known), alpha=LIMITS.alpha, level=LIMITS.alpha / 3
+            )
+            verdict = judge_against_retraining(found, what="a set", thresholds=LIMITS).verdict
+            passed[known] += verdict is Verdict.PASS
+    low, high = binom.interval(0.999, 400, chance)
+    assert passed[1e6] <= high and passed[1e6] >= low - 12, "as often as named, however well the model knows the set"
+    if chance > 0.9:
+        low, high = binom.interval(0.999, 400, 0.8)
+        assert low - 12 <= passed[trace] <= high + 12
+
+
+def test_a_set_judged_by_its_retrainings_needs_rows_and_retrainings() -> None:
+    for size, retrainings in ((0, 20), (5, 1)):
+        with pytest.raises(InvalidInput, match="must be"):
+            against_retraining_allows(size, retrainings=retrainings, thresholds=LIMITS)
+    few, many = (against_retraining_allows(n, retrainings=20, thresholds=LIMITS) for n in (4, 400))
+    assert few[0] < many[0] and few[1] > many[1]
 
 
 @pytest.mark.stat
