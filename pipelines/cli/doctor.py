@@ -55,14 +55,14 @@ Line = tuple[str, str, str]  # topic, sentence, the command that fixes what it s
 
 def _packages() -> Iterator[Line]:
     needed = requirements("")
-    absent = [name for name in needed if not _version(name)]
-    here = ", ".join(f"{name} {_version(name)}" for name in NAMED if _version(name))
+    absent = [name for name in needed if not find_version(name)]
+    here = ", ".join(f"{name} {find_version(name)}" for name in NAMED if find_version(name))
     yield "Packages", f"{len(needed) - len(absent)} of the {len(needed)} that are needed are here ({here}).", ""
     for name in absent:
         yield "Package", f"{name} is missing.", _install(name)
     for extra, what in EXTRAS.items():
         wanted = requirements(extra)
-        lacking = [name for name in wanted if not _version(name)]
+        lacking = [name for name in wanted if not find_version(name)]
         said = f"{', '.join(wanted)}, " + (f"for {what}" if what else "which no method of this version uses")
         yield (
             f"Optional [{extra}]",
@@ -87,7 +87,8 @@ def _install(what: str) -> str:
     return f"pip install '{what.replace('.', DISTRIBUTION, 1) if what.startswith('.') else what}'"
 
 
-def _version(name: str) -> str:
+def find_version(name: str) -> str:
+    """Version of an installed distribution; "" where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

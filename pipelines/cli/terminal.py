@@ -104,7 +104,7 @@ def summary(rows: Iterable[Row], *, title: str, width: int | None) -> Iterator[s
     """
     rows = list(rows)
     widest = max((len(_name(row)) for row in rows), default=0)
-    sizes = [max(widest, 7), max(map(len, COLOURS)), max((len(_figures(row)) for row in rows), default=0), 5]
+    sizes = [max(widest, 7), max(map(len, COLOURS)), max(17, *(len(_figures(row)) for row in rows), 0), 5]
     narrow = width is not None and 4 + sum(sizes) + len(sizes) - 1 > width
 
     def line(indent: int, *cells: str, colour: str = "") -> str:
@@ -112,8 +112,10 @@ def summary(rows: Iterable[Row], *, title: str, width: int | None) -> Iterator[s
         verdict = f"{verdict:<{sizes[1]}}"
         shown = f"[{colour}]{verdict}[/]" if colour else verdict
         shown += f" {figure:>{sizes[2]}} {limit:>{sizes[3]}}".rstrip()
-        first = " " * indent + escape(name)
-        return f"{first}\n{' ' * (indent + 2)}{shown}" if narrow else f"{first:<{4 + sizes[0]}} {shown}".rstrip()
+        first = " " * indent + name
+        if narrow:
+            return f"{escape(first)}\n{' ' * (indent + 2)}{shown}"
+        return f"{escape(f'{first:<{4 + sizes[0]}}')} {shown}".rstrip()
 
     yield f"[bold]{escape(title)}[/]\n"
     yield f"[bold]{line(0, 'finding', 'verdict', 'figure (interval)', 'limit')}[/]"
