@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import models
+from assets import judged, models
 from assets.stage import Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
@@ -25,7 +25,7 @@ from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
 from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
 from reports import findings_frame, judge, plots
-from reports.summary import MODEL, OTHERS, REMOVAL
+from reports.summary import MODEL, REMOVAL
 
 if TYPE_CHECKING:
     from attacks.membership.unlearning import UMIAResult
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
 U_MIA = "u_mia"
 AGAINST_RETRAINING = "against_retraining"
-# answer of an audit -> its check in Dagster: an error when it fails, a warning when it is inconclusive; never blocking
-CHECKS = {MODEL: "exposes_nothing", REMOVAL: "removed_is_gone", OTHERS: "other_audits_pass"}
+COVERED_BY = "u_lira"  # the finding on whether the shadow runs are about this method and kind of set
 
 
 def attacks(
@@ -328,6 +327,12 @@ def findings(
     judges = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
     shadow = judges.get(SHADOW)
     read = ([shadow] if shadow else []) if per_request else list(judges.values())
+    checks = judged.declared(
+        subject,
+        removal=_judged_by(subject, scope, attack_stages),
+        per_request=per_request,
+        judges=() if per_request else list(judges),
+    )
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", "findings"),
@@ -339,14 +344,23 @@ def findings(
             "attacks": [choice.name for choice in subject.attacks],
             "models": subject.ensemble.num_models,
         },
-        version=3,
-        warnings=tuple(CHECKS.values()),
+        version=4,
+        judged=checks,
         deps=(*scores.values(), *attack_stages.values(), *((comparison,) if comparison else ()), *jobs.values(), *read),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
         work=lambda run: _findings(run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow),
     )
+
+
+def _judged_by(subject: Subject, scope: Scope | None, attack_stages: Mapping[str, Stage]) -> list[str]:
+    """What the method in use is judged by: each is one finding, whatever else is recorded."""
+    if scope is None or subject.unlearning is None or subject.unlearning.decides == NONE:
+        return []
+    attacks = list(attack_stages) if scope.random else [AGAINST_RETRAINING]
+    exact = unlearner.get(subject.unlearning.decides).spec.exact
+    return [*attacks, "gap", "quality", *([] if exact else [COVERED_BY])]
 
 
 def _findings(
@@ -361,8 +375,10 @@ def _findings(
     limits = run.subject.thresholds
     in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
     found: list[tuple[str, Finding]] = []
+    by: list[str] = []  # who found each
     if not run.stage.per_request:
         found += [(TARGET, f) for f in _judge_target(run, attack_stages, limits)]
+    by += [MODEL] * len(found)
     if scope:
         for method in jobs:
             about = f"{scope.name(run)}/{method}"
@@ -370,27 +386,26 @@ def _findings(
             if not _exact(run, method, jobs) and method != NONE:
                 of_method.append(_judge_coverage(run, scope, method, shadow))
             found += [(about, dataclasses.replace(f, method=method)) for f in of_method]
+    by += [REMOVAL] * (len(found) - len(by))
     for name in judges:
         spec = analysis.get(name).spec
         assert spec.judge is not None
         found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
+        by += [name] * (len(found) - len(by))
     frame = _frame(run.asset, found, in_use=in_use)
     tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = [(schema.FINDINGS, frame, {"stage": run.asset})]
     if not run.stage.per_request:
         tables += _retired(run, scores)
     told = judge(frame, decides=in_use or None)
-    counted = {CHECKS[a.about]: a for a in told.answers if a.counted}
     return Output(
         tables=tables,
-        warnings={
-            name: "" if (a := counted.get(name)) is None or a.verdict is Verdict.PASS else a.sentence
-            for name in CHECKS.values()
-        },
-        errors=[name for name, a in counted.items() if a.verdict in (Verdict.FAIL, Verdict.BROKEN)],
+        judged=judged.results(run.stage.judged, frame, by, told),
         metadata={
+            "verdict": told.verdict.value,
+            "why": told.sentence,
             "answers": [answer.shown for answer in told.answers],
             "verdicts": dict(frame.filter("judged").group_by("verdict").len().sort("verdict").iter_rows()),
-            "findings": frame.select("about", "what", "verdict", "judged", "sentence").to_dicts(),
+            "findings": frame.select("verdict", "sentence", "about", "what", "judged").to_dicts(),
         },
     )
 
@@ -542,7 +557,7 @@ def _judge_coverage(run: Run, scope: Scope, method: str, shadow: Stage | None) -
     """What U-LiRA over shadow runs says of a method that is not exact, if it audited it on this kind and size of set."""
     from attacks.shadow_verdicts import covers
 
-    what, spec = "u_lira", analysis.get(SHADOW).spec
+    what, spec = COVERED_BY, analysis.get(SHADOW).spec
     tables = {table.name: run.read(table) for table in spec.tables} if shadow and not run.why_not(shadow) else {}
     rows = tables["u_lira"].filter(pl.col("method") == method).to_dicts() if tables else []
     runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +32,7 @@ from reports import (
     Curve,
     Examples,
     Histogram,
+    Removed,
     ScoreSection,
     render_html,
     render_json,
@@ -38,7 +40,7 @@ from reports import (
 from sources import ExampleSet
 from warehouse import queries
 
-SHOWN = 16
+SHOWN, REMOVED_SHOWN = 16, 10
 
 
 def audit_report(
@@ -58,7 +60,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
         "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=6,
+        version=7,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -66,6 +68,7 @@ def audit_report(
             *analyses.values(),
             findings,
             *((comparison,) if comparison else ()),
+            *((scope.split,) if scope else ()),
         ),
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
@@ -96,9 +99,10 @@ def _report(
             "page": str(run.workspace.home / files[0].path),
             "findings": [
                 {
+                    "verdict": r.verdict.value,
+                    "sentence": r.sentence,
                     "about": r.about,
                     "what": r.what,
-                    "verdict": r.verdict.value,
                     "figure": r.figure,
                     "interval": r.interval,
                     "counts": r.counted,
@@ -131,6 +135,7 @@ def assemble(
         scores=[_score_section(run, name) for name in scores],
         groups=_compared(run, scores),
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
+        removed=_removed(run, scope) if scope else None,
         unlearning=runs,
         attacks=attacks,
         curves=_curves(run, mine),
@@ -152,6 +157,22 @@ def _request(subject: Subject, request: ForgetRequest) -> dict[str, Any]:
     if subject.unlearning.closing == RETRAINED:
         grounds += ", or exact retraining: all models trained from scratch on data without its rows, with proof"
     return {k: v for k, v in plain(request).items() if v} | {"may be closed by": grounds}
+
+
+def _removed(run: Run, scope: Scope) -> Removed:
+    """What was taken out; a forget request's examples are a person's, and are not shown."""
+    data = run.data
+    ids = run.load(scope.split)[0]["forget"]
+    names = [data.class_names[k] for k in data.y[data.positions(ids)].tolist()] if data.class_names else []
+    shown = pl.DataFrame({"example_id": ids[:REMOVED_SHOWN]}).with_columns(value=pl.lit(None, pl.Float64))
+    chosen = "named by" if scope.per_request else "chosen by"
+    return Removed(
+        num=len(ids),
+        num_train=run.train.num_examples,
+        how="a random share" if scope.random else f"{chosen} {scope.kind(run)}",
+        classes=dict(Counter(names)),
+        examples=None if scope.per_request else examples_of(data, shown, "value", "Removed"),
+    )
 
 
 def _computed(run: Run, scores: Mapping[str, Stage], analyses: Mapping[str, Stage]) -> str:

@@ -23,17 +23,33 @@ import polars as pl
 from assets.current import UNCHANGED, Declaration, current_stages, scope_of
 from assets.workspace import Workspace
 from contracts.digests import digest, plain
-from contracts.errors import NotReady, UnknownName
+from contracts.errors import NotReady, UnknownName, in_words, may_pass
 from contracts.methods import ScoreSpec
 from contracts.progress import Progress
 from contracts.stores import CheckpointStore
 from contracts.subject import Subject
 from contracts.tables import TableSpec
+from contracts.verdicts import Verdict
 from sources import ExampleSet
 from warehouse import Artifact
 
 Partition = Mapping[str, str]
 APPLIES = "applies"  # the check that says why a method does not apply to a subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a judged, non-blocking check says.
+
+    Attributes:
+        verdict: passed, or an error (fail, broken) or a warning (inconclusive, not judged).
+        sentence: why.
+        figures: shown beside it in the Dagster UI.
+    """
+
+    verdict: Verdict
+    sentence: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,7 @@ class Output:
         metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table).
         pictures: label -> PNG bytes, shown in the Dagster UI.
         warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
-        errors: names of those whose sentence is an error rather than a warning.
+        judged: name of a non-blocking check -> what it says.
     """
 
     tables: Sequence[tuple[TableSpec | ScoreSpec, pl.DataFrame, Partition]] = ()
@@ -58,7 +74,7 @@ class Output:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
-    errors: Sequence[str] = ()
+    judged: Mapping[str, Checked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +88,7 @@ class Stage:
         reads_source: its key covers the digest of the data, which lie outside the warehouse and are asked for at every run.
         deps: stages it reads.
         tables: the tables it writes, for the schema in the UI and the blocking check.
-        warnings: names of its non-blocking checks.
+        warnings, judged: names of its non-blocking checks.
         per_request: partitioned by forget request.
         trains: takes the training pool (one at a time).
         fresh_days: the asset is stale after so many days.
@@ -88,6 +104,7 @@ class Stage:
     deps: tuple[Stage, ...] = ()
     tables: tuple[TableSpec, ...] = ()
     warnings: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset({"duckdb"})
     per_request: bool = False
     trains: bool = False
@@ -317,7 +334,7 @@ def materialize(
         "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),
         "contract": _check(run, written),
         "warnings": dict(output.warnings),
-        "errors": sorted(output.errors),
+        "judged": plain(output.judged),
         "wall_s": round(time.perf_counter() - started, 3),
     }
     if record["contract"]["passed"]:
@@ -331,12 +348,15 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
     specs = (
         [dg.AssetCheckSpec("contract", asset=stage.key, blocking=True, description=_CONTRACT)] if stage.tables else []
     )
-    specs += [dg.AssetCheckSpec(name, asset=stage.key, description="Not blocking.") for name in stage.warnings]
+    specs += [
+        dg.AssetCheckSpec(name, asset=stage.key, description="Not blocking.")
+        for name in (*stage.warnings, *stage.judged)
+    ]
 
     @dg.asset(
         key=stage.key,
         deps=[dep.key for dep in stage.deps],
-        group_name=f"{stage.subject.subject.replace('-', '_')}_{stage.path[0]}",
+        group_name=group_of(stage),
         description=stage.doc,
         kinds=set(stage.kinds),
         owners=list(stage.subject.owners),
@@ -350,20 +370,33 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         if stage.fresh_days
         else None,
         required_resource_keys={"workspace"},
+        retry_policy=_AGAIN,
     )
     def _asset(context) -> dg.MaterializeResult:  # type: ignore[no-untyped-def, type-arg]  # Dagster reads this annotation at run time
         workspace: Workspace = context.resources.workspace
         request = context.partition_key if stage.per_request else None
-        record = materialize(stage, workspace, run_id=context.run.run_id, request=request, context=context)
+        try:
+            record = materialize(stage, workspace, run_id=context.run.run_id, request=request, context=context)
+        except Exception as error:
+            raise dg.Failure(in_words(error), allow_retries=may_pass(error)) from error
         state = UNCHANGED if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
         context.log.info(f"{stage.asset(request)}: {state}")
         return dg.MaterializeResult(
             metadata=_metadata(stage, workspace, record, request, state),
             data_version=dg.DataVersion(f"sha256:{record['data_version']}"),
-            check_results=[*_contract(stage, record), *_warnings(stage, record)],
+            check_results=[*_contract(stage, record), *_warnings(stage, record), *_judged(stage, record)],
         )
 
     return _asset
+
+
+# What may pass by itself (a killed process, a busy lock, a hiccup of the disk) is tried again; what is wrong stays wrong.
+_AGAIN = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+def group_of(stage: Stage) -> str:
+    """The group in the UI: one a subject, and one for what is done for its forget requests. The stage is in the asset's key."""
+    return stage.subject.subject.replace("-", "_") + ("_requests" if stage.per_request else "")
 
 
 _CONTRACT = "Columns, types, ranges, keys, nulls and finiteness as the method declares them, by Great Expectations."
@@ -408,11 +441,30 @@ def _warnings(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResu
             check_name=name,
             asset_key=stage.key,
             passed=not record["warnings"].get(name),
-            severity=dg.AssetCheckSeverity.ERROR if name in record.get("errors", ()) else dg.AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.WARN,
             description=record["warnings"].get(name) or None,
         )
         for name in stage.warnings
     ]
+
+
+def _judged(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult]:
+    out = []
+    for name in stage.judged:
+        told = record["judged"][name]
+        verdict = Verdict(told["verdict"])
+        wrong = verdict in (Verdict.FAIL, Verdict.BROKEN)
+        out.append(
+            dg.AssetCheckResult(
+                check_name=name,
+                asset_key=stage.key,
+                passed=verdict is Verdict.PASS,
+                severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
+                description=told["sentence"],
+                metadata={"verdict": verdict.value, "why": told["sentence"], **told["figures"]},
+            )
+        )
+    return out
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
@@ -458,7 +510,12 @@ def _metadata(
     w = workspace.warehouse
     shown = w.artifacts.load_json(f"{stage.asset(request)}/shown")
     head = w.ledger.head()
-    out: dict[str, Any] = {
+    out: dict[str, Any] = {label: _metadata_value(value) for label, value in shown["metadata"].items()}
+    out |= {
+        label: dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
+        for label, png in shown["pictures"].items()
+    }
+    out |= {
         "state": state,
         "data_version": record["data_version"],
         "config_digest": stage.config_digest,
@@ -472,10 +529,6 @@ def _metadata(
         lineage = _lineage(stage)
         if lineage is not None:
             out["dagster/column_lineage"] = lineage
-    for label, value in shown["metadata"].items():
-        out[label] = _metadata_value(value)
-    for label, png in shown["pictures"].items():
-        out[label] = dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
     return out
 
 

@@ -61,6 +61,13 @@ def judge_shadow_unlearning(tables: Mapping[str, pl.DataFrame], thresholds: Thre
     return found
 
 
+def found_of(method: str, *, canaries: bool) -> list[str]:
+    """What of each finding about a method; retraining is itself what the last two compare with."""
+    names = ["u_lira", "examples", *(["canaries"] if canaries else [])]
+    names += [] if method == "retrain" else ["kept", "quality"]
+    return [f"unlearning/{name}" for name in names]
+
+
 def _lacking(rows: list[dict[str, Any]]) -> str:
     """Why this audit could not have seen what it did not see; "" when it could."""
     if not rows:

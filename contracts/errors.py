@@ -18,11 +18,15 @@ PalimpsestError
 |-- Diverged                    an optimisation left the numbers that mean anything: non-finite, or one answer to everything
 |-- NotTheModel                 what a method gave back is not what its arrays give in a fresh model
 `-- JobFailed                   a child process ended without its result
+    `-- JobLost                 it was killed: another run may be spared that
 """
 
 from __future__ import annotations
 
+import errno
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class PalimpsestError(Exception):
@@ -108,6 +112,54 @@ class JobFailed(PalimpsestError):
     """A job process ended without leaving a valid result."""
 
 
+class JobLost(JobFailed):
+    """A job process was killed before it could leave a result."""
+
+
 def _some(ids: Sequence[int], limit: int = 10) -> str:
     shown = ", ".join(map(str, ids[:limit]))
     return shown if len(ids) <= limit else f"{shown}, ... {len(ids)} in all"
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TRANSIENT = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work, done again, may well succeed: a killed process, a busy lock, a hiccup of disk or memory."""
+    transient = isinstance(error, OSError) and error.errno in _TRANSIENT
+    return transient or isinstance(error, (JobLost, LockTimeout, MemoryError))
+
+
+def in_words(error: BaseException) -> str:
+    """One message for a person: what happened, where, and what to do where that is known.
+
+    >>> in_words(ConfigError("lr = -1 must be > 0"))
+    'ConfigError: lr = -1 must be > 0'
+    """
+    if isinstance(error, PalimpsestError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        if error.errno in _FULL:
+            return (
+                f"the disk is full{where}. What was finished is kept; free some space, or set PALIMPSEST_HOME to a disk with "
+                "room, and run the same command again"
+            )
+        if error.errno in _NOT_WRITABLE:
+            return f"no access ({(error.strerror or '').lower()}){where}. To write elsewhere, set PALIMPSEST_HOME to a folder of yours"
+        return f"{error.strerror}{where}"
+    said = " ".join(str(error).split()) or "no reason given"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {said}{where}"

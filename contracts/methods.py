@@ -183,12 +183,15 @@ class AnalysisSpec(MethodSpec):
         reads: analyses whose stored tables the need ``tables`` gives; the plan lists them before this one.
         pictures: how they are drawn.
         judge: (rows of every table, the plan's thresholds) -> (what it is about, finding); pure. None: reported, not judged.
+        finds: (configuration, the plan's thresholds, the removal method in use) -> ``what`` of each finding that will count; every
+            one is a check of its own in Dagster. None: not known beforehand, and one check stands for all.
     """
 
     tables: tuple[TableSpec, ...]
     reads: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     judge: Callable[[Mapping[str, Any], Thresholds], Sequence[tuple[str, Finding]]] | None = None
+    finds: Callable[[Any, Thresholds, str], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -110,7 +110,9 @@ def _failure_sensor(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> d
         if request:
             why = context.failure_event.message or "no reason given"
             note = f"run {context.dagster_run.run_id[:8]} failed: {why}"
-            Warehouse.open(state_home()).requests.note(request, note)
+            w = Warehouse.open(state_home())
+            w.requests.note(request, note)
+            w.publish()
 
     return _sensor
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,9 +21,10 @@ from typing import Any
 import psutil
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import IntegrityError, JobFailed, NotReady
+from contracts.errors import IntegrityError, JobFailed, JobLost, NotReady
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress
+from pipelines.home import ROOT
 from warehouse import ArtifactStore, fsio
 
 POLL_S = 0.1
@@ -36,7 +38,8 @@ class PipesLauncher:
         """Return when the job's output artifact is complete; adopt, read or start it, never double it.
 
         Raises:
-            JobFailed: the worker ended without its output; the message carries the end of its error output.
+            JobFailed: the worker ended without its output; the message carries its last words.
+            JobLost: it was killed, which another run may be spared.
         """
         folder = home / "jobs" / job.job_id
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +50,16 @@ class PipesLauncher:
         if _finished(job, home):
             return
         fsio.write_bytes(folder / "job.json", canonical_json(job).encode())
-        self._start(folder, home, context, progress)
-        if not _finished(job, home):
-            raise JobFailed(f"unlearning job {job.job_id} ({job.method.name}) ended without a result: {_tail(folder)}")
+        status = self._start(folder, home, context, progress)
+        if _finished(job, home):
+            return
+        what = f"unlearning job {job.job_id} ({job.method.name})"
+        if status is not None and status < 0:
+            raise JobLost(f"{what} was killed by {signal.Signals(-status).name}; the same command runs it again")
+        raise JobFailed(f"{what} ended without a result: {_last_words(folder)} (all it said: {folder / 'stderr.txt'})")
 
-    def _start(self, folder: Path, home: Path, context: Any, progress: Progress) -> None:
+    def _start(self, folder: Path, home: Path, context: Any, progress: Progress) -> int | None:
+        """Run the worker to its end; its exit status."""
         import dagster as dg
         from dagster import PipesEnvContextInjector, PipesTempFileMessageReader, open_pipes_session
 
@@ -61,9 +69,15 @@ class PipesLauncher:
             ) as session,
             (folder / "stderr.txt").open("wb") as stderr,
         ):
-            env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
+            env = {
+                **os.environ,
+                **session.get_bootstrap_env_vars(),
+                "PALIMPSEST_HOME": str(home),
+                "PYTHONPATH": _path(),
+            }
             child = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(folder / "job.json")],
+                # -P: what lies in the working folder must not hide a package of ours
+                [sys.executable, "-P", "-m", WORKER, str(folder / "job.json")],
                 env=env,
                 stdout=stderr,
                 stderr=stderr,
@@ -80,6 +94,7 @@ class PipesLauncher:
                 child.terminate()
                 child.wait(10)
                 raise
+            return child.returncode
 
 
 def _alive(folder: Path) -> psutil.Process | None:
@@ -116,11 +131,18 @@ def _finished(job: UnlearnJob, home: Path) -> bool:
     return bool(meta.get("job") == digest(job))
 
 
-def _tail(folder: Path, limit: int = 1500) -> str:
+def _last_words(folder: Path) -> str:
+    """The last line that a worker wrote: its error, in one sentence."""
     try:
-        return (folder / "stderr.txt").read_bytes()[-limit:].decode(errors="replace")
+        lines = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
     except FileNotFoundError:
-        return "(no error output)"
+        lines = []
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _path() -> str:
+    """Python's path for a child: this program first, as in this process."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def boot_id() -> str:

@@ -1,18 +1,36 @@
-"""What Dagster records of stages that were checked and left as they are: an observation each, without a run."""
+"""What Dagster records of work done outside its own processes: runs of the command line under the job that they are of, and of
+stages that were checked and left as they are an observation each, without a run."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dagster as dg
 from dagster import AssetKey, DagsterInstance
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from assets.current import UNCHANGED, Declaration, Record
+
+LOCATION, REPOSITORY = "pipelines.definitions", "__repository__"  # as "dagster dev -m pipelines.definitions" names them
+
+
+@contextmanager
+def filed_under(instance: DagsterInstance, job: str) -> Iterator[None]:
+    """Runs made in the block name the code location that their job is of: without it the UI lists them under no job and
+    leaves them out of the timeline. In-process execution takes no such argument, so the instance adds it."""
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), REPOSITORY), job)
+    create = instance.create_run_for_job
+    instance.create_run_for_job = partial(create, remote_job_origin=origin)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job  # type: ignore[method-assign]
 
 
 def asset_key(stage: Declaration) -> AssetKey:

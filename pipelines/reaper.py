@@ -14,13 +14,14 @@ from dagster import DagsterRunStatus, RunsFilter
 from pipelines.launchers import boot_id
 
 PID, STARTED, BOOT = "palimpsest/pid", "palimpsest/started", "palimpsest/boot_id"
+MAX_RETRIES = "dagster/max_retries"
 UNFINISHED = [DagsterRunStatus.STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.CANCELING]
 
 
 def run_tags() -> dict[str, str]:
-    """Tags by which a later process can tell whether this one still lives."""
+    """Tags by which a later process can tell whether this one still lives. No daemon repeats what a person has started."""
     me = psutil.Process()
-    return {PID: str(me.pid), STARTED: f"{me.create_time():.2f}", BOOT: boot_id()}
+    return {PID: str(me.pid), STARTED: f"{me.create_time():.2f}", BOOT: boot_id(), MAX_RETRIES: "0"}
 
 
 def reap(instance: dg.DagsterInstance, *, note: Callable[[str], None]) -> list[str]:

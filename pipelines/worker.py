@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import Diverged, IntegrityError, NotTheModel
+from contracts.errors import Diverged, IntegrityError, NotTheModel, in_words
 from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import unlearner
 from contracts.subject import Subject
@@ -135,7 +136,11 @@ def main() -> None:
     with open_dagster_pipes():
         pipes = PipesContext.get()
         pipes.log.info(f"job {job.job_id}: {job.method.name} over {len(job.seeds)} seeds")
-        meta = run_job(job, home=state_home(), folder=path.parent)
+        try:
+            meta = run_job(job, home=state_home(), folder=path.parent)
+        except Exception as error:  # a user's model may raise anything; the launcher reads the last line
+            sys.stderr.write(f"{traceback.format_exc()}\n{in_words(error)}\n")
+            raise SystemExit(1) from None
         pipes.log.info(f"job {job.job_id}: done, {len(meta['runs'])} runs")
 
 

@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.audit import AnalysisSection, AuditReport, Examples, ScoreSection, facts, render_html, render_json
+    from reports.audit import (
+        AnalysisSection,
+        AuditReport,
+        Examples,
+        Removed,
+        ScoreSection,
+        facts,
+        render_html,
+        render_json,
+    )
     from reports.closing import render_closing
     from reports.series import Curve, Histogram
     from reports.summary import Judgement, Row, findings_frame, judge, rows
@@ -19,6 +28,7 @@ _MODULES = {
     "Examples": "audit",
     "Histogram": "series",
     "Judgement": "summary",
+    "Removed": "audit",
     "Row": "summary",
     "ScoreSection": "audit",
     "facts": "audit",
@@ -36,6 +46,7 @@ __all__ = [
     "Examples",
     "Histogram",
     "Judgement",
+    "Removed",
     "Row",
     "ScoreSection",
     "facts",

@@ -4,8 +4,9 @@
 opens from a disk or a mail) and :func:`render_json` the same facts as canonical JSON. Both are functions of the report
 alone: the only time in them is ``created_at``, so the same report gives the same bytes.
 
-The order is the reader's: the verdict, what was audited, the findings, the scores with their examples, the unlearning
-methods against retraining, the attacks, what is inconclusive and why, how to do it again.
+The order is the reader's. The first screen: the answers, the verdict, what was removed, every method under every attack, gap
+against time, the audited model's ROC. Then what was audited, the findings, the scores with their examples (behind a line each),
+the unlearning methods against retraining, the attacks, what is inconclusive and why, how to do it again.
 
 Everything that comes from data (labels, class names, notes) is escaped by the template; nothing is interpreted as HTML
 or Markdown. Not a certificate: nothing here is signed.
@@ -124,6 +125,24 @@ class AnalysisSection:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Removed:
+    """What was taken out of the model.
+
+    Attributes:
+        num: training examples removed, of ``num_train``.
+        how: how they were chosen, in words ("a random share", "named by owner").
+        classes: class name -> how many of them; empty where there are no classes.
+        examples: a few of them; None where they are not to be shown (a person's).
+    """
+
+    num: int
+    num_train: int
+    how: str
+    classes: Mapping[str, int] = field(default_factory=dict)
+    examples: Examples | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport:
     """What one audit found.
 
@@ -134,6 +153,7 @@ class AuditReport:
         audited: group -> {label: value}; the groups "Data", "Model", "Recipe", "Seeds", "Digests" in the order shown.
         scores: one section a score. ``groups``: examples chosen over several scores (the noisiest).
         analyses: one section an analysis.
+        removed: what was taken out, or None.
         unlearning: rows of ``unlearning.runs``. ``attacks``: rows of ``audits.attack_reports``. None when not run.
         curves: audited -> attack -> ROC curve.
         notes: further limits and reasons, one sentence each.
@@ -159,6 +179,7 @@ class AuditReport:
     scores: Sequence[ScoreSection] = ()
     groups: Sequence[Examples] = ()
     analyses: Sequence[AnalysisSection] = ()
+    removed: Removed | None = None
     unlearning: pl.DataFrame | None = None
     attacks: pl.DataFrame | None = None
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
@@ -253,6 +274,14 @@ def facts(report: AuditReport) -> dict[str, Any]:
                 }
                 for a in report.analyses
             ],
+            "removed": None
+            if report.removed is None
+            else {
+                "num": report.removed.num,
+                "num_train": report.removed.num_train,
+                "how": report.removed.how,
+                "classes": report.removed.classes,
+            },
             "unlearning": report.unlearning,
             "max_gap": report.max_gap,
             "attacks": report.attacks,

@@ -16,7 +16,7 @@ import jinja2
 import polars as pl
 
 from contracts.methods import Picture
-from contracts.verdicts import INFORMATION, Verdict, overall
+from contracts.verdicts import ATTACK, INFORMATION, TARGET, Verdict, overall
 from reports import plots, summary
 from reports.series import Curve, Histogram
 
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 
 _THIN = "\u202f"
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!", Verdict.NOT_JUDGED: "–"}
-_METRICS = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "wall_s")
+_METRICS = {  # column of unlearning.runs -> heading, shorter heading
+    "avg_gap": ("Average gap", "Average gap"),
+    "ua": ("Unlearning acc. %", "Unlearning acc."),
+    "ra": ("Retain acc. %", "Retain acc."),
+    "ta": ("Test acc. %", "Test acc."),
+    "mia_efficacy": ("Membership eff. %", "Membership eff."),
+    "wall_s": ("Seconds", "Seconds"),
+}
 _SHOWN_COLUMNS = 8
+_SHOWN_CLASSES = 12
 _SHOWN_ITEMS = 40
 _MONTHS = (
     "January",
@@ -47,10 +55,18 @@ _MONTHS = (
 def render(report: AuditReport, *, digest: str) -> str:
     """The whole page. ``digest``: SHA-256 of the JSON beside it."""
     judgement = report.judgement
+    attack_names = _attack_names(report)
+    rocs = {
+        audited: _roc(audited, curves, report.attacks, attack_names)
+        for audited, curves in report.curves.items()
+        if curves
+    }
     return template("audit.html.j2").render(
         report=report,
         judgement=judgement,
         mark=_MARKS,
+        glance=_glance(report, attack_names, rocs.get(TARGET)),
+        removed=_removed(report),
         findings=[(row, _span(row)) for row in report.rows],
         scores=[
             {"section": s, "chart": _histogram(s.name, s.unit, s.histogram), "groups": [_group(e) for e in s.examples]}
@@ -61,10 +77,91 @@ def render(report: AuditReport, *, digest: str) -> str:
         audits=[_analysis(a) for a in report.analyses if a.audit],
         unlearning=_unlearning(report),
         attacks=_attacks(report.attacks),
-        rocs=[_roc(audited, curves, report.attacks) for audited, curves in report.curves.items() if curves],
+        rocs=list(rocs.values()),
         questions=open_questions(report),
         digest=digest,
     )
+
+
+def _attack_names(report: AuditReport) -> list[str]:
+    """Every attack of the report in one order: it decides the colour that an attack has in all pictures."""
+    of_curves = [name for curves in report.curves.values() for name in curves]
+    return list(dict.fromkeys([*of_curves, *(_attack_name(row) for row in report.rows if _is_area(row))]))
+
+
+def _attack_name(row: summary.Row) -> str:
+    return row.what.removeprefix("attack/")
+
+
+def _is_area(row: summary.Row) -> bool:
+    """An attack's figure with an interval, on the scale of an area under the ROC curve: half is guessing."""
+    return row.kind == ATTACK and None not in (row.value, row.low, row.high) and 0.5 <= (row.threshold or 0) <= 1
+
+
+def _glance(report: AuditReport, attack_names: Sequence[str], roc: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The pictures of the first screen, each with a line under it."""
+    found = [
+        (
+            _attacked(report, attack_names),
+            "Every model under every attack, with intervals; 0.5 is guessing, dashed what is tolerated.",
+        ),
+        (_gap_and_time(report), "Gap to retraining against the time it took; dashed what is tolerated."),
+        (roc["chart"] if roc else None, "The audited model: members found against others accused."),
+    ]
+    return [{"chart": chart, "caption": caption} for chart, caption in found if chart is not None]
+
+
+def _attacked(report: AuditReport, attack_names: Sequence[str]) -> dict[str, str] | None:
+    splits = set() if report.unlearning is None else set(report.unlearning["split"])
+    rows = [r for r in report.rows if _is_area(r) and (r.about == TARGET or r.about.rpartition("/")[0] in splits)]
+    rows.sort(key=lambda r: (r.about != TARGET, r.method != report.decides, r.control))
+    groups: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in rows:
+        name = "audited model" if row.about == TARGET else row.method if len(splits) == 1 else row.about
+        groups.setdefault(name, {})[_attack_name(row)] = (row.value, row.low, row.high)  # type: ignore[assignment]
+    if not groups:
+        return None
+    limits = {float(r.threshold) for r in rows if r.threshold is not None}
+    png = plots.intervals_png(
+        groups, xlabel="area under the ROC curve", order=attack_names, limits=sorted(limits | {1 - t for t in limits})
+    )
+    said = (
+        f"{name}: " + ", ".join(f"{a} {summary.number(v[0])}" for a, v in group.items())
+        for name, group in groups.items()
+    )
+    return _chart(png, f"Area under the ROC curve of every attack. {'; '.join(said)}.")
+
+
+def _gap_and_time(report: AuditReport) -> dict[str, str] | None:
+    if report.unlearning is None:
+        return None
+    means = [pl.col(c).mean() for c in ("wall_s", "avg_gap", "avg_gap_lo", "avg_gap_hi")]
+    known = report.unlearning.filter(pl.col("avg_gap").is_finite()).group_by("method", maintain_order=True).agg(means)
+    points = {
+        str(name): (took, gap, gap if low is None else min(low, gap), gap if high is None else max(high, gap))
+        for name, took, gap, low, high in known.drop_nulls(["wall_s", "avg_gap"]).iter_rows()
+    }
+    if len(points) < 2:
+        return None
+    png = plots.against_time_png(points, ylabel="average gap (points)", limit=report.max_gap)
+    said = ", ".join(f"{name} {summary.number(p[1])} points in {summary.number(p[0])} s" for name, p in points.items())
+    return _chart(png, f"Average gap to retraining against time: {said}.")
+
+
+def _removed(report: AuditReport) -> dict[str, Any] | None:
+    """What was taken out, in a sentence, and a few of the examples."""
+    removed = report.removed
+    if removed is None:
+        return None
+    share = percent(round(removed.num / max(removed.num_train, 1), 3))
+    by_class = sorted(removed.classes.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} ({count(num)})" for name, num in by_class[:_SHOWN_CLASSES])
+    more = f" and {len(by_class) - _SHOWN_CLASSES} more" if len(by_class) > _SHOWN_CLASSES else ""
+    return {
+        "sentence": f"{count(removed.num)} of {count(removed.num_train)} training examples ({share}), {removed.how}.",
+        "classes": f"By class: {listed}{more}." if listed else "",
+        "group": None if removed.examples is None else _group(removed.examples),
+    }
 
 
 def _analysis(section: AnalysisSection) -> dict[str, Any]:
@@ -212,8 +309,15 @@ def _table_chart(picture: Picture, rows: pl.DataFrame) -> dict[str, str]:
 def _head(frame: pl.DataFrame | None) -> dict[str, Any] | None:
     if frame is None or frame.is_empty():
         return None
-    shown = frame.select(frame.columns[:_SHOWN_COLUMNS])
-    return {"columns": shown.columns, "rows": [[text(v) for v in row] for row in shown.iter_rows()]}
+    return _cells(frame)
+
+
+def _cells(frame: pl.DataFrame) -> dict[str, Any]:
+    """The first columns that hold anything, as text, and how many more there are."""
+    full = [name for name in frame.columns if frame[name].null_count() < frame.height]
+    shown = frame.select(full[:_SHOWN_COLUMNS])
+    rows = [[text(v) for v in row] for row in shown.iter_rows()]
+    return {"columns": shown.columns, "rows": rows, "more": len(full) - shown.width}
 
 
 def _group(examples: Examples) -> dict[str, Any]:
@@ -228,14 +332,7 @@ def _group(examples: Examples) -> dict[str, Any]:
             examples.example_id, examples.value, examples.label, notes, images, strict=True
         )
     ]
-    table: dict[str, Any] | None = None
-    if examples.rows is not None:
-        shown = examples.rows.select(examples.rows.columns[:_SHOWN_COLUMNS])
-        table = {
-            "columns": shown.columns,
-            "rows": [[text(v) for v in row] for row in shown.iter_rows()],
-            "more": examples.rows.width - shown.width,
-        }
+    table = None if examples.rows is None else _cells(examples.rows)
     return {"heading": examples.heading, "cards": cards, "table": table, "pictures": examples.images is not None}
 
 
@@ -271,6 +368,9 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
                 }
             )
         methods.sort(key=lambda m: m["order"])
+        columns = [
+            (m, *heads) for m, heads in _METRICS.items() if any(row["cells"][m][0] is not None for row in methods)
+        ]
         chart = None
         if any(m["gaps"] for m in methods if m["method"] != "retrain"):
             alt = "Average gap to retraining: " + ", ".join(
@@ -287,6 +387,8 @@ def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "methods": methods,
+                "columns": columns,
+                "judged": any(m["verdict"] for m in methods),
                 "chart": chart,
                 "num_forget": part["num_forget"][0],
                 "num_retain": part["num_retain"][0],
@@ -307,7 +409,7 @@ def _attacks(frame: pl.DataFrame | None) -> dict[str, Any] | None:
     """One row an audited model (seed) x attack, one column a false-positive cap."""
     if frame is None or frame.is_empty():
         return None
-    caps = frame["fpr_cap"].unique().sort().to_list()
+    caps = frame.drop_nulls("tpr")["fpr_cap"].unique().sort().to_list()
     rows = []
     for (audited, attack), models in frame.group_by("audited", "attack", maintain_order=True):
         seeds = models["seed"].unique().sort().to_list()
@@ -326,12 +428,14 @@ def _attacks(frame: pl.DataFrame | None) -> dict[str, Any] | None:
     return {"caps": caps, "rows": rows, "unreliable": not frame["reliable"].all()}
 
 
-def _roc(audited: str, curves: Mapping[str, Curve], attacks: pl.DataFrame | None) -> dict[str, Any]:
+def _roc(
+    audited: str, curves: Mapping[str, Curve], attacks: pl.DataFrame | None, attack_names: Sequence[str]
+) -> dict[str, Any]:
     intervals = None if attacks is None else attacks.filter(pl.col("audited") == audited)
     lines = {name: (c.fpr, c.tpr) for name, c in curves.items()}
     n_neg = max(c.n_neg for c in curves.values())
     chart = _chart(
-        plots.roc_png(lines, n_neg=n_neg, intervals=intervals),
+        plots.roc_png(lines, n_neg=n_neg, intervals=intervals, order=attack_names),
         f"ROC curves on logarithmic axes for {audited}: {', '.join(curves)}.",
     )
     return {"audited": audited, "chart": chart}

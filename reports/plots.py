@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: histogram, ROC on log axes, lines with bands, bars, dots with their spread, sheets of examples.
+"""Pictures as PNG bytes: histogram, ROC on log axes, lines with bands, bars, dots with their spread or interval, sheets of examples.
 
 Matplotlib's object interface with the Agg canvas only: no window system, no pyplot state, no user style file, no clock.
 The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
@@ -28,9 +28,12 @@ from contracts.errors import InvalidInput
 from contracts.methods import Picture
 from reports.series import Histogram
 
-# The series colours keep a contrast of at least 3 to white and differ without hue (deuteranopia) when taken in this order.
+# The series colours keep a contrast of at least 3 to white and differ in lightness (deuteranopia) when taken in this order. None
+# is a colour that the page gives to a verdict: green, red, ochre and violet say pass, fail, inconclusive and broken, nothing else.
 _INK, _MUTED, _RULE, _GROUND, _BAR = "#22262e", "#6b7078", "#d9d8d2", "#ffffff", "#8aa9c4"
-_SERIES = ("#1f5a8c", "#b4511f", "#3b7d4f", "#7a4fa3", "#8a6d00", "#5b6470")
+_SERIES = ("#1f5a8c", "#c0408a", "#13898c", "#59616c", "#3f8fd0", "#6d1f52")
+_LIMIT = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (4, 2))}  # a limit of the plan, in every chart
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (1, 3)))
 _DPI = 160
 PICTURE_CHANNELS = (1, 3)
@@ -90,6 +93,7 @@ def roc_png(
     n_neg: int,
     title: str = "",
     intervals: pl.DataFrame | None = None,
+    order: Sequence[str] = (),
 ) -> bytes:
     """ROC on log-log axes over [1 / n_neg, 1], with the line of guessing (tpr = fpr).
 
@@ -98,6 +102,7 @@ def roc_png(
         n_neg: non-members tested, >= 1; below 1 / n_neg the curve has nothing to say and nothing is drawn.
         intervals: rows of ``audits.attack_reports`` (attack, tpr, tpr_lo, tpr_hi, fpr, fpr_lo, fpr_hi) whose attack
             names a curve: drawn as a cross of its two intervals at (fpr, tpr). Rows with nulls are not drawn.
+        order: names that decide the colours, so that one name has one colour in several charts; the curves' own when not given.
 
     Raises:
         InvalidInput: no curve, or ``n_neg`` < 1.
@@ -113,7 +118,8 @@ def roc_png(
     def draw(axes: Axes) -> None:
         line = np.geomspace(x_low, 1, 50)
         axes.plot(line, line, color=_MUTED, linewidth=0.9, linestyle=(0, (2, 2)), label="guessing")
-        for number, (name, curve) in enumerate(curves.items()):
+        for name, curve in curves.items():
+            number = _place(name, order or list(curves))
             fpr, tpr = _rates(curve)
             colour = _SERIES[number % len(_SERIES)]
             # At the left edge the curve has the best tpr of any rate up to there.
@@ -188,7 +194,7 @@ def dots_png(
                 )
             axes.plot(array.mean(), row, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=4)
         if threshold is not None:
-            axes.axvline(threshold, color=_SERIES[1], linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.axvline(threshold, **_LIMIT)
             axes.annotate(
                 threshold_label,
                 (threshold, 1.0),
@@ -198,7 +204,7 @@ def dots_png(
                 va="top",
                 textcoords="offset points",
                 fontsize=8,
-                color=_SERIES[1],
+                color=_INK,
             )
         axes.set_yticks(range(len(groups)), [_clipped(n) for n in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
@@ -209,6 +215,113 @@ def dots_png(
         axes.grid(axis="x", color=_RULE, linewidth=0.6)
 
     return _figure(draw, title=title, size=(6.4, 1.1 + 0.36 * len(groups)))
+
+
+def intervals_png(
+    groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    xlabel: str,
+    order: Sequence[str],
+    chance: float = 0.5,
+    limits: Sequence[float] = (),
+) -> bytes:
+    """Figures with their intervals: a row a group, in it one mark a series, each with its whisker.
+
+    Args:
+        groups: group -> series -> (value, low, high), groups from top to bottom.
+        order: names that decide colour and mark, as in :func:`roc_png`.
+        chance: a thin line, where nothing is found; ``limits``: the plan's, dashed.
+
+    Raises:
+        InvalidInput: nothing to draw.
+    """
+    if not any(groups.values()):
+        raise InvalidInput("intervals_png: at least one figure is needed")
+    present = [name for name in order if any(name in group for group in groups.values())]
+    step = 0.8 / max(len(present), 1)
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(chance, color=_MUTED, linewidth=0.9)
+        for limit in limits:
+            axes.axvline(limit, **_LIMIT)
+        for number, name in enumerate(present):
+            colour, marker = _style(_place(name, order))
+            rows = [(at, *group[name]) for at, group in enumerate(groups.values()) if name in group]
+            at, value, low, high = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+            place = at + step * (number - (len(present) - 1) / 2)
+            axes.hlines(place, low, high, color=colour, linewidth=1.5)
+            axes.plot(value, place, marker, color=colour, markersize=4.5, markeredgewidth=0, label=_clipped(name))
+        for edge in range(1, len(groups)):
+            axes.axhline(edge - 0.5, color=_RULE, linewidth=0.6)
+        axes.set_yticks(range(len(groups)), [_clipped(n) for n in groups])
+        axes.set_ylim(len(groups) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x", color=_RULE, linewidth=0.6)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(len(present), 5), frameon=False)
+
+    lines = sum(len(group) for group in groups.values())
+    return _figure(draw, title="", size=(6.4, max(2.4, 1.2 + 0.13 * lines + 0.16 * len(groups))))
+
+
+def against_time_png(
+    points: Mapping[str, tuple[float, float, float, float]], *, ylabel: str, limit: float | None = None
+) -> bytes:
+    """A dot a name with its interval, against the seconds it took; the names stand beside the dots.
+
+    Args:
+        points: name -> (seconds, value, low, high); seconds below 0.01 are drawn there (a logarithmic axis has no zero).
+        limit: of the plan, dashed.
+
+    Raises:
+        InvalidInput: no point.
+    """
+    if not points:
+        raise InvalidInput("against_time_png: at least one point is needed")
+
+    def draw(axes: Axes) -> None:
+        if limit is not None:
+            axes.axhline(limit, **_LIMIT)
+            axes.annotate(
+                "limit", (1, limit), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=_INK
+            )
+        seconds = [max(point[0], 0.01) for point in points.values()]
+        axes.set_xscale("log")
+        axes.set_xlim(min(seconds) / 1.6, max(seconds) * 4)  # room for the names
+        for x, (_, value, low, high) in zip(seconds, points.values(), strict=True):
+            axes.plot([x, x], [low, high], color=_SERIES[0], linewidth=1.4)
+            axes.plot([x], [value], "o", color=_SERIES[0], markersize=5, markeredgewidth=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        _named(axes, {name: (x, point[1]) for x, (name, point) in zip(seconds, points.items(), strict=True)})
+        axes.set_xlabel("seconds")
+        axes.set_ylabel(ylabel)
+        axes.grid(color=_RULE, linewidth=0.6)
+
+    return _figure(draw, title="", size=(5.2, 2.7))
+
+
+def _named(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """A name beside each point, moved up until it lies over no other name."""
+    taken: list[tuple[float, float, float]] = []
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(point))
+        label = _clipped(name, 20)
+        right, moved = x + 0.03 + 0.021 * len(label), y
+        while any(left < right and x < other and abs(moved - at) < 0.1 for left, other, at in taken):
+            moved += 0.02
+        taken.append((x, right, moved))
+        axes.text(x + 0.02, moved, label, transform=axes.transAxes, va="center", fontsize=8, color=_INK)
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    """The number that decides a name's colour, mark and dashes; a name outside the order comes after it."""
+    return order.index(name) if name in order else len(order)
+
+
+def _style(number: int) -> tuple[str, str]:
+    return _SERIES[number % len(_SERIES)], _MARKERS[(number + number // len(_SERIES)) % len(_MARKERS)]
 
 
 def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:

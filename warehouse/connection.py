@@ -20,7 +20,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady
+from contracts.errors import DataError, IntegrityError, InvalidInput, LockTimeout, NotReady
 from warehouse import fsio
 
 STORAGE = "v1.5.0"
@@ -64,11 +64,16 @@ def door(path: Path, *, limits: Limits) -> Iterator[Connection]:
     Raises:
         NotReady: nothing has been published yet.
     """
-    if not path.exists():
-        raise NotReady(f"{path} does not exist yet: run `palimpsest audit` (it publishes its tables) first")
+    refuse_unpublished(path)
     with opened(path, limits=limits, read_only=True) as con:
         lock_down(con)
         yield con
+
+
+def refuse_unpublished(path: Path) -> None:
+    """Raise :class:`NotReady` where no snapshot lies."""
+    if not path.exists():
+        raise NotReady(f"{path} does not exist yet: run `palimpsest audit` (it publishes its tables) first")
 
 
 @contextmanager
@@ -156,6 +161,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         told = _first_line(error)
+        if "Could not set lock" in told:
+            raise LockTimeout(f"{path} is being written: {told}") from error
         for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
             if os.strerror(code).lower() in str(error).lower():
                 raise OSError(code, f"{os.strerror(code)}: {told}", str(path)) from error

@@ -81,7 +81,7 @@ class LedgerReport:
 
     def __str__(self) -> str:
         if self.ok:
-            return f"{self.num_entries} entries, whole up to {self.head}"
+            return f"{self.num_entries:,} entries, whole up to {self.head}"
         lost = f" (first missing entry: {self.first_missing})" if self.first_missing else ""
         return f"{self.num_entries} entries, not whole: {'; '.join(self.problems)}{lost}"
 

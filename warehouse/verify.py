@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from contracts.errors import ConfigError, IntegrityError
+from contracts.errors import ConfigError, IntegrityError, LockTimeout
 from contracts.progress import Progress, silent
 from warehouse import ledger, verify_database, verify_files
 from warehouse.connection import Connection
@@ -48,6 +48,7 @@ class Verification:
         problems: what is wrong, each in a sentence with what to do about it.
         notes: what was not checked, or is worth knowing.
         is_empty: nothing was ever recorded.
+        published_only: a writer was at work, so that the snapshot stands for the database.
     """
 
     head: Head | None
@@ -55,6 +56,7 @@ class Verification:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     is_empty: bool = False
+    published_only: bool = False
 
     @property
     def whole(self) -> bool:
@@ -65,16 +67,28 @@ class Verification:
 def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = silent) -> Verification:
     """Check everything in a state folder against everything else.
 
+    While a writer is at work its database is left alone: the published snapshot stands for it, and artefacts, which may be
+    newer than that, are compared with their manifests only.
+
     Args:
         w: the state folder, best from ``Warehouse.existing``, which leaves it as it lies.
         anchors: heads noted outside the folder that its ledger must contain.
         progress: called for every table and artefact.
 
     Raises:
-        LockTimeout: a writer held the warehouse for too long.
+        LockTimeout: a writer is at work and has not published anything yet.
     """
     problems: list[Problem] = []
-    main, snapshot = _main(w, problems, progress), _published(w, problems, progress)
+    main, busy = _main(w, problems, progress)
+    snapshot = _published(w, problems, progress)
+    if busy is not None and snapshot is None:
+        raise busy
+    files = Files()
+    if busy is not None:
+        anchors = _published_of(anchors, snapshot, files)
+        files.notes.append(
+            f"{_WRITING} Artefacts were compared with their manifests only. Verify again when it has ended."
+        )
     noted: list[ledger.Anchor] = [(f"the given head {head.seq}", _always(head)) for head in anchors]
     if main is not None and snapshot is not None:
         noted.insert(0, ("the published snapshot", _always(snapshot.head)))
@@ -83,22 +97,23 @@ def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = s
     readable = main or snapshot
     for database in filter(None, (main, snapshot)):
         _check_chain(problems, database, noted if database is readable else ())
-    bound = next((db for db in (main, snapshot) if db is not None and db.binds), None)
-    files = Files()
+    bound = next((db for db in (main, snapshot) if db is not None and db.binds and busy is None), None)
     verify_files.check_artifacts(files, w.artifacts, bound, progress)
     if bound is not None:
         verify_files.check_completions(files, bound)
         verify_files.check_reports(files, w.artifacts, bound)
     problems += files.problems
-    is_empty = not problems and not files.intact and not files.partial and (main is None or main.recorded.is_empty)
+    is_empty = not problems and not files.intact and not files.partial
+    is_empty = is_empty and (readable is None or readable.recorded.is_empty)
     if problems and main is not None and _moved(w, main.head):
         files.notes.append("A run was writing meanwhile: verify again when it has ended.")
     return Verification(
-        head=main.head if main else None,
+        head=main.head if main else snapshot.head if snapshot and busy else None,
         checked=tuple(_counted(main, snapshot, files)),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(dict.fromkeys(_notes(main, snapshot, files))),
         is_empty=is_empty,
+        published_only=busy is not None,
     )
 
 
@@ -110,22 +125,30 @@ def verify_report(w: Warehouse, path: Path, *, anchors: Sequence[Head] = ()) -> 
 
     Raises:
         ConfigError: there is no such file, or its name does not end like a report's.
-        LockTimeout: a writer held the warehouse for too long.
+        LockTimeout: a writer is at work and has not published anything yet.
     """
     if not path.is_file() or path.suffix not in (".json", ".html"):
         what = "is not the name of a report (.html or .json)" if path.is_file() else "does not exist, or is no file"
         raise ConfigError(f"REPORT {path} {what}; 'palimpsest report SUBJECT' says where a report is")
     problems: list[Problem] = []
-    database = _main(w, problems, silent, tables=False) or _published(w, problems, silent, tables=False)
+    database, busy = _main(w, problems, silent, tables=False)
+    database = database or _published(w, problems, silent, tables=False)
+    if busy is not None and database is None:
+        raise busy
     if database is None or not database.entries:
         nothing = Problem(
             f"Nothing is recorded in {w.home}, so {path} cannot be checked against it.",
             "Set PALIMPSEST_HOME to the state folder in which the report was made.",
         )
         return Verification(head=None, checked=(), problems=(*problems, nothing))
-    noted: list[ledger.Anchor] = [("ledger.head", lambda: ledger.read_mirror(w.head_file))]
-    _check_chain(problems, database, noted + [(f"the given head {head.seq}", _always(head)) for head in anchors])
     data, files = path.read_bytes(), Files()
+    noted: list[ledger.Anchor] = []
+    if busy is None:
+        noted.append(("ledger.head", lambda: ledger.read_mirror(w.head_file)))
+    else:
+        anchors = _published_of(anchors, database, files)
+        files.notes.append(_WRITING)
+    _check_chain(problems, database, noted + [(f"the given head {head.seq}", _always(head)) for head in anchors])
     report = verify_files.as_report(data) if path.suffix == ".json" else None
     found = verify_files.head_in(report) if report else None
     heads = ([found] if found else []) if path.suffix == ".json" else verify_files.heads_on(data)
@@ -165,6 +188,17 @@ def verify_report(w: Warehouse, path: Path, *, anchors: Sequence[Head] = ()) -> 
 _ORIGINAL = "Do not rely on it; 'palimpsest report SUBJECT' says where the report on record is."
 
 
+_WRITING = "A run is writing: its database was left alone, and the published snapshot stands for it."
+
+
+def _published_of(anchors: Sequence[Head], snapshot: Database | None, files: Files) -> list[Head]:
+    """The anchors that a snapshot can hold; later ones are noted as not looked for."""
+    assert snapshot is not None
+    later = [head for head in anchors if head.seq > snapshot.head.seq]
+    files.notes += [f"The given head {head.seq} is later than the snapshot and was not looked for." for head in later]
+    return [head for head in anchors if head not in later]
+
+
 def _always(head: Head) -> Callable[[], Head]:
     return lambda: head
 
@@ -172,17 +206,23 @@ def _always(head: Head) -> Callable[[], Head]:
 # ---------------------------------------------------------------- databases
 
 
-def _main(w: Warehouse, problems: list[Problem], progress: Progress, *, tables: bool = True) -> Database | None:
-    """The writer's file; None when there is none or its ledger cannot be read, with a problem if there should be one."""
+def _main(
+    w: Warehouse, problems: list[Problem], progress: Progress, *, tables: bool = True
+) -> tuple[Database | None, LockTimeout | None]:
+    """The writer's file, and who is writing it; None when there is none, when its ledger cannot be read, with a problem if
+    there should be one, or while it is being written."""
     if w.database.exists():
-        return _look(w.looking, w.database, Database(), problems, progress, tables=tables)
+        try:
+            return _look(w.looking, w.database, Database(), problems, progress, tables=tables), None
+        except LockTimeout as busy:
+            return None, busy
     if w.head_file.exists() or w.snapshot.exists() or (w.artifacts.root.exists() and w.artifacts.names()):
         known = ""
         with suppress(IntegrityError, OSError):
             head = ledger.read_mirror(w.head_file)
             known = f"; ledger.head knows {head.seq} entries of its ledger" if head else ""
         problems.append(Problem(f"The database {w.database} is gone{known}.", RESTORE))
-    return None
+    return None, None
 
 
 def _published(w: Warehouse, problems: list[Problem], progress: Progress, *, tables: bool = True) -> Database | None:
@@ -235,7 +275,7 @@ def _check_chain(problems: list[Problem], db: Database, anchors: Sequence[ledger
 
 
 def _moved(w: Warehouse, head: Head) -> bool:
-    with suppress(IntegrityError, OSError, duckdb.Error), w.looking() as con:
+    with suppress(IntegrityError, OSError, LockTimeout, duckdb.Error), w.looking() as con:
         return ledger.head_of(con) != head
     return False
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from warehouse.expectations import CheckReport
 
 _SALT_BYTES = 32
+_PATIENCE_S = 2.0  # a writer holds its lock for the moment of a transaction; who only looks waits no longer than that
 
 
 def _now() -> datetime:
@@ -61,7 +62,9 @@ class Warehouse:
         database: path of the writer's file. ``snapshot``: of the published snapshot. ``head_file``: of ledger.head.
     """
 
-    def __init__(self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime], looks: bool = False
+    ) -> None:
         self.home = home
         self.folder = home / "warehouse"
         self.snapshot = self.folder / "palimpsest.read.duckdb"
@@ -69,7 +72,7 @@ class Warehouse:
         self.artifacts = ArtifactStore(home / "artifacts")
         self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
         self.database = self.folder / "palimpsest.duckdb"
-        self._limits, self._lock_timeout_s, self._clock = limits, lock_timeout_s, clock
+        self._limits, self._lock_timeout_s, self._clock, self._looks = limits, lock_timeout_s, clock, looks
 
     @classmethod
     def open(
@@ -116,18 +119,16 @@ class Warehouse:
         return w
 
     @classmethod
-    def existing(
-        cls,
-        home: Path | str,
-        *,
-        limits: Limits | None = None,
-        lock_timeout_s: float = 120.0,
-        clock: Callable[[], datetime] = _now,
-    ) -> Warehouse:
+    def existing(cls, home: Path | str, *, limits: Limits | None = None) -> Warehouse:
         """What lies under ``home``, for looking only: nothing is created, brought up to date or swept, and there may be
-        nothing at all. Arguments as :meth:`open`."""
+        nothing at all. Tables are read from the published snapshot, so it waits for no writer and reads a medium that
+        cannot be written. Arguments as :meth:`open`."""
         return cls(
-            Path(home).expanduser().resolve(), limits=limits or Limits(), lock_timeout_s=lock_timeout_s, clock=clock
+            Path(home).expanduser().resolve(),
+            limits=limits or Limits(),
+            lock_timeout_s=_PATIENCE_S,
+            clock=_now,
+            looks=True,
         )
 
     # ---------------------------------------------------------------- writing
@@ -257,13 +258,32 @@ class Warehouse:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """The writer's file, read-only, with what has not been published yet; holds the lock for the block."""
+        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The published
+        snapshot, without a lock, where the warehouse was opened for looking only.
+
+        Raises:
+            NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
+        """
+        if self._looks:
+            connection.refuse_unpublished(self.snapshot)
+            try:
+                with self.looking_at_snapshot() as con:
+                    yield con
+            except (duckdb.CatalogException, duckdb.BinderException) as error:
+                raise NotReady(
+                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes it anew"
+                ) from error
+            return
         with self._locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
             yield con
 
     @contextmanager
     def looking(self) -> Iterator[Connection]:
-        """As :meth:`reading`; without the lock on a medium that cannot be written, where nobody writes either."""
+        """The writer's file, as it lies; without the lock on a medium that cannot be written.
+
+        Raises:
+            LockTimeout: a writer is at work.
+        """
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._locked())

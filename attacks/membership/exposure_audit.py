@@ -240,6 +240,7 @@ def _found_to_be_named(models: int, level: float) -> int | None:
             ),
         ),
         judge=judge_exposure,
+        finds=lambda config, limits, _: [f"exposure/{name}" for name in config.attacks if limits.max_target_auc],
     )
 )
 def exposure(

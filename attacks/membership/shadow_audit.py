@@ -29,7 +29,7 @@ from attacks.membership.shadow_results import Recorded, tables_of
 from attacks.membership.shadow_tables import CANARIES, EXAMPLES, PICTURES, U_LIRA
 from attacks.membership.unlearning import IN, OUT, UNLEARN, three_state_design
 from attacks.relearning import relearn
-from attacks.shadow_verdicts import judge_shadow_unlearning
+from attacks.shadow_verdicts import found_of, judge_shadow_unlearning
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable, NotTheModel
 from contracts.methods import AnalysisSpec, analysis
@@ -88,6 +88,7 @@ class ShadowUnlearningConfig(Config):
         tables=(U_LIRA, EXAMPLES, CANARIES),
         pictures=PICTURES,
         judge=judge_shadow_unlearning,
+        finds=lambda config, _, in_use: found_of(in_use, canaries=config.canaries > 0),
     )
 )
 def shadow_unlearning_audit(

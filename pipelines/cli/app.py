@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
+from rich.markup import escape
 
-from contracts.errors import PalimpsestError
+from contracts.errors import PalimpsestError, in_words
 from pipelines.cli import audit, doctor, imports, init, reproduce, requests, show, verify
-from pipelines.cli.terminal import errors
+from pipelines.cli.terminal import errors, speak_plainly
 
 app = typer.Typer(
     name="palimpsest",
@@ -30,18 +32,22 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Entry point. A known error is one message and exit status 2, never a traceback."""
+    """Entry point. Whatever goes wrong is one message and exit status 2, never a traceback: 1 says that an audit found
+    something, or could not show that all is well."""
+    speak_plainly()
     try:
         app()
-    except PalimpsestError as error:
-        errors.print(f"[bold red]{type(error).__name__}[/]: {_escape(str(error))}")
-        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted; finished stages are kept, run the same command to go on")
         sys.exit(2)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    except Exception as error:
+        if os.environ.get("PALIMPSEST_TRACEBACK"):
+            raise
+        known, told = isinstance(error, (PalimpsestError, OSError, MemoryError)), in_words(error)
+        kind, _, rest = told.partition(": ") if isinstance(error, PalimpsestError) else ("Error", "", told)
+        errors.print(f"[bold red]{kind}[/]: {escape(rest)}", soft_wrap=True)
+        if not known:
+            errors.print(
+                "Nothing expects this error: with PALIMPSEST_TRACEBACK=1 the same command shows where it comes from."
+            )
+        sys.exit(2)

@@ -14,8 +14,8 @@ import typer
 
 from contracts.errors import JobFailed
 from contracts.subject import Subject
-from pipelines.cli.terminal import COLOURS, answers, console, errors, live_progress, summary_table
-from pipelines.home import dagster_home, state_home
+from pipelines.cli.terminal import COLOURS, answers, console, errors, live_progress, state_to_write, summary
+from pipelines.home import dagster_home, foreign_dagster_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def audit(
     """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass (or nothing judged), 1 not shown to pass, 2 error."""
     from pipelines.subjects import load_subject
 
-    home = state_home()
+    home = state_to_write()
     plan = load_subject(subject, home)
     if quick:
         plan = quick_plan(plan)
@@ -90,6 +90,10 @@ def run_subject(
     with live_progress(f"{plan.subject}: loading") as progress:
         progress(0, 0, f"{plan.subject}: what is current")
         warnings.filterwarnings("ignore", module=r"dagster\..*")
+        if (other := foreign_dagster_home()) is not None:
+            errors.print(
+                f"  DAGSTER_HOME={other} is another Dagster's: it is left alone", highlight=False, markup=False
+            )
         dagster_home()
         import dagster as dg
 
@@ -158,7 +162,7 @@ def _launch(
     import dagster as dg
 
     from pipelines.build import REQUEST_TAG, audit_job_name, request_job_name, subject_definitions
-    from pipelines.observations import asset_key
+    from pipelines.observations import asset_key, filed_under
     from pipelines.reaper import run_tags
 
     hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
@@ -167,14 +171,15 @@ def _launch(
         dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
     )
     name = (audit_job_name if job == "audit" else request_job_name)(plan.subject)
-    result = definitions.resolve_job_def(name).execute_in_process(
-        instance=instance,
-        partition_key=request,
-        asset_selection=[asset_key(stage) for stage in stages],
-        raise_on_error=False,
-        tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-    )
+    with filed_under(instance, name):
+        result = definitions.resolve_job_def(name).execute_in_process(
+            instance=instance,
+            partition_key=request,
+            asset_selection=[asset_key(stage) for stage in stages],
+            raise_on_error=False,
+            tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
     if not result.success:
         raise JobFailed(_first_failure(result))
     made = {tuple(m.asset_key.path): m.metadata["state"].value for m in _materializations(result)}
@@ -192,9 +197,9 @@ def _first_failure(result: Any) -> str:
             return f"{'/'.join(evaluation.asset_key.path)}: check {evaluation.check_name} failed: {problems.value if problems else ''}"
     for event in result.all_events:
         if event.is_step_failure:
-            error = event.step_failure_data.error
-            cause = error.cause or error
-            return f"{event.step_key}: {cause.message.strip()}"
+            data = event.step_failure_data
+            said = data.user_failure_data.description if data.user_failure_data else data.error.message
+            return f"{event.step_key.replace('__', '/')}: {said.strip()}"
     return "the run failed; open the Dagster UI for its events: make ui"
 
 
@@ -218,7 +223,10 @@ def finish(
     page = store.describe(f"{asset}.html")
     judgement, rows = judgement_of(json.loads(store.load_bytes(f"{asset}.json")))
     console.print()
-    console.print(summary_table(rows, title=f"Audit of {plan.title or plan.subject}"))
+    width = console.width if console.is_terminal else None
+    for line in summary(rows, title=f"Audit of {plan.title or plan.subject}", width=width):
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print()
     verdict = judgement.verdict.value
     for line in answers(judgement):
         console.print(line)

@@ -1,74 +1,111 @@
-"""``palimpsest doctor``: versions, devices, state folder; what is missing and the command that fixes it."""
+"""``palimpsest doctor``: what works here, in sentences: packages, machine, state folder, and the command for what is missing."""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
-from pipelines.cli.terminal import console
-from pipelines.home import dagster_home, state_home
+from contracts.errors import NotReady, PalimpsestError
+from pipelines.cli.terminal import console, state_to_read
+from pipelines.home import ROOT, dagster_home, foreign_dagster_home
 
+DISTRIBUTION = "palimpsest-audit"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-NEEDED = (
-    "torch",
-    "numpy",
-    "polars",
-    "duckdb",
-    "dagster",
-    "dagster-webserver",
-    "great-expectations",
-    "scikit-learn",
-    "captum",
-    "faiss-cpu",
-    "safetensors",
-    "matplotlib",
-)
+LEAST_GIB = 1.0
+# what each extra of pyproject.toml is for; the packages are read from there
+EXTRAS = {
+    "labels": "the score label_quality",
+    "gpu": "nearest neighbours on a GPU",
+    "hf": "",
+    "graph": "",
+    "ray": "",
+    "dev": "the tests and the linters",
+}
+NAMED = ("torch", "scikit-learn", "faiss-cpu", "duckdb", "polars", "dagster")  # whose versions are worth a line
 
 
 def doctor() -> None:
     """What works here, what is missing, and the command that fixes it. Exit 0 when nothing needed is missing."""
-    table = Table("what", "found", "fix", title_justify="left")
-    ok = True
+    missing = 0
+    for topic, sentence, fix in (*_packages(), *_machine(), *_state(), *_others()):
+        needed = bool(fix) and not topic.startswith("Optional")
+        missing += needed
+        console.print(f"[bold]{escape(topic)}:[/] {escape(sentence)}", highlight=False)
+        if fix:
+            console.print(
+                f"  {'Fix' if needed else 'To have it'}: {fix}", markup=False, highlight=False, soft_wrap=True
+            )
+    console.print(
+        "[bold green]Nothing that is needed is missing.[/]"
+        if not missing
+        else f"[bold red]{missing} thing{'s' * (missing > 1)} to fix.[/]"
+    )
+    raise typer.Exit(1 if missing else 0)
 
-    def line(what: str, found: str, fix: str = "", *, needed: bool = True) -> None:
-        nonlocal ok
-        ok &= not fix or not needed
-        table.add_row(what, found, fix)
 
-    for name in NEEDED:
-        try:
-            line(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            line(name, "missing", f"pip install -c constraints.txt {name}")
+Line = tuple[str, str, str]  # topic, sentence, the command that fixes what it says; "" when all is well
+
+
+def _packages() -> Iterator[Line]:
+    needed = requirements("")
+    absent = [name for name in needed if not find_version(name)]
+    here = ", ".join(f"{name} {find_version(name)}" for name in NAMED if find_version(name))
+    yield "Packages", f"{len(needed) - len(absent)} of the {len(needed)} that are needed are here ({here}).", ""
+    for name in absent:
+        yield "Package", f"{name} is missing.", _install(name)
+    for extra, what in EXTRAS.items():
+        wanted = requirements(extra)
+        lacking = [name for name in wanted if not find_version(name)]
+        said = f"{', '.join(wanted)}, " + (f"for {what}" if what else "which no method of this version uses")
+        yield (
+            f"Optional [{extra}]",
+            f"{said}: {'not all here' if lacking else 'here'}.",
+            _install(f".[{extra}]") * bool(lacking),
+        )
+
+
+def requirements(extra: str) -> list[str]:
+    """Names of the packages that an extra of this distribution brings; "" for those that are always needed."""
+    found = []
+    for line in metadata.requires(DISTRIBUTION) or ():
+        of_extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+        if (of_extra[1] if of_extra else "") == extra:
+            found.append(re.match(r"[\w.-]+", line)[0])  # type: ignore[index]
+    return found
+
+
+def _install(what: str) -> str:
+    if (ROOT / "pyproject.toml").exists():
+        return f"cd {ROOT} && .venv/bin/pip install -c constraints.txt {'-e ' if what.startswith('.') else ''}'{what}'"
+    return f"pip install '{what.replace('.', DISTRIBUTION, 1) if what.startswith('.') else what}'"
+
+
+def find_version(name: str) -> str:
+    """Version of an installed distribution; "" where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _machine() -> Iterator[Line]:
     import torch
 
-    line("CUDA", torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; the CPU path is used")
-    line("threads", str(torch.get_num_threads()))
-    line("faiss build", _faiss())
-    home = state_home()
-    free = shutil.disk_usage(home).free / 2**30
-    line("state folder", f"{home} ({free:.0f} GiB free)", "" if free > 1 else "set PALIMPSEST_HOME to a disk with room")
-    line(
-        "DAGSTER_HOME",
-        str(dagster_home()),
-        "" if (dagster_home() / "dagster.yaml").exists() else "export DAGSTER_HOME=<folder with dagster.yaml>",
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
+    yield (
+        "Machine",
+        (f"models train on {device}" if device else "no CUDA device, so everything runs on the CPU")
+        + f", with {threads} thread{'s' * (threads > 1)}; faiss is {_faiss()}.",
+        "",
     )
-    line("ledger", *_ledger(home))
-    found = (FASHION / "train-images-idx3-ubyte.gz").exists()
-    line(
-        "Fashion-MNIST",
-        str(FASHION) if found else "missing",
-        "" if found else "apt-get install dataset-fashion-mnist",
-        needed=False,
-    )
-    chromium = shutil.which("chromium")
-    line("Chromium (tests)", chromium or "missing", "" if chromium else "apt-get install chromium", needed=False)
-    console.print(table)
-    raise typer.Exit(0 if ok else 1)
 
 
 def _faiss() -> str:
@@ -76,11 +113,56 @@ def _faiss() -> str:
         import faiss
     except ImportError:
         return "missing"
-    return "GPU" if hasattr(faiss, "StandardGpuResources") else "CPU"
+    return "the GPU build" if hasattr(faiss, "StandardGpuResources") else "the CPU build"
 
 
-def _ledger(home: Path) -> tuple[str, str]:
+def _state() -> Iterator[Line]:
     from warehouse import Warehouse
 
-    result = Warehouse.open(home).ledger.verify()
-    return str(result), "" if result.ok else "restore the warehouse from a backup; then palimpsest verify --ledger"
+    why = "named by PALIMPSEST_HOME" if os.environ.get("PALIMPSEST_HOME") else "in the working folder"
+    other = foreign_dagster_home()
+    try:
+        home = state_to_read()
+    except NotReady as nothing:
+        yield "State", f"none yet: {nothing}.", ""
+        return
+    if not home.exists():
+        yield "State", f"{home} ({why}) does not exist yet; the first command that writes makes it.", ""
+        return
+    free = shutil.disk_usage(home).free / 2**30
+    low = "" if free > LEAST_GIB else "set PALIMPSEST_HOME to a disk with room"
+    yield "State", f"{home} ({why}), on a disk with {free:,.0f} GiB free.", low
+    try:
+        found = Warehouse.existing(home).ledger.verify()
+        yield (
+            "Ledger",
+            f"{found}.",
+            "" if found.ok else "restore the state folder from a backup; then palimpsest verify",
+        )
+    except NotReady:
+        yield "Ledger", "nothing has been published yet.", ""
+    except PalimpsestError as error:
+        yield "Ledger", f"it cannot be read: {error}.", "palimpsest verify says what is wrong"
+    if other is not None:
+        yield (
+            "Dagster",
+            f"DAGSTER_HOME={other} is another Dagster's and is left alone; runs are kept in the state folder.",
+            "",
+        )
+    else:
+        yield "Dagster", f"runs are kept as {dagster_home() / 'dagster.yaml'} says.", ""
+
+
+def _others() -> Iterator[Line]:
+    there = (FASHION / "train-images-idx3-ubyte.gz").exists()
+    yield (
+        "Optional data",
+        f"Fashion-MNIST, for the subject fashion_mnist: {FASHION if there else 'missing'}.",
+        "" if there else "apt-get install dataset-fashion-mnist",
+    )
+    chromium = shutil.which("chromium")
+    yield (
+        "Optional browser",
+        f"Chromium, for the tests of the UI: {chromium or 'missing'}.",
+        "" if chromium else "apt-get install chromium",
+    )

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from contracts.identity import check_name
-from pipelines.cli.terminal import console
-from pipelines.home import state_home
+from pipelines.cli.terminal import console, state_to_write
 
 
 def import_checkpoint(
@@ -22,7 +21,7 @@ def import_checkpoint(
 
     check_name(name, kind="checkpoint")
     arrays = read_legacy(file)
-    w = Warehouse.open(state_home())
+    w = Warehouse.open(state_to_write())
     artifact = w.artifacts.save(f"imported/{name}", arrays, {"imported_from": file.name})
     w.ledger.append("import", {"outputs": [artifact.output()]})
     console.print(f"{len(arrays)} arrays stored as {artifact.name} (sha256 {artifact.sha256[:16]}...)", highlight=False)

@@ -12,8 +12,7 @@ import typer
 from contracts.errors import ConfigError
 from contracts.identity import check_name
 from contracts.subject import Choice, Subject
-from pipelines.cli.terminal import console
-from pipelines.home import state_home
+from pipelines.cli.terminal import console, state_to_write
 
 if TYPE_CHECKING:
     from sources import ExampleSet
@@ -36,7 +35,7 @@ def init(
     """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
     from pipelines.subjects import write_subject
 
-    home = state_home()
+    home = state_to_write()
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")

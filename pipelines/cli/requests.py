@@ -10,14 +10,14 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import polars as pl
 import typer
 from rich import box
 from rich.table import Table
 
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, ForgetRequest, RequestState, due_date
-from pipelines.cli.terminal import console
-from pipelines.home import state_home
+from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 app = typer.Typer(help="Forget requests: from registering to closing.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the audited subject")]
@@ -26,9 +26,17 @@ Why = Annotated[str, typer.Option("--why", help="the reason, kept in the registe
 
 
 def _warehouse() -> Any:
+    """To write to."""
     from warehouse import Warehouse
 
-    return Warehouse.open(state_home())
+    return Warehouse.open(state_to_write())
+
+
+def _published() -> Any:
+    """To read only: as of the last step that anybody took."""
+    from warehouse import Warehouse
+
+    return Warehouse.existing(state_to_read())
 
 
 @app.command("add")
@@ -64,7 +72,7 @@ def add(
     from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
-    home = state_home()
+    home = state_to_write()
     plan = load_subject(subject, home)
     if score is not None and score.partition(".")[0] not in (planned := [choice.name for choice in plan.scores]):
         raise UnknownName(f"score of {subject}'s plan", score, planned)
@@ -333,9 +341,10 @@ def list_(subject: Name) -> None:
     from pipelines.subjects import load_subject
 
     now = datetime.now(UTC)
-    rows = _warehouse().requests.list(subject).sort("due_at")
+    w = _published()
+    rows = w.requests.list(subject).sort("due_at") if w.snapshot.exists() else pl.DataFrame()
     if not rows.height:
-        load_subject(subject, state_home())  # none yet, or no such subject
+        load_subject(subject, w.home)  # none yet, or no such subject
     table = Table(
         title=f"Forget requests of {subject}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -362,7 +371,7 @@ def show(subject: Name, request_id: RequestId) -> None:
     from contracts.digests import plain
     from contracts.schema import FINDINGS, REQUEST_EVENTS
 
-    w = _warehouse()
+    w = _published()
     entry = _of(w, subject, request_id)
     for key, value in plain(entry.request).items():
         if value:
@@ -385,7 +394,7 @@ def run(subject: Name, request_id: RequestId) -> None:
     from pipelines.cli.audit import finish, run_subject, workspace_of
     from pipelines.subjects import load_subject
 
-    home = state_home()
+    home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
     entry = _of(workspace.warehouse, subject, request_id)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import io
-import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from contracts.errors import ConfigError, NotReady
-from pipelines.cli.terminal import console
-from pipelines.home import state_home
+from pipelines.cli.terminal import console, state_to_read
 
 
 class Format(enum.StrEnum):
@@ -46,27 +43,32 @@ def sql(
             _list_queries(queries)
             return
         raise ConfigError("give a query or --named NAME, not both")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        what = "is a folder" if out.is_dir() else f"cannot be written: there is no folder {out.absolute().parent}"
+        raise ConfigError(f"--out {out} {what}")
+    if out is not None and format is Format.TABLE:  # a table is for a terminal; a file says by its name what it holds
+        format = {".json": Format.JSON, ".parquet": Format.PARQUET}.get(out.suffix, Format.CSV)
+    if format is Format.PARQUET and out is None:
+        raise ConfigError("--format parquet needs --out FILE")
     values: dict[str, Any] = {}
     if named is not None:
         chosen = queries.get(named)
         query, values = chosen.sql, {**chosen.params, **_params(param or [], chosen.params)}
     assert query is not None
-    frame = Warehouse.open(state_home()).query(query, values or ())
+    frame = Warehouse.existing(state_to_read()).query(query, values or ())
     if format is Format.TABLE:
         _print_table(frame)
         return
     if format is Format.PARQUET:
-        if out is None:
-            raise ConfigError("--format parquet needs --out FILE")
+        assert out is not None
         frame.write_parquet(out)
         return
-    buffer = io.StringIO()
-    text = frame.write_csv() if format is Format.CSV else frame.write_json()
-    buffer.write(text if text.endswith("\n") else text + "\n")
+    text = frame.write_json() if format is Format.JSON else frame.write_csv()
+    data = (text if text.endswith("\n") else text + "\n").encode()  # UTF-8 whatever the terminal can print: it is data
     if out is None:
-        sys.stdout.write(buffer.getvalue())
+        typer.echo(data, nl=False)
     else:
-        out.write_text(buffer.getvalue(), encoding="utf-8")
+        out.write_bytes(data)
 
 
 def _params(given: list[str], known: dict[str, Any]) -> dict[str, Any]:
@@ -133,10 +135,11 @@ def report(
     from assets.request_closing import closing_of
     from warehouse import Warehouse
 
-    home = state_home()
-    w = Warehouse.open(home)
+    home = state_to_read()
+    w = Warehouse.existing(home)
     names = [f"{what}/reports/audit.html"]
-    asked = w.requests.list().filter(pl.col("request_id") == what)
+    known = w.requests.list() if w.snapshot.exists() else pl.DataFrame(schema=["subject", "request_id", "state"])
+    asked = known.filter(pl.col("request_id") == what)
     for subject in asked["subject"]:
         names += [f"{subject}/request_reports/{what}/audit.html", f"{closing_of(subject, what)}.html"]
     for name in reversed(names):
@@ -155,7 +158,7 @@ def report(
                 else f"see: palimpsest request show {subject} {what}"
             )
         )
-    raise NotReady(f"there is no report of {what!r} yet; run: palimpsest audit {what}")
+    raise NotReady(f"there is no report of {what!r} in {home} yet; run: palimpsest audit {what}")
 
 
 def trace(
@@ -165,7 +168,7 @@ def trace(
     """Everything an example touched: tables, splits, models, reports."""
     from warehouse import Warehouse
 
-    frame = Warehouse.open(state_home()).trace(example_id, subject=subject)
+    frame = Warehouse.existing(state_to_read()).trace(example_id, subject=subject)
     if not frame.height:
         raise NotReady(f"no stored thing mentions example {example_id}" + (f" of {subject}" if subject else ""))
     named = pl.when(pl.col("kind") == "row").then(pl.col("location")).otherwise(pl.col("asset"))

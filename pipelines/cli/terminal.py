@@ -1,18 +1,21 @@
-"""Consoles, verdict colours, and the progress display shared by the long commands."""
+"""Consoles, verdict colours, the state folder as a command names it, and the progress display of the long commands."""
 
 from __future__ import annotations
 
+import codecs
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from contracts.progress import Progress as Report
+from pipelines.home import DEFAULT, state_home
 
 if TYPE_CHECKING:
     from reports import Judgement, Row
@@ -20,6 +23,46 @@ if TYPE_CHECKING:
 console = Console()
 errors = Console(stderr=True)
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "broken": "magenta", "not judged": "cyan"}
+
+
+_SPELLED = {"\u2013": "-", "\u2212": "-", "\u2026": "...", "\u202f": " ", "\u2265": ">=", "\u2264": "<=", "\u00d7": "x"}
+
+
+def speak_plainly() -> None:
+    """Let a terminal that cannot print a character get the nearest plain text instead of an error.
+
+    Dashes and the like become their ASCII neighbours, spinners an asterisk, any other character its escape.
+    """
+    codecs.register_error("palimpsest", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="palimpsest")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    plain = ("*" if "\u2800" <= c <= "\u28ff" else _SPELLED.get(c) or ascii(c)[1:-1] for c in found)
+    return "".join(plain), error.end
+
+
+def state_to_write() -> Path:
+    """The state folder of a command that writes, made if it is missing; says which it is and why that one."""
+    named = os.environ.get("PALIMPSEST_HOME")
+    new = "" if Path(named or DEFAULT).expanduser().exists() else "new, "
+    home = state_home()
+    why = "named by PALIMPSEST_HOME" if named else "in the working folder: PALIMPSEST_HOME is not set"
+    errors.print(f"State: {home} ({new}{why})", highlight=False, markup=False, soft_wrap=True)
+    return home
+
+
+def state_to_read() -> Path:
+    """The state folder of a command that only reads: nothing is made.
+
+    Raises:
+        NotReady: the environment names none, and there is none in the working folder.
+    """
+    return state_home(make=False)
 
 
 @contextmanager
@@ -45,36 +88,55 @@ def live_progress(title: str) -> Iterator[Report]:
         )
 
 
-def summary_table(rows: Iterable[Row], *, title: str) -> Table:
-    """One line a finding, grouped by what it is about: first what decides, then methods compared, then the control."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("finding", overflow="fold")  # a narrow terminal breaks names, not verdicts
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("figure (interval)", justify="right", no_wrap=True)
-    table.add_column("limit", justify="right", no_wrap=True)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.about, []).append(row)
-    for about, members in groups.items():
-        role = members[0].role
-        table.add_row(f"{escape(about)} [dim]{role}[/]")
-        for n, row in enumerate(members):
-            colour = COLOURS[row.verdict.value]
-            figure = f"{row.figure} ({row.interval})" if row.interval else row.figure
-            what = escape(row.what.removeprefix("attack/").removeprefix("unlearning/")) + (
-                "" if row.role == role else f" [dim]({row.role})[/]"
-            )
-            table.add_row(
-                f"  {what}", f"[{colour}]{row.verdict.value}[/]", figure, row.limit, end_section=n == len(members) - 1
-            )
-    return table
+ROLES = {
+    "": "Judged: these decide the verdict",
+    "compared": "Compared with the method in use: not judged",
+    "for information": "For information: not judged",
+    "must fail": "Control: the untouched model, which an attack has to catch",
+}
+
+
+def summary(rows: Iterable[Row], *, title: str, width: int | None) -> Iterator[str]:
+    """One line a finding, as markup: what decides first, then what is compared or shown, then the control.
+
+    Names stay whole: where they and the figures do not fit into ``width`` columns (None: no limit, as for a pipe), the
+    figures go to a line of their own.
+    """
+    rows = list(rows)
+    widest = max((len(_name(row)) for row in rows), default=0)
+    sizes = [max(widest, 7), max(map(len, COLOURS)), max(17, *(len(_figures(row)) for row in rows), 0), 5]
+    narrow = width is not None and 4 + sum(sizes) + len(sizes) - 1 > width
+
+    def line(indent: int, *cells: str, colour: str = "") -> str:
+        name, verdict, figure, limit = cells
+        verdict = f"{verdict:<{sizes[1]}}"
+        shown = f"[{colour}]{verdict}[/]" if colour else verdict
+        shown += f" {figure:>{sizes[2]}} {limit:>{sizes[3]}}".rstrip()
+        first = " " * indent + name
+        if narrow:
+            return f"{escape(first)}\n{' ' * (indent + 2)}{shown}"
+        return f"{escape(f'{first:<{4 + sizes[0]}}')} {shown}".rstrip()
+
+    yield f"[bold]{escape(title)}[/]\n"
+    yield f"[bold]{line(0, 'finding', 'verdict', 'figure (interval)', 'limit')}[/]"
+    for role, heading in ROLES.items():
+        of_role = [row for row in rows if row.role == role]
+        if of_role:
+            yield f"\n[bold]{heading}[/]"
+        for about in dict.fromkeys(row.about for row in of_role):
+            yield f"  {escape(about)}"
+            for row in of_role:
+                if row.about == about:
+                    verdict = row.verdict.value
+                    yield line(4, _name(row), verdict, _figures(row), row.limit, colour=COLOURS[verdict])
+
+
+def _name(row: Row) -> str:
+    return row.what.removeprefix("attack/").removeprefix("unlearning/")
+
+
+def _figures(row: Row) -> str:
+    return f"{row.figure} ({row.interval})" if row.interval else row.figure
 
 
 def answers(judgement: Judgement) -> Iterator[str]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.cli.terminal import console, live_progress
-from pipelines.home import state_home
+from pipelines.cli.terminal import console, live_progress, state_to_read
 
 if TYPE_CHECKING:
     from warehouse.verify import Verification
@@ -30,22 +29,23 @@ def verify(
 ) -> None:
     """Check ledger, tables, artefacts, reports, requests and the published snapshot against each other.
 
-    Reads everything and writes nothing. Exit 0: whole. 1: not whole, or nothing is recorded, so nothing is proven. 2: the
-    command was misused, or another run holds the warehouse.
+    Reads everything, writes nothing and waits for nobody: while a run writes, what it has published is checked. Exit 0: whole.
+    1: not whole, or nothing is recorded, so nothing is proven. 2: the command was misused, or nothing is published yet.
     """
     from warehouse import Head, Warehouse
     from warehouse.verify import verify as verify_all
     from warehouse.verify import verify_report
 
     anchors = [Head.parse(text) for text in head or ()]
-    w = Warehouse.existing(state_home())
+    w = Warehouse.existing(state_to_read())
     whole = True
     if report is not None:
         whole = _print(verify_report(w, report, anchors=anchors), f"the report {report}", w.home)
     if ledger or report is None:
         with live_progress("reading the ledger") as progress:
             found = verify_all(w, anchors=anchors, progress=progress)
-        whole &= _print(found, f"the state folder {w.home}", w.home)
+        what = "what has been published of the state folder" if found.published_only else "the state folder"
+        whole &= _print(found, f"{what} {w.home}", w.home)
     raise typer.Exit(0 if whole else 1)
 
 

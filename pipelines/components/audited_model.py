@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import dagster as dg
 
@@ -10,6 +10,30 @@ from contracts.subject import Subject
 from pipelines.build import subject_definitions
 
 
+class AuditedModelScaffolder(dg.Scaffolder):
+    """``dg scaffold defs pipelines.components.AuditedModel NAME``: a plan that loads as it is, on data that are at hand."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        dg.scaffold_component(
+            request,
+            {
+                "subject": request.target_path.name,
+                "title": "Handwritten digits: put your own source, model and recipe here",
+                "source": {"name": "sklearn", "config": {"dataset": "digits"}},
+                "model": {"name": "mlp", "config": {"hidden": [128]}},
+                "recipe": {"name": "supervised", "config": {"lr": 0.1, "momentum": 0.9, "batch": 64, "epochs": 40}},
+                "scores": ["el2n", "near_duplicates"],
+                "attacks": ["loss", "lira_online"],
+            },
+        )
+
+
+_MODEL = dg.Resolver(
+    lambda context, value: context.resolve_value(value), model_field_name="model", model_field_type=str | dict[str, Any]
+)
+
+
+@dg.scaffold_with(AuditedModelScaffolder)
 class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     """One data set + model + recipe under audit: its assets, checks, jobs, schedule and sensor.
 
@@ -20,7 +44,8 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     subject: str
     title: str = ""
     source: str | dict[str, Any]
-    model: str | dict[str, Any]
+    # "model" in YAML; in Python that is the name of a method of every Dagster component
+    architecture: Annotated[str | dict[str, Any], _MODEL]
     recipe: str | dict[str, Any]
     seed: int = 0
     device: str = "auto"
@@ -37,4 +62,6 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     owners: list[str] = ["team:privacy"]
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return subject_definitions(Subject.from_mapping(self.model_dump()))
+        plan = self.model_dump()
+        plan["model"] = plan.pop("architecture")
+        return subject_definitions(Subject.from_mapping(plan))

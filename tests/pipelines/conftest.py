@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from recorded_state import PLAN, run
 from sklearn.datasets import load_digits, load_wine
 
+from contracts.requests import ForgetRequest
 from contracts.subject import Subject
 from pipelines.subjects import write_subject
 
@@ -66,6 +68,17 @@ def audited_home(tmp_path_factory: pytest.TempPathFactory, small: Subject) -> It
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small audit, recorded and published, with a forget request in the register. For copying: tests break it."""
+    home = tmp_path_factory.mktemp("recorded") / "home"
+    w = run(home, Subject.from_mapping(PLAN))
+    now = {"received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00"}
+    w.requests.add(ForgetRequest(request_id="r-1", subject="wine", selector="ids", ids=(3,), **now))
+    w.publish()
+    return home
 
 
 @pytest.fixture(params=["csv", "parquet", "npz", "image_folder", "idx"])

@@ -13,9 +13,11 @@ import polars as pl
 import pytest
 
 from assets import subject_stages
-from assets.audits import CHECKS
+from assets.judged import ANSWERS, OTHER
+from contracts.schema import FINDINGS
 from contracts.subject import Subject
 from pipelines.cli.audit import run_subject
+from pipelines.observations import LOCATION, REPOSITORY
 from warehouse import Warehouse
 
 
@@ -63,22 +65,51 @@ def test_a_second_run_recomputes_nothing(audited_home: Path, small: Subject) -> 
     assert w.ledger.head() == before
 
 
-def test_the_answers_are_checks_in_dagster_and_stop_nothing(audited_home: Path, small: Subject) -> None:
+def test_the_answers_and_every_judged_finding_are_checks_in_dagster_and_stop_nothing(
+    audited_home: Path, small: Subject
+) -> None:
     """The page of the findings in Dagster's UI says what the report says: red where it fails, yellow where it cannot be told."""
     (stage,) = [s for s in subject_stages(small) if s.path[1] == "findings" and not s.per_request]
     facts = json.loads(Warehouse.open(audited_home).artifacts.load_bytes("small/reports/audit.json"))
-    counted = {CHECKS[a["about"]]: a["verdict"] for a in facts["answers"] if a["counted"]}
+    expected = {ANSWERS[a["about"]]: (a["verdict"], a["sentence"]) for a in facts["answers"] if a["counted"]}
+    judged = [f for f in facts["findings"] if f["judged"]]
+    assert {f["method"] for f in judged} == {"retrain"}
+    for finding in judged:
+        name = finding["what"].removeprefix("attack/")
+        expected[f"removal_{name}"] = (finding["verdict"], finding["sentence"])
+    assert set(stage.judged) == {*expected, OTHER}
     with dg.DagsterInstance.get() as instance:
-        keys = {name: dg.AssetCheckKey(asset_key=stage.key, name=name) for name in CHECKS.values()}
+        keys = {name: dg.AssetCheckKey(asset_key=stage.key, name=name) for name in stage.judged}
         found = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys.values()))
         for name, key in keys.items():
-            evaluation = found[key].event.dagster_event.asset_check_evaluation_data
-            verdict = counted.get(name, "pass")
-            assert evaluation.passed == (verdict == "pass") and not evaluation.blocking, name
-            assert (evaluation.severity.value == "ERROR") == (verdict in ("fail", "broken")), name
-    assert set(counted.values()) - {"pass"}, (
+            told = found[key].event.dagster_event.asset_check_evaluation_data
+            verdict, sentence = expected.get(name, ("not judged", told.description))
+            assert told.passed == (verdict == "pass") and not told.blocking and told.description == sentence, name
+            assert (told.severity.value == "ERROR") == (verdict in ("fail", "broken")), name
+            assert list(told.metadata)[:2] == ["verdict", "why"] and told.metadata["verdict"].value == verdict
+    assert {verdict for verdict, _ in expected.values()} - {"pass"}, (
         "sixteen references of small networks cannot pass: else nothing is checked here"
     )
+
+
+def test_the_verdict_comes_first_in_what_the_ui_shows(audited_home: Path, small: Subject) -> None:
+    with dg.DagsterInstance.get() as instance:
+        for path in (("audits", "findings"), ("reports", "audit")):
+            made = instance.get_latest_materialization_event(dg.AssetKey(["small", *path]))
+            assert made is not None and made.asset_materialization is not None
+            shown = made.asset_materialization.metadata
+            assert list(shown)[:2] == ["verdict", "why"]
+            assert list(shown["findings"].value.records[0].data)[:2] == ["verdict", "sentence"]
+    assert [c.name for c in FINDINGS.columns][1:3] == ["verdict", "sentence"]
+
+
+def test_a_run_of_the_command_line_is_listed_under_its_job_and_on_the_timeline(audited_home: Path) -> None:
+    """Dagster's pages look runs up by the label of their code location, the timeline by their origin."""
+    label = {".dagster/repository": f"{REPOSITORY}@{LOCATION}"}
+    with dg.DagsterInstance.get() as instance:
+        (run,) = instance.get_runs(filters=dg.RunsFilter(job_name="audit_small", tags=label))
+        assert run.remote_job_origin is not None and run.remote_job_origin.job_name == "audit_small"
+        assert run.remote_job_origin.location_name == LOCATION
 
 
 def test_the_report_is_one_file_that_needs_no_network(audited_home: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.text import Text
 from sklearn.datasets import load_diabetes, load_wine
 from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
+from contracts.verdicts import Finding, Verdict
 from pipelines.cli.app import app
+from pipelines.cli.doctor import EXTRAS, find_version, requirements
 from pipelines.cli.init import _ranking, plan_for
+from pipelines.cli.terminal import summary
 from pipelines.subjects import load_subject
+from reports import findings_frame, rows
 
 runner = CliRunner()
 
@@ -142,6 +149,58 @@ def test_a_narrow_terminal_gets_records_in_place_of_broken_columns(audited_home:
     )
     assert result.exit_code == 0 and "row 2" in result.output and "\u2026" not in result.output
     assert any(line.split()[:1] == ["high"] and len(line.split()) > 1 for line in result.output.splitlines())
+
+
+def test_the_summary_keeps_names_whole_and_what_decides_apart() -> None:
+    long = "r20261129-113000-" + "x" * 40
+    found = [
+        (
+            f"{long}/retrain",
+            Finding(
+                what="attack/lira_online",
+                verdict=Verdict.PASS,
+                sentence="s",
+                value=0.546,
+                low=0.502,
+                high=0.59,
+                threshold=0.6,
+                kind="attack",
+                method="retrain",
+            ),
+        ),
+        (
+            "random/finetune",
+            Finding(what="gap", verdict=Verdict.FAIL, sentence="s", value=6.0, method="finetune", judged=False),
+        ),
+        ("target", Finding(what="exposure/" + "y" * 64, verdict=Verdict.FAIL, sentence="s", value=96.0, judged=False)),
+        ("random/none", Finding(what="attack/loss", verdict=Verdict.FAIL, sentence="s", method="none")),
+    ]
+    made = rows(findings_frame(found))
+    for width in (80, None):
+        text = Text.from_markup("\n".join(summary(made, title="Audit of [mine]", width=width))).plain
+        lines = text.splitlines()
+        assert all(name in text for name in (f"  {long}/retrain", "exposure/" + "y" * 64, "Audit of [mine]"))
+        heads = [line.partition(":")[0] for line in lines if line and not line.startswith(" ") and ":" in line]
+        assert heads == ["Judged", "Compared with the method in use", "For information", "Control"]
+        assert width is None or all(len(line) <= width for line in lines)
+    (whole,) = [line for line in lines if "lira_online" in line]
+    assert whole.split() == ["lira_online", "pass", "0.546", "(0.502\u20130.590)", "0.600"]
+
+
+def test_doctor_says_in_sentences_what_is_there_and_how_to_get_the_rest(audited_home: Path) -> None:
+    code, out = palimpsest("doctor")
+    assert code == 0 and "Nothing that is needed is missing." in out
+    assert f"State: {audited_home} (named by PALIMPSEST_HOME)" in out and "entries, whole up to" in out
+    assert not re.search(r"[A-Z]\w+\(|PosixPath|<[a-z_.]+ ", out), "no Python objects"
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(extras) == set(EXTRAS)
+    for extra in extras:
+        assert f"Optional [{extra}]: " in out and f"| `{extra}` |" in readme
+        missing = [name for name in requirements(extra) if not find_version(name)]
+        assert (f"-e '.[{extra}]'" in out) == bool(missing)
 
 
 def test_every_named_query_answers(audited_home: Path) -> None:

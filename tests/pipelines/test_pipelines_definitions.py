@@ -11,12 +11,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from contracts.errors import ConfigError, UnknownName
+from assets import stage as stage_module
+from assets import subject_stages
+from assets.judged import OTHER
+from contracts.errors import ConfigError, UnknownName, in_words
 from contracts.methods import analysis
 from contracts.subject import Subject
 from pipelines.build import MAX_RUNS, REQUEST_TAG, overdue, request_partitions, request_tick, subject_definitions
 from pipelines.cli.audit import quick_plan
-from pipelines.components import AuditedModel
+from pipelines.components.audited_model import AuditedModel, AuditedModelScaffolder
 from pipelines.definitions import workspace
 from pipelines.subjects import BUILT_IN, attributes_of, load_subject, subject_files, write_subject
 
@@ -43,7 +46,53 @@ def test_a_built_in_subject_gives_a_whole_graph(name: str, tmp_path: Path) -> No
 
 
 def test_the_component_has_every_field_of_a_subject() -> None:
-    assert set(AuditedModel.model_fields) == {f.name for f in dataclasses.fields(Subject)}
+    assert set(AuditedModel.model().model_fields) == {f.name for f in dataclasses.fields(Subject)}
+
+
+def test_five_subjects_are_ten_groups_at_most(tmp_path: Path) -> None:
+    plans = [load_subject(path.parent.name, tmp_path) for path in BUILT_IN.glob("*/defs.yaml")]
+    assert len(plans) >= 5
+    for plan in plans:
+        graph = _whole(plan).resolve_asset_graph()
+        groups = {graph.get(key).group_name for key in graph.get_all_asset_keys()}
+        assert groups in ({plan.subject}, {plan.subject, f"{plan.subject}_requests"})
+
+
+def test_a_judged_finding_has_the_name_of_its_check_before_it_is_found(tmp_path: Path) -> None:
+    plan = load_subject("digits", tmp_path)
+    names = {s.path[0]: s.judged for s in subject_stages(plan) if s.path[1] == "findings"}
+    attacks = [f"removal_{a}" for a in ("loss", "lira_online", "rmia_online", "u_mia")]
+    shadow = [f"shadow_unlearning_{what}" for what in ("u_lira", "examples", "canaries")]
+    answers = ["removed_is_gone", "other_audits_pass"]
+    assert list(names["audits"]) == [*answers, *attacks, "removal_gap", "removal_quality", *shadow, OTHER]
+    against = ["removal_against_retraining", "removal_gap", "removal_quality"]
+    assert list(names["request_audits"]) == ["removed_is_gone", *against, OTHER]
+    limits = dataclasses.replace(plan.thresholds, max_target_auc=0.6)
+    assert plan.unlearning is not None
+    strict = dataclasses.replace(
+        plan, thresholds=limits, unlearning=dataclasses.replace(plan.unlearning, decides="finetune")
+    )
+    (found,) = [s.judged for s in subject_stages(strict) if s.path == ("audits", "findings")]
+    more = {"exposes_nothing", "model_loss", "exposure_lira_online", "removal_u_lira", "shadow_unlearning_kept"}
+    assert more <= set(found)
+
+
+@pytest.mark.parametrize(("error", "times"), [(OSError(5, "I/O error"), 3), (ConfigError("lr = -1"), 1)])
+def test_what_may_pass_is_tried_again_and_what_is_wrong_is_not(
+    small: Subject, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int
+) -> None:
+    tried = []
+
+    def failing(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(stage_module, "materialize", failing)
+    monkeypatch.setattr(stage_module, "_AGAIN", dg.RetryPolicy(max_retries=2, delay=0))
+    asset = stage_module.to_asset(subject_stages(small)[0], None)
+    done = dg.materialize([asset], resources={"workspace": object()}, raise_on_error=False)
+    (failed,) = [e.step_failure_data for e in done.all_events if e.is_step_failure]
+    assert len(tried) == times and in_words(error) in failed.user_failure_data.description
 
 
 def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:
@@ -117,6 +166,31 @@ def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All definitions loaded successfully" in done.stdout + done.stderr
+    assert "arning" not in done.stdout + done.stderr
+    listed = subprocess.run(
+        [Path(sys.executable).parent / "dg", "list", "components", "--json"],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert '"pipelines.components.AuditedModel"' in listed.stdout and "arning" not in listed.stderr
+
+
+def test_a_scaffolded_subject_loads_as_it_is(tmp_path: Path) -> None:
+    target = tmp_path / "subjects" / "mine"
+    target.mkdir(parents=True)
+    request = dg.ScaffoldRequest(
+        type_name="pipelines.components.AuditedModel",
+        target_path=target,
+        scaffold_format="yaml",
+        project_root=tmp_path,
+        append=False,
+    )
+    AuditedModelScaffolder().scaffold(request)
+    plan = load_subject("mine", tmp_path)
+    assert plan.scores and plan.attacks and subject_stages(plan)
 
 
 @pytest.mark.parametrize(

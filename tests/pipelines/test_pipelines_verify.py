@@ -9,46 +9,15 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from recorded_state import PLAN, run
 from typer.testing import CliRunner
 
-from assets import Workspace, subject_stages
-from assets.stage import materialize
 from contracts.digests import canonical_json
 from contracts.errors import InvalidInput
-from contracts.requests import ForgetRequest
 from contracts.subject import Subject
 from pipelines.cli.app import app
 from warehouse import Warehouse, ledger
 from warehouse.verify import verify
-
-PLAN = {
-    "subject": "wine",
-    "source": {"name": "sklearn", "config": {"dataset": "wine", "test_fraction": 0.5}},
-    "model": {"name": "mlp", "config": {"hidden": [4]}},
-    "recipe": {"name": "supervised", "config": {"lr": 0.1, "batch": 32, "epochs": 3}},
-    "early": {"seeds": 1, "epoch": 1},
-    "ensemble": {"num_models": 4, "block": 4},
-    "scores": ["el2n"],
-    "attacks": ["loss"],
-}
-
-
-def run(home: Path, plan: Subject, run_id: str = "r1") -> Warehouse:
-    workspace = Workspace(home, launcher=None)  # type: ignore[arg-type]  # nothing is unlearned
-    for stage in subject_stages(plan):
-        materialize(stage, workspace, run_id=run_id, request=None, context=None)
-    return workspace.warehouse
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small audit, recorded and published, with a forget request in the register."""
-    home = tmp_path_factory.mktemp("recorded") / "home"
-    w = run(home, Subject.from_mapping(PLAN))
-    now = {"received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00"}
-    w.requests.add(ForgetRequest(request_id="r-1", subject="wine", selector="ids", ids=(3,), **now))
-    w.publish()
-    return home
 
 
 @pytest.fixture

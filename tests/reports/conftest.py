@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from contracts.verdicts import Finding, Verdict
-from reports import AuditReport, Curve, Examples, Histogram, ScoreSection, findings_frame
+from reports import AuditReport, Curve, Examples, Histogram, Removed, ScoreSection, findings_frame
 
 P, F, I = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 CONFIG = """\
@@ -319,6 +319,13 @@ def build_report() -> AuditReport:
         },
         scores=sections,
         groups=(shown("Noisiest: the scores disagree most", "rank spread", 0.9),),
+        removed=Removed(
+            num=144,
+            num_train=1437,
+            how="a random share",
+            classes={"digit 8": 44, "digit 3": 100},
+            examples=dataclasses.replace(shown("Removed", "", 1.0), note=()),
+        ),
         unlearning=pl.DataFrame(runs),
         attacks=pl.DataFrame(attacks, infer_schema_length=None),
         curves={

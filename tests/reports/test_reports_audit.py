@@ -20,7 +20,7 @@ import pytest
 from contracts.digests import canonical_json
 from contracts.errors import DataError, InvalidInput
 from contracts.verdicts import Finding, Verdict
-from reports import AuditReport, Examples, Histogram, ScoreSection, facts, render_html, render_json
+from reports import AnalysisSection, AuditReport, Examples, Histogram, ScoreSection, facts, render_html, render_json
 from reports.audit import MAX_EXAMPLES
 
 Changed = Callable[..., AuditReport]
@@ -106,6 +106,52 @@ def test_the_verdict_comes_first_and_the_sections_in_order(page: Page) -> None:
     assert page.text.index("2 of 7 findings that count fail.") < page.text.index("What was audited\n")
     targets = {a["id"] for _, a in page.tags if "id" in a}
     assert {a["href"][1:] for t, a in page.tags if t == "a"} <= targets  # type: ignore[index]
+
+
+def test_the_first_screen_answers_says_what_was_removed_and_shows_three_pictures(
+    digits_report: AuditReport, whole: str, page: Page
+) -> None:
+    first = whole[: whole.index("<nav")]
+    assert first.count('<figure class="chart">') == 3
+    alts = re.findall(r'alt="([^"]+)"', first)
+    order = ["Area under the ROC curve of every attack", "Average gap to retraining against time", "ROC curves"]
+    pictures = [alt for alt in alts if not alt.startswith("Example")]
+    assert [alt.startswith(start) for alt, start in zip(pictures, order, strict=True)] == [True] * 3
+    assert "audited model: rmia 0.663" in alts[0] or any("audited model: rmia 0.663" in alt for alt in alts)
+    assert (
+        "144 of 1\u202f437 training examples (10\u202f%), a random share. By class: digit 3 (100), digit 8 (44)"
+        in page.text
+    )
+    assert page.text.index("Removed") > page.text.index("2 of 7 findings that count fail.")
+    facts_of = json.loads(render_json(digits_report))["removed"]
+    assert facts_of == {
+        "num": 144,
+        "num_train": 1437,
+        "how": "a random share",
+        "classes": {"digit 3": 100, "digit 8": 44},
+    }
+
+
+def test_scores_stand_behind_a_line_each_and_wide_tables_in_what_scrolls(whole: str) -> None:
+    for name in ("el2n", "memorization", "Over all scores"):
+        before = whole[: whole.index(f"<h3>{name}</h3>")]
+        assert before.endswith("<summary>") and before.count("<details>") == before.count("</details>") + 1
+    assert "<details open" not in whole
+    assert re.findall(r"(<div class=\"scroll\" tabindex=\"0\">)?\s*<table", whole).count("") == 0
+
+
+def test_a_column_that_holds_nothing_is_not_shown(digits_report: AuditReport, lean: Changed) -> None:
+    frame, attacks = digits_report.unlearning, digits_report.attacks
+    assert frame is not None and attacks is not None
+    empty = pl.DataFrame({"known": [1.5, 2.5], "unknown": [None, None], "text": ["a", None]})
+    section = AnalysisSection(name="a", doc="d", table=empty, num_rows=2)
+    nothing = [pl.lit(None, pl.Float64).alias(c) for c in ("mia_efficacy", "avg_gap")]
+    no_rate = attacks.with_columns(tpr=pl.when(pl.col("fpr_cap") > 0.01).then("tpr"))
+    text = render_html(lean(unlearning=frame.with_columns(nothing), attacks=no_rate, analyses=(section,)))
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", text)
+    assert "Membership eff. %" not in heads and "Average gap" not in heads and "Retain acc. %" in heads
+    assert [h for h in heads if h.startswith("Found at")] == ["Found at \u2264 5\u202f%"]
+    assert "known" in heads and "text" in heads and "unknown" not in heads
 
 
 def test_every_fact_is_on_the_page(digits_report: AuditReport, page: Page) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import io
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -121,6 +124,8 @@ def test_the_roc_starts_at_one_over_n_neg() -> None:
         lambda: plots.roc_png({}, n_neg=5),
         lambda: plots.roc_png({"a": CURVE}, n_neg=0),
         lambda: plots.dots_png({}, xlabel="x"),
+        lambda: plots.intervals_png({}, xlabel="x", order=[]),
+        lambda: plots.against_time_png({}, ylabel="y"),
         lambda: plots.grid_png(np.zeros((0, 4, 4))),
         lambda: plots.grid_png(np.zeros((2, 4, 4)), ["one"]),
         lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[2]),
@@ -224,3 +229,46 @@ def test_bars_of_a_table_carry_their_whiskers() -> None:
     axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS.drop_nulls()))
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.4]
     assert len(axes.get_yticklabels()) == 2 and axes.containers, "a name a bar, and whiskers"
+
+
+def test_figures_have_their_intervals_and_an_attack_one_colour_in_every_picture() -> None:
+    order = ["loss", "rmia", "lira"]
+    groups = {"target": {"rmia": (0.6, 0.55, 0.65)}, "retrain": {"loss": (0.5, 0.4, 0.6), "rmia": (0.52, 0.5, 0.54)}}
+    axes = axes_of(lambda: plots.intervals_png(groups, xlabel="area", order=order, limits=[0.4, 0.6]))
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["target", "retrain"]
+    marks = {line.get_label(): line for line in axes.lines if line.get_label() in order}
+    assert marks["rmia"].get_xdata().tolist() == [0.6, 0.52] and marks["loss"].get_xdata().tolist() == [0.5]
+    whiskers = sorted(tuple(seg[:, 0]) for c in axes.collections for seg in c.get_segments())
+    assert whiskers == [(0.4, 0.6), (0.5, 0.54), (0.55, 0.65)]
+    limits = [line.get_xdata()[0] for line in axes.lines if line.get_color() == plots._LIMIT["color"]]
+    assert limits == [0.4, 0.6]
+    roc = axes_of(lambda: plots.roc_png({"rmia": CURVE}, n_neg=100, order=order))
+    (curve,) = [line for line in roc.lines if line.get_label() == "rmia"]
+    assert curve.get_color() == marks["rmia"].get_color() != marks["loss"].get_color()
+
+
+def test_a_gap_stands_against_its_time() -> None:
+    points = {"retrain": (4.0, 0.0, 0.0, 0.0), "finetune": (0.5, 3.0, 1.5, 5.8), "none": (0.0, 4.0, 3.0, 5.0)}
+    axes = axes_of(lambda: plots.against_time_png(points, ylabel="gap", limit=5.0))
+    dots = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [(4.0, 0.0), (0.5, 3.0), (0.01, 4.0)] and axes.get_xscale() == "log"
+    assert {"retrain", "finetune", "none"} <= {t.get_text() for t in axes.texts}
+
+
+def test_no_series_has_the_colour_of_a_verdict() -> None:
+    """On the page green, red, ochre and violet say how something was judged; a chart beside them must not seem to."""
+    css = (Path(plots.__file__).parent / "templates" / "audit.css").read_text()
+    names = ("pass", "fail", "inconclusive", "broken")
+    verdicts = [re.search(rf"--{name}: (#[0-9a-f]{{6}})", css)[1] for name in names]  # type: ignore[index]
+    for series in (*plots._SERIES, plots._BAR):
+        for verdict in verdicts:
+            apart = abs(_hue(series) - _hue(verdict))
+            assert min(apart, 1 - apart) > 0.06 or _grey(series), (series, verdict)
+
+
+def _hue(colour: str) -> float:
+    return colorsys.rgb_to_hsv(*(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)))[0]
+
+
+def _grey(colour: str) -> bool:
+    return colorsys.rgb_to_hsv(*(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)))[1] < 0.2
