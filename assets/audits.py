@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from assets import models
-from assets.stage import Output, Partition, Run, Stage, labels_of, top_rows
+from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
@@ -24,8 +24,10 @@ from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
 from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
+from recipes.plan import trainer
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, OTHERS, REMOVAL
+from warehouse import empty
 
 if TYPE_CHECKING:
     from attacks.membership.unlearning import UMIAResult
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
 U_MIA = "u_mia"
 AGAINST_RETRAINING = "against_retraining"
+RECIPE_MATCH, REFERENCES = "recipe_match", "references"  # of a given model; what its finding is about
 # answer of an audit -> its check in Dagster: an error when it fails, a warning when it is inconclusive; never blocking
 CHECKS = {MODEL: "exposes_nothing", REMOVAL: "removed_is_gone", OTHERS: "other_audits_pass"}
 
@@ -296,6 +299,79 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
     return Output(tables=tables, metadata={"shift": [row for of_method in rows.values() for row in of_method]})
 
 
+def recipe_match(subject: Subject, upstream: Mapping[str, Stage]) -> Stage | None:
+    """``[subject, audits, recipe_match]``: a given model beside models of the stated recipe; None for one that was trained here."""
+    if not subject.model.checkpoint:
+        return None
+    return Stage(
+        subject=subject,
+        path=("audits", RECIPE_MATCH),
+        doc=f"Could the stated recipe have made the given model? It beside {subject.model.alike} models of the recipe on the same "
+        "rows, other seeds, on examples that none of them was trained on. Attacks with reference models rest on it.",
+        config={**models.training(subject), "alike": subject.model.alike, "alpha": subject.thresholds.alpha},
+        deps=(upstream["examples"], upstream["target"]),
+        tables=(schema.RECIPE_MATCH,),
+        warnings=(APPLIES,),
+        kinds=frozenset({"torch", "duckdb"}),
+        trains=True,
+        work=lambda run: _match(run, upstream["target"]),
+    )
+
+
+def _match(run: Run, target: Stage) -> Output:
+    from attacks.membership.signals import log_odds
+    from attacks.recipe_match import FEWEST
+    from attacks.recipe_match import recipe_match as compare
+    from recipes import predict_logits
+
+    data, subject = run.data, run.subject
+    unseen = np.flatnonzero(data.split == "test")
+    why = (
+        f"A given model is compared with its recipe by its classes; this is {data.task}."
+        if data.task != "classification"
+        else f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
+        if len(unseen) < FEWEST
+        else ""
+    )
+    if why:
+        return Output(tables=[(schema.RECIPE_MATCH, empty(schema.RECIPE_MATCH), {})], warnings={APPLIES: why})
+    examples, num = data.take(unseen), subject.model.alike
+    seeds = [derive_seed(subject.seed, "alike", r) % 2**31 for r in range(num)]
+    rows = np.flatnonzero(data.split == "train")
+    trained = trainer(subject, data).many(data, members=[rows] * num, seeds=seeds, progress=run.progress)
+    theirs = np.stack([log_odds(predict_logits(model, examples)[None], examples.y)[0] for model in trained])
+    own = log_odds(run.load(target, "logits")[0]["logits"][unseen][None], examples.y)[0]
+    found = dataclasses.asdict(compare(own, theirs, alpha=subject.thresholds.alpha))
+    return Output(
+        tables=[(schema.RECIPE_MATCH, pl.DataFrame([found]), {})],
+        members=data.example_id[rows],
+        metadata=found,
+        warnings={APPLIES: ""},
+    )
+
+
+def _judge_match(run: Run, match: Stage | None) -> Finding | None:
+    """What a given model is beside the stated recipe; None for one that was trained here, or where nothing can be compared."""
+    from attacks.recipe_match import RecipeMatch, judge_recipe
+
+    if match is None or run.subject.outputs_only:
+        return None
+    if why := run.why_not(match):
+        return Finding(
+            what="recipe", kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=why, judged=bool(run.subject.attacks)
+        )
+    row = run.read(schema.RECIPE_MATCH).row(0, named=True)
+    return judge_recipe(RecipeMatch(**row), what="recipe", thresholds=run.subject.thresholds)
+
+
+def _rests_on_references(finding: Finding) -> bool:
+    """Whether a finding about a given model says something only where the stated recipe made it."""
+    name = finding.what.removeprefix("attack/")
+    if finding.method == RETRAIN or name == U_MIA or finding.kind == RESULT:
+        return False
+    return not (name != finding.what and name in attack and not attack.get(name).spec.references)
+
+
 def _num_tests(subject: Subject, scope: Scope) -> int:
     """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is theirs,
     the other half belongs to the shadow runs."""
@@ -316,6 +392,7 @@ def findings(
     comparison: Stage | None,
     jobs: Mapping[str, Stage],
     analyses: Mapping[str, Stage],
+    match: Stage | None = None,
 ) -> Stage:
     """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts.
 
@@ -323,6 +400,7 @@ def findings(
         scores: only to note which scores are current no longer.
         attack_stages: attacks, u_mia and against_retraining, by name.
         analyses: those of the plan; a request reads the shadow audit alone.
+        match: how a given model compares with the stated recipe.
     """
     per_request = scope is not None and scope.per_request
     judges = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
@@ -341,11 +419,20 @@ def findings(
         },
         version=3,
         warnings=tuple(CHECKS.values()),
-        deps=(*scores.values(), *attack_stages.values(), *((comparison,) if comparison else ()), *jobs.values(), *read),
+        deps=(
+            *scores.values(),
+            *attack_stages.values(),
+            *((comparison,) if comparison else ()),
+            *jobs.values(),
+            *read,
+            *((match,) if match else ()),
+        ),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _findings(run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow),
+        work=lambda run: _findings(
+            run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow, match
+        ),
     )
 
 
@@ -357,7 +444,10 @@ def _findings(
     jobs: Mapping[str, Stage],
     judges: Mapping[str, Stage],
     shadow: Stage | None,
+    match: Stage | None,
 ) -> Output:
+    from attacks.recipe_match import on_another_recipe
+
     limits = run.subject.thresholds
     in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
     found: list[tuple[str, Finding]] = []
@@ -374,6 +464,10 @@ def _findings(
         spec = analysis.get(name).spec
         assert spec.judge is not None
         found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
+    if (matched := _judge_match(run, match)) is not None:
+        if matched.verdict is not Verdict.PASS:
+            found = [(about, on_another_recipe(f) if _rests_on_references(f) else f) for about, f in found]
+        found.append((REFERENCES, matched))
     frame = _frame(run.asset, found, in_use=in_use)
     tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = [(schema.FINDINGS, frame, {"stage": run.asset})]
     if not run.stage.per_request:
@@ -483,20 +577,17 @@ def _judge_attacks(
     run: Run, scope: Scope, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds, tests: int
 ) -> list[Finding]:
     from attacks.membership.retraining_null import AgainstRetraining
+    from attacks.recipe_match import SET_GONE
     from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst
 
     out: list[Finding] = []
     if AGAINST_RETRAINING in attack_stages:
         rows = run.read(schema.AGAINST_RETRAINING, {"audited": about}).drop("audited").sort("seed")
         by_seed = {
-            row.pop("seed"): judge_against_retraining(
-                AgainstRetraining(**row), what="against retraining", thresholds=limits
-            )
+            row.pop("seed"): judge_against_retraining(AgainstRetraining(**row), what=SET_GONE, thresholds=limits)
             for row in rows.to_dicts()
         }
-        out.append(
-            worst(by_seed) if by_seed else judge_against_retraining(None, what="against retraining", thresholds=limits)
-        )
+        out.append(worst(by_seed) if by_seed else judge_against_retraining(None, what=SET_GONE, thresholds=limits))
     reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == about)
     for name in (n for n in attack_stages if n != AGAINST_RETRAINING):
         what = f"attack/{name}"

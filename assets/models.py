@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ import polars as pl
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
-from contracts.errors import NotApplicable, NotReady
+from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
 from contracts.subject import Subject
-from recipes.plan import device_of, model_builder, recipe_config, trainer, versions
+from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
 from warehouse import empty
@@ -22,13 +23,17 @@ from warehouse import empty
 if TYPE_CHECKING:
     from torch import nn
 
+    from assets.workspace import Workspace
     from recipes.ensemble import ReferenceEnsemble
+    from sources import ExampleSet
 
 
 def training(subject: Subject) -> dict[str, Any]:
     """What every trained model of a subject depends on, the versions of source, recipe and model among it."""
+    chosen = subject.model
+    raw = {"inputs": chosen.inputs} if chosen.inputs != "standardised" else {}
     return {
-        "model": subject.model,
+        "model": {"name": chosen.name, "config": chosen.config, **raw},  # where its file lies makes no other model
         "recipe": {"name": subject.recipe.name, "config": recipe_config(subject)},
         "versions": versions(subject),
         "seed": subject.seed,
@@ -44,6 +49,18 @@ def trained_by(stage: Stage) -> str:
 
 def target(subject: Subject, examples: Stage) -> Stage:
     """``[subject, models, target]``: the model under audit and its logits on every example."""
+    if subject.model.checkpoint:
+        return Stage(
+            subject=subject,
+            path=("models", "target"),
+            doc="The model under audit as it was given, not trained here, with its logits on every example.",
+            config={**training(subject), "given": True},
+            reads="model",
+            deps=(examples,),
+            tables=(schema.CHECKPOINTS,),
+            kinds=frozenset({"torch", "safetensors"}),
+            work=_given,
+        )
     return Stage(
         subject=subject,
         path=("models", "target"),
@@ -58,14 +75,46 @@ def target(subject: Subject, examples: Stage) -> Stage:
 
 
 def _target(run: Run) -> Output:
-    from recipes import predict_logits, to_arrays
-
     subject = run.subject
+    tried_model(subject, run.train)
     started = time.perf_counter()
     model = trainer(subject, run.data).one(
         run.train, subject.seed, checkpoints=run.checkpoints(), progress=run.progress
     )
-    wall_s = time.perf_counter() - started
+    return _audited_model(run, model, time.perf_counter() - started)
+
+
+def _given(run: Run) -> Output:
+    model, sha256 = given_model(run.subject, run.data, run.workspace)
+    output = _audited_model(run, model, 0.0)
+    file = run.subject.model.checkpoint
+    return dataclasses.replace(output, metadata={**output.metadata, "checkpoint": file, "checkpoint_sha256": sha256})
+
+
+def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tuple[nn.Module, str]:
+    """The model that a plan names with the weights of its checkpoint, in eval mode on the device, and the file's SHA-256.
+
+    Raises:
+        ConfigError: the architecture cannot be audited, there is no such file, or its arrays are of another model: names them.
+        DataError: no safetensors.
+    """
+    from recipes.checkpoints import load_arrays, read_checkpoint
+
+    model = tried_model(subject, data)
+    path, sha256 = workspace.checkpoint(subject)
+    arrays = read_checkpoint(path)
+    try:
+        load_arrays(model, arrays)
+    except InvalidInput as error:
+        raise ConfigError(f"checkpoint {path.name} is not of model {subject.model.name!r}: {error}") from error
+    return model.to(device_of(subject)).eval(), sha256
+
+
+def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
+    """Weights, logits on every example, and the row of models.checkpoints."""
+    from recipes import predict_logits, to_arrays
+
+    subject = run.subject
     # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
     logits = None if run.data.task == "ranking" else predict_logits(model, run.data)
     made = {"trained_by": trained_by(run.stage)}
@@ -93,8 +142,9 @@ def checkpoint_row(
     from recipes.fitting import smallest_batch
 
     config: Any = recipe_config(run.subject)
-    epochs = getattr(config, "epochs", 0)
-    if isinstance(config, SupervisedConfig):
+    given = role == "target" and run.subject.model.checkpoint
+    epochs = 0 if given else getattr(config, "epochs", 0)
+    if isinstance(config, SupervisedConfig) and not given:
         epochs = num_epochs(len(run.train), config, smallest=smallest_batch(model))
     row: dict[str, Any] = {
         "artifact_id": artifact,

@@ -23,6 +23,7 @@ from contracts.digests import canonical_json, digest
 from contracts.errors import IntegrityError, JobFailed, NotReady
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress
+from pipelines.home import ROOT
 from warehouse import ArtifactStore, fsio
 
 POLL_S = 0.1
@@ -62,8 +63,10 @@ class PipesLauncher:
             (folder / "stderr.txt").open("wb") as stderr,
         ):
             env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
+            # This program comes first: without -P the working folder would, and a user's assets.py there would be ours.
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
             child = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(folder / "job.json")],
+                [sys.executable, "-P", "-m", WORKER, str(folder / "job.json")],
                 env=env,
                 stdout=stderr,
                 stderr=stderr,

@@ -75,6 +75,7 @@ def write_subject(subject: Subject, home: Path, *, comment: str) -> Path:
     from warehouse import fsio
 
     attributes = {k: v for k, v in plain(subject).items() if v not in (None, [], {})}
+    attributes["model"] = {k: v for k, v in attributes["model"].items() if v not in ("", {})}
     text = f"# {comment}\n" + yaml.safe_dump(
         {"type": COMPONENT, "attributes": attributes}, sort_keys=False, allow_unicode=True, width=100
     )
