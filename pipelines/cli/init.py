@@ -75,14 +75,20 @@ def init(
     console.print(f"[bold]{name}[/]: {facts}", highlight=False)
     console.print(f"Plan: {path}", soft_wrap=True)
     references = f"{plan.ensemble.num_models} reference models; " if plan.attacks else ""
-    trained = "given, not trained; its references trained" if given else "trained"
+    trained = "as given" if given else f"trained by {plan.recipe.name}"
     console.print(
-        f"  model {plan.model.name}, {trained} by {plan.recipe.name}; {references}"
+        f"  model {plan.model.name}, {trained}; {references}"
         f"scores {', '.join(c.name for c in plan.scores) or 'none'}; "
         f"analyses {', '.join(c.name for c in plan.analyses) or 'none'}; "
         f"attacks {', '.join(c.name for c in plan.attacks) or 'none'}; every Monday at 06:00 UTC under 'make ui'",
         highlight=False,
     )
+    if given is not None:
+        console.print(
+            f"  Reference models and retrainings are made by the plan's recipe ({plan.recipe.name}): make it the one that trained "
+            f"{given.file.name}; the audit tests whether it could be.",
+            highlight=False,
+        )
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +111,11 @@ def best_way(
     others = ", ".join(f"{other} {value:.3f}" for value, other, *_ in found if other != name)
     said = f"checkpoint {checkpoint.file.name}: {what} {quality:.3f} in training, {_quality(net, data, 'test'):.3f} in test, inputs {name}"
     said += f" (otherwise: {others})" if others else ""
-    common = max(_shares(data)) if data.task == "classification" else 0.0
-    if quality <= common:
+    chance = _chance(data)
+    if quality <= chance:
         said += (
-            f". That is no better than answering the commonest label ({common:.3f}): is this the model, and are these its "
-            "classes and inputs (--inputs)?"
+            f". That is no better than always giving the same answer ({chance:.3f}): is this the model, and are these its classes "
+            "and inputs (--inputs)?"
         )
     return plan, data, said
 
@@ -134,8 +134,12 @@ def _quality(net: Any, data: ExampleSet, split: str) -> float:
     return 1.0 - float(np.square(outputs[:, 0] - part.y).mean() / max(float(part.y.var()), 1e-12))
 
 
-def _shares(data: ExampleSet) -> Iterator[float]:
+def _chance(data: ExampleSet) -> float:
+    """What the most frequent label gets right, and three standard errors; 0 for regression."""
     import numpy as np
 
+    if data.task != "classification":
+        return 0.0
     labels = data.y[data.split == "train"]
-    return (float(n) / len(labels) for n in np.bincount(labels))
+    share = float(np.bincount(labels).max() / len(labels))
+    return share + 3 * math.sqrt(share * (1 - share) / min(len(labels), READ))
