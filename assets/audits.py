@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import models
+from assets import models, needs
 from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
@@ -23,13 +23,14 @@ from contracts.digests import derive_seed
 from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
-from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
+from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
 from recipes.plan import trainer
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, OTHERS, REMOVAL
 from warehouse import empty
 
 if TYPE_CHECKING:
+    from attacks.membership import Evidence
     from attacks.membership.unlearning import UMIAResult
 
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
@@ -57,10 +58,20 @@ def _attack(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", spec.name),
         doc=f"{spec.doc} Larger = more likely a member. {spec.source}",
-        config={"attack": config, "alpha": subject.thresholds.alpha, "seed": subject.seed},
+        config={
+            "attack": config,
+            "alpha": subject.thresholds.alpha,
+            "seed": subject.seed,
+            **({"outputs_only": subject.ensemble} if subject.outputs_only else {}),
+        },
         version=spec.version + 1,  # each model on its own, on the references' scale
-        deps=(upstream["target"], upstream["ensemble"], *((scope.split,) if scope else ()), *jobs.values()),
+        deps=tuple(
+            stage
+            for stage in (upstream["target"], upstream.get("ensemble"), scope.split if scope else None, *jobs.values())
+            if stage
+        ),
         tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
+        warnings=(APPLIES,) if subject.outputs_only else (),
         kinds=frozenset({"torch", "duckdb"}),
         per_request=per_request,
         work=lambda run: _run_attack(run, spec, config, upstream, scope, jobs),
@@ -75,20 +86,18 @@ def _run_attack(
     scope: Scope | None,
     jobs: Mapping[str, Stage],
 ) -> Output:
-    from attacks.membership import Evidence, attack_report, roc
+    from attacks.membership import attack_report, roc
 
-    ensemble = models.load_ensemble(run, upstream["ensemble"])
-    where = run.data.positions(ensemble.example_id)
+    if run.subject.outputs_only and (why := needs.lacks(spec, "attack", run.data)):
+        return Output(warnings={APPLIES: why})
     audited = list(_audited(run, upstream, scope, jobs))
-    pool = ensemble.pool
-    ids = ensemble.example_id[pool]
-    outside = run.data.split[where][pool] == "test"
+    evidence = _evidence(run, upstream, np.stack([z for *_, z in audited]))
+    ids, num_references = evidence.example_id, evidence.num_references
+    outside = run.data.split[run.data.positions(ids)] == "test"
     scores = attack.get(spec.name)(
-        Evidence.of_ensemble(ensemble, np.stack([z for *_, z in audited])[:, where], calibrated=True),
-        config=config,
-        seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31,
+        evidence, config=config, seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31
     )
-    n_in = ensemble.keep[:, pool].sum(0)
+    n_in = np.zeros(len(ids), np.int64) if evidence.keep is None else evidence.keep.sum(0)
     reports: dict[str, list[pl.DataFrame]] = {}
     frames: dict[str, list[pl.DataFrame]] = {}
     curves: dict[str, Any] = {}
@@ -108,7 +117,7 @@ def _run_attack(
                     "score": score[shown],
                     "is_member": member[shown],
                     "n_in": n_in[shown],
-                    "n_out": len(ensemble.keep) - n_in[shown],
+                    "n_out": num_references - n_in[shown],
                 }
             ).with_columns(pl.col("score").fill_nan(None))
         )
@@ -143,6 +152,28 @@ def _run_attack(
             "most_exposed": top_rows(exposed[0].filter("is_member"), "score", labels_of(run.data)) if exposed else [],
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
+    )
+
+
+def _evidence(run: Run, upstream: Mapping[str, Stage], outputs: np.ndarray) -> Evidence:
+    """What attacks may look at, from outputs (T, N, K) on the data set: with reference models, and on their scale, where there
+    are any; else the same candidates and population points without them."""
+    from attacks.membership import Evidence
+
+    data = run.data
+    if not run.subject.outputs_only:
+        ensemble = models.load_ensemble(run, upstream["ensemble"])
+        return Evidence.of_ensemble(ensemble, outputs[:, data.positions(ensemble.example_id)], calibrated=True)
+    from recipes.design import pool_and_population
+
+    seed = derive_seed(run.subject.seed, "ensemble") % 2**31
+    pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed)
+    return Evidence(
+        example_id=data.example_id[pool],
+        labels=data.y[pool],
+        target_logits=outputs[:, pool],
+        population_labels=data.y[population],
+        population_target_logits=outputs[:, population],
     )
 
 
@@ -509,20 +540,31 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
     judged = limits.max_target_auc is not None
     own = dataclasses.replace(limits, max_auc=limits.max_target_auc) if limits.max_target_auc else limits
     reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == TARGET)
-    return [
-        dataclasses.replace(
-            judge_attack(
-                reports.filter(pl.col("attack") == choice.name),
-                what=f"attack/{choice.name}",
-                thresholds=own,
-                num_references=_references(run, choice.name),
-                num_tests=len(run.subject.attacks),
-                two_sided=False,
-            ),
-            judged=judged,
+    found = []
+    for choice in run.subject.attacks:
+        what = f"attack/{choice.name}"
+        if run.subject.outputs_only and (why := run.why_not(attack_stages[choice.name])):
+            found.append(Finding(what=what, kind=ATTACK, verdict=Verdict.INCONCLUSIVE, sentence=why))
+            continue
+        judgement = judge_attack(
+            reports.filter(pl.col("attack") == choice.name),
+            what=what,
+            thresholds=own,
+            num_references=_references(run, choice.name),
+            num_tests=len(run.subject.attacks),
+            two_sided=False,
         )
-        for choice in run.subject.attacks
-    ]
+        if run.subject.outputs_only and judgement.verdict is Verdict.PASS:
+            said = f"{_WEAK} {judgement.sentence}"
+            judgement = dataclasses.replace(judgement, verdict=Verdict.INCONCLUSIVE, sentence=said)
+        found.append(judgement)
+    return [dataclasses.replace(f, judged=judged) for f in found]
+
+
+_WEAK = (
+    "Without a model there are no reference models, and attacks without them miss most of what those find: that they find nothing "
+    "clears nobody."
+)
 
 
 def _references(run: Run, name: str) -> int | None:

@@ -18,12 +18,9 @@ def subject_stages(subject: Subject) -> list[Stage]:
         ConfigError: a method's configuration is outside its range.
     """
     examples = data.examples(subject)
-    upstream = {
-        "examples": examples,
-        "target": models.target(subject, examples),
-        "early": models.early(subject, examples),
-        "ensemble": models.ensemble(subject, examples),
-    }
+    upstream = {"examples": examples, "target": models.target(subject, examples)}
+    if not subject.outputs_only:
+        upstream |= {"early": models.early(subject, examples), "ensemble": models.ensemble(subject, examples)}
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
     analysed = analyses.analyses(subject, upstream, scored, splits)

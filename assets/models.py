@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 def training(subject: Subject) -> dict[str, Any]:
     """What every trained model of a subject depends on, the versions of source, recipe and model among it."""
     chosen = subject.model
+    if subject.outputs_only:  # nothing is trained, and what was stored is known by its file's digest
+        return {"model": {"name": chosen.name}, "recipe": {}, "versions": {}, "seed": subject.seed, "device": "cpu"}
     raw = {"inputs": chosen.inputs} if chosen.inputs != "standardised" else {}
     return {
         "model": {"name": chosen.name, "config": chosen.config, **raw},  # where its file lies makes no other model
@@ -49,6 +51,18 @@ def trained_by(stage: Stage) -> str:
 
 def target(subject: Subject, examples: Stage) -> Stage:
     """``[subject, models, target]``: the model under audit and its logits on every example."""
+    if subject.outputs_only:
+        return Stage(
+            subject=subject,
+            path=("models", "target"),
+            doc="What the model under audit said of every example, as it was stored; there is no model.",
+            config={**training(subject), "source": subject.source},
+            reads="model",
+            deps=(examples,),
+            tables=(schema.CHECKPOINTS,),
+            kinds=frozenset({"safetensors"}),
+            work=_stored_outputs,
+        )
     if subject.model.checkpoint:
         return Stage(
             subject=subject,
@@ -89,6 +103,23 @@ def _given(run: Run) -> Output:
     output = _audited_model(run, model, 0.0)
     file = run.subject.model.checkpoint
     return dataclasses.replace(output, metadata={**output.metadata, "checkpoint": file, "checkpoint_sha256": sha256})
+
+
+def _stored_outputs(run: Run) -> Output:
+    from sources.outputs import outputs_of
+
+    logits, zeros = outputs_of(run.subject.source.config)
+    made = {"trained_by": trained_by(run.stage)}
+    stored = run.save({"example_id": run.data.example_id, "logits": logits}, made, "logits")
+    row = {"artifact_id": stored.name, "role": "target", "seed": run.subject.seed, "epochs": 0, "num_parameters": 0}
+    row |= {"wall_s": 0.0, **fit_of(run, logits)}
+    return Output(
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        artifacts=[stored],
+        members=run.train.example_id,
+        metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, logits)},
+        pictures={"loss": loss_picture(run, logits)},
+    )
 
 
 def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tuple[nn.Module, str]:
@@ -152,17 +183,23 @@ def checkpoint_row(
         "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "train_loss_nats": None,
-        "train_acc": None,
-        "test_acc": None,
+        **fit_of(run, logits),
         "wall_s": wall_s,
     }
-    if logits is not None and run.data.task == "classification":
-        correct = logits.argmax(1) == run.data.y
-        train = run.data.split == "train"
-        row["train_loss_nats"] = float(losses(logits, run.data.y)[train].mean())
-        row["train_acc"], row["test_acc"] = float(correct[train].mean()), float(correct[~train].mean())
     return row
+
+
+def fit_of(run: Run, logits: np.ndarray | None) -> dict[str, float | None]:
+    """Loss on the training split and accuracy on both, from the logits on every example where there are any."""
+    if logits is None or run.data.task != "classification":
+        return {"train_loss_nats": None, "train_acc": None, "test_acc": None}
+    correct = logits.argmax(1) == run.data.y
+    train = run.data.split == "train"
+    return {
+        "train_loss_nats": float(losses(logits, run.data.y)[train].mean()),
+        "train_acc": float(correct[train].mean()),
+        "test_acc": float(correct[~train].mean()),
+    }
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

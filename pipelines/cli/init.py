@@ -14,6 +14,7 @@ from contracts.identity import check_name
 from contracts.subject import Model, Subject
 from pipelines.cli.imports import store
 from pipelines.cli.own_model import Checkpoint, best_way, model_of
+from pipelines.cli.own_outputs import asked_for_outputs, plan_for_outputs
 from pipelines.cli.terminal import console
 from pipelines.home import state_home
 
@@ -44,6 +45,12 @@ def init(
         str | None,
         typer.Option("--inputs", help="how a checkpoint wants its inputs: standardised, raw, or unit (images, 0 to 1)"),
     ] = None,
+    outputs: Annotated[
+        bool | None,
+        typer.Option(
+            "--outputs/--no-outputs", help="the file holds what a model said, and there is no model", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
     from pipelines.subjects import write_subject
@@ -52,6 +59,9 @@ def init(
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
+    if asked_for_outputs(data, outputs, label=label, model=model, checkpoint=checkpoint):
+        _init_outputs(name, data, home, label=label, owner=owner)
+        return
     given = None if checkpoint is None else Checkpoint.named(checkpoint, subject=name, home=home)
     if inputs is not None and given is None:
         raise ConfigError("--inputs says how a checkpoint wants its inputs, and there is no --checkpoint")
@@ -89,6 +99,21 @@ def init(
             f"{given.file.name}; the audit tests whether it could be.",
             highlight=False,
         )
+    console.print(f"Next: [bold]palimpsest audit {name}[/]")
+
+
+def _init_outputs(name: str, data: Path, home: Path, *, label: str | None, owner: str | None) -> None:
+    """The plan of a table of outputs, written and explained."""
+    from pipelines.subjects import write_subject
+
+    plan, lines = plan_for_outputs(name, data.resolve(), label=label, owner=owner)
+    path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name} --outputs'.")
+    console.print(f"[bold]{name}[/]: {lines[0]}", highlight=False)
+    for line in lines[1:]:
+        console.print(f"  {line}", highlight=False, markup=False)
+    console.print(f"Plan: {path}", soft_wrap=True)
+    for kind, chosen in (("scores", plan.scores), ("analyses", plan.analyses), ("attacks", plan.attacks)):
+        console.print(f"  {kind} {', '.join(c.name for c in chosen) or 'none'}", highlight=False)
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 

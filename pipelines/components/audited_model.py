@@ -21,7 +21,7 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     title: str = ""
     source: str | dict[str, Any]
     model: str | dict[str, Any]
-    recipe: str | dict[str, Any]
+    recipe: str | dict[str, Any] = ""
     seed: int = 0
     device: str = "auto"
     early: dict[str, Any] = {}
