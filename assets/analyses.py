@@ -59,7 +59,7 @@ def _stage(
 
 def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, Stage]) -> Output:
     try:
-        needs.refuse_task(run, spec, "analysis")
+        needs.refuse(run, spec, "analysis")
         frames = analysis.get(spec.name)(
             run.data,
             config=config,

@@ -15,25 +15,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import judged, models
-from assets.stage import Output, Partition, Run, Stage, labels_of, top_rows
+from assets import judged, models, needs
+from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
-from contracts.verdicts import COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
+from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
+from recipes.plan import trainer
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, REMOVAL
+from warehouse import empty
 
 if TYPE_CHECKING:
+    from attacks.membership import Evidence
     from attacks.membership.unlearning import UMIAResult
 
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
 U_MIA = "u_mia"
 AGAINST_RETRAINING = "against_retraining"
 COVERED_BY = "u_lira"  # the finding on whether the shadow runs are about this method and kind of set
+RECIPE_MATCH, REFERENCES = "recipe_match", "references"  # of a given model; what its finding is about
 
 
 def attacks(
@@ -53,10 +57,20 @@ def _attack(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", spec.name),
         doc=f"{spec.doc} Larger = more likely a member. {spec.source}",
-        config={"attack": config, "alpha": subject.thresholds.alpha, "seed": subject.seed},
+        config={
+            "attack": config,
+            "alpha": subject.thresholds.alpha,
+            "seed": subject.seed,
+            **({"outputs_only": subject.ensemble} if subject.outputs_only else {}),
+        },
         version=spec.version + 1,  # each model on its own, on the references' scale
-        deps=(upstream["target"], upstream["ensemble"], *((scope.split,) if scope else ()), *jobs.values()),
+        deps=tuple(
+            stage
+            for stage in (upstream["target"], upstream.get("ensemble"), scope.split if scope else None, *jobs.values())
+            if stage
+        ),
         tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
+        warnings=(APPLIES,) if subject.outputs_only else (),
         kinds=frozenset({"torch", "duckdb"}),
         per_request=per_request,
         work=lambda run: _run_attack(run, spec, config, upstream, scope, jobs),
@@ -71,20 +85,18 @@ def _run_attack(
     scope: Scope | None,
     jobs: Mapping[str, Stage],
 ) -> Output:
-    from attacks.membership import Evidence, attack_report, roc
+    from attacks.membership import attack_report, roc
 
-    ensemble = models.load_ensemble(run, upstream["ensemble"])
-    where = run.data.positions(ensemble.example_id)
+    if run.subject.outputs_only and (why := needs.lacks(spec, "attack", run.data)):
+        return Output(warnings={APPLIES: why})
     audited = list(_audited(run, upstream, scope, jobs))
-    pool = ensemble.pool
-    ids = ensemble.example_id[pool]
-    outside = run.data.split[where][pool] == "test"
+    evidence = _evidence(run, upstream, np.stack([z for *_, z in audited]))
+    ids, num_references = evidence.example_id, evidence.num_references
+    outside = run.data.split[run.data.positions(ids)] == "test"
     scores = attack.get(spec.name)(
-        Evidence.of_ensemble(ensemble, np.stack([z for *_, z in audited])[:, where], calibrated=True),
-        config=config,
-        seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31,
+        evidence, config=config, seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31
     )
-    n_in = ensemble.keep[:, pool].sum(0)
+    n_in = np.zeros(len(ids), np.int64) if evidence.keep is None else evidence.keep.sum(0)
     reports: dict[str, list[pl.DataFrame]] = {}
     frames: dict[str, list[pl.DataFrame]] = {}
     curves: dict[str, Any] = {}
@@ -104,7 +116,7 @@ def _run_attack(
                     "score": score[shown],
                     "is_member": member[shown],
                     "n_in": n_in[shown],
-                    "n_out": len(ensemble.keep) - n_in[shown],
+                    "n_out": num_references - n_in[shown],
                 }
             ).with_columns(pl.col("score").fill_nan(None))
         )
@@ -139,6 +151,28 @@ def _run_attack(
             "most_exposed": top_rows(exposed[0].filter("is_member"), "score", labels_of(run.data)) if exposed else [],
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
+    )
+
+
+def _evidence(run: Run, upstream: Mapping[str, Stage], outputs: np.ndarray) -> Evidence:
+    """What attacks may look at, from outputs (T, N, K) on the data set: with reference models, and on their scale, where there
+    are any; else the same candidates and population points without them."""
+    from attacks.membership import Evidence
+
+    data = run.data
+    if not run.subject.outputs_only:
+        ensemble = models.load_ensemble(run, upstream["ensemble"])
+        return Evidence.of_ensemble(ensemble, outputs[:, data.positions(ensemble.example_id)], calibrated=True)
+    from recipes.design import pool_and_population
+
+    seed = derive_seed(run.subject.seed, "ensemble") % 2**31
+    pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed)
+    return Evidence(
+        example_id=data.example_id[pool],
+        labels=data.y[pool],
+        target_logits=outputs[:, pool],
+        population_labels=data.y[population],
+        population_target_logits=outputs[:, population],
     )
 
 
@@ -295,6 +329,79 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
     return Output(tables=tables, metadata={"shift": [row for of_method in rows.values() for row in of_method]})
 
 
+def recipe_match(subject: Subject, upstream: Mapping[str, Stage]) -> Stage | None:
+    """``[subject, audits, recipe_match]``: a given model beside models of the stated recipe; None for one that was trained here."""
+    if not subject.model.checkpoint:
+        return None
+    return Stage(
+        subject=subject,
+        path=("audits", RECIPE_MATCH),
+        doc=f"Could the stated recipe have made the given model? It beside {subject.model.alike} models of the recipe on the same "
+        "rows, other seeds, on examples that none of them was trained on. Attacks with reference models rest on it.",
+        config={**models.training(subject), "alike": subject.model.alike, "alpha": subject.thresholds.alpha},
+        deps=(upstream["examples"], upstream["target"]),
+        tables=(schema.RECIPE_MATCH,),
+        warnings=(APPLIES,),
+        kinds=frozenset({"torch", "duckdb"}),
+        trains=True,
+        work=lambda run: _match(run, upstream["target"]),
+    )
+
+
+def _match(run: Run, target: Stage) -> Output:
+    from attacks.membership.signals import log_odds
+    from attacks.recipe_match import FEWEST
+    from attacks.recipe_match import recipe_match as compare
+    from recipes import predict_logits
+
+    data, subject = run.data, run.subject
+    unseen = np.flatnonzero(data.split == "test")
+    why = (
+        f"A given model is compared with its recipe by its classes; this is {data.task}."
+        if data.task != "classification"
+        else f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
+        if len(unseen) < FEWEST
+        else ""
+    )
+    if why:
+        return Output(tables=[(schema.RECIPE_MATCH, empty(schema.RECIPE_MATCH), {})], warnings={APPLIES: why})
+    examples, num = data.take(unseen), subject.model.alike
+    seeds = [derive_seed(subject.seed, "alike", r) % 2**31 for r in range(num)]
+    rows = np.flatnonzero(data.split == "train")
+    trained = trainer(subject, data).many(data, members=[rows] * num, seeds=seeds, progress=run.progress)
+    theirs = np.stack([log_odds(predict_logits(model, examples)[None], examples.y)[0] for model in trained])
+    own = log_odds(run.load(target, "logits")[0]["logits"][unseen][None], examples.y)[0]
+    found = dataclasses.asdict(compare(own, theirs, alpha=subject.thresholds.alpha))
+    return Output(
+        tables=[(schema.RECIPE_MATCH, pl.DataFrame([found]), {})],
+        members=data.example_id[rows],
+        metadata=found,
+        warnings={APPLIES: ""},
+    )
+
+
+def _judge_match(run: Run, match: Stage | None) -> Finding | None:
+    """What a given model is beside the stated recipe; None for one that was trained here, or where nothing can be compared."""
+    from attacks.recipe_match import RecipeMatch, judge_recipe
+
+    if match is None or run.subject.outputs_only:
+        return None
+    if why := run.why_not(match):
+        return Finding(
+            what="recipe", kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=why, judged=bool(run.subject.attacks)
+        )
+    row = run.read(schema.RECIPE_MATCH).row(0, named=True)
+    return judge_recipe(RecipeMatch(**row), what="recipe", thresholds=run.subject.thresholds)
+
+
+def _rests_on_references(finding: Finding) -> bool:
+    """Whether a finding about a given model says something only where the stated recipe made it."""
+    name = finding.what.removeprefix("attack/")
+    if finding.method == RETRAIN or name == U_MIA or finding.kind == RESULT:
+        return False
+    return not (name != finding.what and name in attack and not attack.get(name).spec.references)
+
+
 def _num_tests(subject: Subject, scope: Scope) -> int:
     """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is theirs,
     the other half belongs to the shadow runs."""
@@ -315,6 +422,7 @@ def findings(
     comparison: Stage | None,
     jobs: Mapping[str, Stage],
     analyses: Mapping[str, Stage],
+    match: Stage | None = None,
 ) -> Stage:
     """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts.
 
@@ -322,6 +430,7 @@ def findings(
         scores: only to note which scores are current no longer.
         attack_stages: attacks, u_mia and against_retraining, by name.
         analyses: those of the plan; a request reads the shadow audit alone.
+        match: how a given model compares with the stated recipe.
     """
     per_request = scope is not None and scope.per_request
     judges = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
@@ -332,6 +441,7 @@ def findings(
         removal=_judged_by(subject, scope, attack_stages),
         per_request=per_request,
         judges=() if per_request else list(judges),
+        others=(REFERENCES,) if match else (),
     )
     return Stage(
         subject=subject,
@@ -346,11 +456,20 @@ def findings(
         },
         version=4,
         judged=checks,
-        deps=(*scores.values(), *attack_stages.values(), *((comparison,) if comparison else ()), *jobs.values(), *read),
+        deps=(
+            *scores.values(),
+            *attack_stages.values(),
+            *((comparison,) if comparison else ()),
+            *jobs.values(),
+            *read,
+            *((match,) if match else ()),
+        ),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _findings(run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow),
+        work=lambda run: _findings(
+            run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow, match
+        ),
     )
 
 
@@ -371,7 +490,10 @@ def _findings(
     jobs: Mapping[str, Stage],
     judges: Mapping[str, Stage],
     shadow: Stage | None,
+    match: Stage | None,
 ) -> Output:
+    from attacks.recipe_match import on_another_recipe
+
     limits = run.subject.thresholds
     in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
     found: list[tuple[str, Finding]] = []
@@ -392,6 +514,11 @@ def _findings(
         assert spec.judge is not None
         found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
         by += [name] * (len(found) - len(by))
+    if (matched := _judge_match(run, match)) is not None:
+        if matched.verdict is not Verdict.PASS:
+            found = [(about, on_another_recipe(f) if _rests_on_references(f) else f) for about, f in found]
+        found.append((REFERENCES, matched))
+        by.append(REFERENCES)
     frame = _frame(run.asset, found, in_use=in_use)
     tables: list[tuple[TableSpec, pl.DataFrame, Partition]] = [(schema.FINDINGS, frame, {"stage": run.asset})]
     if not run.stage.per_request:
@@ -430,20 +557,31 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
     judged = limits.max_target_auc is not None
     own = dataclasses.replace(limits, max_auc=limits.max_target_auc) if limits.max_target_auc else limits
     reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == TARGET)
-    return [
-        dataclasses.replace(
-            judge_attack(
-                reports.filter(pl.col("attack") == choice.name),
-                what=f"attack/{choice.name}",
-                thresholds=own,
-                num_references=_references(run, choice.name),
-                num_tests=len(run.subject.attacks),
-                two_sided=False,
-            ),
-            judged=judged,
+    found = []
+    for choice in run.subject.attacks:
+        what = f"attack/{choice.name}"
+        if run.subject.outputs_only and (why := run.why_not(attack_stages[choice.name])):
+            found.append(Finding(what=what, kind=ATTACK, verdict=Verdict.INCONCLUSIVE, sentence=why))
+            continue
+        judgement = judge_attack(
+            reports.filter(pl.col("attack") == choice.name),
+            what=what,
+            thresholds=own,
+            num_references=_references(run, choice.name),
+            num_tests=len(run.subject.attacks),
+            two_sided=False,
         )
-        for choice in run.subject.attacks
-    ]
+        if run.subject.outputs_only and judgement.verdict is Verdict.PASS:
+            said = f"{_WEAK} {judgement.sentence}"
+            judgement = dataclasses.replace(judgement, verdict=Verdict.INCONCLUSIVE, sentence=said)
+        found.append(judgement)
+    return [dataclasses.replace(f, judged=judged) for f in found]
+
+
+_WEAK = (
+    "Without a model there are no reference models, and attacks without them miss most of what those find: that they find nothing "
+    "clears nobody."
+)
 
 
 def _references(run: Run, name: str) -> int | None:
@@ -498,20 +636,17 @@ def _judge_attacks(
     run: Run, scope: Scope, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds, tests: int
 ) -> list[Finding]:
     from attacks.membership.retraining_null import AgainstRetraining
+    from attacks.recipe_match import SET_GONE
     from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst
 
     out: list[Finding] = []
     if AGAINST_RETRAINING in attack_stages:
         rows = run.read(schema.AGAINST_RETRAINING, {"audited": about}).drop("audited").sort("seed")
         by_seed = {
-            row.pop("seed"): judge_against_retraining(
-                AgainstRetraining(**row), what="against retraining", thresholds=limits
-            )
+            row.pop("seed"): judge_against_retraining(AgainstRetraining(**row), what=SET_GONE, thresholds=limits)
             for row in rows.to_dicts()
         }
-        out.append(
-            worst(by_seed) if by_seed else judge_against_retraining(None, what="against retraining", thresholds=limits)
-        )
+        out.append(worst(by_seed) if by_seed else judge_against_retraining(None, what=SET_GONE, thresholds=limits))
     reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == about)
     for name in (n for n in attack_stages if n != AGAINST_RETRAINING):
         what = f"attack/{name}"

@@ -30,7 +30,7 @@ class Declaration:
         version, config_digest: of the code and of the configuration.
         deps: paths of the stages it reads.
         per_request: partitioned by forget request.
-        reads_source: the key covers the digest of the data, which lie outside the warehouse.
+        reads: what lies outside the warehouse and whose digest the key covers: "data", or the "model" that was given; or "".
         fresh_days: the asset is overdue after so many days.
     """
 
@@ -40,7 +40,7 @@ class Declaration:
     config_digest: str
     deps: tuple[Path, ...]
     per_request: bool
-    reads_source: bool
+    reads: str
     fresh_days: int | None
 
     def asset(self, request: str | None) -> str:
@@ -54,7 +54,7 @@ class Declaration:
         Args:
             inputs: asset -> data version of every stage in ``deps``.
             scope: digest of the forget request; "" without one.
-            outside: digest of the data; read by a stage that ``reads_source``.
+            outside: digest of what it ``reads`` outside; not looked at where that is nothing.
         """
         return digest(
             {
@@ -63,7 +63,7 @@ class Declaration:
                 "config": self.config_digest,
                 "inputs": inputs,
                 "request": scope if self.per_request else "",
-                "outside": outside if self.reads_source else "",
+                "outside": outside if self.reads else "",
             }
         )
 
@@ -74,33 +74,33 @@ def scope_of(warehouse: Warehouse, request: str | None) -> str:
 
 
 def current_stages(
-    stages: Sequence[Declaration], warehouse: Warehouse, *, request: str | None, source: Callable[[], str | None]
+    stages: Sequence[Declaration], warehouse: Warehouse, *, request: str | None, outside: Callable[[str], str | None]
 ) -> dict[str, Record]:
     """Asset -> record of the last completion, of the stages that a run now would leave as they are.
 
     Args:
         stages: with everything upstream of each, upstream ones first.
         request: the forget request of the stages ``per_request``.
-        source: digest of the data as they are now; None when they cannot be read: then nothing that reads them is current.
-            Asked at most once, and only for a stage that reads them.
+        outside: digest of the "data" or the given "model" as they are now; None when they cannot be read: then nothing that
+            reads them is current. Asked at most once for each, and only for a stage that reads it.
     """
     scope = scope_of(warehouse, request) if any(stage.per_request for stage in stages) else ""
     last = warehouse.completions(stage.asset(request) for stage in stages)
     names = {stage.path: stage.asset(request) for stage in stages}
     found: dict[str, Record] = {}
-    outside: str | None = ""
-    asked = False
+    asked: dict[str, str | None] = {"": ""}
     for stage in stages:
         name, inputs = names[stage.path], [names[path] for path in stage.deps]
         record, intact = last.get(name, ({}, False))
         if not intact or any(dep not in found for dep in inputs):
             continue
-        if stage.reads_source and not asked:
-            outside, asked = source(), True
-        if stage.reads_source and outside is None:
+        if stage.reads not in asked:
+            asked[stage.reads] = outside(stage.reads)
+        now = asked[stage.reads]
+        if now is None:
             continue
         versions = {dep: str(found[dep]["data_version"]) for dep in inputs}
-        if record["key"] == stage.key(request, inputs=versions, scope=scope, outside=outside or ""):
+        if record["key"] == stage.key(request, inputs=versions, scope=scope, outside=now):
             found[name] = record
     return found
 

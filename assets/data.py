@@ -26,7 +26,7 @@ def examples(subject: Subject) -> Stage:
             "version": source.get(subject.source.name).spec.version,
             "seed": subject.seed,
         },
-        reads_source=True,
+        reads="data",
         tables=(schema.EXAMPLES,),
         kinds=frozenset({"duckdb", "polars"}),
         work=_examples,

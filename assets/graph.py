@@ -18,25 +18,24 @@ def subject_stages(subject: Subject) -> list[Stage]:
         ConfigError: a method's configuration is outside its range.
     """
     examples = data.examples(subject)
-    upstream = {
-        "examples": examples,
-        "target": models.target(subject, examples),
-        "early": models.early(subject, examples),
-        "ensemble": models.ensemble(subject, examples),
-    }
+    upstream = {"examples": examples, "target": models.target(subject, examples)}
+    if not subject.outputs_only:
+        upstream |= {"early": models.early(subject, examples), "ensemble": models.ensemble(subject, examples)}
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
     analysed = analyses.analyses(subject, upstream, scored, splits)
     later = [*scored.values(), *splits.values(), *analysed.values()]
+    match = audits.recipe_match(subject, upstream)
+    later += [match] if match else []
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})
-        findings = audits.findings(subject, None, scored, found, None, {}, analysed)
+        findings = audits.findings(subject, None, scored, found, None, {}, analysed, match)
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
     else:
-        later += _forgetting(subject, upstream, Scope.of_plan(subject, splits), scored, analysed)
+        later += _forgetting(subject, upstream, Scope.of_plan(subject, splits), scored, analysed, match)
         split = requests.scope_of_request(subject, upstream, scored)
-        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, analysed)]
+        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, analysed, match)]
     read = {dep for stage in later for dep in stage.deps}
     return [stage for name, stage in upstream.items() if stage in read or name in ("examples", "target")] + later
 
@@ -47,6 +46,7 @@ def _forgetting(
     scope: Scope,
     scored: Mapping[str, Stage],
     analysed: Mapping[str, Stage],
+    match: Stage | None,
 ) -> list[Stage]:
     """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
     jobs = unlearning.jobs(subject, upstream, scope)
@@ -56,7 +56,7 @@ def _forgetting(
     found[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
     if again is not None:
         found[audits.AGAINST_RETRAINING] = audits.against_retraining(subject, scope, jobs, again)
-    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed)
+    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match)
     shown = {} if scope.per_request else analysed
     report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison)
     return [*jobs.values(), comparison, *([again] if again else []), *found.values(), findings, report]

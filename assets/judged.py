@@ -6,6 +6,7 @@ audit of another package, a run that gave nothing back) falls to ``other_finding
 
     model_<attack>          the audited model, where the plan sets a limit for it
     removal_<what>          the removal method in use: attacks, gap, quality, u_lira or against_retraining
+    references              how a given model compares with the stated recipe, on which the reference models rest
     <analysis>_<what>       an analysis that judges; <analysis> alone where it does not say beforehand what it will find
 """
 
@@ -29,13 +30,16 @@ ANSWERS = {MODEL: "exposes_nothing", REMOVAL: "removed_is_gone", OTHERS: "other_
 OTHER = "other_findings"
 
 
-def declared(subject: Subject, *, removal: Sequence[str], per_request: bool, judges: Iterable[str]) -> tuple[str, ...]:
+def declared(
+    subject: Subject, *, removal: Sequence[str], per_request: bool, judges: Iterable[str], others: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Names of the checks of a findings stage, the answers first.
 
     Args:
         removal: what the removal method in use is judged by; none where nothing is removed.
         per_request: a forget request's: it says nothing of the audited model.
         judges: names of the analyses whose findings it holds.
+        others: what else is judged, under its own name.
     """
     model = [] if per_request or subject.thresholds.max_target_auc is None else [c.name for c in subject.attacks]
     names = [f"{MODEL}_{_slug(what)}" for what in model] + [f"{REMOVAL}_{_slug(what)}" for what in removal]
@@ -50,7 +54,7 @@ def declared(subject: Subject, *, removal: Sequence[str], per_request: bool, jud
         found = spec.finds(spec.config.from_mapping(choice.config), subject.thresholds, in_use)
         names += [f"{_slug(choice.name)}_{_slug(what)}" for what in found]
     answers = [name for about, name in ANSWERS.items() if {MODEL: model, REMOVAL: removal, OTHERS: judges}[about]]
-    return (*answers, *dict.fromkeys(names), OTHER)
+    return (*answers, *dict.fromkeys([*names, *others]), OTHER)
 
 
 def results(names: Sequence[str], frame: pl.DataFrame, by: Sequence[str], told: Judgement) -> dict[str, Checked]:

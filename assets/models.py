@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ import polars as pl
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
-from contracts.errors import NotApplicable, NotReady
+from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
 from contracts.subject import Subject
-from recipes.plan import device_of, model_builder, recipe_config, trainer, versions
+from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
 from warehouse import empty
@@ -22,13 +23,19 @@ from warehouse import empty
 if TYPE_CHECKING:
     from torch import nn
 
+    from assets.workspace import Workspace
     from recipes.ensemble import ReferenceEnsemble
+    from sources import ExampleSet
 
 
 def training(subject: Subject) -> dict[str, Any]:
     """What every trained model of a subject depends on, the versions of source, recipe and model among it."""
+    chosen = subject.model
+    if subject.outputs_only:  # nothing is trained, and what was stored is known by its file's digest
+        return {"model": {"name": chosen.name}, "recipe": {}, "versions": {}, "seed": subject.seed, "device": "cpu"}
+    raw = {"inputs": chosen.inputs} if chosen.inputs != "standardised" else {}
     return {
-        "model": subject.model,
+        "model": {"name": chosen.name, "config": chosen.config, **raw},  # where its file lies makes no other model
         "recipe": {"name": subject.recipe.name, "config": recipe_config(subject)},
         "versions": versions(subject),
         "seed": subject.seed,
@@ -44,6 +51,30 @@ def trained_by(stage: Stage) -> str:
 
 def target(subject: Subject, examples: Stage) -> Stage:
     """``[subject, models, target]``: the model under audit and its logits on every example."""
+    if subject.outputs_only:
+        return Stage(
+            subject=subject,
+            path=("models", "target"),
+            doc="What the model under audit said of every example, as it was stored; there is no model.",
+            config={**training(subject), "source": subject.source},
+            reads="model",
+            deps=(examples,),
+            tables=(schema.CHECKPOINTS,),
+            kinds=frozenset({"safetensors"}),
+            work=_stored_outputs,
+        )
+    if subject.model.checkpoint:
+        return Stage(
+            subject=subject,
+            path=("models", "target"),
+            doc="The model under audit as it was given, not trained here, with its logits on every example.",
+            config={**training(subject), "given": True},
+            reads="model",
+            deps=(examples,),
+            tables=(schema.CHECKPOINTS,),
+            kinds=frozenset({"torch", "safetensors"}),
+            work=_given,
+        )
     return Stage(
         subject=subject,
         path=("models", "target"),
@@ -58,14 +89,63 @@ def target(subject: Subject, examples: Stage) -> Stage:
 
 
 def _target(run: Run) -> Output:
-    from recipes import predict_logits, to_arrays
-
     subject = run.subject
+    tried_model(subject, run.train)
     started = time.perf_counter()
     model = trainer(subject, run.data).one(
         run.train, subject.seed, checkpoints=run.checkpoints(), progress=run.progress
     )
-    wall_s = time.perf_counter() - started
+    return _audited_model(run, model, time.perf_counter() - started)
+
+
+def _given(run: Run) -> Output:
+    model, sha256 = given_model(run.subject, run.data, run.workspace)
+    output = _audited_model(run, model, 0.0)
+    file = run.subject.model.checkpoint
+    return dataclasses.replace(output, metadata={**output.metadata, "checkpoint": file, "checkpoint_sha256": sha256})
+
+
+def _stored_outputs(run: Run) -> Output:
+    from sources.outputs import outputs_of
+
+    logits, zeros = outputs_of(run.subject.source.config)
+    made = {"trained_by": trained_by(run.stage)}
+    stored = run.save({"example_id": run.data.example_id, "logits": logits}, made, "logits")
+    row = {"artifact_id": stored.name, "role": "target", "seed": run.subject.seed, "epochs": 0, "num_parameters": 0}
+    row |= {"wall_s": 0.0, **fit_of(run, logits)}
+    return Output(
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        artifacts=[stored],
+        members=run.train.example_id,
+        metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, logits)},
+        pictures={"loss": loss_picture(run, logits)},
+    )
+
+
+def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tuple[nn.Module, str]:
+    """The model that a plan names with the weights of its checkpoint, in eval mode on the device, and the file's SHA-256.
+
+    Raises:
+        ConfigError: the architecture cannot be audited, there is no such file, or its arrays are of another model: names them.
+        DataError: no safetensors.
+    """
+    from recipes.checkpoints import load_arrays, read_checkpoint
+
+    model = tried_model(subject, data)
+    path, sha256 = workspace.checkpoint(subject)
+    arrays = read_checkpoint(path)
+    try:
+        load_arrays(model, arrays)
+    except InvalidInput as error:
+        raise ConfigError(f"checkpoint {path.name} is not of model {subject.model.name!r}: {error}") from error
+    return model.to(device_of(subject)).eval(), sha256
+
+
+def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
+    """Weights, logits on every example, and the row of models.checkpoints."""
+    from recipes import predict_logits, to_arrays
+
+    subject = run.subject
     # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
     logits = None if run.data.task == "ranking" else predict_logits(model, run.data)
     made = {"trained_by": trained_by(run.stage)}
@@ -93,8 +173,9 @@ def checkpoint_row(
     from recipes.fitting import smallest_batch
 
     config: Any = recipe_config(run.subject)
-    epochs = getattr(config, "epochs", 0)
-    if isinstance(config, SupervisedConfig):
+    given = role == "target" and run.subject.model.checkpoint
+    epochs = 0 if given else getattr(config, "epochs", 0)
+    if isinstance(config, SupervisedConfig) and not given:
         epochs = num_epochs(len(run.train), config, smallest=smallest_batch(model))
     row: dict[str, Any] = {
         "artifact_id": artifact,
@@ -102,17 +183,23 @@ def checkpoint_row(
         "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "train_loss_nats": None,
-        "train_acc": None,
-        "test_acc": None,
+        **fit_of(run, logits),
         "wall_s": wall_s,
     }
-    if logits is not None and run.data.task == "classification":
-        correct = logits.argmax(1) == run.data.y
-        train = run.data.split == "train"
-        row["train_loss_nats"] = float(losses(logits, run.data.y)[train].mean())
-        row["train_acc"], row["test_acc"] = float(correct[train].mean()), float(correct[~train].mean())
     return row
+
+
+def fit_of(run: Run, logits: np.ndarray | None) -> dict[str, float | None]:
+    """Loss on the training split and accuracy on both, from the logits on every example where there are any."""
+    if logits is None or run.data.task != "classification":
+        return {"train_loss_nats": None, "train_acc": None, "test_acc": None}
+    correct = logits.argmax(1) == run.data.y
+    train = run.data.split == "train"
+    return {
+        "train_loss_nats": float(losses(logits, run.data.y)[train].mean()),
+        "train_acc": float(correct[train].mean()),
+        "test_acc": float(correct[~train].mean()),
+    }
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

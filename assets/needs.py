@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
 from contracts.methods import MethodSpec, source, unlearner
 from contracts.params import Config
-from contracts.subject import Subject
+from contracts.subject import OUTPUTS, Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
 from sources import ExampleSet
@@ -32,10 +33,20 @@ if TYPE_CHECKING:
 
 STANDS_ON = {
     "model": "target",
+    "encoder": "target",
+    "outputs": "target",
     "unlearn": "target",
     "early_models": "early",
     "ensemble": "ensemble",
 }
+_OF_OUTPUTS = {
+    "encoder",
+    "outputs",
+    "scores",
+    "splits",
+    "tables",
+    "select_where",
+}  # needs that a table of outputs can meet
 _COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
 TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
@@ -60,7 +71,7 @@ def stages_of(
         UnknownName: it names a score or a split that the subject does not list, or reads an analysis that it does not, or
             an unlearner that is not registered.
     """
-    wanted = [upstream["examples"], *(upstream[STANDS_ON[need]] for need in spec.needs if need in STANDS_ON)]
+    wanted = [upstream["examples"], *(upstream[on] for need in spec.needs if (on := STANDS_ON.get(need)) in upstream)]
     for kind, stages in (("score", scores), ("split", splits)):
         if f"{kind}s" in spec.needs:
             wanted += [_named(kind, name, stages, spec.name) for name in names_in(config, kind)]
@@ -104,10 +115,27 @@ def provided(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[
     return {need: _MAKE[need](run, upstream) for need in spec.needs}
 
 
-def refuse_task(run: Run, spec: MethodSpec, kind: str) -> None:
-    """Raise :class:`NotApplicable` when the method is not defined for the data's task."""
+def refuse(run: Run, spec: MethodSpec, kind: str) -> None:
+    """Raise :class:`NotApplicable` when the method is not defined for the data's task, or needs what there is not."""
     if run.data.task not in spec.tasks:
         raise NotApplicable(f"{kind} {spec.name} is defined for {', '.join(spec.tasks)}, not for {run.data.task}.")
+    if run.subject.outputs_only and (why := lacks(spec, kind, run.data)):
+        raise NotApplicable(why)
+
+
+def lacks(spec: MethodSpec, kind: str, data: ExampleSet) -> str:
+    """What a method needs and a table of outputs has not, as a sentence; "" when it applies."""
+    if lacking := [need for need in spec.needs if need not in _OF_OUTPUTS]:
+        words = ", ".join(need.replace("_", " ") for need in lacking)
+        return f"{kind} {spec.name} needs {words}; there are only a model's outputs."
+    if getattr(spec, "references", 0):
+        return (
+            f"{kind} {spec.name} needs reference models, so a model and its recipe; there are only a model's outputs."
+        )
+    looks = kind != "attack" and ("encoder" in spec.needs or not spec.needs)
+    if looks and data.provenance.get("values") == OUTPUTS:
+        return f"{kind} {spec.name} looks at what describes the examples; the table of outputs has no features."
+    return ""
 
 
 def trainer(run: Run) -> Callable[..., nn.Module]:
@@ -229,6 +257,27 @@ class _Unlearn:
         return self._from(model, name, retain=retain, forget=forget, seed=seed)
 
 
+def _outputs(run: Run, target: Stage) -> Callable[[ExampleSet], Any]:
+    """examples -> (N, K) logits that the stage stored.
+
+    Raises:
+        NotApplicable: it stored none.
+    """
+    if run.data.task == "ranking":
+        raise NotApplicable("A recommender's outputs on every interaction are not stored.")
+    stored, meta = run.load(target, "logits")
+    models.refuse_other_training(run, target, meta)
+    return lambda data: stored["logits"][run.data.positions(data.example_id)]
+
+
+def _encoder(run: Run, target: Stage) -> nn.Module:
+    if not run.subject.outputs_only:
+        return models.load_model(run, target)
+    from recipes.embeddings import over_features
+
+    return over_features(math.prod(run.data.input_shape), run.data.num_classes)
+
+
 def _evaluate() -> Callable[..., dict[str, float]]:
     from unlearning.metrics import evaluate
 
@@ -270,6 +319,8 @@ def _split(run: Run, name: str) -> pl.DataFrame:
 
 _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "model": lambda run, up: models.load_model(run, up["target"]),
+    "encoder": lambda run, up: _encoder(run, up["target"]),
+    "outputs": lambda run, up: _outputs(run, up["target"]),
     "early_models": lambda run, up: models.load_early(run, up["early"]),
     "early_at": lambda run, up: _early_at(run),
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),

@@ -21,11 +21,11 @@ from assets.stage import Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import digest, plain
-from contracts.methods import analysis, recipe, score
+from contracts.methods import analysis, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
 from contracts.verdicts import TARGET, Verdict
-from recipes.plan import device_of
+from recipes.plan import device_of, recipe_config
 from reports import (
     AnalysisSection,
     AuditReport,
@@ -186,7 +186,12 @@ def _computed(run: Run, scores: Mapping[str, Stage], analyses: Mapping[str, Stag
         f"Analysed: {', '.join(applied)}." if applied else "",
     ]
     needed = [
-        part for part, there in (("attacks", run.subject.attacks), ("unlearning", run.subject.unlearning)) if not there
+        part
+        for part, there in (
+            ("attacks", run.subject.attacks),
+            ("unlearning", run.subject.unlearning or run.subject.outputs_only),
+        )
+        if not there
     ]
     if needed:
         said.append(f"A verdict needs {' and '.join(needed)} in the plan.")
@@ -221,7 +226,6 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
     train = int((data.split == "train").sum())
     row = run.read(schema.CHECKPOINTS, {"role": "target"}).row(0, named=True)
     share = {k: f"{row[k]:.1%}" for k in ("train_acc", "test_acc") if row[k] is not None}
-    plan = subject.ensemble
     return {
         "Data": {
             "source": subject.source.name,
@@ -230,23 +234,35 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
             **_outputs(data),
             "shape": " × ".join(map(str, data.input_shape)),
         },
-        "Model": {
-            "architecture": subject.model.name,
-            **plain(subject.model.config),
-            "parameters": f"{row['num_parameters']:,}",
-            **share,
-        },
-        "Recipe": {
-            "recipe": subject.recipe.name,
-            **plain(recipe.get(subject.recipe.name).spec.config.from_mapping(subject.recipe.config)),
-        },
+        "Model": {**_model(subject, row["num_parameters"]), **share},
+        **({} if subject.outputs_only else _made(subject)),
+        "Digests": {"data": data.digest, "configuration": digest(subject)},
+    }
+
+
+def _model(subject: Subject, num_parameters: int) -> dict[str, Any]:
+    """What is audited."""
+    if subject.outputs_only:
+        return {"outputs only": "no model was here, and none was trained"}
+    given = subject.model.checkpoint
+    return {
+        "architecture": subject.model.name,
+        **plain(subject.model.config),
+        "parameters": f"{num_parameters:,}",
+        **({"weights": f"as given by {given}, not trained here"} if given else {}),
+    }
+
+
+def _made(subject: Subject) -> dict[str, dict[str, Any]]:
+    """How models are made."""
+    return {
+        "Recipe": {"recipe": subject.recipe.name, **plain(recipe_config(subject))},
         "Seeds": {
             "subject": subject.seed,
             "early models": f"{subject.early.seeds}, stopped at epoch {subject.early.epoch}",
-            "reference models": plan.num_models,
+            "reference models": subject.ensemble.num_models,
             "unlearning": f"{subject.unlearning.seeds} runs a method" if subject.unlearning else "none",
         },
-        "Digests": {"data": data.digest, "configuration": digest(subject)},
     }
 
 

@@ -53,7 +53,7 @@ def _stage(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], befo
 def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]) -> Output:
     started = time.perf_counter()
     try:
-        needs.refuse_task(run, spec, "score")
+        needs.refuse(run, spec, "score")
         frame = score.get(spec.name)(
             run.train,
             config=config,

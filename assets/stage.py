@@ -85,7 +85,8 @@ class Stage:
         path: (stage, name); the asset key is (subject, stage, name).
         version: raise it when the code changes what it computes.
         config: everything besides the inputs that the result depends on.
-        reads_source: its key covers the digest of the data, which lie outside the warehouse and are asked for at every run.
+        reads: "data", or the "model" that was given: its key covers the digest of these, which lie outside the warehouse and
+            are asked for at every run.
         deps: stages it reads.
         tables: the tables it writes, for the schema in the UI and the blocking check.
         warnings, judged: names of its non-blocking checks.
@@ -99,7 +100,7 @@ class Stage:
     doc: str
     work: Callable[[Run], Output]
     config: Any = None
-    reads_source: bool = False
+    reads: str = ""
     version: int = 1
     deps: tuple[Stage, ...] = ()
     tables: tuple[TableSpec, ...] = ()
@@ -128,7 +129,7 @@ class Stage:
             config_digest=self.config_digest,
             deps=tuple(dep.path for dep in self.deps),
             per_request=self.per_request,
-            reads_source=self.reads_source,
+            reads=self.reads,
             fresh_days=self.fresh_days,
         )
 
@@ -221,7 +222,7 @@ class Run:
     def _current(self, stages: Iterable[Stage]) -> set[str]:
         """Assets, among these stages and everything upstream of them, that a run now would leave as they are."""
         declared = [stage.declaration for stage in _upstream_first(stages)]
-        found = current_stages(declared, self.warehouse, request=self.request, source=lambda: self.data.digest)
+        found = current_stages(declared, self.warehouse, request=self.request, outside=self.outside)
         return set(found)
 
     def why_not(self, stage: Stage) -> str:
@@ -249,8 +250,12 @@ class Run:
             self.request,
             inputs=self.inputs(),
             scope=scope_of(self.warehouse, self.request) if stage.per_request else "",
-            outside=self.data.digest if stage.reads_source else "",
+            outside=self.outside(stage.reads),
         )
+
+    def outside(self, what: str) -> str:
+        """Digest of the "data" or the given "model" as they are now; "" of nothing."""
+        return self.workspace.outside(self.subject, what)
 
     def select_where(self, predicate: str) -> np.ndarray:
         """Ids of the training examples that an SQL predicate over data.examples selects."""

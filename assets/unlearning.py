@@ -118,6 +118,9 @@ def _training_part(subject: Subject) -> Subject:
     return dataclasses.replace(
         subject,
         title="",
+        model=dataclasses.replace(
+            subject.model, checkpoint=""
+        ),  # its weights come as an artifact, whoever trained them
         scores=(),
         analyses=(),
         splits=(),

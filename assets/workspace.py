@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from contracts.digests import digest
+from contracts.errors import ConfigError
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress, silent
-from contracts.subject import Subject
+from contracts.subject import IMPORTED, Subject
 from warehouse import Warehouse
+from warehouse.fsio import sha256_of
 
 if TYPE_CHECKING:
     from sources import ExampleSet
@@ -53,9 +55,42 @@ class Workspace:
 
     def examples(self, subject: Subject) -> ExampleSet:
         """The subject's data, read from its source once a process."""
-        from sources import load  # here, so that a run that has nothing to do loads no library of numbers
+        from sources.plan import load_examples  # here: a run that has nothing to do loads no library of numbers
 
-        key = digest({"source": subject.source, "seed": subject.seed})
+        key = digest({"source": subject.source, "seed": subject.seed, "inputs": subject.model.inputs})
         if key not in self._examples:
-            self._examples[key] = load(subject.source.name, subject.source.config, seed=subject.seed)
+            self._examples[key] = load_examples(subject)
         return self._examples[key]
+
+    def outside(self, subject: Subject, what: str) -> str:
+        """Digest of the subject's "data", or of the "model" that was given to it, as they are now; "" of nothing.
+
+        Raises:
+            ConfigError, NotReady: there is no such checkpoint.
+            Others: as the source raises.
+        """
+        if what == "data":
+            return self.examples(subject).digest
+        if what != "model":
+            return ""
+        if subject.outputs_only:
+            from sources.outputs import outputs_file
+
+            return sha256_of(outputs_file(subject.source.config))
+        return self.checkpoint(subject)[1]
+
+    def checkpoint(self, subject: Subject) -> tuple[Path, str]:
+        """The file of the checkpoint that a plan names, and its SHA-256.
+
+        Raises:
+            ConfigError: there is no such file.
+            NotReady: nothing of that name was imported.
+        """
+        named = subject.model.checkpoint
+        if named.startswith(IMPORTED):
+            found = self.warehouse.artifacts.verified(named)
+            return found.path, found.sha256
+        path = Path(named)
+        if not path.is_file():
+            raise ConfigError(f"model.checkpoint {named!r} of {subject.subject} is no file")
+        return path, sha256_of(path)

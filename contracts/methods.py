@@ -24,6 +24,8 @@ ANY_TASK: tuple[Task, ...] = ("classification", "regression", "ranking")
 
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
+    "encoder": "torch.nn.Module: its penultimate activations describe examples: the audited model, or features stored with its outputs",
+    "outputs": "Callable[[ExampleSet], numpy.ndarray]: examples of the data set -> the audited model's logits (N, K), float32",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
     "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R models as they pass that "
     "epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop early",

@@ -54,14 +54,14 @@ EXAMPLES = TableSpec(
 CHECKPOINTS = TableSpec(
     schema="models",
     name="checkpoints",
-    doc="Models trained for a subject: target, early, unlearned.",
+    doc="Models of a subject: target (trained, or given), early, unlearned.",
     key=("artifact_id",),
     partition=("role",),
     columns=(
         _text("artifact_id", "id in lineage.artifacts"),
         _text("role", "target, early, or unlearned/<split>/<method>"),
         Column(name="seed", dtype="int64", doc="seed of the training"),
-        _count("epochs", "epochs trained"),
+        _count("epochs", "epochs trained here; 0 for a model that was given"),
         _count("num_parameters", "trainable parameters"),
         Column(
             name="train_loss_nats",
@@ -292,6 +292,31 @@ AGAINST_RETRAINING = TableSpec(
     ),
 )
 
+RECIPE_MATCH = TableSpec(
+    schema="audits",
+    name="recipe_match",
+    key=("num_models",),
+    doc="A model that was given, beside models of the stated recipe on the same training rows, on examples that no model was "
+    "trained on. Attacks with reference models say something of it only where it could be one of them.",
+    columns=(
+        _count("num_models", "models of the stated recipe, other seeds"),
+        _count("num_examples", "unseen examples"),
+        _share("accuracy", "accuracy of the given model"),
+        _share("recipe_accuracy", "mean accuracy of the recipe's"),
+        _share("recipe_accuracy_sd", "standard deviation over the recipe's"),
+        Column(
+            name="likeness",
+            dtype="float64",
+            low=-1,
+            high=1,
+            doc="rank correlation of the log-odds of the label with the mean of the recipe's",
+        ),
+        Column(name="recipe_likeness", dtype="float64", low=-1, high=1, doc="mean of the recipe's with the others'"),
+        _share("detectable", "smallest difference of accuracy that would have been found"),
+        _share("p_value", "of 'one more model of the recipe', both figures together"),
+    ),
+)
+
 REGISTER = TableSpec(
     schema="requests",
     name="register",
@@ -399,6 +424,7 @@ TABLES: tuple[TableSpec, ...] = (
     ATTACK_SCORES,
     ATTACK_REPORTS,
     AGAINST_RETRAINING,
+    RECIPE_MATCH,
     FINDINGS,
     REGISTER,
     REQUEST_EVENTS,

@@ -25,6 +25,33 @@ class Choice(Config):
         return super(Choice, cls).from_mapping(values)
 
 
+OUTPUTS = "outputs"  # the model's name, and the source's, where there is a table of outputs and nothing else
+IMPORTED = "imported/"  # artifacts of import-checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model(Choice):
+    """The model under audit: an architecture that the recipe trains; the same with weights that somebody else trained, which
+    are audited as they are; or ``outputs``: a table of what a model said, and no model."""
+
+    folder: str = param("", doc="folder of a module of one's own; searched after everything that is installed")
+    checkpoint: str = param(
+        "", doc="weights audited as they are: a .safetensors file, or imported/NAME; the recipe trains them when empty"
+    )
+    alike: int = param(
+        20, ge=10, le=1000, doc="models of the stated recipe on the same rows that a given checkpoint is compared with"
+    )
+    inputs: str = param(
+        "standardised",
+        choices=("standardised", "raw"),
+        doc="what the model is given: values scaled as the source says, or as they are stored",
+    )
+
+    def check(self) -> None:
+        if self.checkpoint and self.name == OUTPUTS:
+            raise ConfigError(f"model {OUTPUTS} is a table of outputs: it has no weights, so no checkpoint")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split(Config):
     """A named forget/retain split made by a registered curator."""
@@ -137,8 +164,8 @@ class Subject(Config):
     subject: str = param(doc="name; part of every asset key")
     title: str = param("", doc="one line for people")
     source: Choice = param(doc="where the data comes from")
-    model: Choice = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable")
-    recipe: Choice = param(doc="how it is trained")
+    model: Model = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable; or outputs")
+    recipe: Choice = param(Choice(name=""), doc="how it is trained; nothing where there are only outputs")
     seed: int = param(0, ge=0, lt=2**31, doc="root of every random choice")
     device: str = param("auto", choices=("auto", "cpu", "cuda"), doc="auto takes CUDA when there is one")
     early: Early = param(Early())
@@ -155,8 +182,19 @@ class Subject(Config):
     schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
     owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")
 
+    @property
+    def outputs_only(self) -> bool:
+        """There is a table of a model's outputs, and no model."""
+        return self.model.name == OUTPUTS
+
     def check(self) -> None:
         check_name(self.subject, kind="subject")
+        if self.outputs_only != (self.source.name == OUTPUTS):
+            raise ConfigError(f"subject {self.subject}: source {OUTPUTS} and model {OUTPUTS} go together")
+        if self.outputs_only and (self.recipe.name or self.unlearning):
+            raise ConfigError(f"subject {self.subject}: recipe and unlearning need a model; there are only its outputs")
+        if not self.outputs_only and not self.recipe.name:
+            raise ConfigError(f"subject {self.subject} needs recipe: how its models are trained")
         for kind, names in (
             ("score", [c.name for c in self.scores]),
             ("analysis", [c.name for c in self.analyses]),

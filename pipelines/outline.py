@@ -48,12 +48,13 @@ class Outline:
     stages: tuple[Declaration, ...]
     data_digest: str = ""
 
-    def source(self, plan: Subject, workspace: Workspace) -> str | None:
-        """Digest of the plan's data as they are now; None when they cannot be read (the stage that reads them says why)."""
-        if self.data_digest:
+    def outside(self, plan: Subject, workspace: Workspace, what: str = "data") -> str | None:
+        """Digest of the plan's "data" or given "model" as they are now; None when they cannot be read (the stage that reads them
+        says why)."""
+        if what == "data" and self.data_digest:
             return self.data_digest
         try:
-            return workspace.examples(plan).digest
+            return workspace.outside(plan, what)
         except (PalimpsestError, OSError):
             return None
 
@@ -75,7 +76,7 @@ def outline_of(plan: Subject, workspace: Workspace) -> Outline:
 
     made = Outline(stages=tuple(stage.declaration for stage in subject_stages(plan)))
     if _only_ours(plan):
-        if _self_contained(plan) and (found := made.source(plan, workspace)):
+        if _self_contained(plan) and (found := made.outside(plan, workspace)):
             made = dataclasses.replace(made, data_digest=found)
         _keep(path, plan, code, made)
     return made

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from contracts.errors import ConfigError, UnknownName
-from contracts.subject import Subject
+from contracts.subject import OUTPUTS, Subject
 
 COMPONENT = "pipelines.components.AuditedModel"
 BUILT_IN = Path(__file__).resolve().parent / "defs"
@@ -75,6 +75,9 @@ def write_subject(subject: Subject, home: Path, *, comment: str) -> Path:
     from warehouse import fsio
 
     attributes = {k: v for k, v in plain(subject).items() if v not in (None, [], {})}
+    attributes["model"] = {k: v for k, v in attributes["model"].items() if v not in ("", {})}
+    if subject.outputs_only:
+        attributes = {k: v for k, v in attributes.items() if k not in ("recipe", "early")} | {"model": OUTPUTS}
     text = f"# {comment}\n" + yaml.safe_dump(
         {"type": COMPONENT, "attributes": attributes}, sort_keys=False, allow_unicode=True, width=100
     )

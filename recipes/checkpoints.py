@@ -8,18 +8,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-from contracts.errors import InvalidInput
+from contracts.errors import DataError, InvalidInput
 
 
 def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Copies of all parameters and persistent buffers, C-contiguous, by name."""
     return {name: np.array(value.detach().cpu().numpy(), order="C") for name, value in model.state_dict().items()}
+
+
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file that somebody else wrote, by name.
+
+    A ``module.`` that all names share (DataParallel) is cut off; 16-bit floats become float32, which holds them exactly.
+
+    Raises:
+        DataError: not safetensors, or it cannot be read.
+    """
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is no readable safetensors file ({error}); a .pt or .pth file is brought in by palimpsest import-checkpoint"
+        ) from None
+    if found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    half = (torch.float16, torch.bfloat16)
+    return {name: (value.float() if value.dtype in half else value).numpy() for name, value in found.items()}
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

@@ -24,6 +24,14 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     return found[-1]
 
 
+def over_features(num_features: int, num_classes: int) -> nn.Module:
+    """A model whose penultimate activations are its inputs: features that were stored with a model's outputs, as they are."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_classes)).requires_grad_(False).eval()
+    for value in model.parameters():
+        nn.init.zeros_(value)
+    return model
+
+
 def embeddings(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
     """Penultimate activations of every row of ``data``, in its order; eval mode, no gradient.
 

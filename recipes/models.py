@@ -11,14 +11,16 @@ code has changed is another model.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from contracts.errors import ConfigError, NotApplicable, UnknownName
+from contracts.errors import ConfigError, NotApplicable, PalimpsestError, UnknownName
 from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
 from recipes.mlp import MLP, MLPConfig
@@ -49,6 +51,7 @@ def build(
     input_shape: tuple[int, ...],
     num_outputs: int,
     seed: int,
+    folder: str = "",
 ) -> nn.Module:
     """A freshly initialised model.
 
@@ -59,17 +62,18 @@ def build(
         input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``; (num_users,) for ranking.
         num_outputs: K logits, or 1 for regression; items for ranking.
         seed: of the initialisation, in [0, 2**63).
+        folder: where the module of ``module:callable`` lies, if it is not installed.
 
     Raises:
         UnknownName: no such model.
-        ConfigError: a configuration field, the callable, or what it returns is wrong.
+        ConfigError: a configuration field, the callable, or what it returns is wrong; whatever it raises.
         NotApplicable: an image model on vectors, or images that the model cannot take.
     """
     shape = tuple(int(n) for n in input_shape)
     if not shape or min(shape) < 1 or num_outputs < 1:
         raise ConfigError(f"input_shape = {input_shape} and num_outputs = {num_outputs} must all be >= 1")
     if ":" in name:
-        make = partial(_imported(name), shape, num_outputs, **dict(config or {}))
+        make = partial(_imported(name, folder), shape, num_outputs, **dict(config or {}))
     elif name in MODELS:
         if name in _IMAGES_ONLY and len(shape) != 3:
             raise NotApplicable(
@@ -82,13 +86,59 @@ def build(
     else:
         raise UnknownName("model", name, [*MODELS, "module:callable"])
     with local_rng(seed):
-        model = make()
-        if ":" in name:
-            _check_outputs(name, model, shape, num_outputs)
+        if ":" not in name:
+            return make().train()
+        with of_user(name, "to be built"):
+            model = make()
+        _check_module(name, model)
+        zeros = _zeros(model, shape)
+        check_answers(name, model, zeros, num_outputs=num_outputs, training=False)
     return model.train()
 
 
-def model_version(name: str) -> str:
+@contextmanager
+def of_user(name: str, what: str) -> Iterator[None]:
+    """Whatever the user's code raises inside becomes one sentence.
+
+    Raises:
+        ConfigError: naming the model, what it was asked (``what``), and the error.
+    """
+    try:
+        yield
+    except PalimpsestError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's code: it may raise anything
+        said = " ".join(str(error).split())[:300]
+        help_ = ""
+        if not torch.cuda.is_available() and any(word in said for word in ("CUDA", "cuda", "NVIDIA")):
+            help_ = (
+                "; there is no CUDA here: leave .cuda() and device='cuda' out, the audit moves the model to its device"
+            )
+        raise ConfigError(f"model {name!r} fails {what}: {type(error).__name__}: {said}{help_}") from error
+
+
+def check_answers(name: str, model: nn.Module, x: Tensor, *, num_outputs: int, training: bool) -> Tensor:
+    """What the model answers to ``x`` (B, *shape) in train or eval mode, when that is a tensor (B, num_outputs).
+
+    Raises:
+        ConfigError: it raises, or answers something else; one sentence.
+    """
+    mode, given = "train" if training else "eval", f"{len(x)} examples of shape {tuple(x.shape[1:])}"
+    model.train(training)
+    with of_user(name, f"in {mode} mode on {given}"), torch.set_grad_enabled(training):
+        outputs = model(x)
+    wanted = (len(x), num_outputs)
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"model {name!r} maps {given} to a {type(outputs).__name__} in {mode} mode; one tensor {wanted} is needed: "
+            "return the logits alone"
+        )
+    if tuple(outputs.shape) != wanted:
+        raise ConfigError(f"model {name!r} maps {given} to {tuple(outputs.shape)}; {wanted} is needed")
+    return outputs
+
+
+def model_version(name: str, *, folder: str = "") -> str:
     """The version of a built-in model, or of a user's ``module:callable`` the digest of the module's source.
 
     Raises:
@@ -96,7 +146,7 @@ def model_version(name: str) -> str:
         ConfigError: the module has no source that can be found.
     """
     if ":" in name:
-        return source_digest(name.partition(":")[0])
+        return source_digest(name.partition(":")[0], folder=folder)
     if name not in MODELS:
         raise UnknownName("model", name, [*MODELS, "module:callable"])
     return str(MODELS[name][0].version)
@@ -117,29 +167,54 @@ class _Builder:
         return build(self.name, self.config, input_shape=self.input_shape, num_outputs=self.num_outputs, seed=seed)
 
 
-def _imported(name: str) -> Callable[..., nn.Module]:
+_loaded: dict[str, str] = {}  # digest that the source of a user's module had when this process imported it
+
+
+def _imported(name: str, folder: str) -> Callable[..., nn.Module]:
     module, _, attribute = name.partition(":")
+    if folder:
+        _search_last(module, folder)
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs the user's code: it may raise anything
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"model {name!r} cannot be imported: {kind}{' '.join(str(error).split())[:300]}") from error
     if not callable(found):
         raise ConfigError(f"model {name!r} is a {type(found).__name__}, not callable")
     return found  # type: ignore[return-value]
 
 
-def _check_outputs(name: str, model: object, shape: tuple[int, ...], num_outputs: int) -> None:
+def _search_last(module: str, folder: str) -> None:
+    """Put the user's folder at the end of Python's path, and remember what the module's source is when it is loaded."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if module not in sys.modules or module not in _loaded:
+        _loaded[module] = source_digest(module, folder=folder)
+
+
+def refuse_changed(name: str, *, folder: str) -> None:
+    """Refuse a user's module that this process has loaded from other source than there is now: an older version of the file, or a
+    file of the same name in another folder. What is trained would not be what its key says.
+
+    Raises:
+        ConfigError: start again.
+    """
+    module = name.partition(":")[0]
+    if folder and module in _loaded and _loaded[module] != source_digest(module, folder=folder):
+        raise ConfigError(f"module {module} is not the one that this process has loaded; start it again")
+
+
+def _check_module(name: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name!r} returned a {type(model).__name__}, not a torch.nn.Module")
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"model {name!r} has no trainable parameter")
-    dtype = next(model.parameters()).dtype
-    model.eval()
-    with torch.no_grad():
-        ranks = isinstance(model, Ranker)  # takes user indexes, whatever the number of users
-        outputs = model(torch.zeros(2, 1, dtype=torch.int64) if ranks else torch.zeros(2, *shape, dtype=dtype))
-    if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != (2, num_outputs):
-        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise ConfigError(f"model {name!r} maps 2 examples of shape {shape} to {got}; (2, {num_outputs}) is needed")
+
+
+def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Two examples; a ranker takes user indexes, whatever the number of users."""
+    if isinstance(model, Ranker):
+        return torch.zeros(2, 1, dtype=torch.int64)
+    return torch.zeros(2, *shape, dtype=next(model.parameters()).dtype)

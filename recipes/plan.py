@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from contracts.errors import ConfigError
 from contracts.methods import recipe, source
 from contracts.params import Config
 from contracts.subject import Subject
-from sources import load
 from sources.example_set import ExampleSet
+from sources.plan import load_examples as load_examples
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from recipes.training import Trainer
-
-
-def load_examples(subject: Subject) -> ExampleSet:
-    """Read, validate and return the data set that a subject names."""
-    return load(subject.source.name, subject.source.config, seed=subject.seed)
 
 
 def device_of(subject: Subject) -> str:
@@ -47,7 +46,7 @@ def versions(subject: Subject) -> dict[str, Any]:
     return {
         "source": source.get(subject.source.name).spec.version,
         "recipe": recipe.get(subject.recipe.name).spec.version,
-        "model": model_version(subject.model.name),
+        "model": model_version(subject.model.name, folder=subject.model.folder),
     }
 
 
@@ -73,11 +72,59 @@ def trainer(subject: Subject, data: ExampleSet) -> Trainer:
 
 
 def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
-    """``seed -> fresh model`` of the subject's architecture for the shape of its data."""
-    from recipes.models import build
+    """``seed -> fresh model`` of the subject's architecture for the shape of its data.
 
+    Raises:
+        ConfigError: a user's module that has changed since this process loaded it.
+    """
+    from recipes.models import build, refuse_changed
+
+    chosen = subject.model
     num_outputs = data.num_classes or 1
     shape = (data.num_users,) if data.task == "ranking" else data.input_shape
+    if ":" in chosen.name:
+        refuse_changed(chosen.name, folder=chosen.folder)
     return lambda seed: build(
-        subject.model.name, subject.model.config, input_shape=shape, num_outputs=num_outputs, seed=seed
+        chosen.name, chosen.config, input_shape=shape, num_outputs=num_outputs, seed=seed, folder=chosen.folder
     )
+
+
+def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
+    """A fresh model of the plan that has shown, on a few training examples, that it can be audited: trained by a gradient and
+    read in eval mode, with finite answers of the right shape, on the plan's device.
+
+    Raises:
+        ConfigError: in one sentence, what it raises or answers.
+        Others: as :func:`recipes.models.build` raises.
+    """
+    import torch
+
+    from recipes.inputs import model_dtype
+    from recipes.models import check_answers, of_user
+    from recipes.rng import local_rng
+
+    name, device = subject.model.name, device_of(subject)
+    build = model_builder(subject, data)
+    model = build(0)
+    if data.task == "ranking":
+        return model
+    rows = np.flatnonzero(data.split == "train")[:_TRIED]
+    with of_user(name, f"to move to {device}"):
+        x = torch.from_numpy(data.inputs(rows)).to(device, model_dtype(model))
+        model = model.to(device)
+    with local_rng(0, device=device):
+        for training in (False, True):  # training changes a model: a fresh one is given back
+            answers = check_answers(name, model, x, num_outputs=data.num_classes or 1, training=training)
+            broken = ~torch.isfinite(answers).all(dim=1).cpu().numpy()
+            if broken.any():
+                ids = ", ".join(map(str, data.example_id[rows[broken]][:5].tolist()))
+                raise ConfigError(
+                    f"model {name!r} answers NaN or infinity to {int(broken.sum())} of {len(rows)} training examples (ids {ids})"
+                )
+            if training:
+                with of_user(name, "to be trained"):
+                    answers.square().mean().backward()
+    return build(0)
+
+
+_TRIED = 64

@@ -3,15 +3,19 @@
     files = the module, the packages it lies in, and, again and again, what these import from the same folder
     digest = SHA-256 of (name, SHA-256 of the bytes) of every file
 
-The folder is the one on Python's path that holds the module; from a folder of installed packages (``site-packages``) only
-the module's own package counts. Imports are read from the source and resolved by path: nothing is imported, so that a plan
-is recognised without loading what it trains. Not covered: what a module imports by a computed name, and other
-distributions, whose versions the user pins.
+The folder is the plan's (``model.folder``), or the one on Python's path that holds the module; from a folder of installed
+packages (``site-packages``) only the module's own package counts. Imports are read from the source and resolved by path:
+nothing is imported, so that a plan is recognised without loading what it trains. Not covered: what a module imports by a
+computed name, and other distributions, whose versions the user pins.
+
+The plan's folder is searched last, after this program's own packages and everything that is installed: no file in it can
+replace one of these. A file of such a name would never be read, so it is refused.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -22,14 +26,23 @@ from contracts.digests import digest
 from contracts.errors import ConfigError
 
 
-def source_digest(module: str) -> str:
+def source_digest(module: str, *, folder: str = "") -> str:
     """64 hex digits that change when the code of ``module`` (``a`` or ``a.b.c``) changes.
 
+    Args:
+        folder: where the plan says that the module lies; "" searches Python's path.
+
     Raises:
-        ConfigError: there is no such module, it has no file, or its source is not Python.
+        ConfigError: there is no such module, it has no file, its source is not Python, or a file of the folder has the name
+            of something that is found before it.
     """
+    return digest(sorted(_sources(module, folder).items()))
+
+
+def _sources(module: str, own_folder: str) -> dict[str, str]:
+    """Name -> SHA-256 of every file that the code of ``module`` is."""
     top, _, _ = module.partition(".")
-    folder, installed = _folder(top, module)
+    folder, installed = (Path(own_folder), False) if own_folder else _folder(top, module)
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -40,12 +53,29 @@ def source_digest(module: str) -> str:
             path = _file(folder, part)
             if path is None or part in found:
                 continue
+            if own_folder and "." not in part:
+                _refuse_hidden(part, path, folder)
             content = path.read_bytes()
             found[part] = hashlib.sha256(content).hexdigest()
             waiting += _imports(content, part, path, of=module)
     if module not in found:
         raise ConfigError(f"model module {module!r} has no source file in {folder}")
-    return digest(sorted(found.items()))
+    return found
+
+
+def _refuse_hidden(name: str, path: Path, folder: Path) -> None:
+    """Refuse a file of the user's folder whose name means something else to Python here, which comes first."""
+    where = "Python's standard library" if name in sys.stdlib_module_names else ""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = None if where else importlib.util.find_spec(name)
+        places = [] if spec is None else [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
+        if places and Path(str(places[0])).resolve().parent != folder.resolve():
+            where = str(places[0])
+    if where:
+        raise ConfigError(
+            f"{path} cannot be imported: {name!r} is also the name of a package of this program or its libraries ({where}), "
+            "which comes first; rename the file"
+        )
 
 
 def _folder(top: str, module: str) -> tuple[Path, bool]:
@@ -87,7 +117,7 @@ def _imports(content: bytes, name: str, path: Path, *, of: str) -> list[str]:
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"model module {of!r} imports {path}, which is not Python: {error}") from error
+        raise ConfigError(f"model module {of!r}: {path} is not Python: {error}") from error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     names: list[str] = []
     for node in ast.walk(tree):

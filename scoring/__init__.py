@@ -9,10 +9,11 @@ from scoring.forgetting import forgetting
 from scoring.grand import grand
 from scoring.influence import high_influence_pairs, influence, influence_matrix
 from scoring.knn_disagreement import knn_disagreement
-from scoring.label_quality import label_quality
+from scoring.label_quality import label_quality, output_label_quality
 from scoring.long_tail import long_tail_report
 from scoring.memorization import memorization, memorization_scores
 from scoring.near_duplicates import near_duplicates
+from scoring.output_error import output_error
 from scoring.personal_loss import personal_loss, selection_probability
 from scoring.pool_laws import pool_laws
 from scoring.pruning_curve import pruning_curve
@@ -46,6 +47,8 @@ __all__ = [
     "memorization_scores",
     "mixture_error",
     "near_duplicates",
+    "output_error",
+    "output_label_quality",
     "personal_loss",
     "pool_laws",
     "pruning_curve",

@@ -51,7 +51,7 @@ class KnnDisagreementConfig(Config):
         doc="Disagreement with neighbours: share of the nearest training examples, by the model's penultimate layer, with another label.",
         source="Wilson, IEEE Trans. SMC 1972 (edited nearest neighbours), on embeddings",
         config=KnnDisagreementConfig,
-        needs=("model",),
+        needs=("encoder",),
         columns=(
             Column(
                 name="disagreement",
@@ -92,14 +92,14 @@ class KnnDisagreementConfig(Config):
         calls=Call("noisy", column="disagreement", above=0.5),
     )
 )
-def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: int, model: nn.Module) -> pl.DataFrame:
+def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: int, encoder: nn.Module) -> pl.DataFrame:
     """Disagreement of every example with its neighbours.
 
     Args:
         data: N training examples, classification.
         config: k, index and batch.
         seed: of the cells; not used otherwise.
-        model: the audited model; left as it is.
+        encoder: its penultimate activations are compared: the audited model, or stored features; left as it is.
 
     Returns:
         One row an example, ordered by id; columns as declared.
@@ -110,11 +110,11 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
     """
     if data.task != "classification":
         raise NotApplicable(f"knn_disagreement compares class labels; {data.name} is a {data.task} task")
-    ordered = by_id("knn_disagreement", data, model)
+    ordered = by_id("knn_disagreement", data, encoder)
     num, asked = len(ordered), min(config.k, max(len(ordered) - 1, 0))
     disagreement, share, furthest = (np.full(num, np.nan) for _ in range(3))
     majority, neighbours = np.zeros(num, np.int64), np.zeros(num, np.int64)
-    for rows, position, similarity in _neighbours(ordered, model, config, seed) if asked else ():
+    for rows, position, similarity in _neighbours(ordered, encoder, config, seed) if asked else ():
         counted = position >= 0
         votes, majority[rows] = _votes(ordered.y[position], counted, data.num_classes)
         neighbours[rows] = counted.sum(1)

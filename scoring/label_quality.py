@@ -1,4 +1,5 @@
 """Label quality by cleanlab, on the out-of-sample predictions of the reference ensemble: a comparator for our own scores.
+``output_label_quality`` is the same on the outputs of the audited model alone, where there are no reference models.
 
     p_i = mean of softmax(f_m(x_i)) over the models m that did not train on i      (keep[m, i] = 0: M/2 models)
     label_noise_i = 1 - p_i[y_i]          (1 - cleanlab's self-confidence)     in [0, 1]; higher = noisier
@@ -15,7 +16,7 @@ the audited one, so hard examples look noisier than they are; not a cross-valida
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -27,10 +28,12 @@ from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
+from scoring.output_error import Outputs, checked
 from scoring.pool import Ints, logits_of, members, softmax
 from sources.example_set import ExampleSet
 
 INSTALL = "pip install 'palimpsest-audit[labels]'"
+Block = tuple[slice, NDArray[np.float64], Ints]
 
 
 @score(
@@ -85,16 +88,77 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
     """
     ordered = data.by_id()
     rows, columns = members("label_quality", ordered, ensemble)
+    return _judged(
+        ordered.example_id[rows], ordered.y[rows], ensemble.logits.shape[2], lambda: _blocks(ensemble, columns)
+    )
+
+
+@score(
+    ScoreSpec(
+        name="output_label_quality",
+        doc="Label quality: one minus the probability that the audited model's own outputs give the label (cleanlab).",
+        source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
+        needs=("outputs",),
+        columns=(
+            Column(
+                name="label_noise",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = noisier",
+                doc="1 - probability of the label; in sample for what the model was trained on, which hides noise that it learnt",
+            ),
+            Column(
+                name="margin_noise",
+                dtype="float64",
+                low=0,
+                high=1,
+                direction="higher = noisier",
+                doc="1 - cleanlab's normalized margin: (1 - p_label + max over the others) / 2",
+            ),
+            Column(name="is_issue", dtype="bool", doc="cleanlab's confident learning calls the label wrong"),
+            Column(name="suggested_label", dtype="int64", low=0, doc="most probable label"),
+        ),
+        value="label_noise",
+        higher_means="noisier",
+        calls=Call("noisy", column="is_issue"),
+    )
+)
+def output_label_quality(data: ExampleSet, *, config: Config, seed: int, outputs: Outputs) -> pl.DataFrame:
+    """cleanlab's view of every label of ``data`` by the audited model's own outputs.
+
+    Args:
+        data: classification.
+        config: no fields.
+        seed: not used.
+        outputs: examples -> the audited model's logits (N, K).
+
+    Returns:
+        One row an example, ordered by id; columns as declared.
+
+    Raises:
+        NotApplicable: not classification, or cleanlab is not installed (the message says how).
+        DataError: ids used twice, labels outside the outputs, outputs that are not finite; names the examples.
+    """
+    ordered = data.by_id()
+    p = softmax(checked("output_label_quality", ordered, outputs)[None].astype(np.float64))[0]
+    once = np.ones(len(p), np.int64)
+    whole = slice(0, len(p))
+    return _judged(ordered.example_id, ordered.y, p.shape[1], lambda: iter([(whole, p, once)])).drop("n_out")
+
+
+def _judged(ids: Ints, given: Ints, num_classes: int, blocks: Callable[[], Iterator[Block]]) -> pl.DataFrame:
+    """The columns of the score for these ids and labels, from two passes over ``blocks``: slice, probabilities (B, K), models (B,)."""
     rank, batched = _cleanlab("rank"), _cleanlab("experimental.label_issues_batched")
-    present = np.flatnonzero(np.bincount(ordered.y[rows], minlength=ensemble.logits.shape[2]))
+    present = np.flatnonzero(np.bincount(given, minlength=num_classes))
     inspector = batched.LabelInspector(num_class=len(present), store_results=False, verbose=False)
     several = len(present) > 1  # else nothing could be the true label
     if several:
-        for block, p, _ in _blocks(ensemble, columns):
-            inspector.update_confident_thresholds(*_among(present, ordered.y[rows[block]], p))
+        for block, p, _ in blocks():
+            inspector.update_confident_thresholds(*_among(present, given[block], p))
     parts = []
-    for block, p, n_out in _blocks(ensemble, columns):
-        labels = ordered.y[rows[block]]
+    for block, p, n_out in blocks():
+        labels = given[block]
         if several:
             inspector.score_label_quality(*_among(present, labels, p))
         quality = [
@@ -104,7 +168,7 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
         parts.append(
             pl.DataFrame(
                 {
-                    "example_id": ordered.example_id[rows[block]],
+                    "example_id": ids[block],
                     "label_noise": (1.0 - quality[0]).clip(0.0, 1.0),
                     "margin_noise": (1.0 - quality[1]).clip(0.0, 1.0),
                     "suggested_label": p.argmax(1),
@@ -126,7 +190,7 @@ def _among(present: Ints, labels: Ints, p: NDArray[np.float64]) -> tuple[Ints, N
     return np.searchsorted(present, labels), shares / shares.sum(1, keepdims=True)
 
 
-def _blocks(ensemble: ReferenceEnsemble, columns: Ints) -> Iterator[tuple[slice, NDArray[np.float64], Ints]]:
+def _blocks(ensemble: ReferenceEnsemble, columns: Ints) -> Iterator[Block]:
     """(slice of ``columns``, mean probabilities (B, K) over the models not trained on each example, how many these are (B,)).
 
     Raises:

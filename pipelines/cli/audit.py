@@ -112,7 +112,7 @@ def run_subject(
             with_upstream(outline.stages, [stage.path for stage in stages]),
             workspace.warehouse,
             request=request,
-            source=lambda: outline.source(plan, workspace),
+            outside=lambda what: outline.outside(plan, workspace, what),
         )
         with dg.DagsterInstance.get() as instance, open_files():
             reap(instance, note=lambda text: errors.print(f"  {text}"))

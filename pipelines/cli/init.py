@@ -11,7 +11,10 @@ import typer
 
 from contracts.errors import ConfigError
 from contracts.identity import check_name
-from contracts.subject import Choice, Subject
+from contracts.subject import Model, Subject
+from pipelines.cli.imports import store
+from pipelines.cli.own_model import Checkpoint, best_way, model_of
+from pipelines.cli.own_outputs import asked_for_outputs, plan_for_outputs
 from pipelines.cli.terminal import console, state_to_write
 
 if TYPE_CHECKING:
@@ -30,7 +33,23 @@ def init(
     time: Annotated[
         str | None, typer.Option("--time", help="time column of a log: the last of each user are tested")
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable")] = "mlp",
+    model: Annotated[
+        str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable in the working folder")
+    ] = "mlp",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="weights to audit as they are: .safetensors, .pt, or imported/NAME"),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", help="how a checkpoint wants its inputs: standardised, raw, or unit (images, 0 to 1)"),
+    ] = None,
+    outputs: Annotated[
+        bool | None,
+        typer.Option(
+            "--outputs/--no-outputs", help="the file holds what a model said, and there is no model", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
     from pipelines.subjects import write_subject
@@ -39,20 +58,61 @@ def init(
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
-    plan, facts = plan_for(name, data.resolve(), label=label, owner=owner, model=model, user=user, item=item, time=time)
+    if asked_for_outputs(data, outputs, label=label, model=model, checkpoint=checkpoint):
+        _init_outputs(name, data, home, label=label, owner=owner)
+        return
+    given = None if checkpoint is None else Checkpoint.named(checkpoint, subject=name, home=home)
+    if inputs is not None and given is None:
+        raise ConfigError("--inputs says how a checkpoint wants its inputs, and there is no --checkpoint")
+    plan, facts = plan_for(
+        name,
+        data.resolve(),
+        label=label,
+        owner=owner,
+        model=model,
+        user=user,
+        item=item,
+        time=time,
+        checkpoint=given,
+        inputs=inputs,
+    )
     path = write_subject(
         plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited."
     )
+    if given is not None and given.to_import:
+        store(given.arrays, name, file=given.file, home=home)
     console.print(f"[bold]{name}[/]: {facts}", highlight=False)
     console.print(f"Plan: {path}", soft_wrap=True)
     references = f"{plan.ensemble.num_models} reference models; " if plan.attacks else ""
+    trained = "as given" if given else f"trained by {plan.recipe.name}"
     console.print(
-        f"  model {plan.model.name}, trained by {plan.recipe.name}; {references}"
+        f"  model {plan.model.name}, {trained}; {references}"
         f"scores {', '.join(c.name for c in plan.scores) or 'none'}; "
         f"analyses {', '.join(c.name for c in plan.analyses) or 'none'}; "
         f"attacks {', '.join(c.name for c in plan.attacks) or 'none'}; every Monday at 06:00 UTC under 'make ui'",
         highlight=False,
     )
+    if given is not None:
+        console.print(
+            f"  Reference models and retrainings are made by the plan's recipe ({plan.recipe.name}): make it the one that trained "
+            f"{given.file.name}; the audit tests whether it could be.",
+            highlight=False,
+        )
+    console.print(f"Next: [bold]palimpsest audit {name}[/]")
+
+
+def _init_outputs(name: str, data: Path, home: Path, *, label: str | None, owner: str | None) -> None:
+    """The plan of a table of outputs, written and explained."""
+    from pipelines.subjects import write_subject
+
+    plan, lines = plan_for_outputs(name, data.resolve(), label=label, owner=owner)
+    path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name} --outputs'.")
+    console.print(f"[bold]{name}[/]: {lines[0]}", highlight=False)
+    for line in lines[1:]:
+        console.print(f"  {line}", highlight=False, markup=False)
+    console.print(f"Plan: {path}", soft_wrap=True)
+    for kind, chosen in (("scores", plan.scores), ("analyses", plan.analyses), ("attacks", plan.attacks)):
+        console.print(f"  {kind} {', '.join(c.name for c in chosen) or 'none'}", highlight=False)
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
@@ -66,6 +126,8 @@ def plan_for(
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    inputs: str | None = None,
 ) -> tuple[Subject, str]:
     """A checked plan for a data set, sized by it, and one line of facts about it.
 
@@ -75,6 +137,8 @@ def plan_for(
 
     Args:
         user, item, time: columns of a log of interactions; ``user`` and ``item`` together make it one.
+        checkpoint: weights of ``model`` that are audited as they are.
+        inputs: how it wants its inputs; None: as it does best.
 
     Raises:
         ConfigError: no source recognises the data, or a column is not known.
@@ -82,7 +146,7 @@ def plan_for(
     """
     from contracts.methods import score
     from contracts.methods import source as sources
-    from recipes.plan import load_examples, model_builder
+    from recipes.plan import load_examples, tried_model
     from sources import detect
     from sources.files import ImageConfig
     from sources.interactions import from_columns
@@ -96,21 +160,27 @@ def plan_for(
         )
     else:
         source, config = "interactions", from_columns(data, user=user, item=item, time=time)
-    if issubclass(sources.get(source).spec.config, ImageConfig):
+    images = issubclass(sources.get(source).spec.config, ImageConfig)
+    if images and checkpoint is None:
         config = {**config, "standardise": True}
     base = {"subject": name, "title": f"{name}: {data.name}", "source": {"name": source, "config": config}}
-    probe = Subject.from_mapping({**base, "model": model, "recipe": "supervised"})
-    examples = load_examples(probe)
-    if examples.task == "ranking" and model == "mlp":
-        model = "mf"
-        probe = dataclasses.replace(probe, model=Choice(name=model))
-    model_builder(probe, examples)(0)  # refuses a model that does not fit the data before anything is written
+    probe = Subject.from_mapping({**base, "model": model_of(model), "recipe": "supervised"})
+    said = ""
+    if checkpoint is not None:
+        probe, examples, said = best_way(probe, checkpoint, inputs, images=images)
+        base["source"] = probe.source
+    else:
+        examples = load_examples(probe)
+        if examples.task == "ranking" and model == "mlp":
+            model = "mf"
+            probe = dataclasses.replace(probe, model=model_of(model))
+        tried_model(probe, examples)  # refuses what the audit would, before anything is written
     train = int((examples.split == "train").sum())
     batch = 64 if train <= 20_000 else 128
     epochs = int(min(100, max(10, (20_000 if model == "mlp" else 6_000) * batch // train)))
     plan: dict[str, Any] = {
         **base,
-        "model": model,
+        "model": probe.model,
         "recipe": {
             "name": "supervised",
             "config": {
@@ -142,28 +212,29 @@ def plan_for(
         plan["analyses"] = ["train_test_duplicates"] if examples.task == "regression" else []
         plan["unlearning"], plan["attacks"] = None, []
     if examples.task == "ranking":
-        plan |= _ranking(train, model)
+        plan |= _ranking(train, probe.model)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
         f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
         f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
     )
+    facts += f"\n  {said}" if said else ""
     if "rating" in config:
         facts += f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher ones"
     return Subject.from_mapping(plan), facts
 
 
-def _ranking(train: int, model: str) -> dict[str, Any]:
+def _ranking(train: int, model: Model) -> dict[str, Any]:
     """Fields of a recommender's plan: some 20 steps an epoch, batches of 64 to 2,048 users, 60 epochs, and fewer where that
     came to more than 50,000 steps. An epoch of fewer steps than that hardly moves the vectors, whatever the rate.
     """
     batch = 2 ** int(min(11, max(6, math.log2(max(train, 1) / 20))))
     epochs = int(min(60, max(10, 50_000 * batch // train)))
     training = {"lr": 0.01, "batch": batch, "epochs": epochs, "reg": 0.001}
-    vectors = {"dim": 32} if model in ("mf", "lightgcn") else {}
-    compared = {"backbone": model, **vectors, "count_from": epochs // 4, "seeds": 3 if train <= 200_000 else 1}
+    vectors = {"dim": 32} if model.name in ("mf", "lightgcn") else {}
+    compared = {"backbone": model.name, **vectors, "count_from": epochs // 4, "seeds": 3 if train <= 200_000 else 1}
     return {
-        "model": {"name": model, "config": vectors},
+        "model": dataclasses.replace(model, config=vectors),
         "recipe": {"name": "bpr", "config": {"denoise": "pld", **training}},
         "splits": [{"name": "denoised", "method": "denoise_implicit", "config": {"score": "personal_loss"}}],
         "analyses": [{"name": "recsys_eval", "config": {**compared, **training}}] if vectors else [],

@@ -298,7 +298,7 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
     from pipelines.cli.audit import run_subject, workspace_of
     from pipelines.subjects import load_subject
 
-    home = state_home()
+    home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
     entry = _of(workspace.warehouse, subject, request_id)

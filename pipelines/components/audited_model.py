@@ -46,7 +46,7 @@ class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
     source: str | dict[str, Any]
     # "model" in YAML; in Python that is the name of a method of every Dagster component
     architecture: Annotated[str | dict[str, Any], _MODEL]
-    recipe: str | dict[str, Any]
+    recipe: str | dict[str, Any] = ""
     seed: int = 0
     device: str = "auto"
     early: dict[str, Any] = {}

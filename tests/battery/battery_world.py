@@ -267,6 +267,8 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
 
     return {
         "model": model,
+        "encoder": model,
+        "outputs": functools.partial(predict_logits, model),
         "early_models": early_models(build, train, recipe="supervised", config=recipe, seeds=[3, 4], epoch=3),
         "ensemble": ensemble,
         "train": fresh,

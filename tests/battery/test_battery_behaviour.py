@@ -307,7 +307,7 @@ def test_double_precision_gives_the_same_score(world: World, kind, name):
     def doubled(model: torch.nn.Module) -> torch.nn.Module:
         return copy.deepcopy(model).double()
 
-    needs["model"] = doubled(needs["model"])
+    needs["model"] = needs["encoder"] = doubled(needs["model"])
     if data.task != "ranking":  # there the inputs are indexes
         data = dataclasses.replace(data, x=np.asarray(data.x, np.float64))
         needs["early_models"] = [doubled(m) for m in needs["early_models"]]
@@ -393,7 +393,7 @@ def of_nan(train: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Modu
     return trained
 
 
-MODELS = {"model", "early_models", "early_at", "ensemble"}
+MODELS = {"model", "encoder", "outputs", "early_models", "early_at", "ensemble"}
 LOOKS_AT_MODELS = [
     p
     for p in of("score", "analysis", "unlearner")
@@ -406,6 +406,10 @@ LOOKS_AT_MODELS = [
 def test_a_model_of_nan_is_refused(world: World, kind, name):
     method = KINDS[kind].get(name)
     needs = {**world.needs, "model": broken(world.needs["model"])}
+    needs |= {
+        "encoder": needs["model"],
+        "outputs": lambda data: np.full((len(data), data.num_classes), np.nan, np.float32),
+    }
     if kind == "score":
         needs["train"] = of_nan(needs["train"])
     if "ensemble" in needs:

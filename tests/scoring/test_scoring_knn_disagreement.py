@@ -21,7 +21,7 @@ from sources import load, plant_label_noise
 
 
 def run(data, model: nn.Module, **config) -> pl.DataFrame:
-    return knn_disagreement(data, config=KnnDisagreementConfig(**config), seed=0, model=model)
+    return knn_disagreement(data, config=KnnDisagreementConfig(**config), seed=0, encoder=model)
 
 
 @pytest.mark.parametrize("k", [1, 4, 36, 100])

@@ -1,0 +1,93 @@
+"""What ``palimpsest init`` does about a table of a model's outputs, without the model: what applies follows from what is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts.errors import DataError
+from contracts.subject import OUTPUTS, Subject
+
+MAX_AUC = 0.60  # whether the model tells its members is the one question there is, so the plan judges it
+
+
+def asked_for_outputs(
+    path: Path, outputs: bool | None, *, label: str | None, model: str, checkpoint: str | None
+) -> bool:
+    """Whether a file is read as a model's outputs: as the option says, else by the names of its columns."""
+    from sources.outputs import looks_like_outputs
+
+    if outputs is not None or model != "mlp" or checkpoint is not None or not path.is_file():
+        return bool(outputs)
+    try:
+        return looks_like_outputs(path)
+    except (DataError, OSError):
+        return False
+
+
+def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | None) -> tuple[Subject, list[str]]:
+    """A checked plan for a table of outputs, and what to say of it, a line each.
+
+    Every registered score, analysis and attack that needs no model is in it.
+
+    Raises:
+        ConfigError: the columns cannot be told.
+        DataError: the outputs, labels or splits cannot be used.
+    """
+    from assets.needs import lacks
+    from contracts.methods import analysis, attack, score
+    from sources.outputs import FEATURES, outputs_config, outputs_of
+    from sources.plan import load_examples
+
+    config, left_out = outputs_config(path, label=label, owner=owner)
+    base = {
+        "subject": name,
+        "title": f"{name}: outputs in {path.name}",
+        "source": {"name": OUTPUTS, "config": config},
+        "model": OUTPUTS,
+    }
+    data = load_examples(Subject.from_mapping(base))
+    _, zeros = outputs_of(config)
+    applies: dict[str, list[str]] = {}
+    without: list[str] = []
+    for kind, registry in (("score", score), ("analysis", analysis), ("attack", attack)):
+        every = [m.spec for m in registry if data.task in m.spec.tasks]
+        applies[kind] = [spec.name for spec in every if not lacks(spec, kind, data) and not _reads_others(spec)]
+        without += [spec.name for spec in every if lacks(spec, kind, data)]
+    plan = Subject.from_mapping(
+        {
+            **base,
+            "ensemble": {"population_fraction": 0.2},
+            "scores": applies["score"],
+            "analyses": applies["analysis"],
+            "attacks": applies["attack"],
+            "thresholds": {"max_target_auc": MAX_AUC},
+        }
+    )
+    members = int((data.split == "train").sum())
+    columns = config["outputs"]
+    said = f"{columns[0]} to {columns[-1]}" if len(columns) > 1 else columns[0]
+    lines = [
+        f"a model's outputs in {path.name}: {members:,} members and {len(data) - members:,} others by {config['split']!r}, "
+        f"{data.num_classes} classes, outputs {said}, label {config['label']!r}"
+        + (
+            f", {len(config['features'])} columns of features"
+            if data.provenance["values"] == FEATURES
+            else ", no features"
+        )
+    ]
+    if zeros:
+        lines.append(
+            f"a probability is exactly 0 in {zeros:,} rows: rounding took what tells members; logits would keep it"
+        )
+    if left_out:
+        lines.append(f"not read: {', '.join(left_out)}")
+    lines.append(f"not without a model: {', '.join(without)}")
+    lines.append(
+        "these attacks can find that the model tells its members, and cannot clear it: for that give the model (--checkpoint)"
+    )
+    return plan, lines
+
+
+def _reads_others(spec: object) -> bool:
+    """It reads stored scores, splits or tables, which a plan has to name."""
+    return bool({"scores", "splits", "tables", "select_where"} & set(getattr(spec, "needs", ())))
