@@ -47,6 +47,7 @@ def _examples(run: Run) -> Output:
             "target": pl.Series([None] * data.num_examples, dtype=pl.Float64) if classes is not None else data.y,
             "owner": pl.Series(data.owner).replace_strict(tokens, return_dtype=pl.String),
             "content_hash": data.content_hash,
+            "origin": pl.Series([None] * data.num_examples if data.origin is None else data.origin, dtype=pl.String),
         }
     )
     return Output(

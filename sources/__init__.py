@@ -1,6 +1,16 @@
 """Real data in: files and bundled sets become an :class:`ExampleSet`. Importing this package registers every source."""
 
-from sources import idx, image_folder, interactions, long_tail, npz, sklearn_sets, synthetic_interactions, table
+from sources import (
+    idx,
+    image_folder,
+    image_table,
+    interactions,
+    long_tail,
+    npz,
+    sklearn_sets,
+    synthetic_interactions,
+    table,
+)
 from sources.example_set import ExampleSet
 from sources.loading import detect, load
 from sources.planted import plant_interactions, plant_label_noise, planted_interactions
@@ -19,6 +29,7 @@ __all__ = [
     "detect",
     "idx",
     "image_folder",
+    "image_table",
     "interactions",
     "interclass_confusion",
     "load",
