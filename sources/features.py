@@ -23,6 +23,8 @@ from sources.table_files import UNNAMED, Table
 
 IDS = ("example_id", "id")
 MAX_LEVELS = 100
+_FEW_LEVELS = 20
+_DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$|^\d{1,2}:\d{2}(:\d{2})?$"
 _LIKE_AN_ID = re.compile(r"(^|_|-| )(id|idx|index|nr|no|key)$|Id$|ID$", re.IGNORECASE)
 
 
@@ -61,12 +63,20 @@ def judged(data: Table, name: str, *, categorical: bool = False) -> Feature:
     return Feature(name, "levels")
 
 
-def too_many_levels(data: Table, feature: Feature, most: int = MAX_LEVELS) -> str:
-    """Why a column of text is no feature, where its different values are too many; else ""."""
+def why_left_out(data: Table, feature: Feature) -> str:
+    """Why a column of text is better left out: too many different values, or another one in nearly every row; else ""."""
     if feature.kind != "levels":
         return ""
-    num = data.column(feature.name).n_unique()
-    return "" if num <= most else f"it is text of {num:,} different values, more than {most} (names, or free text)"
+    series = data.column(feature.name)
+    num = series.n_unique()
+    if num <= MAX_LEVELS and (num <= _FEW_LEVELS or 2 * num <= len(series)):
+        return ""
+    texts = series.cast(pl.String).drop_nulls()
+    if texts.str.contains(_DATE).all():
+        return f"it is dates or times written as text ({texts[0]!r}); turn them into numbers"
+    if num > MAX_LEVELS:
+        return f"it is text of {num:,} different values, more than {MAX_LEVELS} (names, or free text)"
+    return f"it is text that differs in nearly every row ({num} values in {len(series)} rows: names, or free text)"
 
 
 def names_rows(data: Table, feature: Feature) -> bool:

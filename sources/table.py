@@ -31,7 +31,7 @@ from sources.features import (
     judged,
     names_rows,
     refuse_missing,
-    too_many_levels,
+    why_left_out,
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
 from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of
@@ -85,7 +85,7 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue
         feature = judged(data, name)
-        why = feature.why_not or too_many_levels(data, feature)
+        why = feature.why_not or why_left_out(data, feature)
         if why:
             drop.append(name)
             notes.append(f"column {name!r} is left out: {why}")
