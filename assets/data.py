@@ -19,6 +19,7 @@ def examples(subject: Subject) -> Stage:
     return Stage(
         subject=subject,
         path=("data", "examples"),
+        version=2,
         doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash. "
         "The values stay in their source and are re-read and compared by digest.",
         config={

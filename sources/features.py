@@ -64,10 +64,12 @@ def judged(data: Table, name: str, *, categorical: bool = False) -> Feature:
 
 
 def why_left_out(data: Table, feature: Feature) -> str:
-    """Why a column of text is better left out: too many different values, or another one in nearly every row; else ""."""
-    if feature.kind != "levels":
+    """Why a column is better left out: empty, or text of too many different values, or of another in nearly every row; else ""."""
+    if feature.kind == "list":
         return ""
     series = data.column(feature.name)
+    if feature.kind == "numbers":
+        return "it is empty" if series.dtype.is_float() and series.fill_nan(None).null_count() == len(series) else ""
     num = series.n_unique()
     if num <= MAX_LEVELS and (num <= _FEW_LEVELS or 2 * num <= len(series)):
         return ""

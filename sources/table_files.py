@@ -169,8 +169,10 @@ def kind_of(path: Path) -> str | None:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The tables in a folder, in the order of their names; empty where it holds anything else as well, hidden files apart."""
-    files = [e for e in entries(folder) if not e.is_dir()]
+    """The tables in a folder, in the order of their names; empty where it holds folders or other files as well."""
+    files = entries(folder)
+    if any(e.is_dir() for e in files):
+        return []
     found = [f for f in files if f.suffix in _SUFFIXES and kind_of(f)]
     kinds = {kind_of(f) for f in found}
     if len(kinds) > 1:

@@ -100,13 +100,15 @@ def init(
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
-def _listed(heading: str, sentences: Sequence[str]) -> None:
-    """The sentences as a list under its heading; nothing for none."""
+def _listed(heading: str, sentences: Sequence[str], *, most: int = 30) -> None:
+    """The sentences as a list under its heading, the first ``most`` of them; nothing for none."""
     if not sentences:
         return
     rows = Table.grid(padding=(0, 1))
-    for sentence in sentences:
+    for sentence in sentences[:most]:
         rows.add_row(" -", Text(sentence))
+    if len(sentences) > most:
+        rows.add_row(" -", Text(f"and {len(sentences) - most:,} more; all columns left out are listed in the plan"))
     console.print(heading)
     console.print(rows)
 
