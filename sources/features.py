@@ -46,9 +46,10 @@ def judged(data: Table, name: str, *, categorical: bool = False) -> Feature:
     if not categorical and (dtype.is_numeric() or dtype == pl.Boolean):
         return Feature(name)
     nested = dtype in (pl.List, pl.Array)
+    if dtype.is_temporal():
+        return Feature(name, why_not="it is dates or times; turn them into numbers")
     if not (nested or categorical or is_text(dtype) or dtype == pl.Null):
-        more = "; turn it into numbers" if dtype.is_temporal() else ""
-        return Feature(name, why_not=f"it is {dtype}, which is no number, no category and no list of numbers{more}")
+        return Feature(name, why_not=f"it is {dtype}, which is no number, no category and no list of numbers")
     series = data.column(name)
     if series.null_count() == len(series):
         return Feature(name, why_not="it is empty")
