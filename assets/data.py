@@ -19,6 +19,7 @@ def examples(subject: Subject) -> Stage:
     return Stage(
         subject=subject,
         path=("data", "examples"),
+        version=2,
         doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash. "
         "The values stay in their source and are re-read and compared by digest.",
         config={
@@ -47,6 +48,7 @@ def _examples(run: Run) -> Output:
             "target": pl.Series([None] * data.num_examples, dtype=pl.Float64) if classes is not None else data.y,
             "owner": pl.Series(data.owner).replace_strict(tokens, return_dtype=pl.String),
             "content_hash": data.content_hash,
+            "origin": pl.Series([None] * data.num_examples if data.origin is None else data.origin, dtype=pl.String),
         }
     )
     return Output(

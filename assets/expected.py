@@ -72,7 +72,11 @@ def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str
     with_references = [choice.name for choice in subject.attacks if attack.get(choice.name).spec.references]
     limits, references = subject.thresholds, subject.ensemble.num_models // 2
     lacking = why_not(num, unseen, uses_references=bool(with_references), num_references=references, thresholds=limits)
-    sizes = f"{num:,} forgotten examples against {unseen:,} unseen ones"
+    tested = int((data.split == "test").sum())
+    rest = (
+        f" ({tested:,} test rows, of which {tested - unseen:,} are kept out of every model)" if tested > unseen else ""
+    )
+    sizes = f"{num:,} forgotten examples against {unseen:,} unseen ones{rest}"
     if lacking:
         return f"{sizes} cannot carry a pass: {lacking}. The audit will be inconclusive at best."
     assert subject.unlearning is not None

@@ -46,11 +46,15 @@ class IllegalName(InvalidInput):
 
 
 class DataError(InvalidInput):
-    """The data cannot be audited as it is. ``example_ids`` names (at most ten of) the examples concerned."""
+    """The data cannot be audited as it is. The message names at most ten of the examples concerned: by ``where`` they lie
+    (a file, a row of a table), which a person can look up, else by their ids.
+    """
 
-    def __init__(self, message: str, *, example_ids: Iterable[int] = ()) -> None:
+    def __init__(self, message: str, *, example_ids: Iterable[int] = (), where: Iterable[str] = ()) -> None:
         self.example_ids = tuple(int(i) for i in example_ids)
-        super().__init__(message + (f" (example ids: {_some(self.example_ids)})" if self.example_ids else ""))
+        self.where = tuple(map(str, where))
+        named = _some(self.where) or (f"example ids: {_some(self.example_ids)}" if self.example_ids else "")
+        super().__init__(message + (f" ({named})" if named else ""))
 
 
 class NotApplicable(InvalidInput):
@@ -116,9 +120,9 @@ class JobLost(JobFailed):
     """A job process was killed before it could leave a result."""
 
 
-def _some(ids: Sequence[int], limit: int = 10) -> str:
-    shown = ", ".join(map(str, ids[:limit]))
-    return shown if len(ids) <= limit else f"{shown}, ... {len(ids)} in all"
+def _some(items: Sequence[object], limit: int = 10) -> str:
+    shown = ", ".join(map(str, items[:limit]))
+    return shown if len(items) <= limit else f"{shown}, ... {len(items)} in all"
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

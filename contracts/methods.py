@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from contracts.errors import ConfigError
 from contracts.params import Config
@@ -278,19 +278,46 @@ class RecipeSpec(MethodSpec):
     stacked: Callable[..., Any] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a person says of their data to ``palimpsest init``; None or empty where they leave it to the source.
+
+    Attributes:
+        label, owner, id, split: the column, array, or level of folders that holds it; ``owner`` may be a table beside images.
+        task: "classification" or "regression".
+        val: what becomes of validation rows: "drop", "train" or "test".
+        drop: columns that are not used.
+    """
+
+    label: str | None = None
+    owner: str | None = None
+    id: str | None = None
+    split: str | None = None
+    task: str | None = None
+    val: str | None = None
+    drop: tuple[str, ...] = ()
+
+
+class Reading(NamedTuple):
+    """How a source would read a user's file: fields of its configuration, and for people what is left out or guessed, and why."""
+
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec(MethodSpec):
     """Brings real data in. The function takes ``(*, config, seed) -> sources.example_set.ExampleSet``.
 
     Attributes:
         detects: True when ``path`` looks like this kind of data (used by ``palimpsest init``); by content, not only by suffix.
-        from_path: ``(path, label, owner) -> config mapping`` for ``palimpsest init``.
+        from_path: how to read a path, for ``palimpsest init``.
         self_contained: its data are a function of the configuration, the seed and the installed libraries: it reads no file
             of the user's and asks no service, so that what was read once need not be read again to know it unchanged.
     """
 
     detects: Callable[[Path], bool] | None = None
-    from_path: Callable[[Path, str | None, str | None], dict[str, object]] | None = None
+    from_path: Callable[[Path, Asked], Reading] | None = None
     self_contained: bool = False
     tasks: tuple[Task, ...] = ANY_TASK
 

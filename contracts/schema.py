@@ -38,6 +38,7 @@ EXAMPLES = TableSpec(
     schema="data",
     name="examples",
     doc="Every example of a subject's data set.",
+    version=2,
     key=("example_id",),
     min_rows=1,
     columns=(
@@ -48,6 +49,12 @@ EXAMPLES = TableSpec(
         Column(name="target", dtype="float64", doc="regression target; null for classification", nullable=True),
         _text("owner", "salted token of whose data it is; empty for nobody's"),
         _text("content_hash", "SHA-256 of the example's raw values"),
+        _text(
+            "origin",
+            "where it lies in its source: a file's path below the root, a row of a table, a place in an array; as the source "
+            "names it, so with what people's file names say; null where the source has none",
+            nullable=True,
+        ),
     ),
 )
 

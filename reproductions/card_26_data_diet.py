@@ -37,7 +37,7 @@ from scoring.grand import GrandConfig, grand
 from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
 
-FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
+FASHION_MNIST = {"root": "fashion-mnist"}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
 NOISY = SupervisedConfig(lr=0.05, momentum=0.9, batch=64, epochs=30, schedule="constant")
 PLANTINGS, SEEDS, EPOCH = 5, 10, 3
 # The same 2,080 steps for every set, cosine: with a constant rate the noise between seeds (3 points) hides everything.

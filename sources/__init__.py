@@ -3,6 +3,7 @@
 from sources import (
     idx,
     image_folder,
+    image_table,
     interactions,
     long_tail,
     npz,
@@ -29,6 +30,7 @@ __all__ = [
     "detect",
     "idx",
     "image_folder",
+    "image_table",
     "interactions",
     "interclass_confusion",
     "load",

@@ -35,6 +35,7 @@ def assemble(
     example_id: np.ndarray | None = None,
     split: np.ndarray | None = None,
     owner: np.ndarray | None = None,
+    origin: np.ndarray | None = None,
     content: Content | None = None,
     white: int = 255,
     standardise: bool = False,
@@ -50,6 +51,7 @@ def assemble(
         seed, test_fraction: of the stratified split that is made when ``split`` is None.
         example_id: made from the content, label, owner and split when None.
         owner: "" when None.
+        origin: (N,) str, where each lies in its source, for people.
         content: what the examples are, where ``x`` says it in terms of the other rows (one-hot columns, indexes of users).
         provenance: may say under "split" how the given one was made.
         white: raw value of a uint8 image that becomes 1.0.
@@ -86,15 +88,26 @@ def assemble(
         scale=scale,
         feature_names=tuple(feature_names),
         provenance={"split": how, **provenance},
+        origin=origin,
     )
 
 
 def check_ids(values: np.ndarray) -> np.ndarray:
-    """Whole, unique ids >= 0 as int64.
+    """Whole, unique ids >= 0 as int64; floats that are whole are read as such.
 
     Raises:
         DataError: naming the ids that are not.
     """
+    if values.dtype.kind not in "iuf" and values.ndim == 1 and len(values):
+        raise DataError(
+            f"example ids must be whole numbers, not {values.dtype} such as {str(values[0])!r}; without them ids are made, and "
+            "data.examples keeps where each example lies (origin)"
+        )
+    if values.dtype.kind == "f" and values.ndim == 1:
+        odd = ~(np.abs(values) < 2**53) | (values != np.rint(values))
+        if odd.any():
+            raise DataError(f"example ids must be whole numbers, not {float(values[odd][0])!r}")
+        values = values.astype(np.int64)
     if values.dtype.kind not in "iu" or values.ndim != 1:
         raise DataError(f"example ids must be a column of whole numbers, not {values.dtype} {values.shape}")
     if len(values) and (values.min() < 0 or values.max() > np.iinfo(np.int64).max):
@@ -104,21 +117,6 @@ def check_ids(values: np.ndarray) -> np.ndarray:
         doubled = distinct[counts > 1]
         raise DataError(f"{len(doubled)} example ids are used more than once", example_ids=doubled)
     return values.astype(np.int64)
-
-
-def check_splits(values: np.ndarray, example_id: np.ndarray) -> np.ndarray:
-    """ "train" or "test" in any case, as "<U5".
-
-    Raises:
-        DataError: any other word, naming the examples.
-    """
-    words = np.char.lower(values.astype(str))
-    strange = ~np.isin(words, ("train", "test"))
-    if strange.any():
-        raise DataError(
-            f"split {str(values[strange][0])!r} is not one of 'train', 'test'", example_ids=example_id[strange]
-        )
-    return words.astype("<U5")
 
 
 def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -50,7 +50,10 @@ class ExampleSet:
         class_names: K names in the order of the class (or item) indexes; () for regression.
         center, scale: float32, broadcast over ``shape``; fitted on the training split.
         feature_names: D names for feature vectors, else ().
-        provenance: source, files with their SHA-256, licence, how it was split; JSON-able.
+        provenance: source, files with their SHA-256, licence, how it was split; "notes": what was read otherwise than it
+            was written, or left out, and why, sentences for people; JSON-able.
+        origin: (N,) str, where each example lies in its source (a file's path below the root, "people.csv row 7"), for people
+            to look up; not part of the digest. None where the source has no such thing.
     """
 
     name: str
@@ -66,6 +69,7 @@ class ExampleSet:
     scale: np.ndarray
     feature_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    origin: np.ndarray | None = None
 
     def __repr__(self) -> str:
         what = {
@@ -151,6 +155,7 @@ class ExampleSet:
             self,
             x=select(self.x, rows),
             **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
+            origin=None if self.origin is None else self.origin[rows],
         )
 
     def by_id(self) -> ExampleSet:
@@ -196,6 +201,11 @@ class ExampleSet:
         plain(dict(self.provenance))
         return self
 
+    def _refusal(self, message: str, chosen: np.ndarray) -> DataError:
+        """The error about the chosen rows (a mask or positions), which names where they lie, or their ids."""
+        where = () if self.origin is None else self.origin[chosen].tolist()
+        return DataError(f"{self.name}: {message}", example_ids=self.example_id[chosen], where=where)
+
     def _check_columns(self) -> None:
         if self.task not in ANY_TASK:
             raise DataError(f"task {self.task!r} is not one of {', '.join(map(repr, ANY_TASK))}")
@@ -210,6 +220,8 @@ class ExampleSet:
                 raise DataError(f"{self.name}: {column} has shape {values.shape}, the ids have ({num},)")
             if not (values.dtype.kind == "U" if dtype == "<U" else values.dtype == np.dtype(dtype)):
                 raise DataError(f"{self.name}: {column} has dtype {values.dtype}, not {dtype}")
+        if self.origin is not None and (self.origin.shape != (num,) or self.origin.dtype.kind != "U"):
+            raise DataError(f"{self.name}: origin is {self.origin.dtype} {self.origin.shape}, not text ({num},)")
         if len(self.x) != num:
             raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
         kind = (self.x.dtype.name, self.x.ndim)
@@ -232,10 +244,7 @@ class ExampleSet:
             raise DataError(f"{self.name}: ids must be >= 0", example_ids=self.example_id[self.example_id < 0])
         strange = ~np.isin(self.split, SPLITS)
         if strange.any():
-            raise DataError(
-                f"{self.name}: split {str(self.split[strange][0])!r} is not one of 'train', 'test'",
-                example_ids=self.example_id[strange],
-            )
+            raise self._refusal(f"split {str(self.split[strange][0])!r} is not one of 'train', 'test'", strange)
         if not (self.split == "train").any():
             raise DataError(f"{self.name} has no training example")
 
@@ -247,17 +256,15 @@ class ExampleSet:
         """
         outside = (self.y < 0) | (self.y >= self.num_classes)
         if outside.any():
-            first, *_ = ids = np.sort(self.example_id[outside])
-            label = self.y[self.example_id == first][0]
-            raise DataError(
-                f"{self.name}: labels outside 0..{self.num_classes - 1}, the first is label {label}", example_ids=ids
-            )
+            rows = np.flatnonzero(outside)[np.argsort(self.example_id[outside])]
+            label = self.y[rows[0]]
+            raise self._refusal(f"labels outside 0..{self.num_classes - 1}, the first is label {label}", rows)
 
     def _check_labels(self) -> None:
         if self.task == "regression":
             bad = ~np.isfinite(self.y)
             if bad.any():
-                raise DataError(f"{self.name}: targets are not finite", example_ids=self.example_id[bad])
+                raise self._refusal("targets are not finite", bad)
             if self.class_names:
                 raise DataError(f"{self.name}: regression has no class names")
             return
@@ -274,27 +281,22 @@ class ExampleSet:
         empty = np.flatnonzero(np.bincount(self.y[self.split == "train"], minlength=self.num_classes) == 0)
         if len(empty):
             names = ", ".join(f"{self.class_names[k]!r} (index {k})" for k in empty[:10])
-            raise DataError(
-                f"{self.name}: {len(empty)} of {self.num_classes} classes have no training example: {names}",
-                example_ids=self.example_id[np.isin(self.y, empty)],
+            raise self._refusal(
+                f"{len(empty)} of {self.num_classes} classes have no training example: {names}", np.isin(self.y, empty)
             )
 
     def _check_interactions(self) -> None:
         users = np.asarray(self.x)[:, 0]
         bad = (users < 0) | (users >= self.num_users)
         if bad.any():
-            raise DataError(
-                f"{self.name}: user {users[bad][0]} is outside 0..{self.num_users - 1} (provenance['num_users'])",
-                example_ids=self.example_id[bad],
+            raise self._refusal(
+                f"user {users[bad][0]} is outside 0..{self.num_users - 1} (provenance['num_users'])", bad
             )
         pair = users * self.num_classes + self.y
         _, first = np.unique(pair, return_index=True)
         if len(first) != len(pair):
             again = np.delete(np.arange(len(pair)), first)
-            raise DataError(
-                f"{self.name}: {len(again)} interactions repeat a pair of user and item",
-                example_ids=self.example_id[again],
-            )
+            raise self._refusal(f"{len(again)} interactions repeat a pair of user and item", again)
 
     def _check_values(self) -> None:
         for what, affine in (("center", self.center), ("scale", self.scale)):
@@ -310,14 +312,14 @@ class ExampleSet:
             raise DataError(f"{self.name}: scale must not be 0")
         if self.x.dtype.kind in "iu":
             return
-        bad: list[int] = []
+        bad = np.zeros(len(self), bool)
         for rows in blocks(self.x):
             with np.errstate(over="ignore", invalid="ignore"):
                 # The scaled value is not finite when the raw one is not, and also when scaling overflows.
                 finite = np.isfinite(self.inputs(rows)).reshape(rows.stop - rows.start, -1).all(axis=1)
-            bad.extend(self.example_id[rows][~finite].tolist())
-        if bad:
-            raise DataError(f"{self.name}: values are NaN or infinite (as scaled float32)", example_ids=bad)
+            bad[rows] = ~finite
+        if bad.any():
+            raise self._refusal("values are NaN or infinite (as scaled float32)", bad)
 
 
 def _as_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import stat
 import zipfile
 from collections.abc import Iterable
@@ -22,6 +23,17 @@ from contracts.params import Config, param
 
 MAX_BYTES = 4 * 2**30
 BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)  # what zipfile raises on a bad file
+JUNK = (
+    "__MACOSX",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+)  # what systems leave beside people's files; hidden files are, too
+PICTURES = (  # how the pictures begin that are read: PNG, JPEG, BMP, GIF, TIFF, WebP, PPM
+    *(b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF"),
+    *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+)
+DATA = "/usr/share/datasets"  # where Debian's packages put data sets
 DEFLATE_RATIO = 1032  # the most that a deflate stream can expand (RFC 1951: 258 bytes out of 2 bits)
 
 
@@ -29,7 +41,9 @@ DEFLATE_RATIO = 1032  # the most that a deflate stream can expand (RFC 1951: 258
 class FileConfig(Config):
     """Fields that every source of files has."""
 
-    root: str = param(doc="folder that holds the data; no file outside it is read")
+    root: str = param(
+        doc="folder that holds the data; no file outside it is read; a relative one lies below a folder of $PALIMPSEST_DATA"
+    )
     name: str = param("", doc="name of the data set; taken from the file or folder when empty")
     test_fraction: float = param(0.25, gt=0, lt=1, doc="share of the test split when the data brings none")
     max_bytes: int = param(MAX_BYTES, ge=1024, le=2**40, unit="bytes", doc="largest array or file accepted")
@@ -47,19 +61,49 @@ class ImageConfig(FileConfig):
     )
 
 
+def data_folders() -> list[Path]:
+    """Where relative roots are looked for, in this order: the folders of ``$PALIMPSEST_DATA`` (separated as in ``$PATH``), then
+    ``/usr/share/datasets``.
+    """
+    named = os.environ.get("PALIMPSEST_DATA", "").split(os.pathsep)
+    return [Path(name).expanduser() for name in (*filter(None, named), DATA)]
+
+
 def root_folder(root: str | Path) -> Path:
-    """The resolved root. ``~`` is expanded; a relative one is taken from the working folder.
+    """The resolved root. ``~`` is expanded; a relative one is the first of that name below ``data_folders()``.
 
     Raises:
         DataError: it is not an existing folder.
     """
+    places = [Path(root).expanduser()] if str(root).startswith("~") else [folder / root for folder in data_folders()]
     try:
-        folder = Path(root).expanduser().resolve(strict=True)
+        found = next((place for place in places if place.is_dir()), places[0])  # an absolute root is every place
+        folder = found.resolve(strict=True)
+    except FileNotFoundError:
+        where = "" if Path(root).is_absolute() else f" below {' or '.join(map(str, data_folders()))} (PALIMPSEST_DATA)"
+        raise DataError(f"root {str(root)!r} does not exist{where}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"root {str(root)!r} cannot be opened: {error}") from None
     if not folder.is_dir():
         raise DataError(f"root {str(root)!r} is not a folder")
     return folder
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; hidden files and ``JUNK`` passed over.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        return sorted(entry for entry in folder.iterdir() if not is_junk(entry))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from None
+
+
+def is_junk(path: Path) -> bool:
+    """True for hidden files and ``JUNK``."""
+    return path.name.startswith(".") or path.name in JUNK
 
 
 def inside(root: Path, name: str | Path, *, folder: bool = False) -> Path:

@@ -9,7 +9,7 @@ A folder with the four usual names (``train-images-idx3-ubyte`` or ``train-image
 drawn. Plain files are memory-mapped; ``.gz`` ones are decompressed straight into one array of the size that the header
 declares, which must be possible for a deflate stream of that length, and exactly that many bytes must come out.
 
-Ids: training rows 0..N_train-1, then test rows. Fashion-MNIST: train 0..59999, test 60000..69999.
+Ids come from pixels, label and split.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
-from contracts.methods import SourceSpec, source
+from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
 from sources.files import DEFLATE_RATIO, ImageConfig, check_size, inside, manifest, refuse_pickle, root_folder
 from sources.labels import encode_labels
-from sources.loading import no_columns
+from sources.loading import only
 from sources.rows import Rows
 
 _GZIP = b"\x1f\x8b"
@@ -89,10 +89,20 @@ def _detects(path: Path) -> bool:
         return False
 
 
-def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
-    no_columns("IDX files", "labels come from the labels file", label=label, owner=owner)
+def _from_path(path: Path, asked: Asked) -> Reading:
+    only(
+        asked,
+        "IDX files",
+        label="labels come from the labels file",
+        owner="they hold no owners",
+        id="they hold no ids",
+        split="training and test files are of their own",
+        task="it is classification",
+        val="there are no validation files",
+        drop="they hold no columns",
+    )
     if path.is_dir():
-        return {"root": str(path)}
+        return Reading({"root": str(path)})
     stem = path.name.replace("images", "labels").replace("idx3", "idx1")
     names = [stem, stem.removesuffix(".gz"), stem.removesuffix(".gz") + ".gz"]
     labels = next((n for n in names if n != path.name and (path.parent / n).is_file()), None)
@@ -100,7 +110,7 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
         raise DataError(
             f"{path.name} holds images, but no labels lie beside it; tried {', '.join(names[:1] + names[2:])}"
         )
-    return {"root": str(path.parent), "images": path.name, "labels": labels}
+    return Reading({"root": str(path.parent), "images": path.name, "labels": labels})
 
 
 @source(
@@ -130,9 +140,9 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
     check_size(sum(images.size_bytes for images, _ in headers), config.max_bytes, f"IDX images in {root}")
     x = _stack([images for images, _ in headers])
     raw = np.concatenate([_array(labels) for _, labels in headers])
-    rows = np.arange(len(raw), dtype=np.int64)
-    task, y, names = encode_labels(raw, rows, task="classification", class_names=config.class_names, indexes=True)
-    own = np.where(rows < headers[0][0].shape[0], "train", "test") if len(headers) > 1 else None
+    origin = np.array([f"{images.path.name}[{i}]" for images, _ in headers for i in range(images.shape[0])], dtype=str)
+    task, y, names, notes = encode_labels(raw, origin, task="classification", class_names=config.class_names)
+    own = np.where(np.arange(len(raw)) < headers[0][0].shape[0], "train", "test") if len(headers) > 1 else None
     return assemble(
         x,
         y,
@@ -142,12 +152,14 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
         seed=seed,
         test_fraction=config.test_fraction,
         split=own,
+        origin=origin,
         white=config.white,
         standardise=config.standardise,
         provenance={
             "source": "idx",
             "files": manifest(root, [h.path for pair in headers for h in pair]),
             "licence": config.licence,
+            "notes": list(notes),
         },
     )
 

@@ -1,107 +1,130 @@
-"""Folders of images, one sub-folder a class, with or without folders for the splits.
+"""Folders of pictures, one sub-folder a class, with or without folders for the splits.
 
-    root/CLASS/*.png                     the test split is drawn
-    root/train/CLASS/*, root/test/CLASS/*  as it is ("val", "valid" or "validation" where there is no "test")
+    root/CLASS/*.png                                 the test split is drawn
+    root/train/CLASS/*, root/test/CLASS/*            as it is; the words of ``sources.given_splits``: Training and Testing, seg_train
+        [, root/val/CLASS/*]                         and seg_test, ...
+    root/OWNER/CLASS/*, root/CLASS/OWNER/*           label_level 2 or 1, owner_level 1 or 2
 
-Images are decoded by Pillow into one uint8 array (N, C, H, W), grey (C = 1) when every file is grey, else RGB. Headers are
-read first: pixel counts, sizes and the whole array are checked before anything is decoded. Images of different sizes are
-refused unless ``size`` says what to resize to (bilinear, antialiased). Transparency is dropped, EXIF rotation is not
-applied, files with several frames or more than 8 bits a channel are refused.
+Folders that hold nothing but one folder (seg_train/seg_train/CLASS) are passed through. How pictures are decoded:
+``sources.pictures``. Owners are a level of folders, or come from a table of the columns ``file`` and ``owner``.
 
-Ids: the position among the paths relative to the root, compared as UTF-8 text by code point, training folder before test
-folder. Adding or removing a file shifts those behind it: add new images under names that sort last.
+Ids come from pixels, label, owner and given split: see ``sources.identity``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
+import polars as pl
 
-from contracts.errors import DataError, UnsafeFile
-from contracts.methods import SourceSpec, source
+from contracts.errors import ConfigError, DataError, UnsafeFile
+from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
-from sources.files import ImageConfig, check_size, head, inside, root_folder
-from sources.loading import no_columns
+from sources.files import MAX_BYTES, PICTURES, check_size, entries, head, inside, is_junk, root_folder
+from sources.given_splits import VAL, WORDS, settle, spoken_for
+from sources.loading import only
+from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
+from sources.table_files import read_table
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-_MAGIC = (
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"BM",
-    b"GIF8",
-    b"II*\0",
-    b"MM\0*",
-    b"RIFF",
-    b"P1",
-    b"P2",
-    b"P3",
-    b"P4",
-    b"P5",
-    b"P6",
-)
-_GREY = ("1", "L")
-_COLOUR = ("P", "RGB", "RGBA", "RGBX", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")
-_TEST = ("test", "val", "valid", "validation")
-_IGNORED = ("Thumbs.db", "desktop.ini")
+_FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFolderConfig(ImageConfig):
-    size: tuple[int, int] | None = param(
-        None, ge=1, le=16_384, doc="height and width to resize to; as they are when not given"
-    )
-    channels: str = param("auto", choices=("auto", "grey", "rgb"), doc="auto: grey when every file is")
-    max_pixels: int = param(64_000_000, ge=1, le=178_000_000, doc="largest image accepted")
-    max_file_bytes: int = param(2**28, ge=1, le=2**34, unit="bytes", doc="largest image file accepted")
+class ImageFolderConfig(PictureConfig):
+    folder: str = param("", doc="folder below the root that holds the pictures; the root itself when empty")
+    label_level: int = param(1, ge=1, le=9, doc="level of folders that is the class; 1 is the topmost below the split")
+    owner_level: int | None = param(None, ge=1, le=9, doc="level of folders that is the owner")
+    owner_table: str = param("", doc="table inside the root with the columns file and owner")
+    val: str = param("auto", choices=VAL, doc="validation pictures: auto leaves them out where there are test pictures")
+
+    def check(self) -> None:
+        if self.owner_level is not None and (self.owner_level == self.label_level or self.owner_table):
+            raise ConfigError(
+                f"ImageFolderConfig.owner_level = {self.owner_level} is the label's level, or given beside owner_table"
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    name: str  # relative to the root, POSIX
-    label: str
-    split: str
+class _Tree(NamedTuple):
+    """The pictures below a folder in the order of their paths, and what was passed over."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    size: tuple[int, int]  # width, height
-    mode: str
+    names: list[str]  # relative to the folder, POSIX
+    below: list[tuple[str, ...]]  # the folders between split and file
+    words: list[str]  # split: "train", "test" or "val"
+    given: bool  # whether folders say the split
+    notes: list[str]
 
 
 def _detects(path: Path) -> bool:
     if not path.is_dir():
         return False
     with contextlib.suppress(OSError, DataError, UnsafeFile):
-        first = next(_walk(path), None)
-        return first is not None and head(path / first.name, 4).startswith(_MAGIC)
+        return any(head(file, 4).startswith(PICTURES) for file in _some_files(path))
     return False
 
 
-def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
-    no_columns("an image folder", "labels are the names of the sub-folders", label=label, owner=owner)
-    found = list(_walk(path))
-    headers = [_header(path, f.name, ImageFolderConfig(root=str(path))) for f in found]
-    size = _common_size(headers)
+def _some_files(folder: Path, *, depth: int = 0, most: int = 20) -> Iterator[Path]:
+    """The first files of each folder below, down to six levels: enough to see whether they are pictures."""
+    listed = entries(folder)
+    yield from ([e for e in listed if not e.is_dir()][:most] if depth else [])
+    for entry in listed:
+        if entry.is_dir() and not entry.is_symlink() and depth < 6:
+            yield from _some_files(entry, depth=depth + 1, most=most)
+
+
+def _from_path(path: Path, asked: Asked) -> Reading:
+    only(
+        asked,
+        "an image folder",
+        id="ids are made from the pictures",
+        split="train, test and val folders say it",
+        task="it is classification",
+        drop="move what is not wanted out of the folder",
+    )
     config: dict[str, object] = {"root": str(path)}
-    return config if all(h.size == size for h in headers) else config | {"size": [size[1], size[0]]}
+    if asked.label is not None:
+        if not asked.label.isdecimal():
+            raise ConfigError(
+                f"--label {asked.label!r} names nothing in an image folder: labels are the names of the sub-folders; --label 2 takes "
+                "the second level of them"
+            )
+        config["label_level"] = int(asked.label)
+    if asked.owner is not None:
+        config |= {"owner_level": int(asked.owner)} if asked.owner.isdecimal() else _owner_table(path, asked.owner)
+    if asked.val is not None:
+        config["val"] = asked.val
+    tree = _tree(path)
+    headers, _ = read_headers(tree.names, lambda row: inside(path, tree.names[row]).open("rb"), PictureConfig(root="."))
+    size, notes = one_size(headers)
+    return Reading(config | size, tuple(notes))
+
+
+def _owner_table(path: Path, name: str) -> dict[str, object]:
+    """Where the table lies: in the folder of the pictures or beside it."""
+    if (path / name).is_file():
+        return {"owner_table": name}
+    beside = path.parent / Path(name).name
+    if beside.is_file():
+        return {"root": str(path.parent), "folder": path.name, "owner_table": beside.name}
+    raise ConfigError(
+        f"--owner {name!r} is neither a level of folders (1 is the topmost) nor a table in {path} or beside it; a table has the "
+        "columns file and owner"
+    )
 
 
 @source(
     SourceSpec(
         name="image_folder",
         version=2,
-        doc="Folder with one sub-folder of images a class, or with train/ and test/ of such folders.",
+        doc="Folder with one sub-folder of images a class, or with train/ and test/ (and val/) of such folders.",
         source="the layout of torchvision.datasets.ImageFolder",
         config=ImageFolderConfig,
         detects=_detects,
@@ -114,74 +137,126 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
 
     Raises:
         UnsafeFile: links that leave the root, images above ``max_pixels``, arrays above ``max_bytes``.
-        DataError: no classes, files that are no images or truncated, images of different sizes.
+        DataError: no classes, empty ones, files that are no images or truncated (all named at once), images of different sizes,
+            images without an owner where a table names them.
     """
     root = root_folder(config.root)
-    found = list(_walk(root))
-    if not found:
-        raise DataError(f"{root} holds no images in class folders (root/CLASS/*.png or root/train/CLASS/*.png)")
-    headers = [_header(root, f.name, config) for f in found]
-    height, width = config.size or _one_size(found, headers)
-    grey = config.channels == "grey" or (config.channels == "auto" and all(h.mode in _GREY for h in headers))
-    shape = (len(found), 1 if grey else 3, height, width)
-    check_size(int(np.prod(shape, dtype=object)), config.max_bytes, f"the decoded images of {root.name}")
-    x = np.empty(shape, np.uint8)
+    base = inside(root, config.folder, folder=True) if config.folder else root
+    tree = _tree(base, table=config.owner_table if base == root else "")
+    if not tree.names:
+        raise DataError(f"{base} holds no images in class folders (root/CLASS/*.png or root/train/CLASS/*.png)")
+    kept, split, notes = settle(np.array(tree.words, "<U5"), val=config.val, what="pictures")
+    rows = np.flatnonzero(kept)
+    names = [tree.names[row] for row in rows]
+    labels = _level(tree, rows, config.label_level, what="label")
+    if config.owner_table:
+        owner = _owners(root, config.owner_table, names, base)
+    else:
+        owner = _level(tree, rows, config.owner_level, what="owner") if config.owner_level else None
     record = hashlib.sha256()
-    for row, (file, header) in enumerate(zip(found, headers, strict=True)):
-        content = inside(root, file.name).read_bytes()
-        record.update(f"{file.name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-        x[row] = _decode(content, file.name, header, grey=grey, size=(width, height))
-    class_names = sorted({f.label for f in found})
-    y = np.searchsorted(class_names, [f.label for f in found]).astype(np.int64)
-    own = any(f.split == "test" for f in found)
+
+    def peek(row: int) -> IO[bytes]:
+        path = inside(base, names[row])
+        check_size(path.stat().st_size, config.max_file_bytes, names[row])
+        return path.open("rb")
+
+    def content(row: int) -> bytes:
+        data = inside(base, names[row]).read_bytes()
+        record.update(f"{names[row]}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        return data
+
+    x = read_pictures(names, peek=peek, content=content, config=config, what=base.name)
+    class_names, y = np.unique(labels, return_inverse=True)
     return assemble(
         x,
-        y,
-        name=config.name or root.name,
+        y.astype(np.int64),
+        name=config.name or base.name,
         task="classification",
-        class_names=class_names,
+        class_names=class_names.tolist(),
         seed=seed,
         test_fraction=config.test_fraction,
-        split=np.array([f.split for f in found]) if own else None,
+        split=split if tree.given else None,
+        owner=owner,
+        origin=np.array(names, dtype=str),
         standardise=config.standardise,
         provenance={
             "source": "image_folder",
-            "num_files": len(found),
+            "num_files": len(names),
             "files_sha256": record.hexdigest(),
             "licence": config.licence,
+            "notes": [*notes, *tree.notes],
         },
     )
 
 
-def _walk(root: Path) -> Iterator[_Found]:
-    """Image files in the order of their ids. Hidden files and files beside the class folders are passed over."""
-    top = _entries(root)
-    folders = {e.name: e for e in top if e.is_dir()}
-    test = next((n for n in _TEST if n in folders), None)
-    if "train" in folders and test is not None:
-        bases = [("train", "train"), (test, "test")]
-    elif "train" in folders and len(folders) == 1:
-        bases = [("train", "train")]
+def _tree(root: Path, *, table: str = "") -> _Tree:
+    """Every file below the class folders of ``root``.
+
+    Args:
+        table: name of a file beside them that is known.
+
+    Raises:
+        DataError: class folders without files, all of them named; names that are no text.
+    """
+    notes: list[str] = []
+    top = _unwrapped(root)
+    folders = [e for e in entries(top) if e.is_dir()]
+    spoken = spoken_for([f.name for f in folders if any(e.is_dir() for e in entries(f))])
+    given = "train" in spoken.values() and len(spoken) > 1
+    if given:
+        bases = sorted(((top / name, split) for name, split in spoken.items()), key=lambda b: list(WORDS).index(b[1]))
+        other = [f.name for f in folders if f.name not in spoken]
+        notes += [f"folders left out, as they are no split: {', '.join(other)}"] if other else []
+        beside = [e.name for e in entries(top) if not e.is_dir()]
     else:
-        bases = [("", "train")]
+        bases, beside = [(top, "train")], []
+    found: list[tuple[str, tuple[str, ...], str]] = []
+    empty = []
     for base, split in bases:
-        inside(root, base or ".", folder=True)
-        classes = [e for e in _entries(root / base) if e.is_dir()]
-        names = []
-        for folder in classes:
-            files = [(p.relative_to(root).as_posix(), folder.name) for p in _files(root, folder)]
-            if not files:
-                raise DataError(f"class folder {folder.relative_to(root).as_posix()!r} holds no images")
-            names += files
-        for name, label in sorted(names):
-            if not name.isprintable():  # also true of bytes that are not UTF-8
-                raise DataError(f"file name {name!r} cannot be used: it is not printable text")
-            yield _Found(name, label, split)
+        base = _unwrapped(base)
+        inside(root, base.relative_to(root), folder=True)
+        listed = entries(base)
+        beside += [e.name for e in listed if not e.is_dir()]
+        of_split = []
+        for folder in (e for e in listed if e.is_dir()):
+            files = list(_files(root, folder))
+            empty += [folder.relative_to(root).as_posix()] if not files else []
+            of_split += [(p.relative_to(root).as_posix(), p.relative_to(base).parts[:-1], split) for p in files]
+        found += sorted(of_split)
+    if empty:
+        raise DataError(
+            f"class folder {', '.join(map(repr, empty[:10]))} holds no images"
+            + (f"; {len(empty)} such folders in all" if len(empty) > 1 else "")
+        )
+    for name, _, _ in found:
+        if not name.isprintable():  # also true of bytes that are not UTF-8
+            raise DataError(f"file name {name!r} cannot be used: it is not printable text")
+    beside = [name for name in beside if name != table]
+    if beside:
+        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+        notes.append(f"files left out, as they lie in no class folder: {', '.join(beside[:5])}{more}")
+    junk = Counter(path.name for path in root.rglob("*") if is_junk(path))
+    if junk:
+        notes.append(f"passed over: {', '.join(f'{name} ({n})' for name, n in junk.most_common(5))}")
+    names, below, words = zip(*found, strict=True) if found else ((), (), ())
+    return _Tree(list(names), list(below), list(words), given, notes)
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder itself, or the one that it holds and nothing but folders with it: data/data/cat, seg_train/seg_train/cat."""
+    while True:
+        listed = entries(folder)
+        if len(listed) != 1 or not listed[0].is_dir() or listed[0].is_symlink():
+            return folder
+        below = entries(listed[0])
+        if not below or not all(e.is_dir() for e in below):
+            return folder
+        folder = listed[0]
 
 
 def _files(root: Path, folder: Path) -> Iterator[Path]:
     inside(root, folder.relative_to(root), folder=True)
-    for entry in _entries(folder):
+    for entry in entries(folder):
         if not entry.is_dir():
             yield entry
         elif entry.is_symlink():
@@ -190,70 +265,43 @@ def _files(root: Path, folder: Path) -> Iterator[Path]:
             yield from _files(root, entry)
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}") from None
-    return [e for e in entries if not e.name.startswith(".") and e.name not in _IGNORED]
+def _level(tree: _Tree, rows: np.ndarray, level: int, *, what: str) -> np.ndarray:
+    """(N,) str, the name of the folder at that level above each picture.
+
+    Raises:
+        DataError: pictures that do not lie so deep.
+    """
+    shallow = [tree.names[row] for row in rows if len(tree.below[row]) < level]
+    if shallow:
+        raise DataError(f"{len(shallow)} pictures lie in no folder of level {level}, the {what}'s", where=shallow)
+    return np.array([tree.below[row][level - 1] for row in rows], dtype=str)
 
 
-def _header(root: Path, name: str, config: ImageFolderConfig) -> _Header:
-    path = inside(root, name)
-    check_size(path.stat().st_size, config.max_file_bytes, name)
-    with path.open("rb") as stream, _open(stream, name) as image:
-        width, height = image.size
-        if width * height > config.max_pixels:
-            raise UnsafeFile(f"{name} declares {width} x {height} pixels, more than max_pixels = {config.max_pixels:,}")
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a camera's JPEG with previews behind it
-            raise DataError(f"{name} has {image.n_frames} frames; an example is one image")
-        if image.mode not in _GREY + _COLOUR:
-            raise DataError(f"{name} has pixels of mode {image.mode}; only 8 bits a channel are read")
-        return _Header((width, height), image.mode)
+def _owners(root: Path, table: str, names: list[str], base: Path) -> np.ndarray:
+    """(N,) str, the owner of each picture: by its path, else by its file name where that is unique in the table.
 
-
-@contextlib.contextmanager
-def _open(stream: io.BufferedIOBase, name: str) -> Iterator[Image.Image]:
-    """Pillow's errors and warnings about the file, as ours."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(stream, formats=_FORMATS) as image:
-                yield image
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UnsafeFile(f"{name}: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError) as error:
-        raise DataError(f"{name} cannot be read as an image ({', '.join(_FORMATS)}): {error}") from None
-
-
-def _decode(content: bytes, name: str, header: _Header, *, grey: bool, size: tuple[int, int]) -> np.ndarray:
-    with _open(io.BytesIO(content), name) as image:
-        if image.size != header.size:
-            raise DataError(f"{name} changed while it was read")
-        image.load()
-        converted = image.convert("L" if grey else "RGB")
-        if converted.size != size:
-            converted = converted.resize(size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(converted)
-        return pixels[None] if grey else pixels.transpose(2, 0, 1)
-
-
-def _common_size(headers: list[_Header]) -> tuple[int, int]:
-    """The most frequent width and height; the smaller one on a tie."""
-    counts = Counter(h.size for h in headers)
-    return min(counts, key=lambda size: (-counts[size], size))
-
-
-def _one_size(found: list[_Found], headers: list[_Header]) -> tuple[int, int]:
-    width, height = _common_size(headers)
-    odd = [row for row, h in enumerate(headers) if h.size != (width, height)]
-    if odd:
-        first = headers[odd[0]].size
-        raise DataError(
-            f"ragged: {len(odd)} images are not {width} x {height}, the first is {found[odd[0]].name} with "
-            f"{first[0]} x {first[1]}; set size: [{height}, {width}] to resize",
-            example_ids=odd,
-        )
-    return height, width
+    Raises:
+        DataError: columns that are missing, files named twice, pictures without a row.
+    """
+    data = read_table(root, table, max_bytes=MAX_BYTES)
+    file = next((n for n in data.schema if n.lower() in _FILE_COLUMNS), None)
+    rest = [n for n in data.schema if n != file]
+    owner = next((n for n in rest if n.lower() == "owner"), rest[0] if len(rest) == 1 else None)
+    if file is None or owner is None:
+        raise DataError(f"{table} needs the columns file and owner; it has: {', '.join(data.schema)}")
+    paths = data.column(file).cast(pl.String).fill_null("").to_list()
+    owners = data.column(owner).cast(pl.String).fill_null("").to_list()
+    known = dict(zip(paths, owners, strict=True))
+    if len(known) < len(paths):
+        doubled = [name for name, n in Counter(paths).items() if n > 1]
+        raise DataError(f"{table}: {len(doubled)} files are named more than once: {', '.join(doubled[:10])}")
+    missing = []
+    found = []
+    for name in names:
+        keys = (name, f"{base.name}/{name}", Path(name).name)
+        key = next((k for k in keys if k in known), None)
+        missing += [name] if key is None else []
+        found.append("" if key is None else known[key])
+    if missing:
+        raise DataError(f"{table}: {len(missing)} pictures have no row", where=missing)
+    return np.array(found, dtype=str)

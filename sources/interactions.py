@@ -16,39 +16,36 @@ users and items sort as numbers when they are whole numbers, else as text.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from contracts.errors import ConfigError, DataError
-from contracts.methods import SourceSpec, source
+from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble, check_ids
 from sources.example_set import ExampleSet
-from sources.files import FileConfig, check_size, head, inside, manifest, root_folder
+from sources.features import IDS, refuse_missing
+from sources.files import FileConfig, check_size, manifest, root_folder
 from sources.identity import Content
+from sources.loading import only
 from sources.splits import largest_remainders
-from sources.table_files import SEPARATORS, Table, kind_of, read_table
+from sources.table_files import SEPARATORS, Table, column_names, is_tables, read_table
 
 _USERS = ("user", "user_id", "userid")
 _ITEMS = tuple(f"{what}{end}" for what in ("item", "movie", "product", "book", "track") for end in ("", "_id", "id"))
 _TIMES = ("time", "timestamp", "date", "datetime")
 _RATINGS = ("rating", "ratings", "stars")
-_IDS = ("example_id", "id")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InteractionsConfig(FileConfig):
     """Which columns say who, what and when."""
 
-    file: str = param(doc="name of the CSV or Parquet file inside the root")
+    file: str = param(doc="name of the CSV, Parquet or JSON lines file inside the root, or of a folder of such shards")
     user: str = param("user", doc="column of the user: whole numbers or text")
     item: str = param("item", doc="column of the item: whole numbers or text")
     time: str = param(
@@ -79,57 +76,61 @@ class InteractionsConfig(FileConfig):
 
 def is_interactions(path: Path) -> bool:
     """True for a table of a user column, an item column, and nothing but a rating, a time and an id besides, by their names."""
-    names = [n.lower() for n in _column_names(path)]
-    known = (_USERS, _ITEMS, _TIMES, _RATINGS, _IDS)
+    names = [n.lower() for n in column_names(path)] if is_tables(path) else []
+    known = (_USERS, _ITEMS, _TIMES, _RATINGS, IDS)
     counts = [sum(n in group for n in names) for group in known]
     return counts[:2] == [1, 1] and max(counts[2:]) <= 1 and sum(counts) == len(names)
 
 
-def _column_names(path: Path) -> list[str]:
-    """Of a table's header; empty when there is none to be read. The values are not looked at."""
-    if not path.is_file():
-        return []
-    kind = kind_of(path)
-    if kind == "parquet":
-        try:
-            return list(pq.read_schema(path).names)
-        except (pa.ArrowException, OSError, ValueError):
-            return []
-    if kind == "csv":
-        line = head(path, 4096).split(b"\n", 1)[0].decode("utf-8-sig", errors="replace").rstrip("\r")
-        return next(csv.reader(io.StringIO(line), delimiter=max(SEPARATORS, key=line.count)), [])
-    return []
-
-
-def from_columns(path: Path, *, user: str, item: str, time: str | None = None) -> dict[str, object]:
-    """Configuration of a file whose columns are named by a person; rating and id are found by their names.
+def from_columns(
+    path: Path, *, user: str, item: str, time: str | None = None, id: str | None = None, drop: Sequence[str] = ()
+) -> Reading:
+    """How to read a file whose columns are named by a person; time, rating and id are found by their names where they are not.
 
     Raises:
         ConfigError: a name is no column of the file.
     """
-    names = _column_names(path)
-    given = {"user": user, "item": item, "time": time}
-    for option, name in given.items():
+    names = column_names(path)
+    given = {"user": user, "item": item, "time": time, "id": id}
+    for option, name in (*given.items(), *(("drop", name) for name in drop)):
         if name is not None and name not in names:
-            listed = ", ".join(map(repr, names)) or "none: not a CSV or Parquet file"
+            listed = ", ".join(map(repr, names)) or "none: no CSV, Parquet or JSON lines file"
             raise ConfigError(f"--{option} {name!r} is not a column of {path.name}; columns are: {listed}")
-    rest = {n.lower(): n for n in names if n not in given.values()}
+    rest = {n.lower(): n for n in names if n not in given.values() and n not in drop}
     found = {
         role: next((rest[n] for n in group if n in rest), "")
-        for role, group in (("time", _TIMES), ("rating", _RATINGS), ("id", _IDS))
+        for role, group in (("time", _TIMES), ("rating", _RATINGS), ("id", IDS))
     }
     roles = found | {role: name for role, name in given.items() if name is not None}
-    return {"root": str(path.parent), "file": path.name, **{role: name for role, name in roles.items() if name}}
+    unused = [n for n in names if n not in roles.values()]
+    notes = [f"columns left out, as a log holds user, item, time and rating: {', '.join(unused)}"] if unused else []
+    config = {"root": str(path.parent), "file": path.name, **{role: name for role, name in roles.items() if name}}
+    return Reading(config, tuple(notes))
 
 
-def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
-    names = _column_names(path)
+def _from_path(path: Path, asked: Asked) -> Reading:
+    names = column_names(path)
     user, item = (next(n for n in names if n.lower() in group) for group in (_USERS, _ITEMS))
-    if label is not None:
-        raise ConfigError(f"--label {label!r} names nothing in interactions: the item is what is predicted")
-    if owner not in (None, user):
-        raise ConfigError(f"--owner {owner!r}: the owner of an interaction is its user, column {user!r}")
-    return from_columns(path, user=user, item=item)
+    if asked.owner not in (None, user):
+        raise ConfigError(f"--owner {asked.owner!r}: the owner of an interaction is its user, column {user!r}")
+    refuse_asked(asked)
+    return from_columns(path, user=user, item=item, id=asked.id, drop=asked.drop)
+
+
+def refuse_asked(asked: Asked) -> None:
+    """Refuse the options that a log of interactions has no place for.
+
+    Raises:
+        ConfigError: names one.
+    """
+    only(
+        asked,
+        "a log of interactions",
+        label="the item is what is predicted",
+        split="the last of each user are tested, or drawn",
+        task="it is ranking",
+        val="there are no validation rows",
+    )
 
 
 @source(
@@ -153,10 +154,9 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
         DataError: columns that are missing, incomplete or no ids (by row number), or no user with enough pairs.
     """
     root = root_folder(config.root)
-    path = inside(root, config.file)
-    data = read_table(path, separator=config.separator, max_bytes=config.max_bytes)
+    data = read_table(root, config.file, separator=config.separator, max_bytes=config.max_bytes)
     if not data.num_rows:
-        raise DataError(f"{path.name} has no rows")
+        raise DataError(f"{data.name} has no rows")
     rows = np.arange(data.num_rows, dtype=np.int64)
     _, user_of_row = _indexes(data, config.user)
     _, item_of_row = _indexes(data, config.item)
@@ -170,16 +170,17 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
     enough = np.bincount(user_of_row[distinct], minlength=int(user_of_row.max()) + 1) >= config.min_interactions
     kept = distinct[enough[user_of_row[distinct]]]
     if not len(kept):
-        raise DataError(f"{path.name}: no user has {config.min_interactions} different items (min_interactions)")
+        raise DataError(f"{data.name}: no user has {config.min_interactions} different items (min_interactions)")
     provenance = {
         "source": "interactions",
-        "files": manifest(root, [path]),
+        "files": manifest(root, data.paths),
         "licence": config.licence,
         "rated_lower": data.num_rows - len(counted),
         "duplicates_removed": len(counted) - len(distinct),
         "users_dropped": int((~enough).sum()),
         "rows_of_dropped_users": len(distinct) - len(kept),
     }
+    provenance["notes"] = _left_out(config, **{k: v for k, v in provenance.items() if isinstance(v, int)})
     split = None
     if times is not None and config.holdout == "last":
         split = _last(user_of_row[kept], times[kept], item_of_row[kept], config.test_fraction)
@@ -190,10 +191,11 @@ def interactions(*, config: InteractionsConfig, seed: int) -> ExampleSet:
         users=user_of_row[kept],
         items=item_of_row[kept],
         example_id=None if ids is None else ids[kept],
-        name=config.name or path.stem,
+        name=config.name or Path(data.name).stem,
         seed=seed,
         test_fraction=config.test_fraction,
         split=split,
+        origin=data.take(np.isin(rows, kept)).origin(),
         provenance=provenance,
     )
 
@@ -209,6 +211,7 @@ def ranking_set(
     seed: int,
     test_fraction: float,
     split: np.ndarray | None = None,
+    origin: np.ndarray | None = None,
     provenance: dict[str, object],
 ) -> ExampleSet:
     """An ExampleSet of distinct pairs. It is validated by ``sources.load``, not here.
@@ -218,6 +221,7 @@ def ranking_set(
         users, items: (N,) int64 keys of the same; equal key, equal name. Indexes follow the order of the keys.
         example_id: (N,) int64; made from the two names when None.
         split: (N,) "train" or "test"; drawn when None.
+        origin: (N,) str, where each row lies.
     """
     _, user_at, user = np.unique(users, return_index=True, return_inverse=True)
     _, item_at, item = np.unique(items, return_index=True, return_inverse=True)
@@ -236,20 +240,43 @@ def ranking_set(
         split=split,
         owner=owner,
         content=content,
+        origin=origin,
         feature_names=("user",),
         provenance={**provenance, "num_users": len(user_at)},
     )
 
 
+def _left_out(
+    config: InteractionsConfig,
+    *,
+    rated_lower: int,
+    duplicates_removed: int,
+    users_dropped: int,
+    rows_of_dropped_users: int,
+) -> list[str]:
+    """What is not in the set, and why, for people."""
+    return [
+        *([f"{rated_lower:,} rows are rated lower than min_rating = {config.min_rating:g}"] if rated_lower else []),
+        *(
+            [f"{duplicates_removed:,} rows repeat a pair of user and item; one of each is kept"]
+            if duplicates_removed
+            else []
+        ),
+        *(
+            [
+                f"{users_dropped:,} users with fewer than {config.min_interactions} different items are left out, "
+                f"{rows_of_dropped_users:,} rows (min_interactions)"
+            ]
+            if users_dropped
+            else []
+        ),
+    ]
+
+
 def _complete(data: Table, name: str) -> pl.Series:
-    """A column without missing values; row numbers stand for the examples, which have no id yet."""
+    """A column without missing values."""
     series = data.column(name)
-    missing = series.is_null()
-    if series.dtype.is_float():
-        missing = missing | series.is_nan()
-    if missing.any():
-        rows = np.flatnonzero(missing.to_numpy())
-        raise DataError(f"{data.path.name}: column {name!r} is missing in {len(rows)} row numbers", example_ids=rows)
+    refuse_missing(series, data)
     return series
 
 
@@ -257,7 +284,7 @@ def _indexes(data: Table, name: str) -> tuple[pl.Series, np.ndarray]:
     """The column, and each row's int64 index in the order of its values."""
     series = _complete(data, name)
     if not (series.dtype.is_integer() or series.dtype in (pl.String, pl.Categorical, pl.Enum)):
-        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}; ids are whole numbers or text")
+        raise DataError(f"{data.name}: column {name!r} is {series.dtype}; ids are whole numbers or text")
     if not series.dtype.is_integer():
         series = series.cast(pl.String)
     return series, series.rank("dense").to_numpy().astype(np.int64) - 1
@@ -274,14 +301,14 @@ def _times(data: Table, name: str) -> np.ndarray:
     """Dense ranks of the times: whatever sorts is a time."""
     series = _complete(data, name)
     if series.dtype.is_nested() or series.dtype == pl.Boolean:
-        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}, which is no time")
+        raise DataError(f"{data.name}: column {name!r} is {series.dtype}, which is no time")
     return series.rank("dense").to_numpy()
 
 
 def _ratings(data: Table, name: str) -> np.ndarray:
     series = _complete(data, name)
     if not series.dtype.is_numeric():
-        raise DataError(f"{data.path.name}: column {name!r} is {series.dtype}; ratings are numbers")
+        raise DataError(f"{data.name}: column {name!r} is {series.dtype}; ratings are numbers")
     return series.to_numpy()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from contracts.errors import ConfigError, DataError, NotApplicable, PalimpsestError
-from contracts.methods import source
+from contracts.methods import Asked, source
 from sources.example_set import ExampleSet
 from sources.files import refuse_pickle
+from sources.unknown import cause
 
 
 def load(name: str, config: Mapping[str, Any], *, seed: int = 0) -> ExampleSet:
@@ -34,17 +35,24 @@ def load(name: str, config: Mapping[str, Any], *, seed: int = 0) -> ExampleSet:
     return examples
 
 
-def detect(path: Path, *, label: str | None = None, owner: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The source and its configuration for a user's file or folder, by content.
+class Detected(NamedTuple):
+    """The source that reads a user's data, its configuration, and for people what is left out or guessed, and why."""
+
+    name: str
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def detect(path: Path, asked: Asked | None = None) -> Detected:
+    """How to read a user's file or folder, by content.
 
     Args:
         path: file or folder.
-        label: name of the label column or array; guessed when one is called label, target, class or y.
-        owner: name of the owner column or array.
+        asked: which columns are what, as far as a person said so; a label is guessed where one is called label, target, class or y.
 
     Raises:
-        DataError: nothing fits (the message lists what was tried and what each needs), or more than one does.
-        ConfigError: the label is needed, or is named where the data has no such thing.
+        DataError: nothing fits (the message says what the data look like), or more than one source does.
+        ConfigError: the label is needed, or something is named that the data does not have.
         UnsafeFile: a pickle.
     """
     path = Path(path).expanduser()
@@ -54,27 +62,34 @@ def detect(path: Path, *, label: str | None = None, owner: str | None = None) ->
     refuse_pickle(path)
     known = [m for m in source if m.spec.detects is not None and m.spec.from_path is not None]
     fits = [m for m in known if m.spec.detects(path)]
-    if len(fits) != 1:
+    if not fits:
         tried = "; ".join(f"{m.spec.name}: {m.spec.doc}" for m in known)
-        found = " and ".join(m.spec.name for m in fits) or "no known kind of data"
-        raise DataError(f"{path} looks like {found}. Tried: {tried}")
+        raise DataError(f"{path} is no known kind of data: {cause(path)}. Read are: {tried}")
+    if len(fits) > 1:
+        raise DataError(
+            f"{path} looks like {' and '.join(m.spec.name for m in fits)}; give a folder or file of one kind"
+        )
     method = fits[0]
     try:
-        config = dict(method.spec.from_path(path, label, owner))
+        config, notes = method.spec.from_path(path, asked or Asked())
         method.spec.config.from_mapping(config)
     except PalimpsestError:
         raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path} looks like {method.spec.name} but cannot be read: {error}") from error
-    return method.spec.name, config
+    return Detected(method.spec.name, dict(config), tuple(notes))
 
 
-def no_columns(kind: str, where: str, *, label: str | None, owner: str | None) -> None:
-    """Refuse --label and --owner where the data has no named columns.
+def only(asked: Asked, kind: str, **where: str) -> None:
+    """Refuse what a person asks for and this kind of data does not have.
+
+    Args:
+        where: for options that name nothing here, what says so instead; options that are not among them are allowed.
 
     Raises:
         ConfigError: one of them was given.
     """
-    for option, value in (("--label", label), ("--owner", owner)):
-        if value is not None:
-            raise ConfigError(f"{option} {value!r} names nothing in {kind}: {where}")
+    for option, instead in where.items():
+        value = getattr(asked, option)
+        if value:
+            raise ConfigError(f"--{option} {value!r} names nothing in {kind}: {instead}")

@@ -1,29 +1,31 @@
 """NumPy archives (``numpy.savez``, ``numpy.savez_compressed``), never with pickle.
 
     x, y [, ids, owner, split]                 one table of examples
-    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention);
-                                               ids and owner, if there, run over training rows, then test rows
+    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention), and a third, x_val and
+        [, x_val, y_val]                       y_val; ids and owner, if there, run over training, test, then validation rows
 
     x  (N, D) numbers          -> float32 features
        (N, H, W) [, channels]  -> images (N, C, H, W): uint8 kept, anything else float32; C in {1, 3, 4}, first or last
-    y  (N,) or (N, 1)          whole numbers are class indexes from 0; text are class names; floats are targets
+    y  (N,), (N, 1), (N, K)    whole numbers and text are classes; floats are targets; (N, K) is one-hot: see ``sources.labels``
 
 An archive is judged before an array is made: every member must be a plain ``.npy``; the header's shape times its item
 size must be exactly the bytes that the zip directory lists, and these must be possible for the compressed bytes there
 (a deflate stream expands 1032 times at most). Values are then streamed by blocks of rows into the final array, to the
 end of the member, so that its CRC is checked.
 
-Ids without an ``ids`` array: the row number; with the second convention training rows come before test rows.
+Ids without an ``ids`` array come from values, label, owner and split.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,9 +33,9 @@ from typing import IO, Any
 import numpy as np
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
-from contracts.methods import SourceSpec, source
+from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
-from sources.assemble import assemble, check_ids, check_splits
+from sources.assemble import assemble, check_ids
 from sources.example_set import ExampleSet
 from sources.files import (
     BAD_ZIP,
@@ -46,18 +48,17 @@ from sources.files import (
     refuse_pickle,
     root_folder,
 )
+from sources.given_splits import VAL, read_splits, settle, split_of
 from sources.labels import TASKS, encode_labels
+from sources.loading import only
 from sources.rows import BLOCK_BYTES
 
 _MAX_HEADER = 10_000
-_GUESSES = {
-    "x": ("x", "X", "images", "data", "features", "inputs", "arr_0"),
-    "y": ("y", "Y", "label", "labels", "target", "targets", "class", "arr_1"),
-    "x_train": ("x_train", "X_train", "train_images"),
-    "y_train": ("y_train", "Y_train", "train_labels"),
-    "x_test": ("x_test", "X_test", "test_images"),
-    "y_test": ("y_test", "Y_test", "test_labels"),
+_GUESSES = {  # what arrays are called; "train_images" and "X_train" are these and a word of a split
+    "x": ("x", "images", "image", "data", "features", "inputs", "input", "arr_0"),
+    "y": ("y", "label", "labels", "target", "targets", "class", "classes", "arr_1"),
 }
+_SPLITS = ("train", "test", "val")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +68,16 @@ class NpzConfig(ImageConfig):
     y: str = param("y", doc="array of labels")
     ids: str = param("ids", doc="array of ids, where there is one")
     owner: str = param("owner", doc="array of owners, where there is one")
-    split: str = param("split", doc="array of 'train' and 'test', where there is one")
-    x_train: str = param("x_train", doc="training values; where this array exists, the four are read")
+    split: str = param("split", doc="array of 'train', 'test' and 'val', where there is one")
+    x_train: str = param("x_train", doc="training values; where this array exists, the six are read")
     y_train: str = param("y_train", doc="training labels")
-    x_test: str = param("x_test", doc="test values")
+    x_test: str = param(
+        "x_test", doc="test values; without them a test split is drawn, unless there are validation rows"
+    )
     y_test: str = param("y_test", doc="test labels")
+    x_val: str = param("x_val", doc="validation values, where there are any")
+    y_val: str = param("y_val", doc="validation labels")
+    val: str = param("auto", choices=VAL, doc="validation rows: auto leaves them out where there are test rows")
     layout: str = param("auto", choices=("auto", "chw", "hwc"), doc="where the channels of images are")
     task: str = param("auto", choices=TASKS, doc="auto: floats of many values are targets")
     class_names: tuple[str, ...] = param((), doc="names of the classes; their numbers or texts when empty")
@@ -99,34 +105,66 @@ def _detects(path: Path) -> bool:
         return False
 
 
-def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
+def _from_path(path: Path, asked: Asked) -> Reading:
+    only(asked, "a NumPy archive", drop="it has arrays x and y, and others are not read")
     with _open(path) as archive:
         members = _members(archive, path)
-    found = {role: next((n for n in names if n in members), "") for role, names in _GUESSES.items()}
-    config: dict[str, object] = {"root": str(path.parent), "file": path.name}
-    wanted = ("x_train", "y_train", "x_test", "y_test") if found["x_train"] else ("x", "y")
-    if label is not None:
-        if wanted != ("x", "y"):
-            raise ConfigError(f"--label {label!r} cannot be used: {path.name} has its labels in y_train and y_test")
-        found["y"] = label
     names = ", ".join(f"{n} {m.dtype} {m.shape}" for n, m in members.items())
-    if not all(found[role] for role in wanted):
+    found = _roles(members, path)
+    if asked.label is not None:
+        if "x_train" in found:
+            raise ConfigError(
+                f"--label {asked.label!r} cannot be used: {path.name} has its labels in {found['y_train']}"
+            )
+        found["y"] = asked.label
+    if not ({"x", "y"} <= found.keys() or {"x_train", "y_train"} <= found.keys()):
         raise DataError(
             f"{path.name} needs arrays x and y (pass --label for y), or x_train, y_train, x_test, y_test; it has: {names}"
         )
-    if owner is not None:
-        found["owner"], wanted = owner, (*wanted, "owner")
-    unknown = [found[role] for role in wanted if found[role] not in members]
+    found |= {role: value for role in ("owner", "split") if (value := getattr(asked, role)) is not None}
+    found |= {"ids": asked.id} if asked.id is not None else {}
+    unknown = [name for name in found.values() if name not in members]
     if unknown:
         raise ConfigError(f"{path.name} has no array {', '.join(unknown)}; it has: {names}")
-    return config | {role: found[role] for role in wanted if found[role] != role}
+    used = {*found.values(), *(role for role in ("ids", "owner", "split") if role in members)}
+    unused = [name for name in members if name not in used]
+    config = {role: name for role, name in found.items() if name != role}
+    config |= {option: value for option in ("task", "val") if (value := getattr(asked, option)) is not None}
+    notes = [f"arrays left out, as they are neither values, labels, ids, owners nor splits: {', '.join(unused)}"]
+    return Reading({"root": str(path.parent), "file": path.name, **config}, tuple(notes if unused else ()))
+
+
+def _roles(members: Iterable[str], path: Path) -> dict[str, str]:
+    """Role -> array, as far as the names tell: x and y, or of each split that is there; "X_train" and "train_images" are x_train.
+
+    Raises:
+        DataError: two arrays for one role.
+    """
+    found: dict[str, str] = {}
+    for name in members:
+        split = split_of(name)
+        stem = "_".join(part for part in re.split(r"[^a-z0-9]+", name.lower()) if part and split_of(part) is None)
+        role = next((role for role, called in _GUESSES.items() if (stem if split else name.lower()) in called), None)
+        if role is None:
+            continue
+        role = f"{role}_{split}" if split else role
+        if role in found:
+            if split is None:  # "images" and "data": the first of _GUESSES is meant
+                order = [called for called in _GUESSES[role]]
+                found[role] = min(found[role], name, key=lambda n: order.index(n.lower()))
+                continue
+            raise DataError(f"{path.name}: arrays {found[role]} and {name} could both be {role}; leave one of them")
+        found[role] = name
+    if "x_train" in found:
+        return {role: name for role, name in found.items() if role not in _GUESSES}
+    return {role: name for role, name in found.items() if role in _GUESSES}
 
 
 @source(
     SourceSpec(
         name="npz",
         version=2,
-        doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test.",
+        doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test, x_val, y_val.",
         source="NumPy NEP 1, the .npy format",
         config=NpzConfig,
         detects=_detects,
@@ -145,32 +183,50 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     check_size(path.stat().st_size, config.max_bytes, path.name)
     with _open(path) as archive:
         members = _members(archive, path)
-        two = config.x_train in members
-        roles = [(config.x_train, config.y_train), (config.x_test, config.y_test)] if two else [(config.x, config.y)]
-        absent = [name for pair in roles for name in pair if name not in members]
-        if absent:
-            raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
-        x_members = [members[x] for x, _ in roles]
-        x = _read_values(archive, x_members, config)
-        raw = [_column(archive, members[y], y, config, num=members[x].shape[0]) for x, y in roles]
+        several = config.x_train in members
+        splits = [s for s in _SPLITS if s == "train" or getattr(config, f"x_{s}") in members] if several else [""]
+        pairs = [tuple(getattr(config, f"{role}_{s}" if s else role) for role in ("x", "y")) for s in splits]
         optional = {k: getattr(config, k) for k in ("ids", "owner", "split")}
-        absent = [name for role, name in optional.items() if name != role and name not in members]
+        asked = [name for role, name in optional.items() if name != role]
+        absent = [name for name in (*itertools.chain(*pairs), *asked) if name not in members]
         if absent:
             raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
-        if two and config.split in members:
-            raise DataError(f"{path.name} says twice what is for testing: {config.split} and {config.x_test}")
+        if several and config.split in members:
+            raise DataError(f"{path.name} says twice what is for testing: {config.split} and {config.x_train}")
+        sizes = [members[x].shape[0] for x, _ in pairs]
+        x = _read_values(archive, [members[x] for x, _ in pairs], config)
+        raw = [
+            _column(archive, members[y], y, config, num=num, labels=True)
+            for (_, y), num in zip(pairs, sizes, strict=True)
+        ]
         extra = {
             role: _column(archive, members[name], name, config, num=len(x))
             for role, name in optional.items()
             if name in members
         }
-    if two and raw[0].dtype.kind != raw[1].dtype.kind:
-        raise DataError(f"{config.y_train} is {raw[0].dtype}, {config.y_test} is {raw[1].dtype}")
+    origin = np.array(
+        [f"{name}[{row}]" for (name, _), num in zip(pairs, sizes, strict=True) for row in range(num)], dtype=str
+    )
+    for (_, y), values in zip(pairs, raw, strict=True):
+        if (values.dtype.kind, values.shape[1:]) != (raw[0].dtype.kind, raw[0].shape[1:]):
+            raise DataError(
+                f"{pairs[0][1]} is {raw[0].dtype} {raw[0].shape[1:]}, {y} is {values.dtype} {values.shape[1:]}"
+            )
     labels = np.concatenate(raw)
+    words = np.repeat(np.array(splits, "<U5"), sizes) if several else None
+    if "split" in extra:
+        words = read_splits(extra["split"], origin, name=config.split)
     ids = check_ids(extra["ids"]) if "ids" in extra else None
-    named = np.arange(len(labels), dtype=np.int64) if ids is None else ids  # what a message calls the examples
-    split = np.repeat(["train", "test"], [len(r) for r in raw]) if two else extra.get("split")
-    task, y, names = encode_labels(labels, named, task=config.task, class_names=config.class_names, indexes=True)
+    owner = extra.get("owner")
+    split, notes = None, []
+    if words is not None:
+        kept, split, notes = settle(words, val=config.val, what="examples")
+        if not kept.all():
+            x, labels, origin = x[kept], labels[kept], origin[kept]
+            ids, owner = (None if column is None else column[kept] for column in (ids, owner))
+    task, y, names, mapped = encode_labels(labels, origin, task=config.task, class_names=config.class_names)
+    if several and len(splits) == 1:
+        split = None  # training arrays alone: a test split is drawn
     return assemble(
         x,
         y,
@@ -180,11 +236,17 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         seed=seed,
         test_fraction=config.test_fraction,
         example_id=ids,
-        split=None if split is None else check_splits(split, named),
-        owner=extra.get("owner"),
+        split=split,
+        owner=owner,
+        origin=origin,
         white=config.white,
         standardise=config.standardise,
-        provenance={"source": "npz", "files": manifest(root, [path]), "licence": config.licence},
+        provenance={
+            "source": "npz",
+            "files": manifest(root, [path]),
+            "licence": config.licence,
+            "notes": [*notes, *mapped],
+        },
     )
 
 
@@ -288,12 +350,16 @@ def _axes(member: _Member, layout: str) -> tuple[int, ...]:
     return (0, 3, 1, 2) if layout == "hwc" or (layout == "auto" and last) else (0, 1, 2, 3)
 
 
-def _column(archive: zipfile.ZipFile, member: _Member, name: str, config: NpzConfig, *, num: int) -> np.ndarray:
-    if member.shape not in ((num,), (num, 1)):
+def _column(
+    archive: zipfile.ZipFile, member: _Member, name: str, config: NpzConfig, *, num: int, labels: bool = False
+) -> np.ndarray:
+    """One value an example, (N,); labels as they are, (N, ...)."""
+    if member.shape[:1] != (num,) or (math.prod(member.shape) != num and not labels):
         raise DataError(f"array {name!r} has shape {member.shape}, there are {num} examples")
     check_size(member.info.file_size, config.max_bytes, f"{config.file}: {name}")
+    shape = member.shape if labels else (num,)
     blocks = [block.reshape(-1) for block in _row_blocks(archive, member)]
-    values = np.concatenate(blocks) if blocks else np.empty(0, member.dtype)
+    values = (np.concatenate(blocks) if blocks else np.empty(0, member.dtype)).reshape(shape)
     if values.dtype.kind == "S":
         try:
             return np.char.decode(values, "utf-8")

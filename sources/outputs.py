@@ -27,9 +27,10 @@ import polars as pl
 from contracts.errors import ConfigError, DataError
 from contracts.methods import SourceSpec, source
 from contracts.params import param
-from sources.assemble import assemble, check_ids, check_splits, to_float32
+from sources.assemble import assemble, check_ids, to_float32
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
+from sources.given_splits import read_splits
 from sources.labels import encode_labels
 from sources.npz import _detects as is_npz
 from sources.npz import _members, _open, _row_blocks
@@ -77,6 +78,11 @@ class _Stored:
     num_rows: int
     names: tuple[str, ...]
     read: Callable[[str], np.ndarray]
+
+    @property
+    def origin(self) -> np.ndarray:
+        """(N,) str, where each row lies."""
+        return np.char.add(f"{self.path.name} row ", np.arange(1, self.num_rows + 1).astype(str))
 
     def column(self, name: str) -> np.ndarray:
         """Raises: DataError: there is none of that name, or it is no column."""
@@ -130,15 +136,12 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
     """
     path = outputs_file_of(config)
     stored = _open_stored(path, config.max_bytes)
-    rows = np.arange(stored.num_rows, dtype=np.int64)
-    ids = check_ids(stored.column(config.id)) if config.id else None
-    named = rows if ids is None else ids
-    said, _ = _logits(stored, config, named)
+    said, _ = _logits(stored, config)
     names = _class_names(config, said.shape[1])
     y, names = _labels(
-        stored.column(config.label), named, names, explicit=bool(_suffixes(config) or config.class_names)
+        stored.column(config.label), stored.origin, names, explicit=bool(_suffixes(config) or config.class_names)
     )
-    split = _split(stored.column(config.split), named, config.split)
+    split = _split(stored.column(config.split), stored.origin, config.split)
     features = stored.matrix(config.features) if config.features else None
     x = to_float32(np.exp(said) if features is None else features)
     return assemble(
@@ -149,8 +152,9 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
         class_names=names,
         seed=seed,
         test_fraction=config.test_fraction,
-        example_id=ids,
+        example_id=check_ids(stored.column(config.id)) if config.id else None,
         split=split,
+        origin=stored.origin,
         owner=stored.column(config.owner).astype(str) if config.owner else None,
         feature_names=() if len(config.features) < 2 else config.features,
         provenance={
@@ -170,7 +174,7 @@ def outputs_of(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     """
     checked = OutputsConfig.from_mapping(config)
     stored = _open_stored(outputs_file_of(checked), checked.max_bytes)
-    said, zeros = _logits(stored, checked, np.arange(stored.num_rows))
+    said, zeros = _logits(stored, checked)
     return said.astype(np.float32), zeros
 
 
@@ -189,7 +193,7 @@ def looks_like_outputs(path: Path) -> bool:
     Of a table whose columns only happen to be called so a person can say that it is none.
     """
     try:
-        stored = _open_stored(path, MAX_BYTES)
+        stored = _open_stored(path.resolve(), MAX_BYTES)
     except DataError:
         return False
     return bool(_found(stored.names, "logits") or _found(stored.names, "probabilities")) and any(
@@ -204,6 +208,7 @@ def outputs_config(path: Path, *, label: str | None, owner: str | None) -> tuple
         ConfigError: which columns are outputs, label or split cannot be told; the message lists what there is.
         DataError: not a readable file.
     """
+    path = path.resolve()
     stored = _open_stored(path, MAX_BYTES)
     has = f"{path.name} has: {', '.join(stored.names)}"
     found = _found(stored.names, "logits") or _found(stored.names, "probabilities")
@@ -265,7 +270,7 @@ def _class_names(config: OutputsConfig, num_classes: int) -> tuple[str, ...]:
 
 
 def _labels(
-    values: np.ndarray, ids: np.ndarray, names: tuple[str, ...], *, explicit: bool
+    values: np.ndarray, origin: np.ndarray, names: tuple[str, ...], *, explicit: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class indexes: by name where the outputs name their classes, else by place; texts without names are sorted."""
     if values.dtype.kind in "iub" and explicit and np.isin(values.astype(int).astype(str), names).all():
@@ -280,22 +285,29 @@ def _labels(
                 "columns prob_<class>"
             )
         names = levels
-    _, y, found = encode_labels(values, ids, task="classification", class_names=names)
-    return y, found
+    encoded = encode_labels(values, origin, task="classification", class_names=names)
+    return encoded.y, encoded.class_names
 
 
-def _split(values: np.ndarray, ids: np.ndarray, name: str) -> np.ndarray:
+def _split(values: np.ndarray, origin: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind in "biuf":
         if not np.isin(values, (0, 1)).all():
             raise DataError(
-                f"{name!r} says who was a member: true and false, or 1 and 0", example_ids=ids[~np.isin(values, (0, 1))]
+                f"{name!r} says who was a member: true and false, or 1 and 0",
+                where=origin[~np.isin(values, (0, 1))].tolist(),
             )
         split = np.where(values.astype(bool), "train", "test")
     else:
         words = np.char.lower(values.astype(str))
         truth = np.isin(words, ("true", "false"))
         split = np.where(truth, np.where(words == "true", "train", "test"), words)
-    split = check_splits(split, ids)
+    split = read_splits(split.astype(str), origin, name=name)
+    if (unsure := split == "val").any():
+        raise DataError(
+            f"{name!r} calls {int(unsure.sum())} rows validation: a model that was chosen by them has seen them after all; leave "
+            "them out, or call them 'test'",
+            where=origin[unsure].tolist(),
+        )
     for part, what in (
         ("train", "was in the model's training set"),
         ("test", "was kept out of the model's training set"),
@@ -305,14 +317,16 @@ def _split(values: np.ndarray, ids: np.ndarray, name: str) -> np.ndarray:
     return split
 
 
-def _logits(stored: _Stored, config: OutputsConfig, ids: np.ndarray) -> tuple[np.ndarray, int]:
+def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     """(N, K) float64, and the number of rows with a probability of exactly 0."""
     values = stored.matrix(config.outputs)
     where = f"{config.file}: outputs"
     check_size(values.nbytes, config.max_bytes, where)
     broken = ~np.isfinite(values).all(axis=1)
     if broken.any():
-        raise DataError(f"{where} are NaN or infinite in {int(broken.sum())} rows", example_ids=ids[broken])
+        raise DataError(
+            f"{where} are NaN or infinite in {int(broken.sum())} rows", where=stored.origin[broken].tolist()
+        )
     unit = bool((values >= 0).all() and (values <= 1).all())
     single = values.shape[1] == 1
     off = np.zeros(len(values), bool) if single else abs(values.sum(axis=1, dtype=np.float64) - 1) > _SUM
@@ -325,13 +339,14 @@ def _logits(stored: _Stored, config: OutputsConfig, ids: np.ndarray) -> tuple[np
     if not unit:
         outside = ((values < 0) | (values > 1)).any(axis=1)
         raise DataError(
-            f"{where} are no probabilities: values outside 0..1 in {int(outside.sum())} rows", example_ids=ids[outside]
+            f"{where} are no probabilities: values outside 0..1 in {int(outside.sum())} rows",
+            where=stored.origin[outside].tolist(),
         )
     if off.any():
         raise DataError(
             f"{where} do not sum to 1 in {int(off.sum())} of {len(off)} rows: probabilities of every class are needed, or logits "
             "(kind: logits)",
-            example_ids=ids[off],
+            where=stored.origin[off].tolist(),
         )
     p = np.column_stack([1 - values, values]) if single else values
     least = np.finfo(values.dtype).tiny
@@ -350,7 +365,7 @@ def _open_stored(path: Path, max_bytes: int) -> _Stored:
         return _open_archive(path, max_bytes)
     if kind_of(path) is None:
         raise DataError(f"{path.name} is neither Parquet, CSV nor a NumPy archive")
-    table = read_table(path, separator="", max_bytes=max_bytes)
+    table = read_table(path.parent, path.name, max_bytes=max_bytes)
     return _Stored(path, table.num_rows, tuple(table.schema), lambda name: _of_series(table.column(name), path))
 
 
@@ -376,7 +391,7 @@ def _of_series(series: pl.Series, path: Path) -> np.ndarray:
     if series.null_count():
         raise DataError(
             f"{path.name}: column {series.name!r} is missing in {series.null_count()} rows",
-            example_ids=np.flatnonzero(series.is_null().to_numpy()),
+            where=[f"row {i + 1}" for i in np.flatnonzero(series.is_null().to_numpy()).tolist()],
         )
     if isinstance(series.dtype, (pl.List, pl.Array)):
         lengths = series.list.len() if isinstance(series.dtype, pl.List) else None

@@ -109,8 +109,10 @@ def plant_interactions(examples: ExampleSet, *, ratio: float, seed: int) -> tupl
         "content_hash": Content(pairs).hashes(),
     }
     what = {"ratio": ratio, "seed": seed, "first_id": first_id, "count": len(planted)}
+    origin = examples.origin
     larger = dataclasses.replace(
         examples,
+        origin=None if origin is None else np.concatenate([origin, np.full(len(planted), "planted")]),
         **{name: np.concatenate([np.asarray(getattr(examples, name)), new]) for name, new in added.items()},
         provenance={**examples.provenance, "planted_interactions": what},
     )

@@ -45,8 +45,9 @@ def stratified_split(
     sizes = np.bincount(strata)
     counts = largest_remainders(sizes, test_fraction, total=max(1, round(test_fraction * len(y))))
     if not counts.sum():
+        numbers = " (--task regression where labels are numbers to predict)" if len(y) > 1 else ""
         raise DataError(
-            f"{len(y)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training"
+            f"{len(y)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training{numbers}"
         )
     order = np.lexsort((_keys(example_id, seed), strata))
     starts = np.cumsum(sizes) - sizes

@@ -1,17 +1,15 @@
-"""Tables: one row an example, one column the label, the others features (CSV and Parquet).
+"""Tables: one row an example, one column the label, the others features (CSV, Parquet, JSON lines, folders of shards).
 
-    number, bool            -> one float32 column, standardised on the training split (bools stay 0/1)
-    text, categorical       -> one-hot columns "name=level", one a level *of the training split*, sorted;
-                               a level that training never saw is all zeros
-    date, list, struct, ... -> refused by name: list it in ``drop`` or turn it into numbers
+Numbers, categories, text that is numbers, and lists of numbers become features (``sources.features``); dates, nested values and
+free text do not: list them in ``drop`` or turn them into numbers.
 
 ``label``, ``owner``, ``id`` and ``split`` name columns that are not features. Missing, NaN and infinite values are refused by
-example id. Ids without an ``id`` column come from the feature columns, label, owner and given split of the row.
+row. Ids without an ``id`` column come from the feature columns, label, owner and given split of the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,52 +17,100 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import ConfigError, DataError
-from contracts.methods import SourceSpec, source
+from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
-from sources.assemble import assemble, check_ids, check_splits
+from sources.assemble import assemble, check_ids
 from sources.example_set import ExampleSet
-from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
-from sources.identity import Content
+from sources.features import (
+    IDS,
+    MAX_LEVELS,
+    content_of,
+    encode,
+    features_of,
+    is_text,
+    judged,
+    names_rows,
+    refuse_missing,
+    why_left_out,
+)
+from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
+from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of
 from sources.interactions import is_interactions
-from sources.labels import TASKS, encode_labels
+from sources.labels import TASKS, Labels, encode_labels
+from sources.numbers import read_numbers
 from sources.splits import stratified_split
-from sources.table_files import SEPARATORS, UNNAMED, Table, kind_of, read_table
+from sources.table_files import SEPARATORS, Table, is_tables, picture_column, read_table, shard_of
 
 _LABELS = ("label", "target", "class", "y")
-_MAX_LEVELS = 100
-_IDS = ("example_id", "id")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableConfig(FileConfig):
-    file: str = param(doc="name of the CSV or Parquet file inside the root")
+@dataclass(frozen=True, kw_only=True)  # no slots: it is joined with another configuration
+class ColumnsConfig(FileConfig):
+    """Fields that name the columns of a table of examples."""
+
+    file: str = param(doc="name of the CSV, Parquet or JSON file inside the root, or of a folder of such shards")
     label: str = param(doc="column of the label")
     owner: str = param("", doc="column of whose data a row is")
     id: str = param("", doc="column of whole, unique ids; made from the row when empty")
-    split: str = param("", doc="column of 'train' and 'test'; drawn when empty")
+    split: str = param("", doc="column of 'train', 'test' and 'val'; the names of the shards, or drawn, when empty")
+    val: str = param("auto", choices=VAL, doc="validation rows: auto leaves them out where there are test rows")
     drop: tuple[str, ...] = param((), doc="columns that are not used")
-    categorical: tuple[str, ...] = param((), doc="number columns whose values are names of categories")
     task: str = param("auto", choices=TASKS, doc="auto: floats of many values are targets")
     class_names: tuple[str, ...] = param((), doc="names of the classes in order; the sorted levels when empty")
-    separator: str = param("", choices=("", *SEPARATORS), doc="of a CSV; found in the header when empty")
-    max_levels: int = param(_MAX_LEVELS, ge=2, le=10_000, doc="most levels of a categorical column")
 
     def check(self) -> None:
-        roles = [*filter(None, (self.label, self.owner, self.id, self.split)), *self.drop]
-        doubled = sorted({n for n in roles if roles.count(n) > 1})
+        roles = Counter([*filter(None, (self.label, self.owner, self.id, self.split)), *self.drop])
+        doubled = sorted(n for n, count in roles.items() if count > 1)
         if doubled:
-            raise ConfigError(f"TableConfig: column {doubled[0]!r} has two roles among label, owner, id, split, drop")
+            raise ConfigError(
+                f"{type(self).__name__}: column {doubled[0]!r} has two roles among label, owner, id, split, drop"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableConfig(ColumnsConfig):
+    categorical: tuple[str, ...] = param((), doc="number columns whose values are names of categories")
+    separator: str = param("", choices=("", *SEPARATORS), doc="of a CSV; found in the header when empty")
+    max_levels: int = param(MAX_LEVELS, ge=2, le=10_000, doc="most levels of a categorical column")
 
 
 def _detects(path: Path) -> bool:
-    return path.is_file() and kind_of(path) is not None and not is_interactions(path)
+    return is_tables(path) and not is_interactions(path) and picture_column(path) is None
 
 
-def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, object]:
-    table = read_table(path, separator="", max_bytes=MAX_BYTES)
-    names = ", ".join(map(repr, table.schema))
+def _from_path(path: Path, asked: Asked) -> Reading:
+    data, config, notes = named_columns(path, asked)
+    drop = list(asked.drop)
+    for name in data.schema:
+        if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
+            continue
+        feature = judged(data, name)
+        why = feature.why_not or why_left_out(data, feature)
+        if why:
+            drop.append(name)
+            notes.append(f"column {name!r} is left out: {why}")
+        elif names_rows(data, feature):
+            notes.append(
+                f"column {name!r} is a feature, with another number in every row: --id {name} or --drop {name} if it only names rows"
+            )
+    return Reading(config | ({"drop": drop} if drop else {}), tuple(notes))
+
+
+def named_columns(path: Path, asked: Asked) -> tuple[Table, dict[str, object], list[str]]:
+    """A user's table, the fields of its configuration that name columns, and notes for people about what was found by its name.
+
+    Raises:
+        ConfigError: the label is needed, a name is no column, or a column that is called id or split cannot be what it is called.
+        DataError: the table cannot be read, or is one of several shards.
+    """
+    single = shard_of(path)
+    if single:
+        raise DataError(single)
+    data = read_table(path.parent, path.name, max_bytes=MAX_BYTES)
+    names = ", ".join(map(repr, list(data.schema)[:100])) + (", ..." if len(data.schema) > 100 else "")
+    label, notes = asked.label, []
     if label is None:
-        guesses = [n for n in table.schema if n.lower() in _LABELS]
+        guesses = [n for n in data.schema if n.lower() in _LABELS]
         if len(guesses) != 1:
             found = f"{', '.join(guesses)} could all be" if guesses else "none is called label, target, class or y"
             raise ConfigError(
@@ -72,29 +118,72 @@ def _from_path(path: Path, label: str | None, owner: str | None) -> dict[str, ob
                 f"did with an item; columns are: {names}"
             )
         label = guesses[0]
-    for option, name in (("--label", label), ("--owner", owner)):
-        if name is not None and name not in table.schema:
-            raise ConfigError(f"{option} {name!r} is not a column of {path.name}; columns are: {names}")
-    config: dict[str, object] = {"root": str(path.parent), "file": path.name, "label": label}
-    if owner is not None:
-        config["owner"] = owner
-    rest = [n for n in table.schema if n not in (label, owner)]
-    for role, usable in (("id", _can_be_id), ("split", _can_be_split)):
-        found = next((n for n in rest if usable(table, n)), None)
-        if found is not None:
-            config[role] = found
-            rest.remove(found)
-    drop = [n for n in rest if n in UNNAMED or not _can_be_feature(table, n)]
-    return config | ({"drop": drop} if drop else {})
+        notes.append(f"column {label!r} is the label, by its name (--label names another)")
+    given = {"label": label, "owner": asked.owner, "id": asked.id, "split": asked.split}
+    given = {option: name for option, name in given.items() if name is not None}
+    for option, name in (*given.items(), *(("drop", name) for name in asked.drop)):
+        if name not in data.schema:
+            raise ConfigError(f"--{option} {name!r} is not a column of {path.name}; columns are: {names}")
+    rest = [n for n in data.schema if n not in (*given.values(), *asked.drop)]
+    if "id" not in given and (named := next((n for n in rest if n.lower() in IDS), None)) and _is_id(data, named):
+        given["id"] = named
+        notes.append(f"column {named!r} holds the example ids, by its name")
+    if "split" not in given and (named := next((n for n in rest if n.lower() in COLUMNS), None)):
+        if _is_split(data, named):
+            given["split"] = named
+            notes.append(f"column {named!r} says what is for training and testing, by its name")
+    elif "split" not in given and data.splits() is not None:
+        notes.append("the names of the files say what is for training and testing")
+    config: dict[str, object] = {"root": str(path.parent), "file": path.name, **given}
+    config |= {option: value for option in ("task", "val") if (value := getattr(asked, option)) is not None}
+    if classes := data.class_names(label):
+        config["class_names"] = classes
+    return data, config, notes
+
+
+def _is_id(data: Table, name: str) -> bool:
+    """True for a column that can be the ids; False for one of text, which is then left out with its reason.
+
+    Raises:
+        ConfigError: whatever it is, it is not one that may be guessed: numbers that repeat or are not whole.
+    """
+    series = data.column(name)
+    if not series.dtype.is_numeric():
+        return False
+    try:
+        check_ids(series.fill_null(-1).to_numpy())
+    except DataError as error:
+        raise ConfigError(
+            f"column {name!r} is called an id and cannot be one: {error}; pass --owner {name} if it says whose row it is, --drop {name} "
+            "to leave it out, or --id with another column"
+        ) from None
+    return True
+
+
+def _is_split(data: Table, name: str) -> bool:
+    """True for a column of splits; False for another thing that is called set, subset or partition.
+
+    Raises:
+        ConfigError: it is called split and holds no words that say which rows are for training.
+    """
+    words = data.column(name).unique().cast(pl.String).drop_nulls().sort().to_list()
+    if is_text(data.schema[name]) and words and all(map(split_of, words)):
+        return True
+    if name.lower() != "split":
+        return False
+    raise ConfigError(
+        f"column {name!r} holds {', '.join(words[:5])}: which of them is training cannot be known; write train, test or val in "
+        f"its place, or pass --drop {name}, and a test split is drawn"
+    )
 
 
 @source(
     SourceSpec(
         name="table",
         version=2,
-        doc="CSV (UTF-8, header row) or Parquet: number and category columns, a label column (--label), optionally an owner "
-        "column (--owner).",
-        source="RFC 4180; Apache Parquet",
+        doc="CSV (UTF-8, header row), Parquet or JSON lines, or a folder of such shards: number, category and embedding columns, a "
+        "label column (--label), optionally an owner column (--owner).",
+        source="RFC 4180; Apache Parquet; JSON Lines",
         config=TableConfig,
         detects=_detects,
         from_path=_from_path,
@@ -105,39 +194,40 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
 
     Raises:
         UnsafeFile: outside the root, or more than ``max_bytes`` once encoded.
-        DataError: columns that are missing or cannot be features, missing values (by example id), too many levels.
+        DataError: columns that are missing or cannot be features, missing values (by row), too many levels.
     """
     root = root_folder(config.root)
-    path = inside(root, config.file)
-    data = read_table(path, separator=config.separator, max_bytes=config.max_bytes)
-    if not data.num_rows:
-        raise DataError(f"{path.name} has no rows")
-    rows = np.arange(data.num_rows, dtype=np.int64)
-    ids = None
+    data = read_table(root, config.file, separator=config.separator, max_bytes=config.max_bytes)
+    data, own, notes = given_split(data, config)
+    origin = data.origin()
+    absent = [n for n in (*config.drop, *config.categorical) if n not in data.schema]
+    if absent:
+        raise DataError(f"{data.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}")
+    task, y, class_names, mapped = column_labels(data, config, origin)
+    owner = column_texts(data, config.owner, max_bytes=config.max_bytes) if config.owner else None
+    roles = filter(None, (config.label, config.owner, config.id, config.split))
+    features = features_of(data, skip={*roles, *config.drop}, categorical=config.categorical)
+    content = content_of(data, features, max_bytes=config.max_bytes)
     if config.id:
-        _refuse_missing(data.column(config.id), rows, path, what="row numbers")
-        ids = check_ids(data.column(config.id).to_numpy())
-    named = rows if ids is None else ids  # what a message calls the examples
-    labels = data.column(config.label)
-    _refuse_missing(labels, named, path)
-    task, y, class_names = encode_labels(
-        _values(labels, config), named, task=config.task, class_names=config.class_names
-    )
-    own = check_splits(_texts(data.column(config.split), config), named) if config.split else None
-    owner = _texts(data.column(config.owner), config) if config.owner else None
-    columns = _columns(data, config)
-    content = _content(data, columns, config, named)
-    if ids is None:
+        ids = column_ids(data, config.id)
+    else:
         label = np.asarray(class_names)[y] if class_names else y
-        ids = content.ids(label, *(c for c in (owner, own) if c is not None))
+        ids = content.ids(label, *(column for column in (owner, own) if column is not None))
     split = own
     if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
         split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)
-    x, features, one_hot = _features(data, columns, content, config, split == "train")
+    x, names, one_hot = encode(
+        data,
+        features,
+        content,
+        train=split == "train",
+        max_levels=config.max_levels,
+        max_bytes=config.max_bytes,
+    )
     return assemble(
         x,
         y,
-        name=config.name or path.stem,
+        name=config.name or Path(data.name).stem,
         task=task,
         class_names=class_names,
         seed=seed,
@@ -145,149 +235,82 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         example_id=ids,
         split=own,
         owner=owner,
+        origin=origin,
         content=content,
         keep_columns=one_hot,
-        feature_names=features,
-        provenance={"source": "table", "files": manifest(root, [path]), "licence": config.licence},
+        feature_names=names,
+        provenance={
+            "source": "table",
+            "files": manifest(root, data.paths),
+            "licence": config.licence,
+            "notes": [*notes, *mapped, *(f"column {f.name!r}: {f.how}" for f in features if f.how)],
+        },
     )
 
 
-def _columns(data: Table, config: TableConfig) -> dict[str, bool]:
-    """The feature columns in order, and whether each holds categories."""
-    used = {*filter(None, (config.label, config.owner, config.id, config.split)), *config.drop}
-    absent = [n for n in (*config.drop, *config.categorical) if n not in data.schema]
-    if absent:
-        raise DataError(
-            f"{data.path.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}"
-        )
-    columns: dict[str, bool] = {}
-    for name, dtype in data.schema.items():
-        if name in used:
-            continue
-        if name in UNNAMED:
-            raise DataError(
-                f"{data.path.name}: column {name!r} looks like a saved row index; list it in 'drop' or as 'id'"
-            )
-        columns[name] = _is_text(dtype) or name in config.categorical
-        if not columns[name] and not (dtype.is_numeric() or dtype == pl.Boolean):
-            raise DataError(
-                f"{data.path.name}: column {name!r} is {dtype}, which is no number and no category; list it in 'drop'"
-            )
-    if not columns:
-        raise DataError(f"{data.path.name} has no feature column besides {', '.join(n for n in used if n)}")
-    return columns
+def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray | None, list[str]]:
+    """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes for people.
+
+    Raises:
+        DataError: no rows, or words that are no splits.
+    """
+    if not data.num_rows:
+        raise DataError(f"{data.name} has no rows")
+    if config.split:
+        series = data.column(config.split)
+        text = is_text(series.dtype)
+        values = column_texts(data, config.split, max_bytes=config.max_bytes) if text else series.to_numpy()
+        words: np.ndarray | None = read_splits(values, data.origin(), name=config.split)
+    else:
+        words = data.splits()
+    if words is None:
+        return data, None, []
+    kept, split, notes = settle(words, val=config.val)
+    return (data if kept.all() else data.take(kept)), split, notes
 
 
-def _content(data: Table, columns: dict[str, bool], config: TableConfig, named: np.ndarray) -> Content:
-    """The feature columns as they are: a float32 matrix of the numbers, and the categories of each row as one text."""
-    numbers = [name for name, is_category in columns.items() if not is_category]
-    check_size(4 * len(numbers) * data.num_rows, config.max_bytes, f"{data.path.name}: numbers")
-    values = np.empty((data.num_rows, len(numbers)), np.float32)
-    for at, name in enumerate(numbers):
-        series = data.column(name)
-        _refuse_missing(series, named, data.path)
-        with np.errstate(over="ignore"):  # becomes Inf, which validation refuses by id
-            values[:, at] = series.cast(pl.Float64).to_numpy()
-    texts = []
-    for name in (n for n, is_category in columns.items() if is_category):
-        _refuse_missing(data.column(name), named, data.path)
-        texts.append(data.column(name).cast(pl.String))
-    joined = pl.DataFrame(texts).select(pl.concat_str(pl.all(), separator="\0")).to_series() if texts else None
-    return Content(values, joined)
+def column_ids(data: Table, name: str) -> np.ndarray:
+    """(N,) int64 ids of a column.
 
-
-def _features(
-    data: Table, columns: dict[str, bool], content: Content, config: TableConfig, train: np.ndarray
-) -> tuple[np.ndarray, list[str], list[int]]:
-    """The float32 matrix, its column names, and which columns are 0/1. The matrix is allocated once, after its size was checked."""
-    binary = [name for name in columns if data.schema[name] == pl.Boolean]
-    if content.texts is None:
-        return content.values, list(columns), [at for at, name in enumerate(columns) if name in binary]
-    levels = {n: _levels(data, n, train, config.max_levels) for n, is_category in columns.items() if is_category}
-    width = sum(len(levels.get(name, "1")) for name in columns)
-    check_size(4 * width * data.num_rows, config.max_bytes, f"{data.path.name}: encoded features")
-    x = np.zeros((data.num_rows, width), np.float32)
-    names: list[str] = []
-    one_hot: list[int] = []
-    numbers = iter(content.values.T)
-    for name, is_category in columns.items():
-        at = len(names)
-        if is_category:
-            slot = data.column(name).cast(pl.String).cast(pl.Enum(levels[name]), strict=False).to_physical()
-            seen = slot.is_not_null().to_numpy()  # null where training never saw the level
-            x[np.flatnonzero(seen), at + slot.drop_nulls().to_numpy()] = 1.0
-            names += [f"{name}={level}" for level in levels[name]]
-            one_hot += range(at, len(names))
-        else:
-            x[:, at] = next(numbers)
-            names.append(name)
-            one_hot += [at] if name in binary else []
-    return x, names, one_hot
-
-
-def _levels(data: Table, name: str, train: np.ndarray, most: int) -> list[str]:
-    levels = data.column(name).filter(pl.Series(train)).unique().cast(pl.String)
-    if len(levels) > most:
-        raise DataError(
-            f"{data.path.name}: column {name!r} has {len(levels)} levels, more than max_levels = {most}; "
-            "an identifier or free text belongs in 'drop'"
-        )
-    return sorted(levels.to_list())
-
-
-def _refuse_missing(series: pl.Series, ids: np.ndarray, path: Path, what: str = "examples") -> None:
-    missing = series.is_null()
-    if series.dtype.is_float():
-        missing = missing | series.is_nan()
-    if missing.any():
-        raise DataError(
-            f"{path.name}: column {series.name!r} is missing (or NaN) in {int(missing.sum())} {what}",
-            example_ids=ids[missing.to_numpy()],
-        )
-
-
-def _values(series: pl.Series, config: TableConfig) -> np.ndarray:
-    """Label values as numpy numbers or str."""
-    if series.dtype.is_numeric():
-        return series.cast(pl.Float64).to_numpy() if series.dtype.is_decimal() else series.to_numpy()
-    if series.dtype == pl.Boolean:
-        return series.to_numpy().astype(bool)
-    if not _is_text(series.dtype):
-        raise DataError(f"label column {series.name!r} is {series.dtype}; labels are whole numbers, text or floats")
-    return _texts(series, config)
-
-
-def _texts(series: pl.Series, config: TableConfig) -> np.ndarray:
-    """Values as numpy str, "" where missing. Every row takes the room of the longest, so that is checked first."""
-    texts = series.cast(pl.String).fill_null("")
-    check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), config.max_bytes, f"column {series.name!r}")
-    return np.array(texts.to_list(), dtype=str)
-
-
-def _is_text(dtype: pl.DataType) -> bool:
-    return dtype in (pl.String, pl.Categorical, pl.Enum)
-
-
-def _can_be_id(data: Table, name: str) -> bool:
-    if name.lower() not in _IDS or not data.schema[name].is_integer():
-        return False
+    Raises:
+        DataError: missing, not whole, or used twice.
+    """
     series = data.column(name)
-    return not series.null_count() and series.n_unique() == len(series) and series.min() >= 0
+    refuse_missing(series, data)
+    return check_ids(series.to_numpy())
 
 
-def _can_be_split(data: Table, name: str) -> bool:
-    if name.lower() != "split" or not _is_text(data.schema[name]):
-        return False
-    return set(_words(data.column(name))) == {"train", "test"}
+def column_labels(data: Table, config: ColumnsConfig, origin: np.ndarray) -> Labels:
+    """The label column, encoded.
+
+    Raises:
+        DataError: missing or unusable labels; see ``encode_labels``.
+    """
+    series, how = data.column(config.label), ""
+    refuse_missing(series, data)
+    if series.dtype == pl.String and not config.class_names:
+        numbers = read_numbers(series, prefer_comma=data.decimal_comma)
+        if numbers is not None:
+            series, how = numbers
+            refuse_missing(series, data)
+    if series.dtype.is_numeric():
+        values = series.cast(pl.Float64).to_numpy() if series.dtype.is_decimal() else series.to_numpy()
+    elif series.dtype == pl.Boolean:
+        values = series.to_numpy().astype(bool)
+    elif is_text(series.dtype):
+        values = column_texts(data, config.label, max_bytes=config.max_bytes)
+    else:
+        raise DataError(f"label column {config.label!r} is {series.dtype}; labels are whole numbers, text or floats")
+    found = encode_labels(values, origin, task=config.task, class_names=config.class_names)
+    return found._replace(notes=(*([f"label {config.label!r}: {how}"] if how else []), *found.notes))
 
 
-def _words(series: pl.Series) -> Iterator[str]:
-    return (str(v).lower() for v in series.unique().to_list())
+def column_texts(data: Table, name: str, *, max_bytes: int) -> np.ndarray:
+    """Values as numpy str, "" where missing. Every row takes the room of the longest, so that is checked first.
 
-
-def _can_be_feature(data: Table, name: str) -> bool:
-    """Numbers, bools and text of few levels; identifiers, free text, dates and nested values are not."""
-    dtype = data.schema[name]
-    if _is_text(dtype):
-        return data.column(name).n_unique() <= _MAX_LEVELS
-    return dtype.is_numeric() or dtype == pl.Boolean
+    Raises:
+        UnsafeFile: they would take more than ``max_bytes``.
+    """
+    texts = data.column(name).cast(pl.String).fill_null("")
+    check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), max_bytes, f"column {name!r}")
+    return np.array(texts.to_list(), dtype=str)

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 
 import typer
 from rich.markup import escape
@@ -15,9 +14,10 @@ from rich.markup import escape
 from contracts.errors import NotReady, PalimpsestError
 from pipelines.cli.terminal import console, state_to_read
 from pipelines.home import ROOT, dagster_home, foreign_dagster_home
+from sources.files import DATA, data_folders
 
 DISTRIBUTION = "palimpsest-audit"
-FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION = "fashion-mnist/train-images-idx3-ubyte"
 LEAST_GIB = 1.0
 # what each extra of pyproject.toml is for; the packages are read from there
 EXTRAS = {
@@ -154,11 +154,20 @@ def _state() -> Iterator[Line]:
 
 
 def _others() -> Iterator[Line]:
-    there = (FASHION / "train-images-idx3-ubyte.gz").exists()
+    folders = data_folders()
+    absent = [str(folder) for folder in folders if not folder.is_dir() and str(folder) != DATA]
+    yield (
+        "Data folders",
+        f"relative roots of plans are looked for below {' and then '.join(map(str, folders))} (PALIMPSEST_DATA).",
+        f"PALIMPSEST_DATA names {', '.join(absent)}, which is no folder: correct it, or unset it" if absent else "",
+    )
+    there = next((f for f in folders if any((f / f"{FASHION}{end}").exists() for end in ("", ".gz"))), None)
     yield (
         "Optional data",
-        f"Fashion-MNIST, for the subject fashion_mnist: {FASHION if there else 'missing'}.",
-        "" if there else "apt-get install dataset-fashion-mnist",
+        f"Fashion-MNIST, for the subject fashion_mnist: {there / 'fashion-mnist' if there else 'missing'}.",
+        ""
+        if there
+        else "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder fashion-mnist",
     )
     chromium = shutil.which("chromium")
     yield (

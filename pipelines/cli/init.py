@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from contracts.errors import ConfigError
 from contracts.identity import check_name
+from contracts.methods import Asked
 from contracts.subject import Model, Subject
 from pipelines.cli.imports import store
 from pipelines.cli.own_model import Checkpoint, best_way, model_of
@@ -24,10 +29,35 @@ if TYPE_CHECKING:
 def init(
     name: Annotated[str, typer.Argument(help="name of the new subject: a-z, 0-9, _ and -")],
     data: Annotated[
-        Path, typer.Option("--data", help="CSV, Parquet (also user-item logs), NPZ, image folder, or IDX pair")
+        Path,
+        typer.Option(
+            "--data", help="CSV, Parquet or JSON lines (also user-item logs, shards), NPZ, image folder, or IDX pair"
+        ),
     ],
-    label: Annotated[str | None, typer.Option("--label", help="label column of a table")] = None,
-    owner: Annotated[str | None, typer.Option("--owner", help="column that says whose data a row is")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="label column; of an image folder: the level of folders, 1 by default")
+    ] = None,
+    owner: Annotated[
+        str | None,
+        typer.Option(
+            "--owner",
+            help="column that says whose data a row is; of an image folder: a level of folders, or a table of file and owner",
+        ),
+    ] = None,
+    id: Annotated[str | None, typer.Option("--id", help="column of whole, unique ids")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="column of train, test and val; a test split is drawn without one")
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            "--val", help="validation rows: drop, train or test; left out by default where there are test rows"
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="classification or regression; told from the labels by default")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="column that is not used; may be repeated")] = None,
     user: Annotated[str | None, typer.Option("--user", help="user column of a log of interactions")] = None,
     item: Annotated[str | None, typer.Option("--item", help="item column of a log of interactions")] = None,
     time: Annotated[
@@ -52,6 +82,8 @@ def init(
     ] = None,
 ) -> None:
     """Make a subject from your own data: the kind is detected, the data checked, the plan written and explained."""
+    from assets.duration import in_words, minutes
+    from assets.expected import expectations
     from pipelines.subjects import write_subject
 
     home = state_to_write()
@@ -61,14 +93,20 @@ def init(
     if asked_for_outputs(data, outputs, label=label, model=model, checkpoint=checkpoint):
         _init_outputs(name, data, home, label=label, owner=owner)
         return
+    for option, value, allowed in (
+        ("--task", task, ("classification", "regression")),
+        ("--val", val, ("drop", "train", "test")),
+    ):
+        if value is not None and value not in allowed:
+            raise ConfigError(f"{option} {value!r} is not one of {', '.join(allowed)}")
+    asked = Asked(label=label, owner=owner, id=id, split=split, task=task, val=val, drop=tuple(drop or ()))
     given = None if checkpoint is None else Checkpoint.named(checkpoint, subject=name, home=home)
     if inputs is not None and given is None:
         raise ConfigError("--inputs says how a checkpoint wants its inputs, and there is no --checkpoint")
-    plan, facts = plan_for(
+    found = plan_for(
         name,
         data.resolve(),
-        label=label,
-        owner=owner,
+        asked,
         model=model,
         user=user,
         item=item,
@@ -76,12 +114,17 @@ def init(
         checkpoint=given,
         inputs=inputs,
     )
+    plan = found.plan
+    said = expectations(plan, found.examples) or ["Nothing is judged: scores and analyses alone."]
+    forecast = in_words(minutes(plan, found.examples))
     path = write_subject(
         plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name}'. Every field may be edited."
     )
     if given is not None and given.to_import:
         store(given.arrays, name, file=given.file, home=home)
-    console.print(f"[bold]{name}[/]: {facts}", highlight=False)
+    console.print(f"[bold]{name}[/]: {escape(found.facts)}", highlight=False)
+    _listed("How it is read:", found.notes)
+    _listed("What an audit can say:", [*said, f"It takes {forecast} on this machine."])
     console.print(f"Plan: {path}", soft_wrap=True)
     references = f"{plan.ensemble.num_models} reference models; " if plan.attacks else ""
     trained = "as given" if given else f"trained by {plan.recipe.name}"
@@ -116,26 +159,48 @@ def _init_outputs(name: str, data: Path, home: Path, *, label: str | None, owner
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
+def _listed(heading: str, sentences: Sequence[str], *, most: int = 30) -> None:
+    """The sentences as a list under its heading, the first ``most`` of them; nothing for none."""
+    if not sentences:
+        return
+    rows = Table.grid(padding=(0, 1))
+    for sentence in sentences[:most]:
+        rows.add_row(" -", Text(sentence))
+    if len(sentences) > most:
+        rows.add_row(" -", Text(f"and {len(sentences) - most:,} more; all columns left out are listed in the plan"))
+    console.print(heading)
+    console.print(rows)
+
+
+class Planned(NamedTuple):
+    """A checked plan, the examples it was sized by, one line of facts about them, and what was left out or read otherwise."""
+
+    plan: Subject
+    examples: ExampleSet
+    facts: str
+    notes: tuple[str, ...]
+
+
 def plan_for(
     name: str,
     data: Path,
+    asked: Asked,
     *,
-    label: str | None,
-    owner: str | None,
     model: str,
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
     checkpoint: Checkpoint | None = None,
     inputs: str | None = None,
-) -> tuple[Subject, str]:
-    """A checked plan for a data set, sized by it, and one line of facts about it.
+) -> Planned:
+    """A checked plan for a data set, sized by it.
 
     Every training step count is bounded, by about what a network needs to fit its training data to the last example
     (memorization asks for that): 20,000 steps for an MLP, 6,000 for others, batches of 64 (128 above 20,000 examples).
     Recommenders: see :func:`_ranking`.
 
     Args:
+        asked: which columns are what, as far as a person said so.
         user, item, time: columns of a log of interactions; ``user`` and ``item`` together make it one.
         checkpoint: weights of ``model`` that are audited as they are.
         inputs: how it wants its inputs; None: as it does best.
@@ -149,17 +214,19 @@ def plan_for(
     from recipes.plan import load_examples, tried_model
     from sources import detect
     from sources.files import ImageConfig
-    from sources.interactions import from_columns
+    from sources.interactions import from_columns, refuse_asked
 
     if user is None and item is None and time is None:
-        source, config = detect(data, label=label, owner=owner)
-    elif user is None or item is None or label is not None or owner is not None:
+        source, config, notes = detect(data, asked)
+    elif user is None or item is None or asked.label is not None or asked.owner is not None:
         raise ConfigError(
             "--user and --item (and --time where there is one) say together that the data are interactions; the item is what "
             "is predicted and the user owns the row, so --label and --owner have no place beside them"
         )
     else:
-        source, config = "interactions", from_columns(data, user=user, item=item, time=time)
+        refuse_asked(asked)
+        source = "interactions"
+        config, notes = from_columns(data, user=user, item=item, time=time, id=asked.id, drop=asked.drop)
     images = issubclass(sources.get(source).spec.config, ImageConfig)
     if images and checkpoint is None:
         config = {**config, "standardise": True}
@@ -218,10 +285,10 @@ def plan_for(
         f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
         f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
     )
-    facts += f"\n  {said}" if said else ""
     if "rating" in config:
         facts += f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher ones"
-    return Subject.from_mapping(plan), facts
+    notes = (*notes, *examples.provenance.get("notes", ()), *([said] if said else []))
+    return Planned(Subject.from_mapping(plan), examples, facts, notes)
 
 
 def _ranking(train: int, model: Model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from attacks.membership.evidence import Evidence
-from contracts.methods import REGISTRIES, analysis, unlearner
+from contracts.methods import REGISTRIES, Asked, analysis, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
@@ -317,7 +317,7 @@ def make_world(folder: Path) -> World:
     }
     for name, path in files.items():
         label = "label" if name == "table" else None
-        kind, config = detect(path, label=label, owner=None)
+        kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         configs["source", name] = config
     return World(
@@ -347,7 +347,7 @@ def make_ranking_world(folder: Path) -> World:
     pl.DataFrame({"user": [f"u{u}" for u in np.asarray(examples.x)[:, 0]], "item": examples.y}).write_csv(
         folder / "log.csv"
     )
-    kind, config = detect(folder / "log.csv", label=None, owner=None)
+    kind, config, _ = detect(folder / "log.csv")
     assert kind == "interactions"
     values = pl.DataFrame({"example_id": train.example_id, "value": np.sin(train.example_id.astype(np.float64))})
     return World(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.methods import Asked
 from sources import detect, load, plant_interactions, plant_label_noise, planted_interactions
 from sources.planted import without_planted
 from sources.splits import largest_remainders
@@ -105,7 +106,7 @@ def test_published_rating_files_are_interactions(tmp_path, header):
     frame = _log().assign(rating=3.5)[["user", "item", "rating", "time"]]
     frame.columns = header.split(",")
     frame.to_csv(tmp_path / "ratings.csv", index=False)
-    name, config = detect(tmp_path / "ratings.csv")
+    name, config, _ = detect(tmp_path / "ratings.csv")
     assert name == "interactions" and "min_rating" not in config
     roles = dict(zip(("user", "item", "rating", "time"), header.split(","), strict=True))
     assert {role: config[role] for role in roles} == roles
@@ -147,7 +148,7 @@ def test_detection_by_column_names(tmp_path):
     _log().rename(columns={"user": "userId", "item": "item_id", "time": "timestamp"}).to_csv(
         tmp_path / "a.csv", index=False
     )
-    name, config = detect(tmp_path / "a.csv")
+    name, config, _ = detect(tmp_path / "a.csv")
     assert name == "interactions"
     assert {k: config[k] for k in ("user", "item", "time")} == {
         "user": "userId",
@@ -156,17 +157,17 @@ def test_detection_by_column_names(tmp_path):
     }
     assert load(name, config).task == "ranking"
     _log().drop(columns="time").to_parquet(tmp_path / "a.parquet", index=False)
-    assert detect(tmp_path / "a.parquet", owner="user")[0] == "interactions"
+    assert detect(tmp_path / "a.parquet", Asked(owner="user"))[0] == "interactions"
     for more, option in (({"label": "item_id"}, "--label"), ({"owner": "item_id"}, "--owner")):
         with pytest.raises(ConfigError, match=option):
-            detect(tmp_path / "a.csv", **more)
+            detect(tmp_path / "a.csv", Asked(**more))
     _log().assign(label=1).to_csv(tmp_path / "b.csv", index=False)  # somebody's table about users and items
     assert detect(tmp_path / "b.csv")[0] == "table"
 
 
 def test_refusals(tmp_path):
     frame = _log()
-    with pytest.raises(DataError, match=r"'item' is missing .*\(example ids: 4\)"):
+    with pytest.raises(DataError, match=r"'item' is missing .*\(log.csv row 5\)"):
         _load(tmp_path, frame.assign(item=frame["item"].where(frame.index != 4)))
     with pytest.raises(DataError, match="no column 'who'"):
         _load(tmp_path, frame, user="who")

@@ -12,7 +12,7 @@ from sklearn import datasets
 
 import sources
 from contracts.errors import ConfigError, DataError, NotApplicable, UnknownName, UnsafeFile
-from contracts.methods import source
+from contracts.methods import Asked, source
 from sources import detect, load, plant_label_noise
 
 
@@ -57,7 +57,7 @@ def test_global_generators_are_left_alone():
 def test_unknown_sources_and_fields_are_refused():
     with pytest.raises(
         UnknownName,
-        match="idx, image_folder, interactions, long_tail_mixture, npz, sklearn, synthetic_interactions, table",
+        match="idx, image_folder, image_table, interactions, long_tail_mixture, npz, outputs, sklearn, synthetic_interactions, table",
     ):
         load("excel", {})
     with pytest.raises(ConfigError, match="no field datset"):
@@ -176,14 +176,18 @@ def _folder(folder, frame):
         (
             _medmnist,
             "npz",
-            {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"},
+            {
+                f"{role}_{s}": f"{s}_{name}"
+                for s in ("train", "test", "val")
+                for role, name in (("x", "images"), ("y", "labels"))
+            },
         ),
         (_folder, "image_folder", {"size": [8, 8]}),
     ],
 )
 def test_detection_of_what_others_wrote(tmp_path, frame, write, name, expected):
     path = write(tmp_path, frame)
-    found, config = detect(path)
+    found, config, _ = detect(path)
     assert found == name
     assert {k: v for k, v in config.items() if k not in ("root", "file")} == expected
     assert load(found, config).num_examples in (8, 40, 60)
@@ -193,14 +197,14 @@ def test_detection_of_idx(tmp_path, write_idx, images):
     x, y = images
     write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", x)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", y)
-    found, config = detect(tmp_path / "t10k-images-idx3-ubyte.gz")
+    found, config, _ = detect(tmp_path / "t10k-images-idx3-ubyte.gz")
     assert (found, config["labels"]) == ("idx", "t10k-labels-idx1-ubyte.gz")
     assert load(found, config).num_examples == 60
     write_idx(tmp_path / "train-images-idx3-ubyte", x)
     with pytest.raises(DataError, match="no labels lie beside it"):
         detect(tmp_path / "train-images-idx3-ubyte")
     write_idx(tmp_path / "train-labels-idx1-ubyte", y)
-    found, config = detect(tmp_path)
+    found, config, _ = detect(tmp_path)
     assert (found, config) == ("idx", {"root": str(tmp_path.resolve())})
     assert load(found, config).num_examples == 120
 
@@ -208,7 +212,7 @@ def test_detection_of_idx(tmp_path, write_idx, images):
 def test_a_linked_file_is_taken_where_it_lies(tmp_path, frame):
     (tmp_path / "there").mkdir()
     (tmp_path / "here.csv").symlink_to(_csv(tmp_path / "there", frame))
-    found, config = detect(tmp_path / "here.csv")
+    found, config, _ = detect(tmp_path / "here.csv")
     assert load(found, config).num_examples == 60
 
 
@@ -223,7 +227,7 @@ def test_roles_of_columns_are_guessed_by_name_and_content(tmp_path, frame):
     frame = pd.concat([frame.assign(id=frame["id"] + 60 * k, note=frame["note"] + str(k)) for k in range(2)])
     path = tmp_path / "d.parquet"
     frame.to_parquet(path, index=False)
-    _, config = detect(path, owner="person")
+    _, config, _ = detect(path, Asked(owner="person"))
     assert {k: config[k] for k in ("owner", "id", "split", "drop")} == {
         "owner": "person",
         "id": "id",
@@ -232,33 +236,34 @@ def test_roles_of_columns_are_guessed_by_name_and_content(tmp_path, frame):
     }
     frame["id"] = 1  # not an id after all
     frame.to_parquet(path, index=False)
-    assert "id" not in detect(path)[1]
+    with pytest.raises(ConfigError, match=r"column 'id' is called an id and cannot be one.*--owner id.*--drop id"):
+        detect(path)
 
 
 def test_the_label_must_be_known(tmp_path, frame):
     path = _csv(tmp_path, frame.rename(columns={"label": "sick"}))
     with pytest.raises(ConfigError, match=r"which column is the label\?.*--label.*'height'.*'sick'"):
         detect(path)
-    assert detect(path, label="sick")[1]["label"] == "sick"
+    assert detect(path, Asked(label="sick"))[1]["label"] == "sick"
     for more in ({"label": "ill"}, {"label": "sick", "owner": "who"}):
         with pytest.raises(ConfigError, match="is not a column"):
-            detect(path, **more)
+            detect(path, Asked(**more))
     with pytest.raises(ConfigError, match="could all be"):
         detect(_csv(tmp_path, frame.assign(y=1)))
     arrays = tmp_path / "a.npz"
     np.savez(arrays, x=np.zeros((9, 2)), sick=np.arange(9) % 2)
     with pytest.raises(DataError, match="pass --label"):
         detect(arrays)
-    assert detect(arrays, label="sick")[1]["y"] == "sick"
+    assert detect(arrays, Asked(label="sick"))[1]["y"] == "sick"
     with pytest.raises(ConfigError, match="no array who"):
-        detect(arrays, label="sick", owner="who")
+        detect(arrays, Asked(label="sick", owner="who"))
 
 
 def test_labels_are_not_named_where_there_are_no_columns(tmp_path, frame):
     with pytest.raises(ConfigError, match="--label"):
-        detect(_folder(tmp_path, frame), label="x")
+        detect(_folder(tmp_path, frame), Asked(label="x"))
     with pytest.raises(ConfigError, match="--owner"):
-        detect(tmp_path / "pets", owner="x")
+        detect(tmp_path / "pets", Asked(owner="x"))
 
 
 def test_what_fits_nothing_lists_what_was_tried(tmp_path):

@@ -134,13 +134,11 @@ def _nan():
         ({"x": X, "y": Y, "ids": np.arange(12) % 11}, {}, "more than once", [0]),
         ({"x": X, "y": Y, "ids": np.arange(12) - 1}, {}, "must lie in 0", []),
         ({"x": X, "y": Y, "ids": np.arange(12) / 2}, {}, "whole numbers", []),
-        ({"x": X, "y": Y * 2}, {}, r"'1' \(index 1\)", []),
         ({"x": X, "y": Y - 1}, {}, "negative", [0, 2, 4, 6, 8, 10]),
-        ({"x": X, "y": Y * 1.0}, {}, "floats", None),
         ({"x": X, "y": np.where(Y, np.nan, 0.5)}, {}, "missing", [1, 3, 5, 7, 9, 11]),
         ({"x": X, "y": Y[:5]}, {}, "has shape", []),
         ({"x": X, "y": Y, "owner": np.array(["a"])}, {}, "has shape", []),
-        ({"x": X, "y": Y, "split": np.array(["train", "val"] * 6)}, {}, "'val'", [1, 3, 5, 7, 9, 11]),
+        ({"x": X, "y": Y, "split": np.array(["train", "odd"] * 6)}, {}, "'odd'", [1, 3, 5, 7, 9, 11]),
         ({"x": X, "y": Y, "split": np.array(["train"] * 12)}, {}, "no test example", []),
         ({"x": X[:, 0], "y": Y}, {}, "values are numbers", []),
         ({"x": X.astype(str), "y": Y}, {}, "values are numbers", []),
@@ -159,8 +157,10 @@ def test_data_errors(tmp_path, arrays, config, message, ids):
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(DataError, match=message) as error:
         _load(tmp_path / "d.npz", **config)
-    if ids is not None:
-        assert list(error.value.example_ids) == ids
+    if ids is not None:  # rows are named as numpy counts them, and ids where the ids themselves are wrong
+        assert list(error.value.where or map(str, error.value.example_ids)) == [
+            f"x[{row}]" if error.value.where else str(row) for row in ids
+        ]
 
 
 def test_objects_anywhere_are_refused(tmp_path):

@@ -151,8 +151,8 @@ def _with(frame, column, row, value):
         (lambda f: f.assign(nr=[f"k{i}" for i in range(60)]), {"id": "nr"}, "whole numbers", []),
         (lambda f: f.assign(part="train"), {"split": "part"}, "no test example", []),
         (lambda f: f.assign(part=["train"] * 59 + ["hold"]), {"split": "part"}, "'hold'", [59]),
-        (lambda f: f.assign(label=[1.0, 0.0] * 30), {}, "labels are floats", None),
-        (lambda f: f.assign(label=[1, -1] * 30), {}, "negative", list(range(1, 60, 2))),
+        (lambda f: f.assign(label=[1.0, 0.5] * 30), {"task": "classification"}, "not whole", list(range(1, 60, 2))),
+        (lambda f: f.assign(label=[1, 0, -1] * 20), {}, "negative", list(range(2, 60, 3))),
         (lambda f: f.assign(label="same"), {}, "at least 2", []),
         (lambda f: f.assign(text=[f"t{i}" for i in range(60)]), {"max_levels": 20}, "'text' has .* levels", []),
         (lambda f: f, {"label": "nope"}, "no column 'nope'; columns are: 'height'", []),
@@ -167,11 +167,12 @@ def test_refused(tmp_path, frame, change, config, message, ids, suffix):
     with pytest.raises(DataError, match=message) as error:
         _load(_write(change(frame), tmp_path / f"d{suffix}"), **config)
     if ids is not None:
-        assert list(error.value.example_ids) == ids
+        named = error.value.where and [int(where.rsplit(" ", 1)[1]) - 1 for where in error.value.where]
+        assert list(named or error.value.example_ids) == ids  # rows, or the ids where these themselves are wrong
 
 
 def test_dates_and_nested_columns_are_named(tmp_path, frame):
-    for extra in (pd.date_range("2024-01-01", periods=60), [[1, 2]] * 60, [{"a": 1}] * 60, [b"x"] * 60):
+    for extra in (pd.date_range("2024-01-01", periods=60), [[1, 2], [3]] * 30, [{"a": 1}] * 60, [b"x"] * 60):
         path = _write(frame.assign(odd=extra), tmp_path / "d.parquet")
         with pytest.raises(DataError, match=r"'odd'.*'drop'"):
             _load(path)
@@ -204,7 +205,7 @@ def test_two_roles_for_one_column_are_refused(tmp_path, frame):
         (b"\n\n", "neither Parquet"),
         (b"just one column\n1\n", "neither Parquet"),
         (b"PAR1 and nothing else PAR1", "not a readable Parquet"),
-        (b"a,label\n\xff\xfe,x\n", "cannot be read as CSV"),
+        (b"a,label\n\xff\xfe,x\n", "is not UTF-8"),
         (b"\xff\xfea\0,\0b\0\n\0", "neither Parquet"),
         (b"a," + b"x" * 2_000_000 + b"\n1,2\n", "longer than"),
     ],

@@ -12,7 +12,7 @@ from warehouse_helpers import COMMON, EL2N, EVERYTHING, score_frame
 
 from contracts.errors import StateError
 from contracts.methods import EXAMPLE_ID
-from contracts.schema import DATASETS, TABLES
+from contracts.schema import DATASETS, EXAMPLES, TABLES
 from contracts.tables import Column, TableSpec
 from warehouse import Warehouse, ddl, markdown
 
@@ -94,6 +94,23 @@ def test_rows_that_fit_the_new_version_are_carried_over(things: Warehouse) -> No
     assert tables(things) == {"things"}
     assert things.receipt(wider, subject="digits") is None, "what the ledger recorded was another table"
     assert things.replace(wider, ROWS.drop("colour").with_columns(note=pl.lit("n")), **COMMON).changed
+
+
+def test_examples_stored_before_they_had_an_origin_are_carried_over(w: Warehouse) -> None:
+    now = dataclasses.replace(EXAMPLES, schema="test")
+    old = dataclasses.replace(now, version=1, columns=tuple(c for c in EXAMPLES.columns if c.name != "origin"))
+    row = {
+        "example_id": 1,
+        "split": "train",
+        "label": 0,
+        "label_name": "a",
+        "target": None,
+        "owner": "",
+        "content_hash": "x",
+    }
+    w.replace(old, pl.DataFrame([row], schema_overrides={"target": pl.Float64}), **COMMON)
+    assert "migrated" in declare(w, now)
+    assert w.read(now, subject="digits").to_dicts() == [row | {"origin": None}]
 
 
 @pytest.mark.parametrize(

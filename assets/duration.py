@@ -1,0 +1,101 @@
+"""How long an audit will take on this machine, from a few timed steps of its own recipe, before any work is done.
+
+    minutes = overhead + (alone * t_1 + stacked * t_B) * steps of one training
+
+    alone     trainings one by one, in parts of a full one: audited model, early models, unlearning (controls and methods, each
+              seed), retrainings of a split that is not random, shadow runs
+    stacked   reference models, B at a time, each on half of the pool
+    t_1, t_B  seconds a step of one model, and a step of B at once for each of them, timed here
+
+A forecast, good to a factor of two or so, more on a machine that others use: scores and analyses that train models of their own are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from contracts.errors import NotApplicable
+from contracts.methods import curator, unlearner
+from contracts.subject import Subject
+from sources import ExampleSet
+
+_OVERHEAD_S = 45.0  # start-up, the stages that only read outputs, and the processes of unlearning jobs
+_STEPS, _LONG_S = (8, 32, 128), 0.1  # tried until they take so long
+_TIMED = 8  # models at once
+
+
+def minutes(subject: Subject, data: ExampleSet) -> float:
+    """Minutes that a first audit takes, about; a few steps are trained to know."""
+    from recipes.plan import trainer
+
+    found = trainer(subject, data)
+    train = data.part("train")
+    batch, epochs = getattr(found.config, "batch", 1), getattr(found.config, "epochs", 1)
+    steps = epochs * math.ceil(len(train) / batch)
+    try:
+        alone = _a_step(lambda n: found.of_length(steps=n).one(train, 0))
+    except NotApplicable:  # a recipe that cannot count steps is timed over an epoch
+        alone = _timed(lambda: found.of_length(effort=1 / epochs).one(train, 0)) * epochs / steps
+    trainings = 1.0 + subject.early.seeds * subject.early.epoch / epochs
+    plan = subject.unlearning
+    if plan is not None:
+        trainings += (
+            plan.seeds * sum(_share(choice.name, choice.config, epochs) for choice in plan.methods) + plan.seeds
+        )
+        split = next(s for s in subject.splits if s.name == plan.split)
+        trainings += 0 if curator.get(split.method).spec.random else plan.retrainings
+    trainings += sum(
+        2 * choice.config.get("runs", 0) for choice in subject.analyses if choice.name == "shadow_unlearning"
+    )
+    seconds = _OVERHEAD_S + trainings * steps * alone
+    if subject.attacks or "memorization" in {choice.name for choice in subject.scores}:
+        block = min(subject.ensemble.block, _TIMED)
+        half = np.arange(len(train))[: max(1, len(train) // 2)]
+        members, seeds = [half] * block, list(range(block))
+        try:
+            each = _a_step(lambda n: found.of_length(steps=n).many(train, members=members, seeds=seeds)) / block
+        except NotApplicable:
+            each = alone
+        seconds += subject.ensemble.num_models * each * epochs * math.ceil(len(half) / batch)
+    return seconds / 60
+
+
+def in_words(minutes: float) -> str:
+    """The forecast with its factor: "2 to 7 minutes"; hours from two hours on.
+
+    >>> in_words(3.6), in_words(0.5), in_words(200)
+    ('2 to 7 minutes', '1 minute', '2 to 7 hours')
+    """
+    low, high = minutes / 1.5, minutes * 2
+    unit, size = ("hour", 60) if low >= 120 else ("minute", 1)
+    first, last = max(1, round(low / size)), max(1, round(high / size))
+    return f"{first} to {last} {unit}s" if first < last else f"{first} {unit}{'s' if first > 1 else ''}"
+
+
+def _share(name: str, config: dict[str, object], epochs: int) -> float:
+    """What a method trains, in parts of a full training."""
+    if unlearner.get(name).spec.exact:
+        return 1.0
+    wanted = config.get("epochs")
+    return float(wanted) / epochs if isinstance(wanted, int) else 0.2
+
+
+def _a_step(train: Callable[[int], object]) -> float:
+    """Seconds a step, by the difference of two lengths, so that what a training costs once is not in it."""
+    train(1)  # loads what is loaded once
+    first = _timed(lambda: train(1))
+    for steps in _STEPS:
+        spent = _timed(lambda steps=steps: train(1 + steps)) - first  # type: ignore[misc]
+        if spent >= _LONG_S:
+            break
+    return max(spent, 1e-6) / steps
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
