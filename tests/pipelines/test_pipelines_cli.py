@@ -14,6 +14,8 @@ from sklearn.datasets import load_diabetes, load_wine
 from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
+from contracts.methods import Asked
+from contracts.subject import Model
 from contracts.verdicts import Finding, Verdict
 from pipelines.cli.app import app
 from pipelines.cli.doctor import EXTRAS, find_version, requirements
@@ -92,7 +94,7 @@ def test_init_takes_logs_of_interactions_under_any_names(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("interactions", "steps"), [(1_600, 25), (25_000, 24), (1_000_000, 488), (20_000_000, 9765)])
 def test_recommenders_are_trained_by_their_size(interactions: int, steps: int) -> None:
     """Some 20 steps an epoch at least, 60 epochs, and no more than about 100,000 steps in all."""
-    plan = _ranking(interactions, "mf")
+    plan = _ranking(interactions, Model(name="mf"))
     recipe = plan["recipe"]["config"]
     assert abs(interactions / recipe["batch"] - steps) < 15 and recipe["epochs"] * steps <= 100_000
     assert recipe["epochs"] == (60 if interactions <= 1_000_000 else 10)
@@ -120,7 +122,7 @@ def test_init_refuses_what_it_cannot_audit(tmp_path: Path, monkeypatch: pytest.M
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
     with pytest.raises(PalimpsestError):
-        plan_for("mine", tmp_path / "wine.csv", label="target", owner=None, model="cnn")
+        plan_for("mine", tmp_path / "wine.csv", Asked(label="target"), model="cnn")
 
 
 def test_sql_speaks_table_csv_json_and_refuses_writing(audited_home: Path) -> None:

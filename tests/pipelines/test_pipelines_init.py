@@ -607,7 +607,7 @@ def test_relative_roots_lie_below_the_data_folders(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PALIMPSEST_DATA", f"{tmp_path / 'nowhere'}")
     code, out = palimpsest("doctor")
-    assert code == 1 and "data folders" in out and "no folder" in out
+    assert code == 1 and "Data folders: " in out and "is no folder" in out
 
 
 def test_fashion_mnist_is_found_in_a_folder_of_ones_own(
