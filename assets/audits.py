@@ -454,7 +454,7 @@ def findings(
             "attacks": [choice.name for choice in subject.attacks],
             "models": subject.ensemble.num_models,
         },
-        version=4,
+        version=5,
         judged=checks,
         deps=(
             *scores.values(),

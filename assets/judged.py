@@ -71,6 +71,9 @@ def results(names: Sequence[str], frame: pl.DataFrame, by: Sequence[str], told: 
             own = (f"{_slug(owner)}_{_slug(row['what'])}", _slug(owner), OTHER)
             groups[next(name for name in own if name in groups)].append(row)
     made = {name: _worst(rows) for name, rows in groups.items()}
+    for rest in (OTHER, ANSWERS[OTHERS]):  # what nobody announced need not be there
+        if rest in made and not groups[rest]:
+            made[rest] = Checked(verdict=Verdict.PASS, sentence="There is no other finding that counts.")
     answered = {ANSWERS[a.about]: Checked(verdict=a.verdict, sentence=a.sentence) for a in told.answers if a.counted}
     return {**made, **{name: found for name, found in answered.items() if name in made}}
 
@@ -80,12 +83,13 @@ def _worst(rows: Sequence[Mapping[str, Any]]) -> Checked:
     if not rows:
         return Checked(verdict=Verdict.NOT_JUDGED, sentence="This audit recorded no finding of this name that counts.")
     first = min(rows, key=lambda row: OF_FINDINGS.index(Verdict(row["verdict"])))
-    figures = {"about": first["about"], "what": first["what"], "figure": number(first["value"])}
-    figures |= {"interval": interval(first["low"], first["high"]), "limit": number(first["threshold"])}
+    between = interval(first["low"], first["high"])
+    figures = [f"{number(first['value'])}{f' ({between})' * bool(between)}", f"limit {number(first['threshold'])}"]
+    known = [text for text, column in zip(figures, ("value", "threshold"), strict=True) if first[column] is not None]
     return Checked(
         verdict=Verdict(first["verdict"]),
         sentence=str(first["sentence"]),
-        figures={k: v for k, v in figures.items() if v},
+        what=": ".join(filter(None, (f"{first['about']}, {first['what']}", ", ".join(known)))),
     )
 
 

@@ -9,6 +9,7 @@ partitions, its artifacts are written before the ledger says the stage is comple
 from __future__ import annotations
 
 import base64
+import html
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,12 +45,12 @@ class Checked:
     Attributes:
         verdict: passed, or an error (fail, broken) or a warning (inconclusive, not judged).
         sentence: why.
-        figures: shown beside it in the Dagster UI.
+        what: what was judged, with its figure, interval and limit.
     """
 
     verdict: Verdict
     sentence: str
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    what: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +363,7 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         key=stage.key,
         deps=[dep.key for dep in stage.deps],
         group_name=group_of(stage),
-        description=stage.doc,
+        description=_as_markdown(stage.doc),
         kinds=set(stage.kinds),
         owners=list(stage.subject.owners),
         code_version=f"{stage.version}.{stage.config_digest[:12]}",
@@ -466,28 +467,35 @@ def _judged(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult
                 passed=verdict is Verdict.PASS,
                 severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
                 description=told["sentence"],
-                metadata={"verdict": verdict.value, "why": told["sentence"], **told["figures"]},
+                # Dagster shows the metadata of a check by name: these three are in the order of the alphabet
+                metadata={"verdict": verdict.value, "what": told["what"], "why": told["sentence"]},
             )
         )
     return out
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
-    """The spec in Dagster's words: type, meaning, range and nullability of each column."""
+    """The spec in Dagster's words: type, meaning, range and nullability of each column; the common columns come last."""
+    common = [c for c in spec.all_columns if c not in spec.columns]
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 c.name,
                 c.dtype,
-                description=" ".join(filter(None, [c.doc + (f" [{c.unit}]" if c.unit else ""), c.direction])),
+                description=_as_markdown(" ".join(filter(None, [c.doc + f" [{c.unit}]" * bool(c.unit), c.direction]))),
                 constraints=dg.TableColumnConstraints(
                     nullable=c.nullable,
                     other=[f"{sign} {bound:g}" for sign, bound in ((">=", c.low), ("<=", c.high)) if bound is not None],
                 ),
             )
-            for c in spec.all_columns
+            for c in (*spec.columns, *common)
         ]
     )
+
+
+def _as_markdown(text: str) -> str:
+    """Text that the UI reads as Markdown: it takes <split> for a tag and drops it."""
+    return html.escape(text, quote=False)
 
 
 def _lineage(stage: Stage) -> dg.TableColumnLineage | None:
@@ -515,7 +523,7 @@ def _metadata(
     w = workspace.warehouse
     shown = w.artifacts.load_json(f"{stage.asset(request)}/shown")
     head = w.ledger.head()
-    out: dict[str, Any] = {label: _metadata_value(value) for label, value in shown["metadata"].items()}
+    out: dict[str, Any] = {label: _metadata_value(value) for label, value in _leading(shown["metadata"]).items()}
     out |= {
         label: dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
         for label, png in shown["pictures"].items()
@@ -537,9 +545,15 @@ def _metadata(
     return out
 
 
+def _leading(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was stored by name with what a person came for in front: the verdict, and why."""
+    first = ("verdict", "sentence", "why")
+    return {name: row[name] for name in (*(n for n in first if n in row), *(n for n in row if n not in first))}
+
+
 def _metadata_value(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return dg.MetadataValue.table([dg.TableRecord(row) for row in value])
+        return dg.MetadataValue.table([dg.TableRecord(_leading(row)) for row in value])
     if isinstance(value, (dict, list)):
         return dg.MetadataValue.json(value)
     return value

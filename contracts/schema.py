@@ -247,12 +247,11 @@ ATTACK_REPORTS = TableSpec(
 FINDINGS = TableSpec(
     schema="audits",
     name="findings",
-    version=3,
+    version=4,
     key=("stage", "about", "what"),
     partition=("stage",),
     doc="Verdicts with the sentence that explains each. The report, the exit status and the checks read these rows, by stage.",
     columns=(
-        _text("stage", "the asset that judged, joined by /: an audit's or a forget request's findings"),
         _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS),
         _text("sentence", "why"),
         _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
@@ -266,6 +265,7 @@ FINDINGS = TableSpec(
         Column(
             name="judged", dtype="bool", doc="counts; false: a control, a method compared, or shown for information"
         ),
+        _text("stage", "the asset that judged, joined by /: an audit's or a forget request's findings"),
     ),
 )
 

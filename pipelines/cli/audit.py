@@ -240,6 +240,8 @@ def finish(
         console.print(f"That is more than the plan's budget of {plan.budget_min:g} minutes.")
     console.print(f"Report: {workspace.home / page.path}", soft_wrap=True)
     console.print("Try:")
+    if found := not_on_path():
+        console.print(f"  {found}", soft_wrap=True, markup=False, highlight=False)
     for line in (*(undecided if verdict == "inconclusive" else ()), *TRY):
         console.print("  " + line.format(subject=plan.subject), soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(EXIT[verdict])

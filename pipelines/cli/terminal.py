@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,12 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     found = error.object[error.start : error.end]
     plain = ("*" if "\u2800" <= c <= "\u28ff" else _SPELLED.get(c) or ascii(c)[1:-1] for c in found)
     return "".join(plain), error.end
+
+
+def not_on_path() -> str:
+    """What makes the command found under its name in this shell; "" where it is, or where nobody knows."""
+    activate = Path(sys.argv[0]).absolute().with_name("activate")
+    return f"source {activate}" if shutil.which("palimpsest") is None and activate.exists() else ""
 
 
 def state_to_write() -> Path:

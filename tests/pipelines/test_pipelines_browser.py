@@ -106,6 +106,25 @@ def test_the_graph_is_materialised_and_a_picture_is_shown(ui: str) -> None:
         browser.close()
 
 
+def test_verdicts_and_runs_are_where_a_person_looks(ui: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.goto(f"{ui}/assets/{SUBJECT}/audits/findings?view=checks", wait_until="domcontentloaded")
+        for name in ("removed_is_gone", "removal_lira_online", "removal_gap"):
+            page.get_by_text(name, exact=True).first.wait_for(timeout=120_000)
+        page.get_by_text("removed_is_gone", exact=True).first.click()
+        page.get_by_text("inconclusive", exact=True).first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=PICTURES / "checks.png")
+        page.goto(f"{ui}/overview/activity/timeline", wait_until="domcontentloaded")
+        page.get_by_text(f"audit_{SUBJECT}", exact=True).first.wait_for(timeout=120_000)
+        page.screenshot(path=PICTURES / "timeline.png")
+        browser.close()
+
+
 def test_every_asset_of_the_audit_is_materialised(ui: str) -> None:
     import json
 
@@ -136,7 +155,16 @@ def test_the_report_opens_without_a_network(audited_home: Path) -> None:
         page.on("request", lambda r: requests.append(r.url))
         page.goto(page_file.resolve().as_uri())
         assert re.search(r"pass|fail|inconclusive|broken", page.locator("body").inner_text(), re.I)
+        boxes = [figure.bounding_box() for figure in page.locator(".glance figure").all()]
+        assert len(boxes) == 3 and all(box and box["y"] + box["height"] <= 1400 for box in boxes), "on the first screen"
+        assert page.locator(".removed img").count() and page.locator("details[open]").count() == 0
         PICTURES.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=PICTURES / "report.png")
+        page.locator("#scores summary").first.click()
+        page.locator("#scores details[open] figure img").first.wait_for()
+        page.set_viewport_size({"width": 720, "height": 900})
+        wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+        assert page.evaluate(f"{wide}.length") > 0, "some table goes on past the edge"
+        assert page.evaluate(f"{wide}.every(e => getComputedStyle(e).backgroundImage.includes('gradient'))")
         browser.close()
     assert not [url for url in requests if not url.startswith(("file:", "data:"))]

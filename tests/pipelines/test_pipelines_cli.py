@@ -20,7 +20,7 @@ from contracts.verdicts import Finding, Verdict
 from pipelines.cli.app import app
 from pipelines.cli.doctor import EXTRAS, find_version, requirements
 from pipelines.cli.init import _ranking, plan_for
-from pipelines.cli.terminal import summary
+from pipelines.cli.terminal import not_on_path, summary
 from pipelines.subjects import load_subject
 from reports import findings_frame, rows
 
@@ -187,6 +187,17 @@ def test_the_summary_keeps_names_whole_and_what_decides_apart() -> None:
         assert width is None or all(len(line) <= width for line in lines)
     (whole,) = [line for line in lines if "lira_online" in line]
     assert whole.split() == ["lira_online", "pass", "0.546", "(0.502\u20130.590)", "0.600"]
+
+
+def test_what_is_printed_to_try_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("palimpsest", "activate"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "palimpsest"), "audit"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not_on_path() == f"source {tmp_path / 'activate'}"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not_on_path() == ""
 
 
 def test_doctor_says_in_sentences_what_is_there_and_how_to_get_the_rest(audited_home: Path) -> None:

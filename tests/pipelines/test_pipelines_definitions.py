@@ -187,6 +187,7 @@ def test_a_scaffolded_subject_loads_as_it_is(tmp_path: Path) -> None:
         scaffold_format="yaml",
         project_root=tmp_path,
         append=False,
+        params=None,
     )
     AuditedModelScaffolder().scaffold(request)
     plan = load_subject("mine", tmp_path)

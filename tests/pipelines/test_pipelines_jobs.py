@@ -19,6 +19,7 @@ import pytest
 from dagster import DagsterRunStatus
 
 from contracts.digests import canonical_json, digest
+from contracts.errors import JobFailed, JobLost
 from contracts.jobs import UnlearnJob
 from contracts.progress import silent
 from contracts.subject import Choice
@@ -92,6 +93,26 @@ def test_a_recycled_pid_is_not_the_job(
     monkeypatch.setattr(PipesLauncher, "_start", lambda *a: (started.append(1), _finish(tmp_path)))
     PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
     assert started == [1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [(1, JobFailed, "RuntimeError: mat1 and mat2 do not fit (nets.py, line 3)"), (-9, JobLost, "killed by SIGKILL")],
+)
+def test_a_worker_that_ends_without_a_result_is_quoted_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[JobFailed], said: str
+) -> None:
+    def start(self: object, folder: Path, *_: object) -> int:
+        (folder / "stderr.txt").write_text(
+            "Traceback (most recent call last):\n  ...\n\nRuntimeError: mat1 and mat2 do not fit (nets.py, line 3)\n"
+        )
+        return status
+
+    monkeypatch.setattr(PipesLauncher, "_start", start)
+    with pytest.raises(kind) as failed:
+        PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
+    assert said in str(failed.value) and "Traceback" not in str(failed.value) and "\n" not in str(failed.value)
+    assert type(failed.value) is kind
 
 
 def test_another_jobs_result_is_not_taken(tmp_path: Path) -> None:

@@ -238,10 +238,8 @@ def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: P
 def test_a_full_disk_is_named(tmp_path: Path, mounting: None) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    before = f"mount -t tmpfs -o size=3m tmpfs {small}"
-    done = palimpsest(
-        "audit", "breast_cancer", "--quick", cwd=tmp_path, env={"PALIMPSEST_HOME": str(small)}, before=before
-    )
+    before = f"mount -t tmpfs -o size=600k tmpfs {small}"
+    done = palimpsest("audit", "diabetes", cwd=tmp_path, env={"PALIMPSEST_HOME": str(small)}, before=before)
     refused(done, "the disk is full", str(small), "PALIMPSEST_HOME")
 
 
@@ -249,7 +247,7 @@ def test_a_file_that_may_not_grow_is_named(home: Path, tmp_path: Path) -> None:
     """The limit that a quota sets; it needs no privilege, so this runs everywhere."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     call = [sys.executable, "-c", limit + "from pipelines.cli import main; main()"]
-    words = ["request", "add", "wine", "--ids", "3"]
+    words = ["request", "hold", "wine", "r-1", "--why", "a test"]
     done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     refused(done, "the disk is full", str(home))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -258,8 +256,10 @@ def test_a_file_that_may_not_grow_is_named(home: Path, tmp_path: Path) -> None:
 # --- code that is not ours ----------------------------------------------------------------------------------------------------
 
 
-def test_whatever_a_users_model_raises_is_one_message(tmp_path: Path) -> None:
-    (tmp_path / "my_nets.py").write_text(
+def test_whatever_a_users_model_raises_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_raising_nets.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Linear):\n"
         "    def forward(self, x):\n"
@@ -268,10 +268,16 @@ def test_whatever_a_users_model_raises_is_one_message(tmp_path: Path) -> None:
         "        return super().forward(x)\n"
         "def build(shape, k): return Net(shape[0], k)\n"
     )
-    plan = {**PLAN, "model": {"name": "my_nets:build"}}
+    plan = {**PLAN, "model": {"name": "my_raising_nets:build"}}
     write_subject(Subject.from_mapping(plan), tmp_path / "state", comment="a test")
-    env = {"PALIMPSEST_HOME": str(tmp_path / "state"), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    refused(palimpsest("audit", "wine", cwd=tmp_path, env=env), "KeyError", "no such")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(sys, "argv", ["palimpsest", "audit", "wine"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and "Traceback" not in said
+    assert "KeyError" in said and "no such" in said and "layer" in said
 
 
 def test_an_error_that_nothing_expects_is_no_verdict(
