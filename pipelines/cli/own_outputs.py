@@ -48,11 +48,13 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
     data = load_examples(Subject.from_mapping(base))
     _, zeros = outputs_of(config)
     applies: dict[str, list[str]] = {}
-    without: list[str] = []
+    without: dict[bool, list[str]] = {True: [], False: []}  # for want of features, or of a model
     for kind, registry in (("score", score), ("analysis", analysis), ("attack", attack)):
         every = [m.spec for m in registry if data.task in m.spec.tasks]
         applies[kind] = [spec.name for spec in every if not lacks(spec, kind, data) and not _reads_others(spec)]
-        without += [spec.name for spec in every if lacks(spec, kind, data)]
+        for spec in every:
+            if why := lacks(spec, kind, data):
+                without["features" in why].append(spec.name)
     plan = Subject.from_mapping(
         {
             **base,
@@ -69,11 +71,7 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
     lines = [
         f"a model's outputs in {path.name}: {members:,} members and {len(data) - members:,} others by {config['split']!r}, "
         f"{data.num_classes} classes, outputs {said}, label {config['label']!r}"
-        + (
-            f", {len(config['features'])} columns of features"
-            if data.provenance["values"] == FEATURES
-            else ", no features"
-        )
+        + (f", {data.input_shape[0]} features" if data.provenance["values"] == FEATURES else ", no features")
     ]
     if zeros:
         lines.append(
@@ -81,7 +79,8 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
         )
     if left_out:
         lines.append(f"not read: {', '.join(left_out)}")
-    lines.append(f"not without a model: {', '.join(without)}")
+    for want, what in ((True, "features"), (False, "the model")):
+        lines += [f"left out, they need {what}: {', '.join(without[want])}"] if without[want] else []
     lines.append(
         "these attacks can find that the model tells its members, and cannot clear it: for that give the model (--checkpoint)"
     )
