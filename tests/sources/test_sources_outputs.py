@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
+from contracts.methods import Asked
 from sources import load
 from sources.outputs import FEATURES, OUTPUTS, looks_like_outputs, outputs_config, outputs_of
 
@@ -28,7 +29,7 @@ def frame_of(p, y, member, **more) -> pl.DataFrame:
 
 
 def read(path, **options):
-    config, left_out = outputs_config(path, label=options.pop("label", None), owner=options.pop("owner", None))
+    config, left_out = outputs_config(path, Asked(owner=options.pop("owner", None)))
     config |= options
     return load("outputs", config), outputs_of(config), left_out
 
@@ -130,13 +131,13 @@ def _negative(a):
 
 
 CASES = {
-    "nan": (_nan, DataError, r"NaN or infinite in 2 rows \(example ids: 3, 8\)"),
-    "sum": (_halved, DataError, r"do not sum to 1 in 2 of 60 rows.*example ids: 4, 5"),
+    "nan": (_nan, DataError, r"NaN or infinite in 2 rows \(o.npz row 4, o.npz row 9\)"),
+    "sum": (_halved, DataError, r"do not sum to 1 in 2 of 60 rows.*o.npz row 5, o.npz row 6"),
     "rows": (lambda a: a.update(y=a["y"][:-1]), DataError, "'y' has 59 rows, 'probs' has 60"),
     "no tests": (lambda a: a.update(member=np.ones(NUM, bool)), DataError, "names no row that was kept out"),
     "no members": (lambda a: a.update(member=np.zeros(NUM, bool)), DataError, "names no row that was in"),
     "strange members": (lambda a: a.update(member=np.arange(NUM)), DataError, "true and false, or 1 and 0"),
-    "labels": (lambda a: a.update(y=a["y"] + 1), DataError, "out of range"),
+    "labels": (lambda a: a["y"].__setitem__(0, 7), DataError, "out of range"),
     "text labels": (
         lambda a: a.update(y=np.array(["a", "b"] * 30)),
         DataError,
@@ -162,7 +163,7 @@ def test_what_cannot_be_believed_is_refused(tmp_path, said, case):
 def test_negative_values_are_logits_unless_they_are_said_to_be_probabilities(tmp_path, said):
     _, p, y, member = said
     broken(_negative)(tmp_path / "o.npz", p, y, member)
-    with pytest.raises(DataError, match=r"outside 0..1 in 1 rows \(example ids: 2\)"):
+    with pytest.raises(DataError, match=r"outside 0..1 in 1 rows \(o.npz row 3\)"):
         read(tmp_path / "o.npz", kind="probabilities")
     assert np.allclose(read(tmp_path / "o.npz")[1][0][2], [-0.2, 0.6, 0.6])
 
