@@ -57,7 +57,7 @@ _IDS = ("example_id", "ids", "id")
 class OutputsConfig(FileConfig):
     file: str = param(doc="name of the Parquet, CSV or NPZ file inside the root")
     outputs: tuple[str, ...] = param(doc="columns in the order of the classes; or one column of lists, or one array")
-    kind: str = param(
+    scale: str = param(
         "auto", choices=("auto", "probabilities", "logits"), doc="auto: rows that sum to 1 are probabilities"
     )
     label: str = param(doc="column of the label")
@@ -333,10 +333,10 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     unit = bool((values >= 0).all() and (values <= 1).all())
     single = values.shape[1] == 1
     off = np.zeros(len(values), bool) if single else abs(values.sum(axis=1, dtype=np.float64) - 1) > _SUM
-    kind = config.kind
-    if kind == "auto":
-        kind = "probabilities" if unit else "logits"
-    if kind == "logits":
+    scale = config.scale
+    if scale == "auto":
+        scale = "probabilities" if unit else "logits"
+    if scale == "logits":
         z = values.astype(np.float64)
         return (np.column_stack([np.zeros(len(z)), z]) if single else z), 0
     if not unit:
@@ -348,7 +348,7 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     if off.any():
         raise DataError(
             f"{where} do not sum to 1 in {int(off.sum())} of {len(off)} rows: probabilities of every class are needed, or logits "
-            "(kind: logits)",
+            "(scale: logits)",
             where=stored.origin[off].tolist(),
         )
     p = np.column_stack([1 - values, values]) if single else values

@@ -164,7 +164,7 @@ def test_negative_values_are_logits_unless_they_are_said_to_be_probabilities(tmp
     _, p, y, member = said
     broken(_negative)(tmp_path / "o.npz", p, y, member)
     with pytest.raises(DataError, match=r"outside 0..1 in 1 rows \(o.npz row 3\)"):
-        read(tmp_path / "o.npz", kind="probabilities")
+        read(tmp_path / "o.npz", scale="probabilities")
     assert np.allclose(read(tmp_path / "o.npz")[1][0][2], [-0.2, 0.6, 0.6])
 
 
