@@ -4,7 +4,7 @@
 
     alone     trainings one by one, in parts of a full one: audited model, early models, unlearning (controls and methods, each
               seed), retrainings of a split that is not random, shadow runs
-    stacked   reference models, B at a time, each on half of the pool
+    stacked   reference models, B at a time, each on half of the pool; and those that a given model is compared with
     t_1, t_B  seconds a step of one model, and a step of B at once for each of them, timed here
 
 A forecast, good to a factor of two or so, more on a machine that others use: scores and analyses that train models of their own are not in it.
@@ -40,7 +40,7 @@ def minutes(subject: Subject, data: ExampleSet) -> float:
         alone = _a_step(lambda n: found.of_length(steps=n).one(train, 0))
     except NotApplicable:  # a recipe that cannot count steps is timed over an epoch
         alone = _timed(lambda: found.of_length(effort=1 / epochs).one(train, 0)) * epochs / steps
-    trainings = 1.0 + subject.early.seeds * subject.early.epoch / epochs
+    trainings = float(not subject.model.checkpoint) + subject.early.seeds * subject.early.epoch / epochs
     plan = subject.unlearning
     if plan is not None:
         trainings += (
@@ -60,7 +60,8 @@ def minutes(subject: Subject, data: ExampleSet) -> float:
             each = _a_step(lambda n: found.of_length(steps=n).many(train, members=members, seeds=seeds)) / block
         except NotApplicable:
             each = alone
-        seconds += subject.ensemble.num_models * each * epochs * math.ceil(len(half) / batch)
+        alike = subject.model.alike * steps if subject.model.checkpoint else 0
+        seconds += each * (subject.ensemble.num_models * epochs * math.ceil(len(half) / batch) + alike)
     return seconds / 60
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from contracts.digests import digest
 from contracts.errors import ConfigError
 
+_ROOT = Path(__file__).resolve().parent.parent  # of this program's packages
+
 
 def source_digest(module: str, *, folder: str = "") -> str:
     """64 hex digits that change when the code of ``module`` (``a`` or ``a.b.c``) changes.
@@ -65,17 +67,20 @@ def _sources(module: str, own_folder: str) -> dict[str, str]:
 
 def _refuse_hidden(name: str, path: Path, folder: Path) -> None:
     """Refuse a file of the user's folder whose name means something else to Python here, which comes first."""
-    where = "Python's standard library" if name in sys.stdlib_module_names else ""
-    with contextlib.suppress(ImportError, ValueError):
-        spec = None if where else importlib.util.find_spec(name)
+    whose, where = "a module of Python's own library", name
+    if name not in sys.stdlib_module_names:
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(name)
         places = [] if spec is None else [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
-        if places and Path(str(places[0])).resolve().parent != folder.resolve():
-            where = str(places[0])
-    if where:
-        raise ConfigError(
-            f"{path} cannot be imported: {name!r} is also the name of a package of this program or its libraries ({where}), "
-            "which comes first; rename the file"
-        )
+        if not places or Path(str(places[0])).resolve().parent == folder.resolve():
+            return
+        where = str(places[0])
+        ours = Path(where).parent in (_ROOT, *(Path(p) for p in sys.path if p.endswith("-packages")))
+        whose = "a package of this program or of its libraries" if ours else "another module"
+    raise ConfigError(
+        f"{path} cannot be imported: {name!r} is also the name of {whose} ({where}), which comes first; rename the file"
+    )
 
 
 def _folder(top: str, module: str) -> tuple[Path, bool]:

@@ -25,13 +25,13 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import ConfigError, DataError
-from contracts.methods import SourceSpec, source
+from contracts.methods import Asked, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble, check_ids, to_float32
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
 from sources.given_splits import read_splits
-from sources.labels import encode_labels
+from sources.labels import Labels, encode_labels
 from sources.npz import _detects as is_npz
 from sources.npz import _members, _open, _row_blocks
 from sources.table_files import kind_of, read_table
@@ -57,7 +57,7 @@ _IDS = ("example_id", "ids", "id")
 class OutputsConfig(FileConfig):
     file: str = param(doc="name of the Parquet, CSV or NPZ file inside the root")
     outputs: tuple[str, ...] = param(doc="columns in the order of the classes; or one column of lists, or one array")
-    kind: str = param(
+    scale: str = param(
         "auto", choices=("auto", "probabilities", "logits"), doc="auto: rows that sum to 1 are probabilities"
     )
     label: str = param(doc="column of the label")
@@ -138,23 +138,22 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
     stored = _open_stored(path, config.max_bytes)
     said, _ = _logits(stored, config)
     names = _class_names(config, said.shape[1])
-    y, names = _labels(
-        stored.column(config.label), stored.origin, names, explicit=bool(_suffixes(config) or config.class_names)
-    )
-    split = _split(stored.column(config.split), stored.origin, config.split)
+    origin = stored.origin
+    labels = _labels(stored.column(config.label), origin, names, explicit=bool(_suffixes(config) or config.class_names))
+    split = _split(stored.column(config.split), origin, config.split)
     features = stored.matrix(config.features) if config.features else None
     x = to_float32(np.exp(said) if features is None else features)
     return assemble(
         x,
-        y,
+        labels.y,
         name=config.name or path.stem,
         task="classification",
-        class_names=names,
+        class_names=labels.class_names,
         seed=seed,
         test_fraction=config.test_fraction,
         example_id=check_ids(stored.column(config.id)) if config.id else None,
         split=split,
-        origin=stored.origin,
+        origin=origin,
         owner=stored.column(config.owner).astype(str) if config.owner else None,
         feature_names=() if len(config.features) < 2 else config.features,
         provenance={
@@ -162,6 +161,7 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
             "values": OUTPUTS if features is None else FEATURES,
             "files": manifest(root_folder(config.root), [path]),
             "licence": config.licence,
+            "notes": list(labels.notes),
         },
     )
 
@@ -201,7 +201,7 @@ def looks_like_outputs(path: Path) -> bool:
     )
 
 
-def outputs_config(path: Path, *, label: str | None, owner: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The configuration that reads a file, found by the names of its columns, and the columns that are left out.
 
     Raises:
@@ -218,18 +218,24 @@ def outputs_config(path: Path, *, label: str | None, owner: str | None) -> tuple
             f"column or array called probabilities or logits. {has}"
         )
     config: dict[str, Any] = {"root": str(path.parent), "file": path.name, "outputs": list(found)}
-    for option, name in (("--label", label), ("--owner", owner)):
+    for option in ("task", "val", "drop"):
+        if getattr(asked, option):
+            raise ConfigError(
+                f"--{option} has no place beside a table of outputs: only columns that are named are read"
+            )
+    for option in ("label", "owner", "id", "split"):
+        name = getattr(asked, option)
         if name is not None and name not in stored.names:
-            raise ConfigError(f"{option} {name!r} is not there; {has}")
-    config["label"] = label or _one(stored, _LABELS, "the label (--label)", has)
-    config["split"] = _one(
-        stored, _SPLITS, "the split ('train' and 'test'), or who was a member (true and false),", has
-    )
-    if owner is not None:
-        config["owner"] = owner
+            raise ConfigError(f"--{option} {name!r} is not there; {has}")
+    config["label"] = asked.label or _one(stored, _LABELS, "the label (--label)", has)
+    members = "the split ('train' and 'test'), or who was a member (true and false; --split),"
+    config["split"] = asked.split or _one(stored, _SPLITS, members, has)
+    if asked.owner is not None:
+        config["owner"] = asked.owner
     if features := _found(stored.names, "features"):
         config["features"] = list(features)
-    ids = [name for name in stored.names if name.lower() in _IDS and name not in (config["label"], owner)]
+    taken = {*found, *features, config["label"], config["split"], asked.owner}
+    ids = [asked.id] if asked.id else [name for name in stored.names if name.lower() in _IDS and name not in taken]
     config |= {"id": ids[0]} if len(ids) == 1 else {}
     used = {*found, *features, *(config.get(role, "") for role in ("label", "split", "owner", "id"))}
     return config, tuple(name for name in stored.names if name not in used)
@@ -269,9 +275,7 @@ def _class_names(config: OutputsConfig, num_classes: int) -> tuple[str, ...]:
     return names
 
 
-def _labels(
-    values: np.ndarray, origin: np.ndarray, names: tuple[str, ...], *, explicit: bool
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(values: np.ndarray, origin: np.ndarray, names: tuple[str, ...], *, explicit: bool) -> Labels:
     """Class indexes: by name where the outputs name their classes, else by place; texts without names are sorted."""
     if values.dtype.kind in "iub" and explicit and np.isin(values.astype(int).astype(str), names).all():
         values = values.astype(int).astype(str)
@@ -285,8 +289,7 @@ def _labels(
                 "columns prob_<class>"
             )
         names = levels
-    encoded = encode_labels(values, origin, task="classification", class_names=names)
-    return encoded.y, encoded.class_names
+    return encode_labels(values, origin, task="classification", class_names=names)
 
 
 def _split(values: np.ndarray, origin: np.ndarray, name: str) -> np.ndarray:
@@ -330,10 +333,10 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     unit = bool((values >= 0).all() and (values <= 1).all())
     single = values.shape[1] == 1
     off = np.zeros(len(values), bool) if single else abs(values.sum(axis=1, dtype=np.float64) - 1) > _SUM
-    kind = config.kind
-    if kind == "auto":
-        kind = "probabilities" if unit else "logits"
-    if kind == "logits":
+    scale = config.scale
+    if scale == "auto":
+        scale = "probabilities" if unit else "logits"
+    if scale == "logits":
         z = values.astype(np.float64)
         return (np.column_stack([np.zeros(len(z)), z]) if single else z), 0
     if not unit:
@@ -345,7 +348,7 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     if off.any():
         raise DataError(
             f"{where} do not sum to 1 in {int(off.sum())} of {len(off)} rows: probabilities of every class are needed, or logits "
-            "(kind: logits)",
+            "(scale: logits)",
             where=stored.origin[off].tolist(),
         )
     p = np.column_stack([1 - values, values]) if single else values

@@ -90,9 +90,6 @@ def init(
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
-    if asked_for_outputs(data, outputs, label=label, model=model, checkpoint=checkpoint):
-        _init_outputs(name, data, home, label=label, owner=owner)
-        return
     for option, value, allowed in (
         ("--task", task, ("classification", "regression")),
         ("--val", val, ("drop", "train", "test")),
@@ -100,6 +97,9 @@ def init(
         if value is not None and value not in allowed:
             raise ConfigError(f"{option} {value!r} is not one of {', '.join(allowed)}")
     asked = Asked(label=label, owner=owner, id=id, split=split, task=task, val=val, drop=tuple(drop or ()))
+    if asked_for_outputs(data, outputs, model=model, checkpoint=checkpoint):
+        _init_outputs(name, data, home, asked)
+        return
     given = None if checkpoint is None else Checkpoint.named(checkpoint, subject=name, home=home)
     if inputs is not None and given is None:
         raise ConfigError("--inputs says how a checkpoint wants its inputs, and there is no --checkpoint")
@@ -144,15 +144,14 @@ def init(
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
-def _init_outputs(name: str, data: Path, home: Path, *, label: str | None, owner: str | None) -> None:
+def _init_outputs(name: str, data: Path, home: Path, asked: Asked) -> None:
     """The plan of a table of outputs, written and explained."""
     from pipelines.subjects import write_subject
 
-    plan, lines = plan_for_outputs(name, data.resolve(), label=label, owner=owner)
+    plan, lines = plan_for_outputs(name, data.resolve(), asked)
     path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name} --outputs'.")
-    console.print(f"[bold]{name}[/]: {lines[0]}", highlight=False)
-    for line in lines[1:]:
-        console.print(f"  {line}", highlight=False, markup=False)
+    console.print(f"[bold]{name}[/]: {escape(lines[0])}", highlight=False)
+    _listed("How it is read:", lines[1:])
     console.print(f"Plan: {path}", soft_wrap=True)
     for kind, chosen in (("scores", plan.scores), ("analyses", plan.analyses), ("attacks", plan.attacks)):
         console.print(f"  {kind} {', '.join(c.name for c in chosen) or 'none'}", highlight=False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from contracts.errors import DataError
+from contracts.methods import Asked
 from contracts.subject import OUTPUTS, Subject
 
 MAX_AUC = 0.60  # whether the model tells its members is the one question there is, so the plan judges it
 
 
-def asked_for_outputs(
-    path: Path, outputs: bool | None, *, label: str | None, model: str, checkpoint: str | None
-) -> bool:
+def asked_for_outputs(path: Path, outputs: bool | None, *, model: str, checkpoint: str | None) -> bool:
     """Whether a file is read as a model's outputs: as the option says, else by the names of its columns."""
     from sources.outputs import looks_like_outputs
 
@@ -24,8 +23,8 @@ def asked_for_outputs(
         return False
 
 
-def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | None) -> tuple[Subject, list[str]]:
-    """A checked plan for a table of outputs, and what to say of it, a line each.
+def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list[str]]:
+    """A checked plan for a table of outputs, and what to say of it: what it is, then a sentence each.
 
     Every registered score, analysis and attack that needs no model is in it.
 
@@ -34,11 +33,12 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
         DataError: the outputs, labels or splits cannot be used.
     """
     from assets.needs import lacks
+    from attacks.statistics import detectable_auc
     from contracts.methods import analysis, attack, score
     from sources.outputs import FEATURES, outputs_config, outputs_of
     from sources.plan import load_examples
 
-    config, left_out = outputs_config(path, label=label, owner=owner)
+    config, left_out = outputs_config(path, asked)
     base = {
         "subject": name,
         "title": f"{name}: outputs in {path.name}",
@@ -48,11 +48,13 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
     data = load_examples(Subject.from_mapping(base))
     _, zeros = outputs_of(config)
     applies: dict[str, list[str]] = {}
-    without: list[str] = []
+    without: dict[bool, list[str]] = {True: [], False: []}  # for want of features, or of a model
     for kind, registry in (("score", score), ("analysis", analysis), ("attack", attack)):
         every = [m.spec for m in registry if data.task in m.spec.tasks]
         applies[kind] = [spec.name for spec in every if not lacks(spec, kind, data) and not _reads_others(spec)]
-        without += [spec.name for spec in every if lacks(spec, kind, data)]
+        for spec in every:
+            if why := lacks(spec, kind, data):
+                without["features" in why].append(spec.name)
     plan = Subject.from_mapping(
         {
             **base,
@@ -69,11 +71,7 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
     lines = [
         f"a model's outputs in {path.name}: {members:,} members and {len(data) - members:,} others by {config['split']!r}, "
         f"{data.num_classes} classes, outputs {said}, label {config['label']!r}"
-        + (
-            f", {len(config['features'])} columns of features"
-            if data.provenance["values"] == FEATURES
-            else ", no features"
-        )
+        + (f", {data.input_shape[0]} features" if data.provenance["values"] == FEATURES else ", no features")
     ]
     if zeros:
         lines.append(
@@ -81,9 +79,13 @@ def plan_for_outputs(name: str, path: Path, *, label: str | None, owner: str | N
         )
     if left_out:
         lines.append(f"not read: {', '.join(left_out)}")
-    lines.append(f"not without a model: {', '.join(without)}")
+    for want, what in ((True, "features"), (False, "the model")):
+        lines += [f"left out, they need {what}: {', '.join(without[want])}"] if without[want] else []
+    lines += data.provenance["notes"]
+    found_from = detectable_auc(members, len(data) - members, alpha=plan.thresholds.alpha)
     lines.append(
-        "these attacks can find that the model tells its members, and cannot clear it: for that give the model (--checkpoint)"
+        f"these attacks find a model that tells its members with an AUC of {min(found_from, 1.0):.2f} or more, and clear none: for that "
+        "give the model (--checkpoint)"
     )
     return plan, lines
 

@@ -43,6 +43,7 @@ from recipes.models import builder
 from recipes.stacked import StackedTrainer
 from sources import detect, load
 from sources.example_set import ExampleSet
+from sources.outputs import outputs_config
 from unlearning.metrics import evaluate
 
 NUM_CLASSES = 3
@@ -184,6 +185,11 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
     )
     table.write_csv(folder / "table.csv")
     np.savez(folder / "arrays.npz", x=values, y=examples.y)
+    said = np.exp(values[:, :NUM_CLASSES])
+    said /= said.sum(1, keepdims=True)
+    pl.DataFrame({f"prob_{name}": said[:, k] for k, name in enumerate(examples.class_names)}).with_columns(
+        table["label"], member=pl.Series(examples.split == "train")
+    ).write_parquet(folder / "outputs.parquet")
     images = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8)
     labels = (np.arange(60) % NUM_CLASSES).astype(np.uint8)
     idx = folder / "idx"
@@ -320,6 +326,7 @@ def make_world(folder: Path) -> World:
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         configs["source", name] = config
+    configs["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return World(
         examples=examples,
         train=train,
