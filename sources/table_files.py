@@ -338,8 +338,9 @@ def _read_csv(path: Path, separator: str) -> _Part:
     if frame.width != len(names):
         raise DataError(f"{path.name}: the header names {len(names)} columns, {frame.width} were read")
     frame.columns = names
-    texts = pl.col(pl.String).str.strip_chars(" ")
-    frame = frame.with_columns(pl.when(texts == "").then(None).otherwise(texts).name.keep())
+    raw, texts = pl.col(pl.String), pl.col(pl.String).str.strip_chars(" ")
+    blank = (texts == "") & (raw != "")  # a cell of nothing but blanks is empty; a quoted "" is a text
+    frame = frame.with_columns(pl.when(blank).then(None).otherwise(texts).name.keep())
     return _Part(path, frame.height, dict(frame.schema), frame, decimal_comma=separator == ";")
 
 

@@ -14,6 +14,7 @@ from sklearn.datasets import load_diabetes, load_wine
 from typer.testing import CliRunner
 
 from contracts.errors import PalimpsestError
+from contracts.methods import Asked
 from contracts.verdicts import Finding, Verdict
 from pipelines.cli.app import app
 from pipelines.cli.doctor import EXTRAS, find_version, requirements
@@ -120,7 +121,7 @@ def test_init_refuses_what_it_cannot_audit(tmp_path: Path, monkeypatch: pytest.M
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
     with pytest.raises(PalimpsestError):
-        plan_for("mine", tmp_path / "wine.csv", label="target", owner=None, model="cnn")
+        plan_for("mine", tmp_path / "wine.csv", Asked(label="target"), model="cnn")
 
 
 def test_sql_speaks_table_csv_json_and_refuses_writing(audited_home: Path) -> None:
