@@ -139,7 +139,7 @@ def test_a_split_of_numbers_is_refused_with_the_reason(tmp_path: Path, values: l
     with pytest.raises(DataError, match=r"split 'part' holds 0.*, 1.*which of them is training cannot be known"):
         read(path, split="part", drop=("split",))
     words = table(tmp_path / "e.csv", part=["train", "hold", "test"] * 20)
-    with pytest.raises(DataError, match=r"'hold', which is none of train, training.*\(e.csv row 2, e.csv row 5"):
+    with pytest.raises(DataError, match=r"'hold', which is none of train, training.*\(e.csv rows 2, 5, "):
         read(words, split="part")
 
 
@@ -182,7 +182,7 @@ def test_ids_are_taken_refused_or_explained(tmp_path: Path) -> None:
     assert found.examples.example_id.tolist() == list(range(5, 65)) and said(found, "'id' holds the example ids")
     assert "id" in read(path, drop=("id",)).plan.source.config["drop"]
     found = read(table(tmp_path / "f.csv", id=np.arange(60.0) + 5))
-    assert found.examples.example_id.tolist() == list(range(5, 65))
+    assert found.examples.example_id.tolist() == list(range(5, 65)) and said(found, "ids are written as floats")
     for bad, why in (
         ([7] * 60, "used more than once"),
         (np.arange(60) / 2, "must be whole numbers, not 0.5"),
@@ -200,10 +200,17 @@ def test_ids_are_taken_refused_or_explained(tmp_path: Path) -> None:
 
 
 def test_numbers_that_only_name_rows_are_pointed_out(tmp_path: Path) -> None:
-    found = read(table(tmp_path / "d.csv", PassengerId=np.arange(60) * 2 + 1, age=np.arange(60)))
+    found = read(
+        table(tmp_path / "d.csv", PassengerId=np.arange(60) * 2 + 1, age=np.arange(60), patient=["p", "q"] * 30)
+    )
+    assert said(found, "column 'patient' is read as a feature: --owner patient")
     assert said(found, "'PassengerId'", "--id PassengerId or --drop PassengerId") and not said(found, "'age'")
-    found = read(tmp_path / "d.csv", id="PassengerId")
-    assert found.examples.feature_names == ("a", "age") and found.examples.example_id[2] == 5
+    found = read(tmp_path / "d.csv", id="PassengerId", owner="patient")
+    assert (
+        not said(found, "patient")
+        and found.examples.feature_names == ("a", "age")
+        and found.examples.example_id[2] == 5
+    )
 
 
 # Numbers, columns left out
@@ -270,7 +277,7 @@ def test_each_column_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_missing_values_name_rows_and_what_to_do(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", hp=["130", "?", "150"] * 20)
-    with pytest.raises(DataError, match=r"'hp' is missing.* in 20 rows.*--drop.*\(d.csv row 2, d.csv row 5"):
+    with pytest.raises(DataError, match=r"'hp' is missing.* in 20 rows.*--drop.*\(d.csv rows 2, 5, 8,"):
         read(path)
     assert read(path, drop=("hp",)).examples.feature_names == ("a",)
 
@@ -544,8 +551,11 @@ def test_init_says_how_it_reads_what_it_can_carry_and_how_long(tmp_path: Path, m
         (lambda p: table(p, 20, label="same"), "1 class; classification needs at least 2"),
         (lambda p: p.write_text("a,label\n1,x\n"), "1 examples in 1 classes leave none for a test split"),
         (lambda p: p.write_text("a,label\n"), "d.csv has no rows"),
+        (lambda p: p.write_text("a,label\n1,x\n2,y,3\n"), "row 2 has 3 cells, the header 2"),
+        (lambda p: p.write_text('a,label\n1,x\n"2,y\n'), "cannot be read as CSV"),
+        (lambda p: table(p, 200, text=[f"t {i}" for i in range(200)], a=None) and None, "no feature column besides"),
     ],
-    ids=["tiny", "one class", "one row", "no rows"],
+    ids=["tiny", "one class", "one row", "no rows", "longer row", "open quote", "text alone"],
 )
 def test_what_is_too_small_is_one_sentence(tmp_path: Path, make: object, message: str) -> None:
     make(tmp_path / "d.csv")  # type: ignore[operator]
