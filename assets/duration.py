@@ -23,7 +23,7 @@ from contracts.methods import curator, unlearner
 from contracts.subject import Subject
 from sources import ExampleSet
 
-_OVERHEAD_S = 45.0  # start-up, the stages that only read outputs, and the processes of unlearning jobs
+_OVERHEAD_S = 70.0  # start-up, the stages that only read outputs, and the processes of unlearning jobs
 _STEPS, _LONG_S = (8, 32, 128), 0.1  # tried until they take so long
 _TIMED = 8  # models at once
 
