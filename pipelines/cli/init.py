@@ -90,8 +90,9 @@ def init(
     check_name(name, kind="subject")
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist")
+    asked = Asked(label=label, owner=owner, id=id, split=split, task=task, val=val, drop=tuple(drop or ()))
     if asked_for_outputs(data, outputs, label=label, model=model, checkpoint=checkpoint):
-        _init_outputs(name, data, home, label=label, owner=owner)
+        _init_outputs(name, data, home, asked)
         return
     for option, value, allowed in (
         ("--task", task, ("classification", "regression")),
@@ -99,7 +100,6 @@ def init(
     ):
         if value is not None and value not in allowed:
             raise ConfigError(f"{option} {value!r} is not one of {', '.join(allowed)}")
-    asked = Asked(label=label, owner=owner, id=id, split=split, task=task, val=val, drop=tuple(drop or ()))
     given = None if checkpoint is None else Checkpoint.named(checkpoint, subject=name, home=home)
     if inputs is not None and given is None:
         raise ConfigError("--inputs says how a checkpoint wants its inputs, and there is no --checkpoint")
@@ -144,11 +144,15 @@ def init(
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
 
 
-def _init_outputs(name: str, data: Path, home: Path, *, label: str | None, owner: str | None) -> None:
+def _init_outputs(name: str, data: Path, home: Path, asked: Asked) -> None:
     """The plan of a table of outputs, written and explained."""
     from pipelines.subjects import write_subject
+    from sources.loading import only
 
-    plan, lines = plan_for_outputs(name, data.resolve(), label=label, owner=owner)
+    found = "it is found by its name, or named in the plan"
+    other = "a model's outputs are read as they are (--no-outputs where the file holds none)"
+    only(asked, "a table of outputs", id=found, split=found, task=other, val=other, drop=other)
+    plan, lines = plan_for_outputs(name, data.resolve(), label=asked.label, owner=asked.owner)
     path = write_subject(plan, home, comment=f"Made by 'palimpsest init {name} --data {data.name} --outputs'.")
     console.print(f"[bold]{name}[/]: {lines[0]}", highlight=False)
     for line in lines[1:]:
