@@ -15,16 +15,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contracts.errors import NotApplicable
 from contracts.methods import curator, unlearner
 from contracts.subject import Subject
 from sources import ExampleSet
 
-_OVERHEAD_S = 45.0  # start-up, the stages that only read outputs, and the processes of unlearning jobs
+if TYPE_CHECKING:
+    from recipes.training import Trainer
+
+_OVERHEAD_S = 70.0  # start-up, the stages that only read outputs, and the processes of unlearning jobs
 _STEPS, _LONG_S = (8, 32, 128), 0.1  # tried until they take so long
+_SLOW_S = 0.5  # a training of one step that takes so long is a step
 _TIMED = 8  # models at once
 
 
@@ -36,33 +40,38 @@ def minutes(subject: Subject, data: ExampleSet) -> float:
     train = data.part("train")
     batch, epochs = getattr(found.config, "batch", 1), getattr(found.config, "epochs", 1)
     steps = epochs * math.ceil(len(train) / batch)
-    try:
+    if found.spec.counts_steps:
         alone = _a_step(lambda n: found.of_length(steps=n).one(train, 0))
-    except NotApplicable:  # a recipe that cannot count steps is timed over an epoch
+    else:  # it is timed over one of its epochs
         alone = _timed(lambda: found.of_length(effort=1 / epochs).one(train, 0)) * epochs / steps
-    trainings = float(not subject.model.checkpoint) + subject.early.seeds * subject.early.epoch / epochs
-    plan = subject.unlearning
-    if plan is not None:
-        trainings += (
-            plan.seeds * sum(_share(choice.name, choice.config, epochs) for choice in plan.methods) + plan.seeds
-        )
-        split = next(s for s in subject.splits if s.name == plan.split)
-        trainings += 0 if curator.get(split.method).spec.random else plan.retrainings
-    trainings += sum(
-        2 * choice.config.get("runs", 0) for choice in subject.analyses if choice.name == "shadow_unlearning"
-    )
-    seconds = _OVERHEAD_S + trainings * steps * alone
+    seconds = _OVERHEAD_S + _trainings(subject, epochs) * steps * alone
     if subject.attacks or "memorization" in {choice.name for choice in subject.scores}:
-        block = min(subject.ensemble.block, _TIMED)
         half = np.arange(len(train))[: max(1, len(train) // 2)]
-        members, seeds = [half] * block, list(range(block))
-        try:
-            each = _a_step(lambda n: found.of_length(steps=n).many(train, members=members, seeds=seeds)) / block
-        except NotApplicable:
-            each = alone
+        counts = found.spec.counts_steps and alone < _SLOW_S
+        each = _of_several(found, train, half, min(subject.ensemble.block, _TIMED)) if counts else alone
         alike = subject.model.alike * steps if subject.model.checkpoint else 0
         seconds += each * (subject.ensemble.num_models * epochs * math.ceil(len(half) / batch) + alike)
     return seconds / 60
+
+
+def _trainings(subject: Subject, epochs: int) -> float:
+    """Trainings one by one, in parts of a full one."""
+    num = float(not subject.model.checkpoint) + subject.early.seeds * subject.early.epoch / epochs
+    num += sum(2 * choice.config.get("runs", 0) for choice in subject.analyses if choice.name == "shadow_unlearning")
+    plan = subject.unlearning
+    if plan is None:
+        return num
+    split = next(s for s in subject.splits if s.name == plan.split)
+    per_seed = 1.0 + sum(
+        _share(choice.name, choice.config, epochs) for choice in plan.methods
+    )  # 1: the control retrain
+    return num + plan.seeds * per_seed + (0 if curator.get(split.method).spec.random else plan.retrainings)
+
+
+def _of_several(found: Trainer, train: ExampleSet, half: np.ndarray, num: int) -> float:
+    """Seconds a step of one of ``num`` models that are trained together."""
+    members, seeds = [half] * num, list(range(num))
+    return _a_step(lambda n: found.of_length(steps=n).many(train, members=members, seeds=seeds)) / num
 
 
 def in_words(minutes: float) -> str:
@@ -89,6 +98,8 @@ def _a_step(train: Callable[[int], object]) -> float:
     """Seconds a step, by the difference of two lengths, so that what a training costs once is not in it."""
     train(1)  # loads what is loaded once
     first = _timed(lambda: train(1))
+    if first >= _SLOW_S:
+        return first
     for steps in _STEPS:
         spent = _timed(lambda steps=steps: train(1 + steps)) - first  # type: ignore[misc]
         if spent >= _LONG_S:

@@ -53,7 +53,7 @@ class DataError(InvalidInput):
     def __init__(self, message: str, *, example_ids: Iterable[int] = (), where: Iterable[str] = ()) -> None:
         self.example_ids = tuple(int(i) for i in example_ids)
         self.where = tuple(map(str, where))
-        named = _some(self.where) or (f"example ids: {_some(self.example_ids)}" if self.example_ids else "")
+        named = _places(self.where) or (f"example ids: {_some(self.example_ids)}" if self.example_ids else "")
         super().__init__(message + (f" ({named})" if named else ""))
 
 
@@ -123,6 +123,14 @@ class JobLost(JobFailed):
 def _some(items: Sequence[object], limit: int = 10) -> str:
     shown = ", ".join(map(str, items[:limit]))
     return shown if len(items) <= limit else f"{shown}, ... {len(items)} in all"
+
+
+def _places(where: Sequence[str]) -> str:
+    """As ``_some``; rows of one file are listed behind its name: "people.csv rows 2, 4"."""
+    files = {place.rpartition(" row ")[0] for place in where}
+    if len(where) > 1 and len(files) == 1 and (file := files.pop()):
+        return f"{file} rows {_some([place.rpartition(' row ')[2] for place in where])}"
+    return _some(where)
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -25,6 +25,10 @@ IDS = ("example_id", "id")
 MAX_LEVELS = 100
 _FEW_LEVELS = 20
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$|^\d{1,2}:\d{2}(:\d{2})?$"
+_LIKE_AN_OWNER = re.compile(
+    r"^(owner|user|person|patient|customer|client|subject|author|member|employee|student|e?-?mail)([ _-]?(id|name|nr|no))?$",
+    re.IGNORECASE,
+)
 _LIKE_AN_ID = re.compile(r"(^|_|-| )(id|idx|index|nr|no|key)$|Id$|ID$", re.IGNORECASE)
 
 
@@ -82,11 +86,20 @@ def why_left_out(data: Table, feature: Feature) -> str:
     return f"it is text that differs in nearly every row ({num} values in {len(series)} rows: names, or free text)"
 
 
-def names_rows(data: Table, feature: Feature) -> bool:
-    """True for whole numbers, each of them once, in a column that is called like an id."""
-    if not (_LIKE_AN_ID.search(feature.name) and data.schema[feature.name].is_integer()):
-        return False
-    return data.num_rows > 1 and data.column(feature.name).n_unique() == data.num_rows
+def another_role(data: Table, feature: Feature, *, owned: bool) -> str:
+    """What a person should know of a column that is read as a feature and may be none, by its name and values; else "".
+
+    Args:
+        owned: the owner is known.
+    """
+    name = feature.name
+    if not owned and _LIKE_AN_OWNER.match(name):
+        return f"column {name!r} is read as a feature: --owner {name} if it says whose row it is"
+    integers = _LIKE_AN_ID.search(name) and data.schema[name].is_integer() and data.num_rows > 1
+    if integers and data.column(name).n_unique() == data.num_rows:
+        other = f"--id {name} or --drop {name} if it names rows"
+        return f"column {name!r} is read as a feature, another number in every row: {other}"
+    return ""
 
 
 def _list(name: str, series: pl.Series) -> Feature:
@@ -116,7 +129,10 @@ def features_of(data: Table, *, skip: Collection[str], categorical: Collection[s
     if bad is not None:
         raise DataError(f"{data.name}: column {bad.name!r} cannot be used: {bad.why_not}; list it in 'drop'")
     if not features:
-        raise DataError(f"{data.name} has no feature column besides {', '.join(n for n in skip if n)}")
+        raise DataError(
+            f"{data.name} has no feature column besides {', '.join(map(repr, skip))}: numbers, categories and lists of numbers are "
+            "read; free text and dates are not (an embedding of a text is a list of numbers)"
+        )
     return features
 
 
@@ -209,8 +225,11 @@ def _levels(data: Table, name: str, train: np.ndarray, most: int) -> list[str]:
     return sorted(levels.to_list())
 
 
-def refuse_missing(series: pl.Series, data: Table) -> None:
+def refuse_missing(series: pl.Series, data: Table, *, role: str = "") -> None:
     """Refuse a column of ``data`` with missing or NaN values.
+
+    Args:
+        role: what the column is for; "" for a feature, which could be left out.
 
     Raises:
         DataError: names the rows.
@@ -220,9 +239,11 @@ def refuse_missing(series: pl.Series, data: Table) -> None:
         missing = missing | series.is_nan()
     if missing.any():
         where = data.origin()[missing.to_numpy()].tolist()
+        advice = "fill them in or take the rows out"
+        if not role:
+            advice = "fill them in, take the rows out, or leave the column out (--drop, or 'drop' in the plan)"
         raise DataError(
-            f"{data.name}: column {series.name!r} is missing (or NaN) in {len(where)} rows: fill them in, take the rows out, or leave "
-            "the column out (--drop, or 'drop' in the plan)",
+            f"{data.name}: column {series.name!r} is missing (or NaN) in {len(where)} rows: {advice}",
             where=where,
         )
 

@@ -31,7 +31,9 @@ def load(name: str, config: Mapping[str, Any], *, seed: int = 0) -> ExampleSet:
     if examples.task not in method.spec.tasks:
         raise NotApplicable(f"source {name!r} gave {examples.task}, but declares {', '.join(method.spec.tasks)}")
     if not (examples.split == "test").any():
-        raise DataError(f"{examples.name} has no test example; leave the split out to have one drawn")
+        raise DataError(
+            f"{examples.name} has no test example; leave the split out (--drop its column) to have one drawn"
+        )
     return examples
 
 
@@ -63,8 +65,9 @@ def detect(path: Path, asked: Asked | None = None) -> Detected:
     known = [m for m in source if m.spec.detects is not None and m.spec.from_path is not None]
     fits = [m for m in known if m.spec.detects(path)]
     if not fits:
-        tried = "; ".join(f"{m.spec.name}: {m.spec.doc}" for m in known)
-        raise DataError(f"{path} is no known kind of data: {cause(path)}. Read are: {tried}")
+        raise DataError(
+            f"{path} is no known kind of data: {cause(path)} (known kinds: {', '.join(m.spec.name for m in known)})"
+        )
     if len(fits) > 1:
         raise DataError(
             f"{path} looks like {' and '.join(m.spec.name for m in fits)}; give a folder or file of one kind"

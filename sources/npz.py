@@ -55,7 +55,7 @@ from sources.rows import BLOCK_BYTES
 
 _MAX_HEADER = 10_000
 _GUESSES = {  # what arrays are called; "train_images" and "X_train" are these and a word of a split
-    "x": ("x", "images", "image", "data", "features", "inputs", "input", "arr_0"),
+    "x": ("x", "images", "image", "data", "features", "inputs", "input", "embeddings", "arr_0"),
     "y": ("y", "label", "labels", "target", "targets", "class", "classes", "arr_1"),
 }
 _SPLITS = ("train", "test", "val")
@@ -219,8 +219,11 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     ids = check_ids(extra["ids"]) if "ids" in extra else None
     owner = extra.get("owner")
     split, notes = None, []
+    if "ids" in extra and extra["ids"].dtype.kind == "f":
+        notes.append("ids are written as floats and read as whole numbers")
     if words is not None:
-        kept, split, notes = settle(words, val=config.val, what="examples")
+        kept, split, said = settle(words, val=config.val, what="examples")
+        notes += said
         if not kept.all():
             x, labels, origin = x[kept], labels[kept], origin[kept]
             ids, owner = (None if column is None else column[kept] for column in (ids, owner))

@@ -24,12 +24,12 @@ from sources.example_set import ExampleSet
 from sources.features import (
     IDS,
     MAX_LEVELS,
+    another_role,
     content_of,
     encode,
     features_of,
     is_text,
     judged,
-    names_rows,
     refuse_missing,
     why_left_out,
 )
@@ -89,10 +89,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         if why:
             drop.append(name)
             notes.append(f"column {name!r} is left out: {why}")
-        elif names_rows(data, feature):
-            notes.append(
-                f"column {name!r} is a feature, with another number in every row: --id {name} or --drop {name} if it only names rows"
-            )
+        elif hint := another_role(data, feature, owned="owner" in config):
+            notes.append(hint)
     return Reading(config | ({"drop": drop} if drop else {}), tuple(notes))
 
 
@@ -210,6 +208,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     content = content_of(data, features, max_bytes=config.max_bytes)
     if config.id:
         ids = column_ids(data, config.id)
+        notes += ["ids are written as floats and read as whole numbers"] if data.schema[config.id].is_float() else []
     else:
         label = np.asarray(class_names)[y] if class_names else y
         ids = content.ids(label, *(column for column in (owner, own) if column is not None))
@@ -276,7 +275,7 @@ def column_ids(data: Table, name: str) -> np.ndarray:
         DataError: missing, not whole, or used twice.
     """
     series = data.column(name)
-    refuse_missing(series, data)
+    refuse_missing(series, data, role="id")
     return check_ids(series.to_numpy())
 
 
@@ -287,12 +286,12 @@ def column_labels(data: Table, config: ColumnsConfig, origin: np.ndarray) -> Lab
         DataError: missing or unusable labels; see ``encode_labels``.
     """
     series, how = data.column(config.label), ""
-    refuse_missing(series, data)
+    refuse_missing(series, data, role="label")
     if series.dtype == pl.String and not config.class_names:
         numbers = read_numbers(series, prefer_comma=data.decimal_comma)
         if numbers is not None:
             series, how = numbers
-            refuse_missing(series, data)
+            refuse_missing(series, data, role="label")
     if series.dtype.is_numeric():
         values = series.cast(pl.Float64).to_numpy() if series.dtype.is_decimal() else series.to_numpy()
     elif series.dtype == pl.Boolean:

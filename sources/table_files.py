@@ -321,7 +321,7 @@ def _read_json(path: Path) -> _Part:
             pl.read_ndjson(path, infer_schema_length=None) if lines else pl.read_json(path, infer_schema_length=None)
         )
     except (*_READ_ERRORS, RecursionError) as error:
-        raise DataError(f"{path.name} cannot be read as JSON, one object a line: {error}") from None
+        raise DataError(f"{path.name} cannot be read as JSON, one object a line: {_reason(error)}") from None
     return _Part(path, frame.height, dict(frame.schema), frame)
 
 
@@ -334,13 +334,34 @@ def _read_csv(path: Path, separator: str) -> _Part:
     try:
         frame = pl.read_csv(content, separator=separator, infer_schema_length=None, glob=False, skip_lines=skip)
     except _READ_ERRORS as error:
-        raise DataError(f"{path.name} cannot be read as CSV separated by {separator!r}: {error}") from None
+        why = _longer_row(path, separator, len(names), skip) or _reason(error)
+        raise DataError(f"{path.name} cannot be read as CSV separated by {separator!r}: {why}") from None
     if frame.width != len(names):
         raise DataError(f"{path.name}: the header names {len(names)} columns, {frame.width} were read")
     frame.columns = names
-    texts = pl.col(pl.String).str.strip_chars(" ")
-    frame = frame.with_columns(pl.when(texts == "").then(None).otherwise(texts).name.keep())
+    raw, texts = pl.col(pl.String), pl.col(pl.String).str.strip_chars(" ")
+    blank = (texts == "") & (raw != "")  # a cell of nothing but blanks is empty; a quoted "" is a text
+    frame = frame.with_columns(pl.when(blank).then(None).otherwise(texts).name.keep())
     return _Part(path, frame.height, dict(frame.schema), frame, decimal_comma=separator == ";")
+
+
+def _reason(error: BaseException) -> str:
+    """What a reader says, without its advice to programmers."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".")[:200]
+
+
+def _longer_row(path: Path, separator: str, width: int, skip: int) -> str:
+    """Which row has more cells than the header, or is no text; "" where none is found."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.reader(itertools.islice(stream, skip, None), delimiter=separator)):
+                if len(row) > width:
+                    return f"row {number} has {len(row)} cells, the header {width}"
+    except UnicodeDecodeError as error:
+        return f"byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
+    except csv.Error as error:
+        return str(error)
+    return ""
 
 
 def _header(path: Path, separator: str) -> tuple[str, list[str], int, bool]:

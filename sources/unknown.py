@@ -83,7 +83,8 @@ def _of_folder(folder: Path) -> str:
     tables = [f for f in files if kind_of(f)]
     if tables and len(tables) < len(files):
         others = next(f.name for f in files if f not in tables)
-        return f"beside tables ({tables[0].name}) it holds other files ({others}); give the table: --data {tables[0]}"
+        largest = max(tables, key=lambda file: file.stat().st_size)
+        return f"beside tables it holds other files ({others}); give one table, such as --data {largest}"
     if tables and folders:
         return f"it holds tables ({tables[0].name}) and folders ({folders[0].name}); give one of them"
     kinds = Counter(p.suffix.lower() or "no suffix" for p in folder.rglob("*") if p.is_file() and not is_junk(p))

@@ -201,11 +201,14 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
         home = folder / "folder" / examples.class_names[labels[number]]
         home.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(home / f"{number:03d}.png")
+    encoded = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((folder / "folder").glob("*/*.png"))]
+    pl.DataFrame({"image": encoded, "label": np.sort(labels)}).write_parquet(folder / "pictures.parquet")
     return {
         "table": folder / "table.csv",
         "npz": folder / "arrays.npz",
         "idx": idx,
         "image_folder": folder / "folder",
+        "image_table": folder / "pictures.parquet",
     }
 
 

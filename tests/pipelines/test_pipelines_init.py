@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,7 +139,7 @@ def test_a_split_of_numbers_is_refused_with_the_reason(tmp_path: Path, values: l
     with pytest.raises(DataError, match=r"split 'part' holds 0.*, 1.*which of them is training cannot be known"):
         read(path, split="part", drop=("split",))
     words = table(tmp_path / "e.csv", part=["train", "hold", "test"] * 20)
-    with pytest.raises(DataError, match=r"'hold', which is none of train, training.*\(e.csv row 2, e.csv row 5"):
+    with pytest.raises(DataError, match=r"'hold', which is none of train, training.*\(e.csv rows 2, 5, "):
         read(words, split="part")
 
 
@@ -181,7 +182,7 @@ def test_ids_are_taken_refused_or_explained(tmp_path: Path) -> None:
     assert found.examples.example_id.tolist() == list(range(5, 65)) and said(found, "'id' holds the example ids")
     assert "id" in read(path, drop=("id",)).plan.source.config["drop"]
     found = read(table(tmp_path / "f.csv", id=np.arange(60.0) + 5))
-    assert found.examples.example_id.tolist() == list(range(5, 65))
+    assert found.examples.example_id.tolist() == list(range(5, 65)) and said(found, "ids are written as floats")
     for bad, why in (
         ([7] * 60, "used more than once"),
         (np.arange(60) / 2, "must be whole numbers, not 0.5"),
@@ -199,10 +200,17 @@ def test_ids_are_taken_refused_or_explained(tmp_path: Path) -> None:
 
 
 def test_numbers_that_only_name_rows_are_pointed_out(tmp_path: Path) -> None:
-    found = read(table(tmp_path / "d.csv", PassengerId=np.arange(60) * 2 + 1, age=np.arange(60)))
+    found = read(
+        table(tmp_path / "d.csv", PassengerId=np.arange(60) * 2 + 1, age=np.arange(60), patient=["p", "q"] * 30)
+    )
+    assert said(found, "column 'patient' is read as a feature: --owner patient")
     assert said(found, "'PassengerId'", "--id PassengerId or --drop PassengerId") and not said(found, "'age'")
-    found = read(tmp_path / "d.csv", id="PassengerId")
-    assert found.examples.feature_names == ("a", "age") and found.examples.example_id[2] == 5
+    found = read(tmp_path / "d.csv", id="PassengerId", owner="patient")
+    assert (
+        not said(found, "patient")
+        and found.examples.feature_names == ("a", "age")
+        and found.examples.example_id[2] == 5
+    )
 
 
 # Numbers, columns left out
@@ -269,7 +277,7 @@ def test_each_column_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_missing_values_name_rows_and_what_to_do(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", hp=["130", "?", "150"] * 20)
-    with pytest.raises(DataError, match=r"'hp' is missing.* in 20 rows.*--drop.*\(d.csv row 2, d.csv row 5"):
+    with pytest.raises(DataError, match=r"'hp' is missing.* in 20 rows.*--drop.*\(d.csv rows 2, 5, 8,"):
         read(path)
     assert read(path, drop=("hp",)).examples.feature_names == ("a",)
 
@@ -543,8 +551,11 @@ def test_init_says_how_it_reads_what_it_can_carry_and_how_long(tmp_path: Path, m
         (lambda p: table(p, 20, label="same"), "1 class; classification needs at least 2"),
         (lambda p: p.write_text("a,label\n1,x\n"), "1 examples in 1 classes leave none for a test split"),
         (lambda p: p.write_text("a,label\n"), "d.csv has no rows"),
+        (lambda p: p.write_text("a,label\n1,x\n2,y,3\n"), "row 2 has 3 cells, the header 2"),
+        (lambda p: p.write_text('a,label\n1,x\n"2,y\n'), "cannot be read as CSV"),
+        (lambda p: table(p, 200, text=[f"t {i}" for i in range(200)], a=None) and None, "no feature column besides"),
     ],
-    ids=["tiny", "one class", "one row", "no rows"],
+    ids=["tiny", "one class", "one row", "no rows", "longer row", "open quote", "text alone"],
 )
 def test_what_is_too_small_is_one_sentence(tmp_path: Path, make: object, message: str) -> None:
     make(tmp_path / "d.csv")  # type: ignore[operator]
@@ -607,15 +618,14 @@ def test_relative_roots_lie_below_the_data_folders(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PALIMPSEST_DATA", f"{tmp_path / 'nowhere'}")
     code, out = palimpsest("doctor")
-    assert code == 1 and "Data folders: " in out and "is no folder" in out
+    assert code == 1 and "Data folders" in out and "nowhere, which is no folder" in out
 
 
-def test_fashion_mnist_is_found_in_a_folder_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by_someone_else: tuple[Path, list[str]]
-) -> None:
-    path, _ = made_by_someone_else
-    if path.name != "idx":
-        pytest.skip("the plan reads IDX files")
-    path.rename(tmp_path / "fashion-mnist")
+def test_fashion_mnist_is_found_in_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    x, y = RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8), (np.arange(40) % 2).astype(np.uint8)
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, *x.shape) + x.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 40) + y.tobytes())
     monkeypatch.setenv("PALIMPSEST_DATA", str(tmp_path))
-    assert len(load_examples(load_subject("fashion_mnist", tmp_path / "state"))) == 400
+    assert len(load_examples(load_subject("fashion_mnist", tmp_path / "state"))) == 40

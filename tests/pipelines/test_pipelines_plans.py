@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from assets.models import early_seeds
 from contracts.digests import derive_seed
-from contracts.methods import score
+from contracts.methods import Asked, score
 from pipelines.cli.audit import quick_plan, run_subject
 from pipelines.cli.init import plan_for
 from pipelines.subjects import load_subject
@@ -65,7 +65,7 @@ def test_data_made_by_someone_else_is_audited(
     home.mkdir()
     monkeypatch.setenv("PALIMPSEST_HOME", str(home))
     path, more = made_by_someone_else
-    plan, _ = plan_for("mine", path, label=more[1] if more else None, owner=None, model="mlp")
+    plan = plan_for("mine", path, Asked(label=more[1] if more else None), model="mlp").plan
     run_subject(quick_plan(plan), home, job="audit")
     w = Warehouse.open(home)
     assert w.artifacts.exists("mine/reports/audit.html")

@@ -271,7 +271,7 @@ def test_what_fits_nothing_lists_what_was_tried(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "zero").write_bytes(b"")
     for name in ("x.bin", "empty", "zero"):
-        with pytest.raises(DataError, match=r"no known kind.*idx: .*image_folder: .*npz: .*table: .*--label"):
+        with pytest.raises(DataError, match=r"no known kind.*known kinds: idx, image_folder, .*npz, table"):
             detect(tmp_path / name)
     with pytest.raises(DataError, match="does not exist"):
         detect(tmp_path / "nowhere")
