@@ -184,6 +184,23 @@ def _judged(ids: Ints, given: Ints, num_classes: int, blocks: Callable[[], Itera
     return frame.with_columns(most_noisy)
 
 
+def out_of_fold(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """What models that were not trained on an example say of it: what cleanlab's own methods ask for.
+
+    Args:
+        data: classification, any split.
+
+    Returns:
+        Ids (N,) ascending, labels (N,) and probabilities (N, K) of the examples of ``data`` that are in the ensemble's pool.
+
+    Raises:
+        NotApplicable, DataError: as :func:`label_quality`.
+    """
+    ordered = data.by_id()
+    rows, columns = members("out_of_fold", ordered, ensemble)
+    return ordered.example_id[rows], ordered.y[rows], np.concatenate([p for _, p, _ in _blocks(ensemble, columns)])
+
+
 def _among(present: Ints, labels: Ints, p: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
     """Labels and probabilities over the classes that occur: a class without examples has no threshold of its own."""
     shares = np.maximum(p[:, present], np.finfo(float).tiny)
