@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from contracts.subject import Subject
-    from palimpsest.results import Report, Request
+    from palimpsest.results import Closing, Report, Request
     from pipelines.interop import OutOfFold
     from sources import ExampleSet
 
@@ -113,20 +113,21 @@ def audit(subject: str = "digits", *, quick: bool = False, home: str | Path | No
 
     with _work(subject, home) as (plan, workspace):
         run_subject(quick_plan(plan) if quick else plan, workspace.home, job="audit", workspace=workspace)
-    return report(subject, home=home)
+    return report(subject, home=home)  # type: ignore[return-value]  # a subject's is never a closing
 
 
-def report(what: str, *, home: str | Path | None = None) -> Report:
-    """The stored report of a subject, or of a forget request by its id: ``palimpsest report``.
+def report(what: str, *, home: str | Path | None = None) -> Report | Closing:
+    """The stored report of a subject, or of a forget request by its id: ``palimpsest report``. Of a request that was closed on
+    exact retraining, the proof.
 
     Raises:
         NotReady: there is none yet; names the command that makes it.
     """
-    from palimpsest.results import Report
+    from palimpsest.results import stored
     from pipelines.cli.show import find_report
 
     with _state(home) as state:
-        return Report.stored(state, find_report(what, state))
+        return stored(state, find_report(what, state))
 
 
 def scores(subject: str, *names: str, home: str | Path | None = None) -> pl.DataFrame:

@@ -34,17 +34,6 @@ class Report:
     rows: tuple[Row, ...]
     facts: dict[str, Any]
 
-    @classmethod
-    def stored(cls, home: Path, name: str) -> Report:
-        """The report of that name in the artifact store (its digest is verified)."""
-        from reports.summary import judgement_of
-        from warehouse import Warehouse
-
-        store = Warehouse.existing(home).artifacts
-        facts = json.loads(store.load_bytes(name.removesuffix(".html") + ".json"))
-        judgement, rows = judgement_of(facts)
-        return cls(facts["title"] or facts["subject"], home / store.describe(name).path, judgement, tuple(rows), facts)
-
     @property
     def verdict(self) -> str:
         """pass, fail, inconclusive, broken or not judged."""
@@ -73,6 +62,43 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
+class Closing:
+    """The proof on which a forget request was closed: exact retraining on data without its rows.
+
+    Attributes:
+        title, ground: which request, and the ground in a sentence.
+        path: of the page.
+        facts: the whole JSON beside the page.
+    """
+
+    title: str
+    ground: str
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def checks(self) -> pl.DataFrame:
+        """(what, found): what was looked at."""
+        return pl.DataFrame(self.facts["checks"])
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {self.ground}\n{self.path}"
+
+
+def stored(home: Path, page: str) -> Report | Closing:
+    """What lies beside a page of the artifact store; its digest is verified."""
+    from reports.summary import judgement_of
+    from warehouse import Warehouse
+
+    store = Warehouse.existing(home).artifacts
+    facts, path = json.loads(store.load_bytes(page.removesuffix(".html") + ".json")), store.describe(page).path
+    if "ground" in facts:
+        return Closing(f"Request {facts['request']} of {facts['subject']}", facts["ground"], home / path, facts)
+    judgement, rows = judgement_of(facts)
+    return Report(facts["title"] or facts["subject"], home / path, judgement, tuple(rows), facts)
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """A registered forget request.
 
@@ -90,7 +116,7 @@ class Request:
     example_id: tuple[int, ...]
     said: tuple[str, ...]
 
-    def run(self) -> Report | str:
+    def run(self) -> Report | Closing | str:
         """Unlearn its rows and audit the result; the report. Where it names no training example there is nothing to unlearn: then
         the answer to the person, in a sentence.
 

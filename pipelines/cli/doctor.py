@@ -21,7 +21,7 @@ FASHION = "fashion-mnist/train-images-idx3-ubyte"
 LEAST_GIB = 1.0
 # what each extra of pyproject.toml is for; the packages are read from there
 EXTRAS = {
-    "labels": "the score label_quality",
+    "notebook": "exports to Hugging Face datasets, cleanlab's Datalab, the tutorial",
     "gpu": "nearest neighbours on a GPU",
     "hf": "",
     "graph": "",
