@@ -49,6 +49,7 @@ __all__ = [
     "query",
     "report",
     "request",
+    "save_plan",
     "scores",
 ]
 
@@ -87,6 +88,20 @@ def load_plan(subject: str, *, home: str | Path | None = None) -> Subject:
 
     with _state(home) as state:
         return load_subject(subject, state)
+
+
+def save_plan(plan: Subject, *, home: str | Path | None = None) -> Path:
+    """Write a plan, such as a changed one of :func:`load_plan` (``dataclasses.replace``), in place of the subject's own; the file.
+
+    Comments in the file are not kept: who has written some edits it by hand.
+
+    Raises:
+        ConfigError: it is the plan of a built-in subject; give it another name.
+    """
+    from pipelines.subjects import write_subject
+
+    with _state(home, make=True) as state:
+        return write_subject(plan, state, comment="Every field may be edited.", replace=True)
 
 
 def examples(subject: str, *, home: str | Path | None = None) -> ExampleSet:

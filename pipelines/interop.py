@@ -58,11 +58,13 @@ def optional(package: str, what: str) -> Any:
     """
     from importlib import import_module
 
+    from pipelines.home import install_command
+
     try:
         return import_module(package)
     except ModuleNotFoundError:
         raise ConfigError(
-            f"{what} needs the package {package}, which is not installed: pip install 'palimpsest-audit[notebook]'"
+            f"{what} needs the package {package}, which is not installed: {install_command('.[notebook]')}"
         ) from None
 
 

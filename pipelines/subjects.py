@@ -94,14 +94,17 @@ def load_subject(name: str, home: Path) -> Subject:
     return subject
 
 
-def write_subject(subject: Subject, home: Path, *, comment: str) -> Path:
-    """Write a new subject's file and return its path.
+def write_subject(subject: Subject, home: Path, *, comment: str, replace: bool = False) -> Path:
+    """Write a subject's file and return its path.
+
+    Args:
+        replace: it may take the place of the user's own subject of that name, never of a built-in one.
 
     Raises:
         ConfigError: a subject of that name exists.
     """
     files = subject_files(home)
-    if subject.subject in files:
+    if subject.subject in files and not (replace and files[subject.subject].is_relative_to(home)):
         raise ConfigError(f"subject {subject.subject!r} exists already: {files[subject.subject]}")
     from contracts.digests import plain
     from warehouse import fsio

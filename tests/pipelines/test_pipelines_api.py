@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -172,6 +173,10 @@ def test_init_and_audit_from_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     table.write_csv(tmp_path / "mine.csv")
     plan = palimpsest.init("mine", tmp_path / "mine.csv", label="kind", owner="person")
     assert plan == palimpsest.load_plan("mine") and plan.unlearning is not None
+    fewer = dataclasses.replace(plan, scores=plan.scores[:1])
+    assert palimpsest.save_plan(fewer).is_relative_to(home) and palimpsest.load_plan("mine") == fewer
+    with pytest.raises(ConfigError, match="exists already"):
+        palimpsest.save_plan(palimpsest.load_plan("digits"))
     with pytest.raises(ConfigError, match=r"no option lable.*label"):
         palimpsest.init("again", tmp_path / "mine.csv", lable="kind")
 
