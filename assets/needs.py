@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import models
+from assets import imported, models
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
@@ -46,6 +46,7 @@ _OF_OUTPUTS = {
     "splits",
     "tables",
     "select_where",
+    "imported",
 }  # needs that a table of outputs can meet
 _COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
@@ -333,4 +334,5 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "splits": lambda run, up: lambda name: _split(run, name),
     "select_where": lambda run, up: run.select_where,
     "tables": lambda run, up: lambda name: _table(run, name),
+    "imported": lambda run, up: imported.rows_of(run),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from assets import needs
+from assets import imported, needs
 from assets.stage import Output, Run, Stage, labels_of, top_rows
 from contracts import schema
 from contracts.digests import derive_seed
@@ -74,6 +74,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
     values = frame[spec.value].drop_nulls()
     return Output(
         tables=[(spec, frame, {}), (schema.SCORE_RUNS, pl.DataFrame([row]), {"score": spec.name})],
+        artifacts=imported.kept(run) if "imported" in spec.needs else (),
         members=frame["example_id"].to_numpy(),
         metadata={
             "examples": frame.height,

@@ -32,6 +32,10 @@ from pathlib import Path
 class PalimpsestError(Exception):
     """Base of every error raised on purpose by this project."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the message, as the command prints it."""
+        return [in_words(self)]
+
 
 class InvalidInput(PalimpsestError, ValueError):
     """Something given lies outside what is allowed."""

@@ -44,6 +44,8 @@ NEEDS = {
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
     "tables": "Callable[[str], polars.DataFrame]: (table name) -> a table stored by one of the analyses that the declaration ``reads``",
+    "imported": "polars.DataFrame: the rows that were imported from elsewhere for this very score, with example_id; those of examples that are "
+    "no longer in the data, or have another label now, are gone",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 

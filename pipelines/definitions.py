@@ -25,8 +25,9 @@ def executor() -> dg.ExecutorDefinition:
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    home = state_home()
     parts = [
-        dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path)))
-        for path in subject_files(state_home()).values()
+        dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path, home)))
+        for path in subject_files(home).values()
     ]
     return dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}, executor=executor()))

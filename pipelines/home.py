@@ -9,6 +9,7 @@ from contracts.errors import ConfigError, NotReady
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ".palimpsest"
+DISTRIBUTION = "palimpsest-audit"
 
 # Read by OpenMP once, when torch is loaded: threads that wait must sleep, or two processes on two cores fight.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -74,3 +75,10 @@ def foreign_dagster_home() -> Path | None:
     except OSError:
         ours = False
     return None if ours or home == ROOT else home
+
+
+def install_command(what: str) -> str:
+    """The command that brings a package, or an extra of this distribution (".[notebook]"), here: in a checkout or installed."""
+    if (ROOT / "pyproject.toml").exists():
+        return f"cd {ROOT} && .venv/bin/pip install -c constraints.txt {'-e ' if what.startswith('.') else ''}'{what}'"
+    return f"pip install '{what.replace('.', DISTRIBUTION, 1) if what.startswith('.') else what}'"

@@ -27,13 +27,11 @@ from assets.current import Declaration
 from contracts.digests import canonical_json, digest, plain
 from contracts.errors import PalimpsestError
 from contracts.subject import Subject
-from pipelines.home import ROOT
+from pipelines.home import DISTRIBUTION, ROOT
 from warehouse import fsio
 
 if TYPE_CHECKING:
     from assets import Workspace
-
-DISTRIBUTION = "palimpsest-audit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

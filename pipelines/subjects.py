@@ -12,6 +12,7 @@ from contracts.subject import OUTPUTS, Subject
 
 COMPONENT = "pipelines.components.AuditedModel"
 BUILT_IN = Path(__file__).resolve().parent / "defs"
+_IMPORTED = "imported.yaml"
 
 
 def subject_files(home: Path) -> dict[str, Path]:
@@ -31,8 +32,8 @@ def subject_files(home: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def attributes_of(path: Path) -> dict[str, Any]:
-    """The ``attributes`` of a subject's file.
+def attributes_of(path: Path, home: Path | None = None) -> dict[str, Any]:
+    """The ``attributes`` of a subject's file; given a state folder, with the scores that were imported for it there.
 
     Raises:
         ConfigError: not YAML, or not of this component's type.
@@ -43,7 +44,38 @@ def attributes_of(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(document, dict) or document.get("type") != COMPONENT:
         raise ConfigError(f"{path} must start with 'type: {COMPONENT}'")
-    return dict(document.get("attributes") or {})
+    attributes = dict(document.get("attributes") or {})
+    brought = _imported(path.parent.name, home) if home else {}
+    if brought:
+        own = [s for s in attributes.get("scores") or () if (s if isinstance(s, str) else s.get("name")) not in brought]
+        attributes["scores"] = [*own, *({"name": name, "config": config} for name, config in brought.items())]
+    return attributes
+
+
+def import_score(subject: str, score: str, config: dict[str, Any], home: Path) -> Path:
+    """Add a score that was imported to the subject's plan, in a file of its own beside it; another import replaces it."""
+    from warehouse import fsio
+
+    path = home / "subjects" / subject / _IMPORTED
+    text = "# Scores imported for this subject: they are part of its plan, after its own scores.\n"
+    text += yaml.safe_dump({**_imported(subject, home), score: config})
+    fsio.make_folder(path.parent)
+    fsio.write_bytes(path, text.encode("utf-8"))
+    return path
+
+
+def _imported(subject: str, home: Path) -> dict[str, dict[str, Any]]:
+    """score -> its configuration, of the scores that were imported for a subject."""
+    path = home / "subjects" / subject / _IMPORTED
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(config, dict) for config in found.values()):
+        raise ConfigError(f"{path} must give each imported score its configuration; it is written by import_issues")
+    return found
 
 
 def load_subject(name: str, home: Path) -> Subject:
@@ -56,20 +88,23 @@ def load_subject(name: str, home: Path) -> Subject:
     files = subject_files(home)
     if name not in files:
         raise UnknownName("subject", name, files)
-    subject = Subject.from_mapping(attributes_of(files[name]))
+    subject = Subject.from_mapping(attributes_of(files[name], home))
     if subject.subject != name:
         raise ConfigError(f"{files[name]} declares subject {subject.subject!r}; its folder is named {name!r}")
     return subject
 
 
-def write_subject(subject: Subject, home: Path, *, comment: str) -> Path:
-    """Write a new subject's file and return its path.
+def write_subject(subject: Subject, home: Path, *, comment: str, replace: bool = False) -> Path:
+    """Write a subject's file and return its path.
+
+    Args:
+        replace: it may take the place of the user's own subject of that name, never of a built-in one.
 
     Raises:
         ConfigError: a subject of that name exists.
     """
     files = subject_files(home)
-    if subject.subject in files:
+    if subject.subject in files and not (replace and files[subject.subject].is_relative_to(home)):
         raise ConfigError(f"subject {subject.subject!r} exists already: {files[subject.subject]}")
     from contracts.digests import plain
     from warehouse import fsio

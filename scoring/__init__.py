@@ -1,5 +1,6 @@
 """Per-example scores, one method a file. Importing the package registers them all."""
 
+from scoring.cleanlab_issues import cleanlab_issues
 from scoring.concept_attribution import concept_attribution
 from scoring.concepts import concepts
 from scoring.data_diet import data_diet
@@ -29,6 +30,7 @@ __all__ = [
     "PoolLaw",
     "best_pool",
     "choose",
+    "cleanlab_issues",
     "concept_attribution",
     "concepts",
     "data_diet",

@@ -9,21 +9,19 @@
 cleanlab's own quality score is high for good labels; here the sign is turned, as every score of ours means "more of it".
 
 Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv 1911.00068);
-the package cleanlab, which is an optional dependency (extra ``labels``). Models trained on half of the pool know less than
+the package cleanlab. Models trained on half of the pool know less than
 the audited one, so hard examples look noisier than they are; not a cross-validation of the audited model itself.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
-from types import ModuleType
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
@@ -32,7 +30,6 @@ from scoring.output_error import Outputs, checked
 from scoring.pool import Ints, logits_of, members, softmax
 from sources.example_set import ExampleSet
 
-INSTALL = "pip install 'palimpsest-audit[labels]'"
 Block = tuple[slice, NDArray[np.float64], Ints]
 
 
@@ -82,7 +79,7 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
         One row for each example of ``data`` in the pool, ordered by id; columns as declared.
 
     Raises:
-        NotApplicable: not classification, or cleanlab is not installed (the message says how).
+        NotApplicable: not classification.
         DataError: ids used twice; no example in the pool; labels other than the ensemble's or outside its outputs; an
             example in every model, which has no out-of-sample prediction; NaN or infinite logits. Names the examples.
     """
@@ -137,7 +134,7 @@ def output_label_quality(data: ExampleSet, *, config: Config, seed: int, outputs
         One row an example, ordered by id; columns as declared.
 
     Raises:
-        NotApplicable: not classification, or cleanlab is not installed (the message says how).
+        NotApplicable: not classification.
         DataError: ids used twice, labels outside the outputs, outputs that are not finite; names the examples.
     """
     ordered = data.by_id()
@@ -149,7 +146,9 @@ def output_label_quality(data: ExampleSet, *, config: Config, seed: int, outputs
 
 def _judged(ids: Ints, given: Ints, num_classes: int, blocks: Callable[[], Iterator[Block]]) -> pl.DataFrame:
     """The columns of the score for these ids and labels, from two passes over ``blocks``: slice, probabilities (B, K), models (B,)."""
-    rank, batched = _cleanlab("rank"), _cleanlab("experimental.label_issues_batched")
+    from cleanlab import rank
+    from cleanlab.experimental import label_issues_batched as batched
+
     present = np.flatnonzero(np.bincount(given, minlength=num_classes))
     inspector = batched.LabelInspector(num_class=len(present), store_results=False, verbose=False)
     several = len(present) > 1  # else nothing could be the true label
@@ -184,6 +183,23 @@ def _judged(ids: Ints, given: Ints, num_classes: int, blocks: Callable[[], Itera
     return frame.with_columns(most_noisy)
 
 
+def out_of_fold(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """What models that were not trained on an example say of it: what cleanlab's own methods ask for.
+
+    Args:
+        data: classification, any split.
+
+    Returns:
+        Ids (N,) ascending, labels (N,) and probabilities (N, K) of the examples of ``data`` that are in the ensemble's pool.
+
+    Raises:
+        NotApplicable, DataError: as :func:`label_quality`.
+    """
+    ordered = data.by_id()
+    rows, columns = members("out_of_fold", ordered, ensemble)
+    return ordered.example_id[rows], ordered.y[rows], np.concatenate([p for _, p, _ in _blocks(ensemble, columns)])
+
+
 def _among(present: Ints, labels: Ints, p: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
     """Labels and probabilities over the classes that occur: a class without examples has no threshold of its own."""
     shares = np.maximum(p[:, present], np.finfo(float).tiny)
@@ -204,10 +220,3 @@ def _blocks(ensemble: ReferenceEnsemble, columns: Ints) -> Iterator[Block]:
                 "every model trained on these examples", example_ids=ensemble.example_id[columns[block][n_out == 0]]
             )
         yield block, (softmax(logits) * out_MB[:, :, None]).sum(0) / n_out[:, None], n_out
-
-
-def _cleanlab(part: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"cleanlab.{part}")
-    except ModuleNotFoundError as error:
-        raise NotApplicable(f"label_quality is computed by cleanlab, which is not installed: {INSTALL}") from error

@@ -27,6 +27,7 @@ ROOMS = (
     "reports",
     "assets",
     "pipelines",
+    "palimpsest",
     "reproductions",
 )
 LIBRARIES = ("contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports")

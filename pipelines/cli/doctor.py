@@ -13,15 +13,14 @@ from rich.markup import escape
 
 from contracts.errors import NotReady, PalimpsestError
 from pipelines.cli.terminal import console, state_to_read
-from pipelines.home import ROOT, dagster_home, foreign_dagster_home
+from pipelines.home import DISTRIBUTION, dagster_home, foreign_dagster_home, install_command
 from sources.files import DATA, data_folders
 
-DISTRIBUTION = "palimpsest-audit"
 FASHION = "fashion-mnist/train-images-idx3-ubyte"
 LEAST_GIB = 1.0
 # what each extra of pyproject.toml is for; the packages are read from there
 EXTRAS = {
-    "labels": "the score label_quality",
+    "notebook": "exports to Hugging Face datasets, cleanlab's Datalab, the tutorial",
     "gpu": "nearest neighbours on a GPU",
     "hf": "",
     "graph": "",
@@ -59,7 +58,7 @@ def _packages() -> Iterator[Line]:
     here = ", ".join(f"{name} {find_version(name)}" for name in NAMED if find_version(name))
     yield "Packages", f"{len(needed) - len(absent)} of the {len(needed)} that are needed are here ({here}).", ""
     for name in absent:
-        yield "Package", f"{name} is missing.", _install(name)
+        yield "Package", f"{name} is missing.", install_command(name)
     for extra, what in EXTRAS.items():
         wanted = requirements(extra)
         lacking = [name for name in wanted if not find_version(name)]
@@ -67,7 +66,7 @@ def _packages() -> Iterator[Line]:
         yield (
             f"Optional [{extra}]",
             f"{said}: {'not all here' if lacking else 'here'}.",
-            _install(f".[{extra}]") * bool(lacking),
+            install_command(f".[{extra}]") * bool(lacking),
         )
 
 
@@ -79,12 +78,6 @@ def requirements(extra: str) -> list[str]:
         if (of_extra[1] if of_extra else "") == extra:
             found.append(re.match(r"[\w.-]+", line)[0])  # type: ignore[index]
     return found
-
-
-def _install(what: str) -> str:
-    if (ROOT / "pyproject.toml").exists():
-        return f"cd {ROOT} && .venv/bin/pip install -c constraints.txt {'-e ' if what.startswith('.') else ''}'{what}'"
-    return f"pip install '{what.replace('.', DISTRIBUTION, 1) if what.startswith('.') else what}'"
 
 
 def find_version(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import polars as pl
 import typer
@@ -18,6 +18,12 @@ from rich.table import Table
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, ForgetRequest, RequestState, due_date
 from pipelines.cli.terminal import console, state_to_read, state_to_write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from assets import Workspace
+    from contracts.subject import Subject
 
 app = typer.Typer(help="Forget requests: from registering to closing.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the audited subject")]
@@ -67,26 +73,86 @@ def add(
 ) -> None:
     """Register a forget request: its rows are looked up, shown and pinned. A verified one is run by the sensor under
     'make ui', or by 'palimpsest request run'."""
-    from assets.request_rows import pins, resolve
-    from contracts.identity import owner_token
     from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
     home = state_to_write()
     plan = load_subject(subject, home)
+    try:
+        listed = None if ids is None else tuple(int(i) for i in ids.split(","))
+    except ValueError:
+        raise ConfigError(f"--ids {ids!r} is not a list of whole numbers like 3,17,42") from None
+    made = register(
+        plan,
+        workspace_of(home),
+        ids=listed,
+        owner=owner,
+        class_name=class_name,
+        where=where,
+        score=score,
+        fraction=fraction,
+        count=count,
+        end=end,
+        due=due,
+        request_id=request_id,
+        unverified=unverified,
+    )
+    console.print(f"request [bold]{made.request_id}[/] registered, due {made.due}")
+    for line in made.said:
+        console.print(f"  {line}", highlight=False, markup=False)
+    console.print(
+        f"Next: palimpsest request run {subject} {made.request_id}"
+        if not unverified
+        else f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}"
+    )
+
+
+class Registered(NamedTuple):
+    """A request on record: of which subject, due on YYYY-MM-DD, the rows it names, and what their number means in sentences."""
+
+    subject: str
+    request_id: str
+    due: str
+    example_id: tuple[int, ...]
+    said: tuple[str, ...]
+
+
+def register(
+    plan: Subject,
+    workspace: Workspace,
+    *,
+    ids: Sequence[int] | None = None,
+    owner: str | None = None,
+    class_name: str | None = None,
+    where: str | None = None,
+    score: str | None = None,
+    fraction: float | None = None,
+    count: int | None = None,
+    end: str = "highest",
+    due: str | None = None,
+    request_id: str | None = None,
+    unverified: bool = False,
+) -> Registered:
+    """Look up the rows that a request names, pin them, and put it on record. Arguments as the options of ``request add``.
+
+    Raises:
+        ConfigError: not exactly one way of choosing rows, or a date that is none.
+        UnknownName: the plan does not list the score.
+        DataError, InvalidInput, NotReady: see ``assets.request_rows.resolve``.
+    """
+    from assets.request_rows import pins, resolve
+    from contracts.identity import owner_token
+
+    subject = plan.subject
     if score is not None and score.partition(".")[0] not in (planned := [choice.name for choice in plan.scores]):
         raise UnknownName(f"score of {subject}'s plan", score, planned)
     if score is None and (fraction is not None or count is not None):
         raise ConfigError("--fraction and --count go with --score")
-    workspace = workspace_of(home)
     w = workspace.warehouse
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
     if ids is not None:
-        try:
-            chosen["ids"] = tuple(int(i) for i in ids.split(","))
-        except ValueError:
-            raise ConfigError(f"--ids {ids!r} is not a list of whole numbers like 3,17,42") from None
+        chosen["ids"] = tuple(int(i) for i in ids)
     if owner is not None:
         chosen["owner"] = owner_token(owner, salt=w.salt())
     chosen |= {k: v for k, v in {"class_name": class_name, "where": where, "score": score}.items() if v is not None}
@@ -112,14 +178,8 @@ def add(
     if not unverified:
         w.requests.advance(request.request_id, RequestState.VERIFIED, note="verified by the operator who registered it")
     w.publish()
-    console.print(f"request [bold]{request.request_id}[/] registered, due {request.due_at[:10]}")
-    for line in _what_it_names(plan, data, found):
-        console.print(f"  {line}", highlight=False, markup=False)
-    console.print(
-        f"Next: palimpsest request run {subject} {request.request_id}"
-        if not unverified
-        else f"Next: verify the requester, then palimpsest request verify {subject} {request.request_id}"
-    )
+    said = _what_it_names(plan, data, found)
+    return Registered(subject, request.request_id, request.due_at[:10], tuple(found.tolist()), tuple(said))
 
 
 def _refuse_unknown_owner(owner: str, data: Any) -> None:
@@ -390,29 +450,45 @@ def show(subject: Name, request_id: RequestId) -> None:
 @app.command("run")
 def run(subject: Name, request_id: RequestId) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
-    from assets.request_rows import answer_unseen, refuse_changed
-    from pipelines.cli.audit import finish, run_subject, workspace_of
+    from pipelines.cli.audit import finish, workspace_of
     from pipelines.subjects import load_subject
 
     home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
+    started = time.perf_counter()
+    done = execute(plan, workspace, request_id)
+    if isinstance(done, str):
+        console.print(f"[bold]{done}[/]", highlight=False)
+        return
+    asset, wall_s = f"{subject}/request_reports/{request_id}/audit", time.perf_counter() - started
+    by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
+    on_retraining = f"take its rows out of the data, then: palimpsest request close {subject} {request_id} --retrained"
+    accepts = plan.unlearning is not None and plan.unlearning.closing == "retrained"
+    finish(workspace, plan, asset, done, wall_s, undecided=[by_a_person, *([on_retraining] if accepts else [])])
+
+
+def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[str, Any]] | str:
+    """Run a verified request, after the audit that it stands on; the state of each stage, or the answer in a sentence where none of
+    its rows is in the training split.
+
+    Raises:
+        StateError: it is not verified. ConfigError: the plan has no unlearning.
+        DataError: its rows have changed since it was registered. JobFailed: a stage failed.
+    """
+    from assets.request_rows import answer_unseen, refuse_changed
+    from pipelines.cli.audit import run_subject
+
+    subject, home = plan.subject, workspace.home
     entry = _of(workspace.warehouse, subject, request_id)
     if entry.state in NOT_RUN:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     if (pinned := workspace.warehouse.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
     if entry.num_examples == 0:
-        said = answer_unseen(workspace.warehouse, request_id)
-        console.print(f"[bold]{said}[/]", highlight=False)
-        return
+        return answer_unseen(workspace.warehouse, request_id)
     if plan.unlearning is None:
         raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
-    started = time.perf_counter()
     run_subject(plan, home, job="audit", workspace=workspace)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
-    asset, wall_s = f"{subject}/request_reports/{request_id}/audit", time.perf_counter() - started
-    by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
-    on_retraining = f"take its rows out of the data, then: palimpsest request close {subject} {request_id} --retrained"
-    undecided = [by_a_person, *([on_retraining] if plan.unlearning.closing == "retrained" else [])]
-    finish(workspace, plan, asset, records, wall_s, undecided=undecided)
+    return records

@@ -132,10 +132,24 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
 ) -> None:
     """Where the report of a subject or of a forget request is."""
-    from assets.request_closing import closing_of
     from warehouse import Warehouse
 
     home = state_to_read()
+    path = home / Warehouse.existing(home).artifacts.describe(find_report(what, home)).path
+    console.print(str(path), soft_wrap=True, highlight=False)
+    if open_:
+        webbrowser.open(path.as_uri())
+
+
+def find_report(what: str, home: Path) -> str:
+    """Name, in the artifact store, of the page about a subject, or of the last one about a forget request.
+
+    Raises:
+        NotReady: there is none yet; names the command that makes it.
+    """
+    from assets.request_closing import closing_of
+    from warehouse import Warehouse
+
     w = Warehouse.existing(home)
     names = [f"{what}/reports/audit.html"]
     known = w.requests.list() if w.snapshot.exists() else pl.DataFrame(schema=["subject", "request_id", "state"])
@@ -144,11 +158,7 @@ def report(
         names += [f"{subject}/request_reports/{what}/audit.html", f"{closing_of(subject, what)}.html"]
     for name in reversed(names):
         if w.artifacts.exists(name):
-            path = home / w.artifacts.describe(name).path
-            console.print(str(path), soft_wrap=True, highlight=False)
-            if open_:
-                webbrowser.open(path.as_uri())
-            return
+            return name
     for subject, state in asked.select("subject", "state").iter_rows():
         raise NotReady(
             f"request {what} is {state} and has no report yet; "

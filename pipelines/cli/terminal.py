@@ -6,6 +6,7 @@ import codecs
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,11 @@ def state_to_read() -> Path:
 
 @contextmanager
 def live_progress(title: str) -> Iterator[Report]:
-    """A live line on a terminal; on a pipe, one line whenever the stage changes."""
+    """A live line on a terminal or in a notebook; on a pipe, one line whenever the stage changes."""
+    if errors.is_jupyter:
+        with _line_of_a_notebook(title) as report:
+            yield report
+        return
     if not errors.is_terminal:
         last = ""
 
@@ -93,6 +98,28 @@ def live_progress(title: str) -> Iterator[Report]:
         yield lambda done, total, what: bars.update(
             task, completed=done, total=total or None, description=escape(what[:60])
         )
+
+
+@contextmanager
+def _line_of_a_notebook(title: str) -> Iterator[Report]:
+    """One output that is written over, some times a second, and is empty in the end."""
+    from IPython.display import display
+
+    def said(text: str) -> dict[str, str]:
+        return {"text/plain": text}
+
+    shown, last = display(said(title), raw=True, display_id=True), time.monotonic()
+
+    def report(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.3:
+            last = time.monotonic()
+            shown.update(said(f"{what} {done}/{total}" if total else what), raw=True)
+
+    try:
+        yield report
+    finally:
+        shown.update(said(""), raw=True)
 
 
 ROLES = {

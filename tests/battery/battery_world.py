@@ -294,6 +294,14 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
         ),
         "select_where": lambda where: train.example_id[train.y == 1],
         "tables": lambda name: stored()[name],
+        "imported": pl.DataFrame(
+            {
+                "example_id": train.example_id,
+                "label_noise": np.linspace(0, 1, len(train)),
+                "is_issue": np.arange(len(train)) % 7 == 0,
+                "suggested_label": pl.Series([None] * len(train), dtype=pl.Int64),
+            }
+        ),
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
+import cleanlab
 import numpy as np
 import polars as pl
 import pytest
@@ -15,9 +15,7 @@ from contracts.errors import DataError, NotApplicable
 from contracts.params import Config
 from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
-from scoring.label_quality import INSTALL, label_quality
-
-cleanlab = pytest.importorskip("cleanlab")
+from scoring.label_quality import label_quality
 
 
 @pytest.fixture
@@ -94,13 +92,6 @@ def test_a_class_without_examples_and_one_class_alone(noisy) -> None:
         if present == [1]:
             assert not found["is_issue"].any()
     assert run(data.subset([]), ensemble).schema == run(data, ensemble).schema
-
-
-def test_without_cleanlab_it_says_how_to_install_it(noisy, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "cleanlab.rank", None)
-    with pytest.raises(NotApplicable, match="not installed") as error:
-        run(*noisy)
-    assert INSTALL in str(error.value)
 
 
 def test_refusals(noisy) -> None:

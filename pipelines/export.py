@@ -1,0 +1,140 @@
+"""A stored table of a subject, a score or a curated set, for other programs: a file, pandas, Hugging Face ``datasets``.
+
+What is exported says where it is from: subject, asset, what a row is, the run and configuration that made it, and the
+ledger's head. Parquet keeps that as key-value metadata, pandas in ``attrs``, ``datasets`` in ``info.description``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from contracts import schema
+from contracts.errors import ConfigError, NotReady, NotTrusted, UnknownName
+from pipelines.interop import optional
+
+if TYPE_CHECKING:
+    from warehouse import Warehouse
+
+_COMMON = ("run_id", "config_digest")
+_WRITERS = (".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows, by example id, and where they are from (text -> text)."""
+
+    frame: pl.DataFrame
+    made: Mapping[str, str]
+
+
+def table(warehouse: Warehouse, subject: str, what: str) -> Table:
+    """A current score of the subject, with all its columns, or a curated set: (example_id, role, reason).
+
+    Args:
+        what: name of the score or of the set; ``scores/NAME`` or ``curation/NAME`` where one name is both.
+
+    Raises:
+        UnknownName: neither is stored under that name; lists what is.
+        NotTrusted: the score did not meet its gates, or its plan no longer lists it; says which.
+        ConfigError: both are.
+    """
+    scores = warehouse.read(schema.SCORE_RUNS, subject=subject)
+    sets = warehouse.read(schema.DATASETS, subject=subject)["dataset_id"].to_list()
+    known = [*(f"scores/{name}" for name in scores["score"]), *(f"curation/{name}" for name in sets)]
+    meant = [what] if "/" in what else [name for name in known if name.partition("/")[2] == what]
+    if len(meant) > 1:
+        raise ConfigError(f"{what!r} is a score and a curated set of {subject}: say {' or '.join(meant)}")
+    if not meant or meant[0] not in known:
+        raise UnknownName(f"score or curated set of {subject}", what, [n.partition("/")[2] for n in known])
+    kind, _, name = meant[0].partition("/")
+    stored, partition, facts = schema.MEMBERS.full_name, {"dataset_id": name}, {"row": schema.MEMBERS.doc}
+    if kind == "scores":
+        run = scores.row(by_predicate=pl.col("score") == name, named=True)
+        if not run["passed"]:
+            raise NotTrusted(f"score {name} of {subject} is not current: {run['reason']}")
+        stored, partition = f"scores.{name}", {}
+        facts = {"row": f"score {name}", "higher_means": run["higher_means"]}
+    frame = warehouse.read(stored, subject=subject, partition=partition)
+    writers = warehouse.read(stored, subject=subject, partition=partition, columns=_COMMON)
+    facts |= {column: ", ".join(sorted(set(writers[column]))) for column in _COMMON}
+    head = warehouse.ledger.head()
+    return Table(
+        frame.drop(partition).sort("example_id"),
+        {"subject": subject, "asset": f"{subject}/{meant[0]}", **facts, "ledger_head": f"{head.seq}:{head.hash}"},
+    )
+
+
+def side_by_side(warehouse: Warehouse, subject: str, names: Sequence[str]) -> pl.DataFrame:
+    """``example_id, split, label_name, owner`` and the value of each score, by example id; null where a score has none.
+
+    Args:
+        names: of scores, or ``score.column``; none: all that are current.
+
+    Raises:
+        UnknownName, NotReady, NotTrusted: see ``Warehouse.latest_score``.
+    """
+    frame = warehouse.read(schema.EXAMPLES, subject=subject).filter(pl.col("split") == "train")
+    if not frame.height:
+        raise NotReady(f"{subject} has not been audited yet; run: palimpsest audit {subject}")
+    frame = frame.select("example_id", "split", "label_name", "owner")
+    runs = warehouse.read(schema.SCORE_RUNS, subject=subject)
+    for name in names or runs.filter("passed")["score"]:
+        values = warehouse.latest_score(subject, name).select("example_id", pl.col("value").alias(name))
+        frame = frame.join(values, on="example_id", how="left")
+    return frame.sort("example_id")
+
+
+def write(made: Table, to: Path) -> None:
+    """Write a table to a file whose name says how: .parquet, .csv, .json, .jsonl.
+
+    Raises:
+        ConfigError: another suffix, or no such folder.
+    """
+    refuse_target(to)
+    if to.suffix == ".parquet":
+        made.frame.write_parquet(to, metadata={"palimpsest": json.dumps(dict(made.made))})
+    elif to.suffix == ".csv":
+        made.frame.write_csv(to)
+    elif to.suffix == ".json":
+        made.frame.write_json(to)
+    else:
+        made.frame.write_ndjson(to)
+
+
+def refuse_target(to: Path) -> None:
+    """Raise :class:`ConfigError` for a file that :func:`write` cannot make."""
+    if to.suffix not in _WRITERS:
+        raise ConfigError(f"{to} must end in one of {', '.join(_WRITERS)}: the ending says what is written")
+    if to.is_dir() or not to.absolute().parent.is_dir():
+        raise ConfigError(f"{to} cannot be written: " + ("it is a folder" if to.is_dir() else "no such folder"))
+
+
+def to_pandas(made: Table) -> Any:
+    """As ``pandas.DataFrame``."""
+    frame = made.frame.to_pandas()
+    frame.attrs["palimpsest"] = dict(made.made)
+    return frame
+
+
+def to_datasets(made: Table) -> Any:
+    """As Hugging Face ``datasets.Dataset``.
+
+    Raises:
+        ConfigError: the package is not installed; says how.
+    """
+    datasets = optional("datasets", "an export to Hugging Face datasets")
+    info = datasets.DatasetInfo(description=json.dumps(dict(made.made)))
+    return datasets.Dataset(made.frame.to_arrow(), info=info)
+
+
+OBJECTS: Mapping[str, Callable[[Table], Any]] = {
+    "polars": lambda made: made.frame,
+    "pandas": to_pandas,
+    "datasets": to_datasets,
+}
