@@ -14,7 +14,16 @@ import typer
 
 from contracts.errors import JobFailed
 from contracts.subject import Subject
-from pipelines.cli.terminal import COLOURS, answers, console, errors, live_progress, state_to_write, summary
+from pipelines.cli.terminal import (
+    COLOURS,
+    answers,
+    console,
+    errors,
+    live_progress,
+    not_on_path,
+    state_to_write,
+    summary,
+)
 from pipelines.home import dagster_home, foreign_dagster_home
 
 if TYPE_CHECKING:
