@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from sklearn.datasets import load_breast_cancer
+from PIL import Image
+from sklearn.datasets import load_breast_cancer, load_digits
 from typer.testing import CliRunner
 
 from assets.request_closing import close_on_retraining
@@ -50,14 +51,9 @@ def one_row_in(mine: Path, split: str) -> str:
     return next(owner for owner in data.owner[data.split == split].tolist() if owner.startswith("only"))
 
 
-@pytest.fixture
-def mine(tmp_path: Path, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CSV with owners, of which a small plan was made; the path of the CSV."""
-    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
-    path = tmp_path / "people.csv"
-    table.write_csv(path)
-    palimpsest("init", "mine", "--data", str(path), "--label", "target", "--owner", "owner")
-    plan = tmp_path / "state" / "subjects" / "mine" / "defs.yaml"
+def shorten(home: Path) -> None:
+    """Make the plan of the subject mine one of seconds."""
+    plan = home / "subjects" / "mine" / "defs.yaml"
     body = yaml.safe_load(plan.read_text())
     body["attributes"] |= {
         "model": {"name": "mlp", "config": {"hidden": [8]}},
@@ -71,6 +67,16 @@ def mine(tmp_path: Path, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -
         "unlearning": {"split": "random", "methods": [], "seeds": 1},
     }
     plan.write_text(yaml.safe_dump(body))
+
+
+@pytest.fixture
+def mine(tmp_path: Path, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CSV with owners, of which a small plan was made; the path of the CSV."""
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    path = tmp_path / "people.csv"
+    table.write_csv(path)
+    palimpsest("init", "mine", "--data", str(path), "--label", "target", "--owner", "owner")
+    shorten(tmp_path / "state")
     return path
 
 
@@ -304,3 +310,27 @@ def test_hold_extend_withdraw(mine: Path) -> None:
         palimpsest("request", "extend", "mine", "r1", "--why", "late")
     assert "withdrawn" in palimpsest("request", "list", "mine")
     assert warehouse(mine).verify_tables() == []
+
+
+@pytest.mark.slow
+def test_forty_pictures_and_the_request_of_one_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that hardly anything can be judged: it is said beforehand, done, reported honestly, and closed by a person."""
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    digits = load_digits()
+    rows = [("file", "owner")]
+    for k in range(40):
+        kind = ("even", "odd")[digits.target[k] % 2]
+        (tmp_path / "pets" / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[k].astype(np.uint8) * 15).save(tmp_path / "pets" / kind / f"{k}.png")
+        rows.append((f"{kind}/{k}.png", f"person{k % 20}@example.org"))
+    (tmp_path / "owners.csv").write_text("\n".join(map(",".join, rows)))
+    said = palimpsest("init", "mine", "--data", str(tmp_path / "pets"), "--owner", "owners.csv")
+    assert "20 owners" in said and "200 are needed" in said
+    shorten(tmp_path / "state")
+    plan = load_subject("mine", tmp_path / "state")
+    data = load(plan.source.name, plan.source.config, seed=plan.seed)
+    person = str(data.owner[data.split == "train"][0])
+    assert "exact removal of" in palimpsest("request", "add", "mine", "--owner", person, "--id", "r1")
+    assert "INCONCLUSIVE" in palimpsest("request", "run", "mine", "r1")
+    assert "audit.html" in palimpsest("report", "r1")
+    assert "closed by Ann" in palimpsest("request", "close", "mine", "r1", "--by", "Ann", "--why", "retrained")
