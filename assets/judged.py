@@ -74,7 +74,11 @@ def results(names: Sequence[str], frame: pl.DataFrame, by: Sequence[str], told: 
     for rest in (OTHER, ANSWERS[OTHERS]):  # what nobody announced need not be there
         if rest in made and not groups[rest]:
             made[rest] = Checked(verdict=Verdict.PASS, sentence="There is no other finding that counts.")
-    answered = {ANSWERS[a.about]: Checked(verdict=a.verdict, sentence=a.sentence) for a in told.answers if a.counted}
+    answered = {
+        ANSWERS[a.about]: Checked(verdict=a.verdict, sentence=a.sentence, what=f"{a.question} {a.answer}")
+        for a in told.answers
+        if a.counted
+    }
     return {**made, **{name: found for name, found in answered.items() if name in made}}
 
 

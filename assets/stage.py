@@ -468,7 +468,7 @@ def _judged(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult
                 severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
                 description=told["sentence"],
                 # Dagster shows the metadata of a check by name: these three are in the order of the alphabet
-                metadata={"verdict": verdict.value, "what": told["what"], "why": told["sentence"]},
+                metadata={"verdict": verdict.value, "what": told["what"] or "nothing", "why": told["sentence"]},
             )
         )
     return out

@@ -88,6 +88,8 @@ def test_the_answers_and_every_judged_finding_are_checks_in_dagster_and_stop_not
             assert told.passed == (verdict == "pass") and not told.blocking and told.description == sentence, name
             assert (told.severity.value == "ERROR") == (verdict in ("fail", "broken")), name
             assert list(told.metadata) == ["verdict", "what", "why"] and told.metadata["verdict"].value == verdict
+            if name == "removed_is_gone":
+                assert told.metadata["what"].value.startswith("Is what retrain removed gone? ")
             if name == "removal_gap":
                 assert told.metadata["what"].value == "random/retrain, gap: 0.000 (0.000\u20130.000), limit 5.00"
     assert {verdict for verdict, _ in expected.values()} - {"pass"}, (

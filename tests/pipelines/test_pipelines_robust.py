@@ -24,7 +24,7 @@ from warehouse import Warehouse, lock
 from warehouse.verify import verify
 
 ROOT = Path(__file__).parents[2]
-MAIN = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+MAIN = [sys.executable, "-P", "-m", "palimpsest"]
 READING = (
     ["sql", "SELECT count(*) AS n FROM data.examples"],
     ["report", "wine"],
@@ -182,7 +182,7 @@ def test_a_table_is_not_written_into_a_folder_that_is_not_there(home: Path, tmp_
 @pytest.fixture
 def cluttered(tmp_path: Path) -> Path:
     """A working folder with packages of our names, and the DAGSTER_HOME of another project."""
-    for name in ("assets", "reports", "contracts"):
+    for name in ("assets", "reports", "contracts", "pipelines"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')\n")
     (tmp_path / "scoring.py").write_text("raise RuntimeError('not ours')\n")
@@ -200,7 +200,6 @@ def test_an_audit_among_packages_of_our_names_under_another_dagster_on_a_plain_t
         "PYTHONIOENCODING": "ascii",
         "PYTHONUTF8": "0",
     }
-    # the command itself is installed beside this program's packages; here it has to be found past the clutter
     done = palimpsest("audit", "wine", cwd=cluttered, env=env)
     assert done.returncode in (0, 1), done.stderr
     assert done.stdout.isascii() and "Audit of wine" in done.stdout and "target" in done.stdout
@@ -210,8 +209,6 @@ def test_an_audit_among_packages_of_our_names_under_another_dagster_on_a_plain_t
 
 
 def test_a_worker_finds_this_program_whatever_lies_in_the_working_folder(cluttered: Path) -> None:
-    (cluttered / "pipelines").mkdir()
-    (cluttered / "pipelines" / "__init__.py").write_text("raise RuntimeError('not ours')\n")
     done = subprocess.run(
         [sys.executable, "-P", "-m", launchers.WORKER, "missing.json"],
         cwd=cluttered,
