@@ -84,7 +84,7 @@ def settle(words: np.ndarray, *, val: str, what: str = "rows") -> tuple[np.ndarr
     is_val = words == "val"
     num, tested = int(is_val.sum()), bool((words == "test").any())
     if not num:
-        return np.ones(len(words), bool), words, []
+        return np.ones(len(words), bool), words, without_splits(val)
     does = val if val != "auto" else "drop" if tested else "test"
     if does != "drop":
         role = "trained on" if does == "train" else "the test split" if not tested else "tested on, with the test rows"
@@ -94,6 +94,11 @@ def settle(words: np.ndarray, *, val: str, what: str = "rows") -> tuple[np.ndarr
     rest = "" if tested else "; a test split is drawn from the others"
     note = f"{num:,} validation {what} are left out of the audit (--val train or --val test takes them in){rest}"
     return ~is_val, kept if tested else None, [note]
+
+
+def without_splits(val: str) -> list[str]:
+    """The note on ``val`` where no row is for validation."""
+    return [] if val == "auto" else [f"no rows are for validation, so that val: {val} changes nothing"]
 
 
 def spoken_for(names: Iterable[str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ from sources.files import (
     refuse_pickle,
     root_folder,
 )
-from sources.given_splits import VAL, read_splits, settle, split_of
+from sources.given_splits import VAL, read_splits, settle, split_of, without_splits
 from sources.labels import TASKS, encode_labels
 from sources.loading import only
 from sources.rows import BLOCK_BYTES
@@ -218,7 +218,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         words = read_splits(extra["split"], origin, name=config.split)
     ids = check_ids(extra["ids"]) if "ids" in extra else None
     owner = extra.get("owner")
-    split, notes = None, []
+    split, notes = None, without_splits(config.val) if words is None else []
     if "ids" in extra and extra["ids"].dtype.kind == "f":
         notes.append("ids are written as floats and read as whole numbers")
     if words is not None:

@@ -34,7 +34,7 @@ from sources.features import (
     why_left_out,
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
-from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of
+from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of, without_splits
 from sources.interactions import is_interactions
 from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
@@ -149,7 +149,8 @@ def _is_id(data: Table, name: str) -> bool:
     if not series.dtype.is_numeric():
         return False
     try:
-        check_ids(series.fill_null(-1).to_numpy())
+        refuse_missing(series, data, role="id")
+        check_ids(series.to_numpy())
     except DataError as error:
         raise ConfigError(
             f"column {name!r} is called an id and cannot be one: {error}; pass --owner {name} if it says whose row it is, --drop {name} "
@@ -263,7 +264,7 @@ def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray |
     else:
         words = data.splits()
     if words is None:
-        return data, None, []
+        return data, None, without_splits(config.val)
     kept, split, notes = settle(words, val=config.val)
     return (data if kept.all() else data.take(kept)), split, notes
 

@@ -261,7 +261,15 @@ def read_table(root: Path, name: str, *, separator: str = "", max_bytes: int) ->
     for path in paths:
         refuse_pickle(path)
     check_size(sum(path.stat().st_size for path in paths), max_bytes, paths[0].parent.name if folder else name)
-    parts = [_read(path, separator, max_bytes) for path in paths]
+    parts, bad = [], []
+    for path in paths:
+        try:
+            parts.append(_read(path, separator, max_bytes))
+        except DataError as error:
+            bad.append(str(error))
+    if bad:
+        more = f"; {len(bad)} of {len(paths)} shards cannot be read" if len(bad) > 1 else ""
+        raise DataError("; ".join(bad[:10]) + more)
     first = parts[0]
     for part in parts[1:]:
         missing = [n for n in first.schema if n not in part.schema] + [n for n in part.schema if n not in first.schema]

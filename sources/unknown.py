@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from sources.files import PICTURES, entries, head, is_junk
-from sources.table_files import kind_of
+from sources.table_files import kind_of, shards
 
 _KINDS = (  # how it begins, what it is, what to do
     (b"\xff\xfe", "UTF-16 text, as Excel saves 'Unicode text'", "save it as 'CSV UTF-8'"),
@@ -80,6 +80,9 @@ def _of_folder(folder: Path) -> str:
     empty = [f.name for f in folders if not any(p.is_file() and not is_junk(p) for p in f.rglob("*"))]
     if folders and empty:
         return f"{len(empty)} of its {len(folders)} sub-folders hold no file: {', '.join(empty[:10])}"
+    within = next((f for f in folders if shards(f)), None)
+    if within is not None:
+        return f"its tables lie in a folder of it; give that one: --data {within}"
     tables = [f for f in files if kind_of(f)]
     if tables and len(tables) < len(files):
         others = next(f.name for f in files if f not in tables)

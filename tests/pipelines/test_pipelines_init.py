@@ -96,6 +96,7 @@ def test_validation_without_a_test_split(tmp_path: Path) -> None:
     root = pictures(tmp_path, [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(4)])
     found = read(root)
     assert (found.examples.split == "test").sum() == 8 and said(found, "8 validation pictures are the test split")
+    assert said(read(table(tmp_path / "d.csv"), val="drop"), "no rows are for validation")
     found = read(root, val="drop")
     assert len(found.examples) == 8 and said(found, "left out", "a test split is drawn from the others")
 
@@ -187,7 +188,7 @@ def test_ids_are_taken_refused_or_explained(tmp_path: Path) -> None:
         ([7] * 60, "used more than once"),
         (np.arange(60) / 2, "must be whole numbers, not 0.5"),
         (np.arange(60) - 1, "must lie in 0"),
-        ([None, *range(59)], "must lie in 0"),
+        ([None, *range(59)], "is missing .* in 1 rows"),
     ):
         with pytest.raises(
             ConfigError, match=rf"'id' is called an id and cannot be one: .*{why}.*--owner id.*--drop id"
@@ -367,6 +368,13 @@ def test_picture_columns_and_shards_of_hugging_face(tmp_path: Path) -> None:
     assert said(found, "the names of the files say")
     with pytest.raises(DataError, match=r"is one of 2 shards; --data .*data reads all of them"):
         read(folder / "train-00000-of-00002.parquet")
+    (tmp_path / "torn").mkdir()
+    for number in range(3):
+        whole = (folder / "test-00000-of-00001.parquet").read_bytes()
+        (tmp_path / "torn" / f"{number}.parquet").write_bytes(whole if number else whole[:-9])
+    (tmp_path / "torn" / "2.parquet").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"0.parquet is not .*2.parquet is not .*2 of 3 shards cannot be read"):
+        read(tmp_path / "torn")
     hugging_face(tmp_path / "bad.parquet", ["cat", "dog"], bad=(3, 7))
     with pytest.raises(DataError, match=r"2 of 20 pictures cannot be read: bad.parquet row 4 .*; bad.parquet row 8 "):
         read(tmp_path / "bad.parquet")
@@ -454,6 +462,7 @@ def test_the_cause_of_no_known_kind_is_said(tmp_path: Path, name: str, content: 
         ({"cat/": b"", "dog/": b""}, "2 of its 2 sub-folders hold no file: cat, dog"),
         ({"d.csv": b"a,label\n1,x\n", "model.bin": b"\0"}, "holds other files .*model.bin.*--data .*d.csv"),
         ({"a/1.wav": b"RIF", "b/1.wav": b"RIF"}, "it holds 2 files .wav"),
+        ({"data/d.csv": b"a,label\n1,x\n", "README.md": b"# d"}, "its tables lie in a folder of it; .*--data .*data"),
     ],
 )
 def test_the_cause_is_said_of_folders_too(tmp_path: Path, files: dict[str, bytes], cause: str) -> None:
