@@ -244,7 +244,10 @@ def test_a_plan_whose_module_is_gone_leaves_the_others_as_they_are(
     palimpsest("init", "mine", "--data", "digits.npz", "--model", "stranger_nets:build")
     plan = home / "subjects" / "mine" / "defs.yaml"
     plan.write_text(plan.read_text().replace(str(folder), str(tmp_path / "gone")).replace("stranger_nets", "gone_nets"))
-    parts = [subject_or_error("mine", plan), subject_or_error("diabetes", BUILT_IN / "diabetes" / "defs.yaml")]
+    parts = [
+        subject_or_error("mine", plan, home),
+        subject_or_error("diabetes", BUILT_IN / "diabetes" / "defs.yaml", home),
+    ]
     loaded = dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}))
     keys = {tuple(key.path) for key in loaded.resolve_asset_graph().get_all_asset_keys()}
     assert {key for key in keys if key[0] == "mine"} == {("mine", "plan", "cannot_be_loaded")}
