@@ -195,6 +195,11 @@ class Subject(Config):
             raise ConfigError(f"subject {self.subject}: recipe and unlearning need a model; there are only its outputs")
         if not self.outputs_only and not self.recipe.name:
             raise ConfigError(f"subject {self.subject} needs recipe: how its models are trained")
+        if self.model.checkpoint and self.unlearning and self.unlearning.closing == "retrained":
+            raise ConfigError(
+                f"subject {self.subject}: unlearning.closing 'retrained' proves that no model holds the rows, and a given checkpoint is "
+                "never trained again; leave closing, or the checkpoint, out"
+            )
         for kind, names in (
             ("score", [c.name for c in self.scores]),
             ("analysis", [c.name for c in self.analyses]),

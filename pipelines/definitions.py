@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import dagster as dg
 
 from assets import Workspace
+from contracts.errors import PalimpsestError
 from pipelines.components import AuditedModel
 from pipelines.home import state_home
 from pipelines.launchers import PipesLauncher
@@ -23,11 +27,20 @@ def executor() -> dg.ExecutorDefinition:
     )
 
 
+def subject_or_error(name: str, path: Path, home: Path) -> dg.Definitions:
+    """A subject's definitions. Of a plan that cannot be loaded (a module of the user's that is gone, a field out of range) an asset
+    that says why: the other subjects keep their schedules and sensors."""
+    try:
+        return dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path, home)))
+    except (PalimpsestError, dg.DagsterError, ValueError, OSError) as error:
+        why = f"{path} cannot be loaded: {error}"
+        logging.getLogger("palimpsest").error(why)
+        key = dg.AssetKey([name, "plan", "cannot_be_loaded"])
+        return dg.Definitions(assets=[dg.AssetSpec(key, description=why, group_name=f"{name.replace('-', '_')}_plan")])
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     home = state_home()
-    parts = [
-        dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path, home)))
-        for path in subject_files(home).values()
-    ]
+    parts = [subject_or_error(name, path, home) for name, path in subject_files(home).items()]
     return dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}, executor=executor()))

@@ -91,5 +91,5 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
 
 
 def _reads_others(spec: object) -> bool:
-    """It reads stored scores, splits or tables, which a plan has to name."""
-    return bool({"scores", "splits", "tables", "select_where"} & set(getattr(spec, "needs", ())))
+    """It reads scores, splits, tables or an import that the plan, or a person, has to bring."""
+    return bool({"scores", "splits", "tables", "select_where", "imported"} & set(getattr(spec, "needs", ())))

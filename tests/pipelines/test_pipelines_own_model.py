@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from types import ModuleType
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
@@ -16,8 +17,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from assets import Workspace, subject_stages
+from assets.stage import materialize
 from contracts import schema
-from contracts.errors import ConfigError, DataError, PalimpsestError, UnsafeFile
+from contracts.errors import ConfigError, DataError, UnsafeFile
 from contracts.subject import Subject
 from pipelines.cli.app import app
 from pipelines.cli.audit import run_subject
@@ -201,10 +203,13 @@ def test_a_model_that_asks_for_cuda_is_told_what_to_leave_out(name: str, folder:
 def test_the_audit_refuses_what_init_refuses(folder: Path, home: Path) -> None:
     """A plan may be written by hand: the same check stands before the training."""
     palimpsest("init", "mine", "--data", "digits.npz", "--model", "stranger_nets:build")
-    plan = small(load_subject("mine", home), unlearning=None, attacks=(), splits=())
+    plan = load_subject("mine", home)
     odd = dataclasses.replace(plan, model=dataclasses.replace(plan.model, name="stranger_nets:odd_nan"))
-    with pytest.raises(PalimpsestError, match="answers NaN or infinity to 64 of 64 training examples"):
-        run_subject(odd, home, job="audit")
+    workspace = Workspace(home, launcher=PipesLauncher())
+    examples, target = subject_stages(odd)[:2]
+    materialize(examples, workspace, run_id="r", request=None, context=None)
+    with pytest.raises(ConfigError, match="answers NaN or infinity to 64 of 64 training examples"):
+        materialize(target, workspace, run_id="r", request=None, context=None)
 
 
 def test_the_folder_and_the_source_of_an_own_module_are_on_record(
@@ -227,6 +232,26 @@ def test_the_folder_and_the_source_of_an_own_module_are_on_record(
         parts.write_text(before)
     assert {p for p in keys if keys[p] != changed[p]} >= {("models", "target"), ("models", "ensemble")}
     assert keys["data", "examples"] == changed["data", "examples"]
+
+
+def test_a_plan_whose_module_is_gone_leaves_the_others_as_they_are(
+    folder: Path, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The code location of the UI loads: the plan that cannot says why, as an asset, and the built-in subjects are there."""
+    from pipelines.definitions import subject_or_error, workspace
+    from pipelines.subjects import BUILT_IN
+
+    palimpsest("init", "mine", "--data", "digits.npz", "--model", "stranger_nets:build")
+    plan = home / "subjects" / "mine" / "defs.yaml"
+    plan.write_text(plan.read_text().replace(str(folder), str(tmp_path / "gone")).replace("stranger_nets", "gone_nets"))
+    parts = [
+        subject_or_error("mine", plan, home),
+        subject_or_error("diabetes", BUILT_IN / "diabetes" / "defs.yaml", home),
+    ]
+    loaded = dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}))
+    keys = {tuple(key.path) for key in loaded.resolve_asset_graph().get_all_asset_keys()}
+    assert {key for key in keys if key[0] == "mine"} == {("mine", "plan", "cannot_be_loaded")}
+    assert ("diabetes", "models", "target") in keys and "gone_nets" in caplog.text
 
 
 class TestAGivenCheckpoint:
@@ -320,6 +345,16 @@ class TestAGivenCheckpoint:
             "init", "x", "--data", "digits.npz", "--model", "stranger_nets:build", "--checkpoint", "untouched.pt"
         )
         assert "no better than always giving the same answer" in said
+
+    def test_retraining_is_no_ground_for_closing_where_the_model_is_never_retrained(
+        self, folder: Path, home: Path, nets: ModuleType
+    ) -> None:
+        save_file(nets.build((1, 8, 8), 10).state_dict(), "any.safetensors")
+        init = ("init", "mine", "--data", "digits.npz", "--model", "stranger_nets:build")
+        palimpsest(*init, "--checkpoint", "any.safetensors")
+        plan = load_subject("mine", home)
+        with pytest.raises(ConfigError, match="never trained again"):
+            dataclasses.replace(plan, unlearning=dataclasses.replace(plan.unlearning, closing="retrained"))
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("split", "epochs"), [("train", 0), ("train+test", 30)], ids=["untouched", "leaked"])
