@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [_ROOT, *(place for place in sys.path if place != _ROOT)]
 
 from contracts.errors import PalimpsestError  # noqa: E402
+
+# Libraries below ask for ipywidgets to draw progress bars that are never shown here.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
     import numpy as np

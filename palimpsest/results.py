@@ -95,7 +95,9 @@ def stored(home: Path, page: str) -> Report | Closing:
     if "ground" in facts:
         return Closing(f"Request {facts['request']} of {facts['subject']}", facts["ground"], home / path, facts)
     judgement, rows = judgement_of(facts)
-    return Report(facts["title"] or facts["subject"], home / path, judgement, tuple(rows), facts)
+    title, (_, kind, request, *_) = facts["title"] or facts["subject"], page.split("/")
+    title += f", request {request}" if kind == "request_reports" else ""
+    return Report(title, home / path, judgement, tuple(rows), facts)
 
 
 @dataclass(frozen=True, eq=False)

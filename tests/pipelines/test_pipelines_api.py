@@ -26,6 +26,7 @@ import palimpsest
 from assets import Workspace, imported, subject_stages
 from contracts.errors import ConfigError, DataError, NotApplicable, NotReady, NotTrusted, UnknownName
 from contracts.subject import Subject
+from palimpsest.results import Closing, stored
 from pipelines.cli.app import app
 from pipelines.subjects import load_subject, write_subject
 from scoring.cleanlab_issues import read_issues
@@ -160,12 +161,31 @@ def test_a_report_is_shown_in_a_cell_and_everything_in_it_is_escaped(home: Path)
     assert len(shown) < 30_000
     for part in (*(a.question for a in report.judgement.answers), report.verdict.upper(), "attack/loss"):
         assert part in shown, part
-    stored = palimpsest.query("SELECT about, what, verdict FROM audits.findings WHERE subject = 'wine' ORDER BY ALL")
-    assert_frame_equal(report.findings.select(stored.columns).sort(stored.columns), stored)
+    rows = palimpsest.query("SELECT about, what, verdict FROM audits.findings WHERE subject = 'wine' ORDER BY ALL")
+    assert_frame_equal(report.findings.select(rows.columns).sort(rows.columns), rows)
     assert report.answers["question"].to_list() == [a.question for a in report.judgement.answers]
 
 
-def test_init_and_audit_from_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_a_notebook_shows_an_error_as_one_message(tmp_path: Path) -> None:
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell as Shell; "
+        "Shell.instance(colors='nocolor').run_cell('import palimpsest; palimpsest.load_plan(\"beer\")')"
+    )
+    said = python(code, tmp_path, PALIMPSEST_HOME=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython")).splitlines()
+    assert len(said) == 1 and said[0].startswith("UnknownName: unknown subject 'beer'; known: "), said
+
+
+def test_the_proof_that_closed_a_request_is_its_report(home: Path) -> None:
+    store, name = Warehouse.open(home).artifacts, "wine/request_reports/r9/closing"
+    store.save_bytes(f"{name}.html", b"<p>closed</p>")
+    checks = [{"what": "the source", "found": "none of the rows"}]
+    store.save_json(f"{name}.json", {"subject": "wine", "request": "r9", "ground": "retrained", "checks": checks})
+    closing = stored(home, f"{name}.html")
+    assert isinstance(closing, Closing) and "retrained" in repr(closing) and closing.path.is_file()
+    assert closing.checks.rows() == [("the source", "none of the rows")]
+
+
+def test_a_table_becomes_a_subject_and_its_plan_may_be_changed(tmp_path: Path, home: Path) -> None:
     frame = palimpsest.examples("wine")
     table = pl.DataFrame(np.asarray(frame.x), schema=list(frame.feature_names)).with_columns(
         kind=pl.Series(np.asarray(frame.class_names)[frame.y]), person=pl.Series([f"p{i % 9}" for i in range(178)])
@@ -199,7 +219,7 @@ def test_a_request_is_looked_up_shown_and_answered(home: Path) -> None:
 
 
 def test_a_table_as_every_kind_of_file_and_object(home: Path, tmp_path: Path) -> None:
-    stored = Warehouse.existing(home).read("scores.el2n", subject="wine")
+    kept = Warehouse.existing(home).read("scores.el2n", subject="wine")
     for ending, read in {
         "parquet": pl.read_parquet,
         "csv": pl.read_csv,
@@ -207,7 +227,7 @@ def test_a_table_as_every_kind_of_file_and_object(home: Path, tmp_path: Path) ->
         "jsonl": pl.read_ndjson,
     }.items():
         path = palimpsest.export("wine", "scores/el2n", tmp_path / f"el2n.{ending}")
-        assert_frame_equal(read(path).cast(dict(stored.schema)), stored, check_exact=ending == "parquet")
+        assert_frame_equal(read(path).cast(dict(kept.schema)), kept, check_exact=ending == "parquet")
     assert_frame_equal(pl.from_pandas(palimpsest.export("wine", "label_quality", "pandas")), _quality(home))
     there = palimpsest.export("wine", "few", "datasets")
     assert isinstance(there, datasets.Dataset) and set(there["role"]) == {"forget", "retain"}
@@ -267,9 +287,9 @@ def test_what_cleanlab_is_given_is_out_of_fold(home: Path) -> None:
     data = palimpsest.examples("wine")
     assert np.array_equal(given.labels, data.y[data.positions(given.example_id)])
     np.testing.assert_allclose(given.pred_probs.sum(1), 1, atol=1e-12)
-    stored, _ = Warehouse.existing(home).artifacts.load("wine/models/ensemble/result")
-    column = int(np.flatnonzero(stored["example_id"] == given.example_id[3])[0])
-    z = stored["logits"][~stored["keep"][:, column], column].astype(float)
+    made, _ = Warehouse.existing(home).artifacts.load("wine/models/ensemble/result")
+    column = int(np.flatnonzero(made["example_id"] == given.example_id[3])[0])
+    z = made["logits"][~made["keep"][:, column], column].astype(float)
     np.testing.assert_allclose(given.pred_probs[3], (np.exp(z) / np.exp(z).sum(1, keepdims=True)).mean(0), atol=1e-12)
     found = cleanlab.filter.find_label_issues(given.labels, given.pred_probs, n_jobs=1)
     assert found.shape == given.labels.shape
