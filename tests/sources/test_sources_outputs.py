@@ -131,8 +131,8 @@ def _negative(a):
 
 
 CASES = {
-    "nan": (_nan, DataError, r"NaN or infinite in 2 rows \(o.npz row 4, o.npz row 9\)"),
-    "sum": (_halved, DataError, r"do not sum to 1 in 2 of 60 rows.*o.npz row 5, o.npz row 6"),
+    "nan": (_nan, DataError, r"NaN or infinite in 2 rows \(o.npz rows 4, 9\)"),
+    "sum": (_halved, DataError, r"do not sum to 1 in 2 of 60 rows.*o.npz rows 5, 6"),
     "rows": (lambda a: a.update(y=a["y"][:-1]), DataError, "'y' has 59 rows, 'probs' has 60"),
     "no tests": (lambda a: a.update(member=np.ones(NUM, bool)), DataError, "names no row that was kept out"),
     "no members": (lambda a: a.update(member=np.zeros(NUM, bool)), DataError, "names no row that was in"),
