@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 
@@ -48,7 +50,9 @@ def _examples(run: Run) -> Output:
             "target": pl.Series([None] * data.num_examples, dtype=pl.Float64) if classes is not None else data.y,
             "owner": pl.Series(data.owner).replace_strict(tokens, return_dtype=pl.String),
             "content_hash": data.content_hash,
-            "origin": pl.Series([None] * data.num_examples if data.origin is None else data.origin, dtype=pl.String),
+            "origin": pl.Series(
+                [None] * data.num_examples if data.origin is None else _told(data, tokens), dtype=pl.String
+            ),
         }
     )
     return Output(
@@ -59,6 +63,13 @@ def _examples(run: Run) -> Output:
             "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if classes is not None else "target")
         },
     )
+
+
+def _told(data: ExampleSet, tokens: Mapping[str, str]) -> list[str]:
+    """Where each example lies; a folder or file that is called as the owner is gets the owner's token."""
+    assert data.origin is not None
+    rows = zip(data.origin.tolist(), data.owner.tolist(), strict=True)
+    return ["/".join(tokens[owner] if part and part == owner else part for part in at.split("/")) for at, owner in rows]
 
 
 def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:

@@ -52,7 +52,7 @@ EXAMPLES = TableSpec(
         _text(
             "origin",
             "where it lies in its source: a file's path below the root, a row of a table, a place in an array; as the source "
-            "names it, so with what people's file names say; null where the source has none",
+            "names it, so with what people's file names say, an owner's folder as the token; null where the source has none",
             nullable=True,
         ),
     ),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from assets import analyses
+from assets.data import _told
 from assets.examples import MOST, SHEET, examples_in
+from contracts.identity import owner_token
 from contracts.methods import Picture
 from reports import plots
 from sources import ExampleSet, load
@@ -82,3 +86,16 @@ def test_the_sheet_of_the_dagster_page_has_a_row_for_every_group(digits, sizes, 
     assert set(captions) == {f"c_{i}" for i in range(len(sizes))}, "no group is left out"
     monkeypatch.undo()
     assert analyses._png(SimpleNamespace(data=digits), SHEET_OF, frame).startswith(b"\x89PNG")
+
+
+def test_the_folder_of_an_owner_is_stored_as_the_token(tmp_path: Path) -> None:
+    """Beside the salted token the path must not say whose picture it is."""
+    for k in range(12):
+        folder = tmp_path / f"person{k % 3}" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 20 * k, np.uint8)).save(folder / f"{k}.png")
+    data = load("image_folder", {"root": str(tmp_path), "label_level": 2, "owner_level": 1})
+    tokens = {owner: owner_token(owner, salt=b"salt") for owner in set(data.owner.tolist())}
+    told = _told(data, tokens)
+    assert not any("person" in at for at in told) and len(set(told)) == 12
+    assert told[0] == "/".join([tokens[data.owner[0]], *data.origin[0].split("/")[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import sources.identity
 from contracts.errors import DataError
 from sources import load
 from sources.identity import Content
@@ -50,22 +52,15 @@ def test_what_makes_another_example():
     assert _ids([(-0.0, "u", "a", "ann")]) == one, "-0.0 is 0.0"
     others = [(1.5, "u", "a", "ann"), (0.0, "v", "a", "ann"), (0.0, "u", "b", "ann"), (0.0, "u", "a", "bo")]
     assert len({*one, *(i for row in others for i in _ids([row]))}) == 5
-    assert (
-        Content(np.ones((1, 2), np.float32)).ids(np.array(["a"]))
-        != Content(np.ones((1, 2), np.float32)).ids(np.array(["a"]), np.array([""]))
-        or True
-    )
 
 
-def test_a_million_rows_of_few_kinds_are_told_apart():
+def test_many_rows_of_few_kinds_are_told_apart():
     content = Content(np.random.default_rng(0).integers(0, 3, (200_000, 2)).astype(np.uint8))
     assert len(np.unique(content.ids())) == 200_000
 
 
 def test_ids_are_no_hash_of_the_stored_content_hash():
     """Whoever has the tables alone cannot try owners until an id fits."""
-    import hashlib
-
     content = Content(np.arange(4, dtype=np.float32)[None])
     (stored,), (made,) = content.hashes(), content.ids(np.array(["ann"]))
     for start in (stored.encode(), bytes.fromhex(stored)):
@@ -75,11 +70,9 @@ def test_ids_are_no_hash_of_the_stored_content_hash():
 
 
 def test_two_examples_with_one_id_are_refused(monkeypatch):
-    import sources.identity
-
     monkeypatch.setattr(sources.identity, "_BITS", 3)
     with pytest.raises(DataError, match="give the data a column of ids"):
-        Content(np.arange(400, dtype=np.uint8)[:, None] if False else np.arange(40, dtype=np.uint8)[:, None]).ids()
+        Content(np.arange(40, dtype=np.uint8)[:, None]).ids()
 
 
 # ----------------------------------------------------------------- each source, walked through a file
