@@ -95,7 +95,8 @@ class _Member:
     offset: int
 
 
-def _detects(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a file is a NumPy archive, by its content."""
     if head(path, 2) != b"PK":
         return False
     try:
@@ -107,8 +108,8 @@ def _detects(path: Path) -> bool:
 
 def _from_path(path: Path, asked: Asked) -> Reading:
     only(asked, "a NumPy archive", drop="it has arrays x and y, and others are not read")
-    with _open(path) as archive:
-        members = _members(archive, path)
+    with open_archive(path) as archive:
+        members = members_of(archive, path)
     names = ", ".join(f"{n} {m.dtype} {m.shape}" for n, m in members.items())
     found = _roles(members, path)
     if asked.label is not None:
@@ -167,7 +168,7 @@ def _roles(members: Iterable[str], path: Path) -> dict[str, str]:
         doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test, x_val, y_val.",
         source="NumPy NEP 1, the .npy format",
         config=NpzConfig,
-        detects=_detects,
+        detects=is_archive,
         from_path=_from_path,
     )
 )
@@ -181,8 +182,8 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     root = root_folder(config.root)
     path = inside(root, config.file)
     check_size(path.stat().st_size, config.max_bytes, path.name)
-    with _open(path) as archive:
-        members = _members(archive, path)
+    with open_archive(path) as archive:
+        members = members_of(archive, path)
         several = config.x_train in members
         splits = [s for s in _SPLITS if s == "train" or getattr(config, f"x_{s}") in members] if several else [""]
         pairs = [tuple(getattr(config, f"{role}_{s}" if s else role) for role in ("x", "y")) for s in splits]
@@ -253,7 +254,12 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     )
 
 
-def _open(path: Path) -> zipfile.ZipFile:
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """An archive, unread.
+
+    Raises:
+        DataError, UnsafeFile: damaged, or a pickle.
+    """
     refuse_pickle(path)
     try:
         return zipfile.ZipFile(path)
@@ -261,7 +267,7 @@ def _open(path: Path) -> zipfile.ZipFile:
         raise DataError(f"{path.name} is not a readable NumPy archive: {error}") from None
 
 
-def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
+def members_of(archive: zipfile.ZipFile, path: Path) -> dict[str, _Member]:
     """Every array of the archive by its name, judged by header and directory alone."""
     members: dict[str, _Member] = {}
     for info in archive.infolist():
@@ -334,7 +340,7 @@ def _read_values(archive: zipfile.ZipFile, members: list[_Member], config: NpzCo
     out = np.empty(shape, target)
     start = 0
     for member in members:
-        for block in _row_blocks(archive, member):
+        for block in row_blocks(archive, member):
             part = out[start : start + len(block)]
             with np.errstate(over="ignore"):  # becomes Inf, which validation refuses by id
                 part[...] = block[:, None] if block.ndim == 3 else block.transpose(axes)
@@ -361,7 +367,7 @@ def _column(
         raise DataError(f"array {name!r} has shape {member.shape}, there are {num} examples")
     check_size(member.info.file_size, config.max_bytes, f"{config.file}: {name}")
     shape = member.shape if labels else (num,)
-    blocks = [block.reshape(-1) for block in _row_blocks(archive, member)]
+    blocks = [block.reshape(-1) for block in row_blocks(archive, member)]
     values = (np.concatenate(blocks) if blocks else np.empty(0, member.dtype)).reshape(shape)
     if values.dtype.kind == "S":
         try:
@@ -371,7 +377,7 @@ def _column(
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _row_blocks(archive: zipfile.ZipFile, member: _Member) -> Iterator[np.ndarray]:
+def row_blocks(archive: zipfile.ZipFile, member: _Member) -> Iterator[np.ndarray]:
     """Rows in blocks of bounded size, in order. An array in Fortran order comes as a single block."""
     row_bytes = math.prod(member.shape[1:]) * member.dtype.itemsize
     step = member.shape[0] if member.fortran else max(1, BLOCK_BYTES // max(1, row_bytes))

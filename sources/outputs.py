@@ -32,9 +32,8 @@ from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, root_folder
 from sources.given_splits import read_splits
 from sources.labels import Labels, encode_labels
-from sources.npz import _detects as is_npz
-from sources.npz import _members, _open, _row_blocks
-from sources.table_files import kind_of, read_table
+from sources.npz import is_archive, members_of, open_archive, row_blocks
+from sources.table_files import column_names, kind_of, read_table
 
 OUTPUTS, FEATURES = "outputs", "features"  # values of provenance["values"]
 _SUM = 0.01  # rows of probabilities may miss 1 by as much: rounding to two decimals, not another quantity
@@ -192,13 +191,13 @@ def looks_like_outputs(path: Path) -> bool:
 
     Of a table whose columns only happen to be called so a person can say that it is none.
     """
-    try:
-        stored = _open_stored(path.resolve(), MAX_BYTES)
-    except DataError:
-        return False
-    return bool(_found(stored.names, "logits") or _found(stored.names, "probabilities")) and any(
-        name.lower() in _SPLITS for name in stored.names
-    )
+    if is_archive(path):
+        with open_archive(path) as archive:
+            names = list(members_of(archive, path))
+    else:
+        names = column_names(path)
+    said = _found(names, "logits") or _found(names, "probabilities")
+    return bool(said) and any(name.lower() in _SPLITS for name in names)
 
 
 def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -364,7 +363,7 @@ def _open_stored(path: Path, max_bytes: int) -> _Stored:
         UnsafeFile: too large, or it holds a pickle.
     """
     check_size(path.stat().st_size, max_bytes, path.name)
-    if is_npz(path):
+    if is_archive(path):
         return _open_archive(path, max_bytes)
     if kind_of(path) is None:
         raise DataError(f"{path.name} is neither Parquet, CSV nor a NumPy archive")
@@ -373,14 +372,14 @@ def _open_stored(path: Path, max_bytes: int) -> _Stored:
 
 
 def _open_archive(path: Path, max_bytes: int) -> _Stored:
-    with _open(path) as archive:
-        members = _members(archive, path)
+    with open_archive(path) as archive:
+        members = members_of(archive, path)
     for name, member in members.items():
         check_size(member.info.file_size, max_bytes, f"{path.name}: {name}")
 
     def read(name: str) -> np.ndarray:
-        with _open(path) as archive:
-            blocks = list(_row_blocks(archive, members[name]))
+        with open_archive(path) as archive:
+            blocks = list(row_blocks(archive, members[name]))
         found = np.concatenate(blocks) if blocks else np.empty(members[name].shape, members[name].dtype)
         return np.char.decode(found, "utf-8") if found.dtype.kind == "S" else found
 
