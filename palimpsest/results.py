@@ -79,7 +79,7 @@ class Closing:
     @property
     def checks(self) -> pl.DataFrame:
         """(what, found): what was looked at."""
-        return pl.DataFrame(self.facts["checks"])
+        return pl.DataFrame(self.facts["checks"]).select("what", "found")
 
     def __repr__(self) -> str:
         return f"{self.title}: {self.ground}\n{self.path}"

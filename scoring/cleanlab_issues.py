@@ -73,10 +73,11 @@ def cleanlab_issues(data: ExampleSet, *, config: ImportedConfig, seed: int, impo
 
     Raises:
         NotApplicable: not classification.
-        DataError: ids used twice; no example of ``data`` was imported.
+        DataError: ids used twice; labels that are no class; no example of ``data`` was imported.
     """
     if data.task != "classification":
         raise NotApplicable(f"{NAME} is about class labels; {data.name} is a {data.task} task")
+    data.check_classes()
     ids = data.by_id().example_id
     found = imported.filter(pl.col("example_id").is_in(ids.tolist())).sort("example_id")
     if len(ids) and not found.height:

@@ -36,15 +36,11 @@ def test_every_call_is_one_that_there_is(notebook: nbformat.NotebookNode) -> Non
     for text in (code(notebook), README[1]):
         tree, called, made = ast.parse(text), set(), {}
         for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("palimpsest.")):
-                continue
-            name = ast.unparse(node.func).removeprefix("palimpsest.")
-            assert name in palimpsest.__all__
-            words = {keyword.arg: None for keyword in node.keywords}
-            signature = inspect.signature(getattr(palimpsest, name))
-            signature.bind(*[None] * len(node.args), **words)
-            called.add(name)
-            if isinstance(node, ast.Call):
+            if isinstance(node, ast.Call) and (found := re.fullmatch(r"palimpsest\.(\w+)", ast.unparse(node.func))):
+                assert found[1] in palimpsest.__all__
+                signature = inspect.signature(getattr(palimpsest, found[1]))
+                signature.bind(*[None] * len(node.args), **{word.arg or "": None for word in node.keywords})
+                called.add(found[1])
                 kind = str(signature.return_annotation).partition(" | ")[0]
                 made[ast.unparse(node)] = getattr(results, kind, None) or getattr(interop, kind, None)
         assert {"init", "audit", "scores", "query", "export", "request"} <= called
