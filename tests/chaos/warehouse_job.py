@@ -50,6 +50,7 @@ def run(home: Path, generation: int) -> str:
                 "target": pl.Series([None] * n, dtype=pl.Float64),
                 "owner": [""] * n,
                 "content_hash": [key] * n,
+                "origin": [f"row {i}" for i in range(n)],
             }
         )
         scores = pl.DataFrame({"example_id": range(n), "el2n": np.arange(n) / 7 + generation})

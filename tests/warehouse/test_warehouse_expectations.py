@@ -288,8 +288,9 @@ def test_real_tables_pass(monkeypatch: pytest.MonkeyPatch) -> None:
             "target": [0.5, -2.0],
             "owner": ["", ""],
             "content_hash": ["x", "y"],
+            "origin": [None, None],
         },
-        schema_overrides={"label": pl.Int64},
+        schema_overrides={"label": pl.Int64, "origin": pl.String},
     )
     assert check(EXAMPLES, examples).problems() == []
 

@@ -33,6 +33,7 @@ def examples(n: int = 20) -> pl.DataFrame:
             "target": pl.Series([None] * n, dtype=pl.Float64),
             "owner": ["token" if i % 2 else "" for i in range(n)],
             "content_hash": [f"{i:064d}" for i in range(n)],
+            "origin": [f"pets/{i}.png" for i in range(n)],
         }
     )
 
