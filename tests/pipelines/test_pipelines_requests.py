@@ -224,6 +224,7 @@ def accept_retraining(mine: Path) -> None:
     plan.write_text(yaml.safe_dump(body))
 
 
+@pytest.mark.slow  # .ci/journey walks it from the shell, on a whole plan
 def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
     person = one_row_in(mine, "train")
     palimpsest("request", "add", "mine", "--owner", person, "--id", "r1", "--unverified")
