@@ -32,6 +32,18 @@ from sources.example_set import ExampleSet
 
 Block = tuple[slice, NDArray[np.float64], Ints]
 
+_VERDICTS = (  # what cleanlab says, whichever probabilities it is given
+    Column(
+        name="margin_noise",
+        dtype="float64",
+        low=0,
+        high=1,
+        direction="higher = noisier",
+        doc="1 - cleanlab's normalized margin: (1 - p_label + max over the others) / 2",
+    ),
+    Column(name="is_issue", dtype="bool", doc="cleanlab's confident learning calls the label wrong"),
+)
+
 
 @score(
     ScoreSpec(
@@ -49,15 +61,7 @@ Block = tuple[slice, NDArray[np.float64], Ints]
                 direction="higher = noisier",
                 doc="1 - out-of-sample probability of the label (cleanlab's self-confidence, sign turned)",
             ),
-            Column(
-                name="margin_noise",
-                dtype="float64",
-                low=0,
-                high=1,
-                direction="higher = noisier",
-                doc="1 - cleanlab's normalized margin: (1 - p_label + max over the others) / 2",
-            ),
-            Column(name="is_issue", dtype="bool", doc="cleanlab's confident learning calls the label wrong"),
+            *_VERDICTS,
             Column(name="suggested_label", dtype="int64", low=0, doc="most probable label out of sample"),
             Column(name="n_out", dtype="int64", low=1, doc="models averaged, none trained on the example"),
         ),
@@ -105,15 +109,7 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
                 direction="higher = noisier",
                 doc="1 - probability of the label; in sample for what the model was trained on, which hides noise that it learnt",
             ),
-            Column(
-                name="margin_noise",
-                dtype="float64",
-                low=0,
-                high=1,
-                direction="higher = noisier",
-                doc="1 - cleanlab's normalized margin: (1 - p_label + max over the others) / 2",
-            ),
-            Column(name="is_issue", dtype="bool", doc="cleanlab's confident learning calls the label wrong"),
+            *_VERDICTS,
             Column(name="suggested_label", dtype="int64", low=0, doc="most probable label"),
         ),
         value="label_noise",

@@ -62,11 +62,7 @@ def assemble(
         DataError: duplicate ids (the split is a function of them), or no example can be spared for testing.
     """
     content = content or Content(x)
-    if example_id is None:
-        label = np.asarray(class_names)[y] if len(class_names) else y
-        ids = content.ids(label, *(column for column in (owner, split) if column is not None))
-    else:
-        ids = check_ids(example_id)
+    ids = made_ids(content, y, class_names, owner, split) if example_id is None else check_ids(example_id)
     how = "the data's own"
     if split is None:
         strata = np.asarray(x)[:, 0] if task == "ranking" else y  # every user keeps an interaction for training
@@ -90,6 +86,18 @@ def assemble(
         provenance={"split": how, **provenance},
         origin=origin,
     )
+
+
+def made_ids(
+    content: Content, y: np.ndarray, class_names: Sequence[str], owner: np.ndarray | None, split: np.ndarray | None
+) -> np.ndarray:
+    """(N,) int64 ids of examples that bring none, from content, label, owner and given split; arguments as of ``assemble``.
+
+    Raises:
+        DataError: as ``Content.ids``.
+    """
+    label = np.asarray(class_names)[y] if len(class_names) else y
+    return content.ids(label, *(column for column in (owner, split) if column is not None))
 
 
 def check_ids(values: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import polars as pl
 from contracts.errors import ConfigError, DataError
 from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
-from sources.assemble import assemble, check_ids
+from sources.assemble import assemble, check_ids, made_ids
 from sources.example_set import ExampleSet
 from sources.features import (
     IDS,
@@ -211,8 +211,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         ids = column_ids(data, config.id)
         notes += ["ids are written as floats and read as whole numbers"] if data.schema[config.id].is_float() else []
     else:
-        label = np.asarray(class_names)[y] if class_names else y
-        ids = content.ids(label, *(column for column in (owner, own) if column is not None))
+        ids = made_ids(content, y, class_names, owner, own)
     split = own
     if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
         split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)

@@ -212,7 +212,7 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     at = data.positions(ids)
     splits = Counter(data.split[at].tolist())
     said = [
-        f"{len(ids):,} examples: " + ", ".join(f"{n:,} in {name}" for name, n in sorted(splits.items(), reverse=True))
+        f"{_examples(len(ids))}: " + ", ".join(f"{n:,} in {name}" for name, n in sorted(splits.items(), reverse=True))
     ]
     if data.class_names and data.task == "classification":
         classes = Counter(data.class_names[k] for k in data.y[at].tolist()).most_common(8)
