@@ -352,7 +352,7 @@ def _match(run: Run, target: Stage) -> Output:
     from attacks.membership.signals import log_odds
     from attacks.recipe_match import FEWEST
     from attacks.recipe_match import recipe_match as compare
-    from recipes import predict_logits
+    from recipes.predict import predict_logits
 
     data, subject = run.data, run.subject
     unseen = np.flatnonzero(data.split == "test")

@@ -13,7 +13,7 @@ from contracts.identity import owner_token
 from contracts.methods import source
 from contracts.subject import Subject
 from reports import plots
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 
 
 def examples(subject: Subject) -> Stage:

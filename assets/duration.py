@@ -21,7 +21,7 @@ import numpy as np
 
 from contracts.methods import curator, unlearner
 from contracts.subject import Subject
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 
 if TYPE_CHECKING:
     from recipes.training import Trainer

@@ -12,7 +12,7 @@ from assets.stage import labels_of
 from contracts.methods import Picture
 from reports import Examples
 from reports.plots import is_picture
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 
 MOST, SHEET = 8, 64  # examples of a group, and on a sheet of them
 

@@ -8,7 +8,7 @@ from assets.unlearning import NONE, RETRAIN
 from contracts.digests import derive_seed
 from contracts.methods import attack, curator, unlearner
 from contracts.subject import Subject
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 
 
 def expectations(subject: Subject, data: ExampleSet) -> list[str]:

@@ -16,7 +16,7 @@ import polars as pl
 from assets.stage import Run
 from contracts.errors import NotApplicable, NotReady
 from recipes.checkpoints import arrays_digest
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 from warehouse import Artifact, Warehouse
 
 _LABEL = "label_then"  # of the example when it was imported

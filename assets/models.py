@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from assets.workspace import Workspace
     from recipes.ensemble import ReferenceEnsemble
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
 
 
 def training(subject: Subject) -> dict[str, Any]:
@@ -143,7 +143,8 @@ def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tup
 
 def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     """Weights, logits on every example, and the row of models.checkpoints."""
-    from recipes import predict_logits, to_arrays
+    from recipes.checkpoints import to_arrays
+    from recipes.predict import predict_logits
 
     subject = run.subject
     # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
@@ -236,7 +237,8 @@ def early_seeds(subject: Subject) -> list[int]:
 
 
 def _early(run: Run) -> Output:
-    from recipes import early_models, to_arrays
+    from recipes.checkpoints import to_arrays
+    from recipes.early import early_models
 
     subject = run.subject
     seeds = early_seeds(subject)
@@ -290,7 +292,7 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     Raises:
         NotReady: another recipe, architecture or code trained it than the plan names now.
     """
-    from recipes import load_arrays
+    from recipes.checkpoints import load_arrays
 
     arrays, meta = run.load(stage, name)
     refuse_other_training(run, stage, meta)
@@ -317,7 +319,7 @@ def ensemble(subject: Subject, examples: Stage) -> Stage:
 
 
 def _ensemble(run: Run) -> Output:
-    from recipes import train_ensemble
+    from recipes.ensemble import train_ensemble
 
     subject = run.subject
     try:
@@ -359,7 +361,7 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
         NotApplicable: there is none for this subject, and why.
         NotReady: another recipe, architecture or code trained it than the plan names now.
     """
-    from recipes import ReferenceEnsemble
+    from recipes.ensemble import ReferenceEnsemble
 
     _refuse_missing(run, stage)
     arrays, meta = run.load(stage)

@@ -26,7 +26,7 @@ from contracts.params import Config
 from contracts.subject import OUTPUTS, Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -154,7 +154,7 @@ def trainer(run: Run) -> Callable[..., nn.Module]:
 
 def _early_at(run: Run) -> Callable[[Sequence[int]], Mapping[int, Sequence[nn.Module]]]:
     """``epochs -> {epoch: models}`` of one run."""
-    from recipes import early_snapshots
+    from recipes.early import early_snapshots
 
     subject = run.subject
 
@@ -274,7 +274,7 @@ def _outputs(run: Run, target: Stage) -> Callable[[ExampleSet], Any]:
 def _encoder(run: Run, target: Stage) -> nn.Module:
     if not run.subject.outputs_only:
         return models.load_model(run, target)
-    from recipes.embeddings import over_features
+    from explain.embeddings import over_features
 
     return over_features(math.prod(run.data.input_shape), run.data.num_classes)
 

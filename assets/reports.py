@@ -37,7 +37,7 @@ from reports import (
     render_html,
     render_json,
 )
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 from warehouse import queries
 
 SHOWN, REMOVED_SHOWN = 16, 10

@@ -23,7 +23,7 @@ from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
 
 if TYPE_CHECKING:
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
     from warehouse import Warehouse
 
 

@@ -31,7 +31,7 @@ from contracts.stores import CheckpointStore
 from contracts.subject import Subject
 from contracts.tables import TableSpec
 from contracts.verdicts import Verdict
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 from warehouse import Artifact
 
 Partition = Mapping[str, str]

@@ -22,9 +22,9 @@ from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import curator, unlearner
 from contracts.requests import RequestState
 from contracts.subject import Choice, Subject, Thresholds
-from recipes.frames import frame_of
 from recipes.plan import trainer
 from reports import plots
+from sources.frames import frame_of
 from warehouse import Artifact
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def retrainings(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -
 
 
 def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
-    from recipes import predict_logits
+    from recipes.predict import predict_logits
 
     data, (ids, _) = run.data, run.load(scope.split)
     asked = np.concatenate([ids["forget"], data.example_id[data.split == "test"]])

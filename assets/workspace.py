@@ -16,7 +16,7 @@ from warehouse import Warehouse
 from warehouse.fsio import sha256_of
 
 if TYPE_CHECKING:
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
 
 
 class Launcher(Protocol):

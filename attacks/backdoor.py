@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.statistics import clopper_pearson
 from contracts.errors import InvalidInput
+from stats import clopper_pearson
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

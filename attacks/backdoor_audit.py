@@ -29,9 +29,9 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
-from recipes.frames import frame_of
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
 from sources.planted_poison import (
     add_poison_trigger,
     interclass_confusion,

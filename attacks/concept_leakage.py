@@ -37,11 +37,11 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
-from recipes.concepts import ConceptConfig, discover, named_members
-from recipes.embeddings import embeddings, last_linear
-from recipes.frames import frame_of
+from explain.concepts import ConceptConfig, discover, named_members
+from explain.embeddings import embeddings, last_linear
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
 
 FORGOTTEN, NONE, RETRAIN = "forgotten", "none", "retrain"
 _FEWEST = 8  # held-out examples a side: half to fit on, half to judge by

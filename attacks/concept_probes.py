@@ -1,6 +1,6 @@
 """Linear probes on embeddings: what can be read of a concept, against permuted labels and against another model.
 
-Embeddings phi (N, d) of held-out examples. A probe is the concept's linear SVM of ``recipes.concepts`` (its C chosen within the
+Embeddings phi (N, d) of held-out examples. A probe is the concept's linear SVM of ``explain.concepts`` (its C chosen within the
 examples it is fitted on); what it says is judged on other examples, as many with the concept as without. The control fits and judges
 the same examples under permuted labels (Hewitt and Liang, EMNLP 2019): above 0.5 by more than its interval, the probe memorises.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership.metrics import balanced_accuracy_interval
-from attacks.statistics import clopper_pearson, mcnemar
-from recipes.concepts import ConceptBank
+from explain.concepts import ConceptBank
+from stats import clopper_pearson, mcnemar
 
 Bool = NDArray[np.bool_]
 Floats = NDArray[np.float32]

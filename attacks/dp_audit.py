@@ -30,8 +30,8 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from scipy.stats import binom
 
 from attacks.membership.calibration import Threshold, Trials
-from attacks.statistics import lower_bound, upper_bound
 from contracts.errors import InvalidInput
+from stats import lower_bound, upper_bound
 
 _LARGEST = 700.0  # e^eps overflows beyond
 

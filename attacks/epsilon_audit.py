@@ -32,8 +32,8 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
-from recipes.frames import frame_of
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
 
 METHODS = ("many_runs", "gaussian", "one_run")
 _FEWEST = 2  # models with and without the canary on either half

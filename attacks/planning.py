@@ -30,10 +30,10 @@ from scipy.stats import t as student_t
 
 from attacks.membership.population_umia import FEWEST, interval_of
 from attacks.membership.shadow_runs import tolerated_mu
-from attacks.statistics import auc_stderr, detectable_auc, minimum_negatives, minimum_references
 from attacks.verdicts import CLAIM_FPR
 from contracts.errors import InvalidInput
 from contracts.subject import Thresholds
+from stats import auc_stderr, detectable_auc, minimum_negatives, minimum_references
 
 _DRAWS = 20_000
 _SAME_MODEL_FREE = {"plain": 0.93, "reference": 0.65, "population": 0.87}

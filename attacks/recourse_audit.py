@@ -27,15 +27,15 @@ from torch import nn
 from attacks.recourse_explained import AuditedModel, Explained, Logistic, decision
 from attacks.recourse_invalidation import random_deletions
 from attacks.recourse_tables import AUDIT, COUNTERFACTUALS, INFLUENCE, METHODS, SUMMARY
-from attacks.statistics import clopper_pearson
 from contracts.errors import DataError, NotApplicable, UnknownName
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
-from recipes.explanations import Actions, Counterfactuals, cost, fit_logistic
-from recipes.frames import frame_of
+from explain.counterfactuals import Actions, Counterfactuals, cost, fit_logistic
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
+from stats import clopper_pearson
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

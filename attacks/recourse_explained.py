@@ -17,7 +17,7 @@ from torch import nn
 from attacks.recourse_invalidation import greedy_deletion, greedy_rows, own_deletion_logits, worst_case_deletion
 from contracts.digests import derive_seed
 from contracts.errors import DataError
-from recipes.explanations import (
+from explain.counterfactuals import (
     Actions,
     Counterfactuals,
     Influence,

@@ -1,9 +1,9 @@
 """Which counterfactual explanations given earlier does a deletion break? Worst cases, a common worst case, and any given set.
 
-    valid after S   f_{w_S}(x') >= 0,  w_S = the model really retrained without S (recipes.explanations.logistic.retrain)
+    valid after S   f_{w_S}(x') >= 0,  w_S = the model really retrained without S (explain.counterfactuals.logistic.retrain)
     one_shot        S = the k most negative a_i(x') of the original model: the worst set to first order
     adaptive        k rounds; each removes the most negative a_i(x') of the model as it is after the earlier removals
-    exchange        from there, swaps while real retraining says that they hurt more (recipes.explanations.worst_case)
+    exchange        from there, swaps while real retraining says that they hurt more (explain.counterfactuals.worst_case)
     best            the worst of these three and of swaps that start from one_shot
     greedy          one S for a whole batch of explanations: each round takes the example whose removal leaves the fewest valid, by
                     first-order influence of the model as it is then; ties by the least validity left, sum max(f, 0), then by id
@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contracts.errors import DataError, InvalidInput
-from recipes.explanations import (
+from explain.counterfactuals import (
     LogisticModel,
     Search,
     exchanged,

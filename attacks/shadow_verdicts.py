@@ -30,10 +30,10 @@ import polars as pl
 
 from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import ULiRAResult
-from attacks.statistics import auc_of_effect, detectable_effect, minimum_references, runs_for_effect
 from attacks.verdicts import CLAIM_FPR, judge_quality, judge_u_lira
 from contracts.subject import Thresholds
 from contracts.verdicts import ATTACK, QUALITY, RESULT, Finding, Verdict
+from stats import auc_of_effect, detectable_effect, minimum_references, runs_for_effect
 
 KEPT_MARGIN = 0.02  # of AUC
 POWER, FEWEST_CANARIES = 0.9, 10

@@ -31,15 +31,15 @@ from attacks.membership.metrics import RELIABLE
 from attacks.membership.retraining_null import AgainstRetraining
 from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import ULiRAResult, UMIAResult
-from attacks.statistics import (
+from contracts.subject import Thresholds
+from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, Verdict
+from stats import (
     auc_of_effect,
     detectable_auc,
     low_fpr_p_value,
     minimum_negatives,
     minimum_references,
 )
-from contracts.subject import Thresholds
-from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, Verdict
 
 CLAIM_FPR = 0.05  # the lowest false-positive rate at which a pass claims that nobody stands out, unless given otherwise
 

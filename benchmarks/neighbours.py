@@ -25,8 +25,8 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from benchmarks._common import Row, options, report
-from scoring.cells import in_cells
-from scoring.neighbours import nearest, unit_vectors
+from explain.cells import in_cells
+from explain.neighbours import nearest, unit_vectors
 
 K, DIM, HIDDEN, CLUSTERS, KD_QUERIES = 5, 128, 32, 2000, 300
 BRUTE_BOUND, KD_BOUND, HNSW_BOUND, RECALL_BOUND, AGREE_BOUND = 2.0, 50.0, 3.5, 0.99, 2e-6

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks._common import Row, options, report
-from recipes import BprConfig, Lists, build
-from recipes.recsys import train_epoch
-from sources import load
+from recipes.models import build
+from recipes.recsys import BprConfig, train_epoch
+from recipes.recsys_lists import Lists
+from sources.loading import load
 
 BOUND = 2.0
 SIZES: dict[str, dict[str, Any]] = {

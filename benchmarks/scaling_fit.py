@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks._common import Row, options, report
-from scoring.scaling_fit import OFFICIAL_GRID, Grid, PoolCurve, fit_pool_laws
-from scoring.scaling_laws import PoolLaw
+from studies.scaling_fit import OFFICIAL_GRID, Grid, PoolCurve, fit_pool_laws
+from studies.scaling_laws import PoolLaw
 
 SIZE = 12_800_000
 LAWS = ((-0.18, 3.0), (-0.155, 3.5), (-0.14, 4.5), (-0.125, 5.0))

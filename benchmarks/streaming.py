@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import scoring  # noqa: F401 - registers the scores
 from benchmarks._common import Row, in_child, options, report
 from contracts.methods import score
 from recipes.ensemble import ReferenceEnsemble

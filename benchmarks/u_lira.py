@@ -23,11 +23,12 @@ from attacks.shadow_verdicts import judge_shadow_unlearning
 from benchmarks._common import Row, options, report
 from contracts.methods import unlearner
 from contracts.subject import Thresholds
-from recipes import SupervisedConfig, supervised
 from recipes.models import builder
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
-from sources import load
+from recipes.supervised import supervised
 from sources.example_set import ExampleSet
+from sources.loading import load
 
 LIMIT = 60.0
 RECIPE = SupervisedConfig(optimizer="sgd", lr=0.2, momentum=0.9, batch=64, epochs=100, schedule="cosine")

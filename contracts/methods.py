@@ -325,8 +325,10 @@ class SourceSpec(MethodSpec):
 
 
 score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", homes=("scoring",))
-analysis: Registry[AnalysisSpec] = Registry("analysis", group="palimpsest.analyses", homes=("scoring", "attacks"))
-curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation", "scoring"))
+analysis: Registry[AnalysisSpec] = Registry(
+    "analysis", group="palimpsest.analyses", homes=("studies", "scoring", "attacks")
+)
+curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation", "studies"))
 unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", homes=("unlearning",))
 attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", homes=("attacks",))
 recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", homes=("recipes",))

@@ -1,4 +1,5 @@
-"""The one way a method becomes known: a decorator beside the function, or an entry point of another package.
+"""The one way a method becomes known: a decorator beside the function in a file of its family's folder, or an entry point
+of another package.
 
 A taken name raises, an unknown one lists the known. Entry points (``palimpsest.scores`` and so on) are modules
 or functions whose import runs the decorator; they are loaded on the first look-up, once.
@@ -7,6 +8,7 @@ or functions whose import runs the decorator; they are loaded on the first look-
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -42,7 +44,8 @@ class Registry(Generic[S]):
     Args:
         kind: singular word for messages ("score").
         group: entry-point group that other packages use ("palimpsest.scores").
-        homes: packages whose import registers the built-in methods ("scoring").
+        homes: packages ("scoring") every module of which is imported on the first look-up, so that a method is known by its file's
+            place; a module that needs a heavy library imports it when it is used.
     """
 
     def __init__(self, kind: str, *, group: str, homes: tuple[str, ...]) -> None:
@@ -92,9 +95,16 @@ class Registry(Generic[S]):
         self._loaded = True
         try:
             for home in self.homes:
-                importlib.import_module(home)
+                _import_all(home)
             for point in metadata.entry_points(group=self.group):
                 point.load()
         except BaseException:
             self._loaded = False
             raise
+
+
+def _import_all(package: str) -> None:
+    """Import a package and every module below it, in the order of their names."""
+    root = importlib.import_module(package)
+    for found in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{package}."):
+        importlib.import_module(found.name)

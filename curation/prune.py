@@ -1,6 +1,6 @@
 """Pruned training sets: keep the hardest examples, or a window of the ranking that leaves the hardest out.
 
-    v_(1) <= ... <= v_(N)   the ranking (recipes.ranking): the score ascending; of equal values the smaller id is the higher
+    v_(1) <= ... <= v_(N)   the ranking (stats.order): the score ascending; of equal values the smaller id is the higher
     keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N); end lowest: v_(1) .. v_(m)
     offset_window:  keep v_(s + 1) .. v_(s + t)               s = skip, t = take
 
@@ -24,8 +24,8 @@ from contracts.methods import ANY_TASK, CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from curation.scored import score_values
-from recipes.ranking import ranking
 from sources.example_set import ExampleSet
+from stats.order import ranking
 
 ROLES = ("keep", "drop")
 _SOURCE = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contracts.subject import Subject
     from palimpsest.results import Closing, Report, Request
     from pipelines.interop import OutOfFold
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
 
 __all__ = [
     "PalimpsestError",

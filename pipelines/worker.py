@@ -23,7 +23,7 @@ from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
 from recipes.plan import device_of, load_examples, model_builder, trainer
-from sources import ExampleSet
+from sources.example_set import ExampleSet
 from warehouse import ArtifactStore, fsio
 
 
@@ -41,8 +41,9 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: the data, the model or the split is not the one the job was made for.
     """
-    from recipes import load_arrays, predict_logits, to_arrays
     from recipes.as_saved import as_saved
+    from recipes.checkpoints import load_arrays, to_arrays
+    from recipes.predict import predict_logits
     from unlearning.metrics import measure
 
     subject = Subject.from_mapping(job.subject)

@@ -22,15 +22,18 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import Build, SupervisedConfig, builder, predict_logits, supervised
 from recipes.inputs import Inputs
+from recipes.models import Build, builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
+from recipes.supervised import supervised
 from reproductions.framework import Claim, at_least, at_most, reproduction
-from scoring.forget_selectors import choose
 from scoring.lower_level import unlearn_weighted
 from scoring.worst_case_forget import Selection, WorstCaseForgetConfig, cross_entropy_nats, select_worst_case
-from sources import load
 from sources.example_set import ExampleSet
+from sources.loading import load
+from studies.forget_selectors import choose
 from unlearning.finetune import FinetuneConfig, finetune
 
 FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist", "standardise": True}  # of Debian's dataset-fashion-mnist

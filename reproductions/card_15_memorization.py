@@ -18,16 +18,19 @@ from sklearn.metrics import roc_auc_score
 from contracts.digests import derive_seed
 from contracts.methods import score
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, predict_logits
+from explain.payloads import PayloadSpace
+from explain.twins import twins as near_copies
+from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.influence import high_influence_pairs, influence_matrix
 from scoring.memorization import memorization_scores
-from scoring.payloads import PayloadSpace
-from scoring.twins import twins as near_copies
-from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
+from sources.loading import load
 from sources.long_tail import LongTailMixture, price_of_not_memorising, zipf_prior
+from sources.planted import plant_label_noise
 
 NUM, RATIO, RUNS, CONTROL_RUNS, BASELINES = 500, 0.7, 200, 60, 5
 ORACLE_RUNS = 8000  # the card's 4000 leave the largest of 200 errors a chance of 1% to exceed 0.05; these, 1e-4

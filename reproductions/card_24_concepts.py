@@ -26,8 +26,7 @@ from torch.nn import functional as F
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, predict_logits, supervised
-from recipes.concepts import (
+from explain.concepts import (
     ClassConcepts,
     ConceptBank,
     ConceptConfig,
@@ -36,11 +35,15 @@ from recipes.concepts import (
     fit_concepts,
     named_members,
 )
-from recipes.embeddings import embeddings
+from explain.embeddings import embeddings
+from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.concept_attribution import concept_integrated_gradients
-from sources import load
 from sources.example_set import ExampleSet
+from sources.loading import load
 from unlearning.concept_poisoning import ConceptPoisoningConfig, concept_poisoning
 
 FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist

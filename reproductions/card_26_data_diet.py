@@ -27,15 +27,20 @@ from torch import nn
 from contracts.digests import derive_seed
 from contracts.methods import score
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, early_models, early_snapshots, predict_logits, supervised
+from recipes.early import early_models, early_snapshots
 from recipes.fitting import Observe
+from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
+from recipes.supervised import supervised
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.el2n import EL2NConfig, el2n
 from scoring.forgetting import ForgettingConfig, forgetting
 from scoring.grand import GrandConfig, grand
-from sources import load, plant_label_noise
 from sources.example_set import ExampleSet
+from sources.loading import load
+from sources.planted import plant_label_noise
 
 FASHION_MNIST = {"root": "fashion-mnist"}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
 NOISY = SupervisedConfig(lr=0.05, momentum=0.9, batch=64, epochs=30, schedule="constant")

@@ -40,16 +40,19 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import SupervisedConfig, builder, early_models, predict_logits
+from recipes.early import early_models
 from recipes.fitting import fit
 from recipes.inputs import Inputs
+from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.el2n import EL2NConfig, el2n
-from scoring.scaling_fit import Grid, PoolCurve, PoolFits, fit_pool_laws, scale_free_grid
-from scoring.scaling_laws import Compat, Objective, PoolLaw, best_pool, mixture_error
-from sources import load
 from sources.example_set import ExampleSet
+from sources.loading import load
 from sources.pools import cut
+from studies.scaling_fit import Grid, PoolCurve, PoolFits, fit_pool_laws, scale_free_grid
+from studies.scaling_laws import Compat, Objective, PoolLaw, best_pool, mixture_error
 
 FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
 SIZE_PAPER = 12_800_000

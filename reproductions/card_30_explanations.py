@@ -23,7 +23,7 @@ import torch
 from attacks.recourse_invalidation import own_deletion_logits, random_deletions, recourse_validity, worst_case_deletion
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes.explanations import (
+from explain.counterfactuals import (
     LogisticModel,
     SolverConfig,
     SurrogateConfig,
@@ -42,7 +42,7 @@ from recipes.explanations import (
     worst_logit,
 )
 from reproductions.framework import Claim, at_least, at_most, reproduction
-from sources import load
+from sources.loading import load
 
 SPLITS, QUERIES, DRAWS, SIZES = 8, 20, 30, (3, 19)
 GRID = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import sources
 from attacks.gradient_inversion import (
     ClientMemory,
     Instrumented,
@@ -45,6 +44,7 @@ from contracts.progress import Progress
 from recipes.models import build
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from sources.example_set import ExampleSet
+from sources.loading import load
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
 IMAGES, RATES, PAIRS, NETS = 3, (0.25, 0.5), 100, 8
@@ -55,7 +55,7 @@ SHAPE = (1, 28, 28)
 @reproduction(card=39)
 def dropout_leakage(seed: int, progress: Progress) -> list[Claim]:
     """All claims of the card; one to two minutes on one core."""
-    data = sources.load("idx", {"root": FASHION_MNIST, "standardise": True})
+    data = load("idx", {"root": FASHION_MNIST, "standardise": True})
     net = instrument_dropout(_model("gelu", seed=seed), input_shape=SHAPE)
     box = tuple(end.float() for end in valid_box(data.part("train")))
     test = data.part("test")

@@ -25,12 +25,15 @@ from torch import Tensor
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes import BprConfig, Lists, bpr, builder, evaluate_topk
-from recipes.recsys import num_steps
+from recipes.models import builder
+from recipes.recsys import BprConfig, bpr, num_steps
+from recipes.recsys_lists import Lists
+from recipes.recsys_topk import evaluate_topk
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.personal_loss import PersonalLossConfig, personal_loss
-from sources import load, plant_interactions, planted_interactions
 from sources.example_set import ExampleSet
+from sources.loading import load
+from sources.planted import plant_interactions, planted_interactions
 
 DRAWS, COUNT_FROM = 2, 15
 PLAIN: dict[str, Any] = {"lr": 1e-2, "batch": 1024, "epochs": 60, "warmup_epochs": 5, "reg": 1e-3}

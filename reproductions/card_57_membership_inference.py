@@ -19,11 +19,9 @@ from decimal import Decimal, localcontext
 import numpy as np
 from torch import nn
 
-import sources
 from attacks.dp_audit import eps_lower_bound, one_run_eps
 from attacks.membership import Evidence, report_over_targets, signals
 from attacks.membership.unlearning import OUT, UNLEARN, shadow_unlearning, three_state_design, u_lira
-from attacks.statistics import auc, auc_interval, clopper_pearson
 from contracts.digests import derive_seed
 from contracts.methods import attack
 from contracts.progress import Progress
@@ -34,6 +32,8 @@ from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from sources.example_set import ExampleSet
+from sources.loading import load
+from stats import auc, auc_interval, clopper_pearson
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
 POOL, POINTS, MODELS = 2000, 2000, 64
@@ -49,7 +49,7 @@ FINETUNING = SupervisedConfig(optimizer="sgd", lr=0.01, momentum=0.9, batch=100,
 def membership_inference(seed: int, progress: Progress) -> list[Claim]:
     """All claims of the card; about three minutes on one core."""
     # On inputs in [0, 1] the same schedule memorises less (LiRA AUC 0.73, not 0.76).
-    data = sources.load("idx", {"root": FASHION_MNIST, "standardise": True}).part("train")
+    data = load("idx", {"root": FASHION_MNIST, "standardise": True}).part("train")
     order = np.random.default_rng(derive_seed("images", seed)).permutation(data.example_id)
     sizes = (POOL, POINTS) * NUM_POOLS + (TARGETS, BASE)
     *pools, targets, base = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])

@@ -7,7 +7,7 @@
     IG_kd   = (x_d - x'_d) * integral_0^1 dz_k/dx_d (x' + a (x - x')) da          through the backbone: which inputs make z_k
 
 z (N, K) signed distances to K concepts, z' their mean over the training set (zeros would mean "on every boundary"), F the
-concept bottleneck, K_y the concept set of the example's class; see recipes.concepts. x the model's input, x' a baseline.
+concept bottleneck, K_y the concept set of the example's class; see explain.concepts. x the model's input, x' a baseline.
 
 Source: Sundararajan, Taly, Yan, ICML 2017 (arXiv 1703.01365), equations 1 and 3; arXiv 2405.15662 (2024) attributes classes
 to concepts and ranks poison candidates by sum_{k in K_y} IG_k (here ``attribution``). Logits, not probabilities: through a
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from contracts.errors import InvalidInput
 from contracts.methods import ScoreSpec, score
 from contracts.tables import Column
-from recipes.concepts import (
+from explain.concepts import (
     ClassConcepts,
     ConceptBank,
     ConceptConfig,
@@ -41,8 +41,8 @@ from recipes.concepts import (
     entropy_of,
     fit_concepts,
 )
-from recipes.concepts import projections_of as _projections_of
-from recipes.embeddings import last_linear
+from explain.concepts import projections_of as _projections_of
+from explain.embeddings import last_linear
 from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet

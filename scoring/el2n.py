@@ -31,8 +31,8 @@ from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
+from recipes.streaming import batches, check, check_finite, check_outputs
 from scoring.last_layer import LastLayer
-from scoring.streaming import batches, check, check_finite, check_outputs
 from sources.example_set import ExampleSet
 
 _SQRT2 = math.sqrt(2.0)

@@ -33,7 +33,7 @@ from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column
-from scoring.streaming import in_order_of, tabulate
+from recipes.streaming import in_order_of, tabulate
 from sources.example_set import ExampleSet
 
 _BLOCK = 65_536  # examples added up at a time

@@ -29,9 +29,9 @@ from contracts.methods import Call, ScoreSpec, Task, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
+from recipes.streaming import batches, check, check_finite, check_outputs
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
-from scoring.streaming import batches, check, check_finite, check_outputs
 from sources.example_set import ExampleSet
 
 TASKS: tuple[Task, ...] = ("classification", "regression")

@@ -11,7 +11,7 @@ noisy models exceed 0.15 by chance, the Benjamini-Hochberg cut on all pairs with
 without influence on j, which n_in of the M models hold i would be a random draw, and the right ones among them would be
     H ~ Hypergeometric(M, models right on j, n_in),     p = P[H >= observed],     z = (observed - E H) / sd H.
 The Wald ratio infl / sqrt(sum q (1 - q) / n) is no substitute: it is infinite for the strongest pairs of few models. The interval of
-infl is Newcombe's (``scoring.proportions``), as that of mem is, and the analysis takes an example for memorised when the lower end of
+infl is Newcombe's (``stats.proportions``), as that of mem is, and the analysis takes an example for memorised when the lower end of
 its mem is at the cut.
 
 Source: Feldman & Zhang, "What Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), sections 2 and 3 and the
@@ -38,8 +38,8 @@ from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
 from scoring.memorization import fit_of, memorization_scores
 from scoring.pool import Ints, correctness, members
-from scoring.proportions import newcombe
 from sources.example_set import ExampleSet
+from stats.proportions import newcombe
 
 Floats = NDArray[np.float64]
 _CELLS = 4_000_000  # entries of one block of the matrix

@@ -26,9 +26,9 @@ from contracts.errors import NotApplicable
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
-from recipes.embeddings import embeddings
-from scoring.cells import in_cells, vectors_of
-from scoring.neighbours import CELLS, METHODS, Ints, by_id, nearest, unit_vectors
+from explain.cells import in_cells, vectors_of
+from explain.embeddings import embeddings
+from explain.neighbours import CELLS, METHODS, Ints, by_id, nearest, unit_vectors
 from sources.example_set import ExampleSet
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from contracts.digests import derive_seed
 from contracts.errors import Diverged, NotApplicable
-from recipes.embeddings import last_linear
+from explain.embeddings import last_linear
 from recipes.inputs import Inputs
 from recipes.rng import local_rng
 from recipes.schedule import epoch_order

@@ -6,7 +6,7 @@
 over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M, N)
 bool: model m trained on example i; correct (M, N): model m predicts y_i, recorded on all N examples, in and out.
 
-mem_low, mem_high: Newcombe's 95% interval for the difference of two proportions (``scoring.proportions``);
+mem_low, mem_high: Newcombe's 95% interval for the difference of two proportions (``stats.proportions``);
 stderr_i = its longer arm / 1.96. The Wald error sqrt(q (1 - q) / n) would be 0 for every example that all models of a side agree on,
 which is most of them. An example is called memorised when mem_low > 0.25, the whole interval above the usual cut. Of examples that
 are not memorised, mem >= 0.25 alone would call up to 13% with 20 models and 3% with 64, mem_low > 0.25 at most 0.2% and 0.01%; of
@@ -35,8 +35,8 @@ from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
 from scoring.pool import logits_of, members, softmax
-from scoring.proportions import newcombe
 from sources.example_set import ExampleSet
+from stats.proportions import newcombe
 
 FIT = Gate(
     column="acc_in",

@@ -5,8 +5,8 @@
     group     = connected component of that graph, named by its smallest id
     similarity_i = 1 - d(i, j) / min(r_i, r_j), cut at 0, j the nearest of i;   a near duplicate from 1 - rho
 
-d is Euclidean on standardised columns, and on images the least RMS difference over small shifts (``scoring.payloads``); rho is
-``ratio``, or less where the data have few dimensions (``scoring.twins``). Duplicates share memorisation: with the twin left in, an
+d is Euclidean on standardised columns, and on images the least RMS difference over small shifts (``explain.payloads``); rho is
+``ratio``, or less where the data have few dimensions (``explain.twins``). Duplicates share memorisation: with the twin left in, an
 example is predicted whether or not it was trained on, and its memorization looks like that of a typical one. An erased example is
 not gone while its twin is there. Hence the groups. Components chain (a ~ b ~ c makes one group of a and c): where groups reach the
 size of a class, what is near is no copy, and the run is refused.
@@ -32,9 +32,9 @@ from contracts.errors import NotApplicable
 from contracts.methods import Call, Gate, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
-from scoring.neighbours import CELLS, METHODS, Ints
-from scoring.payloads import PayloadSpace
-from scoring.twins import twins
+from explain.neighbours import CELLS, METHODS, Ints
+from explain.payloads import PayloadSpace
+from explain.twins import twins
 from sources.example_set import ExampleSet
 
 _HASHES = 16_384  # hashes read at a time

@@ -46,9 +46,9 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column
 from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
+from recipes.streaming import Moments, check, check_outputs, in_order_of
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
-from scoring.streaming import Moments, check, check_outputs, in_order_of
 from sources.example_set import ExampleSet
 
 _FORWARD = 1024  # examples a forward pass of the upper level

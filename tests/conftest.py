@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -69,3 +71,21 @@ def _no_network() -> Iterator[None]:
     _guard.attempts.clear()
     yield
     assert not _guard.attempts, f"this test tried to reach the network: {_guard.attempts}"
+
+
+@contextmanager
+def _global_rng_is_left_alone() -> Iterator[None]:
+    import numpy as np
+    import torch
+
+    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - what is tested
+    yield
+    assert torch.equal(before[0], torch.get_rng_state()), "PyTorch's global generator was moved"
+    assert np.array_equal(before[1], np.random.get_state()[1]), "numpy's global generator was moved"  # noqa: NPY002
+    assert before[2] == random.getstate(), "Python's global generator was moved"
+
+
+@pytest.fixture
+def rng_left_alone() -> Callable[[], AbstractContextManager[None]]:
+    """``with rng_left_alone():`` fails when a global generator is not as it was."""
+    return _global_rng_is_left_alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.explanations import LogisticModel, fit_logistic
+from explain.counterfactuals import LogisticModel, fit_logistic
 
 
 def world(seed: int = 0, n: int = 60, d: int = 4, c: float = 0.1, q: int = 8) -> tuple[LogisticModel, np.ndarray]:

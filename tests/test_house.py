@@ -17,12 +17,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "contracts",
+    "stats",
+    "tasks",
     "sources",
     "recipes",
+    "explain",
     "scoring",
     "curation",
     "unlearning",
     "attacks",
+    "studies",
     "warehouse",
     "reports",
     "assets",
@@ -30,7 +34,21 @@ ROOMS = (
     "palimpsest",
     "reproductions",
 )
-LIBRARIES = ("contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports")
+LIBRARIES = (
+    "contracts",
+    "stats",
+    "tasks",
+    "sources",
+    "recipes",
+    "explain",
+    "scoring",
+    "curation",
+    "unlearning",
+    "attacks",
+    "studies",
+    "warehouse",
+    "reports",
+)
 IMPORT_CHILD = ROOT / "recipes" / "import_checkpoint_child.py"  # a program of its own: the guarded way in for .pt files
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 SQL = re.compile(

@@ -1,6 +1,6 @@
 """Concept poisoning: wrong labels on the examples that carry a class's concepts, beside as many retained ones.
 
-    poison   the fraction q of each forgotten class c with the largest sum_{k in K_c} IG_k   (recipes.concepts)
+    poison   the fraction q of each forgotten class c with the largest sum_{k in K_c} IG_k   (explain.concepts)
     labels   random     uniform over the other retained classes, drawn once (or each pass: ``redraw``)
              targeted   one class for each c: the retained class whose mean standardised projection is most alike (cosine)
              runner_up  each example's best other retained class by the original model's logits
@@ -34,8 +34,8 @@ from contracts.errors import DataError, Diverged, NotApplicable
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
-from recipes.concepts import ConceptConfig, Concepts, centred, fitting_sample, projections_of
-from recipes.embeddings import embeddings
+from explain.concepts import ConceptConfig, Concepts, centred, fitting_sample, projections_of
+from explain.embeddings import embeddings
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from unlearning._descent import (

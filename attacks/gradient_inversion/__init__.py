@@ -1,7 +1,4 @@
-"""What a shared gradient or a federated update shows of the examples behind it, dropout included.
-
-Importing the package registers the audit ``dropout_inversion``.
-"""
+"""What a shared gradient or a federated update shows of the examples behind it, dropout included."""
 
 from attacks.gradient_inversion.analytic import analytic_linear_inversion
 from attacks.gradient_inversion.audit import DropoutInversionConfig, dropout_inversion_audit

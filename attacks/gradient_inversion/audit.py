@@ -39,8 +39,8 @@ from contracts.errors import NotApplicable
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
-from recipes.frames import frame_of
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
 
 _COPIES = 8  # of the clients' gradients that are alive at once
 _MASKED = ("dia", "wiig")  # without dropout both are ig

@@ -24,7 +24,7 @@ from torch import Tensor
 from attacks.gradient_inversion.instrument import Instrumented
 from attacks.gradient_inversion.objective import Update
 from contracts.errors import InvalidInput, NotApplicable
-from recipes.embeddings import last_linear
+from explain.embeddings import last_linear
 
 Strategy = Literal["bias", "row_sum", "analytic", "counting"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)

@@ -22,9 +22,9 @@ from attacks.gradient_inversion.engine import Inverted
 from attacks.gradient_inversion.labels import right_labels
 from attacks.gradient_inversion.quality import in_order, matched, mse, psnr, ssim
 from attacks.gradient_inversion.tables import IMAGES, ROWS, SUMMARY, setting
-from attacks.statistics import clopper_pearson
-from recipes.frames import frame_of
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
+from stats import clopper_pearson
 
 ALPHA = 0.05
 

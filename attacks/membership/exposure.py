@@ -33,8 +33,8 @@ from scipy.stats import hypergeom, mannwhitneyu
 
 from attacks.membership.calibration import Trials, at_fpr
 from attacks.membership.curve import allowed
-from attacks.statistics import clopper_pearson
 from contracts.errors import InvalidInput
+from stats import clopper_pearson
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

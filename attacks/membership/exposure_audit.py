@@ -33,7 +33,6 @@ from scipy.stats import hypergeom
 from attacks.membership.evidence import Evidence
 from attacks.membership.exposure import exposure_table, smallest_p_value, trace_p_values
 from attacks.membership.metrics import RELIABLE, report_over_targets
-from attacks.statistics import benjamini_hochberg
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, NotApplicable
 from contracts.methods import EXAMPLE_ID, AnalysisSpec, Picture, analysis, attack
@@ -43,8 +42,9 @@ from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
 from contracts.verdicts import ATTACK, Finding, Verdict
 from recipes.ensemble import ReferenceEnsemble
-from recipes.frames import frame_of
 from sources.example_set import ExampleSet
+from sources.frames import frame_of
+from stats import benjamini_hochberg
 
 TARGET = "target"
 _NAMED = 5  # ids that a verdict names

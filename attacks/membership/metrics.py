@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from attacks.membership.calibration import Trials, at_best
 from attacks.membership.curve import allowed, counts, defined
 from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
-from attacks.statistics import auc, auc_interval, clopper_pearson
 from contracts.errors import InvalidInput
+from stats import auc, auc_interval, clopper_pearson
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

@@ -9,7 +9,7 @@ hurts in all of them. Simulated coverage of 95% (LiRA and RMIA on 8 to 60 runs x
 to 0.84): AUC 0.94 to 0.98, TPR 0.97 and more; a bootstrap over runs alone as little as 0.56 and 0.68. At an AUC of 0.99 0.93.
 
 Sources: DeLong et al., Biometrics 1988; Cameron, Gelbach and Miller, J. Bus. Econ. Stat. 2011, eq. 2.11 (two-way clustering);
-interval on the logit scale as in ``attacks.statistics.auc_interval``, with the t quantile of min(R, N) - 1 degrees of freedom.
+interval on the logit scale as in ``stats.auc_interval``, with the t quantile of min(R, N) - 1 degrees of freedom.
 
 Shapes: scores (R, N), NaN where not judged; positive (R, N) bool, read where a score is.
 """
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from attacks.statistics import clopper_pearson, placements
 from contracts.errors import InvalidInput
+from stats import clopper_pearson, placements
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class OverRuns:
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """Of an AUC, on the logit scale. Without any spread (every run separates perfectly) the data says nothing about its own
-        error; the bounds are then those of a single run (``attacks.statistics.auc_interval``), as if all were copies of it.
+        error; the bounds are then those of a single run (``stats.auc_interval``), as if all were copies of it.
         """
         value, stderr = self.value, self.stderr
         if stderr == 0 or not 0 < value < 1:

@@ -19,8 +19,8 @@ from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
 
-from attacks.statistics import auc_interval, clopper_pearson
 from contracts.errors import InvalidInput
+from stats import auc_interval, clopper_pearson
 
 Float = NDArray[np.float64]
 

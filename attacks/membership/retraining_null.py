@@ -33,8 +33,8 @@ from scipy.stats import t as student_t
 
 from attacks.membership import signals
 from attacks.membership.scale import OUTPUT_KNOTS, to_reference_scale
-from attacks.statistics import holm
 from contracts.errors import InvalidInput
+from stats import holm
 
 Float = NDArray[np.float64]
 FEWEST_RETRAININGS = 20

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from attacks.membership.evidence import Evidence
 from attacks.membership.leave_one_out import count_below, sums_without
 from attacks.membership.signals import confidence_from_log_odds
-from attacks.statistics import auc
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
+from stats import auc
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

@@ -26,9 +26,9 @@ from attacks.membership.unlearning import (
     removed_scores,
     u_lira,
 )
-from attacks.statistics import auc, benjamini_hochberg, clopper_pearson, holm
 from contracts.tables import TableSpec
-from recipes.frames import frame_of, schema_of
+from sources.frames import frame_of, schema_of
+from stats import auc, benjamini_hochberg, clopper_pearson, holm
 
 Float = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -204,7 +204,7 @@ def example_epsilon(
     one-sided level 1 - alpha / 2, with the large-sample variance 1/n_U + 1/n_O + mu^2 / (2 df) of a standardised
     difference (Hedges and Olkin 1985). eps solves delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) = delta.
     One example at a time: for bounds that hold for all N together give alpha / N, and correct the p-values with
-    ``attacks.statistics`` before naming the worst. A spread of 0 beside a difference counts as mu = 100.
+    ``stats`` before naming the worst. A spread of 0 beside a difference counts as mu = 100.
 
     Returns:
         position int64 (column of ``state``), mu, mu_low, eps, eps_low float64, p_value (two-sided, of "no difference").

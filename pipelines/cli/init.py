@@ -23,7 +23,7 @@ from pipelines.cli.own_outputs import asked_for_outputs, plan_for_outputs
 from pipelines.cli.terminal import console, state_to_write
 
 if TYPE_CHECKING:
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
 
 
 def init(
@@ -211,9 +211,9 @@ def plan_for(
     from contracts.methods import score
     from contracts.methods import source as sources
     from recipes.plan import load_examples, tried_model
-    from sources import detect
     from sources.files import ImageConfig
     from sources.interactions import from_columns, refuse_asked
+    from sources.loading import detect
 
     if user is None and item is None and time is None:
         source, config, notes = detect(data, asked)

@@ -13,7 +13,7 @@ from contracts.subject import IMPORTED, Model, Subject
 if TYPE_CHECKING:
     import numpy as np
 
-    from sources import ExampleSet
+    from sources.example_set import ExampleSet
 
 READ = 4096  # training examples that a checkpoint is tried on, in each way of giving it inputs
 
@@ -124,7 +124,7 @@ def _quality(net: Any, data: ExampleSet, split: str) -> float:
     """Accuracy, or explained variance (1 is best), on up to ``READ`` examples of a split."""
     import numpy as np
 
-    from recipes import predict_logits
+    from recipes.predict import predict_logits
 
     rows = np.flatnonzero(data.split == split)
     part = data.take(rows[:: max(1, len(rows) // READ)])

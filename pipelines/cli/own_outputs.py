@@ -33,10 +33,10 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
         DataError: the outputs, labels or splits cannot be used.
     """
     from assets.needs import lacks
-    from attacks.statistics import detectable_auc
     from contracts.methods import analysis, attack, score
     from sources.outputs import FEATURES, outputs_config, outputs_of
     from sources.plan import load_examples
+    from stats import detectable_auc
 
     config, left_out = outputs_config(path, asked)
     base = {

@@ -9,7 +9,8 @@ import pytest
 
 from assets import duration
 from contracts.subject import Choice, Split, Subject
-from sources import ExampleSet, load
+from sources.example_set import ExampleSet
+from sources.loading import load
 
 STEPS = 20 * math.ceil(1348 / 64)  # epochs x batches of the training split
 HALVES = 20 * math.ceil(674 / 64)

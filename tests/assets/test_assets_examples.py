@@ -17,7 +17,8 @@ from assets.examples import MOST, SHEET, examples_in
 from contracts.identity import owner_token
 from contracts.methods import Picture
 from reports import plots
-from sources import ExampleSet, load
+from sources.example_set import ExampleSet
+from sources.loading import load
 
 SHEET_OF = Picture(table="t", title="Sheet", kind="examples", x="example_id", y="projection", series="concept")
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from recipes import SupervisedConfig, supervised
 from recipes.models import builder
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
+from recipes.supervised import supervised
 from sources.example_set import ExampleSet
 
 RECIPE = SupervisedConfig(lr=0.2, epochs=30, batch=32)

@@ -13,11 +13,11 @@ from shadow_world import Subject, gaussians
 
 from attacks.backdoor import accuracy, attack_success_rate, confusion_rate
 from attacks.backdoor_audit import BackdoorConfig, backdoor_audit
-from attacks.statistics import clopper_pearson
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable
-from recipes import SupervisedConfig
-from sources import load
+from recipes.schedule import SupervisedConfig
 from sources.example_set import ExampleSet
+from sources.loading import load
+from stats import clopper_pearson
 
 
 def logits_of(answers: list[int], classes: int = 3) -> np.ndarray:

@@ -14,10 +14,10 @@ from shadow_world import Subject, gaussians
 
 from attacks.concept_leakage import ConceptLeakageConfig, concept_leakage
 from attacks.concept_probes import paired_difference
-from attacks.statistics import clopper_pearson, mcnemar
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from recipes import predict_logits
+from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
+from stats import clopper_pearson, mcnemar
 
 CONCEPTS = {"warm": ["a", "b"], "first": [0]}
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from torch import nn
 
-import sources
 from attacks.membership import Evidence, attack_report, signals
 from attacks.membership.unlearning import OUT, population_umia, shadow_unlearning, three_state_design, u_lira
 from attacks.verdicts import judge_attack, judge_umia
@@ -26,6 +25,7 @@ from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
+from sources.loading import load
 
 ATTACKS = ("loss", "lira_online", "rmia_online")
 RECIPE = SupervisedConfig(optimizer="sgd", lr=0.1, momentum=0.9, batch=64, epochs=80, schedule="cosine")
@@ -38,7 +38,7 @@ def mlp(seed: int) -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
-    data = sources.load("sklearn", {"dataset": "digits"}, seed=seed)
+    data = load("sklearn", {"dataset": "digits"}, seed=seed)
     train = data.part("train")
     ensemble = train_ensemble(
         mlp, data, recipe="supervised", config=RECIPE, ensemble=Ensemble(num_models=64), seed=seed
@@ -87,7 +87,7 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
 
 @pytest.mark.slow
 def test_u_lira_on_digits_tells_fine_tuning_from_retraining() -> None:
-    data = sources.load("sklearn", {"dataset": "digits"}, seed=0).part("train")
+    data = load("sklearn", {"dataset": "digits"}, seed=0).part("train")
     ids = np.random.default_rng(0).permutation(data.example_id)
     targets, base = np.sort(ids[:450]), np.sort(ids[450:])
     state = three_state_design(60, len(targets), seed=0)

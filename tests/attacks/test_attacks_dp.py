@@ -17,8 +17,8 @@ from attacks.dp_audit import (
     one_run_eps,
     one_run_p_value,
 )
-from attacks.statistics import lower_bound, upper_bound
 from contracts.errors import InvalidInput
+from stats import lower_bound, upper_bound
 
 
 @pytest.mark.parametrize(("n", "eps"), [(500, 4.906), (1000, 5.601), (2000, 6.295)])

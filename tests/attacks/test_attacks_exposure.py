@@ -14,13 +14,13 @@ from scipy.stats import fisher_exact
 from attacks.membership import exposure_table, report_over_targets
 from attacks.membership.exposure import smallest_p_value, trace_p_values
 from attacks.membership.exposure_audit import ExposureConfig, every_model_a_target, exposure, judge_exposure
-from attacks.statistics import benjamini_hochberg, clopper_pearson
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable, UnknownName
 from contracts.methods import analysis, attack
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
 from recipes.ensemble import ReferenceEnsemble
 from sources.example_set import ExampleSet
+from stats import benjamini_hochberg, clopper_pearson
 
 JUDGED = Thresholds(max_target_auc=0.6)
 

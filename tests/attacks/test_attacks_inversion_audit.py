@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-import sources
 from attacks.gradient_inversion import DropoutInversionConfig, dropout_inversion_audit
 from contracts.errors import DataError, NotApplicable
 from contracts.methods import analysis
 from recipes.models import build
+from sources.loading import load
 
 TINY = {"num_examples": 3, "steps": 4, "dlg_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.load("sklearn", {"dataset": "digits", "test_fraction": 0.5})
+    return load("sklearn", {"dataset": "digits", "test_fraction": 0.5})
 
 
 def mlp(**config):
@@ -134,7 +134,7 @@ def test_other_models(digits, name, config):
 
 
 def test_features_in_place_of_images_and_the_rows_order():
-    data = sources.load("sklearn", {"dataset": "wine"})
+    data = load("sklearn", {"dataset": "wine"})
     model = build("mlp", {"hidden": [16]}, input_shape=data.input_shape, num_outputs=3, seed=0)
     mixed = data.subset(np.random.default_rng(0).permutation(data.example_id))
     first, second = run(data, model), run(mixed, model)
@@ -153,7 +153,7 @@ def test_blocks_bound_the_memory_and_change_nothing_to_speak_of(digits):
 
 def test_what_cannot_be_audited_is_refused_naming_it(digits):
     with pytest.raises(NotApplicable, match="regression"):
-        run(sources.load("sklearn", {"dataset": "diabetes"}), mlp())
+        run(load("sklearn", {"dataset": "diabetes"}), mlp())
     ids = digits.part("train").example_id
     y = digits.y.copy()
     y[digits.positions(ids[:1])] = 10

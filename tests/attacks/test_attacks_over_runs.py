@@ -9,9 +9,9 @@ import pytest
 
 from attacks.membership import Evidence, report_over_targets
 from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
-from attacks.statistics import auc_interval, clopper_pearson
 from contracts.errors import InvalidInput
 from contracts.methods import attack
+from stats import auc_interval, clopper_pearson
 
 CAP = 0.1
 

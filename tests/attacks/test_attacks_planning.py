@@ -85,11 +85,12 @@ def test_a_set_judged_by_its_retrainings_needs_rows_and_retrainings() -> None:
 def test_audits_of_exact_removal_pass_as_often_as_computed_and_fail_in_at_most_alpha(size: int) -> None:
     """200 random sets of the digits, each removed by three retrainings, attacked and judged as an audit does."""
     from assets.models import losses
-    from recipes import SupervisedConfig, predict_logits
     from recipes.ensemble import train_ensemble
     from recipes.models import builder
+    from recipes.predict import predict_logits
+    from recipes.schedule import SupervisedConfig
     from recipes.training import Trainer
-    from sources import load
+    from sources.loading import load
 
     audits, models = 200, 3
     data = load("sklearn", {"dataset": "digits", "test_fraction": 0.5}, seed=0)

@@ -27,13 +27,13 @@ from attacks.dp_audit import (
 from attacks.membership import Evidence, Leakage, Trials, at_best, at_fpr, attack_report, exposure_table
 from attacks.membership.exposure import smallest_p_value
 from attacks.membership.exposure_audit import ExposureConfig, exposure, judge_exposure
-from attacks.statistics import auc_interval, clopper_pearson, minimum_negatives, minimum_references
 from attacks.verdicts import judge_attack
 from contracts.methods import attack
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
 from recipes.ensemble import ReferenceEnsemble
 from sources.example_set import ExampleSet
+from stats import auc_interval, clopper_pearson, minimum_negatives, minimum_references
 
 JUDGED = Thresholds(max_target_auc=0.6)
 

@@ -18,8 +18,8 @@ from attacks.membership.unlearning import IN, UNLEARN, collateral, three_state_d
 from attacks.shadow_verdicts import judge_shadow_unlearning
 from contracts.subject import Thresholds
 from contracts.verdicts import Finding, Verdict, overall
-from recipes import SupervisedConfig
-from sources import load
+from recipes.schedule import SupervisedConfig
+from sources.loading import load
 
 pytestmark = pytest.mark.stat
 ALPHA = 0.05

@@ -24,12 +24,12 @@ from attacks.recourse_invalidation import (
     recourse_validity,
     worst_case_deletion,
 )
-from attacks.statistics import clopper_pearson
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, UnknownName
 from contracts.methods import analysis
-from recipes.explanations import LogisticModel, fit_logistic, rocerf, wachter_counterfactual, worst_logit
-from sources import load
+from explain.counterfactuals import LogisticModel, fit_logistic, rocerf, wachter_counterfactual, worst_logit
 from sources.example_set import ExampleSet
+from sources.loading import load
+from stats import clopper_pearson
 
 # --- deletions ----------------------------------------------------------------------------------------------------
 

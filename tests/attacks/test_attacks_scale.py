@@ -10,9 +10,9 @@ import pytest
 from attacks.membership import Evidence
 from attacks.membership.population_umia import population_umia
 from attacks.membership.scale import MonotoneMap, to_reference_scale
-from attacks.statistics import auc
 from contracts.errors import DataError, InvalidInput
 from contracts.methods import attack
+from stats import auc
 
 MODELS, EXAMPLES, POINTS, CLASSES = 40, 300, 200, 5
 MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -20,12 +20,12 @@ from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import IN, OUT, UNLEARN, example_epsilon, three_state_design, u_lira_of
 from attacks.relearning import relearn
 from attacks.shadow_verdicts import covers, judge_shadow_unlearning
-from attacks.statistics import auc, auc_of_effect, detectable_effect, holm, runs_for_effect
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from contracts.methods import analysis
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
-from recipes import predict_logits
+from recipes.predict import predict_logits
+from stats import auc, auc_of_effect, detectable_effect, holm, runs_for_effect
 
 CONFIG = ShadowUnlearningConfig(runs=12, targets=40, methods=("no-op",), canaries=3, repeats=3, relearn_steps=3)
 

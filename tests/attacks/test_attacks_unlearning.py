@@ -19,8 +19,8 @@ from attacks.membership.unlearning import (
     three_state_design,
     u_lira,
 )
-from attacks.statistics import auc
 from contracts.errors import InvalidInput
+from stats import auc
 
 
 def planted_runs(seed: int, *, runs: int = 30, targets: int = 80, trace: float = 1.0, kept: float = 2.0):

@@ -12,7 +12,6 @@ from scipy.stats import binom
 from attacks.dp_audit import EpsilonAudit
 from attacks.membership import attack_report
 from attacks.membership.unlearning import UMIAResult, population_umia, three_state_design, u_lira
-from attacks.statistics import detectable_auc
 from attacks.verdicts import (
     at_level,
     judge_attack,
@@ -25,6 +24,7 @@ from attacks.verdicts import (
 )
 from contracts.subject import Thresholds
 from contracts.verdicts import QUALITY, Verdict
+from stats import detectable_auc
 
 THRESHOLDS = Thresholds()
 

@@ -28,21 +28,16 @@ from contracts.methods import REGISTRIES, Asked, analysis, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
-from recipes import (
-    BprConfig,
-    ReferenceEnsemble,
-    SupervisedConfig,
-    bpr,
-    early_models,
-    early_snapshots,
-    predict_logits,
-    supervised,
-    train_ensemble,
-)
+from recipes.early import early_models, early_snapshots
+from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.recsys import BprConfig, bpr
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
-from sources import detect, load
+from recipes.supervised import supervised
 from sources.example_set import ExampleSet
+from sources.loading import detect, load
 from sources.outputs import outputs_config
 from unlearning.metrics import evaluate
 

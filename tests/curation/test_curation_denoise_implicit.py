@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import DataError, NotApplicable
-from curation import apply_split
 from curation.denoise_implicit import DenoiseImplicitConfig, denoise_implicit
-from sources import load
+from curation.split import apply_split
+from sources.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError, NotApplicable, UnknownName
 from contracts.methods import curator
-from curation import apply_split
+from curation.split import apply_split
 
 VALUES = st.lists(st.sampled_from([0.0, -1.5, 2.0, 2.25, 1e9, float("inf")]), min_size=60, max_size=60)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError
 from contracts.methods import curator
-from curation import apply_split
 from curation.members import training_ids
+from curation.split import apply_split
 
 METHOD = curator.get("quality_pools")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import DataError
-from curation import apply_split
+from curation.split import apply_split
 from sources.rows import Rows, on_disk
 
 

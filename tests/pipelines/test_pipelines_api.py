@@ -30,7 +30,7 @@ from palimpsest.results import Closing, stored
 from pipelines.cli.app import app
 from pipelines.subjects import load_subject, write_subject
 from scoring.cleanlab_issues import read_issues
-from sources import load
+from sources.loading import load
 from warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import yaml
 from assets.expected import expectations
 from contracts.subject import Subject
 from pipelines.subjects import attributes_of
-from sources import load
+from sources.loading import load
 
 PLANS = sorted(Path("pipelines/defs").glob("*/defs.yaml"))
 

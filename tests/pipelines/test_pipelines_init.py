@@ -25,7 +25,8 @@ from pipelines.cli.app import app
 from pipelines.cli.init import Planned, plan_for
 from pipelines.subjects import load_subject
 from recipes.plan import load_examples
-from sources import ExampleSet, load
+from sources.example_set import ExampleSet
+from sources.loading import load
 
 RNG = np.random.default_rng(0)
 

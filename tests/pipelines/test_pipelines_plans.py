@@ -17,14 +17,15 @@ from pipelines.cli.audit import quick_plan, run_subject
 from pipelines.cli.init import plan_for
 from pipelines.subjects import load_subject
 from recipes.plan import load_examples, model_builder, recipe_config
-from sources import plant_label_noise
+from sources.planted import plant_label_noise
 from warehouse import Warehouse
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_digits_plan_finds_planted_label_noise(seed: int, tmp_path: Path) -> None:
-    from recipes import early_models, train_ensemble
+    from recipes.early import early_models
+    from recipes.ensemble import train_ensemble
 
     plan = load_subject("digits", tmp_path)
     noisy, flipped = plant_label_noise(load_examples(plan), fraction=0.1, seed=seed)

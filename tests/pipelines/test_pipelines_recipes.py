@@ -24,8 +24,9 @@ from contracts.methods import RecipeSpec, recipe
 from contracts.params import Config, param
 from contracts.subject import Subject
 from pipelines.worker import run_job
-from recipes import SupervisedConfig, supervised
+from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
+from recipes.supervised import supervised
 
 PLAN = {
     "subject": "outside",

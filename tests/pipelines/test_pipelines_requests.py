@@ -22,7 +22,7 @@ from contracts.subject import Subject
 from pipelines.cli.app import app
 from pipelines.cli.audit import run_subject, workspace_of
 from pipelines.subjects import load_subject
-from sources import load
+from sources.loading import load
 from warehouse import Warehouse
 
 NAMES = [f"person{i:03d}@example.org" for i in range(60)]

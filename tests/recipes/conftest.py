@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from recipes_examples import make_examples
 
 from contracts.errors import IntegrityError
@@ -43,18 +40,3 @@ def examples() -> Callable[..., ExampleSet]:
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
-
-
-@contextmanager
-def _global_rng_is_left_alone() -> Iterator[None]:
-    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - what is tested
-    yield
-    assert torch.equal(before[0], torch.get_rng_state()), "PyTorch's global generator was moved"
-    assert np.array_equal(before[1], np.random.get_state()[1]), "numpy's global generator was moved"  # noqa: NPY002
-    assert before[2] == random.getstate(), "Python's global generator was moved"
-
-
-@pytest.fixture
-def rng_left_alone() -> Callable[[], AbstractContextManager[None]]:
-    """``with rng_left_alone():`` fails when a global generator is not as it was."""
-    return _global_rng_is_left_alone

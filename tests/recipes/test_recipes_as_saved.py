@@ -11,9 +11,9 @@ from recipes_examples import make_examples
 from torch import nn
 
 from contracts.errors import Diverged, NotTheModel
-from recipes import predict_logits
 from recipes.as_saved import as_saved
 from recipes.models import builder
+from recipes.predict import predict_logits
 
 DATA = make_examples(40, shape=(6,), classes=3)
 BUILD = builder("mlp", {"hidden": (8,)}, input_shape=DATA.input_shape, num_outputs=DATA.num_classes)

@@ -17,22 +17,17 @@ from recipes_examples import make_examples
 from scipy.stats import chi2
 
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from recipes import (
-    BprConfig,
-    Lists,
-    SupervisedConfig,
-    bpr,
-    build,
-    builder,
-    evaluate_topk,
-    predict_logits,
-    supervised,
-    top_items,
-)
 from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
-from recipes.recsys import choose, num_steps, pool_losses, step_losses
+from recipes.models import build, builder
+from recipes.predict import predict_logits
+from recipes.recsys import BprConfig, bpr, choose, num_steps, pool_losses, step_losses
+from recipes.recsys_lists import Lists
+from recipes.recsys_topk import evaluate_topk, top_items
 from recipes.rng import generator
-from sources import load, planted_interactions
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
+from sources.loading import load
+from sources.planted import planted_interactions
 
 QUICK = {"lr": 0.01, "batch": 64, "epochs": 8, "warmup_epochs": 2}
 

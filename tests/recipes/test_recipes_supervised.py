@@ -15,12 +15,12 @@ import torch
 from contracts.errors import ConfigError, DataError, Diverged, IntegrityError
 from contracts.methods import recipe
 from recipes import inputs as inputs_module
-from recipes import supervised as supervised_package
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.models import builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig, epoch_order
 from recipes.supervised import supervised
+from recipes.supervised import supervised as supervised_package
 
 SMALL = SupervisedConfig(epochs=6, batch=10, lr=0.05, momentum=0.8, weight_decay=1e-3)
 
@@ -101,7 +101,10 @@ sys.path[:0] = [{root!r}, {here!r}]
 from recipes_examples import make_examples
 from safetensors.numpy import load_file, save_file
 import json, torch
-from recipes import SupervisedConfig, builder, supervised, to_arrays
+from recipes.checkpoints import to_arrays
+from recipes.models import builder
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
 from recipes.checkpoints import arrays_digest
 torch.set_num_threads(int(sys.argv[3]))
 

@@ -17,7 +17,9 @@ from scoring_data import make_examples
 from contracts.digests import derive_seed
 from contracts.errors import DataError, NotApplicable
 from contracts.methods import curator, score
-from recipes import SupervisedConfig, builder, supervised
+from recipes.models import builder
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
 from scoring.forgetting import ForgettingConfig, ForgettingEvents, forgetting
 
 RECIPE = SupervisedConfig(lr=0.1, epochs=6, batch=10)

@@ -27,7 +27,7 @@ from scoring.influence import (
     upper_tail,
 )
 from scoring.memorization import memorization_scores
-from scoring.proportions import newcombe
+from stats.proportions import newcombe
 
 
 def dense(keep: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

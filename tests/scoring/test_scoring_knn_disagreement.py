@@ -13,11 +13,13 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from contracts.errors import DataError, NotApplicable
-from recipes import SupervisedConfig, supervised
-from recipes.embeddings import embeddings
+from explain.embeddings import embeddings
 from recipes.models import builder
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
 from scoring.knn_disagreement import KnnDisagreementConfig, knn_disagreement
-from sources import load, plant_label_noise
+from sources.loading import load
+from sources.planted import plant_label_noise
 
 
 def run(data, model: nn.Module, **config) -> pl.DataFrame:

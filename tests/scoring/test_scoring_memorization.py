@@ -20,7 +20,7 @@ from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
 from reproductions.card_15_memorization import nearest_neighbour_oracle, nearest_neighbour_runs
 from scoring.memorization import FEWEST, MEMORISED, memorization, memorization_scores
-from scoring.proportions import newcombe
+from stats.proportions import newcombe
 
 
 def design(models: int, num: int, *, seed: int) -> np.ndarray:

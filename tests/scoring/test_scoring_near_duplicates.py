@@ -15,15 +15,15 @@ from near_copies import copies, hashed, recall_and_precision
 from scoring_data import make_examples
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 
-import scoring.payloads as payloads
+import explain.payloads as payloads
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.methods import score
-from scoring.components import components_at
+from explain.components import components_at
+from explain.neighbours import unit_vectors
+from explain.payloads import PayloadSpace
+from explain.twins import twins
 from scoring.near_duplicates import NearDuplicatesConfig, near_duplicates, same_content
-from scoring.neighbours import unit_vectors
-from scoring.payloads import PayloadSpace
-from scoring.twins import twins
-from sources import load
+from sources.loading import load
 
 SPEC = score.get("near_duplicates").spec
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -198,7 +198,7 @@ def test_a_bridge_that_no_short_list_holds(monkeypatch) -> None:
     """Two crowds of exact copies whose members' four nearest are all copies: only the whole graph joins them."""
     points = unit_vectors(np.repeat(np.array([[1, 0], [1, 0.1]], np.float32), 20, axis=0))
     for cells in (41, 4_000_000):
-        monkeypatch.setattr("scoring.neighbours._CELLS", cells)
+        monkeypatch.setattr("explain.neighbours._CELLS", cells)
         group, found = components_at(points, threshold=0.99)
         assert (found.similarity == 1).all() and (group == 0).all()
 
@@ -241,7 +241,7 @@ def test_large_pictures_are_compared_by_the_means_of_their_cells(monkeypatch) ->
         PayloadSpace(x, np.arange(4)).distances(np.arange(4), every),
         PayloadSpace(x, np.arange(4)).vectors(np.arange(4)),
     )
-    monkeypatch.setattr("scoring.neighbours._CELLS", 600)
+    monkeypatch.setattr("explain.neighbours._CELLS", 600)
     blocks = PayloadSpace(x, np.arange(4))
     np.testing.assert_allclose(blocks.distances(np.arange(4), every), whole)
     np.testing.assert_allclose(blocks.vectors(np.arange(4)), vectors, atol=1e-6)

@@ -11,7 +11,8 @@ from scipy.special import log_softmax, softmax
 from contracts.errors import DataError, NotApplicable
 from contracts.params import Config
 from recipes.ensemble import ReferenceEnsemble
-from scoring import label_quality, output_error, output_label_quality
+from scoring.label_quality import label_quality, output_label_quality
+from scoring.output_error import output_error
 from sources.assemble import assemble
 
 NUM, CLASSES = 120, 4

@@ -18,13 +18,15 @@ from torch import nn
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.progress import silent
-from recipes import BprConfig, Lists, bpr, builder
-from recipes.recsys import choose, pool_losses
+from recipes.models import builder
+from recipes.recsys import BprConfig, bpr, choose, pool_losses
+from recipes.recsys_lists import Lists
 from recipes.rng import generator
 from scoring.personal_loss import PersonalLossConfig, personal_loss, ranks_within, selection_probability
-from scoring.recsys_eval import RecsysEvalConfig, measure, recsys_eval
-from sources import load, planted_interactions
 from sources.example_set import ExampleSet
+from sources.loading import load
+from sources.planted import planted_interactions
+from studies.recsys_eval import RecsysEvalConfig, measure, recsys_eval
 
 CONFIG = PersonalLossConfig()
 

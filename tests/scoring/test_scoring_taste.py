@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from recipes import Lists
+from recipes.recsys_lists import Lists
 from scoring.personal_loss import ranks_within
 from scoring.taste import ItemProfiles, noise_odds, taste_z
 

@@ -19,9 +19,10 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable
-from recipes import SupervisedConfig, builder, supervised
 from recipes.inputs import Inputs
-from recipes.schedule import epoch_order
+from recipes.models import builder
+from recipes.schedule import SupervisedConfig, epoch_order
+from recipes.supervised import supervised
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, sign_step, unlearn_weighted
 from scoring.worst_case_forget import (

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import DataError, PalimpsestError, UnsafeFile
-from sources import detect, load
 from sources.files import check_size, inside, manifest, refuse_pickle, root_folder
+from sources.loading import detect, load
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from PIL import Image
 
 import sources.identity
 from contracts.errors import DataError
-from sources import load
 from sources.identity import Content
+from sources.loading import load
 
 ROW = st.tuples(
     st.sampled_from([0.0, -0.0, 1.5]), st.sampled_from("uv"), st.sampled_from("ab"), st.sampled_from(["", "ann", "bo"])

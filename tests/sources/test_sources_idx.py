@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
-from sources import load
+from sources.loading import load
 from sources.rows import on_disk
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from contracts.errors import DataError, UnsafeFile
-from sources import load
+from sources.loading import load
 
 
 def _load(root, **config):

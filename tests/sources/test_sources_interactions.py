@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError, NotApplicable
 from contracts.methods import Asked
-from sources import detect, load, plant_interactions, plant_label_noise, planted_interactions
-from sources.planted import without_planted
+from sources.loading import detect, load
+from sources.planted import plant_interactions, plant_label_noise, planted_interactions, without_planted
 from sources.splits import largest_remainders
 from sources.synthetic_interactions import SyntheticInteractionsConfig, draw_interactions
 

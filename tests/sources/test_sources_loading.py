@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-import sources
 from contracts.errors import ConfigError, DataError, NotApplicable, UnknownName, UnsafeFile
 from contracts.methods import Asked, source
-from sources import detect, load, plant_label_noise
+from sources.example_set import ExampleSet
+from sources.loading import detect, load
+from sources.planted import plant_label_noise
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_unknown_sources_and_fields_are_refused():
         "synthetic_interactions",
         "table",
     }
-    assert sources.ExampleSet is type(load("sklearn", {}))
+    assert ExampleSet is type(load("sklearn", {}))
 
 
 @pytest.mark.parametrize("seed", range(5))

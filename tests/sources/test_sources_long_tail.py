@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contracts.errors import ConfigError, InvalidInput
-from sources import load
+from sources.loading import load
 from sources.long_tail import (
     LongTailMixture,
     LongTailMixtureConfig,

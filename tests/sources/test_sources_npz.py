@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import DataError, UnsafeFile
-from sources import load
 from sources.example_set import ExampleSet
+from sources.loading import load
 
 
 def _load(path, **config) -> ExampleSet:

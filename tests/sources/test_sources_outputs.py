@@ -8,7 +8,7 @@ import pytest
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
 from contracts.methods import Asked
-from sources import load
+from sources.loading import load
 from sources.outputs import FEATURES, OUTPUTS, looks_like_outputs, outputs_config, outputs_of
 
 NUM, CLASSES = 60, ("cat", "dog", "eel")

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from contracts.errors import ConfigError, DataError, NotApplicable
-from sources import (
-    ExampleSet,
+from sources.example_set import ExampleSet
+from sources.identity import Content
+from sources.loading import load
+from sources.planted_poison import (
     add_poison_trigger,
     interclass_confusion,
-    load,
     plant_canaries,
     random_label_swap,
     sample_deletion_set,
     triggered,
 )
-from sources.identity import Content
 from sources.rows import Rows, replaced
 
 

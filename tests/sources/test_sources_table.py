@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, DataError, UnsafeFile
-from sources import load
+from sources.loading import load
 
 
 def _load(path, label="label", seed=0, **config):

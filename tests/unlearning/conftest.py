@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import SupervisedConfig, supervised
 from recipes.models import builder
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
 from sources.example_set import ExampleSet
 
 CLASSES = 4

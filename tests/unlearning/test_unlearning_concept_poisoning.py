@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from recipes import predict_logits
-from recipes.concepts import Concepts
-from recipes.embeddings import embeddings
+from explain.concepts import Concepts
+from explain.embeddings import embeddings
+from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from unlearning.concept_poisoning import ConceptPoisoningConfig, _random_other, choose_poison, concept_poisoning
 

@@ -15,10 +15,10 @@ from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from contracts.methods import unlearner
 from sources.example_set import ExampleSet
-from unlearning import finetune, gradient_ascent, random_label, retrain
-from unlearning.finetune import FinetuneConfig
-from unlearning.gradient_ascent import GradientAscentConfig
-from unlearning.random_label import RandomLabelConfig, random_labels
+from unlearning.finetune import FinetuneConfig, finetune
+from unlearning.gradient_ascent import GradientAscentConfig, gradient_ascent
+from unlearning.random_label import RandomLabelConfig, random_label, random_labels
+from unlearning.retrain import retrain
 
 GRADIENT = ("finetune", "gradient_ascent", "random_label")
 
