@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from assets import analyses, audits, curation, data, models, reports, requests, scores, unlearning
+from assets import analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
 from assets.stage import Stage
 from assets.unlearning import Scope
 from contracts.subject import Subject
@@ -20,7 +20,9 @@ def subject_stages(subject: Subject) -> list[Stage]:
     examples = data.examples(subject)
     upstream = {"examples": examples, "target": models.target(subject, examples)}
     if not subject.outputs_only:
-        upstream |= {"early": models.early(subject, examples), "ensemble": models.ensemble(subject, examples)}
+        upstream["early"] = models.early(subject, examples)
+    if read := needs.references(subject):
+        upstream["ensemble"] = models.ensemble(subject, examples, outputs="outputs" in read)
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
     analysed = analyses.analyses(subject, upstream, scored, splits)

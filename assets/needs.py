@@ -21,7 +21,7 @@ from assets import imported, models
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
-from contracts.methods import MethodSpec, source, unlearner
+from contracts.methods import MethodSpec, analysis, attack, curator, score, source, unlearner
 from contracts.params import Config
 from contracts.subject import OUTPUTS, Subject
 from recipes.plan import device_of, model_builder, recipe_config
@@ -39,6 +39,7 @@ STANDS_ON = {
     "unlearn": "target",
     "early_models": "early",
     "ensemble": "ensemble",
+    "ensemble_outputs": "ensemble",
 }
 _OF_OUTPUTS = {
     "encoder",
@@ -82,6 +83,29 @@ def stages_of(
         for name in (*names_in(config, "unlearner"), *names_in(config, "method")):
             unlearner.get(name)
     return tuple(dict.fromkeys(wanted))
+
+
+def references(subject: Subject) -> frozenset[str]:
+    """What the plan's methods read of reference models: nothing, "readings", or "readings" and whole "outputs".
+
+    Attacks that can do without references do not have them trained; where they are there, they tell on which scale a model speaks.
+    """
+    if subject.outputs_only:
+        return frozenset()
+    attacks = [attack.get(choice.name).spec for choice in subject.attacks]
+    read = {"readings" for spec in attacks if spec.references}
+    read |= {"outputs" for spec in attacks if spec.references and "outputs" in spec.wants}
+    chosen = [(score.get(choice.name).spec, choice.config) for choice in subject.scores]
+    chosen += [(analysis.get(choice.name).spec, choice.config) for choice in subject.analyses]
+    chosen += [(curator.get(split.method).spec, split.config) for split in subject.splits]
+    for spec, config in chosen:
+        if "ensemble_outputs" in spec.needs:
+            read.add("outputs")
+        elif "ensemble" in spec.needs:
+            read.add("readings")
+            named = names_in(spec.config.from_mapping(config), "attack")
+            read |= {"outputs" for name in named if "outputs" in attack.get(name).spec.wants}
+    return frozenset(read | {"readings"} if read else read)
 
 
 def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
@@ -324,6 +348,7 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "early_models": lambda run, up: models.load_early(run, up["early"]),
     "early_at": lambda run, up: _early_at(run),
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
+    "ensemble_outputs": lambda run, up: models.load_ensemble(run, up["ensemble"]),
     "train": lambda run, up: trainer(run),
     "train_many": lambda run, up: _train_many(run),
     "unlearn": _Unlearn,

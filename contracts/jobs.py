@@ -35,6 +35,7 @@ class UnlearnJob(Config):
     members: str = param(doc="artifact with the ids of the forget and the retain set")
     members_sha256: str = param(doc="its digest")
     output: str = param(doc="artifact the worker writes")
+    outputs: bool = param(False, doc="keep whole outputs beside the readings, of a task that gives them")
 
     @property
     def job_id(self) -> str:
