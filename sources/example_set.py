@@ -28,12 +28,12 @@ import numpy as np
 
 from contracts.digests import canonical_json, plain
 from contracts.errors import DataError
-from contracts.methods import ANY_TASK, Task
 from sources.columns import check_columns, digested, in_order, taken
 from sources.payloads import masks
 from sources.payloads.arrays import payload_of
 from sources.payloads.base import Affine, Payload, Values
 from sources.rows import Rows
+from tasks.base import Constants, Task, named
 
 SPLITS = ("train", "test")
 
@@ -44,9 +44,10 @@ class ExampleSet:
 
     Attributes:
         name: the data set, for people.
-        task: "classification", "regression" or "ranking".
+        task: what is learnt, an object of ``tasks``; a name is looked up.
         x: (N, *shape) raw values; see the module. Or another payload: ``Tokens``, ``Graph``, ``Pairs``.
-        y: (N,) int64 in [0, K) or float64; or a class a pixel, uint8 or int64 (N, H, W), in memory or on disk.
+        y: (N,) int64 in [0, K) or float64, as the task declares; or a class a pixel, uint8 or int64 (N, H, W), in memory
+            or on disk.
         example_id: (N,) int64, unique, >= 0, stable for ever.
         split: (N,) "<U5", "train" or "test".
         owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
@@ -60,6 +61,7 @@ class ExampleSet:
             to look up; not part of the digest. None where the source has no such thing.
         columns: (N,) int64 or str each, what is known of an example besides (client, domain, step, group, ...); no
             features.
+        whole: constants of the whole data set that readings are taken with (``constants``); a subset has its whole's.
     """
 
     name: str
@@ -77,13 +79,14 @@ class ExampleSet:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     origin: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    whole: Constants | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.task, str):
+            object.__setattr__(self, "task", named(self.task))
 
     def __repr__(self) -> str:
-        what = {
-            "classification": f"{self.num_classes} classes",
-            "ranking": f"{self.num_users} users, {self.num_classes} items",
-        }.get(self.task, self.task)
-        return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {what})"
+        return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {self.task.describe(self)})"
 
     def __len__(self) -> int:
         return len(self.example_id)
@@ -99,8 +102,8 @@ class ExampleSet:
 
     @property
     def num_users(self) -> int:
-        """Users of a ranking task, whether or not they occur in this part of the data; 0 for other tasks."""
-        return int(self.provenance.get("num_users", 0)) if self.task == "ranking" else 0
+        """Users of interactions, whether or not they occur in this part of the data; 0 for other data."""
+        return int(self.provenance.get("num_users", 0))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -126,15 +129,20 @@ class ExampleSet:
         """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id;
         over columns and what examples share, where there are any."""
         order = np.argsort(self.example_id, kind="stable")
-        about = {"task": self.task, "class_names": self.class_names} | digested(self.columns, self.payload.shared)
+        about = {"task": self.task.name, "class_names": self.class_names} | digested(self.columns, self.payload.shared)
         state = hashlib.sha256(canonical_json(about).encode())
         for start in range(0, len(order), 65536):
             rows = order[start : start + 65536]
-            label = self.y[rows] if self.task != "regression" else self.y[rows].view(np.int64)
-            columns = (self.example_id[rows], self.split[rows], label, self.owner[rows], self.content_hash[rows])
-            columns += tuple(c[rows] for c in in_order(self.columns))
-            state.update(json.dumps([c.tolist() for c in columns], separators=(",", ":")).encode())
+            before, after = (self.example_id, self.split), (self.owner, self.content_hash, *in_order(self.columns))
+            columns = [c[rows].tolist() for c in before], [c[rows].tolist() for c in after]
+            told = [*columns[0], masks.told(self.y, rows, self.task.target_digest), *columns[1]]
+            state.update(json.dumps(told, separators=(",", ":")).encode())
         return state.hexdigest()
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What a reading needs of the whole data set, the same for every subset of it and every model."""
+        return self.task.constants(self) if self.whole is None else self.whole
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -186,6 +194,7 @@ class ExampleSet:
             **{k: getattr(self, k)[rows] for k in ("example_id", "split", "owner", "content_hash")},
             columns=taken(self.columns, rows),
             origin=None if self.origin is None else self.origin[rows],
+            whole=self.constants,
         )
 
     def by_id(self) -> ExampleSet:
@@ -226,23 +235,21 @@ class ExampleSet:
         """
         self._check_columns()
         self._check_ids_and_splits()
-        self._check_labels()
+        self.task.check(self)
         self._check_values()
         plain(dict(self.provenance))
         return self
 
-    def _refusal(self, message: str, chosen: np.ndarray) -> DataError:
+    def refusal(self, message: str, chosen: np.ndarray) -> DataError:
         """The error about the chosen rows (a mask or positions), which names where they lie, or their ids."""
         where = () if self.origin is None else self.origin[chosen].tolist()
         return DataError(f"{self.name}: {message}", example_ids=self.example_id[chosen], where=where)
 
     def _check_columns(self) -> None:
-        if self.task not in ANY_TASK:
-            raise DataError(f"task {self.task!r} is not one of {', '.join(map(repr, ANY_TASK))}")
         num = len(self.example_id)
         if num == 0:
             raise DataError(f"{self.name} holds no examples")
-        label_type = "float64" if self.task == "regression" else "int64"
+        masks.check_shape(self.y, num=num, dtype=self.task.target_dtype, shape=self.input_shape, name=self.name)
         wanted = {"example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
         for column, dtype in wanted.items():
             values = getattr(self, column)
@@ -254,9 +261,8 @@ class ExampleSet:
             raise DataError(f"{self.name}: origin is {self.origin.dtype} {self.origin.shape}, not text ({num},)")
         if len(self.x) != num:
             raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
-        masks.check_shape(self.y, num=num, dtype=label_type, shape=self.input_shape, name=self.name)
         check_columns(self.name, self.columns, num)
-        if self.task == "ranking":
+        if self.task.gives("interactions"):
             if (self.x.dtype, self.input_shape) != (np.int64, (1,)):
                 raise DataError(
                     f"{self.name}: x is {self.x.dtype} {self.x.shape}; ranking needs user indexes, int64 (N, 1)"
@@ -269,6 +275,14 @@ class ExampleSet:
         if self.feature_names and len(self.feature_names) != self.input_shape[0]:
             raise DataError(f"{self.name}: {len(self.feature_names)} feature names for {self.input_shape[0]} features")
 
+    def check_targets(self) -> None:
+        """Refuse labels that are no class (item) of these data, or numbers that are not finite.
+
+        Raises:
+            DataError: names the examples.
+        """
+        self.task.check_targets(self)
+
     def _check_ids_and_splits(self) -> None:
         doubled = _doubled(self.example_id)
         if len(doubled):
@@ -277,59 +291,9 @@ class ExampleSet:
             raise DataError(f"{self.name}: ids must be >= 0", example_ids=self.example_id[self.example_id < 0])
         strange = ~np.isin(self.split, SPLITS)
         if strange.any():
-            raise self._refusal(f"split {str(self.split[strange][0])!r} is not one of 'train', 'test'", strange)
+            raise self.refusal(f"split {str(self.split[strange][0])!r} is not one of 'train', 'test'", strange)
         if not (self.split == "train").any():
             raise DataError(f"{self.name} has no training example")
-
-    def check_classes(self) -> None:
-        """Refuse labels that are no class (item) of these data.
-
-        Raises:
-            DataError: names the examples.
-        """
-        outside = (self.y < 0) | (self.y >= self.num_classes)
-        if outside.any():
-            rows = np.flatnonzero(outside)[np.argsort(self.example_id[outside])]
-            label = self.y[rows[0]]
-            raise self._refusal(f"labels outside 0..{self.num_classes - 1}, the first is label {label}", rows)
-
-    def _check_labels(self) -> None:
-        if self.task == "regression":
-            bad = ~np.isfinite(self.y)
-            if bad.any():
-                raise self._refusal("targets are not finite", bad)
-            if self.class_names:
-                raise DataError(f"{self.name}: regression has no class names")
-            return
-        if self.num_classes < 2:
-            what = "item" if self.task == "ranking" else "class"
-            raise DataError(f"{self.name}: {self.num_classes} {what}; {self.task} needs at least 2")
-        doubled = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
-        if doubled:
-            raise DataError(f"{self.name}: class name {doubled[0]!r} is used more than once")
-        self.check_classes()
-        if self.task == "ranking":
-            self._check_interactions()
-            return
-        empty = np.flatnonzero(np.bincount(self.y[self.split == "train"], minlength=self.num_classes) == 0)
-        if len(empty):
-            names = ", ".join(f"{self.class_names[k]!r} (index {k})" for k in empty[:10])
-            raise self._refusal(
-                f"{len(empty)} of {self.num_classes} classes have no training example: {names}", np.isin(self.y, empty)
-            )
-
-    def _check_interactions(self) -> None:
-        users = np.asarray(self.x)[:, 0]
-        bad = (users < 0) | (users >= self.num_users)
-        if bad.any():
-            raise self._refusal(
-                f"user {users[bad][0]} is outside 0..{self.num_users - 1} (provenance['num_users'])", bad
-            )
-        pair = users * self.num_classes + self.y
-        _, first = np.unique(pair, return_index=True)
-        if len(first) != len(pair):
-            again = np.delete(np.arange(len(pair)), first)
-            raise self._refusal(f"{len(again)} interactions repeat a pair of user and item", again)
 
     def _check_values(self) -> None:
         for what, affine in (("center", self.center), ("scale", self.scale)):
@@ -345,7 +309,7 @@ class ExampleSet:
             raise DataError(f"{self.name}: scale must not be 0")
         for message, bad in self.payload.faults(self.affine, labelled=self.labelled):
             if bad.any():
-                raise self._refusal(message, bad)
+                raise self.refusal(message, bad)
 
 
 def _as_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:

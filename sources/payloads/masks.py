@@ -7,7 +7,8 @@ of them it is. What values a mask may hold, and what the data digest covers of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,19 @@ def labels_of(y: NDArray[Any] | Rows, class_names: Sequence[str]) -> NDArray[Any
         return np.asarray(class_names)[plain] if len(class_names) else plain
     parts = [mask_digests(masks) for _, masks in mask_blocks(y)]
     return np.concatenate([np.empty(0, "<U64"), *parts])
+
+
+def told(y: NDArray[Any] | Rows, rows: NDArray[Any], digest: Callable[[NDArray[Any]], list[Any]]) -> list[Any]:
+    """What the data digest covers of the targets of these rows, one entry an example; masks some at a time.
+
+    Args:
+        digest: ``target_digest`` of the task.
+    """
+    if y.ndim == 1:
+        return digest(y[rows])
+    lazy = y.select(rows) if isinstance(y, Rows) else Rows([y], rows)
+    parts = (digest(masks) for _, masks in mask_blocks(lazy))
+    return list(itertools.chain.from_iterable(parts))
 
 
 def check_shape(y: NDArray[Any] | Rows, *, num: int, dtype: str, shape: tuple[int, ...], name: str) -> None:
