@@ -10,6 +10,7 @@ row. Ids without an ``id`` column come from the feature columns, label, owner an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from sources.features import (
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
 from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of, without_splits
+from sources.graph_tables import graph_tables
 from sources.interactions import is_interactions
 from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
@@ -83,12 +85,18 @@ class TableConfig(ColumnsConfig):
 
 
 def _detects(path: Path) -> bool:
-    return is_tables(path) and not is_interactions(path) and not is_texts(path) and picture_column(path) is None
+    others = is_interactions(path) or is_texts(path) or graph_tables(path) or picture_column(path) is not None
+    return is_tables(path) and not others
 
 
 def _from_path(path: Path, asked: Asked) -> Reading:
     data, config, notes = named_columns(path, asked)
-    drop = list(asked.drop)
+    return with_drops(data, config, notes, drop=asked.drop)
+
+
+def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop: Sequence[str]) -> Reading:
+    """The fields that name columns, with those that are better left out, and why."""
+    drop = list(drop)
     for name in data.schema:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue

@@ -146,8 +146,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
 @source(
     SourceSpec(
         name="text",
-        doc="Texts, or prompts with answers, in JSON lines, Parquet or CSV, or a folder of .txt files; as bytes, words or "
-        "by a Hugging Face tokenizer.",
+        doc="Texts, or prompts with answers, in JSON lines, Parquet or CSV, or a folder of .txt files; as bytes, words "
+        "or by a Hugging Face tokenizer.",
         source="definition",
         config=TextConfig,
         detects=_detects,
@@ -172,7 +172,7 @@ def text(*, config: TextConfig, seed: int) -> ExampleSet:
     if cut:
         if found.ids is not None:
             raise DataError(
-                f"{found.name}: texts are cut into pieces of max_tokens = {config.max_tokens} tokens, and a piece cannot "
+                f"{found.name}: texts are cut into pieces of max_tokens = {config.max_tokens}, and a piece cannot "
                 "have the id of its document: leave id out (its column can be kept as group), or raise max_tokens"
             )
         columns.setdefault("group", found.names[pieces.document])
