@@ -101,6 +101,65 @@ def test_imports_point_one_way():
     tool(str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache")
 
 
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of everything in the packages."""
+    found = {}
+    for path in files(*ROOMS):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(body: list[ast.stmt], known: dict[str, Path]) -> set[str]:
+    """Modules of ours that these statements import, under an ``if`` (TYPE_CHECKING) and in a ``try`` too, not in functions."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else str(node.module) for name in names}
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            inside = [*node.body, *getattr(node, "orelse", ()), *getattr(node, "finalbody", ())]
+            inside += [statement for handler in getattr(node, "handlers", ()) for statement in handler.body]
+            found |= imported(inside, known)
+    return found & known.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph as a path whose last name is its first; none: an empty list."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_file_imports_in_a_circle_not_even_for_its_types():
+    known = modules()
+    graph = {name: imported(tree(path).body, known) - {name} for name, path in known.items()}
+    assert not circle(graph), " -> ".join(circle(graph))
+
+
+def test_a_circle_is_found_and_types_count():
+    known = {"a": Path(), "b": Path(), "c.d": Path()}
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from c import d\ndef f():\n    import a\n"
+    assert imported(ast.parse(typed).body, known) == {"c.d"}
+    assert imported(ast.parse("try:\n    import a\nexcept ImportError:\n    import b").body, known) == {"a", "b"}
+    assert circle({"a": {"b"}, "b": {"c.d"}, "c.d": {"b"}}) == ["b", "c.d", "b"]
+    assert circle({"a": {"b", "c.d"}, "b": {"c.d"}, "c.d": set()}) == []
+
+
 def test_ruff_finds_nothing():
     tool(sys.executable, "-m", "ruff", "check", ".")
 

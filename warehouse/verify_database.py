@@ -19,9 +19,9 @@ from contracts.digests import digest
 from contracts.progress import Progress
 from contracts.schema import ARTIFACTS, ATTACK_REPORTS, FINDINGS, REGISTER, REQUEST_EVENTS, UNLEARNING_RUNS
 from contracts.tables import TableSpec
-from warehouse import ddl, frames, ledger, views
+from warehouse import chain, ddl, frames, views
+from warehouse.chain import Head
 from warehouse.connection import Connection, fetch
-from warehouse.ledger import Head
 from warehouse.recorded import RESTORE, Key, Named, Problem, Recorded, Rows, described
 from warehouse.writer import groups_of, part_text, read_partition, subject_of, writers_of
 
@@ -46,7 +46,7 @@ class Database:
     """
 
     name: str = ""
-    entries: list[ledger.Entry] = field(default_factory=list)
+    entries: list[chain.Entry] = field(default_factory=list)
     recorded: Recorded = field(default_factory=Recorded)
     lineage: dict[str, Named] = field(default_factory=dict)
     reported: dict[str, pl.DataFrame] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Database:
 
 
 def read_ledger(db: Database, con: Connection) -> None:
-    """Read the ledger and what it says; the chain itself is judged by ``ledger.examine``."""
-    db.entries = ledger.entries_of(con)
+    """Read the ledger and what it says; the chain itself is judged by ``chain.examine``."""
+    db.entries = chain.entries_of(con)
     db.recorded = Recorded.of(db.entries)
     db.problems += [Problem(f"{db.name}{p.sentence}", p.todo) for p in db.recorded.problems]
 

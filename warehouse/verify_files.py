@@ -24,7 +24,7 @@ from contracts.errors import IllegalName, IntegrityError, NotReady, UnsafeFile
 from contracts.progress import Progress
 from warehouse import fsio
 from warehouse.artifacts import Artifact, ArtifactStore
-from warehouse.ledger import Head, contained
+from warehouse.chain import Head, contained
 from warehouse.recorded import RESTORE, Named, Problem, described
 from warehouse.verify_database import REPORTED, Database
 from warehouse.writer import part_text
