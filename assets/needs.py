@@ -1,4 +1,4 @@
-"""What the pipeline hands to a method: each word of ``contracts.methods.NEEDS``, the stages it stands on, how it is made.
+"""What the pipeline gives to a method: each word of ``contracts.methods.NEEDS``, the stages it stands on, how it is made.
 
 A stage depends on what its method needs, so that a change upstream makes it stale; the callables are made when the work
 runs and load nothing before they are called.

@@ -53,7 +53,7 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What the work of a stage hands over.
+    """What the work of a stage gives back.
 
     Attributes:
         tables: (spec, frame, partition) to replace.

@@ -155,7 +155,9 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope) -> Output:
     return Output(
         artifacts=[artifact],
         volatile=[store.describe(times_of(job.output))],
-        members=ids["retain"] if choice.name == RETRAIN else np.concatenate([ids["retain"], ids["forget"]]),
+        members=ids["retain"]
+        if unlearner.get(choice.name).spec.exact
+        else np.concatenate([ids["retain"], ids["forget"]]),
         metadata={"job": job.job_id, "runs": meta["runs"]},
     )
 

@@ -175,7 +175,7 @@ def backdoor_audit(
         seed: root of the draws, trainings and unlearners.
         train: (data, seed) -> model of the subject's recipe.
         unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner.
-        progress: told (unlearning runs done, all, "backdoor audit").
+        progress: called with (unlearning runs done, all, "backdoor audit").
 
     Returns:
         ``backdoor``: rows by repeat, then ``none``, then methods by identified fraction.

@@ -183,7 +183,7 @@ def concept_leakage(
         seed: of the unlearners, the clusters and the draws.
         model: the audited model; not changed.
         unlearn: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; knows ``retrain``.
-        progress: told (models probed, all, "concept leakage").
+        progress: called with (models probed, all, "concept leakage").
 
     Returns:
         ``concept_leakage`` (method x concept) and ``concept_head_swap`` (method), the references first and last.

@@ -170,7 +170,7 @@ def in_words(error: BaseException) -> str:
         if error.errno in _FULL:
             return (
                 f"the disk is full{where}. What was finished is kept; free some space, or set PALIMPSEST_HOME to a disk with "
-                "room, and run the same command again"
+                "space, and run the same command again"
             )
         if error.errno in _NOT_WRITABLE:
             return f"no access ({(error.strerror or '').lower()}){where}. To write elsewhere, set PALIMPSEST_HOME to a folder of yours"

@@ -66,7 +66,7 @@ class Split(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Early(Config):
-    """The early checkpoints that EL2N and GraNd read (card 26): R seeds stopped at one epoch of the full recipe."""
+    """The early checkpoints that EL2N and GraNd read (Paul et al. 2021): R seeds stopped at one epoch of the full recipe."""
 
     seeds: int = param(10, ge=1, le=1000, doc="independent initialisations R")
     epoch: int = param(3, ge=0, le=100_000, doc="epochs trained before scoring; 0 is uninformative")
@@ -74,7 +74,7 @@ class Early(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ensemble(Config):
-    """The reference ensemble: M copies of the recipe on random halves of the pool (card 57, step 6)."""
+    """The reference ensemble: M copies of the recipe on random halves of the pool (Carlini et al. 2022)."""
 
     num_models: int = param(64, ge=4, le=100_000, doc="M, even: each pool example is in exactly M/2 models")
     pool_size: int | None = param(None, ge=20, doc="examples in the pool; all when not given")

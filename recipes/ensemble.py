@@ -3,7 +3,7 @@
     keep[m, j] = 1 if model m trained on example j,   logits[m, j, :] = f_m(x_j), eval mode
     pool example: in exactly M/2 models;  population example: in none
 
-Trained once; memorization (card 15, subset ratio 1/2), LiRA and RMIA (card 57) all read it. Every model is made by the
+Trained once; memorization (Feldman & Zhang 2020, subset ratio 1/2), LiRA and RMIA all read it. Every model is made by the
 recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and each
 model of it would be one more copy to erase.
 
@@ -122,7 +122,7 @@ def train_ensemble(
         device: "cpu" or "cuda".
         checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
         checkpoint_name: see above.
-        progress: told (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
+        progress: called with (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
         NotApplicable: regression; a recipe for another task; a network whose outputs in eval mode mix examples.

@@ -152,7 +152,7 @@ def select_worst_case(
         config: see :class:`WorstCaseForgetConfig`.
         seed: of the random start and of the lower levels.
         unlearn: ``(name, *, retain, forget, seed) -> model``; needed for lower = "unlearner".
-        progress: told (upper steps done, most, "worst-case selection").
+        progress: called with (upper steps done, most, "worst-case selection").
 
     Raises:
         NotApplicable: not classification, or a model that the lower level cannot work on.
@@ -425,7 +425,7 @@ def worst_case_forget(
         seed: of the random starts and of the lower levels.
         model: the audited model; not changed.
         unlearn: runs a registered unlearner; used for lower = "unlearner" alone.
-        progress: told (upper steps done, most, "worst-case selection").
+        progress: called with (upper steps done, most, "worst-case selection").
 
     Returns:
         One row an example, in the order of ``data``; columns as declared.

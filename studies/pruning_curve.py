@@ -216,7 +216,7 @@ def pruning_curve(
             neither.
         config: score, rules, fractions.
         seed: root of the trainings and of the random sets.
-        progress: told (trainings done, in all, "trainings on pruned sets").
+        progress: called with (trainings done, in all, "trainings on pruned sets").
         scores: gives (example_id, value) of a stored score by name.
         train: ``(data, seed, *, effort, steps, observe) -> model``, effort or steps.
 

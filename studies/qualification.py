@@ -223,7 +223,7 @@ def qualification(
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
         unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
         evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
-        progress: told (runs done, all, "qualification").
+        progress: called with (runs done, all, "qualification").
 
     Returns:
         ``qualification`` and ``qualification_runs``, rows in the order of splits, then methods, retraining first.

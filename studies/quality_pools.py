@@ -163,7 +163,7 @@ def quality_pools(
         data: both splits, classification. Training examples without a value of the score are in no pool.
         config: pools and points.
         seed: root of the trainings. All pools and unions share their initialisations.
-        progress: told (trainings done, in all at most, "trainings on pools").
+        progress: called with (trainings done, in all at most, "trainings on pools").
         scores: gives (example_id, value) of a stored score by name.
         train: ``(data, seed, *, effort, observe) -> model``.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = (
+PACKAGES = (
     "contracts",
     "stats",
     "tasks",
@@ -58,8 +58,8 @@ SQL = re.compile(
 )
 
 
-def files(*rooms: str) -> list[Path]:
-    return [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+def files(*packages: str) -> list[Path]:
+    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 @cache
@@ -104,7 +104,7 @@ def test_imports_point_one_way():
 def modules() -> dict[str, Path]:
     """Dotted name -> file, of everything in the packages."""
     found = {}
-    for path in files(*ROOMS):
+    for path in files(*PACKAGES):
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -173,7 +173,7 @@ def test_types_are_strict():
     tool(sys.executable, "-m", "mypy")
 
 
-@pytest.mark.parametrize("folder", [*ROOMS, "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "benchmarks"])
 def test_every_folder_says_what_belongs_in_it(folder):
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8").lower()
     assert text.startswith("# ") and "belongs here" in text.replace("*", "")
@@ -181,7 +181,7 @@ def test_every_folder_says_what_belongs_in_it(folder):
     assert all(f"\n{step}. " in text for step in (1, 2, 3)), "how to add one, in three steps"
 
 
-@pytest.mark.parametrize("path", files(*ROOMS, "benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files(*PACKAGES, "benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_opens_with_its_purpose(path):
     assert ast.get_docstring(tree(path)), "no docstring"
 
@@ -190,7 +190,7 @@ def test_sql_stands_in_the_warehouse_only():
     """Statements, not words of advice: a text that begins like a statement."""
     found = [
         where(path, node)
-        for path in files(*(room for room in ROOMS if room != "warehouse"))
+        for path in files(*(package for package in PACKAGES if package != "warehouse"))
         for node in texts(path)
         if SQL.match(str(node.value))
     ]
@@ -221,7 +221,7 @@ def test_what_counts_as_sql(text, is_sql):
 
 def test_nothing_unpickles():
     found = []
-    for path in files(*ROOMS, "benchmarks"):
+    for path in files(*PACKAGES, "benchmarks"):
         if path == IMPORT_CHILD:  # knows the name of pickle's error, and nothing else of it
             used = {ast.unparse(n) for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute)}
             assert {name for name in used if name.startswith("pickle.")} <= {"pickle.UnpicklingError"}
@@ -245,7 +245,9 @@ def test_nothing_unpickles():
 
 
 def test_torch_load_stands_in_the_import_child_only_and_weights_only():
-    found = [(path, call) for path in files(*ROOMS, "benchmarks") for name, call in calls(path) if name == "torch.load"]
+    found = [
+        (path, call) for path in files(*PACKAGES, "benchmarks") for name, call in calls(path) if name == "torch.load"
+    ]
     assert [path for path, _ in found] == [IMPORT_CHILD], [where(*f) for f in found]
     options = {k.arg: ast.unparse(k.value) for k in found[0][1].keywords}
     assert options["weights_only"] == "True"
@@ -272,7 +274,7 @@ def test_libraries_do_not_print_nor_look_at_the_clock_of_the_machine():
 def test_no_bare_except_and_no_star_import():
     found = [
         where(path, node)
-        for path in files(*ROOMS)
+        for path in files(*PACKAGES)
         for node in ast.walk(tree(path))
         if (isinstance(node, ast.ExceptHandler) and node.type is None)
         or (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
@@ -364,5 +366,19 @@ def test_nothing_is_told_to_anybody():
 def test_the_formatter_formats_everything() -> None:
     """A line that has to be longer wants a name for its middle."""
     marks = ("# fmt: " + "skip", "# fmt: " + "off")
-    everywhere = [path for folder in (*ROOMS, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    everywhere = [path for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert not [path for path in everywhere if any(mark in path.read_text(encoding="utf-8") for mark in marks)]
+
+
+def test_a_method_is_named_by_its_paper_not_by_a_number():
+    """A reproduction's registration is the one place that also knows a number."""
+    number = re.compile(r"\bcards?[ _-]*(no\.? *)?\d", re.IGNORECASE)
+    texts = [path for folder in (*PACKAGES, "tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*")]
+    texts += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    kinds = {".py", ".md", ".sql", ".yaml", ".toml", ".j2", ".ipynb", ".json", ""}
+    found = [path.name for path in texts if number.search(path.name)]
+    for path in texts:
+        if path.is_file() and path.suffix in kinds:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if number.search(line)]
+    assert not found, found

@@ -3,7 +3,7 @@
 hash_n = SHA-256(canonical JSON of {seq: n, prev_hash: hash_(n-1), kind, body}), hash_0 = 64 zeros, n = 1, 2, 3, ...
 
 Order comes from ``seq`` alone; the clock reading in ``body.at`` is information. A row is written in the transaction
-of the change it tells of. The head is mirrored in ``ledger.head`` after each commit: a database that lost its tail (a
+of the change that it records. The head is mirrored in ``ledger.head`` after each commit: a database that lost its tail (a
 torn write-ahead log, a restored backup) no longer contains that head, which is noticed before the next write. Someone
 who rewrites both is noticed by a head that was noted before: in a report, in the published snapshot, or outside the
 state folder (``palimpsest verify --head``). Bodies hold names and digests, never examples or owners: a ledger cannot

@@ -107,7 +107,7 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A forget request as its last entry tells of it."""
+    """A forget request as its last entry records it."""
 
     seq: int
     state: str

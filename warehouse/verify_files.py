@@ -204,7 +204,7 @@ def _check_rows(files: Files, db: Database, name: str, report: Mapping[str, Any]
                     "Make the report anew from the tables, or restore the state folder from a backup.",
                 )
     if older:
-        files.notes.append(f"Report {name} is older than the rows of {', '.join(sorted(older))} that it tells of.")
+        files.notes.append(f"Report {name} is older than the rows of {', '.join(sorted(older))} that it reports.")
 
 
 # ------------------------------------------------------------------ artefacts

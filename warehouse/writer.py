@@ -40,7 +40,7 @@ class Receipt:
         digest: SHA-256 of all its columns, in any row order.
         content: the same without volatile columns.
         changed: False when the write was a no-op.
-        seq: the ledger entry that tells of this content.
+        seq: the ledger entry that records this content.
     """
 
     table: str

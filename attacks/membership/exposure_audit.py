@@ -258,7 +258,7 @@ def exposure(
         config: attacks, caps, level.
         seed: of attacks that draw, and of the bootstrap behind the intervals of the TPR.
         ensemble: M models on halves of the pool, each in turn the audited one with the others as its references.
-        progress: told (attacks done, in all, "attacks on every reference model").
+        progress: called with (attacks done, in all, "attacks on every reference model").
 
     Raises:
         NotApplicable: not a classification task.
