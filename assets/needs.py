@@ -7,7 +7,6 @@ runs and load nothing before they are called.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
 from contracts.methods import MethodSpec, source, unlearner
-from contracts.params import Config
+from contracts.params import references
 from contracts.subject import OUTPUTS, Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
@@ -62,24 +61,12 @@ def stages_of(
     splits: Mapping[str, Stage],
     analyses: Mapping[str, Stage] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """The stages a method reads, the examples first.
-
-    Args:
-        config: the method's; its fields ``score`` or ``scores`` (``split`` or ``splits``) name the stored ones it reads,
-            ``unlearner`` or ``methods`` the unlearners it runs.
-
-    Raises:
-        UnknownName: it names a score or a split that the subject does not list, or reads an analysis that it does not, or
-            an unlearner that is not registered.
-    """
+    """The stages a method reads, the examples first: those of its needs, of the scores, splits and analyses that its
+    configuration names, and of the analyses that it reads. The plan's names were checked before (``assets.references``)."""
     wanted = [upstream["examples"], *(upstream[on] for need in spec.needs if (on := STANDS_ON.get(need)) in upstream)]
-    for kind, stages in (("score", scores), ("split", splits)):
-        if f"{kind}s" in spec.needs:
-            wanted += [_named(kind, name, stages, spec.name) for name in names_in(config, kind)]
-    wanted += [_named("analysis", name, analyses, spec.name) for name in getattr(spec, "reads", ())]
-    if _UNLEARNING & set(spec.needs):
-        for name in (*names_in(config, "unlearner"), *names_in(config, "method")):
-            unlearner.get(name)
+    listed = {"score": scores, "split": splits, "analysis": analyses}
+    wanted += [listed[found.kind][found.name] for found in references(config) if found.kind in listed]
+    wanted += [analyses[name] for name in getattr(spec, "reads", ())]
     return tuple(dict.fromkeys(wanted))
 
 
@@ -95,20 +82,6 @@ def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
         plan["unlearners"] = subject.unlearning.methods
         plan["in_use"] = subject.unlearning.decides
     return plan
-
-
-def names_in(config: Any, kind: str) -> Sequence[str]:
-    """The names that a configuration, or one inside it, gives in its field ``score`` or ``scores`` (``split`` or ``splits``)."""
-    one, many = getattr(config, kind, ""), getattr(config, f"{kind}s", ())
-    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    inside = [name for part in parts if isinstance(part, Config) for name in names_in(part, kind)]
-    return [name for name in (one, *many, *inside) if isinstance(name, str) and name]
-
-
-def _named(kind: str, name: str, stages: Mapping[str, Stage], method: str) -> Stage:
-    if name not in stages:
-        raise UnknownName(f"{method} reads a {kind} that the plan does not list before it: {kind}", name, stages)
-    return stages[name]
 
 
 def provided(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Any]:

@@ -54,7 +54,9 @@ class ConceptLeakageConfig(ConceptConfig):
     forget: tuple[str | int, ...] = param(
         (), doc="classes to unlearn, by name or index; the last class when none is given"
     )
-    methods: tuple[str, ...] = param(("finetune",), doc="registered unlearners, beside the references none and retrain")
+    methods: tuple[str, ...] = param(
+        ("finetune",), doc="registered unlearners, beside the references none and retrain", ref="unlearner"
+    )
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
 
     def check(self) -> None:

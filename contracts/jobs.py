@@ -28,7 +28,7 @@ class UnlearnJob(Config):
         doc="digest of the versions of the code that it runs: recipe, source, model, method, the job itself"
     )
     data_version: str = param(doc="digest of the data set the worker must find")
-    method: Choice = param(doc="registered unlearner with its configuration")
+    method: Choice = param(doc="registered unlearner with its configuration", ref="unlearner")
     seeds: tuple[int, ...] = param(ge=0, lt=2**31, doc="one run a seed")
     target: str = param(doc="artifact of the audited model")
     target_sha256: str = param(doc="its digest")

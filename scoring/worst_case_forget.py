@@ -69,7 +69,9 @@ class WorstCaseForgetConfig(Config):
     )
     group: str = param("example", choices=("example", "class"), doc="what a weight belongs to")
     lower: str = param("ft", choices=(*LOWER_LEVELS, "unlearner"), doc="lower level; unlearner: a registered one")
-    unlearner: str = param("", doc="with lower = 'unlearner': its name; it gets the first m as forget set")
+    unlearner: str = param(
+        "", doc="with lower = 'unlearner': its name; it gets the first m as forget set", ref="unlearner"
+    )
     upper_steps: int = param(10, ge=1, le=1000, doc="most steps of w")
     lower_epochs: int = param(5, ge=1, le=1000, unit="epochs", doc="of signSGD in every upper step")
     lr_lower: float = param(1e-3, gt=0, le=1, doc="how far signSGD moves every parameter in a step")

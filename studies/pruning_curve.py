@@ -64,7 +64,7 @@ INCONCLUSIVE = "inconclusive"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruningCurveConfig(Config):
-    score: str = param("el2n", doc="name of the stored score that orders the examples")
+    score: str = param("el2n", doc="name of the stored score that orders the examples", ref="score")
     hard: str = param("highest", choices=("highest", "lowest"), doc="end of the score at which the hard examples are")
     fractions: tuple[float, ...] = param((0.3, 0.6), gt=0, lt=1, doc="shares of the examples kept, increasing")
     offset: tuple[float, ...] = param(

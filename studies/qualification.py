@@ -54,7 +54,9 @@ class Unlearners(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualificationConfig(Config):
     methods: tuple[str, ...] = param(
-        (), doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan"
+        (),
+        doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan",
+        ref="unlearner",
     )
     splits: tuple[str, ...] = param(
         ("random", "worst_case", "easiest", "lowest_loss"),

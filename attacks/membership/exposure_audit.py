@@ -52,7 +52,9 @@ _NAMED = 5  # ids that a verdict names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExposureConfig(Config):
-    attacks: tuple[str, ...] = param(("lira_online", "rmia_online"), doc="registered attacks, with their defaults")
+    attacks: tuple[str, ...] = param(
+        ("lira_online", "rmia_online"), doc="registered attacks, with their defaults", ref="attack"
+    )
     fpr_caps: tuple[float, ...] = param(
         (1e-3, 1e-2, 5e-2), gt=0, lt=1, doc="tolerated false-positive rates, increasing"
     )

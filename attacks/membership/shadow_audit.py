@@ -61,6 +61,7 @@ class ShadowUnlearningConfig(Config):
     methods: tuple[str, ...] = param(
         (),
         doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is given",
+        ref="unlearner",
     )
     canaries: int = param(10, ge=0, le=100_000, doc="planted; fewer where they would be over 10% of training")
     repeats: int = param(10, ge=1, le=10_000, doc="copies of each canary in training")
