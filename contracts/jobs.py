@@ -34,6 +34,7 @@ class UnlearnJob(Config):
     target_sha256: str = param(doc="its digest")
     members: str = param(doc="artifact with the ids of the forget and the retain set")
     members_sha256: str = param(doc="its digest")
+    inputs: dict[str, str] = param({}, doc="artifacts of other models that the method needs -> their digests")
     output: str = param(doc="artifact the worker writes")
 
     @property
