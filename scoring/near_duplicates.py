@@ -145,7 +145,7 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
         DataError: ids used twice, labels outside the classes, values that are not finite.
     """
     ordered = comparable("near_duplicates", data)
-    # One column after the other, and first what needs most room: a long table exists once and not also as arrays.
+    # One column after the other, and first what needs most memory: a long table exists once and not also as arrays.
     first, copies = same_content(ordered.content_hash)
     columns = [pl.Series("num_copies", copies)]
     if copies.any():
