@@ -104,11 +104,10 @@ def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
 
 @pytest.mark.parametrize("need", sorted(set(NEEDS) - JobProvider.meets()))
 def test_what_a_job_cannot_give_is_refused_as_the_plan_loads(need: str):
-    with registered(unlearner, UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need)), greedy):
-        with pytest.raises(
-            NotApplicable, match=rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
-        ):
-            subject_stages(Subject.from_mapping(PLAN))
+    words = rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
+    spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need))
+    with registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=words):
+        subject_stages(Subject.from_mapping(PLAN))
 
 
 def test_a_score_has_no_splits_to_read():
@@ -135,6 +134,6 @@ def test_early_models_of_a_recipe_without_any_are_refused_for_a_job():
     with (
         registered(recipe, RecipeSpec(name="plain", doc="No early models."), plain),
         registered(unlearner, spec, greedy),
+        pytest.raises(NotApplicable, match="greedy needs early_models, which the plan's recipe"),
     ):
-        with pytest.raises(NotApplicable, match="greedy needs early_models, which the plan's recipe"):
-            subject_stages(Subject.from_mapping({**PLAN, "recipe": "plain"}))
+        subject_stages(Subject.from_mapping({**PLAN, "recipe": "plain"}))
