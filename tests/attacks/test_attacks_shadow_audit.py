@@ -172,7 +172,6 @@ def test_canaries_never_outweigh_the_data() -> None:
 
 
 def test_what_cannot_be_audited_is_refused(subject: Subject) -> None:
-    data = subject.data
     with pytest.raises(DataError, match="too few"):
         audit(subject, data=gaussians(50))
     with pytest.raises(ConfigError, match="multiple of 3"):
