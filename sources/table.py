@@ -346,7 +346,7 @@ def column_labels(data: Table, config: ColumnsConfig, origin: np.ndarray) -> Lab
 
 
 def column_texts(data: Table, name: str, *, max_bytes: int) -> np.ndarray:
-    """Values as numpy str, "" where missing. Every row takes the room of the longest, so that is checked first.
+    """Values as numpy str, "" where missing. Every row takes the memory of the longest, so that is checked first.
 
     Raises:
         UnsafeFile: they would take more than ``max_bytes``.
