@@ -276,12 +276,12 @@ def _classes(raw: np.ndarray, names: list[str], config: ImageMasksConfig) -> tup
         values = list(range(len(config.class_names)))
     other = held.copy()
     other[:, values] = False
-    bad = other.any(axis=1)
-    if bad.any():
+    bad = np.flatnonzero(other.sum(axis=1))
+    if len(bad):
         found = np.flatnonzero(other.any(axis=0))[:_SHOWN].tolist()
         raise DataError(
-            f"{int(bad.sum())} masks hold {', '.join(map(str, found))}, and values are {', '.join(map(str, values))}",
-            where=[name for name, b in zip(names, bad, strict=True) if b],
+            f"{len(bad)} masks hold {', '.join(map(str, found))}, and values are {', '.join(map(str, values))}",
+            where=[names[at] for at in bad],
         )
     place = np.zeros(256, np.uint8)
     place[values] = np.arange(len(values))

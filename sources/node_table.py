@@ -59,7 +59,10 @@ class NodeTableConfig(ColumnsConfig):
 
 
 def _from_path(path: Path, asked: Asked) -> Reading:
-    nodes, edges = graph_tables(path)
+    tables = graph_tables(path)
+    if tables is None:
+        raise DataError(f"{path} has no tables called nodes and edges")
+    nodes, edges = tables
     names = column_names(nodes)
     node = asked.id or node_column(names)
     if node is None:
@@ -121,6 +124,7 @@ def node_table(*, config: NodeTableConfig, seed: int) -> ExampleSet:
     roles = filter(None, (config.label, config.owner, config.id, config.split, *config.beside().values()))
     features = features_of(data, skip={*roles, *config.drop}, categorical=config.categorical)
     found = content_of(data, features, max_bytes=config.max_bytes)
+    assert isinstance(found.values, np.ndarray)
     texts = pl.Series(names.tolist(), dtype=pl.String)
     content = Content(found.values, texts if found.texts is None else texts + "\0" + found.texts)
     ids = _ids(data, config.id)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -266,7 +267,18 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     )
 
 
-def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray | None, list[str]]:
+class _SplitFields(Protocol):
+    """What a configuration says of splits."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def val(self) -> str: ...
+    @property
+    def max_bytes(self) -> int: ...
+
+
+def given_split(data: Table, config: _SplitFields) -> tuple[Table, np.ndarray | None, list[str]]:
     """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes for people.
 
     Raises:

@@ -256,11 +256,11 @@ def _from_folder(root: Path, config: TextConfig) -> _Documents:
         raise ConfigError("TextConfig: step, domain, client, group and keep name columns, and .txt files have none")
     paths, names, texts = read_texts(root, max_bytes=config.max_bytes)
     spoken = [split_of(Path(name).parts[0]) if "/" in name else None for name in names]
-    split, notes = None, []
+    split: np.ndarray | None = None
     if None not in spoken and "train" in spoken and len(set(spoken)) > 1:
         kept, split, notes = settle(np.array(spoken, "<U5"), val=config.val, what="texts")
         rows = np.flatnonzero(kept).tolist()
-        paths, names, texts = ([values[r] for r in rows] for values in (paths, names, texts))
+        paths, names, texts = [paths[r] for r in rows], [names[r] for r in rows], [texts[r] for r in rows]
         below = [Path(name).parts[1:-1] for name in names]
     else:
         notes = without_splits(config.val)

@@ -81,8 +81,10 @@ class Segmentation(OutputTask):
         empty = np.flatnonzero(counts[data.split == "train", :num].sum(0) == 0)
         if len(empty):
             names = ", ".join(f"{data.class_names[k]!r} (index {k})" for k in empty[:10])
-            bad = counts[:, empty].any(axis=1)
-            raise data.refusal(f"{len(empty)} of {num} classes have no pixel in a training example: {names}", bad)
+            raise data.refusal(
+                f"{len(empty)} of {num} classes have no pixel in a training example: {names}",
+                counts[:, empty].sum(axis=1) > 0,
+            )
 
     def check_targets(self, data: Examples) -> None:
         """Raises: DataError: masks with values that are no class; names the examples."""
