@@ -15,16 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tasks.base import Batch, require
-from torch import Tensor, nn
+from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError
 from contracts.params import param
 from recipes.fitting import check_finite, deterministic, make_optimizer, trainable
+from recipes.inputs import Inputs, model_dtype
 from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig, batches_of, epoch_order, learning_rates, num_epochs
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +46,6 @@ class TokenTrainingConfig(SupervisedConfig):
             raise ConfigError(
                 f"{type(self).__name__}.label_smoothing = {self.label_smoothing} is for classification only"
             )
-
-
-def token_batch(data: ExampleSet, rows: Tensor | np.ndarray, *, device: torch.device | str) -> Batch:
-    """The sequences in these rows (positions), padded to the longest of them, on ``device``."""
-    chosen = np.asarray(rows)
-    return Batch(
-        inputs={name: torch.from_numpy(values).to(device) for name, values in data.inputs(chosen).items()},
-        targets=torch.from_numpy(data.targets(chosen)).to(device),
-        example_id=torch.from_numpy(data.example_id[chosen]).to(device),
-        constants=data.constants,
-    )
 
 
 def fit_tokens(
@@ -90,15 +80,16 @@ def fit_tokens(
     optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = batches_of(len(rows), config)
+    inputs = Inputs(data, dtype=model_dtype(model), device=device)
     model.train()
     for epoch in range(start, stop_after):
-        order = rows[epoch_order(len(rows), seed=seed, epoch=epoch).numpy()]
+        order = torch.from_numpy(rows)[epoch_order(len(rows), seed=seed, epoch=epoch)]
         total = torch.zeros((), device=device)
         with local_rng(derive_seed("noise", seed, epoch), device=device), deterministic(device):
             # An epoch that config.steps cuts short has fewer rates than batches.
             rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
             for lr, part in zip(rates, batches, strict=False):
-                loss = data.task.losses(model, token_batch(data, order[part], device=device)).mean()
+                loss = data.task.losses(model, inputs.batch(order[part])).mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.grad_clip is not None:

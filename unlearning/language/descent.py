@@ -176,7 +176,8 @@ class Descent:
         for epoch in range(config.epochs):
             student.train()
             chosen = self._templates_of(epoch, len(forget))
-            batches = torch.randperm(len(forget), generator=order).split(config.batch)
+            shuffled = torch.randperm(len(forget), generator=order)
+            batches = shuffled.split(config.batch) if len(forget) else ()
             with local_rng(derive_seed(name, "noise", self.seed, epoch), device=self.device):
                 for at, rows in enumerate(batches, start=epoch * steps):
                     step = Step(
@@ -188,7 +189,7 @@ class Descent:
                     loss = objective(student, step)
                     if not bool(torch.isfinite(loss)):
                         raise Diverged(
-                            f"{name} at lr {config.lr:g}: loss {float(loss)} in epoch {epoch + 1}; use a smaller lr"
+                            f"{name} at lr {config.lr:g}: loss {loss.item()} in epoch {epoch + 1}; use a smaller lr"
                         )
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()

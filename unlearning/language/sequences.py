@@ -15,11 +15,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from tasks.base import Batch, require
 from torch import Tensor
 
 from contracts.errors import DataError
+from recipes.inputs import Inputs
 from sources.example_set import ExampleSet
+from tasks.base import Batch, require
 from tasks.language import NOT_COUNTED
 
 _BLOCK = 256  # sequences looked at together
@@ -44,19 +45,14 @@ class Sequences:
         require(data, who, "tokens")
         self.data, self.device, self.who = data.by_id(), torch.device(device), who
         self.example_id: np.ndarray = self.data.example_id
+        self._inputs = Inputs(self.data, dtype=torch.float32, device=self.device)
 
     def __len__(self) -> int:
         return len(self.example_id)
 
     def batch(self, rows: Tensor) -> Batch:
         """The sequences ``rows`` (B,) of positions, padded to the longest of them."""
-        chosen = rows.cpu().numpy()
-        inputs, labels = self.data.inputs(chosen), self.data.targets(chosen)
-        return Batch(
-            inputs={name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()},
-            targets=torch.from_numpy(labels).to(self.device),
-            example_id=torch.from_numpy(self.example_id[chosen]).to(self.device),
-        )
+        return self._inputs.batch(rows)
 
     @cached_property
     def prompts(self) -> list[list[int]]:
