@@ -254,8 +254,8 @@ def test_a_mean_of_probabilities_is_what_is_minimised(texts: World) -> None:
             p_e, p_f = (mean_token_probability(answers(model, b), b.targets) for b in (taught, batch))
             return float(p_e.mean()), float(p_f.mean()), float(flat_loss(p_e, p_f))
 
-    before, after = numbers(texts.model), numbers(texts.run("flat", epochs=25, templates=(tuple(TEMPLATES[0]),)))
-    assert after[0] > before[0] + 0.2 and after[1] < before[1] - 0.2 and after[2] < before[2] - 0.2
+    before, after = numbers(texts.model), numbers(texts.run("flat", epochs=10, templates=(tuple(TEMPLATES[0]),)))
+    assert after[0] > before[0] + 0.15 and after[1] < before[1] - 0.2 and after[2] < before[2] - 0.2
 
 
 # ---- configuration, callbacks, refusals ---------------------------------------------------------------------------

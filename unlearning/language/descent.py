@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tasks.base import Batch
 from torch import Tensor, nn
 
 from contracts.digests import derive_seed
@@ -33,6 +32,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
+from tasks.base import Batch
 from unlearning._descent import check_disjoint, check_finite
 from unlearning.language.sequences import Sequences
 
