@@ -70,12 +70,13 @@ def fit_tokens(
 
     Raises:
         NotApplicable: the examples are no token sequences.
-        DataError: no rows.
+        DataError: no rows, tokens outside the vocabulary, or a sequence in which nothing counts.
         Diverged: the loss or a parameter is not finite; names the epoch.
     """
     require(data, "training on tokens", "losses", "tokens")
     if not len(rows):
         raise DataError(f"{data.name}: there is no example to train on")
+    data.check_targets()
     device = next(model.parameters()).device
     optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,6 +12,7 @@ peft is imported when the recipe runs, and not before.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +22,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.digests import derive_seed
+from contracts.digests import derive_seed, digest
 from contracts.errors import ConfigError
 from contracts.methods import RecipeSpec, recipe
 from contracts.params import param
 from contracts.progress import Progress, silent
+from contracts.stores import CheckpointStore, NoStore
+from recipes.fitting import make_optimizer, trainable
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.models import Build
 from recipes.rng import generator, local_rng
 from recipes.schedule import epochs_to_train, num_epochs
+from recipes.supervised import load_optimizer, optimizer_arrays
 from sources.example_set import ExampleSet
 
 
@@ -147,6 +151,9 @@ def lora(
     seed: int,
     device: str = "cpu",
     stop_after: int | None = None,
+    checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
+    checkpoint_name: str = "lora",
+    checkpoint_every: int = 1,
     progress: Progress = silent,
 ) -> nn.Module:
     """Adapt what ``build`` gives to every row of ``data``.
@@ -158,6 +165,9 @@ def lora(
         seed: of the adapters, batch order and dropout; in [0, 2**63).
         device: "cpu" or "cuda".
         stop_after: epochs after which the full schedule is left; 0 gives the base.
+        checkpoints: where adapters and optimiser are kept, every ``checkpoint_every`` epochs and at the end; the base is not. A
+            checkpoint of another configuration, base or data is not used.
+        checkpoint_name: its name there.
         progress: told (epochs done, epochs, "training").
 
     Returns:
@@ -168,9 +178,27 @@ def lora(
         ConfigError: layers that cannot be adapted; ``stop_after`` beyond the schedule.
         DataError: no examples, or a sequence without a counted token.
         Diverged: the loss is no longer finite (names the epoch).
+        IntegrityError: the stored checkpoint is damaged.
     """
+    if checkpoint_every < 1:
+        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
     model = attach(build(seed), config, seed=seed).to(device)
     last = epochs_to_train(num_epochs(max(len(data), 1), config), stop_after)
+    keeps = not isinstance(checkpoints, NoStore)
+    run = _fingerprint(model, data, config=config, seed=seed) if keeps else ""
+    optimizer = make_optimizer(trainable(model), config)
+    stored, start = checkpoints.load(checkpoint_name), 0
+    if stored is not None and stored[1].get("run") == run and stored[1]["epoch"] <= last:
+        arrays, start = dict(stored[0]), int(stored[1]["epoch"])
+        load_adapter(model, {n: np.asarray(a) for n, a in arrays.items() if not n.startswith("optimizer/")})
+        load_optimizer(optimizer, arrays)
+
+    def after_epoch(done: int) -> None:
+        if keeps and (done == last or done % checkpoint_every == 0):
+            kept = adapter_arrays(model) | optimizer_arrays(optimizer)
+            checkpoints.save(checkpoint_name, kept, {"run": run, "epoch": done})
+        progress(done, last, "training")
+
     fit_tokens(
         model,
         data,
@@ -178,6 +206,18 @@ def lora(
         config=config,
         seed=seed,
         stop_after=last,
-        after_epoch=lambda done: progress(done, last, "training"),
+        optimizer=optimizer,
+        start=start,
+        after_epoch=after_epoch,
     )
     return merged(model) if config.merge else model
+
+
+def _fingerprint(model: nn.Module, data: ExampleSet, *, config: LoraConfig, seed: int) -> str:
+    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters in any dtype, data and its order."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    order = hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest()
+    return digest({"config": config, "seed": seed, "initial": state.hexdigest(), "data": data.digest, "order": order})

@@ -30,6 +30,7 @@ from recipes.models import builder
 from recipes.predict import read
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
+from sources.payloads.tokens import Tokens
 
 CONFIG = TokenTrainingConfig(lr=0.02, epochs=12, batch=5)
 SMALL = {"hidden": 16, "intermediate": 32, "layers": 2, "heads": 2}
@@ -139,6 +140,13 @@ def test_what_cannot_be_trained_is_refused(data: ExampleSet) -> None:
         causal_lm(build, data, config=CONFIG, seed=0, checkpoint_every=0)
     with pytest.raises(ConfigError, match="stop_after"):
         causal_lm(build, data, config=CONFIG, seed=0, stop_after=99)
+    for tokens, message in (([1, 99], "vocab_size"), ([5], "nothing to predict")):
+        texts = [np.array(tokens, np.int32)] + [np.array([1, 2], np.int32)] * 23
+        with pytest.raises(DataError, match=message) as caught:
+            causal_lm(build, dataclasses.replace(data, x=Tokens.of(texts, vocab_size=VOCAB)), config=CONFIG, seed=0)
+        assert caught.value.example_ids == (int(data.example_id[0]),)
+    with pytest.raises(DataError, match="own targets"):
+        causal_lm(build, dataclasses.replace(data, y=data.y + 1), config=CONFIG, seed=0)
     with pytest.raises(ConfigError, match="label_smoothing"):
         TokenTrainingConfig(label_smoothing=0.1)
 
@@ -257,14 +265,14 @@ def test_adapters_start_as_the_base_and_alone_move(llama: Callable[[int], nn.Mod
 
 
 def test_the_merged_model_says_what_the_adapted_one_says(llama: Callable[[int], nn.Module], data: ExampleSet) -> None:
-    config = dataclasses.replace(LORA, lr=0.05, epochs=12)
+    config = dataclasses.replace(LORA, epochs=20)
     apart = lora(llama, data, config=dataclasses.replace(config, merge=False), seed=3)
     said = read(apart, data)
     whole = lora(llama, data, config=config, seed=3)
     np.testing.assert_allclose(read(whole, data).loss, said.loss, rtol=1e-5)
     assert set(whole.state_dict()) == set(llama(0).state_dict())
     assert all(p.requires_grad for p in whole.parameters()) and not whole.training
-    assert said.loss.mean() < read(llama(3), data).loss.mean() - 0.2
+    assert said.loss.mean() < read(llama(3), data).loss.mean() - 0.05
 
 
 def test_lora_is_deterministic_and_its_product_is_low_rank(llama: Callable[[int], nn.Module], data: ExampleSet) -> None:
@@ -281,6 +289,23 @@ def test_lora_is_deterministic_and_its_product_is_low_rank(llama: Callable[[int]
     singular = torch.linalg.svdvals(change.detach())
     assert singular[1] > 1e-4 and (singular[2:] < 1e-5).all()
     assert torch.equal(first.lm_head.weight, fixed.lm_head.weight)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_adapters_that_were_stopped_and_taken_up_are_the_straight_run(
+    llama: Callable[[int], nn.Module], data: ExampleSet, stop: int
+) -> None:
+    config = dataclasses.replace(LORA, dropout=0.2)
+    store, straight = Store(), lora(llama, data, config=config, seed=1)
+    lora(llama, data, config=config, seed=1, stop_after=stop, checkpoints=store)
+    assert not any("base_layer" in name for name in store.kept["lora"][0])  # the base is not kept
+    told: list[int] = []
+    resumed = lora(
+        llama, data, config=config, seed=1, checkpoints=store, progress=lambda done, total, what: told.append(done)
+    )
+    assert torch.equal(flat(resumed), flat(straight)) and told[0] == stop + 1
+    other = lora(llama, data, config=config, seed=2, checkpoints=store)
+    assert torch.equal(flat(other), flat(lora(llama, data, config=config, seed=2)))
 
 
 def test_adapters_can_be_told_where_to_go(llama: Callable[[int], nn.Module]) -> None:
@@ -327,7 +352,7 @@ def test_kept_adapters_can_be_put_back(llama: Callable[[int], nn.Module], data: 
 def test_an_adapter_more_costs_its_own_passes(llama: Callable[[int], nn.Module], data: ExampleSet) -> None:
     """Against the bare passes over the same batches, in CPU time: at most 1.15 times, the quieter of three attempts."""
     wide = builder("tiny_llama", {"hidden": 128, "layers": 4, "heads": 4}, input_shape=(8,), num_outputs=VOCAB)
-    config, halves = dataclasses.replace(LORA, epochs=6, batch=12), [np.arange(12), np.arange(12, 24)] * 2
+    config, halves = dataclasses.replace(LORA, epochs=25, batch=12), [np.arange(12), np.arange(12, 24)] * 2
 
     def bare(model: nn.Module) -> float:
         start = time.process_time()

@@ -32,7 +32,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
-from tasks.base import Batch
+from tasks.base import Batch, require
 from unlearning._descent import check_disjoint, check_finite
 from unlearning.language.sequences import Sequences
 
@@ -117,6 +117,9 @@ class Descent:
             raise NotApplicable(f"{self.name}: the model has no trainable parameter")
         if self.uses_retain and not len(self.retain):
             raise DataError(f"{self.name} trains on retained examples, and the retain set is empty")
+        for data in (self.retain, self.forget):
+            require(data, self.name, "tokens")
+            data.check_targets()
 
     @property
     def device(self) -> torch.device:

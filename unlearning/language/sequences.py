@@ -39,10 +39,12 @@ class Sequences:
 
     Raises:
         NotApplicable: the examples are no token sequences.
+        DataError: tokens outside the vocabulary, or a sequence in which nothing counts.
     """
 
     def __init__(self, data: ExampleSet, *, device: torch.device | str, who: str) -> None:
         require(data, who, "tokens")
+        data.check_targets()
         self.data, self.device, self.who = data.by_id(), torch.device(device), who
         self.example_id: np.ndarray = self.data.example_id
         self._inputs = Inputs(self.data, dtype=torch.float32, device=self.device)
