@@ -178,7 +178,7 @@ def train_ensemble(
         outputs: keep the whole outputs too, of a task that gives them.
         checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
         checkpoint_name: see above.
-        progress: told (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
+        progress: called with (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
         NotApplicable: a recipe for another task, outputs that the task does not give, or a network whose outputs in eval mode mix examples.

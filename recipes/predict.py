@@ -71,7 +71,8 @@ def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:
 def reading_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> Reading:
     """As :func:`read`, on inputs that may already be in memory."""
     data, values = inputs.data, np.empty((len(inputs), len(READING)))
-    with eval_mode(model), torch.no_grad():
+    # Outputs that are not finite are refused below, by their readings.
+    with eval_mode(model), torch.no_grad(), np.errstate(all="ignore"):
         for start in range(0, len(inputs), batch):
             stop = min(start + batch, len(inputs))
             values[start:stop] = data.task.read(model, inputs.slice(start, stop)).values

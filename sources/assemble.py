@@ -104,8 +104,8 @@ def made_ids(
     split: np.ndarray | None,
     *columns: np.ndarray,
 ) -> np.ndarray:
-    """(N,) int64 ids of examples that bring none, from content, label, owner, given split and the columns that are kept beside
-    them, in the order of their names; other arguments as of ``assemble``.
+    """(N,) int64 ids of examples that bring none, from content, label, owner, given split and the columns that are kept
+    beside them, in the order of their names; other arguments as of ``assemble``.
 
     Raises:
         DataError: as ``Content.ids``.

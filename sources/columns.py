@@ -1,8 +1,7 @@
 """What is known of each example beside its values, label and owner: client, domain, step, group, or any other name.
 
 Columns are no features: a model does not see them. They go with an example into every subset, are part of the data
-    digest,
-and, where an id is made from content, of the id: the same row at another client is another example.
+digest, and, where an id is made from content, of the id: the same row at another client is another example.
 
     client   federated training and its audits         step    the stage of a stream or of a continual run
     domain   adaptation, shift                          group   what belongs together (the document of a chunk, a scene)

@@ -2,8 +2,8 @@
 
     Arrays   numbers or images of one shape         float32 (B, *shape), int64 (B, 1) for indexes of users
     Tokens   texts of different lengths             {"input_ids": int64 (B, T), "attention_mask": int64 (B, T)}
-    Graph    nodes that share one list of edges     {"x": float32 (V, D), "edge_index": int64 (2, E), "nodes": int64
-    (B,)} Pairs    two payloads an example                the first one's inputs, or both of them under their names
+    Graph    nodes that share one list of edges     {"x": float32 (V, D), "edge_index": int64 (2, E), "nodes": (B,)}
+    Pairs    two payloads an example                the first one's inputs, or both of them under their names
 
 Rows are positions (a slice, an int array or a bool mask), never ids. A payload is immutable: ``take`` gives another one
 and reads nothing from disk. Every full pass goes by ``blocks``, so that its memory is bounded whatever the number of

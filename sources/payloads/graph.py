@@ -4,11 +4,11 @@
     edges    (2, E) int64     from and to, positions in ``features``; once each, also where they count both ways
     members  (N,)   int64     the nodes that are the examples of this set; the others are there as their neighbours
 
-    inputs   {"x": float32 (V, D), "edge_index": int64 (2, E'), "nodes": int64 (B,)}: the whole graph, which nodes are asked
+    inputs   {"x": float32 (V, D), "edge_index": int64 (2, E'), "nodes": int64 (B,)}: all of it, and which are asked
 
 ``take`` keeps the graph and says which nodes are members: a node is read on the full graph. ``only`` (``induced``)
 gives the subgraph of some of them and nothing else, which is what a model is trained on that must not see the others
-(Olatunji et al. 2021). A node's content hash covers its own numbers; the edges and all nodes have a SHA-256 each that is
+(Olatunji et al. 2021). A node's content hash covers its own numbers; the edges and all nodes have a SHA-256 each, a
 part of the data digest, told by the ids of nodes and not by their positions.
 """
 

@@ -1,9 +1,8 @@
 """Two payloads an example: a noisy picture and its clean one, a chosen answer and a rejected one.
 
     target = True    inputs are the first one's, targets the second one's: restoration, translation
-    target = False   inputs are both, under their names: {"noisy": ..., "clean": ...} for arrays, {"chosen_input_ids":
-    ...,
-                     "rejected_input_ids": ...} for payloads that are called with several arrays; targets likewise
+    target = False   inputs are both, under their names: {"noisy": ..., "clean": ...} for arrays, for payloads that are
+                     called with several arrays {"chosen_input_ids": ..., "rejected_input_ids": ...}; targets likewise
 
 Center and scale are fitted to the first and used for both, so that the two are on one scale.
 """

@@ -4,12 +4,11 @@
     offsets (N+1,) int64   text i is flat[offsets[i] : offsets[i + 1]]
     counted (L,)  uint8    1 where the token counts in the loss (an answer), 0 where it does not (a prompt)
 
-    inputs   {"input_ids": int64 (B, T), "attention_mask": int64 (B, T)}, padded on the right to the longest of the
-    batch targets  int64 (B, T), the token itself, -100 where it does not count or is padding
+    inputs   {"input_ids": int64 (B, T), "attention_mask": int64 (B, T)}, padded on the right to the batch's longest
+    targets  int64 (B, T), the token itself, -100 where it does not count or is padding
 
 The task shifts by one: a token is predicted from those before it, so the first of a text is never predicted, and a text
-    needs
-a counted token behind its first. ``take`` keeps an index; nothing is read but the rows that are asked for.
+needs a counted token behind its first. ``take`` keeps an index; nothing is read but the rows that are asked for.
 """
 
 from __future__ import annotations
