@@ -113,6 +113,18 @@ class Language(OutputTask):
         """The words of the vocabulary."""
         return int(data.x.vocab_size)
 
+    def check_targets(self, data: Examples) -> None:
+        """Tokens of the vocabulary, and one that counts behind the first of every sequence; labels beside them say nothing.
+
+        Raises:
+            DataError: names the examples.
+        """
+        for message, rows in data.x.faults():
+            if rows.any():
+                raise data.refusal(message, rows)
+        if data.y.any():
+            raise data.refusal("texts are their own targets: labels beside them must be 0", data.y != 0)
+
     def describe(self, data: Examples) -> str:
         return "the next token"
 
