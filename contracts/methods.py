@@ -26,6 +26,8 @@ VIEWS = {
     "features": "an example is a vector or an image of numbers",
     "interactions": "an example is a user who met an item",
     "tokens": "an example is a sequence of tokens",
+    "pixels": "the target of an example is one of K classes a pixel",
+    "nodes": "an example is a node of a graph",
 }
 EVERY_TASK = ("reading", "losses")
 

@@ -228,12 +228,25 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
         Image.fromarray(image).save(home / f"{number:03d}.png")
     encoded = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((folder / "folder").glob("*/*.png"))]
     pl.DataFrame({"image": encoded, "label": np.sort(labels)}).write_parquet(folder / "pictures.parquet")
+    asked = [{"prompt": f"What is {number}?", "answer": f"The {number}th."} for number in range(30)]
+    pl.DataFrame(asked).write_ndjson(folder / "questions.jsonl")
+    for number, image in enumerate(images):
+        for kind, pixels in (("images", image), ("masks", np.where(image > 99, 255, 0).astype(np.uint8))):
+            (folder / "scenes" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / "scenes" / kind / f"{number:03d}.png")
+    (folder / "graph").mkdir()
+    table.with_row_index("node").write_csv(folder / "graph" / "nodes.csv")
+    ring = np.arange(table.height)
+    pl.DataFrame({"source": ring, "target": (ring + 1) % len(ring)}).write_csv(folder / "graph" / "edges.csv")
     return {
         "table": folder / "table.csv",
         "npz": folder / "arrays.npz",
         "idx": idx,
         "image_folder": folder / "folder",
         "image_table": folder / "pictures.parquet",
+        "text": folder / "questions.jsonl",
+        "image_masks": folder / "scenes",
+        "node_table": folder / "graph",
     }
 
 
@@ -362,7 +375,7 @@ def make_world(folder: Path) -> World:
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
     }
     for name, path in files.items():
-        label = "label" if name == "table" else None
+        label = "label" if name in ("table", "node_table") else None
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         configs["source", name] = config
