@@ -104,11 +104,10 @@ def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
 
 @pytest.mark.parametrize("need", sorted(set(NEEDS) - JobProvider.meets()))
 def test_what_a_job_cannot_give_is_refused_as_the_plan_loads(need: str):
-    with registered(unlearner, UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need)), greedy):
-        with pytest.raises(
-            NotApplicable, match=rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
-        ):
-            subject_stages(Subject.from_mapping(PLAN))
+    spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need))
+    said = rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
+    with registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=said):
+        subject_stages(Subject.from_mapping(PLAN))
 
 
 def test_a_score_has_no_splits_to_read():
@@ -132,9 +131,7 @@ def test_early_models_of_a_recipe_without_any_are_refused_for_a_job():
         return build(seed)
 
     spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("early_models",))
-    with (
-        registered(recipe, RecipeSpec(name="plain", doc="No early models."), plain),
-        registered(unlearner, spec, greedy),
-    ):
-        with pytest.raises(NotApplicable, match="greedy needs early_models, which the plan's recipe"):
-            subject_stages(Subject.from_mapping({**PLAN, "recipe": "plain"}))
+    without = registered(recipe, RecipeSpec(name="plain", doc="No early models."), plain)
+    said = "greedy needs early_models, which the plan's recipe"
+    with without, registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=said):
+        subject_stages(Subject.from_mapping({**PLAN, "recipe": "plain"}))
