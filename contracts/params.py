@@ -77,7 +77,7 @@ def param(
     Args:
         ref: what the field names, a word of ``REFERENCES``: a name that stands for nothing is refused when the plan loads.
     """
-    meta = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
+    meta: dict[str, Any] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
     meta["ref"] = Ref(ref) if ref else None
     if isinstance(default, (list, dict, set)):
         factory = type(default)

@@ -31,8 +31,7 @@ from contracts.errors import DataError
 from sources.columns import check_columns, digested, in_order, taken
 from sources.payloads import masks
 from sources.payloads.arrays import payload_of
-from sources.payloads.base import Affine, Payload, Values
-from sources.rows import Rows
+from sources.payloads.base import Affine, Payload
 from tasks.base import Constants, Task, named
 
 SPLITS = ("train", "test")
@@ -66,8 +65,8 @@ class ExampleSet:
 
     name: str
     task: Task
-    x: np.ndarray | Rows | Payload
-    y: np.ndarray | Rows
+    x: Any
+    y: np.ndarray
     example_id: np.ndarray
     split: np.ndarray
     owner: np.ndarray
@@ -211,7 +210,7 @@ class ExampleSet:
             raise DataError(f"split {split!r} is not one of 'train', 'test'")
         return self.take(np.flatnonzero(self.split == split))
 
-    def inputs(self, rows: slice | np.ndarray) -> Values:
+    def inputs(self, rows: slice | np.ndarray) -> Any:
         """What a model sees of these rows (positions, not ids), fresh memory.
 
         float32 (B, *shape), (x - center) * scale in float32; indexes (int64) as they are, as they name rows and are no

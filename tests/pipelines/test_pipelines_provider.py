@@ -104,9 +104,9 @@ def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
 
 @pytest.mark.parametrize("need", sorted(set(NEEDS) - JobProvider.meets()))
 def test_what_a_job_cannot_give_is_refused_as_the_plan_loads(need: str):
+    words = rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
     spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need))
-    said = rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
-    with registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=said):
+    with registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=words):
         subject_stages(Subject.from_mapping(PLAN))
 
 
@@ -131,7 +131,9 @@ def test_early_models_of_a_recipe_without_any_are_refused_for_a_job():
         return build(seed)
 
     spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("early_models",))
-    without = registered(recipe, RecipeSpec(name="plain", doc="No early models."), plain)
-    said = "greedy needs early_models, which the plan's recipe"
-    with without, registered(unlearner, spec, greedy), pytest.raises(NotApplicable, match=said):
+    with (
+        registered(recipe, RecipeSpec(name="plain", doc="No early models."), plain),
+        registered(unlearner, spec, greedy),
+        pytest.raises(NotApplicable, match="greedy needs early_models, which the plan's recipe"),
+    ):
         subject_stages(Subject.from_mapping({**PLAN, "recipe": "plain"}))
