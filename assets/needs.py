@@ -39,6 +39,7 @@ STANDS_ON = {
     "unlearn": "target",
     "early_models": "early",
     "ensemble": "ensemble",
+    "ensemble_outputs": "ensemble",
 }
 _OF_OUTPUTS = {
     "encoder",
@@ -324,6 +325,7 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "early_models": lambda run, up: models.load_early(run, up["early"]),
     "early_at": lambda run, up: _early_at(run),
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
+    "ensemble_outputs": lambda run, up: models.load_ensemble(run, up["ensemble"]),
     "train": lambda run, up: trainer(run),
     "train_many": lambda run, up: _train_many(run),
     "unlearn": _Unlearn,
