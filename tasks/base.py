@@ -118,6 +118,9 @@ class Examples(Protocol):
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any]
 
+    @property
+    def constants(self) -> Constants: ...
+
     def refusal(self, message: str, chosen: NDArray[Any]) -> DataError: ...
 
 
@@ -198,6 +201,11 @@ class Task:
     def constants(self, data: Examples) -> Constants:
         """What a reading needs of the whole data set; the same for every model."""
         return NO_CONSTANTS
+
+    def constant_quality(self, data: Examples) -> float:
+        """Mean quality on ``data``, N >= 1, of the best answer that is the same for all of them: what a model that has lost
+        everything still reaches. 0 for a task that knows of no such answer."""
+        return 0.0
 
     def target_digest(self, y: NDArray[Any]) -> list[Any]:
         """What the data digest covers of the targets, JSON-able, one entry an example."""

@@ -1,11 +1,13 @@
-"""The one loop behind the gradient-based unlearners (card 06, steps 4, 5 and 7).
+"""The one loop behind the gradient-based unlearners, for methods of this project and of others.
 
 A method says, for each epoch, which examples are visited with which targets and weights; the loop does the rest:
 
-    theta <- SGD step on  (1/B) sum_{i in batch} w_i * CE(f(x_i; theta), t_i)
+    theta <- SGD step on  (1/B) sum_{i in batch} w_i * l(theta; x_i, t_i)          l: the task's loss of an example
 
-Optimiser as in the published code: SGD, momentum 0.9, weight decay 5e-4, batch 256. Its step decay at epochs 91 and 136
-is never reached in the 5 to 10 epochs of an unlearning run, so the learning rate is constant here.
+Optimiser as in the published code of Fan et al. (ICLR 2024): SGD, momentum 0.9, weight decay 5e-4, batch 256. Its step decay
+at epochs 91 and 136 is never reached in the 5 to 10 epochs of an unlearning run, so the learning rate is constant here. A
+number to predict is descended in units of its own mean and spread, as it was trained (``recipes.fitting.units_of``), so that
+one learning rate suits every target. A recommender whose vectors come from a graph gets that of the retained interactions.
 
 Promises, for every method: the given model is not changed; the result is in eval mode on the model's own device; rows
 are put in the order of their ids first, so neither the order of the input nor the global random state matters; same
@@ -17,23 +19,26 @@ It is not a trainer: it starts from a trained model and keeps no schedule and no
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, NotApplicable
 from contracts.params import Config, param
 from contracts.progress import Progress
+from recipes.fitting import Units, units_of
 from recipes.inputs import Inputs, model_dtype
-from recipes.predict import predict_logits
+from recipes.predict import eval_mode, predict_logits, read
+from recipes.recsys_models import Ranker
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
-from tasks.base import require
+from tasks.base import Batch, answers, require
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PROBES = 1024  # retained examples on which a collapse is looked for: enough to see it, cheap beside an epoch
@@ -61,8 +66,8 @@ class Pass:
 
     Attributes:
         parts: the example sets visited together.
-        targets: (n,) int64 class indices for the examples of all parts, in the order of the parts.
-        weights: (n,) factor of each example's cross-entropy; -1 ascends.
+        targets: (n, ...) what each example is trained towards, of all parts in their order.
+        weights: (n,) float64, factor of each example's loss; -1 ascends.
     """
 
     parts: tuple[Inputs, ...]
@@ -71,9 +76,9 @@ class Pass:
 
     @classmethod
     def over(cls, part: Inputs, *, targets: np.ndarray | None = None, weight: float = 1.0) -> Pass:
-        """A pass over one set, by default with its own labels."""
+        """A pass over one set, by default with its own targets."""
         aims = part.targets if targets is None else torch.from_numpy(targets).to(part.device)
-        return cls((part,), aims, torch.full((len(part),), weight, dtype=part.dtype, device=part.device))
+        return cls((part,), aims, torch.full((len(part),), weight, dtype=torch.float64, device=part.device))
 
     def together_with(self, other: Pass) -> Pass:
         """Both shuffled into one pass."""
@@ -86,18 +91,31 @@ class Pass:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """(B, *shape) model inputs of these rows of the joined parts, in the order asked."""
+    def batch(self, rows: Tensor) -> Batch:
+        """The examples ``rows``, (B,) int64 positions in the joined parts, in the order asked, with the targets of this pass."""
         if len(self.parts) == 1:
-            return self.parts[0].gather(rows)
-        out = torch.empty(len(rows), *self.parts[0].data.input_shape, dtype=self.weights.dtype, device=rows.device)
-        start = 0
+            return dataclasses.replace(self.parts[0].batch(rows), targets=self.targets[rows])
+        found, places, start = [], [], 0
         for part in self.parts:
-            mine = (rows >= start) & (rows < start + len(part))
-            if mine.any():
-                out[mine] = part.gather(rows[mine] - start)
+            at = torch.nonzero((rows >= start) & (rows < start + len(part))).flatten()
+            if len(at):
+                found.append(part.batch(rows[at] - start))
+                places.append(at)
             start += len(part)
-        return out
+        order = torch.cat(places).argsort()
+        return Batch(
+            _joined([one.inputs for one in found], order),
+            self.targets[rows],
+            torch.cat([one.example_id for one in found])[order.cpu()],
+            found[0].constants,
+        )
+
+
+def _joined(inputs: Sequence[Any], order: Tensor) -> Any:
+    """Inputs of several batches as those of one, in this order."""
+    if isinstance(inputs[0], dict):
+        return {name: torch.cat([one[name] for one in inputs])[order] for name in inputs[0]}
+    return torch.cat(list(inputs))[order]
 
 
 def inputs_of(model: nn.Module, data: ExampleSet) -> Inputs:
@@ -133,20 +151,47 @@ def check_labels(name: str, data: ExampleSet) -> None:
         )
 
 
-def check_sets(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, trains_on_retain: bool) -> None:
+def check_sets(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    trains_on_retain: bool,
+    wants: Sequence[str] = ("losses",),
+) -> None:
     """Refuse what no gradient-based unlearner can work on, before anything is computed.
 
+    Args:
+        wants: views of their task that the method reads, words of ``contracts.methods.VIEWS``.
+
     Raises:
-        NotApplicable: not classification, or a model without trainable parameters.
-        DataError: an example in both sets or twice in one, a label out of range, no retained example to train on.
+        NotApplicable: a task that does not give ``wants``, two different tasks, a model without trainable parameters or
+            with fewer outputs than there are classes.
+        DataError: an example in both sets or twice in one, a target that is none of the task's, no retained example to
+            train on.
     """
-    check_labels("retain", retain)
-    check_labels("forget", forget)
+    for name, data in (("the retain set", retain), ("the forget set", forget)):
+        require(data, name, *wants)
+        if data.task != retain.task:
+            raise NotApplicable(f"the retain set is a {retain.task} task, the forget set a {data.task} task")
+        data.check_targets()
     check_disjoint(retain, forget)
     if trains_on_retain and retain.num_examples == 0:
         raise DataError("the retain set is empty: nothing is left to train on")
     if not any(p.requires_grad for p in model.parameters()):
         raise NotApplicable("the model has no trainable parameter")
+    for data in (retain, forget):
+        if len(data) and data.task.gives("outputs", "classes"):
+            _check_outputs(model, data)
+            break
+
+
+def _check_outputs(model: nn.Module, data: ExampleSet) -> None:
+    """Raise :class:`NotApplicable` unless the model has an output for every class."""
+    with eval_mode(model), torch.no_grad():
+        logits = answers(model, inputs_of(model, data.take(np.arange(1))).slice(0, 1))
+    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        raise NotApplicable(f"model output has shape {tuple(logits.shape)}; needed (batch, >= {data.num_classes})")
 
 
 def finite_logits(model: nn.Module, data: ExampleSet, *, what: str) -> np.ndarray:
@@ -159,6 +204,38 @@ def finite_logits(model: nn.Module, data: ExampleSet, *, what: str) -> np.ndarra
         return predict_logits(model, data)
     except DataError as error:
         raise Diverged(f"{what}: {error}") from error
+
+
+def beats_constant(model: nn.Module, data: ExampleSet, *, what: str) -> bool:
+    """Whether the mean quality is above that of the best answer which is the same for all of ``data``.
+
+    Raises:
+        Diverged: what the model says is not finite; names the examples.
+    """
+    if not len(data):
+        return False
+    try:
+        quality = read(model, data).quality
+    except DataError as error:
+        raise Diverged(f"{what}: {error}") from error
+    return float(quality.mean()) > data.task.constant_quality(data)
+
+
+def refuse_collapse(model: nn.Module, probe: ExampleSet, *, run: str) -> None:
+    """Refuse a model that has become useless.
+
+    Args:
+        probe: retained examples on which the model was better than any constant answer before, see :func:`beats_constant`.
+        run: method and settings, for the message.
+
+    Raises:
+        Diverged: it no longer is, or what it says is not finite.
+    """
+    if not beats_constant(model, probe, what=run):
+        raise Diverged(
+            f"{run}: on retained examples the model does no better than the best constant answer (of a classifier: their "
+            "commonest class); use a smaller lr"
+        )
 
 
 def check_finite(model: nn.Module, *, what: str) -> None:
@@ -185,7 +262,7 @@ def descend(
     """Run ``config.epochs`` epochs of ``passes(epoch)`` on a copy of ``model``.
 
     Args:
-        model: classifier with at least as many outputs as there are classes; not changed.
+        model: trained; not changed.
         passes: what an epoch visits, in order; called once an epoch.
         retain: looked at before and after (at most 1,024 of it) to tell a collapse.
         config: optimiser settings.
@@ -198,13 +275,14 @@ def descend(
 
     Raises:
         Diverged: a loss, a weight or a buffer is not finite, or the model, better before, now does no better on the
-            retained examples than always giving their commonest class.
-        NotApplicable: too few outputs; a batch of one example under batch norm in training mode.
+            retained examples than the best constant answer.
+        NotApplicable: a batch of one example under batch norm in training mode.
     """
     run = f"{name} at lr {config.lr:g}"
-    probe = _probe(retain, seed=seed)
-    useful_before = _beats_constant(finite_logits(model, probe, what="the model before unlearning"), probe.y)
+    watched = probe(retain, seed=seed)
+    useful_before = beats_constant(model, watched, what="the model before unlearning")
     student = copy.deepcopy(model)
+    units = start(student, retain) if config.epochs else None
     optimizer = torch.optim.SGD(
         [p for p in student.parameters() if p.requires_grad],
         lr=config.lr,
@@ -214,43 +292,73 @@ def descend(
     device = next(student.parameters()).device
     order = generator(derive_seed(name, "order", seed))
     with local_rng(derive_seed(name, "noise", seed), device=device):
-        _train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
+        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
         for epoch in range(config.epochs):
             batches = [
                 (one, rows)
                 for one in passes(epoch)
-                for rows in _batches(torch.randperm(len(one), generator=order), config.batch)
+                for rows in batches_of(torch.randperm(len(one), generator=order), config.batch)
             ]
-            for step, (one, rows) in enumerate(batches):
-                loss = _step(student, optimizer, one, rows.to(device))
+            for number, (one, rows) in enumerate(batches):
+                loss = step(student, optimizer, one, rows.to(device), units=units)
                 if not np.isfinite(loss):
                     raise Diverged(f"{run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
-                progress(epoch * len(batches) + step + 1, config.epochs * len(batches), name)
-    student.eval()
+                progress(epoch * len(batches) + number + 1, config.epochs * len(batches), name)
+    finish(student, units)
     check_finite(student, what=run)
-    if useful_before and not _beats_constant(finite_logits(student, probe, what=run), probe.y):
-        raise Diverged(
-            f"{run}: on retained examples the model does no better than always giving their commonest class; "
-            "use a smaller lr"
-        )
+    if useful_before:
+        refuse_collapse(student, watched, run=run)
     return student
 
 
-def _step(student: nn.Module, optimizer: torch.optim.Optimizer, one: Pass, rows: Tensor) -> float:
+def start(student: nn.Module, retain: ExampleSet) -> Units | None:
+    """Make a copy of a trained model ready to be descended, in place: see the head of this file.
+
+    Returns:
+        The units that :func:`step` and :func:`finish` want; None where targets are taken as they are.
+    """
+    if isinstance(student, Ranker) and len(retain):
+        users = np.ascontiguousarray(np.asarray(retain.x)[:, 0])
+        student.set_graph(torch.from_numpy(users), torch.from_numpy(retain.y))
+    if not len(retain):
+        return None
+    units = units_of(student, inputs_of(student, retain.take(np.arange(1))), retain.y)
+    if units is not None:
+        units.unfold(student)
+    return units
+
+
+def finish(student: nn.Module, units: Units | None) -> None:
+    """Put what :func:`start` has made ready back into the form that is used, in eval mode."""
+    student.eval()
+    if isinstance(student, Ranker):
+        student.settle()
+    if units is not None:
+        units.fold(student)
+
+
+def step(
+    student: nn.Module, optimizer: torch.optim.Optimizer, one: Pass, rows: Tensor, *, units: Units | None = None
+) -> float:
+    """One step of the optimiser on the examples ``rows`` of a pass; the loss it was taken on.
+
+    Raises:
+        NotApplicable: one example alone under batch norm in training mode.
+    """
     if len(rows) == 1 and any(isinstance(m, _BATCH_NORMS) and m.training for m in student.modules()):
         raise NotApplicable("one example alone has no batch statistics; set batch_norm to 'freeze'")
-    logits = student(one.gather(rows))
-    classes = one.parts[0].data.num_classes
-    if logits.ndim != 2 or logits.shape[1] < classes:
-        raise NotApplicable(f"model output has shape {tuple(logits.shape)}; needed (batch, >= {classes})")
-    loss = (one.weights[rows] * F.cross_entropy(logits, one.targets[rows], reduction="none")).mean()
+    batch = one.batch(rows)
+    if units is not None:
+        batch = dataclasses.replace(batch, targets=units.of(batch.targets))
+    losses = one.parts[0].data.task.losses(student, batch)
+    loss = (one.weights[rows].to(losses.dtype) * losses).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return float(loss.detach())
 
 
-def _batches(order: Tensor, size: int) -> list[Tensor]:
+def batches_of(order: Tensor, size: int) -> list[Tensor]:
     """``order`` in pieces of ``size``; a last one alone joins the piece before it (batch norm cannot use it alone)."""
     pieces = list(order.split(size)) if len(order) else []
     if len(pieces) > 1 and size > 1 and len(pieces[-1]) == 1:
@@ -258,7 +366,8 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
     return pieces
 
 
-def _train_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+def train_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Training mode in place, all but the batch norms where they are frozen."""
     model.train()
     if freeze_batch_norm:
         for module in model.modules():
@@ -266,13 +375,9 @@ def _train_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
                 module.eval()
 
 
-def _probe(retain: ExampleSet, *, seed: int) -> ExampleSet:
+def probe(retain: ExampleSet, *, seed: int) -> ExampleSet:
+    """At most 1,024 of the examples, ordered by id."""
     ids = np.sort(retain.example_id)
     if len(ids) > _PROBES:
         ids = np.sort(np.random.default_rng(derive_seed("probe", seed)).choice(ids, _PROBES, replace=False))
     return retain.subset(ids)
-
-
-def _beats_constant(logits: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether more labels are right than always answering the commonest of them would get."""
-    return len(labels) > 0 and int((logits.argmax(1) == labels).sum()) > int(np.bincount(labels).max())
