@@ -45,7 +45,6 @@ class QualityPoolsConfig(Config):
         config=QualityPoolsConfig,
         needs=("scores",),
         roles=(*(f"pool_{p}" for p in range(1, MAX_POOLS + 1)), "outside"),
-        wants=("outputs", "classes"),
     )
 )
 def quality_pools(

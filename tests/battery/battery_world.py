@@ -42,7 +42,7 @@ from sources.outputs import outputs_config
 from unlearning.metrics import evaluate
 
 NUM_CLASSES = 3
-KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES}
+KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES if registry.kind != "task"}
 METHODS = [(kind, name) for kind, registry in KINDS.items() for name in registry.names()]
 
 
@@ -250,6 +250,7 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
     ensemble = train_ensemble(
         build,
         examples,
+        outputs=True,
         recipe="supervised",
         config=fitting,
         ensemble=Ensemble(num_models=8, population_fraction=0.5),

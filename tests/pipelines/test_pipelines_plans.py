@@ -46,6 +46,7 @@ def test_the_digits_plan_finds_planted_label_noise(seed: int, tmp_path: Path) ->
     ensemble = train_ensemble(
         build,
         noisy,
+        outputs=True,
         recipe="supervised",
         config=recipe_config(plan),
         ensemble=plan.ensemble,
