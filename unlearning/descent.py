@@ -35,7 +35,7 @@ from contracts.progress import Progress
 from recipes.fitting import Units, units_of
 from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode, predict_logits, read
-from recipes.recsys_models import Ranker
+from recipes.recsys_models import Ranker, settle, take_graph
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from tasks.base import Batch, answers, require
@@ -317,9 +317,8 @@ def start(student: nn.Module, retain: ExampleSet) -> Units | None:
     Returns:
         The units that :func:`step` and :func:`finish` want; None where targets are taken as they are.
     """
-    if isinstance(student, Ranker) and len(retain):
-        users = np.ascontiguousarray(np.asarray(retain.x)[:, 0])
-        student.set_graph(torch.from_numpy(users), torch.from_numpy(retain.y))
+    if isinstance(student, Ranker):
+        take_graph(student, np.asarray(retain.x)[:, 0], retain.y)
     if not len(retain):
         return None
     units = units_of(student, inputs_of(student, retain.take(np.arange(1))), retain.y)
@@ -331,8 +330,7 @@ def start(student: nn.Module, retain: ExampleSet) -> Units | None:
 def finish(student: nn.Module, units: Units | None) -> None:
     """Put what :func:`start` has made ready back into the form that is used, in eval mode."""
     student.eval()
-    if isinstance(student, Ranker):
-        student.settle()
+    settle(student)
     if units is not None:
         units.fold(student)
 
