@@ -205,7 +205,8 @@ def units_of(model: nn.Module, inputs: Inputs, members: np.ndarray) -> Units | N
     """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: they are
     no numbers, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
     head = getattr(model, "head", None)
-    if inputs.targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
+    targets = inputs.targets  # None: read with the batches, so no numbers of an array
+    if targets is None or targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
         return None
     return Units(float(members.mean()), float(members.std()) or 1.0)
 

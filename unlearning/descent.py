@@ -22,7 +22,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,56 +65,54 @@ class Pass:
 
     Attributes:
         parts: the example sets visited together.
-        targets: (n, ...) what each example is trained towards, of all parts in their order.
-        weights: (n,) float64, factor of each example's loss; -1 ascends.
+        targets: of each part, (n, ...) what its examples are trained towards; None: their own.
+        weights: (n,) float64, factor of each example's loss, of all parts in their order; -1 ascends.
     """
 
     parts: tuple[Inputs, ...]
-    targets: Tensor
+    targets: tuple[Tensor | None, ...]
     weights: Tensor
 
     @classmethod
     def over(cls, part: Inputs, *, targets: np.ndarray | None = None, weight: float = 1.0) -> Pass:
         """A pass over one set, by default with its own targets."""
-        aims = part.targets if targets is None else torch.from_numpy(targets).to(part.device)
-        return cls((part,), aims, torch.full((len(part),), weight, dtype=torch.float64, device=part.device))
+        aims = None if targets is None else torch.from_numpy(targets).to(part.device)
+        return cls((part,), (aims,), torch.full((len(part),), weight, dtype=torch.float64, device=part.device))
 
     def together_with(self, other: Pass) -> Pass:
         """Both shuffled into one pass."""
-        return Pass(
-            self.parts + other.parts,
-            torch.cat([self.targets, other.targets]),
-            torch.cat([self.weights, other.weights]),
-        )
+        return Pass(self.parts + other.parts, self.targets + other.targets, torch.cat([self.weights, other.weights]))
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.weights)
 
     def batch(self, rows: Tensor) -> Batch:
-        """The examples ``rows``, (B,) int64 positions in the joined parts, in the order asked, with the targets of this pass."""
-        if len(self.parts) == 1:
-            return dataclasses.replace(self.parts[0].batch(rows), targets=self.targets[rows])
+        """The examples ``rows``, (B,) int64 positions in the joined parts, in the order asked, with the targets of this pass.
+
+        Raises:
+            NotApplicable: examples of several parts that are no rows of arrays and cannot be put side by side.
+        """
         found, places, start = [], [], 0
-        for part in self.parts:
+        for part, aims in zip(self.parts, self.targets, strict=True):
             at = torch.nonzero((rows >= start) & (rows < start + len(part))).flatten()
             if len(at):
-                found.append(part.batch(rows[at] - start))
+                one = part.batch(rows[at] - start)
+                found.append(one if aims is None else dataclasses.replace(one, targets=aims[rows[at] - start]))
                 places.append(at)
             start += len(part)
+        if len(found) == 1:
+            return found[0]
         order = torch.cat(places).argsort()
+        if any(not isinstance(part, Tensor) for one in found for part in (one.inputs, one.targets)):
+            raise NotApplicable(
+                "a pass over both sets at once is for examples that are arrays; visit them one after another"
+            )
         return Batch(
-            _joined([one.inputs for one in found], order),
-            self.targets[rows],
+            torch.cat([one.inputs for one in found])[order],
+            torch.cat([one.targets for one in found])[order],
             torch.cat([one.example_id for one in found])[order.cpu()],
             found[0].constants,
         )
-
-
-def _joined(inputs: Sequence[Any], order: Tensor) -> Any:
-    """Inputs of several batches as those of one, in this order."""
-    if isinstance(inputs[0], dict):
-        return {name: torch.cat([one[name] for one in inputs])[order] for name in inputs[0]}
-    return torch.cat(list(inputs))[order]
 
 
 def inputs_of(model: nn.Module, data: ExampleSet) -> Inputs:

@@ -21,7 +21,7 @@ from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.models import builder
 from recipes.recsys import BprConfig
-from reproductions.card_15_memorization import nearest_neighbour_oracle, nearest_neighbour_runs
+from reproductions.memorization import nearest_neighbour_oracle, nearest_neighbour_runs
 from scoring.memorization import FEWEST, MEMORISED, memorization, memorization_scores
 from sources.loading import load
 from stats.proportions import newcombe
