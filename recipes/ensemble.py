@@ -33,6 +33,7 @@ from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.predict import logits_of
+from recipes.retention import held
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 
@@ -47,6 +48,7 @@ class ReferenceEnsemble:
         labels: (N,) int64.
         keep: (M, N) bool; a pool column sums to M/2, a population column to 0.
         logits: (M, N, K) float32, finite; readers convert to float64.
+        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer): none for most.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
     """
 
@@ -56,6 +58,7 @@ class ReferenceEnsemble:
     keep: np.ndarray
     logits: np.ndarray
     config_digest: str
+    held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         models, num = self.keep.shape
@@ -73,6 +76,12 @@ class ReferenceEnsemble:
             raise DataError(
                 "ensemble: examples are not in exactly half of the models", example_ids=self.example_id[wrong]
             )
+        if self.held is None:
+            object.__setattr__(self, "held", np.zeros((models, num), np.bool_))
+        if self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any():  # type: ignore[union-attr]
+            raise InvalidInput(
+                f"ensemble: held must be bool ({models}, {num}), of examples that the model was trained on"
+            )
         if len(np.unique(self.example_id)) != num:
             raise DataError("ensemble: example ids are not unique")
 
@@ -82,7 +91,7 @@ class ReferenceEnsemble:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything but the digest, for an artefact store."""
-        return {n: getattr(self, n) for n in ("example_id", "pool", "labels", "keep", "logits")}
+        return {n: getattr(self, n) for n in ("example_id", "pool", "labels", "keep", "logits", "held")}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Self:
@@ -158,12 +167,14 @@ def train_ensemble(
     inputs = Inputs(view, dtype=model_dtype(first), device=device)
     each = int(getattr(config, "epochs", 1))
     total = ensemble.num_models * each
-    blocks = []
+    blocks, retained = [], []
     for start in range(0, ensemble.num_models, ensemble.block):
         end = min(start + ensemble.block, ensemble.num_models)
         name, meta = f"{checkpoint_name}-{start:05d}-{end:05d}", {"ensemble": config_digest, "start": start, "end": end}
-        logits = _stored(checkpoints.load(name), meta=meta, keep=keep[start:end])
-        if logits is None:
+        stored = _stored(checkpoints.load(name), meta=meta, keep=keep[start:end])
+        if stored is not None:
+            logits, own = stored
+        else:
 
             def tell(done: int, of: int, _: str, before: int = start * each, more: int = (end - start) * each) -> None:
                 progress(before + more * min(done, of) // max(of, 1), total, "reference models")
@@ -171,8 +182,10 @@ def train_ensemble(
             members = [np.flatnonzero(row) for row in keep[start:end]]
             models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
             logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
-            checkpoints.save(name, {"keep": keep[start:end], "logits": logits}, meta)
+            own = np.stack([held(model, view.example_id) for model in models])
+            checkpoints.save(name, {"keep": keep[start:end], "logits": logits, "held": own}, meta)
         blocks.append(logits)
+        retained.append(own)
         progress(end * each, total, "reference models")
     return ReferenceEnsemble(
         example_id=view.example_id,
@@ -180,6 +193,7 @@ def train_ensemble(
         labels=view.y,
         keep=keep,
         logits=np.concatenate(blocks),
+        held=np.concatenate(retained),
         config_digest=config_digest,
     )
 
@@ -196,10 +210,10 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 def _stored(
     found: tuple[dict[str, Any], dict[str, Any]] | None, *, meta: dict[str, Any], keep: np.ndarray
-) -> np.ndarray | None:
-    """The logits of a stored block, or None when there is none of this very ensemble."""
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(logits, held) of a stored block, or None when there is none of this very ensemble."""
     if found is None or any(found[1].get(k) != v for k, v in meta.items()):
         return None
     if not np.array_equal(found[0]["keep"], keep):
         return None
-    return np.asarray(found[0]["logits"])
+    return np.asarray(found[0]["logits"]), np.asarray(found[0]["held"])

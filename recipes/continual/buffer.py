@@ -48,7 +48,9 @@ class Buffer:
         return len(self.example_id)
 
 
-def updated(buffer: Buffer, example_id: Ints, label: Ints, *, size: int, policy: Policy, seed: int, step: int) -> Buffer:
+def updated(
+    buffer: Buffer, example_id: Ints, label: Ints, *, size: int, policy: Policy, seed: int, step: int
+) -> Buffer:
     """The buffer after a step.
 
     Args:

@@ -99,4 +99,6 @@ def _old_columns(logits: Tensor, teacher: Tensor) -> int:
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise InvalidInput(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B, C) and (B,), B >= 1")
+        raise InvalidInput(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (B, C) and (B,), B >= 1"
+        )

@@ -82,7 +82,9 @@ def head_of(model: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
     """
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_classes}
     if not linear:
-        raise NotApplicable(f"training in steps needs a linear output layer with {num_classes} outputs; the model has none")
+        raise NotApplicable(
+            f"training in steps needs a linear output layer with {num_classes} outputs; the model has none"
+        )
     name = "head" if "head" in linear else list(linear)[-1]
     return name, linear[name]
 

@@ -141,9 +141,7 @@ def train_stream(
         pretrained = bool((stream.step < 0).any())
         if not start:
             pretrain(model, head, inputs, stream, config=config, seed=seed)
-        run = Run(
-            model=model, head=head, inputs=inputs, labels=labels, stream=stream, seed=seed, pretrained=pretrained
-        )
+        run = Run(model=model, head=head, inputs=inputs, labels=labels, stream=stream, seed=seed, pretrained=pretrained)
 
         def reached(epoch: int) -> None:
             if epoch in ends:
@@ -290,5 +288,3 @@ def _resume(
     kept = {n.removeprefix("kept/"): np.array(a) for n, a in arrays.items() if n.startswith("kept/")}
     learner.restore(kept, head.layer.weight.device)
     return int(meta["steps"])
-
-

@@ -9,7 +9,6 @@ Source: Smith et al. (CVPRW 2023, arXiv 2203.17269), section 4, where ImageNet t
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +25,9 @@ from recipes.schedule import SupervisedConfig, batches_of
 QUARTERS = 4
 
 
-def pretrain(model: nn.Module, head: GrowingHead, inputs: Inputs, stream: Stream, *, config: StreamConfig, seed: int) -> bool:
+def pretrain(
+    model: nn.Module, head: GrowingHead, inputs: Inputs, stream: Stream, *, config: StreamConfig, seed: int
+) -> bool:
     """Train the encoder of ``model`` in place on the pre-training examples; the head is as before.
 
     Returns:
@@ -53,7 +54,9 @@ def pretrain(model: nn.Module, head: GrowingHead, inputs: Inputs, stream: Stream
     batches = batches_of(num, SupervisedConfig(batch=config.batch), smallest=smallest_batch(model))
     model.train()
     for epoch in range(config.pretrain_epochs):
-        order = torch.randperm(num, generator=generator(derive_seed("pre-training order", seed, epoch))).to(inputs.device)
+        order = torch.randperm(num, generator=generator(derive_seed("pre-training order", seed, epoch))).to(
+            inputs.device
+        )
         with local_rng(derive_seed("pre-training", seed, epoch), device=inputs.device), deterministic(inputs.device):
             for batch in batches:
                 at, turn = order[batch] // turns, order[batch] % turns
@@ -64,7 +67,9 @@ def pretrain(model: nn.Module, head: GrowingHead, inputs: Inputs, stream: Stream
     optimizer.zero_grad(set_to_none=True)
     model.set_submodule(head.name, head.layer)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise Diverged(f"the pre-training diverged: a parameter is not finite. Lower pretrain_lr (= {config.pretrain_lr:g})")
+        raise Diverged(
+            f"the pre-training diverged: a parameter is not finite. Lower pretrain_lr (= {config.pretrain_lr:g})"
+        )
     return True
 
 
@@ -81,5 +86,3 @@ def turned(x: Tensor, turn: Tensor) -> Tensor:
         chosen = turn == quarter
         found[chosen] = torch.rot90(x[chosen], quarter, dims=(-2, -1))
     return found
-
-

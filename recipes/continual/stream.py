@@ -40,13 +40,17 @@ class StreamConfig(Config):
     pretrain_lr: float = param(2e-3, gt=0, le=100, doc="Adam")
     rotations: bool = param(False, doc="pre-training: every image in four rotations, each a class of its own")
     loss: str = param("bce", choices=("bce", "ce"), doc="sigmoid, summed over the seen classes; or softmax over them")
-    train: str = param("all", choices=("all", "qkv"), doc="parameters trained; qkv: a transformer's projections and the head")
+    train: str = param(
+        "all", choices=("all", "qkv"), doc="parameters trained; qkv: a transformer's projections and the head"
+    )
     lr: float = param(1e-3, gt=0, le=100, doc="Adam, betas 0.9, 0.999; fresh in every step")
     weight_decay: float = param(0.0, ge=0, le=1, doc="added to the gradient")
     batch: int = param(64, ge=1, le=1_000_000, unit="examples", doc="the last, shorter batch of an epoch is kept")
     epochs: int = param(8, ge=1, le=100_000, doc="of every step")
     schedule: str = param(
-        "constant", choices=("constant", "multistep", "cosine"), doc="cosine: lr cos(99 pi e / (200 (E - 1))) in epoch e"
+        "constant",
+        choices=("constant", "multistep", "cosine"),
+        doc="cosine: lr cos(99 pi e / (200 (E - 1))) in epoch e",
     )
     milestones: tuple[int, ...] = param((), ge=1, le=100_000, unit="epochs", doc="multistep only: x 0.1 at each")
 
@@ -115,7 +119,9 @@ def stream_of(data: ExampleSet, config: StreamConfig) -> Stream:
         known = ", ".join(map(repr, columns)) or "none"
         raise ConfigError(f"by = {by!r} is not 'class' nor a column of {data.name}; its columns: {known}")
     if not groups:
-        raise ConfigError(f"a stream of {data.name} needs steps: name the classes of each, or give the data a column 'step'")
+        raise ConfigError(
+            f"a stream of {data.name} needs steps: name the classes of each, or give the data a column 'step'"
+        )
     step = np.full(len(data), -2, np.int64)
     for number, group in enumerate([first, *groups], start=PRETRAINING):
         step[np.isin(values, np.array(group, values.dtype))] = number
@@ -130,7 +136,9 @@ def stream_of(data: ExampleSet, config: StreamConfig) -> Stream:
         for group, own in zip(groups, there, strict=True)
     )
     names = tuple("+".join(data.class_names[c] if by == CLASS else str(c) for c in group) for group in groups)
-    return Stream(step=step, names=names, classes=classes, pretrain=tuple(map(int, np.unique(data.y[step == PRETRAINING]))))
+    return Stream(
+        step=step, names=names, classes=classes, pretrain=tuple(map(int, np.unique(data.y[step == PRETRAINING])))
+    )
 
 
 def _class_indexes(data: ExampleSet, values: Sequence[Value]) -> list[int]:
