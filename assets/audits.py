@@ -27,6 +27,7 @@ from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Fi
 from recipes.plan import trainer
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, REMOVAL
+from tasks.base import Reading, lacking
 from warehouse import empty
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _audited(
 ) -> Iterator[tuple[str, int, np.ndarray]]:
     """(about, seed, outputs (N, K)) of every model that is attacked; a run that diverged or was refused has none."""
     if not run.stage.per_request:
-        stored, meta = run.load(upstream["target"], "logits")
+        stored, meta = run.load(upstream["target"], models.READINGS)
         models.refuse_other_training(run, upstream["target"], meta)
         yield TARGET, run.subject.seed, stored["logits"]
     for method, stage in jobs.items():
@@ -221,7 +222,7 @@ def _u_mia(run: Run, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[
     for name, seed, outputs in _audited(run, upstream, scope, jobs):
         if name == TARGET:
             continue
-        losses = models.losses(outputs, data.y)
+        losses = models.reading_of(data, outputs).loss
         result = population_umia(
             losses[inside],
             losses[unseen],
@@ -349,17 +350,15 @@ def recipe_match(subject: Subject, upstream: Mapping[str, Stage]) -> Stage | Non
 
 
 def _match(run: Run, target: Stage) -> Output:
-    from attacks.membership.signals import log_odds
     from attacks.recipe_match import FEWEST
     from attacks.recipe_match import recipe_match as compare
-    from recipes.predict import predict_logits
+    from recipes.predict import read
 
     data, subject = run.data, run.subject
     unseen = np.flatnonzero(data.split == "test")
     why = (
-        f"A given model is compared with its recipe by its classes; this is {data.task}."
-        if data.task != "classification"
-        else f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
+        lacking(data.task, ("classes",))
+        or f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
         if len(unseen) < FEWEST
         else ""
     )
@@ -369,8 +368,8 @@ def _match(run: Run, target: Stage) -> Output:
     seeds = [derive_seed(subject.seed, "alike", r) % 2**31 for r in range(num)]
     rows = np.flatnonzero(data.split == "train")
     trained = trainer(subject, data).many(data, members=[rows] * num, seeds=seeds, progress=run.progress)
-    theirs = np.stack([log_odds(predict_logits(model, examples)[None], examples.y)[0] for model in trained])
-    own = log_odds(run.load(target, "logits")[0]["logits"][unseen][None], examples.y)[0]
+    theirs = np.stack([read(model, examples).signal for model in trained])
+    own = Reading(run.load(target, models.READINGS)[0]["reading"])[unseen].signal
     found = dataclasses.asdict(compare(own, theirs, alpha=subject.thresholds.alpha))
     return Output(
         tables=[(schema.RECIPE_MATCH, pl.DataFrame([found]), {})],

@@ -38,16 +38,16 @@ def examples(subject: Subject) -> Stage:
 
 def _examples(run: Run) -> Output:
     data = run.data
-    classes = None if data.task == "regression" else np.asarray(data.class_names)
+    shown, num = data.task.shown(data), data.num_examples
     salt = run.warehouse.salt()
     tokens = {owner: owner_token(owner, salt=salt) for owner in np.unique(data.owner).tolist()}
     frame = pl.DataFrame(
         {
             "example_id": data.example_id,
             "split": data.split,
-            "label": data.y if classes is not None else pl.Series([None] * data.num_examples, dtype=pl.Int64),
-            "label_name": classes[data.y] if classes is not None else np.full(data.num_examples, ""),
-            "target": pl.Series([None] * data.num_examples, dtype=pl.Float64) if classes is not None else data.y,
+            "label": shown.get("label", pl.Series([None] * num, dtype=pl.Int64)),
+            "label_name": shown.get("label_name", np.full(num, "")),
+            "target": shown.get("target", pl.Series([None] * num, dtype=pl.Float64)),
             "owner": pl.Series(data.owner).replace_strict(tokens, return_dtype=pl.String),
             "content_hash": data.content_hash,
             "origin": pl.Series(
@@ -60,7 +60,7 @@ def _examples(run: Run) -> Output:
         members=data.example_id,
         metadata=_facts(data, frame),
         pictures={
-            "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if classes is not None else "target")
+            "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if "label" in shown else "target")
         },
     )
 

@@ -18,6 +18,7 @@ from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
+from tasks.base import Reading
 from warehouse import empty
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def trained_by(stage: Stage) -> str:
 
 
 def target(subject: Subject, examples: Stage) -> Stage:
-    """``[subject, models, target]``: the model under audit and its logits on every example."""
+    """``[subject, models, target]``: the model under audit and its readings of every example."""
     if subject.outputs_only:
         return Stage(
             subject=subject,
@@ -67,7 +68,7 @@ def target(subject: Subject, examples: Stage) -> Stage:
         return Stage(
             subject=subject,
             path=("models", "target"),
-            doc="The model under audit as it was given, not trained here, with its logits on every example.",
+            doc="The model under audit as it was given, not trained here, with its readings of every example.",
             config={**training(subject), "given": True},
             reads="model",
             deps=(examples,),
@@ -78,7 +79,7 @@ def target(subject: Subject, examples: Stage) -> Stage:
     return Stage(
         subject=subject,
         path=("models", "target"),
-        doc="The model under audit, trained on the whole training split, with its logits on every example (but a recommender's).",
+        doc="The model under audit, trained on the whole training split, with its readings of every example.",
         config=training(subject),
         deps=(examples,),
         tables=(schema.CHECKPOINTS,),
@@ -109,16 +110,17 @@ def _stored_outputs(run: Run) -> Output:
     from sources.outputs import outputs_of
 
     logits, zeros = outputs_of(run.subject.source.config)
+    reading = reading_of(run.data, logits)
     made = {"trained_by": trained_by(run.stage)}
-    stored = run.save({"example_id": run.data.example_id, "logits": logits}, made, "logits")
+    stored = run.save(_said(run.data, reading, logits), made, READINGS)
     row = {"artifact_id": stored.name, "role": "target", "seed": run.subject.seed, "epochs": 0, "num_parameters": 0}
-    row |= {"wall_s": 0.0, **fit_of(run, logits)}
+    row |= {"wall_s": 0.0, **fit_of(run, reading)}
     return Output(
         tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
         artifacts=[stored],
         members=run.train.example_id,
-        metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, logits)},
-        pictures={"loss": loss_picture(run, logits)},
+        metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, reading)},
+        pictures={"loss": loss_picture(run, reading)},
     )
 
 
@@ -142,35 +144,47 @@ def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tup
 
 
 def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
-    """Weights, logits on every example, and the row of models.checkpoints."""
+    """Weights, readings of every example with the outputs behind them, and the row of models.checkpoints."""
     from recipes.checkpoints import to_arrays
-    from recipes.predict import predict_logits
+    from recipes.predict import predict_logits, read
 
-    subject = run.subject
-    # A recommender's scores of all items for every interaction would be N x K numbers that nobody reads.
-    logits = None if run.data.task == "ranking" else predict_logits(model, run.data)
+    subject, data = run.subject, run.data
+    # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody reads.
+    outputs = predict_logits(model, data) if data.task.gives("features") else None
+    reading = read(model, data) if outputs is None else reading_of(data, outputs)
     made = {"trained_by": trained_by(run.stage)}
     weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed, **made}, "weights")
-    artifacts = [weights]
-    if logits is not None:
-        artifacts.append(run.save({"example_id": run.data.example_id, "logits": logits}, made, "logits"))
-    row = checkpoint_row(run, weights.name, "target", subject.seed, model, logits, wall_s)
+    said = run.save(_said(data, reading, outputs), made, READINGS)
+    row = checkpoint_row(run, weights.name, "target", subject.seed, model, reading, wall_s)
     return Output(
         tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
-        artifacts=artifacts,
+        artifacts=[weights, said],
         members=run.train.example_id,
         metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
-        pictures={"loss": loss_picture(run, logits)} if logits is not None and run.data.num_classes else {},
+        pictures={"loss": loss_picture(run, reading)},
     )
 
 
-_NULLABLE = {"train_loss_nats": pl.Float64, "train_acc": pl.Float64, "test_acc": pl.Float64}
+READINGS = "readings"
+
+
+def reading_of(data: ExampleSet, outputs: np.ndarray) -> Reading:
+    """The four numbers of stored outputs (..., N, K) on every example of the data set."""
+    return data.task.reading_of(outputs, data.targets(slice(None)), data.constants)  # type: ignore[attr-defined, no-any-return]
+
+
+def _said(data: ExampleSet, reading: Reading, outputs: np.ndarray | None) -> dict[str, np.ndarray]:
+    arrays = {"example_id": data.example_id, "reading": reading.values}
+    return arrays if outputs is None else {**arrays, "logits": outputs}
+
+
+_NULLABLE = {"train_loss": pl.Float64, "train_quality": pl.Float64, "test_quality": pl.Float64}
 
 
 def checkpoint_row(
-    run: Run, artifact: str, role: str, seed: int, model: nn.Module, logits: np.ndarray | None, wall_s: float
+    run: Run, artifact: str, role: str, seed: int, model: nn.Module, reading: Reading | None, wall_s: float
 ) -> dict[str, Any]:
-    """One row of models.checkpoints; accuracies from the logits on every example where there are any."""
+    """One row of models.checkpoints; loss and quality from the readings of every example where there are any."""
     from recipes.fitting import smallest_batch
 
     config: Any = recipe_config(run.subject)
@@ -184,36 +198,28 @@ def checkpoint_row(
         "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        **fit_of(run, logits),
+        **fit_of(run, reading),
         "wall_s": wall_s,
     }
     return row
 
 
-def fit_of(run: Run, logits: np.ndarray | None) -> dict[str, float | None]:
-    """Loss on the training split and accuracy on both, from the logits on every example where there are any."""
-    if logits is None or run.data.task != "classification":
-        return {"train_loss_nats": None, "train_acc": None, "test_acc": None}
-    correct = logits.argmax(1) == run.data.y
+def fit_of(run: Run, reading: Reading | None) -> dict[str, float | None]:
+    """Mean loss on the training split and mean quality on both, from the readings of every example where there are any."""
+    if reading is None:
+        return dict.fromkeys(_NULLABLE)
     train = run.data.split == "train"
     return {
-        "train_loss_nats": float(losses(logits, run.data.y)[train].mean()),
-        "train_acc": float(correct[train].mean()),
-        "test_acc": float(correct[~train].mean()),
+        "train_loss": float(reading.loss[train].mean()),
+        "train_quality": float(reading.quality[train].mean()),
+        "test_quality": float(reading.quality[~train].mean()),
     }
 
 
-def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropy in nats, float64, in log space."""
-    z = logits.astype(np.float64)
-    top = z.max(1)
-    return np.log(np.exp(z - top[:, None]).sum(1)) + top - z[np.arange(len(labels)), labels]  # type: ignore[no-any-return]
-
-
-def loss_picture(run: Run, logits: np.ndarray) -> bytes:
+def loss_picture(run: Run, reading: Reading) -> bytes:
     """Losses span many decades once a model interpolates, so their logarithm is drawn."""
-    values = np.log10(np.maximum(losses(logits, run.data.y), 1e-12))
-    return plots.histogram_png(values, title="Loss of the audited model", xlabel="log10 cross-entropy (nats)")
+    values = np.log10(np.maximum(reading.loss, 1e-12))
+    return plots.histogram_png(values, title="Loss of the audited model", xlabel=f"log10 {run.data.task.spec.loss}")
 
 
 def early(subject: Subject, examples: Stage) -> Stage:
@@ -302,7 +308,7 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
 
 
 def ensemble(subject: Subject, examples: Stage) -> Stage:
-    """``[subject, models, ensemble]``: keep[M, N] and logits[M, N, K] of M models on random halves of the pool."""
+    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool."""
     plan = subject.ensemble
     return Stage(
         subject=subject,
@@ -331,14 +337,14 @@ def _ensemble(run: Run) -> Output:
             ensemble=subject.ensemble,
             seed=derive_seed(subject.seed, "ensemble") % 2**31,
             device=device_of(subject),
+            outputs=run.data.task.gives("outputs"),
             checkpoints=run.checkpoints(),
             progress=run.progress,
         )
     except NotApplicable as error:
         return Output(warnings={APPLIES: str(error)})
-    correct = result.logits.argmax(2) == result.labels
-    acc_in = float(correct[result.keep].mean())
-    acc_out = float(correct[~result.keep].mean())
+    quality = result.readings.quality
+    inside, outside = float(quality[result.keep].mean()), float(quality[~result.keep].mean())
     meta = {"config_digest": result.config_digest, "trained_by": trained_by(run.stage)}
     stored = run.save(result.to_arrays(), meta)
     return Output(
@@ -348,8 +354,8 @@ def _ensemble(run: Run) -> Output:
             "models": len(result.keep),
             "pool": int(result.pool.sum()),
             "population": int((~result.pool).sum()),
-            "accuracy_inside": acc_in,
-            "accuracy_outside": acc_out,
+            f"{run.data.task.spec.quality} inside": inside,
+            f"{run.data.task.spec.quality} outside": outside,
         },
     )
 

@@ -27,6 +27,7 @@ from contracts.subject import OUTPUTS, Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,8 +119,7 @@ def provided(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[
 
 def refuse(run: Run, spec: MethodSpec, kind: str) -> None:
     """Raise :class:`NotApplicable` when the method is not defined for the data's task, or needs what there is not."""
-    if run.data.task not in spec.tasks:
-        raise NotApplicable(f"{kind} {spec.name} is defined for {', '.join(spec.tasks)}, not for {run.data.task}.")
+    require(run.data, f"{kind} {spec.name}", *spec.wants)
     if run.subject.outputs_only and (why := lacks(spec, kind, run.data)):
         raise NotApplicable(why)
 
@@ -202,7 +202,7 @@ class _UnlearnFrom:
         """Those of the subject's plan; without one, all that are defined for its task."""
         plan = self.run.subject.unlearning
         if plan is None:
-            return tuple(m.spec.name for m in unlearner if self.run.data.task in m.spec.tasks)
+            return tuple(m.spec.name for m in unlearner if self.run.data.task.gives(*m.spec.wants))
         return tuple(choice.name for choice in plan.methods)
 
     @property
@@ -264,9 +264,8 @@ def _outputs(run: Run, target: Stage) -> Callable[[ExampleSet], Any]:
     Raises:
         NotApplicable: it stored none.
     """
-    if run.data.task == "ranking":
-        raise NotApplicable("A recommender's outputs on every interaction are not stored.")
-    stored, meta = run.load(target, "logits")
+    require(run.data, "what reads whole outputs", "outputs")
+    stored, meta = run.load(target, models.READINGS)
     models.refuse_other_training(run, target, meta)
     return lambda data: stored["logits"][run.data.positions(data.example_id)]
 

@@ -225,7 +225,7 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
     subject, data = run.subject, run.data
     train = int((data.split == "train").sum())
     row = run.read(schema.CHECKPOINTS, {"role": "target"}).row(0, named=True)
-    share = {k: f"{row[k]:.1%}" for k in ("train_acc", "test_acc") if row[k] is not None}
+    share = {k: f"{row[k]:.1%}" for k in ("train_quality", "test_quality") if row[k] is not None}
     return {
         "Data": {
             "source": subject.source.name,
@@ -267,9 +267,7 @@ def _made(subject: Subject) -> dict[str, dict[str, Any]]:
 
 
 def _outputs(data: ExampleSet) -> dict[str, Any]:
-    if data.task == "ranking":
-        return {"users": data.num_users, "items": data.num_classes}
-    return {"classes": data.num_classes} if data.num_classes else {"target": "a number (regression)"}
+    return {"task": f"{data.task}: {data.task.describe(data)}"}
 
 
 def _score_section(run: Run, name: str) -> ScoreSection:

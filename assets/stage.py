@@ -566,7 +566,6 @@ def top_rows(frame: pl.DataFrame, column: str, labels: pl.DataFrame, *, limit: i
 
 
 def labels_of(data: ExampleSet) -> pl.DataFrame:
-    """(example_id, label_name) of a classification set, (example_id, target) of a regression set."""
-    if data.task == "regression":
-        return pl.DataFrame({"example_id": data.example_id, "target": data.y})
-    return pl.DataFrame({"example_id": data.example_id, "label_name": np.asarray(data.class_names)[data.y]})
+    """example_id beside what tells people which example is meant: ``label_name``, ``target``, or nothing, by the task."""
+    shown = {name: column for name, column in data.task.shown(data).items() if name != "label"}
+    return pl.DataFrame({"example_id": data.example_id, **shown})

@@ -24,7 +24,7 @@ from torch import nn
 
 from attacks.backdoor import Rate, accuracy, attack_success_rate, confusion_rate
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
+from contracts.errors import ConfigError, DataError, Diverged
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -39,6 +39,7 @@ from sources.planted_poison import (
     sample_deletion_set,
     triggered,
 )
+from tasks.base import require
 
 _RATES = {
     "acc_clean": "accuracy on the test split as it is",
@@ -127,6 +128,7 @@ BACKDOOR = TableSpec(
 @analysis(
     AnalysisSpec(
         name="backdoor_audit",
+        wants=("outputs", "classes", "features"),
         doc="Plants a manipulation in a copy of the data and asks how much of it each unlearner takes out of the model.",
         source="Goel et al., TMLR 2024 (arXiv 2402.14015)",
         config=BackdoorConfig,
@@ -186,8 +188,7 @@ def backdoor_audit(
         ConfigError: target, classes or patch that the data does not have.
         Diverged: training on the manipulated data left the finite numbers.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"backdoors are wrong answers to a class; {data.name} is for {data.task}")
+    require(data, "backdoor_audit", "classes")
     data = data.validate().by_id()
     if not (data.split == "test").any():
         raise DataError(f"{data.name} has no test example on which a backdoor could be seen")

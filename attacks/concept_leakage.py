@@ -42,6 +42,7 @@ from explain.embeddings import embeddings, last_linear
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
+from tasks.base import require
 
 FORGOTTEN, NONE, RETRAIN = "forgotten", "none", "retrain"
 _FEWEST = 8  # held-out examples a side: half to fit on, half to judge by
@@ -127,6 +128,7 @@ HEAD_SWAP = TableSpec(
 @analysis(
     AnalysisSpec(
         name="concept_leakage",
+        wants=("classes", "features"),
         doc="Unlearns whole classes and asks what of them, and of other concepts, can still be read from the embeddings.",
         source="arXiv 2405.15662 (2024); Hewitt and Liang, EMNLP 2019",
         version=2,
@@ -194,8 +196,7 @@ def concept_leakage(
         ConfigError: an unknown class.
         Diverged: retraining left the finite numbers.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"concepts explain classes; {data.name} is a {data.task} task")
+    require(data, "concept_leakage", "classes")
     data = data.validate().by_id()
     train, test = data.part("train"), data.part("test")
     forgotten = _classes(config, data.class_names)

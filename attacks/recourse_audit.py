@@ -36,6 +36,7 @@ from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from stats import clopper_pearson
+from tasks.base import require
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -87,6 +88,7 @@ def _picture(deletion: str, title: str) -> Picture:
 @analysis(
     AnalysisSpec(
         name="recourse_audit",
+        wants=("classes", "features"),
         doc="Explanations and deletions: which counterfactual explanations become invalid when training examples are deleted.",
         source="Krishna et al., ICML 2023 (arXiv 2302.04288); Pawelczyk et al. 2023 (arXiv 2208.14137)",
         config=RecourseAuditConfig,
@@ -387,8 +389,7 @@ def _forgotten(members: pl.DataFrame, name: str) -> NDArray[np.int64]:
 
 def _checked(data: ExampleSet, config: RecourseAuditConfig) -> int:
     """The index of the favourable class."""
-    if data.task != "classification":
-        raise NotApplicable(f"recourse_audit explains decisions between classes; {data.name} is for {data.task}.")
+    require(data, "recourse_audit", "classes")
     if len(data.input_shape) != 1:
         raise NotApplicable(
             f"recourse_audit changes features one by one; {data.name} has inputs of shape {data.input_shape}."
@@ -402,5 +403,5 @@ def _checked(data: ExampleSet, config: RecourseAuditConfig) -> int:
     ids, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError("ids are used twice", example_ids=ids[counts > 1])
-    data.check_classes()
+    data.check_targets()
     return data.class_names.index(config.favourable) if config.favourable else 1

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from attacks.membership.signals import log_odds
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes.inputs import Inputs, model_dtype
 from sources.example_set import ExampleSet
+from tasks.base import require
+from tasks.signals import log_odds
 
 Float = NDArray[np.float64]
 _BLOCK = 1024  # examples a forward and backward pass; gradients add up, so memory is bounded by it
@@ -91,11 +92,10 @@ def relearn(
     """
     if steps < 1 or not lr > 0 or not 0 <= momentum < 1:
         raise ConfigError(f"relearn: steps = {steps} >= 1, lr = {lr} > 0, 0 <= momentum = {momentum} < 1 are needed")
-    if data.task != "classification":
-        raise NotApplicable(f"relearning counts right labels; {data.name} is for {data.task}")
+    require(data, "relearning", "classes")
     if forgotten.shape != (len(data),) or not forgotten.any() or forgotten.all():
         raise DataError(f"relearn: {len(data)} examples need forgotten and never-seen ones, told apart by a mask")
-    data.check_classes()
+    data.check_targets()
     student = copy.deepcopy(model).eval()
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:

@@ -141,7 +141,7 @@ def ensemble_of(data: ExampleSet, folder: Path, seed: int) -> ReferenceEnsemble:
                     rng.standard_normal((min(CHUNK, num - start), CLASSES), np.float32).tofile(file)
     keep = np.zeros((4, num), bool)
     keep[::2, ::2], keep[1::2, 1::2] = True, True
-    return ReferenceEnsemble(
+    return ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.ones(num, bool),
         labels=data.y,

@@ -1,4 +1,4 @@
-"""What a method declares beside its function, and the seven registries.
+"""What a method declares beside its function, and the registries.
 
 A declaration drives the Dagster asset, the table, the Great Expectations suite and its check, the contract battery
 and the docs. ``needs`` names what the pipeline hands to the function as keyword arguments; the words are ``NEEDS``.
@@ -18,9 +18,16 @@ from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
 from contracts.verdicts import Finding
 
-Task = Literal["classification", "regression", "ranking"]
-CLASSIFICATION: tuple[Task, ...] = ("classification",)
-ANY_TASK: tuple[Task, ...] = ("classification", "regression", "ranking")
+VIEWS = {
+    "reading": "four numbers an example: loss, signal, log_likelihood, quality (every task)",
+    "losses": "a loss of every example that can be differentiated (every task)",
+    "outputs": "one vector of class logits an example",
+    "classes": "the target of an example is one of K classes",
+    "features": "an example is a vector or an image of numbers",
+    "interactions": "an example is a user who met an item",
+    "tokens": "an example is a sequence of tokens",
+}
+EVERY_TASK = ("reading", "losses")
 
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
@@ -52,7 +59,12 @@ NEEDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """Common part of every declaration."""
+    """Common part of every declaration.
+
+    Attributes:
+        needs: what the pipeline gives to the function, words of ``NEEDS``.
+        wants: what it reads of the examples' task, words of ``VIEWS``: it applies to every task that gives them all.
+    """
 
     name: str
     doc: str
@@ -60,12 +72,49 @@ class MethodSpec:
     version: int = 1
     config: type[Config] = field(default=Config)
     needs: tuple[str, ...] = ()
-    tasks: tuple[Task, ...] = CLASSIFICATION
+    wants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.needs) - set(NEEDS))
         if unknown:
             raise ConfigError(f"{self.name}: needs {', '.join(unknown)}; known needs: {', '.join(sorted(NEEDS))}")
+        check_views(self.name, self.wants)
+
+
+def check_views(name: str, views: Sequence[str]) -> None:
+    """Refuse words that are not among ``VIEWS``.
+
+    Raises:
+        ConfigError: names them and the known ones.
+    """
+    if unknown := sorted(set(views) - set(VIEWS)):
+        raise ConfigError(f"{name}: {', '.join(unknown)} is not a view of a task; known views: {', '.join(VIEWS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """A kind of thing that can be learnt; the decorated class is a ``tasks.base.Task``.
+
+    Attributes:
+        gives: the views of its examples that methods may want, words of ``VIEWS``; every task gives ``EVERY_TASK``.
+        quality: what its quality (0..1, the reading that its users call right) is, for people ("accuracy").
+        loss: what its loss is, for people ("cross-entropy (nats)").
+    """
+
+    name: str
+    doc: str
+    source: str = ""
+    version: int = 1
+    gives: tuple[str, ...] = EVERY_TASK
+    quality: str
+    loss: str
+
+    def __post_init__(self) -> None:
+        check_views(self.name, self.gives)
+        if missing := sorted(set(EVERY_TASK) - set(self.gives)):
+            raise ConfigError(
+                f"task {self.name}: every task gives {', '.join(EVERY_TASK)}; {', '.join(missing)} missing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,7 +335,7 @@ class Asked:
 
     Attributes:
         label, owner, id, split: the column, array, or level of folders that holds it; ``owner`` may be a table beside images.
-        task: "classification" or "regression".
+        task: name of the task, "classification" or "regression".
         val: what becomes of validation rows: "drop", "train" or "test".
         drop: columns that are not used.
     """
@@ -321,9 +370,9 @@ class SourceSpec(MethodSpec):
     detects: Callable[[Path], bool] | None = None
     from_path: Callable[[Path, Asked], Reading] | None = None
     self_contained: bool = False
-    tasks: tuple[Task, ...] = ANY_TASK
 
 
+task: Registry[TaskSpec] = Registry("task", group="palimpsest.tasks", homes=("tasks",))
 score: Registry[ScoreSpec] = Registry("score", group="palimpsest.scores", homes=("scoring",))
 analysis: Registry[AnalysisSpec] = Registry(
     "analysis", group="palimpsest.analyses", homes=("studies", "scoring", "attacks")
@@ -333,4 +382,4 @@ unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unl
 attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", homes=("attacks",))
 recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", homes=("recipes",))
 source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", homes=("sources",))
-REGISTRIES: tuple[Registry, ...] = (source, recipe, score, analysis, curator, unlearner, attack)  # type: ignore[type-arg]
+REGISTRIES: tuple[Registry, ...] = (task, source, recipe, score, analysis, curator, unlearner, attack)  # type: ignore[type-arg]

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +24,11 @@ class ByClassConfig(ForgetConfig):
     class_name: str = param(doc="name of the class, as the source gives it")
 
 
-@curator(CuratorSpec(name="by_class", doc="Forgets all training examples of one class.", config=ByClassConfig))
+@curator(
+    CuratorSpec(
+        name="by_class", doc="Forgets all training examples of one class.", config=ByClassConfig, wants=("classes",)
+    )
+)
 def by_class(data: ExampleSet, *, config: ByClassConfig, seed: int) -> pl.DataFrame:
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 
@@ -31,8 +36,7 @@ def by_class(data: ExampleSet, *, config: ByClassConfig, seed: int) -> pl.DataFr
         NotApplicable: regression.
         DataError: no class of that name (the known ones are listed).
     """
-    if data.task != "classification":
-        raise NotApplicable("by_class needs classes; this set is for regression")
+    require(data, "by_class", "classes")
     if config.class_name not in data.class_names:
         raise DataError(f"{data.name} has no class {config.class_name!r}; classes are: {', '.join(data.class_names)}")
     index = data.class_names.index(config.class_name)

@@ -14,7 +14,7 @@ import polars as pl
 
 from contracts.errors import ConfigError
 from contracts.identity import MAX_EXAMPLE_ID
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain
 from sources.example_set import ExampleSet
@@ -30,7 +30,7 @@ class ByIdsConfig(ForgetConfig):
             raise ConfigError(f"ByIdsConfig.ids lists {', '.join(map(str, doubled))} more than once")
 
 
-@curator(CuratorSpec(name="by_ids", doc="Forgets the listed example ids.", config=ByIdsConfig, tasks=ANY_TASK))
+@curator(CuratorSpec(name="by_ids", doc="Forgets the listed example ids.", config=ByIdsConfig))
 def by_ids(data: ExampleSet, *, config: ByIdsConfig, seed: int) -> pl.DataFrame:
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 

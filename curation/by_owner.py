@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from contracts.errors import ConfigError
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain
 from sources.example_set import ExampleSet
@@ -28,11 +28,7 @@ class ByOwnerConfig(ForgetConfig):
             raise ConfigError("ByOwnerConfig.owner is empty; '' marks examples that are nobody's")
 
 
-@curator(
-    CuratorSpec(
-        name="by_owner", doc="Forgets all training examples of one owner.", config=ByOwnerConfig, tasks=ANY_TASK
-    )
-)
+@curator(CuratorSpec(name="by_owner", doc="Forgets all training examples of one owner.", config=ByOwnerConfig))
 def by_owner(data: ExampleSet, *, config: ByOwnerConfig, seed: int) -> pl.DataFrame:
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import ConfigError
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain
 from sources.example_set import ExampleSet
@@ -35,7 +35,6 @@ class ByPredicateConfig(ForgetConfig):
         doc="Forgets the training examples that an SQL predicate over data.examples selects.",
         config=ByPredicateConfig,
         needs=("select_where",),
-        tasks=ANY_TASK,
     )
 )
 def by_predicate(

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import DataError
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
 from sources.example_set import ExampleSet
@@ -86,7 +86,6 @@ class ClosureConfig(ForgetConfig):
         doc="Forgets what a stored split forgets, and the near duplicates of it.",
         config=ClosureConfig,
         needs=("splits", "scores"),
-        tasks=ANY_TASK,
     )
 )
 def closed_split(

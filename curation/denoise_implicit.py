@@ -24,12 +24,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from sources.example_set import ExampleSet
 from sources.splits import largest_remainders
+from tasks.base import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ class DenoiseImplicitConfig(Config):
         source="Zhang et al., WWW 2025 (arXiv 2502.00348)",
         config=DenoiseImplicitConfig,
         needs=("scores",),
-        tasks=("ranking",),
+        wants=("interactions",),
         roles=("keep", "drop"),
     )
 )
@@ -69,8 +70,7 @@ def denoise_implicit(
         NotApplicable: another task than ranking.
         DataError: the score has ids twice or of other data (a stale score), or no value at all.
     """
-    if data.task != "ranking":
-        raise NotApplicable(f"denoise_implicit ranks the interactions of one user; {data.name} is a {data.task} task")
+    require(data, "denoise_implicit", "interactions")
     train = training_ids(data)
     stored = scores(config.score)
     ids = stored.get_column("example_id").to_numpy()

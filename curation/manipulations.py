@@ -16,7 +16,7 @@ import polars as pl
 
 from contracts.errors import ConfigError, DataError
 from contracts.identity import MAX_EXAMPLE_ID
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
 from sources.example_set import ExampleSet
@@ -53,7 +53,6 @@ class DeletionSetConfig(ForgetConfig):
         doc="Forgets the identified part of a known manipulation; the rest of it stays in the retain set.",
         source="Goel et al., TMLR 2024 (arXiv 2402.14015)",
         config=DeletionSetConfig,
-        tasks=ANY_TASK,
     )
 )
 def deletion_set(data: ExampleSet, *, config: DeletionSetConfig, seed: int) -> pl.DataFrame:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.errors import ConfigError, DataError, NotApplicable
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.errors import ConfigError, DataError
+from contracts.methods import CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from curation.scored import score_values
 from sources.example_set import ExampleSet
 from stats.order import ranking
+from tasks.base import require
 
 ROLES = ("keep", "drop")
 _SOURCE = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)"
@@ -77,7 +78,6 @@ class OffsetWindowConfig(Config):
         source=_SOURCE,
         config=KeepHardestConfig,
         needs=("scores",),
-        tasks=ANY_TASK,
         roles=ROLES,
     )
 )
@@ -108,7 +108,6 @@ def keep_hardest(
         source=_SOURCE,
         config=OffsetWindowConfig,
         needs=("scores",),
-        tasks=ANY_TASK,
         roles=ROLES,
     )
 )
@@ -148,8 +147,8 @@ class _Ranked:
     """
 
     def __init__(self, data: ExampleSet, frame: pl.DataFrame, score: str, *, stratified: bool, missing: str) -> None:
-        if stratified and data.task != "classification":
-            raise NotApplicable(f"stratified pruning needs classes; {data.name} is a {data.task} task")
+        if stratified:
+            require(data, "stratified pruning", "classes")
         self.data, self.score = data, score
         self.ids = training_ids(data)
         self.values = score_values(frame, self.ids, score=score, data_name=data.name)
@@ -163,7 +162,7 @@ class _Ranked:
         self.values[self.unknown] = np.inf if missing == "highest" else -np.inf
         is_train = np.flatnonzero(data.split == "train")
         labels = data.y[is_train[np.argsort(data.example_id[is_train], kind="stable")]]
-        self.labels = labels if data.task == "classification" else np.zeros(len(labels), np.int64)
+        self.labels = labels if data.task.gives("classes") else np.zeros(len(labels), np.int64)
         self.order = ranking(self.values, self.labels if stratified else None)
 
     def members(self, kept: np.ndarray) -> pl.DataFrame:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import DataError
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import Config, param
 from curation.members import training_ids
 from sources.example_set import ExampleSet
@@ -45,7 +45,7 @@ class QualityPoolsConfig(Config):
         config=QualityPoolsConfig,
         needs=("scores",),
         roles=(*(f"pool_{p}" for p in range(1, MAX_POOLS + 1)), "outside"),
-        tasks=ANY_TASK,
+        wants=("outputs", "classes"),
     )
 )
 def quality_pools(
@@ -61,7 +61,7 @@ def quality_pools(
     """
     train = training_ids(data)
     ids, values = _checked(scores(config.score), train, config.score, data.name)
-    by_class = config.stratified and data.task == "classification"
+    by_class = config.stratified and data.task.gives("classes")
     strata = data.y[data.positions(ids)] if by_class else np.zeros(len(ids), np.int64)
     found = cut(
         values, ids, strata, num_pools=config.num_pools, fraction=config.fraction, best=config.best, what=config.score

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
 from sources.example_set import ExampleSet
@@ -31,7 +31,6 @@ class RandomFractionConfig(ForgetConfig):
         random=True,
         source="Fan et al., SalUn, ICLR 2024, section 5 (random data forgetting)",
         config=RandomFractionConfig,
-        tasks=ANY_TASK,
     )
 )
 def random_fraction(data: ExampleSet, *, config: RandomFractionConfig, seed: int) -> pl.DataFrame:

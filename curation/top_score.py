@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import ConfigError, DataError
-from contracts.methods import ANY_TASK, CuratorSpec, curator
+from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
 from curation.scored import score_values
@@ -41,7 +41,6 @@ class TopScoreConfig(ForgetConfig):
         doc="Forgets the training examples with the highest or lowest values of a stored score.",
         config=TopScoreConfig,
         needs=("scores",),
-        tasks=ANY_TASK,
     )
 )
 def top_score(

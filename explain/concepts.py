@@ -46,6 +46,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from explain.embeddings import embeddings
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 SVM_C = (0.001, 0.01, 0.1, 1.0, 10.0)
 CORRELATED = 0.8  # |cos| of two concepts above which the elastic net's choice between them is arbitrary
@@ -565,11 +566,10 @@ def fit_concepts(
 
 def fitting_sample(data: ExampleSet, *, config: ConceptConfig, seed: int) -> ExampleSet:
     """The examples that concepts are fitted on, in the order of their ids; see :func:`fit_concepts`."""
-    if data.task != "classification":
-        raise NotApplicable(f"concepts explain classes; {data.name} is a {data.task} task")
+    require(data, "concepts", "classes")
     if not len(data):
         raise DataError(f"{data.name}: there is no example to learn concepts from")
-    data.check_classes()
+    data.check_targets()
     ordered = data.by_id()
     if len(data) <= config.sample:
         return ordered

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from contracts.errors import InvalidInput, NotApplicable
+from contracts.errors import InvalidInput
 from contracts.progress import Progress, silent
 from recipes.streaming import check_outputs
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 METHODS = ("exact", "hnsw")
 CELLS = "cells"  # explain.cells, for those who keep no vectors
@@ -62,10 +63,9 @@ def by_id(name: str, data: ExampleSet, model: nn.Module) -> ExampleSet:
         NotApplicable: a ranking task, or a model without logits.
         DataError: ids used twice, labels outside the model's outputs.
     """
-    if data.task == "ranking":
-        raise NotApplicable(f"{name} compares what a model sees in examples; {data.name} is a ranking task")
+    require(data, name, "features")
     ordered = data.by_id()
-    if data.task == "classification":
+    if data.task.gives("classes"):
         check_outputs(name, ordered, model)
     return ordered
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from contracts.errors import ConfigError, DataError, NotApplicable, NotReady
 from contracts.subject import Subject
+from tasks.base import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,8 +111,7 @@ def import_issues(
     from scoring.cleanlab_issues import NAME, read_issues
 
     data = workspace.examples(plan)
-    if data.task != "classification":
-        raise NotApplicable(f"cleanlab's label issues are about classes; {plan.subject} is a {data.task} task")
+    require(data, "cleanlab's issues", "classes")
     rows = read_issues(_with_ids(issues, example_id), data)
     if workspace.warehouse.last_complete(f"{plan.subject}/data/examples") is None:
         raise NotReady(f"the examples of {plan.subject} are not on record yet; run: palimpsest audit {plan.subject}")

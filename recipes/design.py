@@ -53,7 +53,7 @@ def pool_and_population(data: ExampleSet, *, ensemble: Ensemble, seed: int) -> t
         DataError: the test split is too small to give both sides an example.
         ConfigError: ``pool_size`` exceeds the candidates.
     """
-    labels = data.y if data.task == "classification" else np.zeros(len(data), np.int64)
+    labels = data.task.strata(data.x, data.y, data.example_id)
     test = np.flatnonzero(data.split == "test")
     wanted = round(len(test) * ensemble.population_fraction)
     if not 0 < wanted < len(test):

@@ -1,11 +1,13 @@
 """The reference ensemble: M models of the audited recipe on random halves of the pool, and what each says of everybody.
 
-    keep[m, j] = 1 if model m trained on example j,   logits[m, j, :] = f_m(x_j), eval mode
+    keep[m, j] = 1 if model m trained on example j,   reading[m, j, :] = the task's four numbers of f_m on example j, eval mode
     pool example: in exactly M/2 models;  population example: in none
 
-Trained once; memorization (card 15, subset ratio 1/2), LiRA and RMIA (card 57) all read it. Every model is made by the
+Trained once; memorization (Feldman & Zhang 2020, subset ratio 1/2), LiRA and RMIA all read it. Every model is made by the
 recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and each
-model of it would be one more copy to erase.
+model of it would be one more copy to erase. A reading is 32 bytes an example and model whatever the number of classes; whole
+outputs (M, N, K) are kept only where a method that reads them is listed. Of the outputs on the population, a sample is always
+kept where the task has such: it says on which scale these models speak (``attacks.membership.scale``).
 
 BatchNorm mixes the examples of a batch while it trains, so that what a model has learnt of one example depends on its
 neighbours, as it does in the audited model; what it says of an example afterwards, by its running statistics, does not.
@@ -13,6 +15,7 @@ neighbours, as it does in the audited model; what it says of an example afterwar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -32,10 +35,11 @@ from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
-from recipes.predict import logits_of
+from recipes.predict import logits_of, reading_of
 from recipes.retention import held
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
+from tasks.base import READING, OutputTask, Reading, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,40 +49,52 @@ class ReferenceEnsemble:
     Attributes:
         example_id: (N,) int64, pool and population examples, in the order of the data set.
         pool: (N,) bool; False marks the population, non-members of every model.
-        labels: (N,) int64.
+        labels: (N,) the targets that were trained on where an example has one, else zeros.
         keep: (M, N) bool; a pool column sums to M/2, a population column to 0.
-        logits: (M, N, K) float32, finite; readers convert to float64.
-        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer): none for most.
+        reading: (M, N, 4) float64, see ``tasks.base.Reading``.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
+        logits: (M, N, K) float32, finite, or None where they were not kept; readers convert to float64.
+        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer); None: none.
+        spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every k-th of
+            them; None where a model's outputs are no vector an example.
     """
 
     example_id: np.ndarray
     pool: np.ndarray
     labels: np.ndarray
     keep: np.ndarray
-    logits: np.ndarray
+    reading: np.ndarray
     config_digest: str
+    logits: np.ndarray | None = None
+    spoken: np.ndarray | None = None
     held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         models, num = self.keep.shape
-        columns = {"example_id": np.int64, "pool": np.bool_, "labels": np.int64}
-        for name, dtype in columns.items():
+        for name, dtype in {"example_id": np.int64, "pool": np.bool_}.items():
             value = getattr(self, name)
             if value.shape != (num,) or value.dtype != dtype:
                 raise InvalidInput(f"ensemble: {name} is {value.dtype} {value.shape}, not {np.dtype(dtype)} ({num},)")
-        if self.keep.dtype != np.bool_ or self.logits.dtype != np.float32:
-            raise InvalidInput(f"ensemble: keep is {self.keep.dtype} and logits {self.logits.dtype}, not bool, float32")
-        if self.logits.ndim != 3 or self.logits.shape[:2] != (models, num):
-            raise InvalidInput(f"ensemble: logits have shape {self.logits.shape}, not ({models}, {num}, K)")
+        if self.labels.shape != (num,):
+            raise InvalidInput(f"ensemble: labels have shape {self.labels.shape}, not ({num},)")
+        if self.keep.dtype != np.bool_ or self.reading.dtype != np.float64:
+            raise InvalidInput(f"ensemble: keep is {self.keep.dtype}, reading {self.reading.dtype}, not bool, float64")
+        if self.reading.shape != (models, num, len(READING)):
+            raise InvalidInput(
+                f"ensemble: reading has shape {self.reading.shape}, not ({models}, {num}, {len(READING)})"
+            )
+        if self.logits is not None and (self.logits.dtype != np.float32 or self.logits.shape[:2] != (models, num)):
+            raise InvalidInput(
+                f"ensemble: logits are {self.logits.dtype} {self.logits.shape}, not ({models}, {num}, K)"
+            )
         wrong = self.keep.sum(0) * 2 != models * self.pool
         if wrong.any():
             raise DataError(
                 "ensemble: examples are not in exactly half of the models", example_ids=self.example_id[wrong]
             )
-        if self.held is None:
-            object.__setattr__(self, "held", np.zeros((models, num), np.bool_))
-        if self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any():  # type: ignore[union-attr]
+        if self.held is not None and (
+            self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any()
+        ):
             raise InvalidInput(
                 f"ensemble: held must be bool ({models}, {num}), of examples that the model was trained on"
             )
@@ -89,9 +105,36 @@ class ReferenceEnsemble:
     def num_models(self) -> int:
         return len(self.keep)
 
+    @property
+    def readings(self) -> Reading:
+        """(M, N) readings by name."""
+        return Reading(self.reading)
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """(M, N, K) float32.
+
+        Raises:
+            NotApplicable: they were not kept.
+        """
+        if self.logits is None:
+            raise NotApplicable(
+                "the whole outputs of the reference models were not kept: no listed method declares them"
+            )
+        return self.logits
+
+    def by_id(self) -> Self:
+        """The same evidence, examples in ascending order of their ids."""
+        order = np.argsort(self.example_id, kind="stable")
+        columns = {n: getattr(self, n)[order] for n in ("example_id", "pool", "labels")}
+        by_model = {n: getattr(self, n)[:, order] for n in ("keep", "reading")}
+        some = {n: None if getattr(self, n) is None else getattr(self, n)[:, order] for n in ("logits", "held")}
+        return dataclasses.replace(self, **columns, **by_model, **some)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything but the digest, for an artefact store."""
-        return {n: getattr(self, n) for n in ("example_id", "pool", "labels", "keep", "logits", "held")}
+        every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken", "held")}
+        return {name: array for name, array in every.items() if array is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Self:
@@ -100,10 +143,21 @@ class ReferenceEnsemble:
         Raises:
             InvalidInput: an array is missing or does not fit.
         """
-        missing = {"example_id", "pool", "labels", "keep", "logits"} - set(arrays)
+        missing = set(_ARRAYS) - set(arrays)
         if missing or "config_digest" not in meta:
             raise InvalidInput(f"ensemble: missing {', '.join(sorted(missing)) or 'config_digest'}")
         return cls(**{n: np.asarray(a) for n, a in arrays.items()}, config_digest=str(meta["config_digest"]))
+
+    @classmethod
+    def of_logits(cls, *, logits: np.ndarray, labels: np.ndarray, pool: np.ndarray, **others: Any) -> Self:
+        """An ensemble of classifiers whose outputs (M, N, K) are known."""
+        reading = named("classification").reading_of(logits, labels, {}).values  # type: ignore[attr-defined]
+        spoken = _thinned(logits[:, ~pool], models=len(logits), start=0)
+        return cls(logits=logits, labels=labels, pool=pool, reading=reading, spoken=spoken, **others)
+
+
+_ARRAYS = ("example_id", "pool", "labels", "keep", "reading")
+SPOKEN = 2_000_000
 
 
 def train_ensemble(
@@ -115,6 +169,7 @@ def train_ensemble(
     ensemble: Ensemble,
     seed: int,
     device: str = "cpu",
+    outputs: bool = False,
     checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
     checkpoint_name: str = "ensemble",
     progress: Progress = silent,
@@ -129,18 +184,17 @@ def train_ensemble(
         ensemble: M, pool, population, and the block in which models are trained and stored.
         seed: of the design and, with the model's number, of every model.
         device: "cpu" or "cuda".
+        outputs: keep the whole outputs too, of a task that gives them.
         checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
         checkpoint_name: see above.
         progress: told (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
-        NotApplicable: regression; a recipe for another task; a network whose outputs in eval mode mix examples.
+        NotApplicable: a recipe for another task, outputs that the task does not give, or a network whose outputs in eval mode mix examples.
         DataError, ConfigError: see ``pool_and_population`` and ``Trainer``.
         IntegrityError: a stored block is damaged.
         Others: as the recipe raises.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"the reference ensemble needs class labels; {data.name} is a {data.task} task")
     trainer = Trainer(recipe=recipe, build=build, config=config, device=device)
     pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
     rows = np.sort(np.concatenate([pool, population]))
@@ -164,38 +218,58 @@ def train_ensemble(
             "rows": arrays_digest({"example_id": view.example_id}),
         }
     )
+    whole = isinstance(data.task, OutputTask) and data.task.gives("outputs")
+    if outputs and not whole:
+        raise NotApplicable(f"whole outputs are kept of class logits; {data.name} is a {data.task} task")
     inputs = Inputs(view, dtype=model_dtype(first), device=device)
     each = int(getattr(config, "epochs", 1))
     total = ensemble.num_models * each
-    blocks, retained = [], []
+    found: dict[str, np.ndarray] = {}  # each array once, filled block by block
     for start in range(0, ensemble.num_models, ensemble.block):
         end = min(start + ensemble.block, ensemble.num_models)
         name, meta = f"{checkpoint_name}-{start:05d}-{end:05d}", {"ensemble": config_digest, "start": start, "end": end}
-        stored = _stored(checkpoints.load(name), meta=meta, keep=keep[start:end])
-        if stored is not None:
-            logits, own = stored
-        else:
+        block = _stored(checkpoints.load(name), meta=meta, keep=keep[start:end], outputs=outputs)
+        if block is None:
 
             def tell(done: int, of: int, _: str, before: int = start * each, more: int = (end - start) * each) -> None:
                 progress(before + more * min(done, of) // max(of, 1), total, "reference models")
 
             members = [np.flatnonzero(row) for row in keep[start:end]]
             models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
-            logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
+            if whole:
+                logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
+                block = {"reading": data.task.reading_of(logits, view.y, view.constants).values}  # type: ignore[attr-defined]
+                block |= {"population": logits[:, ~in_pool], **({"logits": logits} if outputs else {})}
+            else:
+                block = {"reading": np.stack([reading_of(model, inputs).values for model in models])}
             own = np.stack([held(model, view.example_id) for model in models])
-            checkpoints.save(name, {"keep": keep[start:end], "logits": logits, "held": own}, meta)
-        blocks.append(logits)
-        retained.append(own)
+            block |= {"held": own} if own.any() else {}
+            checkpoints.save(name, {"keep": keep[start:end], **block}, meta)
+        if "population" in block:
+            block["spoken"] = _thinned(block.pop("population"), models=ensemble.num_models, start=start)
+        for what, part in block.items():
+            if what == "spoken":
+                found[what] = np.concatenate([found[what], part]) if what in found else part
+                continue
+            if what not in found:
+                found[what] = np.zeros((ensemble.num_models, *part.shape[1:]), part.dtype)
+            found[what][start:end] = part
         progress(end * each, total, "reference models")
     return ReferenceEnsemble(
         example_id=view.example_id,
         pool=in_pool,
-        labels=view.y,
+        labels=view.y if view.y.ndim == 1 else np.zeros(len(view), np.int64),
         keep=keep,
-        logits=np.concatenate(blocks),
-        held=np.concatenate(retained),
         config_digest=config_digest,
+        **found,
     )
+
+
+def _thinned(outputs: np.ndarray, *, models: int, start: int) -> np.ndarray:
+    """Every k-th of the outputs (b, P, K) of the models from ``start`` on, k such that about ``SPOKEN`` of all models' are kept."""
+    each = int(np.prod(outputs.shape[1:]))
+    step = max(1, models * each // SPOKEN)
+    return outputs.reshape(-1)[-(start * each) % step :: step].astype(np.float32)
 
 
 def _refuse_mixing(model: nn.Module) -> None:
@@ -209,11 +283,14 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 
 def _stored(
-    found: tuple[dict[str, Any], dict[str, Any]] | None, *, meta: dict[str, Any], keep: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """(logits, held) of a stored block, or None when there is none of this very ensemble."""
+    found: tuple[dict[str, Any], dict[str, Any]] | None, *, meta: dict[str, Any], keep: np.ndarray, outputs: bool
+) -> dict[str, np.ndarray] | None:
+    """What a stored block holds, or None when there is none of this very ensemble (with outputs, where they are wanted)."""
     if found is None or any(found[1].get(k) != v for k, v in meta.items()):
         return None
-    if not np.array_equal(found[0]["keep"], keep):
+    arrays = {name: np.asarray(array) for name, array in found[0].items()}
+    if not np.array_equal(arrays.pop("keep"), keep) or (outputs and "logits" not in arrays):
         return None
-    return np.asarray(found[0]["logits"]), np.asarray(found[0]["held"])
+    if not outputs:
+        arrays.pop("logits", None)
+    return arrays

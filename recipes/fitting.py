@@ -1,7 +1,7 @@
 """The training loop of one model, an ordinary PyTorch loop: the reference that every faster path must equal.
 
     classification: mean cross-entropy of a batch (label smoothing as torch.nn.functional.cross_entropy)
-    regression:     mean squared error; see `standardise`
+    else:           the mean loss of the task (regression: squared error; see `standardise`)
 
 The optimiser is torch.optim's. Everything else is in recipes.schedule. BatchNorm takes its statistics from the batch, and
 one example alone has none: a last batch of one joins the batch before it, for networks with BatchNorm only.
@@ -24,6 +24,7 @@ from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig, batches_of, epoch_order, learning_rates, num_epochs
+from tasks.base import OutputTask, Task, require
 
 Observe = Callable[[Tensor, Tensor], None]
 
@@ -154,17 +155,14 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
     """Refuse, before work starts, data without examples and a model whose outputs do not fit the task.
 
     Raises:
-        NotApplicable: a ranking task: an interaction is no label to be told from the others; recipe ``bpr`` is for these.
+        NotApplicable: examples that are no vectors or images (an interaction is none; recipe ``bpr`` is for these).
         DataError: no examples, or labels that are not classes of the data; names the ids.
         ConfigError: outputs are not (B, K), or (B, 1) for regression.
     """
-    if inputs.data.task == "ranking":
-        raise NotApplicable(f"supervised training needs labels or targets; {inputs.data.name} is for ranking: use bpr")
+    require(inputs.data, "supervised training", "features")
     if not len(inputs):
         raise DataError(f"{inputs.data.name}: there is no example to train on")
-    data = inputs.data
-    if data.task == "classification":
-        data.check_classes()
+    inputs.data.check_targets()
     wanted = (1, max(inputs.data.num_classes, 1))
     with eval_mode(model), torch.no_grad(), local_rng(0, device=inputs.device):
         got = tuple(model(inputs.block(0, 1)).shape)
@@ -180,7 +178,7 @@ def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> tuple[Inp
     ``head`` is trained on the targets as they are, and so is everything else when the task is classification.
     """
     head = getattr(model, "head", None)
-    if inputs.data.task != "regression" or not isinstance(head, nn.Linear) or head.bias is None:
+    if inputs.targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
         return inputs, lambda model: None
     members = inputs.data.y[rows]
     shift, scale = float(members.mean()), float(members.std()) or 1.0
@@ -204,7 +202,11 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _loss(task: str, config: SupervisedConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    if task == "regression":
-        return F.mse_loss
-    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+def _loss(task: Task, config: SupervisedConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    if task.gives("classes"):
+        return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if not isinstance(task, OutputTask):
+        raise NotApplicable(
+            f"supervised training takes the loss of a model's answers; {task} has none of answers alone"
+        )
+    return lambda outputs, targets: task.losses_of(outputs, targets).mean()

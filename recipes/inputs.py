@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sources.example_set import ExampleSet
+from tasks.base import Batch
 
 PRELOAD_BYTES = 2**30
 
@@ -35,14 +37,11 @@ class Inputs:
         preload_bytes: int = PRELOAD_BYTES,
     ) -> None:
         # User indexes name rows: no float holds all of them.
-        self.data, self.dtype = data, torch.int64 if data.task == "ranking" else dtype
+        self.data, self.dtype = data, torch.int64 if data.x.dtype == np.int64 else dtype
         self.device = torch.device(device)
         size = data.num_examples * prod(data.input_shape) * self.dtype.itemsize
         self._all = self._read(slice(0, data.num_examples)) if size <= preload_bytes else None
-        targets = torch.from_numpy(data.y.copy())
-        if data.task == "regression":
-            targets = targets.to(dtype)[:, None]
-        self.targets = targets.to(self.device)
+        self.targets = data.task.target_tensor(data.targets(slice(None)), dtype).to(self.device)
 
     def __len__(self) -> int:
         return self.data.num_examples
@@ -56,6 +55,18 @@ class Inputs:
     def block(self, start: int, stop: int) -> Tensor:
         """Inputs of the rows ``start`` to ``stop`` (excluded)."""
         return self._read(slice(start, stop)) if self._all is None else self._all[start:stop]
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The examples ``rows`` (int64 on the device) as a model and its task see them."""
+        return self._batch(self.gather(rows), rows, rows.cpu().numpy())
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """As :meth:`batch`, the rows ``start`` to ``stop`` (excluded)."""
+        return self._batch(self.block(start, stop), slice(start, stop), slice(start, stop))
+
+    def _batch(self, inputs: Tensor, rows: Tensor | slice, at: np.ndarray | slice) -> Batch:
+        ids = torch.from_numpy(self.data.example_id[at])
+        return Batch(inputs, self.targets[rows], ids, self.data.constants)
 
     def with_targets(self, targets: Tensor) -> Inputs:
         """The same inputs with other targets, nothing copied."""

@@ -80,8 +80,8 @@ def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
     from recipes.models import build, refuse_changed
 
     chosen = subject.model
-    num_outputs = data.num_classes or 1
-    shape = (data.num_users,) if data.task == "ranking" else data.input_shape
+    num_outputs = data.task.num_outputs(data)
+    shape = (data.num_users,) if data.num_users else data.input_shape
     if ":" in chosen.name:
         refuse_changed(chosen.name, folder=chosen.folder)
     return lambda seed: build(
@@ -106,7 +106,7 @@ def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
     name, device = subject.model.name, device_of(subject)
     build = model_builder(subject, data)
     model = build(0)
-    if data.task == "ranking":
+    if data.num_users:
         return model
     rows = np.flatnonzero(data.split == "train")[:_TRIED]
     with of_user(name, f"to move to {device}"):

@@ -13,6 +13,7 @@ from torch import nn
 from contracts.errors import DataError
 from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
+from tasks.base import READING, Reading
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,6 +52,36 @@ def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndar
             example_ids=inputs.data.example_id[broken],
         )
     return logits
+
+
+def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:
+    """The task's four numbers of every row of ``data``, in its order: (N, 4).
+
+    Args:
+        model: on any device; its train/eval state is as before after the call.
+        batch: examples at a time; changes memory and speed only.
+
+    Raises:
+        DataError: a reading that is not finite, naming the examples.
+    """
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
+    return reading_of(model, inputs, batch=batch)
+
+
+def reading_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> Reading:
+    """As :func:`read`, on inputs that may already be in memory."""
+    data, values = inputs.data, np.empty((len(inputs), len(READING)))
+    with eval_mode(model), torch.no_grad():
+        for start in range(0, len(inputs), batch):
+            stop = min(start + batch, len(inputs))
+            values[start:stop] = data.task.read(model, inputs.slice(start, stop)).values
+    broken = ~np.isfinite(values).all(axis=1)
+    if broken.any():
+        raise DataError(
+            f"the model's outputs on {int(broken.sum())} of {len(values)} examples are not finite",
+            example_ids=data.example_id[broken],
+        )
+    return Reading(values)
 
 
 @contextmanager

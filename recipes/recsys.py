@@ -78,7 +78,7 @@ class BprConfig(Config):
         doc="Implicit feedback by sampled negatives: BPR or BCE loss, plain, truncated, or denoised per user (PLD).",
         source="Rendle et al., UAI 2009 (arXiv 1205.2618); Zhang et al., WWW 2025 (arXiv 2502.00348)",
         config=BprConfig,
-        tasks=("ranking",),
+        wants=("interactions",),
         early=True,
         observable=True,
     )

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 class Lists:
@@ -57,8 +58,7 @@ class Lists:
             NotApplicable: another task.
             DataError: no interactions, users or items out of range, a pair twice. Names the examples.
         """
-        if data.task != "ranking":
-            raise NotApplicable(f"{data.name} is a {data.task} task; interactions of users with items are needed")
+        require(data, "the lists of items", "interactions")
         if not len(data):
             raise DataError(f"{data.name}: there is no interaction to learn from")
         users = np.asarray(data.x)[:, 0]

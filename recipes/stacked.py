@@ -158,9 +158,9 @@ class StackedTrainer:
 
     def _choose(self, pair: list[nn.Module], inputs: Inputs, rows: np.ndarray) -> Path:
         """The path to take. Depends on the models and the kind of device alone."""
-        if self.path == "loop" or inputs.data.task == "regression":
+        if self.path == "loop" or not inputs.data.task.gives("classes"):
             if self.path in ("mlp", "vmap"):
-                raise NotApplicable(f"path {self.path!r} is for classification; regression takes 'loop'")
+                raise NotApplicable(f"path {self.path!r} is for classes; {inputs.data.task} takes 'loop'")
             return "loop"
         if layer := batch_statistics(pair[0]):
             if self.path != "auto":

@@ -11,22 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
-from contracts.methods import CLASSIFICATION, Task
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
-def check(
-    name: str, data: ExampleSet, models: Sequence[nn.Module], *, tasks: tuple[Task, ...] = CLASSIFICATION
-) -> None:
+def check(name: str, data: ExampleSet, models: Sequence[nn.Module], *, wants: Sequence[str] = ("classes",)) -> None:
     """Refuse what the score called ``name`` is not defined for, before any work.
 
     Raises:
-        NotApplicable: a task that is not among ``tasks``.
+        NotApplicable: a task that does not give the views in ``wants``.
         InvalidInput: no models.
     """
-    if data.task not in tasks:
-        why = "compares class probabilities with a label" if tasks == CLASSIFICATION else "needs a label or a target"
-        raise NotApplicable(f"{name} {why}; {data.name} is a {data.task} task")
+    require(data, name, *wants)
     if not models:
         raise InvalidInput(f"{name} needs at least one early model; early_models is empty")
 
@@ -49,7 +45,8 @@ def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
         NotApplicable: it does not give logits (1, K), or a prediction (1, 1) for regression.
         DataError: labels outside [0, K), or targets that are not finite; names the examples.
     """
-    if data.task == "regression" and not np.isfinite(data.y).all():
+    classes = data.task.gives("classes")
+    if not classes and not np.isfinite(data.y).all():
         raise DataError(f"{name}: targets are not finite", example_ids=data.example_id[~np.isfinite(data.y)])
     for _, x, _ in batches(data, model, batch=1):
         with torch.inference_mode():
@@ -57,7 +54,7 @@ def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise NotApplicable(f"{name}: the model gives {shape} for one example; logits (1, K) are needed")
-        if data.task == "regression":
+        if not classes:
             if logits.shape[1] != 1:
                 raise NotApplicable(f"{name}: the model gives {tuple(logits.shape)} for one target; (1, 1) is needed")
             return

@@ -61,7 +61,7 @@ def _stacked(
         doc="Minibatch training on the mean loss: cross-entropy for classification, squared error for regression.",
         source="Robbins & Monro 1951; Loshchilov & Hutter, ICLR 2017 (cosine schedule), ICLR 2019 (AdamW)",
         config=SupervisedConfig,
-        tasks=("classification", "regression"),
+        wants=("losses", "features"),
         early=True,
         observable=True,
         counts_steps=True,
@@ -104,7 +104,7 @@ def supervised(
         The model in eval mode on ``device``. For regression its outputs are in the target's units.
 
     Raises:
-        NotApplicable: a ranking task: interactions have no label to predict; see recipe ``bpr``.
+        NotApplicable: examples that are no vectors or images; interactions take recipe ``bpr``.
         DataError: no examples.
         ConfigError: the model's outputs do not fit the labels; ``stop_after`` beyond the schedule.
         Diverged: the loss is no longer finite (names the epoch).

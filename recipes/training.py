@@ -36,6 +36,7 @@ from recipes.models import Build
 from recipes.rng import local_rng
 from recipes.stacked import check_members
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 _SHARE = 1000  # the progress of one model among many is told in thousandths of it
 
@@ -227,9 +228,7 @@ class Trainer:
         ]
 
     def _refuse_task(self, data: ExampleSet) -> None:
-        spec = self.spec
-        if data.task not in spec.tasks:
-            raise NotApplicable(f"recipe {spec.name} is defined for {', '.join(spec.tasks)}, not for {data.task}.")
+        require(data, f"recipe {self.spec.name}", *self.spec.wants)
 
     def _refuse_early(self) -> None:
         name = self.spec.name

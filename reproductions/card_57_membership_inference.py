@@ -20,7 +20,7 @@ import numpy as np
 from torch import nn
 
 from attacks.dp_audit import eps_lower_bound, one_run_eps
-from attacks.membership import Evidence, report_over_targets, signals
+from attacks.membership import Evidence, report_over_targets
 from attacks.membership.unlearning import OUT, UNLEARN, shadow_unlearning, three_state_design, u_lira
 from contracts.digests import derive_seed
 from contracts.methods import attack
@@ -34,6 +34,7 @@ from reproductions.framework import Claim, at_least, at_most, reproduction
 from sources.example_set import ExampleSet
 from sources.loading import load
 from stats import auc, auc_interval, clopper_pearson
+from tasks import signals
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
 POOL, POINTS, MODELS = 2000, 2000, 64

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 NAME = "cleanlab_issues"
 _QUALITY = ("label_score", "label_quality")  # as Datalab and CleanLearning call one and the same number
@@ -36,6 +37,7 @@ class ImportedConfig(Config):
 @score(
     ScoreSpec(
         name=NAME,
+        wants=("classes",),
         doc="Label issues that cleanlab found elsewhere, imported.",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068)",
         config=ImportedConfig,
@@ -75,9 +77,8 @@ def cleanlab_issues(data: ExampleSet, *, config: ImportedConfig, seed: int, impo
         NotApplicable: not classification.
         DataError: ids used twice; labels that are no class; no example of ``data`` was imported.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"{NAME} is about class labels; {data.name} is a {data.task} task")
-    data.check_classes()
+    require(data, NAME, "classes")
+    data.check_targets()
     ids = data.by_id().example_id
     found = imported.filter(pl.col("example_id").is_in(ids.tolist())).sort("example_id")
     if len(ids) and not found.height:

@@ -51,6 +51,7 @@ class EL2NConfig(Config):
     ScoreSpec(
         name="el2n",
         version=2,
+        wants=("outputs", "classes"),
         doc="EL2N: mean over early models of the L2 norm of softmax(logits) - onehot(label).",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=EL2NConfig,
@@ -137,7 +138,7 @@ def el2n(data: ExampleSet, *, config: EL2NConfig, seed: int, early_models: Seque
         One row an example, in the order of ``data``; columns as declared.
 
     Raises:
-        NotApplicable: a regression task: its outputs are no class probabilities (``grand`` applies to both).
+        NotApplicable: a task without classes (``grand`` applies to every task).
         DataError: labels outside the model's outputs, NaN or infinite logits; names the examples.
         InvalidInput: no models.
     """

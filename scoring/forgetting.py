@@ -35,6 +35,7 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column
 from recipes.streaming import in_order_of, tabulate
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 _BLOCK = 65_536  # examples added up at a time
 
@@ -51,6 +52,7 @@ class ForgettingConfig(Config):
     ScoreSpec(
         name="forgetting",
         version=2,
+        wants=("outputs", "classes"),
         doc="Forgetting events: how often an example goes from right to wrong between two of its presentations in training.",
         source="Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019 (arXiv 1812.05159)",
         config=ForgettingConfig,
@@ -148,8 +150,7 @@ def forgetting(
         DataError: no examples, an id used twice, labels that are not classes, or NaN or infinite logits; names the examples.
         Diverged: a run diverged.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"forgetting counts right answers; {data.name} is a {data.task} task")
+    require(data, "forgetting", "classes")
     ordered = data.by_id()
     total = _Totals(len(ordered))
     for r in range(config.seeds):

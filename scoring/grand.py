@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from contracts.methods import Call, ScoreSpec, Task, score
+from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
 from recipes.predict import eval_mode
@@ -33,8 +33,6 @@ from recipes.streaming import batches, check, check_finite, check_outputs
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
 from sources.example_set import ExampleSet
-
-TASKS: tuple[Task, ...] = ("classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +49,7 @@ class GrandConfig(Config):
     ScoreSpec(
         name="grand",
         version=2,
-        tasks=TASKS,
+        wants=("losses",),
         doc="GraNd: mean over early models of the L2 norm of the example's loss gradient, all parameters.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=GrandConfig,
@@ -113,11 +111,11 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
             examples.
         InvalidInput: no models.
     """
-    check("grand", data, early_models, tasks=TASKS)
+    check("grand", data, early_models, wants=("losses", "features"))
     num, num_models = len(data), len(early_models)
     # Rows: all parameters, the output layer. Filled block by block: no value of a single model is kept.
     mean, std = np.empty((2, num)), np.full((2, num), np.nan)
-    error = error_vector if data.task == "classification" else squared_error_gradient
+    error = error_vector if data.task.gives("classes") else squared_error_gradient
     with ExitStack() as stack:
         measures = []
         for model in early_models:

@@ -385,6 +385,7 @@ _SUMMARY = TableSpec(
 @analysis(
     AnalysisSpec(
         name="influence",
+        wants=("reading",),
         doc="Influence: which memorised training examples decide the prediction of which unseen example.",
         source="Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703); Benjamini & Hochberg, JRSS B 1995",
         config=InfluenceConfig,

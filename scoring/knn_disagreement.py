@@ -22,7 +22,6 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import nn
 
-from contracts.errors import NotApplicable
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
@@ -30,6 +29,7 @@ from explain.cells import in_cells, vectors_of
 from explain.embeddings import embeddings
 from explain.neighbours import CELLS, METHODS, Ints, by_id, nearest, unit_vectors
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +48,7 @@ class KnnDisagreementConfig(Config):
 @score(
     ScoreSpec(
         name="knn_disagreement",
+        wants=("classes", "features"),
         doc="Disagreement with neighbours: share of the nearest training examples, by the model's penultimate layer, with another label.",
         source="Wilson, IEEE Trans. SMC 1972 (edited nearest neighbours), on embeddings",
         config=KnnDisagreementConfig,
@@ -108,8 +109,7 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
         NotApplicable: not classification, or a model without penultimate activations.
         DataError: ids used twice, labels outside the model's outputs, activations that are not finite.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"knn_disagreement compares class labels; {data.name} is a {data.task} task")
+    require(data, "knn_disagreement", "classes")
     ordered = by_id("knn_disagreement", data, encoder)
     num, asked = len(ordered), min(config.k, max(len(ordered) - 1, 0))
     disagreement, share, furthest = (np.full(num, np.nan) for _ in range(3))

@@ -48,6 +48,7 @@ _VERDICTS = (  # what cleanlab says, whichever probabilities it is given
 @score(
     ScoreSpec(
         name="label_quality",
+        wants=("outputs", "classes"),
         doc="Label quality: one minus the probability that models not trained on the example give its label (cleanlab).",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
         version=2,
@@ -90,13 +91,14 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
     ordered = data.by_id()
     rows, columns = members("label_quality", ordered, ensemble)
     return _judged(
-        ordered.example_id[rows], ordered.y[rows], ensemble.logits.shape[2], lambda: _blocks(ensemble, columns)
+        ordered.example_id[rows], ordered.y[rows], ensemble.outputs.shape[2], lambda: _blocks(ensemble, columns)
     )
 
 
 @score(
     ScoreSpec(
         name="output_label_quality",
+        wants=("outputs", "classes"),
         doc="Label quality: one minus the probability that the audited model's own outputs give the label (cleanlab).",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
         needs=("outputs",),

@@ -128,6 +128,7 @@ def fit_of(name: str, found: Memorization) -> float:
     ScoreSpec(
         name="memorization",
         version=2,
+        wants=("reading",),
         doc="Memorization: accuracy on the example of models trained with it, minus that of models trained without it.",
         source="Feldman, STOC 2020 (arXiv 1906.05271); Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703)",
         needs=("ensemble",),

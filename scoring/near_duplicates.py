@@ -28,7 +28,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from contracts.errors import NotApplicable
 from contracts.methods import Call, Gate, ScoreSpec, score
 from contracts.params import Config, param
 from contracts.tables import Column
@@ -36,6 +35,7 @@ from explain.neighbours import CELLS, METHODS, Ints
 from explain.payloads import PayloadSpace
 from explain.twins import twins
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 _HASHES = 16_384  # hashes read at a time
 _SMALL = 20  # a class of fewer counts as so many: a pair in a class of two is no crowd
@@ -68,7 +68,7 @@ class NearDuplicatesConfig(Config):
         source="definition; Lee et al., ACL 2022 (arXiv 2107.06499), section 4",
         config=NearDuplicatesConfig,
         version=2,
-        tasks=("classification", "regression"),
+        wants=("features",),
         columns=(
             Column(
                 name="similarity",
@@ -180,10 +180,9 @@ def comparable(name: str, data: ExampleSet) -> ExampleSet:
         NotApplicable: a ranking task.
         DataError: ids used twice, labels outside the classes.
     """
-    if data.task == "ranking":
-        raise NotApplicable(f"{name} compares the values of examples; {data.name} is a ranking task")
-    if data.task == "classification":
-        data.check_classes()
+    require(data, name, "features")
+    if data.task.gives("classes"):
+        data.check_targets()
     return data.by_id()
 
 
@@ -243,7 +242,7 @@ def _with_copies(
 
 def _margin(size: Ints, data: ExampleSet) -> NDArray[np.float64]:
     """1 - size / members of the class, cut at 0."""
-    count = np.bincount(data.y)[data.y] if data.task == "classification" else np.full(len(size), len(size))
+    count = np.bincount(data.y)[data.y] if data.task.gives("classes") else np.full(len(size), len(size))
     margin: NDArray[np.float64] = np.maximum(1.0 - size / np.maximum(count, _SMALL), 0.0)
     return margin
 

@@ -20,12 +20,13 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from contracts.methods import Call, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from scoring.el2n import error_scores
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 Outputs = Callable[[ExampleSet], NDArray[np.float32]]
 _SQRT2 = math.sqrt(2.0)
@@ -34,6 +35,7 @@ _SQRT2 = math.sqrt(2.0)
 @score(
     ScoreSpec(
         name="output_error",
+        wants=("outputs", "classes"),
         doc="Error of the audited model's outputs: L2 norm of softmax(outputs) - onehot(label).",
         source="Paul et al., NeurIPS 2021 (arXiv 2107.07075), definition 3, of one trained model",
         needs=("outputs",),
@@ -95,9 +97,8 @@ def checked(name: str, data: ExampleSet, outputs: Outputs) -> NDArray[np.float32
     Raises:
         As :func:`output_error`; ``name`` is the score in the messages.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"{name} compares outputs with a label; {data.name} is a {data.task} task")
-    data.check_classes()
+    require(data, name, "classes")
+    data.check_targets()
     logits = outputs(data)
     if logits.shape != (len(data), data.num_classes):
         raise DataError(f"{name}: outputs have shape {logits.shape}, not ({len(data)}, {data.num_classes})")

@@ -58,6 +58,7 @@ from recipes.rng import generator
 from scoring.taste import ItemProfiles, noise_odds, taste_z
 from sources.example_set import ExampleSet
 from sources.planted import planted_interactions
+from tasks.base import require
 
 _PAIRS = 4096  # interactions whose losses against all negatives are held at a time
 _MAX_POOLS = 2_000_000
@@ -88,7 +89,7 @@ class PersonalLossConfig(Config):
         source="Zhang et al., Personalized Denoising Implicit Feedback, WWW 2025 (arXiv 2502.00348)",
         config=PersonalLossConfig,
         needs=("model",),
-        tasks=("ranking",),
+        wants=("interactions",),
         columns=(
             Column(
                 name="mean_loss",
@@ -179,8 +180,7 @@ def personal_loss(data: ExampleSet, *, config: PersonalLossConfig, seed: int, mo
         NotApplicable: another task, or a model that gives no scores (B, K).
         DataError: users or items out of range, scores that are not finite; names the examples.
     """
-    if data.task != "ranking":
-        raise NotApplicable(f"personal_loss compares the interactions of one user; {data.name} is a {data.task} task")
+    require(data, "personal_loss", "interactions")
     pair, pair_of_row = _pairs(data)
     users, items = np.divmod(pair, max(data.num_classes, 1))
     lists = Lists(users, items, num_users=data.num_users, num_items=data.num_classes)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.errors import DataError, NotApplicable
+from contracts.errors import DataError
 from recipes.ensemble import ReferenceEnsemble
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 Ints = NDArray[np.int64]
 _AT_ONCE = 65_536  # ids compared at a time
@@ -23,8 +24,7 @@ def members(name: str, data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[I
         DataError: no example of ``data`` is in the pool; labels that differ from those the ensemble was trained on or
             are outside its outputs.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"{name} compares predictions with a label; {data.name} is a {data.task} task")
+    require(data, name, "classes")
     columns = _columns_of(ensemble, data.example_id)
     rows = np.flatnonzero(columns >= 0)
     if len(rows) < len(data):
@@ -37,10 +37,10 @@ def members(name: str, data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[I
         other = data.y[rows[some]] != labels
         if other.any():
             raise DataError("labels differ from those the ensemble was trained on", example_ids=ids[other])
-        outside = (labels < 0) | (labels >= ensemble.logits.shape[2])
+        outside = (labels < 0) | (labels >= ensemble.outputs.shape[2])
         if outside.any():
             raise DataError(
-                f"labels outside 0..{ensemble.logits.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
+                f"labels outside 0..{ensemble.outputs.shape[2] - 1}, the ensemble's outputs", example_ids=ids[outside]
             )
     return rows, columns
 
@@ -69,7 +69,7 @@ def logits_of(
     """
     for start in range(0, max(len(columns), 1), block):
         rows = slice(start, min(start + block, len(columns)))
-        logits = ensemble.logits[:, columns[rows]].astype(np.float64)
+        logits = ensemble.outputs[:, columns[rows]].astype(np.float64)
         finite = np.isfinite(logits).all(axis=(0, 2))
         if not finite.all():
             raise DataError(

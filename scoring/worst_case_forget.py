@@ -345,6 +345,7 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
 @score(
     ScoreSpec(
         name="worst_case_forget",
+        wants=("outputs", "classes"),
         doc="Place of the example in the forget set that is hardest (easiest) to unlearn, by bi-level search.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=2,

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from contracts.errors import DataError
-from contracts.methods import Task
 from sources.example_set import ExampleSet
 from sources.identity import Content
 from sources.rows import Rows, blocks, select
 from sources.splits import stratified_split
+from tasks.base import Task, named
 
 
 def assemble(
@@ -28,7 +28,7 @@ def assemble(
     y: np.ndarray,
     *,
     name: str,
-    task: Task,
+    task: str | Task,
     class_names: Sequence[str],
     seed: int,
     test_fraction: float,
@@ -65,10 +65,10 @@ def assemble(
     ids = made_ids(content, y, class_names, owner, split) if example_id is None else check_ids(example_id)
     how = "the data's own"
     if split is None:
-        strata = np.asarray(x)[:, 0] if task == "ranking" else y  # every user keeps an interaction for training
-        kind: Task = "regression" if task == "regression" else "classification"
-        split = stratified_split(strata, ids, task=kind, test_fraction=test_fraction, seed=seed)
-        how = f"stratified{' by user' if task == 'ranking' else ''}, test_fraction {test_fraction:g}, seed {seed}"
+        of = named(task) if isinstance(task, str) else task
+        split = stratified_split(of.strata(x, y, ids), ids, test_fraction=test_fraction, seed=seed)
+        by = " by user" if of.gives("interactions") else ""
+        how = f"stratified{by}, test_fraction {test_fraction:g}, seed {seed}"
     center, scale = _affine(select(x, np.flatnonzero(split == "train")), None if standardise else white, keep_columns)
     return ExampleSet(
         name=name,

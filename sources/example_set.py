@@ -28,8 +28,8 @@ import numpy as np
 
 from contracts.digests import canonical_json, plain
 from contracts.errors import DataError
-from contracts.methods import ANY_TASK, Task
 from sources.rows import Rows, blocks, gather, select
+from tasks.base import Constants, Task, named
 
 SPLITS = ("train", "test")
 
@@ -40,9 +40,9 @@ class ExampleSet:
 
     Attributes:
         name: the data set, for people.
-        task: "classification", "regression" or "ranking".
+        task: what is learnt, an object of ``tasks``; a name is looked up.
         x: (N, *shape) raw values; see the module.
-        y: (N,) int64 in [0, K) or float64.
+        y: (N,) int64 in [0, K) or float64, as the task declares.
         example_id: (N,) int64, unique, >= 0, stable for ever.
         split: (N,) "<U5", "train" or "test".
         owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
@@ -54,6 +54,7 @@ class ExampleSet:
             was written, or left out, and why, sentences for people; JSON-able.
         origin: (N,) str, where each example lies in its source (a file's path below the root, "people.csv row 7"), for people
             to look up; not part of the digest. None where the source has no such thing.
+        whole: constants of the whole data set that readings are taken with (``constants``); a subset has its whole's.
     """
 
     name: str
@@ -70,13 +71,14 @@ class ExampleSet:
     feature_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     origin: np.ndarray | None = None
+    whole: Constants | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.task, str):
+            object.__setattr__(self, "task", named(self.task))
 
     def __repr__(self) -> str:
-        what = {
-            "classification": f"{self.num_classes} classes",
-            "ranking": f"{self.num_users} users, {self.num_classes} items",
-        }.get(self.task, self.task)
-        return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {what})"
+        return f"ExampleSet({self.name!r}, {self.num_examples} x {self.input_shape}, {self.task.describe(self)})"
 
     def __len__(self) -> int:
         return len(self.example_id)
@@ -92,8 +94,8 @@ class ExampleSet:
 
     @property
     def num_users(self) -> int:
-        """Users of a ranking task, whether or not they occur in this part of the data; 0 for other tasks."""
-        return int(self.provenance.get("num_users", 0)) if self.task == "ranking" else 0
+        """Users of interactions, whether or not they occur in this part of the data; 0 for other data."""
+        return int(self.provenance.get("num_users", 0))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -103,13 +105,23 @@ class ExampleSet:
     def digest(self) -> str:
         """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id."""
         order = np.argsort(self.example_id, kind="stable")
-        state = hashlib.sha256(canonical_json({"task": self.task, "class_names": self.class_names}).encode())
+        state = hashlib.sha256(canonical_json({"task": self.task.name, "class_names": self.class_names}).encode())
         for start in range(0, len(order), 65536):
             rows = order[start : start + 65536]
-            label = self.y[rows] if self.task != "regression" else self.y[rows].view(np.int64)
-            columns = (self.example_id[rows], self.split[rows], label, self.owner[rows], self.content_hash[rows])
-            state.update(json.dumps([c.tolist() for c in columns], separators=(",", ":")).encode())
+            before, after = (self.example_id, self.split), (self.owner, self.content_hash)
+            columns = [c[rows].tolist() for c in before], [c[rows].tolist() for c in after]
+            told = [*columns[0], self.task.target_digest(self.y[rows]), *columns[1]]
+            state.update(json.dumps(told, separators=(",", ":")).encode())
         return state.hexdigest()
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What a reading needs of the whole data set, the same for every subset of it and every model."""
+        return self.task.constants(self) if self.whole is None else self.whole
+
+    def targets(self, rows: slice | np.ndarray) -> np.ndarray:
+        """What a model's answers to these rows (positions, not ids) are compared with, fresh memory."""
+        return np.array(self.y[rows])
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -156,6 +168,7 @@ class ExampleSet:
             x=select(self.x, rows),
             **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
             origin=None if self.origin is None else self.origin[rows],
+            whole=self.constants,
         )
 
     def by_id(self) -> ExampleSet:
@@ -175,10 +188,10 @@ class ExampleSet:
     def inputs(self, rows: slice | np.ndarray) -> np.ndarray:
         """What a model sees of these rows (positions, not ids): float32 (B, *shape), fresh memory.
 
-        (x - center) * scale, in float32. For ranking the user indexes, int64 (B, 1): they name rows, they are no numbers.
+        (x - center) * scale, in float32. Indexes (int64) stay as they are: they name rows, they are no numbers.
         """
         block = gather(self.x, rows)
-        if self.task == "ranking":
+        if block.dtype == np.int64:
             return block.copy() if isinstance(rows, slice) else block
         # Gathered positions are fresh memory already; a slice is a view and must not be written to.
         values = block.astype(np.float32, copy=isinstance(rows, slice))
@@ -196,24 +209,27 @@ class ExampleSet:
         """
         self._check_columns()
         self._check_ids_and_splits()
-        self._check_labels()
+        self.task.check(self)
         self._check_values()
         plain(dict(self.provenance))
         return self
 
-    def _refusal(self, message: str, chosen: np.ndarray) -> DataError:
+    def refusal(self, message: str, chosen: np.ndarray) -> DataError:
         """The error about the chosen rows (a mask or positions), which names where they lie, or their ids."""
         where = () if self.origin is None else self.origin[chosen].tolist()
         return DataError(f"{self.name}: {message}", example_ids=self.example_id[chosen], where=where)
 
     def _check_columns(self) -> None:
-        if self.task not in ANY_TASK:
-            raise DataError(f"task {self.task!r} is not one of {', '.join(map(repr, ANY_TASK))}")
         num = len(self.example_id)
         if num == 0:
             raise DataError(f"{self.name} holds no examples")
-        label_type = "float64" if self.task == "regression" else "int64"
-        wanted = {"y": label_type, "example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
+        wanted = {
+            "y": self.task.target_dtype,
+            "example_id": "int64",
+            "split": "<U5",
+            "owner": "<U",
+            "content_hash": "<U64",
+        }
         for column, dtype in wanted.items():
             values = getattr(self, column)
             if values.shape != (num,):
@@ -225,7 +241,7 @@ class ExampleSet:
         if len(self.x) != num:
             raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
         kind = (self.x.dtype.name, self.x.ndim)
-        if self.task == "ranking":
+        if self.task.gives("interactions"):
             if kind != ("int64", 2) or self.input_shape != (1,):
                 raise DataError(f"{self.name}: x is {kind[0]} {self.x.shape}; ranking needs user indexes, int64 (N, 1)")
         elif kind not in {("uint8", 4), ("float32", 4), ("float32", 2)} or 0 in self.input_shape:
@@ -236,6 +252,14 @@ class ExampleSet:
         if self.feature_names and len(self.feature_names) != self.input_shape[0]:
             raise DataError(f"{self.name}: {len(self.feature_names)} feature names for {self.input_shape[0]} features")
 
+    def check_targets(self) -> None:
+        """Refuse labels that are no class (item) of these data, or numbers that are not finite.
+
+        Raises:
+            DataError: names the examples.
+        """
+        self.task.check_targets(self)
+
     def _check_ids_and_splits(self) -> None:
         doubled = _doubled(self.example_id)
         if len(doubled):
@@ -244,59 +268,9 @@ class ExampleSet:
             raise DataError(f"{self.name}: ids must be >= 0", example_ids=self.example_id[self.example_id < 0])
         strange = ~np.isin(self.split, SPLITS)
         if strange.any():
-            raise self._refusal(f"split {str(self.split[strange][0])!r} is not one of 'train', 'test'", strange)
+            raise self.refusal(f"split {str(self.split[strange][0])!r} is not one of 'train', 'test'", strange)
         if not (self.split == "train").any():
             raise DataError(f"{self.name} has no training example")
-
-    def check_classes(self) -> None:
-        """Refuse labels that are no class (item) of these data.
-
-        Raises:
-            DataError: names the examples.
-        """
-        outside = (self.y < 0) | (self.y >= self.num_classes)
-        if outside.any():
-            rows = np.flatnonzero(outside)[np.argsort(self.example_id[outside])]
-            label = self.y[rows[0]]
-            raise self._refusal(f"labels outside 0..{self.num_classes - 1}, the first is label {label}", rows)
-
-    def _check_labels(self) -> None:
-        if self.task == "regression":
-            bad = ~np.isfinite(self.y)
-            if bad.any():
-                raise self._refusal("targets are not finite", bad)
-            if self.class_names:
-                raise DataError(f"{self.name}: regression has no class names")
-            return
-        if self.num_classes < 2:
-            what = "item" if self.task == "ranking" else "class"
-            raise DataError(f"{self.name}: {self.num_classes} {what}; {self.task} needs at least 2")
-        doubled = sorted({n for n in self.class_names if self.class_names.count(n) > 1})
-        if doubled:
-            raise DataError(f"{self.name}: class name {doubled[0]!r} is used more than once")
-        self.check_classes()
-        if self.task == "ranking":
-            self._check_interactions()
-            return
-        empty = np.flatnonzero(np.bincount(self.y[self.split == "train"], minlength=self.num_classes) == 0)
-        if len(empty):
-            names = ", ".join(f"{self.class_names[k]!r} (index {k})" for k in empty[:10])
-            raise self._refusal(
-                f"{len(empty)} of {self.num_classes} classes have no training example: {names}", np.isin(self.y, empty)
-            )
-
-    def _check_interactions(self) -> None:
-        users = np.asarray(self.x)[:, 0]
-        bad = (users < 0) | (users >= self.num_users)
-        if bad.any():
-            raise self._refusal(
-                f"user {users[bad][0]} is outside 0..{self.num_users - 1} (provenance['num_users'])", bad
-            )
-        pair = users * self.num_classes + self.y
-        _, first = np.unique(pair, return_index=True)
-        if len(first) != len(pair):
-            again = np.delete(np.arange(len(pair)), first)
-            raise self._refusal(f"{len(again)} interactions repeat a pair of user and item", again)
 
     def _check_values(self) -> None:
         for what, affine in (("center", self.center), ("scale", self.scale)):
@@ -319,7 +293,7 @@ class ExampleSet:
                 finite = np.isfinite(self.inputs(rows)).reshape(rows.stop - rows.start, -1).all(axis=1)
             bad[rows] = ~finite
         if bad.any():
-            raise self._refusal("values are NaN or infinite (as scaled float32)", bad)
+            raise self.refusal("values are NaN or infinite (as scaled float32)", bad)
 
 
 def _as_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:

@@ -129,7 +129,6 @@ def _owner_table(path: Path, name: str) -> dict[str, object]:
         config=ImageFolderConfig,
         detects=_detects,
         from_path=_from_path,
-        tasks=("classification",),
     )
 )
 def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:

@@ -71,7 +71,6 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         config=ImageTableConfig,
         detects=_detects,
         from_path=_from_path,
-        tasks=("classification", "regression"),
     )
 )
 def image_table(*, config: ImageTableConfig, seed: int) -> ExampleSet:

@@ -141,7 +141,6 @@ def refuse_asked(asked: Asked) -> None:
         "optionally rating, time and id, and no others.",
         source="definition",
         config=InteractionsConfig,
-        tasks=("ranking",),
         detects=is_interactions,
         from_path=_from_path,
     )

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 
 from contracts.errors import DataError
-from contracts.methods import Task
 
 TASKS = ("auto", "classification", "regression")
 _MANY_FLOATS = 20
@@ -30,7 +29,7 @@ _SHOWN = 6
 class Labels(NamedTuple):
     """Encoded labels: the task; y, (N,) int64 or float64; K class names, () for regression; notes for people."""
 
-    task: Task
+    task: str
     y: np.ndarray
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()

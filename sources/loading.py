@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contracts.errors import ConfigError, DataError, NotApplicable, PalimpsestError
+from contracts.errors import ConfigError, DataError, PalimpsestError
 from contracts.methods import Asked, source
 from sources.example_set import ExampleSet
 from sources.files import refuse_pickle
@@ -28,8 +28,6 @@ def load(name: str, config: Mapping[str, Any], *, seed: int = 0) -> ExampleSet:
     """
     method = source.get(name)
     examples = method(config=method.spec.config.from_mapping(config), seed=seed).validate()
-    if examples.task not in method.spec.tasks:
-        raise NotApplicable(f"source {name!r} gave {examples.task}, but declares {', '.join(method.spec.tasks)}")
     if not (examples.split == "test").any():
         raise DataError(
             f"{examples.name} has no test example; leave the split out (--drop its column) to have one drawn"

@@ -122,7 +122,6 @@ class _Stored:
         doc="A model's outputs in Parquet, CSV or NPZ: probabilities or logits, label, split or member, optionally features.",
         source="definition",
         config=OutputsConfig,
-        tasks=("classification",),
     )
 )
 def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:

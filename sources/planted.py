@@ -19,9 +19,10 @@ import dataclasses
 
 import numpy as np
 
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, DataError
 from sources.example_set import ExampleSet
 from sources.identity import Content
+from tasks.base import require
 
 _BLOCK = 2**22  # (user, item) keys drawn at a time
 
@@ -42,8 +43,7 @@ def plant_label_noise(examples: ExampleSet, *, fraction: float, seed: int) -> tu
         ConfigError: fraction out of range.
         DataError: a class would be left without a training example.
     """
-    if examples.task != "classification":
-        raise NotApplicable(f"label noise is planted in class labels; this set is for {examples.task}")
+    require(examples, "label noise", "classes")
     if not 0 < fraction <= 1:
         raise ConfigError(f"plant_label_noise: fraction = {fraction!r} is outside (0, 1]")
     rng = np.random.default_rng(seed)
@@ -79,8 +79,7 @@ def plant_interactions(examples: ExampleSet, *, ratio: float, seed: int) -> tupl
         ConfigError: ratio out of range.
         DataError: interactions are planted already, or a user has too few items left (names the user's examples).
     """
-    if examples.task != "ranking":
-        raise NotApplicable(f"interactions are planted in a ranking set; {examples.name} is for {examples.task}")
+    require(examples, "planting interactions", "interactions")
     if not 0 < ratio <= 10:
         raise ConfigError(f"plant_interactions: ratio = {ratio!r} is outside (0, 10]")
     if "planted_interactions" in examples.provenance:

@@ -26,6 +26,7 @@ from contracts.errors import ConfigError, DataError, NotApplicable
 from sources.example_set import ExampleSet
 from sources.identity import Content
 from sources.rows import blocks, replaced
+from tasks.base import require
 
 
 def add_poison_trigger(
@@ -187,8 +188,7 @@ def _draw(examples: ExampleSet, count: int, *, seed: int) -> np.ndarray:
 
 
 def _check_classes(examples: ExampleSet, label: int = 0) -> None:
-    if examples.task != "classification":
-        raise NotApplicable(f"labels of classes are manipulated; {examples.name} is for {examples.task}")
+    require(examples, "a manipulation of labels", "classes")
     if not 0 <= label < examples.num_classes:
         raise ConfigError(f"class {label} is outside 0..{examples.num_classes - 1}")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contracts.methods import ANY_TASK, SourceSpec, source
+from contracts.methods import SourceSpec, source
 from contracts.params import Config, param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
@@ -41,7 +41,6 @@ class SklearnConfig(Config):
         source="Pedregosa et al., JMLR 12 (2011); UCI Machine Learning Repository",
         config=SklearnConfig,
         self_contained=True,
-        tasks=ANY_TASK,
     )
 )
 def sklearn_set(*, config: SklearnConfig, seed: int) -> ExampleSet:

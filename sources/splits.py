@@ -17,20 +17,14 @@ import numpy as np
 
 from contracts.digests import derive_seed
 from contracts.errors import DataError
-from contracts.methods import Task
-
-MAX_BINS = 10
 
 
-def stratified_split(
-    y: np.ndarray, example_id: np.ndarray, *, task: Task, test_fraction: float, seed: int
-) -> np.ndarray:
+def stratified_split(strata: np.ndarray, example_id: np.ndarray, *, test_fraction: float, seed: int) -> np.ndarray:
     """ "train" or "test" for each example.
 
     Args:
-        y: (N,) class indexes or regression targets.
+        strata: (N,) int64, the group of each example (``Task.strata``); every group keeps one for training.
         example_id: (N,) unique ids.
-        task: decides the strata.
         test_fraction: wanted share f of the test split, in (0, 1).
         seed: root of the keys.
 
@@ -40,27 +34,19 @@ def stratified_split(
     Raises:
         DataError: no example can be spared for the test split.
     """
-    strata = y.astype(np.int64) if task == "classification" else _bins(y, example_id)
     _, strata = np.unique(strata, return_inverse=True)
     sizes = np.bincount(strata)
-    counts = largest_remainders(sizes, test_fraction, total=max(1, round(test_fraction * len(y))))
+    counts = largest_remainders(sizes, test_fraction, total=max(1, round(test_fraction * len(strata))))
     if not counts.sum():
-        numbers = " (--task regression where labels are numbers to predict)" if len(y) > 1 else ""
+        numbers = " (--task regression where labels are numbers to predict)" if len(strata) > 1 else ""
         raise DataError(
-            f"{len(y)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training{numbers}"
+            f"{len(strata)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training{numbers}"
         )
     order = np.lexsort((_keys(example_id, seed), strata))
     starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(y), np.int64)
-    rank[order] = np.arange(len(y)) - starts[strata[order]]
+    rank = np.empty(len(strata), np.int64)
+    rank[order] = np.arange(len(strata)) - starts[strata[order]]
     return np.where(rank < counts[strata], "test", "train").astype("<U5")
-
-
-def _bins(y: np.ndarray, example_id: np.ndarray) -> np.ndarray:
-    num_bins = int(np.clip(len(y) // 10, 1, MAX_BINS))
-    bins = np.empty(len(y), np.int64)
-    bins[np.lexsort((example_id, y))] = np.arange(len(y)) * num_bins // max(len(y), 1)
-    return bins
 
 
 def largest_remainders(sizes: np.ndarray, fraction: float, *, total: int | None = None) -> np.ndarray:

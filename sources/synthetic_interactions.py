@@ -55,7 +55,6 @@ class SyntheticInteractionsConfig(Config):
         source="definition; sampling by Gumbel-top-k, Kool et al., ICML 2019 (arXiv 1903.06059)",
         config=SyntheticInteractionsConfig,
         self_contained=True,
-        tasks=("ranking",),
     )
 )
 def synthetic_interactions(*, config: SyntheticInteractionsConfig, seed: int) -> ExampleSet:

@@ -40,6 +40,7 @@ from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
 from sources.splits import stratified_split
 from sources.table_files import SEPARATORS, Table, is_tables, picture_column, read_table, shard_of
+from tasks.base import named
 
 _LABELS = ("label", "target", "class", "y")
 
@@ -214,7 +215,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         ids = made_ids(content, y, class_names, owner, own)
     split = own
     if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
-        split = stratified_split(y, ids, task=task, test_fraction=config.test_fraction, seed=seed)
+        split = stratified_split(named(task).strata(None, y, ids), ids, test_fraction=config.test_fraction, seed=seed)
     x, names, one_hot = encode(
         data,
         features,

@@ -31,7 +31,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from contracts.digests import derive_seed
-from contracts.errors import NotApplicable
 from contracts.methods import EXAMPLE_ID, AnalysisSpec, Picture, analysis
 from contracts.params import param
 from contracts.progress import Progress, silent
@@ -45,6 +44,7 @@ from recipes.streaming import check_outputs
 from scoring.concept_attribution import class_concept_profile, concept_input_gradients, concept_integrated_gradients
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
+from tasks.base import require
 
 __all__ = ["ConceptBank", "ConceptsConfig", "PosthocCBM", "PosthocHybridCBM", "concepts"]
 
@@ -301,6 +301,7 @@ class PosthocHybridCBM:
 @analysis(
     AnalysisSpec(
         name="concepts",
+        wants=("outputs", "classes", "features"),
         doc="Concepts of the model: how well they are read off it, which classes they carry, which examples show them.",
         source="Yuksekgonul et al., ICLR 2023; Sundararajan et al., ICML 2017; arXiv 2405.15662 (2024)",
         config=ConceptsConfig,
@@ -384,8 +385,7 @@ def concepts(
         ConfigError: a concept names an unknown class.
         InvalidInput: integrated gradients that are not complete within the tolerance.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"concepts explain classes; {data.name} is a {data.task} task")
+    require(data, "concepts", "classes")
     train = data.part("train")
     check_outputs("concepts", data, model)
     found = fit_concepts(model, train, config=config, seed=seed)

@@ -28,7 +28,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, InvalidInput, NotApplicable
+from contracts.errors import ConfigError, InvalidInput
 from contracts.methods import EXAMPLE_ID, AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -37,6 +37,7 @@ from recipes.streaming import check
 from scoring.el2n import MEANS, model_values
 from scoring.grand import GrandConfig, grand
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 Values = NDArray[np.float64]
 _EPOCH = Column(name="epoch", dtype="int64", low=0, unit="epochs", doc="epochs trained of the full recipe")
@@ -145,6 +146,7 @@ class DataDietConfig(Config):
     AnalysisSpec(
         name="data_diet",
         version=2,
+        wants=("outputs", "classes"),
         doc="EL2N, margin and GraNd at several early epochs, and how stable each epoch's ranking is.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=DataDietConfig,
@@ -189,8 +191,7 @@ def data_diet(
         InvalidInput: no training examples, or no models.
         ConfigError: an epoch beyond the recipe's end (from ``early_at``).
     """
-    if data.task != "classification":
-        raise NotApplicable(f"data_diet compares class probabilities with a label; {data.name} is a {data.task} task")
+    require(data, "data_diet", "classes")
     train = _sample(data.part("train"), config.max_examples, seed=seed)
     if not len(train):
         raise InvalidInput(f"{data.name} has no training example to score")

@@ -176,6 +176,7 @@ class ForgetSetConfig(Config):
 @curator(
     CuratorSpec(
         name="forget_set",
+        wants=("outputs", "classes"),
         doc="Forgets the set that a selector chooses: hardest or easiest by bi-level search, lowest loss, moderate, random; or classes.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         config=ForgetSetConfig,
@@ -377,6 +378,7 @@ _MEMBERS = TableSpec(
 @analysis(
     AnalysisSpec(
         name="forget_selectors",
+        wants=("outputs", "classes"),
         doc="Forget sets by bi-level search beside random, lowest loss, moderate coreset and gradient norm: which is harder to "
         "forget for a model retrained without it.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",

@@ -186,6 +186,7 @@ _PRICE = TableSpec(
 @analysis(
     AnalysisSpec(
         name="long_tail_report",
+        wants=("outputs", "classes", "features"),
         doc="Long tail: memorised mass by class, subpopulations seen once, and the price of not memorising them.",
         source="Feldman, STOC 2020 (arXiv 1906.05271), theorem 2.3; Good, Biometrika 1953",
         config=LongTailConfig,

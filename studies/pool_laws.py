@@ -230,6 +230,7 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
     AnalysisSpec(
         name="pool_laws",
         version=2,
+        wants=("outputs", "classes"),
         doc="Utility and half-life of each quality pool, and the best union for every compute budget as far as measurements allow.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=PoolLawsConfig,

@@ -173,6 +173,7 @@ _CLASSES = TableSpec(
     AnalysisSpec(
         name="pruning_curve",
         version=3,
+        wants=("outputs", "classes"),
         doc="Accuracy against the fraction of the training set kept, by score and at random, for equal training steps.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=PruningCurveConfig,

@@ -172,6 +172,7 @@ RUNS = TableSpec(
 @analysis(
     AnalysisSpec(
         name="qualification",
+        wants=("outputs", "classes"),
         doc="Every unlearner on random, worst-case, easiest and lowest-loss forget sets against retraining.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=2,

@@ -130,6 +130,7 @@ _UNIONS = TableSpec(
     AnalysisSpec(
         name="quality_pools",
         version=3,
+        wants=("outputs", "classes"),
         doc="Quality pools of a score: learning curves of the recipe on each pool alone and on unions of the best.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=QualityPoolsConfig,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, DataError
 from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress
@@ -41,6 +41,7 @@ from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from sources.planted import plant_interactions, planted_interactions, without_planted
 from studies.retraining import mean_interval
+from tasks.base import require
 
 METHODS = ("none", "truncation", "pld")
 METRICS = ("recall20", "recall50", "ndcg20", "ndcg50")
@@ -156,7 +157,7 @@ _MEANS = TableSpec(
         doc="Recall, NDCG and share of updates spent on noise for plain, truncated and personally denoised training.",
         source="Zhang et al., Personalized Denoising Implicit Feedback, WWW 2025 (arXiv 2502.00348)",
         config=RecsysEvalConfig,
-        tasks=("ranking",),
+        wants=("interactions",),
         tables=(_MEANS, _RUNS),
         pictures=tuple(
             Picture(
@@ -193,8 +194,7 @@ def recsys_eval(
         DataError: no test interaction; users or items out of range, a pair twice; too few items left to plant.
         Diverged: a training is no longer finite.
     """
-    if data.task != "ranking":
-        raise NotApplicable(f"recsys_eval trains recommenders; {data.name} is a {data.task} task")
+    require(data, "recsys_eval", "interactions")
     if not (data.split == "test").any():
         raise DataError(f"{data.name} has no test interaction to find", example_ids=data.example_id)
     Lists.of(data)  # refuses what is out of range or twice before anything is planted

@@ -18,6 +18,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 LEVEL = 0.90  # of the intervals over seeds
 FEWEST_HELD_OUT = 20  # validation examples: an error of less than 1 in 20 could not be told from none
@@ -46,12 +47,11 @@ def splits_by_id(data: ExampleSet, *, name: str) -> tuple[ExampleSet, ExampleSet
         NotApplicable: not classification, or no test examples.
         DataError: an id used twice, or a label out of range.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"{name} measures classification error; {data.name} is a {data.task} task")
+    require(data, name, "classes")
     values, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError(f"{data.name} has ids twice", example_ids=values[counts > 1])
-    data.check_classes()
+    data.check_targets()
     train, test = (data.subset(np.sort(data.example_id[data.split == part])) for part in ("train", "test"))
     if not len(test):
         raise NotApplicable(f"{name} measures error on the test split; {data.name} has none")

@@ -103,7 +103,7 @@ _SUMMARY = TableSpec(
         doc="Test examples that have a near copy among the training examples.",
         source="definition; Barz & Denzler, J. Imaging 2020 (arXiv 1902.00423)",
         config=TrainTestConfig,
-        tasks=("classification", "regression"),
+        wants=("features",),
         tables=(_SUMMARY, _TWINS),
     )
 )

@@ -33,6 +33,7 @@ from recipes.inputs import Inputs, model_dtype
 from recipes.predict import predict_logits
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PROBES = 1024  # retained examples on which a collapse is looked for: enough to see it, cheap beside an epoch
@@ -123,8 +124,7 @@ def check_labels(name: str, data: ExampleSet) -> None:
         NotApplicable: not classification.
         DataError: a label out of range.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"{name} set {data.name!r} is for {data.task}; classification is needed")
+    require(data, name, "classes")
     outside = (data.y < 0) | (data.y >= data.num_classes)
     if outside.any():
         raise DataError(

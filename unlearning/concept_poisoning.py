@@ -180,6 +180,7 @@ def _most_alike(found: Concepts, forget: ExampleSet, labels: NDArray[np.int64]) 
 @unlearner(
     UnlearnerSpec(
         name="concept_poisoning",
+        wants=("outputs", "classes", "features"),
         doc="Fine-tunes on the examples that carry a class's concepts with wrong labels, beside as many retained ones.",
         source="arXiv 2405.15662 (2024), reconstructed from its abstract; concepts after Yuksekgonul et al., ICLR 2023",
         version=2,

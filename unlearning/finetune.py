@@ -27,6 +27,7 @@ class FinetuneConfig(DescentConfig):
 @unlearner(
     UnlearnerSpec(
         name="finetune",
+        wants=("outputs", "classes"),
         doc="Trains on with the retained examples only.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline FT",
         config=FinetuneConfig,

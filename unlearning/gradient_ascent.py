@@ -31,6 +31,7 @@ class GradientAscentConfig(DescentConfig):
 @unlearner(
     UnlearnerSpec(
         name="gradient_ascent",
+        wants=("outputs", "classes"),
         doc="Ascends the loss of the examples to be forgotten.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline GA",
         config=GradientAscentConfig,

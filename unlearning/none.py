@@ -12,7 +12,7 @@ import copy
 
 from torch import nn
 
-from contracts.methods import ANY_TASK, UnlearnerSpec, unlearner
+from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
@@ -24,7 +24,6 @@ from unlearning._descent import check_disjoint
         name="none",
         doc="Control: the audited model as it is, with nothing removed.",
         source="definition",
-        tasks=ANY_TASK,
     )
 )
 def none(

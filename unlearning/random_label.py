@@ -57,6 +57,7 @@ def random_labels(labels: np.ndarray, *, num_classes: int, exclude_true: bool, r
 @unlearner(
     UnlearnerSpec(
         name="random_label",
+        wants=("outputs", "classes"),
         doc="Trains the examples to be forgotten towards random labels and the others towards their own.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline RL",
         config=RandomLabelConfig,

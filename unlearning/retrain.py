@@ -13,11 +13,11 @@ from collections.abc import Callable
 from torch import nn
 
 from contracts.errors import DataError
-from contracts.methods import ANY_TASK, UnlearnerSpec, unlearner
+from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import check_disjoint, check_finite, check_labels
+from unlearning._descent import check_disjoint, check_finite
 
 
 @unlearner(
@@ -26,7 +26,6 @@ from unlearning._descent import check_disjoint, check_finite, check_labels
         doc="Trains a fresh model on the retained examples with the subject's own recipe.",
         source="definition; reference of Fan et al., SalUn, ICLR 2024, arXiv 2310.12508",
         needs=("train",),
-        tasks=ANY_TASK,
         exact=True,
     )
 )
@@ -59,8 +58,7 @@ def retrain(
         Diverged: the recipe gave non-finite weights.
     """
     check_disjoint(retain, forget)
-    if retain.task == "classification":
-        check_labels("retain", retain)
+    retain.check_targets()
     if retain.num_examples == 0:
         raise DataError("the retain set is empty: nothing is left to train on")
     fresh = train(retain.by_id(), seed).eval()

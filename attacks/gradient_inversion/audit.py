@@ -84,6 +84,7 @@ class DropoutInversionConfig(Config):
     AnalysisSpec(
         name="dropout_inversion",
         version=2,
+        wants=("outputs", "classes", "features"),
         doc="Gradient inversion with and without dropout: what a curious server rebuilds of single training examples.",
         source="Scheliga et al., AAAI 2023 (arXiv 2208.06163); Geiping et al., NeurIPS 2020; Zhu et al., NeurIPS 2019",
         config=DropoutInversionConfig,

@@ -21,6 +21,7 @@ from attacks.gradient_inversion.objective import Update
 from contracts.digests import derive_seed
 from contracts.errors import DataError, NotApplicable
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,7 @@ def checked(data: ExampleSet, *, batch: int) -> ExampleSet:
         NotApplicable: no classes.
         DataError: fewer training examples than a client has, an id used twice, or labels out of range.
     """
-    if data.task != "classification":
-        raise NotApplicable(
-            f"gradient inversion is defined here for softmax cross-entropy; {data.name} is for {data.task}"
-        )
+    require(data, "gradient inversion", "classes")
     train = data.part("train")
     if len(train) < batch:
         raise DataError(f"{data.name}: {len(train)} training examples, a client needs batch = {batch}")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.membership import signals
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
+from tasks import signals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,7 @@ class EntropyConfig(Config):
 @attack(
     AttackSpec(
         name="entropy",
+        wants=("outputs", "classes"),
         doc="A certain prediction means member.",
         source="Song and Mittal, USENIX Security 2021",
         config=EntropyConfig,

@@ -26,10 +26,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.membership import signals
 from attacks.membership.scale import OUTPUT_KNOTS, MonotoneMap, to_reference_scale
 from contracts.errors import ConfigError, DataError, InvalidInput
 from recipes.ensemble import ReferenceEnsemble
+from tasks import signals
 
 Float = NDArray[np.float64]
 Logits = NDArray[np.floating]
@@ -120,11 +120,11 @@ class Evidence:
             example_id=ensemble.example_id[pool],
             labels=ensemble.labels[pool],
             target_logits=candidates,
-            reference_logits=candidates if own else ensemble.logits[:, pool],
+            reference_logits=candidates if own else ensemble.outputs[:, pool],
             keep=ensemble.keep[:, pool],
             population_labels=ensemble.labels[~pool],
             population_target_logits=points,
-            population_reference_logits=points if own else ensemble.logits[:, ~pool],
+            population_reference_logits=points if own else ensemble.outputs[:, ~pool],
             target_index=target_index,
             calibrated=calibrated,
         )

@@ -34,7 +34,7 @@ from attacks.membership.evidence import Evidence
 from attacks.membership.exposure import exposure_table, smallest_p_value, trace_p_values
 from attacks.membership.metrics import RELIABLE, report_over_targets
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, DataError
 from contracts.methods import EXAMPLE_ID, AnalysisSpec, Picture, analysis, attack
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -45,6 +45,7 @@ from recipes.ensemble import ReferenceEnsemble
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from stats import benjamini_hochberg
+from tasks.base import require
 
 TARGET = "target"
 _NAMED = 5  # ids that a verdict names
@@ -204,6 +205,7 @@ def _found_to_be_named(models: int, level: float) -> int | None:
     AnalysisSpec(
         name="exposure",
         version=2,
+        wants=("reading",),
         doc="Which training examples membership attacks find, how often, and at which false-positive rate.",
         source="Carlini et al., IEEE S&P 2022; Zarifzadeh et al., ICML 2024; Carlini et al., NeurIPS 2022",
         config=ExposureConfig,
@@ -309,8 +311,7 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble) -> Evide
     Raises:
         NotApplicable, DataError: see :func:`exposure`.
     """
-    if data.task != "classification":
-        raise NotApplicable(f"exposure is about the label's probability; {data.name} is a {data.task} task")
+    require(data, "exposure", "classes")
     ids, times = np.unique(data.example_id, return_counts=True)
     if (times > 1).any():
         raise DataError("ids are used twice", example_ids=ids[times > 1])
@@ -322,16 +323,8 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble) -> Evide
         )
     if not (ensemble.pool[there] & (data.split[here] == "train")).any():
         raise DataError(f"no training example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
-    order = np.argsort(ensemble.example_id)
-    ordered = ReferenceEnsemble(
-        example_id=ensemble.example_id[order],
-        pool=ensemble.pool[order],
-        labels=ensemble.labels[order],
-        keep=ensemble.keep[:, order],
-        logits=ensemble.logits[:, order],
-        config_digest=ensemble.config_digest,
-    )
-    return Evidence.of_ensemble(ordered, ordered.logits, target_index=np.arange(ensemble.num_models))
+    ordered = ensemble.by_id()
+    return Evidence.of_ensemble(ordered, ordered.outputs, target_index=np.arange(ensemble.num_models))
 
 
 def _averages(

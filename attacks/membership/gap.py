@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.membership import signals
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
+from tasks import signals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,13 @@ class GapConfig(Config):
 
 
 @attack(
-    AttackSpec(name="gap", doc="A correct prediction means member.", source="Yeom et al., CSF 2018", config=GapConfig)
+    AttackSpec(
+        name="gap",
+        doc="A correct prediction means member.",
+        source="Yeom et al., CSF 2018",
+        config=GapConfig,
+        wants=("reading",),
+    )
 )
 def gap(evidence: Evidence, *, config: GapConfig, seed: int) -> NDArray[np.float64]:
     """1 where the audited model is right, else 0, (T, N). ``seed`` is not used."""

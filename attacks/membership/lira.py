@@ -58,6 +58,7 @@ class LiraOfflineConfig(Config):
 @attack(
     AttackSpec(
         name="lira_online",
+        wants=("reading",),
         doc="Likelihood ratio of the log-odds under models trained with and without the example.",
         source="Carlini et al., IEEE S&P 2022",
         config=LiraOnlineConfig,
@@ -81,6 +82,7 @@ def lira_online(evidence: Evidence, *, config: LiraOnlineConfig, seed: int) -> F
 @attack(
     AttackSpec(
         name="lira_offline",
+        wants=("reading",),
         doc="How far the log-odds lie above those of models trained without the example.",
         source="Carlini et al., IEEE S&P 2022",
         config=LiraOfflineConfig,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership.evidence import Evidence
-from attacks.membership.signals import loss_from_log_odds
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
+from tasks.signals import loss_from_log_odds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,7 @@ class LossConfig(Config):
 @attack(
     AttackSpec(
         name="loss",
+        wants=("reading",),
         doc="Low loss under the audited model means member.",
         source="Yeom et al., CSF 2018",
         config=LossConfig,

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.membership import signals
 from attacks.membership.calibration import Trials, at_best
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
+from tasks import signals
 
 Float = NDArray[np.float64]
 
@@ -34,6 +34,7 @@ class ModifiedEntropyConfig(Config):
 @attack(
     AttackSpec(
         name="modified_entropy",
+        wants=("outputs", "classes"),
         doc="A prediction certain of the right label means member; one threshold for all classes.",
         source="Song and Mittal, USENIX Security 2021",
         config=ModifiedEntropyConfig,
@@ -47,6 +48,7 @@ def modified_entropy(evidence: Evidence, *, config: ModifiedEntropyConfig, seed:
 @attack(
     AttackSpec(
         name="modified_entropy_per_class",
+        wants=("outputs", "classes"),
         doc="As modified_entropy, with a threshold a class chosen on a shadow model.",
         source="Song and Mittal, USENIX Security 2021",
         config=ModifiedEntropyConfig,

@@ -26,6 +26,7 @@ class PopulationConfig(Config):
 @attack(
     AttackSpec(
         name="population",
+        wants=("reading",),
         doc="Share of known non-members with a larger loss under the audited model.",
         source="Ye et al., CCS 2022 (attack P)",
         config=PopulationConfig,

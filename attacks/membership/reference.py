@@ -28,6 +28,7 @@ class ReferenceConfig(Config):
 @attack(
     AttackSpec(
         name="reference",
+        wants=("reading",),
         doc="Share of models trained without the example that have a larger loss on it.",
         source="Ye et al., CCS 2022 (attack R)",
         config=ReferenceConfig,

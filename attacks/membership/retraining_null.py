@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from attacks.membership import signals
 from attacks.membership.scale import OUTPUT_KNOTS, to_reference_scale
 from contracts.errors import InvalidInput
 from stats import holm
+from tasks import signals
 
 Float = NDArray[np.float64]
 FEWEST_RETRAININGS = 20

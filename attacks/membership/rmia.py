@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from attacks.membership.evidence import Evidence
 from attacks.membership.leave_one_out import count_below, sums_without
-from attacks.membership.signals import confidence_from_log_odds
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
 from stats import auc
+from tasks.signals import confidence_from_log_odds
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -60,6 +60,7 @@ class RmiaOfflineConfig(Config):
 @attack(
     AttackSpec(
         name="rmia_online",
+        wants=("reading",),
         doc="Share of population points that the example beats, relative to reference models with and without it.",
         source="Zarifzadeh et al., ICML 2024",
         config=RmiaOnlineConfig,
@@ -80,6 +81,7 @@ def rmia_online(evidence: Evidence, *, config: RmiaOnlineConfig, seed: int) -> F
 @attack(
     AttackSpec(
         name="rmia_offline",
+        wants=("reading",),
         doc="Share of population points that the example beats, relative to reference models without it.",
         source="Zarifzadeh et al., ICML 2024",
         config=RmiaOfflineConfig,

@@ -31,13 +31,14 @@ from attacks.membership.unlearning import IN, OUT, UNLEARN, three_state_design
 from attacks.relearning import relearn
 from attacks.shadow_verdicts import found_of, judge_shadow_unlearning
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, Diverged, NotApplicable, NotTheModel
+from contracts.errors import ConfigError, DataError, Diverged, NotTheModel
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.planted_poison import plant_canaries
+from tasks.base import require
 
 NONE, RETRAIN = "none", "retrain"
 CANARY_SHARE = 0.1  # most of a run's training examples that are canaries: they must not change what the model is
@@ -81,6 +82,7 @@ class ShadowUnlearningConfig(Config):
     AnalysisSpec(
         name="shadow_unlearning",
         version=2,
+        wants=("reading", "losses"),
         doc="Unlearning methods over shadow runs: U-LiRA, worst examples, canaries, collateral damage, relearning.",
         source="Hayes et al., SaTML 2025 (arXiv 2403.01218)",
         config=ShadowUnlearningConfig,
@@ -201,8 +203,7 @@ class _Plan:
 
 
 def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Plan:
-    if data.task != "classification":
-        raise NotApplicable(f"U-LiRA reads the log-odds of a label; {data.name} is for {data.task}")
+    require(data, "shadow_unlearning", "classes")
     data = data.validate().by_id()
     train = np.random.default_rng(derive_seed("targets", seed)).permutation(data.example_id[data.split == "train"])
     num_targets = min(config.targets, len(train) // 2)

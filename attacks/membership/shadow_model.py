@@ -23,10 +23,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from attacks.membership import signals
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
+from tasks import signals
 
 Float = NDArray[np.float64]
 
@@ -40,6 +40,7 @@ class ShadowModelConfig(Config):
 @attack(
     AttackSpec(
         name="shadow_model",
+        wants=("outputs", "classes"),
         doc="A classifier a class, trained on shadow models' outputs for members and non-members.",
         source="Shokri et al., IEEE S&P 2017",
         config=ShadowModelConfig,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from attacks.membership.over_runs import auc_over_runs, mean_over_runs
 from attacks.membership.shadow_runs import State, tolerated_mu
 from attacks.membership.shadow_tables import CANARIES, EXAMPLES, U_LIRA
-from attacks.membership.signals import log_odds
 from attacks.membership.unlearning import (
     IN,
     OUT,
@@ -29,6 +28,7 @@ from attacks.membership.unlearning import (
 from contracts.tables import TableSpec
 from sources.frames import frame_of, schema_of
 from stats import auc, benjamini_hochberg, clopper_pearson, holm
+from tasks.signals import log_odds
 
 Float = NDArray[np.float64]
 Ids = NDArray[np.int64]

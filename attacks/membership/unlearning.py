@@ -37,8 +37,8 @@ from attacks.membership.lira import log_ratio
 from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
 from attacks.membership.population_umia import UMIAResult, population_umia
 from attacks.membership.shadow_runs import IN, OUT, UNLEARN, State, shadow_unlearning, three_state_design
-from attacks.membership.signals import log_odds
 from contracts.errors import InvalidInput
+from tasks.signals import log_odds
 
 __all__ = [
     "IN",

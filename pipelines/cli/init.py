@@ -237,7 +237,7 @@ def plan_for(
         base["source"] = probe.source
     else:
         examples = load_examples(probe)
-        if examples.task == "ranking" and model == "mlp":
+        if examples.task.gives("interactions") and model == "mlp":
             model = "mf"
             probe = dataclasses.replace(probe, model=model_of(model))
         tried_model(probe, examples)  # refuses what the audit would, before anything is written
@@ -272,12 +272,11 @@ def plan_for(
         },
         "attacks": ["loss", "lira_online", "rmia_online"],
     }
-    if examples.task != "classification":
-        # Unlearning and attacks are measured on classes; the scores that this task allows are computed.
-        plan["scores"] = [name for name in score.names() if examples.task in score.get(name).spec.tasks]
-        plan["analyses"] = ["train_test_duplicates"] if examples.task == "regression" else []
+    if not examples.task.gives("outputs"):
+        plan["scores"] = [m.spec.name for m in score if examples.task.gives(*m.spec.wants)]
+        plan["analyses"] = ["train_test_duplicates"] if examples.task.gives("features") else []
         plan["unlearning"], plan["attacks"] = None, []
-    if examples.task == "ranking":
+    if examples.task.gives("interactions"):
         plan |= _ranking(train, probe.model)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
@@ -308,6 +307,4 @@ def _ranking(train: int, model: Model) -> dict[str, Any]:
 
 
 def _outputs(examples: ExampleSet) -> str:
-    if examples.task == "ranking":
-        return f"{examples.num_users:,} users, {examples.num_classes:,} items"
-    return f"{examples.num_classes} classes" if examples.num_classes else "a number to predict (regression)"
+    return examples.task.describe(examples)

@@ -107,7 +107,7 @@ def best_way(
             raise ConfigError(f"--checkpoint {checkpoint.file} is not of model {plan.model.name!r}: {error}") from error
         found.append((_quality(net, data, "train"), name, plan, data, net))
     quality, name, plan, data, net = max(found, key=lambda way: way[0])
-    what = "accuracy" if data.task == "classification" else "explained variance"
+    what = data.task.spec.quality
     others = ", ".join(f"{other} {value:.3f}" for value, other, *_ in found if other != name)
     said = f"checkpoint {checkpoint.file.name}: {what} {quality:.3f} in training, {_quality(net, data, 'test'):.3f} in test, inputs {name}"
     said += f" (otherwise: {others})" if others else ""
@@ -121,24 +121,21 @@ def best_way(
 
 
 def _quality(net: Any, data: ExampleSet, split: str) -> float:
-    """Accuracy, or explained variance (1 is best), on up to ``READ`` examples of a split."""
+    """Mean quality (accuracy, or what the task counts), on up to ``READ`` examples of a split."""
     import numpy as np
 
-    from recipes.predict import predict_logits
+    from recipes.predict import read
 
     rows = np.flatnonzero(data.split == split)
     part = data.take(rows[:: max(1, len(rows) // READ)])
-    outputs = predict_logits(net, part)
-    if data.task == "classification":
-        return float((outputs.argmax(1) == part.y).mean())
-    return 1.0 - float(np.square(outputs[:, 0] - part.y).mean() / max(float(part.y.var()), 1e-12))
+    return float(read(net, part).quality.mean())
 
 
 def _chance(data: ExampleSet) -> float:
-    """What the most frequent label gets right, and three standard errors; 0 for regression."""
+    """What the most frequent label gets right, and three standard errors; 0 where nothing is a label."""
     import numpy as np
 
-    if data.task != "classification":
+    if not data.task.gives("classes"):
         return 0.0
     labels = data.y[data.split == "train"]
     share = float(np.bincount(labels).max() / len(labels))

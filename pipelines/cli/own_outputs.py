@@ -50,7 +50,7 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
     applies: dict[str, list[str]] = {}
     without: dict[bool, list[str]] = {True: [], False: []}  # for want of features, or of a model
     for kind, registry in (("score", score), ("analysis", analysis), ("attack", attack)):
-        every = [m.spec for m in registry if data.task in m.spec.tasks]
+        every = [m.spec for m in registry if data.task.gives(*m.spec.wants)]
         applies[kind] = [spec.name for spec in every if not lacks(spec, kind, data) and not _reads_others(spec)]
         for spec in every:
             if why := lacks(spec, kind, data):

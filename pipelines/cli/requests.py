@@ -214,7 +214,7 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     said = [
         f"{_examples(len(ids))}: " + ", ".join(f"{n:,} in {name}" for name, n in sorted(splits.items(), reverse=True))
     ]
-    if data.class_names and data.task == "classification":
+    if data.task.gives("classes"):
         classes = Counter(data.class_names[k] for k in data.y[at].tolist()).most_common(8)
         said.append("classes: " + ", ".join(f"{name} {n:,}" for name, n in classes))
     if (owners := {name for name in data.owner[at].tolist() if name}) and len(owners) > 1:

@@ -111,7 +111,7 @@ def plain(build, data, *, config, seed):
 
 
 def test_a_recipe_of_another_package_is_given_what_it_takes_and_refuses_the_rest():
-    with registered(recipe, RecipeSpec(name="plain", doc="", tasks=("classification",)), plain):
+    with registered(recipe, RecipeSpec(name="plain", doc=""), plain):
         run = run_of({**WINE, "recipe": "plain"})
         fresh = states([model_builder(run.subject, run.data)(3)])
         assert states([needs.trainer(run)(run.train, 3)]) == fresh

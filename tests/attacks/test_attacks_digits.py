@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from attacks.membership import Evidence, attack_report, signals
+from attacks.membership import Evidence, attack_report
 from attacks.membership.unlearning import OUT, population_umia, shadow_unlearning, three_state_design, u_lira
 from attacks.verdicts import judge_attack, judge_umia
 from contracts.methods import attack
@@ -26,6 +26,7 @@ from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 from sources.loading import load
+from tasks import signals
 
 ATTACKS = ("loss", "lira_online", "rmia_online")
 RECIPE = SupervisedConfig(optimizer="sgd", lr=0.1, momentum=0.9, batch=64, epochs=80, schedule="cosine")

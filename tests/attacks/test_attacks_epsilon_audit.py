@@ -38,7 +38,7 @@ def world(phi: np.ndarray, keep: np.ndarray, *, population: int = 5) -> tuple[Ex
         center=np.zeros(1, np.float32),
         scale=np.ones(1, np.float32),
     )
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id, pool=in_pool, labels=data.y, keep=whole, logits=logits, config_digest="planted"
     )
     return data, ensemble

@@ -120,7 +120,7 @@ def planted(
         center=np.zeros(2, np.float32),
         scale=np.ones(2, np.float32),
     )
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=ids,
         pool=in_pool,
         labels=labels,

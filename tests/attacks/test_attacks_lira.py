@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from attacks.membership import Evidence, gaussian, leave_one_out, lira
 from attacks.membership.lira import LiraOfflineConfig, LiraOnlineConfig, lira_offline, lira_online
-from attacks.membership.signals import log_odds
 from contracts.errors import ConfigError
+from tasks.signals import log_odds
 
 TINY = 1e-30
 

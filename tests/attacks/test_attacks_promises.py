@@ -290,7 +290,7 @@ def planted(seed: int, *, exposed: int, models: int = 64, pool: int = 1000) -> t
         center=np.zeros(2, np.float32),
         scale=np.ones(2, np.float32),
     )
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.arange(num) < pool,
         labels=labels,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from shadow_world import Subject, gaussians
 
-from attacks.membership.signals import log_odds
 from attacks.relearning import Relearning, relearn
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from sources.example_set import ExampleSet
+from tasks.signals import log_odds
 
 
 @pytest.fixture(scope="module")

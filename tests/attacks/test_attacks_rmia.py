@@ -7,9 +7,9 @@ import pytest
 
 from attacks.membership import Evidence, rmia
 from attacks.membership.rmia import A_GRID, RmiaOfflineConfig, RmiaOnlineConfig, rmia_offline, rmia_online, tune_a
-from attacks.membership.signals import log_odds
 from contracts.errors import ConfigError, InvalidInput
 from stats import auc
+from tasks.signals import log_odds
 
 
 def probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

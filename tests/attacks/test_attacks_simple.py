@@ -7,9 +7,9 @@ import pytest
 
 from attacks.membership import Evidence
 from attacks.membership.metrics import tpr_at_fpr
-from attacks.membership.signals import log_odds, modified_entropy
 from contracts.errors import InvalidInput
 from contracts.methods import attack
+from tasks.signals import log_odds, modified_entropy
 
 
 def run(name: str, evidence: Evidence, seed: int = 0, **config: object) -> np.ndarray:

@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import norm
 
 from attacks.dp_audit import eps_of_mu
-from attacks.membership.signals import log_odds
 from attacks.membership.unlearning import (
     IN,
     OUT,
@@ -21,6 +20,7 @@ from attacks.membership.unlearning import (
 )
 from contracts.errors import InvalidInput
 from stats import auc
+from tasks.signals import log_odds
 
 
 def planted_runs(seed: int, *, runs: int = 30, targets: int = 80, trace: float = 1.0, kept: float = 2.0):

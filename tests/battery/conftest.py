@@ -20,5 +20,7 @@ def ranking_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def world(request: pytest.FixtureRequest) -> World:
     """The world of the method under test: of classes, or of users and items when it works on nothing else."""
     asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    tasks = KINDS[asked["kind"]].get(asked["name"]).spec.tasks if "name" in asked else ("classification",)
-    return request.getfixturevalue("ranking_world" if tasks == ("ranking",) else "classification_world")
+    spec = KINDS[asked["kind"]].get(asked["name"]).spec if "name" in asked else None
+    return request.getfixturevalue(
+        "ranking_world" if "interactions" in getattr(spec, "wants", ()) else "classification_world"
+    )

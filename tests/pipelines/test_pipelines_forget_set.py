@@ -19,6 +19,7 @@ from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.build import audit_job_name, subject_definitions
 from pipelines.launchers import PipesLauncher
+from tasks.base import named
 from warehouse import Warehouse
 
 SEARCH = {"upper_steps": 3, "lower_epochs": 1}
@@ -67,7 +68,7 @@ def test_the_unlearners_of_a_subject_are_those_of_its_plan_or_all_that_apply(sma
     assert methods(with_unlearning(small)) == ("finetune",)
     assert methods(changed(small)) == unlearner.names()
     assert set(methods(changed(small), "regression")) == {
-        m.spec.name for m in unlearner if "regression" in m.spec.tasks
+        m.spec.name for m in unlearner if named("regression").gives(*m.spec.wants)
     }
 
 

@@ -55,5 +55,5 @@ def test_the_printed_score_is_a_table_of_an_audit(printed: Path, tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     stored = palimpsest.query("SELECT * FROM scores.latest WHERE score = 'final_loss'", home=home)
     assert stored.height == 89 and set(stored["calls"]) == {"hard"} and (stored["value"] >= 0).all()
-    mean = palimpsest.query("SELECT train_loss_nats FROM models.checkpoints", home=home).item()
+    mean = palimpsest.query("SELECT train_loss FROM models.checkpoints", home=home).item()
     np.testing.assert_allclose(stored["value"].mean(), mean, rtol=1e-5)

@@ -313,7 +313,7 @@ def test_bad_requests_are_refused_before_work_starts(examples):
 def test_it_is_registered_with_its_configuration():
     method = recipe.get("supervised")
     assert method.spec.config is SupervisedConfig and method.function is supervised
-    assert set(method.spec.tasks) == {"classification", "regression"} and supervised_package is supervised
+    assert method.spec.wants == ("losses", "features") and supervised_package is supervised
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

@@ -59,7 +59,7 @@ class Perceptron:
 
 
 def outside(function: Any, **declared: Any) -> Method[RecipeSpec]:
-    return Method(RecipeSpec(name="outside", doc="", config=PerceptronConfig, **declared), function)
+    return Method(RecipeSpec(name="outside", doc="", config=PerceptronConfig, wants=("classes",), **declared), function)
 
 
 def mlp(data: Any, **config: Any) -> Any:
@@ -111,6 +111,7 @@ def test_the_reference_models_of_an_outside_recipe_are_its_own(examples, no_stac
         config=PerceptronConfig(),
         ensemble=SMALL,
         seed=9,
+        outputs=True,
         progress=lambda d, t, _: told.append((d, t)),
     )
     assert told == sorted(told) and told[-1] == (12, 12) and len(function.calls) == 6
@@ -143,7 +144,7 @@ def test_the_supervised_recipe_keeps_its_bits(examples, name):
     data = examples(81, shape=(1, 8, 8))
     config = {"mlp": {"hidden": [8]}, "dropout": {"hidden": [8], "dropout": 0.3}, "cnn": {"channels": [3, 4]}}[name]
     build = builder("cnn" if name == "cnn" else "mlp", config, input_shape=data.input_shape, num_outputs=3)
-    ensemble = train_ensemble(build, data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9)
+    ensemble = train_ensemble(build, data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9, outputs=True)
     view = data.subset(ensemble.example_id)
     inputs, former = Inputs(view, dtype=torch.float32), StackedTrainer(build=build, config=CONFIG)
     seeds = [derive_seed("reference", 9, m) for m in range(6)]
@@ -230,10 +231,10 @@ def test_what_a_recipe_does_not_declare_is_refused_with_the_reason(examples):
         (lambda: trainer.snapshots(data, members=[np.arange(3)], seeds=[0], epochs=[1, None]), "cannot stop early"),
         (lambda: trainer.one(data, 0, observe=print), "not declared observable"),
         (lambda: trainer.of_length(steps=5), "cannot be told to train for 5 steps"),
-        (lambda: trainer.one(examples(30, task="regression"), 0), "classification, not for regression"),
+        (lambda: trainer.one(examples(30, task="regression"), 0), "one of K classes"),
         (
             lambda: trainer.many(examples(30, task="regression"), members=[np.arange(3)], seeds=[0]),
-            "classification, not for regression",
+            "one of K classes",
         ),
     ):
         with pytest.raises(NotApplicable, match=words):
@@ -334,6 +335,7 @@ class TestBatchNorm:
             config=config,
             ensemble=dataclasses.replace(SMALL, num_models=16),
             seed=9,
+            outputs=True,
         )
         sizes = ensemble.keep.sum(1)
         assert (sizes % 8 == 1).any(), "the rule was not needed"

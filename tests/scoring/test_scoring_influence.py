@@ -215,7 +215,7 @@ def planted():
     right[:, 6:60] = True
     right[:, 60:66] = keep[:, :6]
     answer = np.where(right, y, (y + 1) % 3)
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.arange(80) < 60,
         labels=data.y,

@@ -32,7 +32,7 @@ def noisy():
     keep[:, :300] = balanced_design(8, 300, seed=1)
     logits = rng.normal(size=(8, 320, 3)) + 3.0 * np.eye(3)[true]
     logits[keep] = 9.0 * np.eye(3)[np.broadcast_to(label, keep.shape)[keep]]  # a model repeats what it was trained on
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.arange(320) < 300,
         labels=data.y,

@@ -28,7 +28,7 @@ def design(models: int, num: int, *, seed: int) -> np.ndarray:
 
 
 def make_ensemble(data, keep: np.ndarray, logits: np.ndarray, pool: np.ndarray | None = None) -> ReferenceEnsemble:
-    return ReferenceEnsemble(
+    return ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.ones(len(data), bool) if pool is None else pool,
         labels=data.y,

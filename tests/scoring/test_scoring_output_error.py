@@ -66,7 +66,7 @@ def test_label_quality_is_that_of_the_model_that_did_not_train_on_the_example(wo
     keep[0, ::2] = keep[1, 1::2] = True
     other = np.random.default_rng(3).normal(0, 2, (NUM, CLASSES)).astype(np.float32)
     models = np.where(keep[:, :, None], other, logits)
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.ones(NUM, bool),
         labels=data.y,

@@ -263,7 +263,6 @@ REFUSALS = {
     "scale zero": (lambda d: {"scale": d.scale * 0}, "scale must not be 0", None),
     "center nan": (lambda d: {"center": d.center * np.nan}, "center must be finite", None),
     "center shape": (lambda d: {"center": np.zeros(3, np.float32)}, "center has shape", None),
-    "task": (lambda d: {"task": "clustering"}, "'clustering'", None),
     "ranking of features": (lambda d: {"task": "ranking"}, "needs user indexes", None),
     "provenance": (lambda d: {"provenance": {"when": object()}}, "canonical JSON", None),
 }

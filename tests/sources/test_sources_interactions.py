@@ -44,7 +44,7 @@ def _items(data):
 def test_every_row_is_read_back(tmp_path, suffix):
     frame = _log()
     data = _load(tmp_path, frame, suffix=suffix, time="time")
-    assert data.task == "ranking" and data.num_users == 12 and data.num_classes == frame["item"].nunique()
+    assert data.task.name == "ranking" and data.num_users == 12 and data.num_classes == frame["item"].nunique()
     assert data.x.dtype == data.y.dtype == np.int64 and data.input_shape == (1,)
     assert list(zip(data.owner, _items(data), strict=True)) == list(zip(frame["user"], frame["item"], strict=True))
     assert list(data.class_names) == [str(i) for i in sorted(frame["item"].unique())]  # as numbers, not as text
@@ -155,7 +155,7 @@ def test_detection_by_column_names(tmp_path):
         "item": "item_id",
         "time": "timestamp",
     }
-    assert load(name, config).task == "ranking"
+    assert load(name, config).task.name == "ranking"
     _log().drop(columns="time").to_parquet(tmp_path / "a.parquet", index=False)
     assert detect(tmp_path / "a.parquet", Asked(owner="user"))[0] == "interactions"
     for more, option in (({"label": "item_id"}, "--label"), ({"owner": "item_id"}, "--owner")):

@@ -107,7 +107,7 @@ def test_regression_and_text(tmp_path):
     rng = np.random.default_rng(3)
     np.savez(tmp_path / "r.npz", x=rng.normal(size=(60, 2)), y=rng.normal(size=60))
     data = _load(tmp_path / "r.npz")
-    assert data.task == "regression" and data.y.dtype == np.float64
+    assert data.task.name == "regression" and data.y.dtype == np.float64
     np.savez(tmp_path / "t.npz", x=rng.normal(size=(60, 2)), y=np.array(["b", "a"] * 30))
     assert _load(tmp_path / "t.npz").class_names == ("a", "b")
     np.savez(tmp_path / "b.npz", x=rng.normal(size=(60, 2)), y=np.array(["ä".encode(), b"a"] * 30))

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from contracts.errors import DataError
 from sources.splits import stratified_split
+from tasks.base import named
 
 
 def _split(y, ids=None, *, task="classification", test_fraction=0.25, seed=0):
     ids = np.arange(len(y)) if ids is None else ids
-    return stratified_split(np.asarray(y), ids, task=task, test_fraction=test_fraction, seed=seed)
+    return stratified_split(named(task).strata(None, np.asarray(y), ids), ids, test_fraction=test_fraction, seed=seed)
 
 
 @given(

@@ -117,11 +117,11 @@ def test_task_and_categorical_numbers(tmp_path, frame):
     frame["price"] = np.random.default_rng(0).normal(300, 50, 60)
     path = _write(frame, tmp_path / "d.csv")
     data = _load(path, label="price", categorical=["visits"], drop=["person", "label"])
-    assert data.task == "regression" and data.class_names == ()
+    assert data.task.name == "regression" and data.class_names == ()
     np.testing.assert_array_equal(data.y, frame["price"])
     levels = [n for n in data.feature_names if n.startswith("visits=")]
     assert levels == sorted(levels) and len(levels) > 10
-    assert _load(path, label="visits", task="regression", drop=["person"]).task == "regression"
+    assert _load(path, label="visits", task="regression", drop=["person"]).task.name == "regression"
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])

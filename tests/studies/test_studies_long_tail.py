@@ -33,7 +33,7 @@ def world():
     knows = np.stack([np.isin(where, where[row]) for row in keep])
     guess = rng.integers(0, CLASSES, (MODELS, NUM))[:, where]
     answer = np.where(knows, data.y, guess)
-    ensemble = ReferenceEnsemble(
+    ensemble = ReferenceEnsemble.of_logits(
         example_id=data.example_id,
         pool=np.arange(len(x)) < NUM,
         labels=data.y,

@@ -226,9 +226,9 @@ def test_volatile_and_partition_columns_are_not_content() -> None:
             "seed": 0,
             "epochs": 1,
             "num_parameters": 1,
-            "train_loss_nats": 0.1,
-            "train_acc": acc,
-            "test_acc": 1.0,
+            "train_loss": 0.1,
+            "train_quality": acc,
+            "test_quality": 1.0,
             "wall_s": wall,
         }
         for role, acc, wall in (("target", 0.9, 1.0), ("target", 0.9, 2.0), ("early", 0.9, 1.0), ("target", 0.8, 1.0))

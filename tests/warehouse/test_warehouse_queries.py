@@ -318,9 +318,9 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
                 "seed": 0,
                 "epochs": 30,
                 "num_parameters": 10,
-                "train_loss_nats": 0.1,
-                "train_acc": 1.0,
-                "test_acc": 0.75,
+                "train_loss": 0.1,
+                "train_quality": 1.0,
+                "test_quality": 0.75,
                 "wall_s": 1.0,
             }
             for i, role in enumerate(("target", "early"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.membership import signals
+from tasks import signals
 
 
 @pytest.mark.parametrize("own", [60.0, -60.0, 0.3, 700.0, -700.0])
