@@ -51,7 +51,7 @@ _OF_OUTPUTS = {
 }  # needs that a table of outputs can meet
 _COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
-TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
+TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
 
 def stages_of(
@@ -325,6 +325,7 @@ _MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
     "early_at": lambda run, up: _early_at(run),
     "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
     "train": lambda run, up: trainer(run),
+    "recipe": lambda run, up: recipe_of(run.subject, run.data),
     "train_many": lambda run, up: _train_many(run),
     "unlearn": _Unlearn,
     "unlearn_from": _UnlearnFrom,

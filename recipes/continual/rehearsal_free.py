@@ -185,6 +185,7 @@ def _batches(run: Run, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
 @recipe(
     RecipeSpec(
         name="rehearsal_free",
+        wants=("outputs", "classes"),
         doc="A stream of steps without a stored example: distilled predictions and features, L2 and EWC penalties.",
         source="Smith et al., CVPRW 2023 (arXiv 2203.17269)",
         config=RehearsalFreeConfig,

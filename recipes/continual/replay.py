@@ -99,6 +99,7 @@ class ReplayLearner:
 @recipe(
     RecipeSpec(
         name="replay",
+        wants=("outputs", "classes"),
         doc="A stream of steps with a buffer of old examples that are trained on again.",
         source="Chaudhry et al., arXiv 1902.10486; Rolnick et al., NeurIPS 2019",
         config=ReplayConfig,
