@@ -61,6 +61,7 @@ EXAMPLES = TableSpec(
 CHECKPOINTS = TableSpec(
     schema="models",
     name="checkpoints",
+    version=2,
     doc="Models of a subject: target (trained, or given), early, unlearned.",
     key=("artifact_id",),
     partition=("role",),

@@ -10,6 +10,7 @@ from reproductions import (  # noqa: F401
     card_39_dropout_inversion,
     card_55_personal_loss,
     card_57_membership_inference,
+    rehearsal_free,
 )
 from reproductions.framework import Claim, at_least, at_most, cards, reproduction, run
 
