@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from assets.provider import early_seeds
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
@@ -251,10 +252,6 @@ def early(subject: Subject, examples: Stage) -> Stage:
     )
 
 
-def early_seeds(subject: Subject) -> list[int]:
-    return [derive_seed(subject.seed, "early", r) % 2**31 for r in range(subject.early.seeds)]
-
-
 def _early(run: Run) -> Output:
     from recipes.checkpoints import to_arrays
     from recipes.early import early_models
@@ -386,6 +383,17 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
     arrays, meta = run.load(stage)
     refuse_other_training(run, stage, meta)
     return ReferenceEnsemble.from_arrays(arrays, meta)
+
+
+def stored_models(run: Run, stage: Stage) -> dict[str, str]:
+    """Name -> digest of the artifacts of a stage of models, for a job that is given them; none where it has made none."""
+    store = run.warehouse.artifacts
+    if stage.path[1] == "early":
+        names = [f"{stage.asset(run.request)}/seed{r}" for r in range(run.subject.early.seeds)]
+    else:
+        names = [f"{stage.asset(run.request)}/result"]
+    _refuse_missing(run, stage)
+    return {name: store.sha256(name) for name in names}
 
 
 def refuse_other_training(run: Run, stage: Stage, meta: Mapping[str, Any]) -> None:

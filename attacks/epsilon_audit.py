@@ -1,11 +1,11 @@
 """What the reference ensemble proves about the recipe's privacy: lower bounds on epsilon, and the most it could have proved.
 
     many_runs      one canary, one trial a model: the models are dealt into two halves; on the first the training example
-                   whose log-odds tell best who was trained with it is chosen, and its threshold; the second half is judged
+                   whose signal tells best who was trained with it is chosen, and its threshold; the second half is judged
                    there. Clopper-Pearson (Jagielski et al., NeurIPS 2020).
     gaussian       the same trials, if the mechanism is Gaussian-DP (Nasr et al., USENIX Security 2023)
     one_run        one model, every pool example a canary that a fair coin put in or left out: the surest ``guessed`` share by
-                   log-odds is guessed, half of them in, half out (Steinke et al., NeurIPS 2023)
+                   the signal is guessed, half of them in, half out (Steinke et al., NeurIPS 2023)
 
 Statements about the mechanism "train this recipe on a random half", at level 1 - alpha each. A recipe without a privacy
 mechanism has no finite epsilon: the figure says how much of that this many models show. The one run looks at one
@@ -103,11 +103,11 @@ def epsilon(
     """Table ``epsilon``, one row a method.
 
     Args:
-        data: both splits, classification; says which examples are training examples.
+        data: both splits, any task; says which examples are training examples.
         config: level, delta, share guessed.
         seed: deals the models into halves, and picks the model of the one run.
         ensemble: M models on random halves of the pool.
-        progress: told when done.
+        progress: called when done.
 
     Raises:
         NotApplicable, DataError: see ``attacks.membership.exposure_audit``.
@@ -115,7 +115,7 @@ def epsilon(
     """
     evidence = every_model_a_target(data, ensemble)
     assert evidence.keep is not None
-    phi, keep = evidence.reference_phi[0], evidence.keep
+    phi, keep = evidence.reference_signal[0], evidence.keep
     train = np.isin(evidence.example_id, data.example_id[data.split == "train"])
     order = np.random.default_rng(seed).permutation(len(phi))
     first, second = np.sort(order[: len(phi) // 2]), np.sort(order[len(phi) // 2 :])
@@ -174,7 +174,7 @@ def _both_kinds(keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _canary(phi: NDArray[np.float64], keep: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> int:
-    """The allowed column whose log-odds separate best: the largest standardised gap between models with it and without.
+    """The allowed column whose signals separate best: the largest standardised gap between models with it and without.
 
     Membership in the other half may decide what is allowed, its outputs may not.
     """
@@ -194,7 +194,7 @@ def _canary(phi: NDArray[np.float64], keep: NDArray[np.bool_], allowed: NDArray[
 def _guess(
     phi: NDArray[np.float64], member: NDArray[np.bool_], ids: NDArray[np.int64], share: float
 ) -> tuple[int, int]:
-    """(guesses, right ones): the highest log-odds called in, the lowest out; equal ones in the order of their ids."""
+    """(guesses, right ones): the highest signals called in, the lowest out; equal ones in the order of their ids."""
     each = max(1, round(share * len(phi) / 2))
     if 2 * each > len(phi):
         each = len(phi) // 2

@@ -1,7 +1,7 @@
 """Could the stated recipe have made the given model? Reference models say something of it only then.
 
-    acc_m   share of P examples, on which no model was trained, that model m gets right
-    rho_m   Spearman correlation over these of phi_m = log p_y - log(1 - p_y) with the mean phi of the recipe's (other) models
+    acc_m   mean quality (of classes the accuracy) of model m on P examples, on which no model was trained
+    rho_m   Spearman correlation over these of the signal phi_m (of classes log p_y - log(1 - p_y)) with the mean phi of the recipe's (other) models
     t       (T_given - mean_r T_r) / (s_r sqrt(1 + 1/R)), Student's t with R - 1 degrees of freedom: one more of R models
 
     p = min(1, 2 min(p of acc, two-sided; p of atanh rho, low))        Bonferroni over the two tests
@@ -28,6 +28,7 @@ from scipy.stats import t as student_t
 from contracts.errors import InvalidInput
 from contracts.subject import Thresholds
 from contracts.verdicts import COVERAGE, DISTANCE, QUALITY, Finding, Verdict
+from tasks.base import Reading
 
 Float = NDArray[np.float64]
 SET_GONE = "against retraining"  # the finding about a very set, beside retrainings without it
@@ -38,7 +39,7 @@ _LEAST_SPREAD = 0.05  # of atanh rho: recipes whose models hardly depend on the 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeMatch:
-    """Accuracies and correlations in [0, 1] and [-1, 1]: the given model's, the mean and standard deviation of the recipe's."""
+    """Accuracies (of other tasks: mean qualities) and correlations in [0, 1] and [-1, 1]: the given model's, the mean and standard deviation of the recipe's."""
 
     num_examples: int
     num_models: int
@@ -51,28 +52,30 @@ class RecipeMatch:
     p_value: float
 
 
-def recipe_match(given_P: Float, recipe_RP: Float, *, alpha: float) -> RecipeMatch:
+def recipe_match(given: Reading, recipe: Reading, *, alpha: float) -> RecipeMatch:
     """Compare a given model with models of the stated recipe.
 
     Args:
-        given_P: log-odds of the label, of the given model on P >= 10 unseen examples, finite; above 0 = right.
-        recipe_RP: those of R >= 3 models of the recipe.
+        given: (P, 4) of the given model on P >= 10 unseen examples, finite.
+        recipe: (R, P, 4) of R >= 3 models of the recipe.
         alpha: level at which ``detectable`` is told, the smallest difference of accuracy that is then significant.
 
     Raises:
         InvalidInput: shapes that do not fit, or too few.
 
     >>> z = np.random.default_rng(0).normal(2, 2, 300) + np.random.default_rng(1).normal(0, 0.5, (21, 300))
-    >>> recipe_match(z[0], z[1:], alpha=0.05).p_value > 0.05, recipe_match(-z[0], z[1:], alpha=0.05).p_value < 1e-6
+    >>> own, theirs, other = (Reading.of(loss=-v, signal=v, log_likelihood=v, quality=v > 0) for v in (z[0], z[1:], -z[0]))
+    >>> recipe_match(own, theirs, alpha=0.05).p_value > 0.05, recipe_match(other, theirs, alpha=0.05).p_value < 1e-6
     (True, True)
     """
+    given_P, recipe_RP = given.signal, recipe.signal
     if given_P.ndim != 1 or recipe_RP.ndim != 2 or recipe_RP.shape[1] != len(given_P):
         raise InvalidInput(f"readings {given_P.shape} and {recipe_RP.shape} do not fit: (P,) and (R, P) are needed")
     num_models, num = recipe_RP.shape
     if num < FEWEST or num_models < 3:
         raise InvalidInput(f"{num} unseen examples and {num_models} models of the recipe: {FEWEST} and 3 are needed")
     everyone = np.vstack([given_P, recipe_RP])
-    accuracy = (everyone > 0).mean(axis=1)
+    accuracy = np.vstack([given.quality, recipe.quality]).mean(axis=1)
     whole = recipe_RP.sum(axis=0)
     others = [whole, *(whole - row for row in recipe_RP)]
     likeness = np.array([_spearman(row, other) for row, other in zip(everyone, others, strict=True)])
@@ -94,17 +97,20 @@ def recipe_match(given_P: Float, recipe_RP: Float, *, alpha: float) -> RecipeMat
     )
 
 
-def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds) -> Finding:
+def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quality: str = "accuracy") -> Finding:
     """Judge whether a given model could be one of the stated recipe's; the figure is the p-value.
 
     A mismatch is no fault of the model: it says that reference models were made for another one, so it counts as
     inconclusive. Where none is found nothing is claimed, and the finding does not count.
+
+    Args:
+        quality: what the task's quality is, for people.
     """
     shares = (
         f"{found.accuracy:.1%} against {found.recipe_accuracy:.1%} (standard deviation {found.recipe_accuracy_sd:.1%})"
     )
     shown = (
-        f"on {found.num_examples} examples that no model was trained on its accuracy is {shares} of {found.num_models} models of the "
+        f"on {found.num_examples} examples that no model was trained on its {quality} is {shares} of {found.num_models} models of the "
         f"stated recipe, and its answers correlate with theirs by {found.likeness:.3f}, theirs with each other by "
         f"{found.recipe_likeness:.3f}; p = {found.p_value:.2g}, level {thresholds.alpha:g}"
     )
@@ -119,7 +125,7 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds) -> Fi
         f"The given model is not one of the stated recipe: {shown}.{seen} What reference models and retrainings say was measured on "
         "something else. State the recipe, and the rows, that made it."
         if mismatch
-        else f"The given model could be one of the stated recipe: {shown}. A difference in accuracy of {found.detectable:.1%} would have "
+        else f"The given model could be one of the stated recipe: {shown}. A difference in {quality} of {found.detectable:.1%} would have "
         "been found."
     )
     return Finding(

@@ -1,7 +1,7 @@
 """What a method declares beside its function, and the registries.
 
 A declaration drives the Dagster asset, the table, the Great Expectations suite and its check, the contract battery
-and the docs. ``needs`` names what the pipeline hands to the function as keyword arguments; the words are ``NEEDS``.
+and the docs. ``needs`` names what the pipeline gives to the function as keyword arguments; the words are ``NEEDS``.
 """
 
 from __future__ import annotations
@@ -286,7 +286,8 @@ class UnlearnerSpec(MethodSpec):
     ``(model, *, retain, forget, config, seed, progress, <needs>) -> torch.nn.Module`` and leaves ``model`` unchanged.
 
     Attributes:
-        exact: True when the result has the distribution of retraining (retrain itself).
+        exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no shadow runs
+            to pass, and it takes as long as retraining.
     """
 
     exact: bool = False

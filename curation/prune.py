@@ -36,7 +36,7 @@ _MISSING_DOC = "where an example without a value ranks: refuse the curation, abo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeepHardestConfig(Config):
-    score: str = param(doc="name of a stored score")
+    score: str = param(doc="name of a stored score", ref="score")
     fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples to keep")
     count: int | None = param(None, ge=1, unit="examples", doc="number to keep; instead of fraction")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end is kept; lowest keeps the easiest")
@@ -50,7 +50,7 @@ class KeepHardestConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OffsetWindowConfig(Config):
-    score: str = param(doc="name of a stored score")
+    score: str = param(doc="name of a stored score", ref="score")
     skip_fraction: float | None = param(None, ge=0, lt=1, doc="share of the training examples skipped from below")
     skip: int | None = param(None, ge=0, unit="examples", doc="number skipped from below; instead of skip_fraction")
     take_fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples to keep")

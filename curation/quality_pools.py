@@ -29,7 +29,7 @@ MAX_POOLS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityPoolsConfig(Config):
-    score: str = param("el2n", doc="name of a stored score")
+    score: str = param("el2n", doc="name of a stored score", ref="score")
     best: str = param("lowest", choices=("lowest", "highest"), doc="end of the score that pool_1 takes")
     num_pools: int = param(4, ge=2, le=MAX_POOLS, doc="pools of equal size")
     fraction: float = param(1.0, gt=0, le=1, doc="share of the scored examples, from the best end, cut into pools")
@@ -45,7 +45,6 @@ class QualityPoolsConfig(Config):
         config=QualityPoolsConfig,
         needs=("scores",),
         roles=(*(f"pool_{p}" for p in range(1, MAX_POOLS + 1)), "outside"),
-        wants=("outputs", "classes"),
     )
 )
 def quality_pools(

@@ -16,9 +16,9 @@ neighbours, as it does in the audited model; what it says of an example afterwar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from torch import nn
@@ -35,7 +35,7 @@ from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
-from recipes.predict import logits_of, reading_of
+from recipes.predict import finite_reading, outputs_of, reading_of
 from recipes.retention import held
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
@@ -152,7 +152,8 @@ class ReferenceEnsemble:
     def of_logits(cls, *, logits: np.ndarray, labels: np.ndarray, pool: np.ndarray, **others: Any) -> Self:
         """An ensemble of classifiers whose outputs (M, N, K) are known."""
         reading = named("classification").reading_of(logits, labels, {}).values  # type: ignore[attr-defined]
-        spoken = _thinned(logits[:, ~pool], models=len(logits), start=0)
+        heard = logits[:, ~pool].reshape(-1, logits.shape[-1])
+        spoken = _thinned(heard, points=len(heard), before=0)
         return cls(logits=logits, labels=labels, pool=pool, reading=reading, spoken=spoken, **others)
 
 
@@ -187,7 +188,7 @@ def train_ensemble(
         outputs: keep the whole outputs too, of a task that gives them.
         checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
         checkpoint_name: see above.
-        progress: told (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
+        progress: called with (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
         NotApplicable: a recipe for another task, outputs that the task does not give, or a network whose outputs in eval mode mix examples.
@@ -237,16 +238,12 @@ def train_ensemble(
             members = [np.flatnonzero(row) for row in keep[start:end]]
             models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
             if whole:
-                logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
-                block = {"reading": data.task.reading_of(logits, view.y, view.constants).values}  # type: ignore[attr-defined]
-                block |= {"population": logits[:, ~in_pool], **({"logits": logits} if outputs else {})}
+                block = _said(models, inputs, ~in_pool, first=start, of=ensemble.num_models, outputs=outputs)
             else:
                 block = {"reading": np.stack([reading_of(model, inputs).values for model in models])}
             own = np.stack([held(model, view.example_id) for model in models])
             block |= {"held": own} if own.any() else {}
             checkpoints.save(name, {"keep": keep[start:end], **block}, meta)
-        if "population" in block:
-            block["spoken"] = _thinned(block.pop("population"), models=ensemble.num_models, start=start)
         for what, part in block.items():
             if what == "spoken":
                 found[what] = np.concatenate([found[what], part]) if what in found else part
@@ -265,11 +262,36 @@ def train_ensemble(
     )
 
 
-def _thinned(outputs: np.ndarray, *, models: int, start: int) -> np.ndarray:
-    """Every k-th of the outputs (b, P, K) of the models from ``start`` on, k such that about ``SPOKEN`` of all models' are kept."""
-    each = int(np.prod(outputs.shape[1:]))
-    step = max(1, models * each // SPOKEN)
-    return outputs.reshape(-1)[-(start * each) % step :: step].astype(np.float32)
+def _said(
+    models: Sequence[nn.Module], inputs: Inputs, population: np.ndarray, *, first: int, of: int, outputs: bool
+) -> dict[str, np.ndarray]:
+    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``, a sample of their outputs on the population, and
+    the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch besides what is returned."""
+    data, task = inputs.data, cast(OutputTask, inputs.data.task)
+    reading, spoken, whole = np.empty((len(models), len(data), len(READING))), [], []
+    for m, model in enumerate(models):
+        every, before = [], int(population.sum()) * (first + m)  # population points that spoke before these
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            for rows, z in outputs_of(model, inputs, batch=_BATCH):
+                reading[m, rows] = task.reading_of(z, data.targets(rows), data.constants).values
+                heard = z[population[rows]]
+                spoken.append(_thinned(heard, points=int(population.sum()) * of, before=before))
+                before += len(heard)
+                every += [z] if outputs else []
+        finite_reading(reading[m], data)
+        whole += [np.concatenate(every)] if outputs else []
+    found = {"reading": reading, "spoken": np.concatenate(spoken)}
+    return {**found, "logits": np.stack(whole)} if outputs else found
+
+
+_BATCH = 4096
+
+
+def _thinned(outputs: np.ndarray, *, points: int, before: int) -> np.ndarray:
+    """Every k-th of the values of outputs (B, K), which come after ``before`` of ``points`` points, k such that about ``SPOKEN``
+    of all values are kept."""
+    step = max(1, points * outputs.shape[1] // SPOKEN)
+    return outputs.reshape(-1)[-(before * outputs.shape[1]) % step :: step].astype(np.float32)
 
 
 def _refuse_mixing(model: nn.Module) -> None:

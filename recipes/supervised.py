@@ -98,7 +98,7 @@ def supervised(
             loss is taken of, detached (for regression in units of the standardised targets, see
             ``recipes.fitting.standardise``). It only reads; the model is the same with or without it. A run that is observed
             starts at its first epoch, whatever was stored: every epoch is told.
-        progress: told (epochs done, epochs, "training").
+        progress: called with (epochs done, epochs, "training").
 
     Returns:
         The model in eval mode on ``device``. For regression its outputs are in the target's units.

@@ -77,7 +77,7 @@ def strided_conv(seed: int) -> nn.Module:
         return StridedConv(10).train()
 
 
-@reproduction(card=17)
+@reproduction(card=17, name="rehearsal_free", paper="Smith et al. 2023")
 def rehearsal_free_learning(seed: int, progress: Progress) -> list[Claim]:
     fashion = load("idx", FASHION_MNIST, seed=seed)
     return [*_invariants(seed), *_mlp(fashion, seed, progress), *_flip(fashion, seed, progress)]

@@ -165,7 +165,7 @@ def high_influence_pairs(
         min_mem, min_infl: the paper's cuts.
         fdr: largest false-discovery rate, in (0, 1].
         block: test examples a block.
-        progress: told (blocks done, in all, "influence").
+        progress: called with (blocks done, in all, "influence").
 
     Raises:
         InvalidInput: see :func:`influence_matrix`; mem of another length; fdr out of range.
@@ -414,7 +414,7 @@ def influence(
         config: the cuts.
         seed: not used.
         ensemble: M models on halves of the pool.
-        progress: told how far the passes over the matrix are.
+        progress: called with how far the passes over the matrix are.
 
     Returns:
         ``influence_pairs``, strongest first, and ``influence_summary``, one row.

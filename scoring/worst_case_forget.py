@@ -69,7 +69,9 @@ class WorstCaseForgetConfig(Config):
     )
     group: str = param("example", choices=("example", "class"), doc="what a weight belongs to")
     lower: str = param("ft", choices=(*LOWER_LEVELS, "unlearner"), doc="lower level; unlearner: a registered one")
-    unlearner: str = param("", doc="with lower = 'unlearner': its name; it gets the first m as forget set")
+    unlearner: str = param(
+        "", doc="with lower = 'unlearner': its name; it gets the first m as forget set", ref="unlearner"
+    )
     upper_steps: int = param(10, ge=1, le=1000, doc="most steps of w")
     lower_epochs: int = param(5, ge=1, le=1000, unit="epochs", doc="of signSGD in every upper step")
     lr_lower: float = param(1e-3, gt=0, le=1, doc="how far signSGD moves every parameter in a step")
@@ -152,7 +154,7 @@ def select_worst_case(
         config: see :class:`WorstCaseForgetConfig`.
         seed: of the random start and of the lower levels.
         unlearn: ``(name, *, retain, forget, seed) -> model``; needed for lower = "unlearner".
-        progress: told (upper steps done, most, "worst-case selection").
+        progress: called with (upper steps done, most, "worst-case selection").
 
     Raises:
         NotApplicable: not classification, or a model that the lower level cannot work on.
@@ -426,7 +428,7 @@ def worst_case_forget(
         seed: of the random starts and of the lower levels.
         model: the audited model; not changed.
         unlearn: runs a registered unlearner; used for lower = "unlearner" alone.
-        progress: told (upper steps done, most, "worst-case selection").
+        progress: called with (upper steps done, most, "worst-case selection").
 
     Returns:
         One row an example, in the order of ``data``; columns as declared.

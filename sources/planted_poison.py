@@ -5,7 +5,7 @@
     interclass confusion  the first n_m / 2 training examples (by id) of class a and of class b: labels swapped
     random label swap     the labels of n_m random training examples permuted among them
     deletion set          S_f = uniform subset of the manipulated S_m: the part that has been identified
-    canaries              copies of test images under a wrong label, each ``repeats`` times in the training split
+    canaries              copies of test examples under a wrong target, each ``repeats`` times in the training split
 
 Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; canaries after Jagielski et
 al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch after augmentation; the recipes here do not
@@ -140,32 +140,34 @@ def sample_deletion_set(ids: np.ndarray, *, fraction: float, seed: int) -> np.nd
 def plant_canaries(
     examples: ExampleSet, *, count: int, repeats: int, seed: int
 ) -> tuple[ExampleSet, np.ndarray, np.ndarray]:
-    """Add ``count`` mislabelled canaries, ``repeats`` copies each, to the training split: what a model must memorise to fit.
+    """Add ``count`` canaries, ``repeats`` copies each, to the training split: what a model must memorise to fit.
 
-    Their images are test examples (which stay where they are), their label another class drawn uniformly.
+    They are test examples (which stay where they are) under a wrong target: another class drawn uniformly, a number or an item
+    that is not theirs (``tasks.base.Task.wrong_targets``). Readings go on by the constants of the data without them.
 
     Returns:
         the larger set; the copies' ids, int64 (count, repeats), new ones above the largest id; the ids of the
         originals, int64 (count,), ascending.
 
     Raises:
-        NotApplicable: no class labels.
-        ConfigError: count beyond the test split, or repeats below 1.
+        NotApplicable: a task without wrong targets.
+        ConfigError: count beyond the test split, repeats below 1, or above 1 where no example may be there twice.
     """
-    _check_classes(examples)
     test = np.sort(examples.example_id[examples.split == "test"])
     if not 1 <= count <= len(test) or repeats < 1:
         raise ConfigError(
             f"plant_canaries: count = {count}, repeats = {repeats}: needs 1..{len(test)} test examples, each once at least"
         )
+    if repeats > 1 and not examples.task.repeatable:
+        raise ConfigError(f"plant_canaries: repeats = {repeats}: no example of a {examples.task} task is there twice")
     rng = np.random.default_rng(seed)
     originals = np.sort(rng.permutation(test)[:count])
     rows = examples.positions(originals)
-    labels = (examples.y[rows] + rng.integers(1, examples.num_classes, count)) % examples.num_classes
+    wrong = examples.task.wrong_targets(examples, rows, rng)
     copies = int(examples.example_id.max()) + 1 + np.arange(count * repeats, dtype=np.int64)
     larger = examples.take(np.concatenate([np.arange(len(examples)), np.repeat(rows, repeats)]))
     columns = {
-        "y": (examples.y, np.repeat(labels, repeats)),
+        "y": (examples.y, np.repeat(wrong, repeats)),
         "example_id": (examples.example_id, copies),
         "split": (examples.split, np.full(len(copies), "train", "<U5")),
     }

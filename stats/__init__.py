@@ -5,6 +5,7 @@ from stats.multiple import benjamini_hochberg, holm
 from stats.paired import (
     AucDifference,
     PairedInterval,
+    bounded_difference,
     delong_paired,
     mcnemar,
     paired_bootstrap,
@@ -47,6 +48,7 @@ __all__ = [
     "auc_power",
     "auc_stderr",
     "benjamini_hochberg",
+    "bounded_difference",
     "clopper_pearson",
     "delong_paired",
     "detectable_auc",

@@ -9,6 +9,11 @@
                few, else random ones, the observed one counted in (Fisher; Phipson and Smyth 2010)
     Wilcoxon   signed ranks of d_i, zeros by Pratt's rule
     bootstrap  interval of the mean difference, pairs resampled; bias-corrected and accelerated (Efron, JASA 1987)
+    bounded    interval of the mean difference of values in [0, 1] (Agresti and Min, Statistics in Medicine 2005, and beyond 0/1):
+                   S = sum_i d_i,  Q = sum_i d_i^2,  n' = n + 2:   S / n'  +-  z sqrt(Q + 1 - S^2 / n') / n'
+               the mean of n + 2 pairs, half a pair at +1, half a one at -1 and one at 0 added. Where d is -1, 0 or 1, S = b - c and
+               Q = b + c, which is their interval to the bit. In between, var d <= E d^2 <= 1 as there, and no smallness of what was
+               seen makes it shorter than z / n': differences that are rare and large leave small samples looking alike
 
 Why paired: both sides see the same hard examples, and what they share cancels. Two separate intervals that overlap do not
 mean that there is no difference. Pairs must be independent of each other: examples of one model, or whole models.
@@ -200,6 +205,35 @@ def paired_bootstrap(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return PairedInterval(value=value, low=float(found.low), high=float(found.high), num_pairs=len(difference))
+
+
+def bounded_difference(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> PairedInterval:
+    """Interval of the mean of a - b, values in [0, 1] (shares, qualities, right and wrong), paired; see the module.
+
+    It never collapses, and never claims more than n pairs can: simulated coverage of 95% 0.95 or more (tests/stats).
+
+    Args:
+        a, b: (n,) bool, or finite in [0, 1].
+
+    Raises:
+        InvalidInput: not two vectors of one length, n < 1, values outside [0, 1], alpha outside (0, 1).
+
+    >>> found = bounded_difference([1.0, 0.5, 1.0], [1.0, 0.5, 1.0])
+    >>> found.value, round(found.low, 3), round(found.high, 3)
+    (0.0, -0.392, 0.392)
+    """
+    first, second = (np.asarray(v, dtype=np.float64) for v in (a, b))
+    difference = _differences(first, second, fewest=1)
+    _check_alpha(alpha)
+    if min(first.min(), second.min()) < 0 or max(first.max(), second.max()) > 1:
+        raise InvalidInput("paired values must lie in [0, 1]")
+    num = len(difference)
+    total, squares, more = float(difference.sum()), float(np.square(difference).sum()), num + 2.0
+    centre = total / more
+    reach = float(stats.norm.isf(alpha / 2)) * float(np.sqrt(max(squares + 1 - total**2 / more, 0.0))) / more
+    value = total / num
+    low, high = min(value, centre - reach), max(value, centre + reach)
+    return PairedInterval(value=value, low=max(-1.0, low), high=min(1.0, high), num_pairs=num)
 
 
 def _mean(values: Float, axis: int) -> Float:

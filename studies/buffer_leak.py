@@ -48,9 +48,7 @@ Float = NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BufferLeakConfig(Config):
     attacks: tuple[str, ...] = param(
-        ("lira_online", "rmia_online"),
-        choices=("lira_online", "rmia_online", "lira_offline", "rmia_offline"),
-        doc="which",
+        ("lira_online", "rmia_online"), doc="registered membership attacks, with their defaults", ref="attack"
     )
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
 
@@ -115,7 +113,7 @@ _DIFFERENCE = TableSpec(
 @analysis(
     AnalysisSpec(
         name="buffer_leak",
-        wants=("outputs", "classes"),
+        wants=("reading", "classes"),
         doc="Membership by step and class of a stream; of examples in the replay buffer against the rest where there is one.",
         source="Carlini et al., IEEE S&P 2022; Zarifzadeh et al., ICML 2024; Chaudhry et al., arXiv 1902.10486",
         config=BufferLeakConfig,
@@ -177,7 +175,9 @@ def buffer_leak(
     keep = ensemble.keep[:, pool]
     held = np.zeros_like(keep) if ensemble.held is None else ensemble.held[:, pool]
     quality = ensemble.readings.quality[:, pool]
-    evidence = Evidence.of_ensemble(ensemble, ensemble.outputs, target_index=np.arange(len(keep)))
+    evidence = Evidence.of_ensemble(
+        ensemble, ensemble.reading, task=data.task, constants=data.constants, target_index=np.arange(len(keep))
+    )
     leak: list[dict[str, Any]] = []
     classes: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []

@@ -97,7 +97,7 @@ def choose(
         config: budget and group of all selectors; the rest is for the two searches, whose direction is their own.
         seed: of ``random`` and of the searches.
         unlearn: for the searches with lower = "unlearner".
-        progress: told by the searches.
+        progress: called by the searches.
 
     Raises:
         ConfigError: no such selector.
@@ -434,7 +434,7 @@ def forget_selectors(
         model: the audited model; not changed.
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
         unlearn: used for searches with lower = "unlearner" alone.
-        progress: told (trials done, all, "trials of forget sets").
+        progress: called with (trials done, all, "trials of forget sets").
 
     Returns:
         ``forget_selector_difficulty``, one row a selector; ``forget_selectors`` and ``forget_selector_members``, the sets of the

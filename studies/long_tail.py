@@ -228,7 +228,7 @@ def long_tail_report(
         config: ratio, cut and index.
         seed: of the draws of the Zipf domain, and of the pairs whose distance is measured.
         ensemble: M models on halves of the pool.
-        progress: told how far the search for neighbours is.
+        progress: called with how far the search for neighbours is.
 
     Returns:
         ``long_tail_classes``, one row a class of ``data``, and ``long_tail_price``, one row an estimate.

@@ -292,7 +292,7 @@ def pool_laws(
         data: both splits, classification; of the test split only the audited model's error is measured.
         config: budgets and fit.
         seed: of the bootstrap.
-        progress: told (forms fitted, in all, "laws fitted").
+        progress: called with (forms fitted, in all, "laws fitted").
         tables: gives ``pools``, ``pool_curves`` and ``pool_unions`` of the analysis ``quality_pools``.
         model: the audited model; only its test error is used, as a line to compare the plan with.
 

@@ -64,7 +64,7 @@ INCONCLUSIVE = "inconclusive"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruningCurveConfig(Config):
-    score: str = param("el2n", doc="name of the stored score that orders the examples")
+    score: str = param("el2n", doc="name of the stored score that orders the examples", ref="score")
     hard: str = param("highest", choices=("highest", "lowest"), doc="end of the score at which the hard examples are")
     fractions: tuple[float, ...] = param((0.3, 0.6), gt=0, lt=1, doc="shares of the examples kept, increasing")
     offset: tuple[float, ...] = param(
@@ -217,7 +217,7 @@ def pruning_curve(
             neither.
         config: score, rules, fractions.
         seed: root of the trainings and of the random sets.
-        progress: told (trainings done, in all, "trainings on pruned sets").
+        progress: called with (trainings done, in all, "trainings on pruned sets").
         scores: gives (example_id, value) of a stored score by name.
         train: ``(data, seed, *, effort, steps, observe) -> model``, effort or steps.
 

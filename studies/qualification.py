@@ -54,7 +54,9 @@ class Unlearners(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualificationConfig(Config):
     methods: tuple[str, ...] = param(
-        (), doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan"
+        (),
+        doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan",
+        ref="unlearner",
     )
     splits: tuple[str, ...] = param(
         ("random", "worst_case", "easiest", "lowest_loss"),
@@ -224,7 +226,7 @@ def qualification(
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
         unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
         evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
-        progress: told (runs done, all, "qualification").
+        progress: called with (runs done, all, "qualification").
 
     Returns:
         ``qualification`` and ``qualification_runs``, rows in the order of splits, then methods, retraining first.

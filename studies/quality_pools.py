@@ -47,7 +47,7 @@ from studies.scaling_fit import PoolCurve, fit_pool_laws
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityPoolsConfig(Config):
-    score: str = param("el2n", doc="name of the stored score that orders the examples")
+    score: str = param("el2n", doc="name of the stored score that orders the examples", ref="score")
     best: str = param("lowest", choices=("lowest", "highest"), doc="end of the score that pool_1 takes")
     num_pools: int = param(4, ge=2, le=16, doc="pools of equal size")
     fraction: float = param(1.0, gt=0, le=1, doc="share of the scored examples, from the best end, cut into pools")
@@ -164,7 +164,7 @@ def quality_pools(
         data: both splits, classification. Training examples without a value of the score are in no pool.
         config: pools and points.
         seed: root of the trainings. All pools and unions share their initialisations.
-        progress: told (trainings done, in all at most, "trainings on pools").
+        progress: called with (trainings done, in all at most, "trainings on pools").
         scores: gives (example_id, value) of a stored score by name.
         train: ``(data, seed, *, effort, observe) -> model``.
 

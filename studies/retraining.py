@@ -37,7 +37,7 @@ class Seen:
     def check(self, name: str) -> None:
         """Raise :class:`InvalidInput` when the recipe has reported no mini-batch."""
         if not self.steps:
-            raise InvalidInput(f"{name}: the recipe tells of no mini-batch, so the samples it has seen are not known")
+            raise InvalidInput(f"{name}: the recipe reports no mini-batch, so the samples it has seen are not known")
 
 
 def splits_by_id(data: ExampleSet, *, name: str) -> tuple[ExampleSet, ExampleSet]:

@@ -126,6 +126,8 @@ class Task:
 
     spec: ClassVar[TaskSpec]
     target_dtype: ClassVar[str] = "int64"
+    likeliest: ClassVar[float] = 0.0  # log-likelihood (nats) of the best answer there can be: offline RMIA's 1
+    repeatable: ClassVar[bool] = True  # a data set may hold one example several times
 
     @property
     def name(self) -> str:
@@ -159,6 +161,21 @@ class Task:
     def read(self, model: nn.Module, batch: Batch) -> Reading:
         """The four numbers of every example, (B, 4), without gradient; the model is in eval mode."""
         raise NotImplementedError
+
+    def losses_and_reading(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Reading]:
+        """:meth:`losses`, with gradient, and :meth:`read`, of one model in one state."""
+        return self.losses(model, batch), self.read(model, batch)
+
+    def loss_unit(self, constants: Constants) -> float:
+        """What :meth:`losses` are divided by to be in the unit of a reading's loss, in which one step size suits every data set."""
+        return 1.0
+
+    def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """(loss, log-likelihood) of any signal, where both are functions of it, the same for every example; None where not.
+
+        Attacks that map the signals of a model to another scale read loss and log-likelihood on it by this.
+        """
+        return None
 
     def num_outputs(self, data: Examples) -> int:
         """Numbers that a built-in network has to answer for one example."""
@@ -199,6 +216,20 @@ class Task:
         """What a reading needs of the whole data set; the same for every model."""
         return NO_CONSTANTS
 
+    def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
+        """A target that is wrong for each of these rows, and that a model can only learn by heart: canaries are given it.
+
+        Raises:
+            NotApplicable: the task knows of none, or an example leaves none.
+        """
+        raise NotApplicable(f"{self} has no wrong targets to give to canaries")
+
+    def peers(self, data: Examples, rows: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(N,) examples that these rows may be compared with: those of their classes; all, where there are no classes."""
+        if not self.gives("classes"):
+            return np.ones(len(data.example_id), bool)
+        return np.isin(data.y, data.y[rows])
+
     def target_digest(self, y: NDArray[Any]) -> list[Any]:
         """What the data digest covers of the targets, JSON-able, one entry an example."""
         return list(y.tolist())
@@ -227,6 +258,19 @@ class OutputTask(Task):
 
         with torch.no_grad():
             outputs = answers(model, batch)
+        return self._reading(outputs, batch)
+
+    def losses_and_reading(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Reading]:
+        """From one pass, where a model answers with a tensor."""
+        import torch
+
+        outputs = answers(model, batch)
+        losses = self.losses_of(outputs, batch.targets)
+        return losses, self._reading(outputs, batch) if torch.is_tensor(outputs) else self.read(model, batch)
+
+    def _reading(self, outputs: Tensor, batch: Batch) -> Reading:
+        import torch
+
         targets = batch.targets.detach().cpu().numpy()
         return self.reading_of(outputs.detach().to(torch.float32).cpu().numpy(), targets, batch.constants)
 

@@ -49,6 +49,16 @@ class Classification(OutputTask):
         loss = loss_from_log_odds(phi)
         return Reading.of(loss=loss, signal=phi, log_likelihood=-loss, quality=outputs.argmax(-1) == targets)
 
+    def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Cross-entropy and log p_y of log-odds."""
+        loss = loss_from_log_odds(signal)
+        return loss, -loss
+
+    def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
+        """Another class, drawn uniformly."""
+        num = len(data.class_names)
+        return np.asarray((data.y[rows] + rng.integers(1, num, len(rows))) % num)
+
     def check_targets(self, data: Examples) -> None:
         check_labels(data)
 

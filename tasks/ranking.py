@@ -16,11 +16,12 @@ Source: the candidates after Krichene and Rendle, "On Sampled Metrics for Item R
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts.errors import NotApplicable
 from contracts.methods import EVERY_TASK, TaskSpec, task
 from tasks.base import Batch, Constants, Examples, Reading, Task, answers
 from tasks.classification import check_labels, check_names
@@ -44,6 +45,8 @@ TOP = 10
 )
 class Ranking(Task):
     """See the file."""
+
+    repeatable: ClassVar[bool] = False
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy (B,) of the item among the user's candidates."""
@@ -82,6 +85,24 @@ class Ranking(Task):
         out[row, items[np.repeat(start[users], counts) + place]] = True
         out[np.arange(len(users)), batch.targets.cpu().numpy()] = False
         return out
+
+    def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Cross-entropy and log-softmax of log-odds."""
+        loss = loss_from_log_odds(signal)
+        return loss, -loss
+
+    def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
+        """An item that the user of each row met in no split, drawn uniformly; none twice for one user."""
+        users, num = np.asarray(data.x)[:, 0], len(data.class_names)
+        taken = set((users * num + data.y).tolist())
+        found = np.empty(len(rows), np.int64)
+        for at, user in enumerate(users[rows].tolist()):
+            free = [item for item in range(num) if user * num + item not in taken]
+            if not free:
+                raise NotApplicable(f"user {user} of {data.name} met every item: there is no wrong one")
+            found[at] = free[int(rng.integers(len(free)))]
+            taken.add(user * num + int(found[at]))
+        return found
 
     def check_targets(self, data: Examples) -> None:
         check_labels(data)

@@ -16,6 +16,7 @@ Statistician 40 (1986).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -45,6 +46,7 @@ class Regression(OutputTask):
     """See the file."""
 
     target_dtype: ClassVar[str] = "float64"
+    likeliest: ClassVar[float] = -0.5 * math.log(2 * math.pi)
 
     def losses_of(self, outputs: Any, targets: Any) -> Tensor:
         """Squared error (B,) of predictions (B, 1) and targets (B,) or (B, 1)."""
@@ -61,6 +63,21 @@ class Regression(OutputTask):
             log_likelihood=-0.5 * np.square(residual) - 0.5 * np.log(2 * np.pi),
             quality=np.clip(1 - size / constants["naive"], 0, 1),
         )
+
+    def loss_unit(self, constants: Constants) -> float:
+        """The variance of the training targets."""
+        return float(constants["sd"]) ** 2
+
+    def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Both of |r| = signal^2; a signal above 0, which no error has, is taken for no error."""
+        loss = np.square(np.square(np.minimum(signal, 0.0)))
+        return loss, -0.5 * loss + self.likeliest
+
+    def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
+        """The target of a training example a quarter to three quarters of all ranks away, going round at the ends."""
+        known = np.sort(data.y[data.split == "train"])
+        ranks = np.searchsorted(known, data.y[rows]) / len(known) + rng.uniform(0.25, 0.75, len(rows))
+        return np.asarray(known[np.minimum((ranks % 1 * len(known)).astype(np.int64), len(known) - 1)])
 
     def target_tensor(self, y: NDArray[Any], dtype: Any) -> Tensor:
         """(N, 1) in the model's precision."""

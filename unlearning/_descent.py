@@ -1,4 +1,4 @@
-"""The one loop behind the gradient-based unlearners (card 06, steps 4, 5 and 7).
+"""The one loop behind the gradient-based unlearners (baselines of Fan et al., ICLR 2024).
 
 A method says, for each epoch, which examples are visited with which targets and weights; the loop does the rest:
 

@@ -1,4 +1,4 @@
-"""FT: fine-tune on what is kept, and hope that the rest is forgotten (baseline of Fan et al., ICLR 2024, card 06 step 7).
+"""FT: fine-tune on what is kept, and hope that the rest is forgotten (baseline of Fan et al., ICLR 2024).
 
     theta <- argmin_theta  E_{(x,y) in D_r} CE(f(x; theta), y),   started at the trained weights
 

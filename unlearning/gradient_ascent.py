@@ -1,4 +1,4 @@
-"""GA: climb the loss of what is to be forgotten (baseline of Fan et al., ICLR 2024, card 06 step 7).
+"""GA: climb the loss of what is to be forgotten (baseline of Fan et al., ICLR 2024).
 
     theta <- theta + lr * grad_theta E_{(x,y) in D_f} CE(f(x; theta), y)
 

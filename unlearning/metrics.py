@@ -1,4 +1,4 @@
-"""What is measured on an unlearned classifier (Fan et al., ICLR 2024, card 06 step 8). All in percent, eval mode.
+"""What is measured on an unlearned classifier (Fan et al., ICLR 2024). All in percent, eval mode.
 
     UA = 100 - acc(D_f)        RA = acc(D_r)        TA = acc(test)
     MIA-efficacy = 100 * share of D_f that an SVM calls NON-member

@@ -34,4 +34,4 @@ class EntropyConfig(Config):
 )
 def entropy(evidence: Evidence, *, config: EntropyConfig, seed: int) -> NDArray[np.float64]:
     """Minus the entropy of the prediction in nats, (T, N). ``seed`` is not used."""
-    return np.stack([-signals.entropy(logits) for logits in evidence.first_target_logits])
+    return np.stack([-signals.entropy(logits) for logits in evidence.outputs.target])

@@ -9,7 +9,7 @@ Effect", NeurIPS 2022, for the view by example). Over models, for example n:
     false_alarms = the same for models trained WITHOUT n, against the threshold that the OTHER non-members give
 
     p_value = max(Fisher's exact test of "found no more often when in than when out", one-sided,
-                  Mann-Whitney test of "n's log-odds are no higher in models trained with it", one-sided)
+                  Mann-Whitney test of "n's signal is no higher in models trained with it", one-sided)
 
 Which models train on n is drawn at random, balanced. If training on n changes nothing, that draw is independent of every
 output, and the Mann-Whitney test is exact whatever the models and the other examples do. Fisher's test alone is not: an
@@ -100,13 +100,13 @@ def exposure_table(
 
 
 def trace_p_values(phi: Float, is_member: Bool) -> Float:
-    """(N,) one-sided Mann-Whitney p-values of "training on the example does not raise its log-odds".
+    """(N,) one-sided Mann-Whitney p-values of "training on the example does not raise its signal".
 
     Exact for 8 models or fewer on a side without ties; else the normal approximation with continuity and tie correction, which
     is on the safe side in the tail that many tests at once ask for.
 
     Args:
-        phi: (T, N) log-odds of the models on the examples.
+        phi: (T, N) signals of the models on the examples.
         is_member: (T, N), every column with as many members as the others.
 
     Raises:

@@ -53,7 +53,9 @@ _NAMED = 5  # ids that a verdict names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExposureConfig(Config):
-    attacks: tuple[str, ...] = param(("lira_online", "rmia_online"), doc="registered attacks, with their defaults")
+    attacks: tuple[str, ...] = param(
+        ("lira_online", "rmia_online"), doc="registered attacks, with their defaults", ref="attack"
+    )
     fpr_caps: tuple[float, ...] = param(
         (1e-3, 1e-2, 5e-2), gt=0, lt=1, doc="tolerated false-positive rates, increasing"
     )
@@ -256,23 +258,26 @@ def exposure(
     """Tables ``exposure_summary`` and ``exposure``.
 
     Args:
-        data: both splits, classification; says which examples are training examples.
+        data: both splits, any task; says which examples are training examples.
         config: attacks, caps, level.
         seed: of attacks that draw, and of the bootstrap behind the intervals of the TPR.
         ensemble: M models on halves of the pool, each in turn the audited one with the others as its references.
-        progress: told (attacks done, in all, "attacks on every reference model").
+        progress: called with (attacks done, in all, "attacks on every reference model").
 
     Raises:
-        NotApplicable: not a classification task.
-        DataError: ids used twice, no training example in the pool, labels other than the ensemble's, logits that are not
+        NotApplicable: an attack wants whole outputs, and the task gives none, or the ensemble's were not kept.
+        DataError: ids used twice, no training example in the pool, labels other than the ensemble's, readings that are not
             finite. Names the examples.
         UnknownName: no such attack.
         ConfigError: too few models for an attack.
     """
-    evidence = every_model_a_target(data, ensemble)
+    for name in config.attacks:
+        require(data, f"attack {name}", *attack.get(name).spec.wants)
+    wanted = any("outputs" in attack.get(name).spec.wants for name in config.attacks)
+    evidence = every_model_a_target(data, ensemble, outputs=wanted)
     assert evidence.keep is not None
     train = np.isin(evidence.example_id, data.example_id[data.split == "train"])
-    trace = trace_p_values(evidence.reference_phi[0], evidence.keep)
+    trace = trace_p_values(evidence.reference_signal[0], evidence.keep)
     negatives = int((~evidence.keep).sum(axis=1).min())
     carried = [cap for cap in config.fpr_caps if cap * negatives * (1 + 1e-12) >= RELIABLE]
     shown = carried[0] if carried else config.fpr_caps[-1]
@@ -305,18 +310,20 @@ def exposure(
     }
 
 
-def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble) -> Evidence:
+def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble, *, outputs: bool = False) -> Evidence:
     """The pool's examples in the order of their ids, every model audited with the others as its references.
+
+    Args:
+        outputs: keep the whole outputs, for attacks that want them.
 
     Raises:
         NotApplicable, DataError: see :func:`exposure`.
     """
-    require(data, "exposure", "classes")
     ids, times = np.unique(data.example_id, return_counts=True)
     if (times > 1).any():
         raise DataError("ids are used twice", example_ids=ids[times > 1])
     _, here, there = np.intersect1d(data.example_id, ensemble.example_id, assume_unique=True, return_indices=True)
-    other = data.y[here] != ensemble.labels[there]
+    other = data.y[here] != ensemble.labels[there] if data.y.ndim == 1 else np.zeros(len(here), bool)
     if other.any():
         raise DataError(
             "labels differ from those the ensemble was trained on", example_ids=data.example_id[here][other]
@@ -324,7 +331,15 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble) -> Evide
     if not (ensemble.pool[there] & (data.split[here] == "train")).any():
         raise DataError(f"no training example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
     ordered = ensemble.by_id()
-    return Evidence.of_ensemble(ordered, ordered.outputs, target_index=np.arange(ensemble.num_models))
+    return Evidence.of_ensemble(
+        ordered,
+        ordered.reading,
+        ordered.outputs if outputs else None,
+        task=data.task,
+        constants=data.constants,
+        target_index=np.arange(ensemble.num_models),
+        outputs=outputs,
+    )
 
 
 def _averages(

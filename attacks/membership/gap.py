@@ -1,8 +1,8 @@
-"""Gap attack: member iff the prediction is correct.
+"""Gap attack: member iff the prediction is correct; for tasks that are right by degrees, the better the likelier.
 
-Source: Yeom et al., IEEE CSF 2018. score = 1[argmax_k z_k = y]; its balanced accuracy on members and non-members is
-1/2 + (acc_train - acc_test) / 2, the leak that overfitting alone explains. Shapes: (T, N) in {0, 1}.
-Not a ranking: with one threshold its ROC has a single inner point, so TPR at a low FPR is mostly 0.
+Source: Yeom et al., IEEE CSF 2018. score = quality, of classes 1[argmax_k z_k = y]; its balanced accuracy on members and non-members is
+1/2 + (acc_train - acc_test) / 2, the leak that overfitting alone explains. Shapes: (T, N) in [0, 1].
+Of classes no ranking: with one threshold its ROC has a single inner point, so TPR at a low FPR is mostly 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
-from tasks import signals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,5 +32,5 @@ class GapConfig(Config):
     )
 )
 def gap(evidence: Evidence, *, config: GapConfig, seed: int) -> NDArray[np.float64]:
-    """1 where the audited model is right, else 0, (T, N). ``seed`` is not used."""
-    return signals.correct(evidence.first_target_logits, evidence.labels).astype(np.float64)
+    """How right the audited model is, (T, N); of classes 1 or 0. ``seed`` is not used."""
+    return evidence.target_quality

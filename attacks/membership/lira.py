@@ -1,4 +1,4 @@
-"""LiRA, the likelihood-ratio attack: compare an example's log-odds with what models with and without it give.
+"""LiRA, the likelihood-ratio attack: compare an example's signal with what models with and without it give.
 
 Source: Carlini et al., "Membership Inference Attacks From First Principles", IEEE S&P 2022, algorithm 1 and section VI.
 
@@ -6,7 +6,7 @@ Source: Carlini et al., "Membership Inference Attacks From First Principles", IE
     offline   upper    score = (phi - mu_out) / s_out          one-sided, the paper's; the z-value, which does not saturate
               density  score = -log N(phi; mu_out, s_out^2)    two-sided, the authors' code; a different ROC
 
-averaged over the queries of an example, treated as independent as the code does. mu = median and s = spread over the
+phi is the task's signal: of classes the log-odds of the label, as published. Averaged over the queries of an example, treated as independent as the code does. mu = median and s = spread over the
 reference models (``gaussian``), the audited model left out. Up to about 64 reference models a spread per example is
 too noisy and one pooled spread does better: ``variance="auto"``.
 
@@ -59,7 +59,7 @@ class LiraOfflineConfig(Config):
     AttackSpec(
         name="lira_online",
         wants=("reading",),
-        doc="Likelihood ratio of the log-odds under models trained with and without the example.",
+        doc="Likelihood ratio of the signal under models trained with and without the example.",
         source="Carlini et al., IEEE S&P 2022",
         config=LiraOnlineConfig,
         references=4,
@@ -74,7 +74,7 @@ def lira_online(evidence: Evidence, *, config: LiraOnlineConfig, seed: int) -> F
     _, keep = evidence.references("lira_online", fewest=4)
     variance = _variance(config.variance, evidence.usable_references)
     scores = []
-    for target, reference in zip(evidence.target_phi, evidence.reference_phi, strict=True):
+    for target, reference in zip(evidence.target_signal, evidence.reference_signal, strict=True):
         scores.append(log_ratio(target, reference, keep, ~keep, evidence.left_out, variance=variance))
     return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
 
@@ -83,7 +83,7 @@ def lira_online(evidence: Evidence, *, config: LiraOnlineConfig, seed: int) -> F
     AttackSpec(
         name="lira_offline",
         wants=("reading",),
-        doc="How far the log-odds lie above those of models trained without the example.",
+        doc="How far the signal lies above that of models trained without the example.",
         source="Carlini et al., IEEE S&P 2022",
         config=LiraOfflineConfig,
         references=2,
@@ -98,7 +98,7 @@ def lira_offline(evidence: Evidence, *, config: LiraOfflineConfig, seed: int) ->
     _, keep = evidence.references("lira_offline", fewest=2)
     variance = _variance(config.variance, evidence.usable_references)
     scores = []
-    for target, reference in zip(evidence.target_phi, evidence.reference_phi, strict=True):
+    for target, reference in zip(evidence.target_signal, evidence.reference_signal, strict=True):
         out = fit(reference, ~keep, evidence.left_out, variance=variance)
         scores.append(out.z(target) if config.tail == "upper" else -out.log_density(target) + 0.5 * np.log(2 * np.pi))
     return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)

@@ -1,7 +1,7 @@
 """LOSS: members have a lower loss.
 
-Source: Yeom et al., "Privacy Risk in Machine Learning", IEEE CSF 2018. score = -l = log p_y, one global threshold.
-Shapes: Evidence with T targets, N examples -> (T, N) in nats, <= 0. Not calibrated to the difficulty of an example,
+Source: Yeom et al., "Privacy Risk in Machine Learning", IEEE CSF 2018. score = -l, of classes log p_y; one global threshold.
+Shapes: Evidence with T targets, N examples -> (T, N) in the unit of the task's loss. Not calibrated to the difficulty of an example,
 so weak at low false-positive rates: the baseline that every other attack has to beat.
 """
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from attacks.membership.evidence import Evidence
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config
-from tasks.signals import loss_from_log_odds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,5 +32,5 @@ class LossConfig(Config):
     )
 )
 def loss(evidence: Evidence, *, config: LossConfig, seed: int) -> NDArray[np.float64]:
-    """Minus the cross-entropy in nats, (T, N). ``seed`` is not used."""
-    return -loss_from_log_odds(evidence.target_phi[0])
+    """Minus the task's loss, (T, N); of classes minus the cross-entropy in nats. ``seed`` is not used."""
+    return -evidence.target_loss

@@ -68,22 +68,23 @@ def modified_entropy_per_class(evidence: Evidence, *, config: ModifiedEntropyCon
     for shadow in order[:2]:
         served = evidence.left_out != shadow if shadow == order[0] else evidence.left_out == order[0]
         if served.any():
-            scores[served] -= _thresholds(evidence, int(shadow))[evidence.labels]
+            scores[served] -= _thresholds(evidence, int(shadow))[evidence.outputs.labels]
     return scores
 
 
 def _scores(evidence: Evidence) -> Float:
-    return np.stack([-signals.modified_entropy(z, evidence.labels) for z in evidence.first_target_logits])
+    return np.stack([-signals.modified_entropy(z, evidence.outputs.labels) for z in evidence.outputs.target])
 
 
 def _thresholds(evidence: Evidence, shadow: int) -> Float:
     """(K,) -tau of each class, chosen on one shadow model's own members and non-members."""
     assert evidence.keep is not None
-    score = -signals.modified_entropy(evidence.first_reference_logits[shadow], evidence.labels)
+    labels = evidence.outputs.labels
+    score = -signals.modified_entropy(evidence.outputs.references[shadow], labels)
     member = evidence.keep[shadow]
-    limits = np.full(evidence.target_logits.shape[-1], np.nan)
-    for c in np.unique(evidence.labels):
-        of_class = evidence.labels == c
+    limits = np.full(evidence.outputs.num_classes, np.nan)
+    for c in np.unique(labels):
+        of_class = labels == c
         if member[of_class].any() and not member[of_class].all():
             trials = Trials(evidence.example_id[of_class], model=shadow)
             threshold = at_best(score[of_class], member[of_class], trials).value

@@ -39,7 +39,7 @@ def population(evidence: Evidence, *, config: PopulationConfig, seed: int) -> ND
         InvalidInput: no population points.
     """
     evidence.require_population("population")
-    # The loss falls as phi rises, and phi does not lose small differences: l(z) > l(x) iff phi(z) < phi(x).
-    points = np.sort(evidence.population_target_phi, axis=1)
-    pairs = zip(points, evidence.target_phi[0], strict=True)
+    # l(z) > l(x) iff -l(z) < -l(x)
+    points = np.sort(-evidence.population_target_loss, axis=1)
+    pairs = zip(points, -evidence.target_loss, strict=True)
     return np.stack([count_below(z, x, side="left") / len(z) for z, x in pairs])

@@ -41,21 +41,22 @@ def reference(evidence: Evidence, *, config: ReferenceConfig, seed: int) -> NDAr
     Raises:
         ConfigError: fewer than 2 reference models besides the audited one.
     """
-    phi, keep = evidence.references("reference", fewest=2)
-    target, left_out = evidence.target_phi[0], evidence.left_out
+    evidence.require_references("reference", fewest=2)
+    assert evidence.keep is not None
+    keep, theirs, target, left_out = evidence.keep, evidence.reference_loss, evidence.target_loss, evidence.left_out
     share = np.empty(target.shape)
     for start in range(0, share.shape[1], _BLOCK):
         at = slice(start, start + _BLOCK)
         outside = ~keep[:, at]
-        # An IN model never counts: its log-odds are set above everything.
-        values = np.where(outside, phi[:, at], np.inf)
+        # An IN model never counts: its loss is set below everything.
+        values = np.where(outside, theirs[:, at], -np.inf)
         size = outside.sum(axis=0)
         for t, own in enumerate(left_out):
             # The target itself never counts either: its loss is not larger than its own.
             num = size - outside[own] if own >= 0 else size
-            larger = (values < target[t, at]).sum(axis=0)
-            if own >= 0 and evidence.reference_phi is not evidence.target_phi:
-                larger = larger - (values[own] < target[t, at])
+            larger = (values > target[t, at]).sum(axis=0)
+            if own >= 0 and theirs is not target:
+                larger = larger - (values[own] > target[t, at])
             with np.errstate(invalid="ignore"):
                 share[t, at] = larger / num
     return share

@@ -4,7 +4,8 @@ A set that is not random has no peers among unseen examples: the hardest example
 rest also to a model that never saw them (exact retraining: LOSS AUC 0.06 on the hardest, 0.9 on the easiest, 0.05 on a class).
 Its null is what retraining without it gives, example by example:
 
-    phi    log-odds of the label, every model's outputs mapped to one scale on the unseen test examples (``scale``)
+    phi    the task's signal (of classes the log-odds of the label), every model's mapped to one scale on the unseen test examples:
+           outputs first, of a task that gives them, then the signal (``scale``)
     z_j    = (phi_j - mean_r phi_rj) / s_j,   s_j^2 = (own variance over r + mean variance over the set) / 2
     set    m = mean_j z_j, against m_r of the retrainings:   (m - 0) / (sd_r m_r sqrt(1 + 1/R)) is Student's t, R - 1 degrees
            shown as the AUC of two unit normals m apart, Phi(m / sqrt 2): 0.5 is forgotten, above: known better than by retraining
@@ -31,10 +32,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from attacks.membership.scale import OUTPUT_KNOTS, to_reference_scale
+from attacks.membership.scale import OUTPUT_KNOTS, thinned, to_reference_scale
 from contracts.errors import InvalidInput
 from stats import holm
-from tasks import signals
+from tasks.base import NO_CONSTANTS, Constants, OutputTask, Task
 
 Float = NDArray[np.float64]
 FEWEST_RETRAININGS = 20
@@ -85,38 +86,91 @@ class AgainstRetraining:
         return furthest / abs(self.trace) if self.trace else math.inf
 
 
-def on_one_scale(
-    unlearned: NDArray[np.floating], retrained: NDArray[np.floating], labels: NDArray[np.int64], *, num_set: int
-) -> tuple[Float, Float]:
-    """Log-odds of the set under every model, each mapped to the scale of all retrainings together.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Retrainings:
+    """What R models that never saw the set say of it and of test examples: the scale on which it is judged.
 
-    Args:
-        unlearned: (S, F + T, K) logits, the set first, then test examples.
-        retrained: (R, F + T, K).
-        labels: (F + T,).
+    Attributes:
+        signal: (R, F + T), the set first, then test examples; of mapped outputs, where a task gives outputs.
         num_set: F.
-
-    Returns:
-        (S, F) and (R, F), float64.
-
-    Raises:
-        InvalidInput: too few test examples to read a scale off.
+        spoken: sample of the retrainings' outputs on the test examples; None where there are none.
     """
-    test = slice(num_set, None)
-    outputs = retrained[:, test]
-    mapped = [
-        [signals.log_odds(to_reference_scale(z[test], outputs, knots=OUTPUT_KNOTS)(z), labels) for z in group]
-        for group in (unlearned, retrained)
-    ]
-    everyone = np.stack([phi[test] for phi in mapped[1]])
-    found = [np.stack([to_reference_scale(phi[test], everyone)(phi[:num_set]) for phi in group]) for group in mapped]
-    return found[0], found[1]
+
+    signal: Float
+    num_set: int
+    spoken: NDArray[np.floating] | None = None
+
+    @classmethod
+    def of_readings(cls, signal: Float, *, num_set: int) -> Retrainings:
+        """Of a task whose answers are no vector of logits: (R, F + T) signals."""
+        return cls(signal=signal, num_set=num_set)
+
+    @classmethod
+    def of_outputs(
+        cls,
+        outputs: NDArray[np.floating],
+        targets: NDArray[np.int64],
+        *,
+        num_set: int,
+        task: OutputTask,
+        constants: Constants = NO_CONSTANTS,
+    ) -> Retrainings:
+        """Of whole outputs (R, F + T, K), which need not be kept.
+
+        Raises:
+            InvalidInput: too few test examples to read a scale off.
+        """
+        spoken = thinned(outputs[:, num_set:]).astype(outputs.dtype)
+        signal = [_mapped(z, spoken, targets, num_set, task, constants) for z in outputs]
+        return cls(signal=np.stack(signal), num_set=num_set, spoken=spoken)
+
+    @property
+    def null(self) -> Float:
+        """(R, F) every retraining's signals of the set, mapped to the scale of all of them together."""
+        return np.stack([self._placed(row) for row in self.signal])
+
+    def place(
+        self,
+        signal: Float,
+        outputs: NDArray[np.floating] | None = None,
+        targets: NDArray[np.int64] | None = None,
+        *,
+        task: Task,
+        constants: Constants = NO_CONSTANTS,
+    ) -> Float:
+        """(F,) signals of the set of another model, on the same scale.
+
+        Args:
+            signal: (F + T,) of the model, the set first.
+            outputs, targets: (F + T, K) behind them and (F + T,), where the retrainings' outputs were given.
+        """
+        if self.spoken is not None and outputs is not None and targets is not None:
+            assert isinstance(task, OutputTask)
+            signal = _mapped(outputs, self.spoken, targets, self.num_set, task, constants)
+        return self._placed(signal)
+
+    def _placed(self, signal: Float) -> Float:
+        num = self.num_set
+        return to_reference_scale(signal[num:], self.signal[:, num:])(signal[:num])
+
+
+def _mapped(
+    outputs: NDArray[np.floating],
+    spoken: NDArray[np.floating],
+    targets: NDArray[np.int64],
+    num_set: int,
+    task: OutputTask,
+    constants: Constants,
+) -> Float:
+    """(F + T,) signals of one model's outputs (F + T, K), mapped by what it says of the test examples."""
+    to_scale = to_reference_scale(outputs[num_set:], spoken, knots=OUTPUT_KNOTS)
+    return task.reading_of(to_scale(outputs), targets, constants).signal
 
 
 def against_retraining(
     phi: Float, null: Float, *, untouched: Float, alpha: float, level: float
 ) -> tuple[AgainstRetraining, Float]:
-    """Judge one model's log-odds on the set against those of retrainings without it.
+    """Judge one model's signals of the set against those of retrainings without it.
 
     Args:
         phi: (F,), null: (R, F); finite, on one scale.
@@ -135,7 +189,7 @@ def against_retraining(
             f"phi {phi.shape}, untouched {untouched.shape} and null {null.shape} must be (F,), (F,) and (R, F), F >= 1"
         )
     if not (np.isfinite(phi).all() and np.isfinite(untouched).all() and np.isfinite(null).all()):
-        raise InvalidInput("log-odds that are not finite cannot be compared")
+        raise InvalidInput("signals that are not finite cannot be compared")
     num, freedom = len(null), len(null) - 1
     if num < FEWEST_RETRAININGS:
         raise InvalidInput(f"{num} retrainings; at least {FEWEST_RETRAININGS} are needed")

@@ -3,16 +3,20 @@ what reference models give it?
 
 Source: Zarifzadeh, Liu, Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024, eqs. 5, 8, 9 and 10.
 
-    ratio_x = p_y(x | target) / p(x)
-    online    p(x) = (mean_IN + mean_OUT) / 2                means of p_y over reference models with / without x
-    offline   p(x) = ((1 + a) mean_OUT + (1 - a)) / 2        a in [0, 1]
-    ratio_z   the same for population points z (non-members of every model): p_y(z | target) / mean over all references
+    ratio_x = p(x | target) / p(x)
+    online    p(x) = (mean_IN + mean_OUT) / 2                means of p(x | model) over reference models with / without x
+    offline   p(x) = ((1 + a) mean_OUT + (1 - a) L) / 2      a in [0, 1]
+    ratio_z   the same for population points z (non-members of every model): p(z | target) / mean over all references
     score     share of z with ratio_x / ratio_z >= gamma
 
 ``a`` is tuned on 0, 0.1, ..., 1 for the AUC of an attack on one REFERENCE model by the others, the audited model left
 out of both sides. The share has a resolution of 1/P, so P >= 10 / (target FPR); ties are broken by ratio_x:
 
     returned score = (number of z + r / (1 + r)) / (P + 1),  r = ratio_x        in [0, 1], larger = more likely a member
+
+p(x | model) is the exponential of the task's log-likelihood: of classes p_y, as published. L is the largest likelihood there can
+be, 1 of classes: what p(x | model) tends to for a member. Ratios know no unit, so an example that is so (im)probable under every
+model that its likelihoods leave float64, as sums over many dimensions are, is first divided by the largest of them.
 
 Shapes: Evidence with T, M, N and P population points -> (T, N); NaN where an example has no reference model with
 (online) or without it. Cost O((N + P) log P) a target.
@@ -31,7 +35,6 @@ from attacks.membership.leave_one_out import count_below, sums_without
 from contracts.methods import AttackSpec, attack
 from contracts.params import Config, param
 from stats import auc
-from tasks.signals import confidence_from_log_odds
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -41,7 +44,9 @@ _BLOCK = 1024  # examples at a time: M x _BLOCK float64 stays near the cache
 _TUNING = 2000  # candidates on which ``a`` is tuned: the AUC's standard error is then about 0.01
 # Share of a group's sum above which one model is not subtracted from it: too few digits would be left.
 _DOMINANT = 0.999
-_FLOOR = 1e-300  # keeps 0/0 out of ratios whose probabilities all underflow
+_FLOOR = 1e-300  # keeps 0/0 out of ratios whose likelihoods all underflow
+_RANGE = 600.0  # nats within which a likelihood is far enough from the ends of float64
+_LARGEST = 690.0  # nats; 1 / _FLOOR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +79,8 @@ def rmia_online(evidence: Evidence, *, config: RmiaOnlineConfig, seed: int) -> F
         ConfigError: fewer than 2 reference models besides the audited one.
         InvalidInput: no population points.
     """
-    phi, keep = evidence.references("rmia_online", fewest=2)
-    return _score(evidence, phi, keep, gamma=config.gamma, a=None)
+    _, keep = evidence.references("rmia_online", fewest=2)
+    return _score(evidence, keep, gamma=config.gamma, a=None)
 
 
 @attack(
@@ -95,21 +100,26 @@ def rmia_offline(evidence: Evidence, *, config: RmiaOfflineConfig, seed: int) ->
         ConfigError: fewer than 3 reference models besides the audited one (1 to tune on, 2 to compare it with).
         InvalidInput: no population points.
     """
-    phi, keep = evidence.references("rmia_offline", fewest=3)
-    a = tune_a(phi, keep, evidence.left_out, seed=seed) if config.a is None else np.full(evidence.num_targets, config.a)
-    return _score(evidence, phi, keep, gamma=config.gamma, a=a)
+    _, keep = evidence.references("rmia_offline", fewest=3)
+    theirs, own = evidence.reference_log_likelihood, evidence.left_out
+    a = tune_a(theirs, keep, own, seed=seed) if config.a is None else np.full(evidence.num_targets, config.a)
+    return _score(evidence, keep, gamma=config.gamma, a=a)
 
 
-def tune_a(phi: Float, keep: Bool, left_out: NDArray[np.int64], *, seed: int) -> Float:
+def tune_a(log_likelihood: Float, keep: Bool, left_out: NDArray[np.int64], *, seed: int) -> Float:
     """(T,) weight ``a`` of each target: the best AUC of the ratio on another reference model, attacked by the rest.
+
+    Args:
+        log_likelihood: (M, N) under the reference models, less that of the best answer there can be.
 
     The ratio alone ranks as RMIA does for one model, because a single model's scores are monotone in ratio_x.
     """
     rng = np.random.default_rng(seed)
-    num = phi.shape[1]
+    num = log_likelihood.shape[1]
     at = np.sort(rng.permutation(num)[:_TUNING])
-    p, member = _probability(phi[:, at]), keep[:, at]
-    order = rng.permutation(len(phi))
+    shift = _shift(log_likelihood[:, at])
+    p, member, best = _likelihood(log_likelihood[:, at], shift), keep[:, at], _likeliest(shift)
+    order = rng.permutation(len(log_likelihood))
     outside = np.where(member, 0.0, p)
     total, count = outside.sum(axis=0), (~member).sum(axis=0)
     tuned = np.empty(len(left_out))
@@ -120,36 +130,37 @@ def tune_a(phi: Float, keep: Bool, left_out: NDArray[np.int64], *, seed: int) ->
             rows = [attacked] if own < 0 else [attacked, int(own)]
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean_out = (total - outside[rows].sum(axis=0)) / (count - (~member[rows]).sum(axis=0))
-            known[int(own)] = _best_a(p[attacked], mean_out, member[attacked])
+            known[int(own)] = _best_a(p[attacked], mean_out, member[attacked], best)
         tuned[t] = known[int(own)]
     return tuned
 
 
-def _best_a(p: Float, mean_out: Float, member: Bool) -> float:
+def _best_a(p: Float, mean_out: Float, member: Bool, best: Float) -> float:
     defined = np.isfinite(mean_out)
-    p, mean_out, member = p[defined], np.maximum(mean_out[defined], 0.0), member[defined]
+    p, mean_out, member, best = p[defined], np.maximum(mean_out[defined], 0.0), member[defined], best[defined]
     if not member.any() or member.all():
         return A_GRID[-1]
-    ratios = (p / _offline(mean_out, a) for a in A_GRID)
+    ratios = (p / _offline(mean_out, a, best) for a in A_GRID)
     reached = [auc(ratio[member], ratio[~member]) for ratio in ratios]
     return A_GRID[int(np.argmax(reached))]
 
 
-def _score(evidence: Evidence, phi: Float, keep: Bool, *, gamma: float, a: Float | None) -> Float:
+def _score(evidence: Evidence, keep: Bool, *, gamma: float, a: Float | None) -> Float:
     evidence.require_population("rmia_online" if a is None else "rmia_offline", references=True)
     left_out = evidence.left_out
     beaten_at = np.sort(_population_ratio(evidence) * gamma, axis=1)
     num_points = beaten_at.shape[1]
-    scores = np.empty((evidence.num_targets, phi.shape[1]))
-    shared = evidence.reference_phi is evidence.target_phi
-    for start in range(0, phi.shape[1], _BLOCK):
+    theirs, own = evidence.reference_log_likelihood, evidence.target_log_likelihood
+    scores = np.empty(own.shape)
+    for start in range(0, own.shape[1], _BLOCK):
         at = slice(start, start + _BLOCK)
-        p, member = _probability(phi[:, at]), keep[:, at]
-        target = p if shared else _probability(evidence.target_phi[0][:, at])
+        shift = _shift(theirs[:, at], own[:, at])
+        p, member = _likelihood(theirs[:, at], shift), keep[:, at]
+        target = p if theirs is own else _likelihood(own[:, at], shift)
         if a is None:
             with_x = _mean_of_both(p, member, left_out)
         else:
-            with_x = _offline(_mean_out(p, member, left_out), a[:, None])
+            with_x = _offline(_mean_out(p, member, left_out), a[:, None], _likeliest(shift))
         np.divide(target, with_x, out=scores[:, at])
     for ratio, limits in zip(scores, beaten_at, strict=True):
         beaten = count_below(limits, ratio, side="right")
@@ -159,14 +170,26 @@ def _score(evidence: Evidence, phi: Float, keep: Bool, *, gamma: float, a: Float
     return scores
 
 
-def _probability(phi: Float) -> Float:
-    p = confidence_from_log_odds(phi)
+def _shift(*log_likelihoods: Float) -> Float:
+    """(n,) nats taken off the log-likelihoods (models, n) of each example: their largest, where no model's could be represented."""
+    largest = np.max([values.max(axis=0) for values in log_likelihoods], axis=0)
+    return np.where(np.abs(largest) > _RANGE, largest, 0.0)
+
+
+def _likelihood(log_likelihood: Float, shift: Float) -> Float:
+    p = log_likelihood - shift
+    np.exp(p, out=p)
     p += _FLOOR
     return p
 
 
-def _offline(mean_out: Float, a: Float | float) -> Float:
-    return np.asarray(0.5 * ((1.0 + a) * mean_out + (1.0 - a)))
+def _likeliest(shift: Float) -> Float:
+    """(n,) the largest likelihood there can be, in the unit of the shifted ones."""
+    return np.asarray(np.exp(np.minimum(-shift, _LARGEST)))
+
+
+def _offline(mean_out: Float, a: Float | float, best: Float) -> Float:
+    return np.asarray(0.5 * ((1.0 + a) * mean_out + (1.0 - a) * best))
 
 
 def _mean_of_both(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
@@ -237,6 +260,8 @@ def _group_mean(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
 
 def _population_ratio(evidence: Evidence) -> Float:
     """ratio_z, (T, P)."""
-    reference = _probability(evidence.population_reference_phi)
+    theirs, own = evidence.population_reference_log_likelihood, evidence.population_target_log_likelihood
+    shift = _shift(theirs, own)
+    reference = _likelihood(theirs, shift)
     everyone = np.ones(reference.shape, dtype=bool)
-    return _probability(evidence.population_target_phi) / _group_mean(reference, everyone, evidence.left_out)
+    return _likelihood(own, shift) / _group_mean(reference, everyone, evidence.left_out)

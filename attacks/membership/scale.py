@@ -9,8 +9,8 @@ verdict with it: shrinking all logits hides members from likelihood ratios, and 
 map for every signal: a ratio of spreads alone is right for log-odds that were multiplied, but not for RMIA's ratios of
 probabilities or for losses, which are not linear in them.
 
-Two maps are applied one after the other: one to the outputs themselves, all classes together, which undoes an increasing map
-of all outputs; then one to the log-odds of the label, which takes what is left of a difference in confidence. g is piecewise
+Two maps are applied one after the other (``outputs``): one to the outputs themselves, all classes together, which undoes an
+increasing map of all outputs; then one to the signal, of classes the log-odds of the label, which takes what is left of a difference in confidence. g is piecewise
 linear between quantiles (at most one a ten values, so that noise does not bend it), and goes on with one slope, the ratio of
 the two spreads, beyond the outermost ones. Affine maps are undone exactly; measured on digits, 270 forgotten and not removed:
 LiRA AUC 0.612 as it is, times 0.12, 0.2 and 3; 0.594 to 0.599 after cubing, tanh and asinh (0.491 to 0.515 unmapped).
@@ -74,7 +74,7 @@ def to_reference_scale(
     >>> bool(np.allclose(to_reference_scale(0.2 * z[0], z)(0.2 * z[0]), to_reference_scale(z[0], z)(z[0])))
     True
     """
-    mine, others = (_thinned(v) for v in (own, reference))
+    mine, others = (thinned(v) for v in (own, reference))
     if min(len(mine), len(others)) < _FEWEST:
         raise InvalidInput(
             f"the scale of a model is read off {_FEWEST} values at least: own {own.shape}, reference {reference.shape}"
@@ -92,6 +92,7 @@ def to_reference_scale(
     return MonotoneMap(places, values, float((values[-1] - values[0]) / (places[-1] - places[0])))
 
 
-def _thinned(values: NDArray[np.floating]) -> Float:
+def thinned(values: NDArray[np.floating]) -> Float:
+    """Values of any shape as one vector, every k-th of them where they are more than say anything new."""
     flat = np.asarray(values).reshape(-1)
     return flat[:: max(1, len(flat) // _ENOUGH)].astype(np.float64)

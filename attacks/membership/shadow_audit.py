@@ -1,15 +1,15 @@
 """Audit of unlearning methods over shadow runs: one set of trained models, every method tried on all of them.
 
-    run r = 1..R    train on base + IN_r + UNLEARN_r  ->  method removes UNLEARN_r  ->  log-odds of every target
+    run r = 1..R    train on base + IN_r + UNLEARN_r  ->  method removes UNLEARN_r  ->  reading of every target
     per method      U-LiRA, per-example effect and epsilon, collateral on IN_r, relearning of UNLEARN_r beside OUT_r
-    canaries        mislabelled copies of test images, each k times in training, with states of their own
+    canaries        copies of test examples under a wrong target, each k times in training, with states of their own
 
 Two reference rows are always there. ``none`` removes nothing: what it shows is the power of the audit, and an audit that
 does not expose the canaries there lets no method pass. ``retrain`` is exact: what it shows is the audit's false alarms.
 Training is stacked (``train_many``), once for all methods and once more for retraining; the other methods run one model after
 another. The runs come in blocks of 20, so 20 models are held at a time, and the result does not depend on the block.
 
-Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); card 57, step 10; canaries after Jagielski et al., NeurIPS 2020.
+Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); canaries after Jagielski et al., NeurIPS 2020.
 An example counts as exposed when its removed and never-seen runs differ after Holm's correction over all targets and their
 distance mu is beyond sqrt(2) PhiInv(tolerated AUC): worst case, whatever the mean. It is evidence about the method and its
 configuration on this data and recipe, not about one deletion that was carried out; for that see the attacks on the model.
@@ -31,14 +31,14 @@ from attacks.membership.unlearning import IN, OUT, UNLEARN, three_state_design
 from attacks.relearning import relearn
 from attacks.shadow_verdicts import found_of, judge_shadow_unlearning
 from contracts.digests import derive_seed
-from contracts.errors import ConfigError, DataError, Diverged, NotTheModel
+from contracts.errors import ConfigError, DataError, Diverged, NotApplicable, NotTheModel
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
-from recipes.predict import predict_logits
+from recipes.predict import read
 from sources.example_set import ExampleSet
 from sources.planted_poison import plant_canaries
-from tasks.base import require
+from tasks.base import Reading
 
 NONE, RETRAIN = "none", "retrain"
 CANARY_SHARE = 0.1  # most of a run's training examples that are canaries: they must not change what the model is
@@ -62,12 +62,17 @@ class ShadowUnlearningConfig(Config):
     methods: tuple[str, ...] = param(
         (),
         doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is given",
+        ref="unlearner",
     )
     canaries: int = param(10, ge=0, le=100_000, doc="planted; fewer where they would be over 10% of training")
-    repeats: int = param(10, ge=1, le=10_000, doc="copies of each canary in training")
+    repeats: int = param(
+        10, ge=1, le=10_000, doc="copies of each canary in training; 1 where no example may be there twice"
+    )
     relearn_steps: int = param(20, ge=1, le=100_000, doc="steps of relearning")
     relearn_lr: float = param(0.01, gt=0, le=10, doc="learning rate of relearning; momentum is 0.9")
-    relearn_margin: float = param(0.05, ge=0, lt=1, doc="of the former accuracy that relearning may fall short of")
+    relearn_margin: float = param(
+        0.05, ge=0, lt=1, doc="of the former quality (accuracy for classes) that relearning may fall short of"
+    )
     delta: float = param(1e-5, gt=0, lt=1, doc="delta of the examples' epsilon")
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
 
@@ -105,29 +110,29 @@ def shadow_unlearning_audit(
     """Carry out the runs and judge every method on them.
 
     Args:
-        data: both splits; targets come from the training split, canaries' images from the test split.
+        data: both splits; targets come from the training split, canaries are copies from the test split.
         config: runs, targets, methods.
         seed: root of the design, the draws, the trainings and the bootstrap.
         train_many: (ids of each training set, seeds, *, data) -> models of the subject's recipe.
         unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its argument
             as it is; its attribute ``in_use`` names the plan's method in use.
-        progress: told (runs done, runs, "shadow unlearning runs").
+        progress: called with (runs done, runs, "shadow unlearning runs").
 
     Returns:
         ``u_lira`` (a row a method), ``u_lira_examples`` (a row a method and example), ``u_lira_canaries``.
 
     Raises:
-        NotApplicable: not classification.
-        DataError: labels out of range, or too few training examples for every run to have all three states.
+        NotApplicable: models whose answers cannot be read.
+        DataError: targets out of range, or too few training examples for every run to have all three states.
         Diverged: training or retraining itself left the finite numbers; there is no reference.
     """
     plan = _plan(data, config=config, seed=seed)
     asked = config.methods or (getattr(unlearn_from, "in_use", RETRAIN),)
     names = [NONE, *(m for m in asked if m not in (NONE, RETRAIN)), RETRAIN]
     recorded = {name: Recorded() for name in names}
-    before: list[NDArray[np.float32]] = []
+    before: list[Reading] = []
     for run, trained, retrained in _trained(plan, train_many, seed=seed):
-        before.append(predict_logits(trained, plan.audited))
+        before.append(read(trained, plan.audited))
         retain, forget = plan.retain(run), plan.forget(run)
         for name, record in recorded.items():
             try:
@@ -152,13 +157,13 @@ def shadow_unlearning_audit(
         progress(run + 1, config.runs, "shadow unlearning runs")
     return tables_of(
         recorded,
-        np.stack(before),
-        plan.labels,
+        np.stack([reading.values for reading in before]),
         plan.state,
         target_ids=plan.target_ids,
         canary_ids=plan.originals,
+        wrong=plan.audited.y[len(plan.target_ids) :],
         num_train=round(float(np.mean([len(plan.train(r)) for r in range(config.runs)]))),
-        repeats=config.repeats,
+        repeats=plan.repeats,
         steps=config.relearn_steps,
         delta=config.delta,
         alpha=config.alpha,
@@ -173,7 +178,8 @@ class _Plan:
     Attributes:
         data: the examples and the canaries' copies, in the order of the ids.
         members: the ids each column stands for: itself, or a canary's copies.
-        audited: the examples whose log-odds are taken, one a column.
+        audited: the examples that are read, one a column.
+        repeats: copies of each canary.
     """
 
     data: ExampleSet
@@ -183,10 +189,7 @@ class _Plan:
     target_ids: Ids
     originals: Ids
     audited: ExampleSet = field(repr=False)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.audited.y
+    repeats: int
 
     def _ids(self, run: int, states: Sequence[int], *more: Ids) -> Ids:
         chosen = [self.members[j] for j in np.flatnonzero(np.isin(self.state[run], states))]
@@ -203,7 +206,6 @@ class _Plan:
 
 
 def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Plan:
-    require(data, "shadow_unlearning", "classes")
     data = data.validate().by_id()
     train = np.random.default_rng(derive_seed("targets", seed)).permutation(data.example_id[data.split == "train"])
     num_targets = min(config.targets, len(train) // 2)
@@ -217,12 +219,11 @@ def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Pl
         raise DataError(f"{data.name}: {num_targets} targets leave a run with fewer than 2 examples of a state")
     members, originals = [np.array([i]) for i in targets], np.empty(0, np.int64)
     # A canary is trained on in two runs of three.
-    fit = int(1.5 * CANARY_SHARE * len(train) / config.repeats)
+    repeats = config.repeats if data.task.repeatable else 1
+    fit = int(1.5 * CANARY_SHARE * len(train) / repeats)
     num_canaries = min(config.canaries, int((data.split == "test").sum()), fit)
-    if num_canaries:
-        data, copies, originals = plant_canaries(
-            data, count=num_canaries, repeats=config.repeats, seed=derive_seed("canaries", seed)
-        )
+    if num_canaries and (planted := _canaries(data, num_canaries, repeats, seed=derive_seed("canaries", seed))):
+        data, copies, originals = planted
         members += list(copies)
         canary_state = three_state_design(config.runs, num_canaries, seed=derive_seed("canary states", seed))
         state = np.concatenate([state, canary_state], axis=1)
@@ -234,7 +235,16 @@ def _plan(data: ExampleSet, *, config: ShadowUnlearningConfig, seed: int) -> _Pl
         target_ids=targets,
         originals=originals,
         audited=data.subset(np.array([own[0] for own in members])),
+        repeats=repeats,
     )
+
+
+def _canaries(data: ExampleSet, count: int, repeats: int, *, seed: int) -> tuple[ExampleSet, Ids, Ids] | None:
+    """The data with canaries, or None where the task has no wrong targets: the audit then cannot pass, and says why."""
+    try:
+        return plant_canaries(data, count=count, repeats=repeats, seed=seed)
+    except NotApplicable:
+        return None
 
 
 def _trained(
@@ -253,24 +263,24 @@ def _trained(
 def _record(
     record: Recorded,
     model: nn.Module,
-    before: NDArray[np.float32],
+    before: Reading,
     plan: _Plan,
     run: int,
     *,
     config: ShadowUnlearningConfig,
 ) -> None:
-    """Log-odds after unlearning, and how the run's removed and never-seen targets are relearned."""
+    """Readings after unlearning, and how the run's removed and never-seen targets are relearned."""
     state = plan.state[run, : len(plan.target_ids)]
     rows = np.flatnonzero(state != IN)
     removed = state[rows] == UNLEARN
-    logits = predict_logits(model, plan.audited)
+    reading = read(model, plan.audited)
     taught = relearn(
         model, plan.audited.subset(plan.target_ids[rows]), removed, steps=config.relearn_steps, lr=config.relearn_lr
     )
-    known = before[rows].argmax(axis=1) == plan.labels[rows]
+    known = before.quality[rows]
     wanted = (1 - config.relearn_margin) * float(known[removed].mean())
     area = np.full(len(state), np.nan)
     area[rows] = taught.area
-    record.logits.append(logits)
+    record.readings.append(reading.values)
     record.area.append(area)
     record.steps.append((taught.steps_to(wanted, removed), taught.steps_to(wanted, ~removed)))

@@ -66,7 +66,7 @@ def shadow_model(evidence: Evidence, *, config: ShadowModelConfig, seed: int) ->
         (first_half, ~in_first & ~free),
         (np.ones_like(first_half), free),
     )
-    scores = np.full((evidence.num_targets, len(evidence.labels)), np.nan)
+    scores = np.full((evidence.num_targets, len(evidence.example_id)), np.nan)
     for shadows, served in groups:
         if served.any():
             scores[served] = _attack(evidence, np.flatnonzero(shadows), np.flatnonzero(served), config, rng)
@@ -81,18 +81,19 @@ def _attack(
     rng: np.random.Generator,
 ) -> Float:
     assert evidence.keep is not None
-    scores = np.full((len(targets), len(evidence.labels)), np.nan)
-    for c in np.unique(evidence.labels):
-        examples = np.flatnonzero(evidence.labels == c)
+    scores = np.full((len(targets), len(evidence.example_id)), np.nan)
+    whole = evidence.outputs
+    for c in np.unique(whole.labels):
+        examples = np.flatnonzero(whole.labels == c)
         rows = np.stack(np.meshgrid(shadows, examples, indexing="ij"), axis=-1).reshape(-1, 2)
         rows = rows[np.sort(rng.permutation(len(rows))[: config.rows_per_class])]
         member = evidence.keep[rows[:, 0], rows[:, 1]]
         if member.all() or not member.any():
             continue
         model = _classifier(config.classifier, int(rng.integers(2**31)))
-        model.fit(_features(evidence.first_reference_logits[rows[:, 0], rows[:, 1]], int(c)), member)
+        model.fit(_features(whole.references[rows[:, 0], rows[:, 1]], int(c)), member)
         for out, t in zip(scores, targets, strict=True):
-            out[examples] = model.predict_proba(_features(evidence.first_target_logits[t, examples], int(c)))[:, 1]
+            out[examples] = model.predict_proba(_features(whole.target[t, examples], int(c)))[:, 1]
     return scores
 
 

@@ -1,6 +1,7 @@
-"""From the log-odds of shadow runs to the rows of the audit: pure, one method after another on the same runs.
+"""From the readings of shadow runs to the rows of the audit: pure, one method after another on the same runs.
 
-Shapes: R runs, N targets and C canaries side by side, K classes; logits (R, N + C, K), state (R, N + C).
+Shapes: R runs, N targets and C canaries side by side; readings (R, N + C, 4), state (R, N + C). U-LiRA, effects and collateral
+damage rest on the signal, what is kept on the quality (accuracy for classes), the population figure on the loss.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from attacks.membership.unlearning import (
 from contracts.tables import TableSpec
 from sources.frames import frame_of, schema_of
 from stats import auc, benjamini_hochberg, clopper_pearson, holm
-from tasks.signals import log_odds
+from tasks.base import Reading
 
 Float = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+RETRAIN = "retrain"
 TOLERATED_AUC = 0.6  # of one example, for the stored column; a verdict goes by the plan's own max_auc
 
 
@@ -41,14 +43,14 @@ class Recorded:
     """What one method left in the runs so far.
 
     Attributes:
-        logits: (N + C, K) after unlearning, one a run.
+        readings: (N + C, 4) after unlearning, one a run.
         area: (N,) relearning signal, NaN where the state is IN.
         steps: steps to relearn the removed and the never-seen examples.
         failures: why the method gave up, one a run in which it did.
         refused: what it gave back in some run is not a model of the plan.
     """
 
-    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    readings: list[Float] = field(default_factory=list)
     area: list[Float] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -65,12 +67,12 @@ class Recorded:
 
 def tables_of(
     recorded: Mapping[str, Recorded],
-    before: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    before: Float,
     state: State,
     *,
     target_ids: Ids,
     canary_ids: Ids,
+    wrong: NDArray[Any],
     num_train: int,
     repeats: int,
     steps: int,
@@ -82,12 +84,14 @@ def tables_of(
 
     Args:
         recorded: of every method, ``retrain`` among them: the others' collateral damage is compared with its.
-        before: (R, N + C, K) logits of the trained models.
-        labels, state: of the N targets, then the C canaries.
+        before: (R, N + C, 4) readings of the trained models.
+        state: of the N targets, then the C canaries.
+        wrong: (C,) the targets that the canaries were given: classes, items or numbers.
         num_train: examples that a run trains on, mean.
     """
     num = len(target_ids)
-    after = {name: np.stack(r.logits) for name, r in recorded.items() if not r.failures}
+    first = Reading(before)[:num]
+    after = {name: Reading(np.stack(r.readings)) for name, r in recorded.items() if not r.failures}
     rows, examples, canaries = [], [], []
     for name, record in recorded.items():
         row: dict[str, Any] = {
@@ -104,9 +108,9 @@ def tables_of(
             "num_forget": round(float((state[:, :num] == UNLEARN).sum(axis=1).mean())),
         }
         if not record.failures:
-            own, kept = after[name][:, :num], state[:, :num]
-            effects = _effects(own, labels[:num], kept, delta=delta, alpha=alpha)
-            found = u_lira(own, labels[:num], kept, alpha=alpha, seed=seed)
+            own, kept = after[name][:num], state[:, :num]
+            effects = _effects(own.signal, kept, delta=delta, alpha=alpha)
+            found = u_lira(own.signal, kept, alpha=alpha, seed=seed)
             examples.append(
                 effects.with_columns(
                     example_id=target_ids, accuracy=found.example_accuracy, p_bh=benjamini_hochberg(effects["p_value"])
@@ -115,14 +119,18 @@ def tables_of(
                 .with_columns(method=pl.lit(name), rank=pl.int_range(1, num + 1))
             )
             row |= _u_lira_row(found) | _worst(effects, target_ids)
-            row |= {"population_auc": _population_auc(own, labels[:num], kept)}
-            row |= _kept(before[:, :num], after, name, labels[:num], kept, alpha=alpha)
+            row |= {"population_auc": _population_auc(own, kept)}
+            row |= _kept(first, own, None if name == RETRAIN else after[RETRAIN][:num], kept, alpha=alpha)
             row |= _relearned(record, kept, alpha=alpha)
             if len(canary_ids):
-                planted = _effects(after[name][:, num:], labels[num:], state[:, num:], delta=delta, alpha=alpha)
+                planted = _effects(after[name][num:].signal, state[:, num:], delta=delta, alpha=alpha)
                 canaries.append(
                     planted.with_columns(
-                        example_id=canary_ids, label=labels[num:], repeats=pl.lit(repeats), method=pl.lit(name)
+                        example_id=canary_ids,
+                        label=wrong if wrong.dtype.kind == "i" else pl.lit(None, pl.Int64),
+                        target=wrong if wrong.dtype.kind == "f" else pl.lit(None, pl.Float64),
+                        repeats=pl.lit(repeats),
+                        method=pl.lit(name),
                     )
                 )
                 exposed = int(planted["exposed"].sum())
@@ -147,11 +155,9 @@ def _stacked(table: TableSpec, parts: list[pl.DataFrame]) -> pl.DataFrame:
     return whole.with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def _effects(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], state: State, *, delta: float, alpha: float
-) -> pl.DataFrame:
+def _effects(signal: Float, state: State, *, delta: float, alpha: float) -> pl.DataFrame:
     """mu, eps, eps_low, p_value, p_holm and exposed of every column; bounds that hold for all columns together."""
-    effects = example_epsilon(logits, labels, state, delta=delta, alpha=alpha / len(labels))
+    effects = example_epsilon(signal, state, delta=delta, alpha=alpha / signal.shape[1])
     adjusted = holm(effects["p_value"])
     beyond = effects["mu"].to_numpy() > tolerated_mu(TOLERATED_AUC)
     return effects.with_columns(p_holm=adjusted, exposed=(adjusted <= alpha) & beyond)
@@ -183,24 +189,14 @@ def _worst(effects: pl.DataFrame, ids: Ids) -> dict[str, Any]:
     }
 
 
-def _population_auc(logits: NDArray[np.float32], labels: NDArray[np.int64], state: State) -> float:
-    """Mean over runs of the AUC of "surer of its label = removed", one threshold for all examples."""
-    phi = log_odds(logits, labels)
-    return float(np.mean([auc(p[s == UNLEARN], p[s == OUT]) for p, s in zip(phi, state, strict=True)]))
+def _population_auc(after: Reading, state: State) -> float:
+    """Mean over runs of the AUC of "a lower loss = removed", one threshold for all examples."""
+    return float(np.mean([auc(f[s == UNLEARN], f[s == OUT]) for f, s in zip(-after.loss, state, strict=True)]))
 
 
-def _kept(
-    before: NDArray[np.float32],
-    after: Mapping[str, NDArray[np.float32]],
-    name: str,
-    labels: NDArray[np.int64],
-    state: State,
-    *,
-    alpha: float,
-) -> dict[str, Any]:
-    """Retained targets: leakage after against before, and against retraining; accuracy."""
-    num, own = len(labels), after[name][:, : len(labels)]
-    change = collateral(before, own, labels, state, alpha=alpha)
+def _kept(before: Reading, after: Reading, retrained: Reading | None, state: State, *, alpha: float) -> dict[str, Any]:
+    """Retained targets: leakage after against before, and against retraining; quality."""
+    change = collateral(before.signal, after.signal, state, alpha=alpha)
     kept = state == IN
     row = {
         "kept_auc_before": change.auc_before,
@@ -209,20 +205,20 @@ def _kept(
         "kept_change_lo": change.low,
         "kept_change_hi": change.high,
         "kept_p_value": change.p_value,
-        "kept_acc_before": float((before.argmax(axis=2) == labels)[kept].mean()),
-        "kept_acc_after": float((own.argmax(axis=2) == labels)[kept].mean()),
+        "kept_acc_before": float(before.quality[kept].mean()),
+        "kept_acc_after": float(after.quality[kept].mean()),
     }
-    if name != "retrain":
-        excess = collateral(after["retrain"][:, :num], own, labels, state, alpha=alpha)
+    if retrained is not None:
+        excess = collateral(retrained.signal, after.signal, state, alpha=alpha)
         row |= {
             "kept_excess": excess.change,
             "kept_excess_lo": excess.low,
             "kept_excess_hi": excess.high,
             "kept_excess_p_value": excess.p_value,
         }
-        theirs, ours = (logits.argmax(axis=2) == labels for logits in (after["retrain"][:, :num], own))
+        lost = retrained.quality - after.quality
         for what, group in (("kept", IN), ("new", OUT)):
-            value, low, high = mean_over_runs(theirs.astype(float) - ours, state == group, alpha=alpha)
+            value, low, high = mean_over_runs(lost, state == group, alpha=alpha)
             row |= {f"{what}_acc_lost": value, f"{what}_acc_lost_lo": low, f"{what}_acc_lost_hi": high}
     return row
 

@@ -1,10 +1,10 @@
-"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (card 57, step 10).
+"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (Hayes et al. 2025).
 
     ranks_j = a random permutation of the R runs, one for each target example j, independent of all others
     state[r, j] = floor(3 ranks_j[r] / R)        IN = 0 trained and kept, OUT = 1 never trained, UNLEARN = 2 trained, then removed
 
 Balanced by construction: R/3 runs of each state for every example. A base set is trained and kept in all runs.
-Shapes: R runs, N target examples, K classes; state (R, N) int8, logits (R, N, K).
+Shapes: R runs, N target examples; state (R, N) int8, signals (R, N) float64.
 Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); balanced as the reference design of LiRA (Carlini et al., S&P 2022).
 """
 
@@ -46,9 +46,9 @@ def shadow_unlearning(
     *,
     train: Callable[[Sequence[Ids]], Sequence[Model]],
     unlearn: Callable[[int, Model, Ids, Ids], Model],
-    predict: Callable[[Model], NDArray[np.floating]],
+    read: Callable[[Model], NDArray[np.float64]],
     progress: Progress = silent,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Carry out the runs of a three-state design with the audited recipe and removal method.
 
     Args:
@@ -56,20 +56,20 @@ def shadow_unlearning(
         base_ids: always trained and always retained.
         train: training ids of every run -> one model a run (stacked training fits here); no two runs with one seed.
         unlearn: (run, model, retain ids, forget ids) -> model, leaving its argument unchanged.
-        predict: model -> (N, K) logits of the target examples, eval mode, in the order of ``target_ids``.
+        read: model -> (N,) signals of the target examples, eval mode, in the order of ``target_ids``.
 
     Returns:
-        Logits before and after unlearning, (R, N, K) float32 each.
+        Signals before and after unlearning, (R, N) each.
     """
     trained = [np.concatenate([base_ids, target_ids[row != OUT]]) for row in state]
     models = train(trained)
     before, after = [], []
     for run, (row, model) in enumerate(zip(state, models, strict=True)):
         retain, forget = np.concatenate([base_ids, target_ids[row == IN]]), target_ids[row == UNLEARN]
-        before.append(predict(model))
-        after.append(predict(unlearn(run, model, retain, forget)))
+        before.append(read(model))
+        after.append(read(unlearn(run, model, retain, forget)))
         progress(run + 1, len(state), "shadow unlearning runs")
-    return np.stack(before).astype(np.float32), np.stack(after).astype(np.float32)
+    return np.stack(before), np.stack(after)
 
 
 def tolerated_mu(auc: float) -> float:

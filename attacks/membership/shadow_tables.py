@@ -96,11 +96,11 @@ U_LIRA = TableSpec(
         _change("kept_excess_lo", "lower bound, clustered by run and example"),
         _change("kept_excess_hi", "upper bound"),
         _share("kept_excess_p_value", "one-sided paired test of 'no more than after retraining'"),
-        _share("kept_acc_before", "accuracy on retained targets before"),
+        _share("kept_acc_before", "quality (accuracy for classes) on retained targets before"),
         _share("kept_acc_after", "and after unlearning"),
         _change(
             "kept_acc_lost",
-            "accuracy on retained targets after retraining less after this method, same runs",
+            "quality (accuracy for classes) on retained targets after retraining less after this method, same runs",
             direction="higher = worse than retraining",
         ),
         _change("kept_acc_lost_lo", "lower bound, clustered by run and example"),
@@ -122,7 +122,7 @@ U_LIRA = TableSpec(
         _at_least_0(
             "anamnesis", "ratio of the two; 1 = as slow as new ones; null when new ones are known from the start"
         ),
-        _count("num_canaries", "planted mislabelled canaries"),
+        _count("num_canaries", "planted canaries: copies of test examples under a wrong target"),
         Column(
             name="canaries_exposed",
             dtype="int64",
@@ -170,12 +170,14 @@ EXAMPLES = TableSpec(
 CANARIES = TableSpec(
     schema="audits",
     name="u_lira_canaries",
+    version=2,
     key=("method", "example_id"),
-    doc="Planted canaries: mislabelled, repeated, impossible to fit without memorising. Power with none, removal with the others.",
+    doc="Planted canaries: given a wrong target, repeated, impossible to fit without memorising. Power with none, removal with the others.",
     columns=(
         _METHOD,
-        Column(name="example_id", dtype="int64", low=0, doc="the test example it is a mislabelled copy of"),
-        _count("label", "the wrong label it was given"),
+        Column(name="example_id", dtype="int64", low=0, doc="the test example it is a copy of, under a wrong target"),
+        _count("label", "the wrong class or item it was given; null for a number", nullable=True),
+        Column(name="target", dtype="float64", nullable=True, doc="the wrong number it was given; null for a class"),
         Column(name="repeats", dtype="int64", low=1, doc="copies in training"),
         *_EFFECT,
     ),

@@ -18,7 +18,8 @@
     targets then holds its level; a spread pooled over examples would not (examples differ in theirs).
 
 The population attack on one model is ``population_umia``. A population audit near 0.5 says little: U-LiRA is often far
-above. Shapes: R runs, N target examples, K classes; logits (R, N, K), labels (N,), state (R, N) int8 in {IN, OUT, UNLEARN}.
+above. phi is the task's signal (of classes the log-odds of the label). Shapes: R runs, N target examples; phi (R, N) float64,
+state (R, N) int8 in {IN, OUT, UNLEARN}.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
 from attacks.membership.population_umia import UMIAResult, population_umia
 from attacks.membership.shadow_runs import IN, OUT, UNLEARN, State, shadow_unlearning, three_state_design
 from contracts.errors import InvalidInput
-from tasks.signals import log_odds
 
 __all__ = [
     "IN",
@@ -54,7 +54,6 @@ __all__ = [
     "shadow_unlearning",
     "three_state_design",
     "u_lira",
-    "u_lira_of",
 ]
 
 Float = NDArray[np.float64]
@@ -87,33 +86,19 @@ class ULiRAResult:
 
 
 def u_lira(
-    logits: NDArray[np.floating],
-    labels: NDArray[np.int64],
-    state: State,
-    *,
-    variance: Variance = "pooled",
-    alpha: float = 0.05,
-    seed: int = 0,
+    signal: Float, state: State, *, variance: Variance = "pooled", alpha: float = 0.05, seed: int = 0
 ) -> ULiRAResult:
     """Tell UNLEARN from OUT on every run, with the other runs as references.
 
     Args:
-        logits: (R, N, K) of the models after unlearning.
+        signal: (R, N) of the models after unlearning, or any other sign of what is left; finite where the state is not IN.
         state: (R, N), see :func:`three_state_design`.
         variance: spread of the normals (``membership.gaussian``); pooled suits the usual tens of runs.
         seed: of the bootstrap behind the interval of the TPR.
 
     Raises:
-        InvalidInput: shapes that do not fit.
+        InvalidInput: shapes that do not fit, or a signal that is not finite.
     """
-    _check_runs(logits, labels, state)
-    return u_lira_of(log_odds(logits, labels), state, variance=variance, alpha=alpha, seed=seed)
-
-
-def u_lira_of(
-    signal: Float, state: State, *, variance: Variance = "pooled", alpha: float = 0.05, seed: int = 0
-) -> ULiRAResult:
-    """:func:`u_lira` on any signal, see :func:`removed_scores`."""
     scores = removed_scores(signal, state, variance=variance)
     judged, truth = state != IN, state == UNLEARN
     area = auc_over_runs(scores, truth)
@@ -165,23 +150,22 @@ class CollateralResult:
 
 
 def collateral(
-    before: NDArray[np.floating],
-    after: NDArray[np.floating],
-    labels: NDArray[np.int64],
+    before: Float,
+    after: Float,
     state: State,
     *,
     variance: Variance = "pooled",
     alpha: float = 0.05,
 ) -> CollateralResult:
-    """Online LiRA of IN against OUT on the same runs before and after unlearning, paired.
+    """Online LiRA of IN against OUT on the signals (R, N) of the same runs before and after unlearning, paired.
 
     Retraining on less data may itself leak more about what is left (the onion effect, Carlini et al., NeurIPS 2022).
     With the retrained models as ``before`` the change is what a method adds to that.
     """
     areas = []
-    for logits in (before, after):
-        _check_runs(logits, labels, state)
-        scores = _held_out(log_odds(logits, labels), state, IN, OUT, variance)
+    for signal in (before, after):
+        _check_runs(signal, state)
+        scores = _held_out(signal, state, IN, OUT, variance)
         areas.append(auc_over_runs(scores, state == IN))
     grown = areas[1] - areas[0]
     low, high = grown.difference_interval(alpha)
@@ -195,10 +179,8 @@ def collateral(
     )
 
 
-def example_epsilon(
-    logits: NDArray[np.floating], labels: NDArray[np.int64], state: State, *, delta: float = 1e-5, alpha: float = 0.05
-) -> pl.DataFrame:
-    """What the UNLEARN and OUT values of each example say about its privacy, (c) of this module.
+def example_epsilon(phi: Float, state: State, *, delta: float = 1e-5, alpha: float = 0.05) -> pl.DataFrame:
+    """What the UNLEARN and OUT values of each example, signals (R, N), say about its privacy, (c) of this module.
 
     mu_j = |mean_UNLEARN - mean_OUT| / s_j with the example's own spread; ``mu_low`` takes off the sampling error at
     one-sided level 1 - alpha / 2, with the large-sample variance 1/n_U + 1/n_O + mu^2 / (2 df) of a standardised
@@ -209,8 +191,7 @@ def example_epsilon(
     Returns:
         position int64 (column of ``state``), mu, mu_low, eps, eps_low float64, p_value (two-sided, of "no difference").
     """
-    _check_runs(logits, labels, state)
-    phi = log_odds(logits, labels)
+    _check_runs(phi, state)
     groups = [state == UNLEARN, state == OUT]
     sizes = [g.sum(axis=0) for g in groups]
     means = [np.where(g, phi, 0.0).sum(axis=0) / n for g, n in zip(groups, sizes, strict=True)]
@@ -226,7 +207,7 @@ def example_epsilon(
     mu_low = np.maximum(0.0, mu - norm.ppf(1 - alpha / 2) * error)
     return pl.DataFrame(
         {
-            "position": np.arange(len(labels)),
+            "position": np.arange(phi.shape[1]),
             "mu": mu,
             "mu_low": mu_low,
             "eps": [eps_of_mu(m, delta=delta) for m in mu],
@@ -257,13 +238,11 @@ def _held_out(phi: Float, state: State, first: int, second: int, variance: Varia
     return scores
 
 
-def _check_runs(logits: NDArray[np.floating], labels: NDArray[np.int64], state: State) -> None:
-    if logits.ndim != 3 or logits.shape[:2] != state.shape or logits.shape[1] != len(labels):
-        raise InvalidInput(
-            f"logits {logits.shape}, state {state.shape}, labels {labels.shape} do not fit (R, N, K), (R, N), (N,)"
-        )
-    if not np.isfinite(logits).all():
-        raise InvalidInput("logits hold values that are not finite")
+def _check_runs(signal: Float, state: State) -> None:
+    if signal.ndim != 2 or signal.shape != state.shape:
+        raise InvalidInput(f"signal {signal.shape} and state {state.shape} do not fit (R, N), (R, N)")
+    if not np.isfinite(signal).all():
+        raise InvalidInput("the signal holds values that are not finite")
     _check_state(state)
 
 

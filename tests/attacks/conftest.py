@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-from attacks.membership import Evidence
+from planted_logits import LogitEvidence
 
 
 def make_evidence(
@@ -21,7 +20,7 @@ def make_evidence(
     balanced: bool = True,
     queries: int = 1,
     self_targets: bool = True,
-) -> Evidence:
+) -> LogitEvidence:
     """Every model is a target left out of its own references, or the last three are targets outside the references."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=examples)
@@ -40,7 +39,7 @@ def make_evidence(
     z = rng.normal(0, 1, (models, points, classes)).astype(np.float32)
     z[:, np.arange(points), z_labels] += 1
     cut = models if self_targets else models - 3
-    return Evidence(
+    return LogitEvidence(
         example_id=np.arange(100, 100 + examples),
         labels=labels,
         target_logits=logits if self_targets else logits[cut:],
@@ -54,16 +53,16 @@ def make_evidence(
 
 
 @pytest.fixture
-def planted() -> Callable[..., Evidence]:
+def planted() -> Callable[..., LogitEvidence]:
     return make_evidence
 
 
-def others(evidence: Evidence, t: int) -> np.ndarray:
+def others(evidence: LogitEvidence, t: int) -> np.ndarray:
     """Rows of the references that target t may be compared with."""
     rows = np.arange(evidence.num_references)
     return rows[rows != evidence.left_out[t]]
 
 
 @pytest.fixture
-def references_of() -> Callable[[Evidence, int], np.ndarray]:
+def references_of() -> Callable[[LogitEvidence, int], np.ndarray]:
     return others

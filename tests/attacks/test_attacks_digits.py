@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 from torch import nn
 
-from attacks.membership import Evidence, attack_report
+from attacks.membership import attack_report
 from attacks.membership.unlearning import OUT, population_umia, shadow_unlearning, three_state_design, u_lira
 from attacks.verdicts import judge_attack, judge_umia
 from contracts.methods import attack
@@ -55,7 +56,7 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
     population = ~ensemble.pool
 
     def findings(model: nn.Module) -> tuple[list[Verdict], Verdict, float, float]:
-        evidence = Evidence(
+        evidence = LogitEvidence(
             example_id=candidates,
             labels=ensemble.labels[column],
             target_logits=predict_logits(model, data.subset(candidates))[None],
@@ -75,7 +76,7 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
                     report, what=name, thresholds=Thresholds(), num_references=references, num_tests=len(ATTACKS)
                 ).verdict
             )
-        losses = signals.loss_from_log_odds(evidence.target_phi[0, 0])
+        losses = signals.loss_from_log_odds(evidence.target_signal[0, 0])
         umia = population_umia(losses[forgotten], losses[~forgotten], seed=seed)
         return verdicts, judge_umia(umia, what="umia", thresholds=Thresholds()).verdict, umia.low, umia.high
 

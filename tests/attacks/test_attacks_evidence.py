@@ -1,4 +1,4 @@
-"""Evidence refuses what does not fit, naming the examples, and the registered attacks share one contract."""
+"""LogitEvidence refuses what does not fit, naming the examples, and the registered attacks share one contract."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence
 from contracts.errors import DataError, InvalidInput
 from contracts.methods import attack
 
@@ -27,7 +27,7 @@ ATTACKS = (
 )
 
 
-def fields(evidence: Evidence, **changed: Any) -> dict[str, Any]:
+def fields(evidence: LogitEvidence, **changed: Any) -> dict[str, Any]:
     return {f: getattr(evidence, f) for f in evidence.__dataclass_fields__} | changed
 
 
@@ -60,7 +60,7 @@ def with_nan(values: np.ndarray, *at: int) -> np.ndarray:
 def test_what_does_not_fit_is_refused(planted, change, message: str) -> None:
     evidence = planted(0)
     with pytest.raises(DataError, match=message):
-        Evidence(**fields(evidence, **change(evidence)))
+        LogitEvidence(**fields(evidence, **change(evidence)))
 
 
 def test_the_built_in_attacks_are_registered() -> None:
@@ -87,7 +87,7 @@ def test_scores_follow_the_examples_when_these_are_reordered(planted, name: str)
     config = method.spec.config(a=0.5) if name == "rmia_offline" else method.spec.config()
     evidence = planted(5, models=8, examples=40)
     order = np.random.default_rng(0).permutation(40)
-    moved = Evidence(
+    moved = LogitEvidence(
         **fields(
             evidence,
             example_id=evidence.example_id[order],
@@ -107,7 +107,7 @@ def test_scores_follow_the_examples_when_these_are_reordered(planted, name: str)
 def test_references_are_required_by_number(planted, name: str) -> None:
     method = attack.get(name)
     evidence = planted(0)
-    alone = Evidence(
+    alone = LogitEvidence(
         **fields(evidence, reference_logits=None, keep=None, target_index=None, population_reference_logits=None)
     )
     assert method.spec.references >= 1
@@ -121,7 +121,7 @@ def test_references_are_required_by_number(planted, name: str) -> None:
 def test_attacks_without_references_declare_none(planted, name: str) -> None:
     method = attack.get(name)
     evidence = planted(0)
-    alone = Evidence(
+    alone = LogitEvidence(
         **fields(evidence, reference_logits=None, keep=None, target_index=None, population_reference_logits=None)
     )
     assert method.spec.references == 0

@@ -200,7 +200,7 @@ def test_output_follows_ids_not_rows(found) -> None:
         pool=ensemble.pool[order],
         labels=ensemble.labels[order],
         keep=ensemble.keep[:, order],
-        logits=ensemble.logits[:, order],
+        reading=ensemble.reading[:, order],
     )
     again = run((data.subset(np.sort(data.example_id)), moved))
     for name, frame in tables.items():
@@ -226,7 +226,9 @@ def test_what_does_not_fit_is_refused_naming_the_examples(found) -> None:
     with pytest.raises(DataError, match="no training example"):
         run(changed(world, split=np.full(len(data.y), "test")))
     with pytest.raises(NotApplicable):
-        run(changed(world, task="regression", y=data.y.astype(float)))
+        run(changed(world, task="regression", y=data.y.astype(float)), attacks=["entropy"])
+    with pytest.raises(NotApplicable, match="not kept"):
+        run((data, dataclasses.replace(world[1], logits=None)), attacks=["entropy"])
     with pytest.raises(UnknownName, match="lira_online"):
         run(world, attacks=["no-such-attack"])
     for wrong in ({"attacks": []}, {"attacks": ["loss", "loss"]}, {"fpr_caps": []}, {"fpr_caps": [0.05, 0.01]}):

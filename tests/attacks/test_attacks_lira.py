@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence, gaussian, leave_one_out, lira
+from attacks.membership import gaussian, leave_one_out, lira
 from attacks.membership.lira import LiraOfflineConfig, LiraOnlineConfig, lira_offline, lira_online
 from contracts.errors import ConfigError
 from tasks.signals import log_odds
@@ -34,7 +35,7 @@ def naive_spread(phi: np.ndarray, member: np.ndarray, n: int, variance: str) -> 
     return float(np.sqrt(squares / freedom)) + TINY
 
 
-def naive_lira(evidence: Evidence, rows_of, variance: str, mode: str) -> np.ndarray:
+def naive_lira(evidence: LogitEvidence, rows_of, variance: str, mode: str) -> np.ndarray:
     queries = evidence.target_logits.ndim == 4
     shape = (evidence.target_logits if queries else evidence.target_logits[:, :, None]).shape
     scores = np.full((shape[0], shape[1]), np.nan)
@@ -92,7 +93,7 @@ def test_lira_equals_its_naive_transcription(planted, references_of, monkeypatch
 def test_targets_inside_and_outside_the_references_may_be_mixed(planted, references_of) -> None:
     evidence = planted(10, models=9, balanced=False)
     index = np.where(np.arange(9) % 3 == 0, -1, np.arange(9))
-    mixed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
+    mixed = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
     for variance in ("pooled", "per_example", "fixed"):
         found = lira_online(mixed, config=LiraOnlineConfig(variance=variance), seed=0)
         np.testing.assert_allclose(found, naive_lira(mixed, references_of, variance, "online"), rtol=1e-9, atol=1e-9)
@@ -153,7 +154,7 @@ def test_too_few_models_for_an_example_gives_nan_and_leaves_the_others_alone(pla
     keep[:, 0] = False
     keep[3, 0] = True  # one IN model: undefined online, defined offline
     keep[:, 1] = True  # no OUT model
-    changed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
+    changed = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
     online = lira_online(changed, config=LiraOnlineConfig(), seed=0)
     offline = lira_offline(changed, config=LiraOfflineConfig(), seed=0)
     assert np.isnan(online[:, :2]).all() and np.isfinite(online[:, 2:]).all()
@@ -163,7 +164,7 @@ def test_too_few_models_for_an_example_gives_nan_and_leaves_the_others_alone(pla
 def test_scores_do_not_depend_on_the_numbering_of_the_models(planted) -> None:
     evidence = planted(5, self_targets=False, models=15)
     order = np.random.default_rng(0).permutation(evidence.num_references)
-    renumbered = Evidence(
+    renumbered = LogitEvidence(
         **{
             **{f: getattr(evidence, f) for f in evidence.__dataclass_fields__},
             "reference_logits": evidence.reference_logits[order],
@@ -183,7 +184,7 @@ def test_with_equal_variances_the_score_is_linear_in_the_log_odds(planted) -> No
     grid = np.arange(-6, 7, 2, dtype=np.float32)  # two classes: phi = z_y - z_other
     logits = np.zeros((7, len(evidence.labels), 2), dtype=np.float32)
     logits[:, np.arange(len(evidence.labels)), evidence.labels] = grid[:, None]
-    swept = Evidence(
+    swept = LogitEvidence(
         example_id=evidence.example_id,
         labels=evidence.labels,
         target_logits=logits,
@@ -200,7 +201,7 @@ def test_own_row_of_the_references_is_not_used(planted) -> None:
     evidence = planted(7)
     keep = evidence.keep.copy()
     keep[0] = ~keep[0]
-    flipped = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
+    flipped = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
     for variance in ("pooled", "per_example", "fixed"):
         config = LiraOnlineConfig(variance=variance)
         before, after = (lira_online(e, config=config, seed=0) for e in (evidence, flipped))
@@ -222,6 +223,6 @@ def test_too_few_references_are_refused_by_number(planted) -> None:
     evidence = planted(9, models=4)
     with pytest.raises(ConfigError, match="at least 4 reference models besides the audited one, and there are 3"):
         lira_online(evidence, config=LiraOnlineConfig(), seed=0)
-    bare = Evidence(example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits)
+    bare = LogitEvidence(example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits)
     with pytest.raises(ConfigError, match="there are 0"):
         lira_offline(bare, config=LiraOfflineConfig(), seed=0)

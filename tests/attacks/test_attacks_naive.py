@@ -12,9 +12,9 @@ from statistics import median
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 from sklearn.linear_model import LogisticRegression
 
-from attacks.membership import Evidence
 from contracts.methods import attack
 
 CASES = [
@@ -55,9 +55,9 @@ def modified_entropy_of(z: Rows, y: int) -> float:
 
 
 class World:
-    """An Evidence as lists, the references without each target's own row."""
+    """An LogitEvidence as lists, the references without each target's own row."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: LogitEvidence) -> None:
         self.y = evidence.labels.tolist()
         self.target = evidence.target_logits.astype(np.float64).tolist()
         self.reference = evidence.reference_logits.astype(np.float64).tolist()
@@ -151,7 +151,7 @@ def rmia(world: World, gamma: float, a: float | None) -> np.ndarray:
     return world.scores(score)
 
 
-def run(name: str, evidence: Evidence, **config: object) -> np.ndarray:
+def run(name: str, evidence: LogitEvidence, **config: object) -> np.ndarray:
     method = attack.get(name)
     return method(evidence, config=method.spec.config.from_mapping(config), seed=0)
 
@@ -204,7 +204,7 @@ def test_lira_over_queries_is_the_mean_of_its_single_queries(planted, name: str)
     singles = []
     for q in range(18):
         one = fields | {part: fields[part][:, :, q] for part in ("target_logits", "reference_logits")}
-        singles.append(lira(World(Evidence(**one)), "online" if name == "lira_online" else "upper", "pooled"))
+        singles.append(lira(World(LogitEvidence(**one)), "online" if name == "lira_online" else "upper", "pooled"))
     same(run(name, evidence), np.mean(singles, axis=0))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence, report_over_targets
+from attacks.membership import report_over_targets
 from attacks.membership.over_runs import auc_over_runs, tpr_over_runs
 from contracts.errors import InvalidInput
 from contracts.methods import attack
@@ -27,7 +28,7 @@ def audited(rng: np.random.Generator, models: int, examples: int, effect: float,
     phi = rng.normal(0, 2, examples) + spread * rng.normal(size=keep.shape) + trace * keep
     points = rng.normal(0, 2, (models, 200, 2))
     logits = np.stack([phi, np.zeros_like(phi)], axis=-1)
-    evidence = Evidence(
+    evidence = LogitEvidence(
         example_id=np.arange(examples),
         labels=np.zeros(examples, np.int64),
         target_logits=logits,

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_logits import LogitEvidence
 from scipy.stats import binom, norm
 
 from attacks.dp_audit import (
@@ -24,7 +25,7 @@ from attacks.dp_audit import (
     one_run_eps,
     one_run_p_value,
 )
-from attacks.membership import Evidence, Leakage, Trials, at_best, at_fpr, attack_report, exposure_table
+from attacks.membership import Leakage, Trials, at_best, at_fpr, attack_report, exposure_table
 from attacks.membership.exposure import smallest_p_value
 from attacks.membership.exposure_audit import ExposureConfig, exposure, judge_exposure
 from attacks.verdicts import judge_attack
@@ -77,7 +78,7 @@ def test_f1_clopper_pearson_covers_at_a_threshold_fixed_beforehand(rate: float, 
 
 def normal_evidence(
     seed: int, *, models: int, examples: int, traced: int = 0, gain: float = 0.0, points: int = 60
-) -> tuple[Evidence, np.ndarray]:
+) -> tuple[LogitEvidence, np.ndarray]:
     """Two-class models whose log-odds are normal about an example's own mean (returned), higher by ``gain`` when in training."""
     rng = np.random.default_rng(seed)
     keep = rng.random((models, examples)).argsort(axis=0) < models // 2
@@ -86,7 +87,7 @@ def normal_evidence(
     phi[:, :traced] += gain * keep[:, :traced]
     z = rng.normal(2, 2, points) + rng.normal(size=(models, points))
     logits, at_points = (np.stack([v, np.zeros_like(v)], axis=-1) for v in (phi, z))
-    evidence = Evidence(
+    evidence = LogitEvidence(
         example_id=np.arange(examples),
         labels=np.zeros(examples, dtype=int),
         target_logits=logits,
@@ -115,7 +116,7 @@ def test_f1_bounds_of_an_examples_exposure_cover_for_fresh_audited_models() -> N
             rng = np.random.default_rng(1000 + seed)
             phi = mean + rng.normal(size=(fresh, 600))
             phi[:, :traced] += gain
-            new = Evidence(
+            new = LogitEvidence(
                 example_id=evidence.example_id,
                 labels=evidence.labels,
                 target_logits=np.stack([phi, np.zeros_like(phi)], -1),

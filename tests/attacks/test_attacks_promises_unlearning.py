@@ -14,12 +14,14 @@ from shadow_world import Subject, gaussians
 
 from attacks.membership.shadow_audit import ShadowUnlearningConfig, shadow_unlearning_audit
 from attacks.membership.shadow_results import Recorded, tables_of
-from attacks.membership.unlearning import IN, UNLEARN, collateral, three_state_design, u_lira_of
+from attacks.membership.unlearning import IN, UNLEARN, collateral, three_state_design, u_lira
 from attacks.shadow_verdicts import judge_shadow_unlearning
 from contracts.subject import Thresholds
 from contracts.verdicts import Finding, Verdict, overall
 from recipes.schedule import SupervisedConfig
 from sources.loading import load
+from tasks.base import named
+from tasks.signals import log_odds
 
 pytestmark = pytest.mark.stat
 ALPHA = 0.05
@@ -72,7 +74,7 @@ def test_f3_the_interval_of_the_auc_covers_a_coin(runs: int, targets: int, trial
         rng = np.random.default_rng(seed)
         phi = rng.normal(0, 3, targets) + rng.normal(size=(runs, targets)) * rng.gamma(3, 1, targets)
         phi += 0.5 * rng.normal(size=(runs, 1))
-        found = u_lira_of(phi, three_state_design(runs, targets, seed=seed))
+        found = u_lira(phi, three_state_design(runs, targets, seed=seed))
         missed += not found.auc_low <= 0.5 <= found.auc_high
     assert missed <= most(trials)
 
@@ -110,23 +112,25 @@ def planted(seed: int, *, exposed: int, runs: int = 60, targets: int = 1000) -> 
     phi = {"none": trained, "m": noise[1] + (state == IN), "retrain": noise[2] + (state == IN)}
     phi["m"][:, :exposed] += 6.0 * (state[:, :exposed] == UNLEARN)
 
-    def logits(values: np.ndarray) -> np.ndarray:
+    def readings(values: np.ndarray) -> np.ndarray:
         out = np.zeros((*values.shape, 2), np.float32)
         np.put_along_axis(
             out, np.broadcast_to(labels[:, None], (len(values), len(labels), 1)), values[..., None], axis=2
         )
-        return out
+        return named("classification").reading_of(out, labels, {}).values
 
     recorded = {}
     for name, values in phi.items():
-        recorded[name] = Recorded(logits=list(logits(values)), area=list(values[:, :targets]), steps=[(1, 1)] * runs)
+        recorded[name] = Recorded(
+            readings=list(readings(values)), area=list(values[:, :targets]), steps=[(1, 1)] * runs
+        )
     return tables_of(
         recorded,
-        logits(trained),
-        labels,
+        readings(trained),
         state,
         target_ids=5000 + np.arange(targets),
         canary_ids=np.arange(canaries),
+        wrong=labels[targets:],
         num_train=2 * targets,
         repeats=10,
         steps=1,
@@ -176,7 +180,7 @@ def test_f8_the_paired_test_is_calibrated(trials: int = 200) -> None:
         own = rng.normal(0, 3, 60) + 0.7 * rng.normal(size=state.shape) + 1.0 * (state == IN)
         logits = np.zeros((2, *state.shape, 2))
         logits[..., 0] = own + 0.7 * rng.normal(size=(2, *state.shape))
-        found = collateral(*logits, np.zeros(60, dtype=np.int64), state)
+        found = collateral(*log_odds(logits, np.zeros(60, dtype=np.int64)), state)
         missed += not found.low <= 0 <= found.high
         alarms += found.p_value <= ALPHA
     assert missed <= most(trials) and alarms <= most(trials)

@@ -10,6 +10,7 @@ from attacks.recipe_match import FEWEST, SET_GONE, judge_recipe, on_another_reci
 from contracts.errors import InvalidInput
 from contracts.subject import Thresholds
 from contracts.verdicts import ATTACK, COVERAGE, DISTANCE, QUALITY, RESULT, Finding, Verdict
+from tasks.base import Reading
 
 LIMITS = Thresholds()
 
@@ -20,9 +21,14 @@ def models(num: int, *, points: int = 200, seed: int = 0, hard: int = 0, noise: 
     return base + np.random.default_rng(seed).normal(0, noise, (num, points))
 
 
+def said(z: np.ndarray) -> Reading:
+    """Log-odds as readings: above 0 = right."""
+    return Reading.of(loss=np.logaddexp(0, -z), signal=z, log_likelihood=-np.logaddexp(0, -z), quality=z > 0)
+
+
 def test_the_figures_are_those_of_a_loop():
     z = models(13, points=80)
-    found = recipe_match(z[0], z[1:], alpha=0.05)
+    found = recipe_match(said(z[0]), said(z[1:]), alpha=0.05)
     assert (found.num_examples, found.num_models) == (80, 12)
     assert found.accuracy == np.mean(z[0] > 0) and found.recipe_accuracy == pytest.approx(np.mean(z[1:] > 0))
     assert found.likeness == pytest.approx(spearmanr(z[0], z[1:].mean(0)).statistic)
@@ -34,7 +40,7 @@ def test_the_figures_are_those_of_a_loop():
 @pytest.mark.parametrize("noise", [0.2, 1.5])
 def test_one_more_model_of_the_recipe_is_called_another_in_at_most_alpha(num, noise):
     rejected = [
-        recipe_match(z[0], z[1:], alpha=0.05).p_value < 0.05
+        recipe_match(said(z[0]), said(z[1:]), alpha=0.05).p_value < 0.05
         for z in (models(num + 1, seed=s, noise=noise) for s in range(300))
     ]
     assert np.mean(rejected) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
@@ -54,7 +60,7 @@ def test_one_more_model_of_the_recipe_is_called_another_in_at_most_alpha(num, no
 )
 def test_another_model_is_found(other):
     z = models(21)
-    found = recipe_match(other(z), z[1:], alpha=0.05)
+    found = recipe_match(said(other(z)), said(z[1:]), alpha=0.05)
     assert found.p_value < 0.001
     finding = judge_recipe(found, what="recipe", thresholds=LIMITS)
     assert (
@@ -66,35 +72,39 @@ def test_another_model_is_found(other):
 
 def test_a_model_that_knows_the_unseen_examples_is_said_to_be_better():
     z = models(21)
-    leaked = judge_recipe(recipe_match(np.abs(z[0]) + 1, z[1:], alpha=0.05), what="recipe", thresholds=LIMITS)
-    worse = judge_recipe(recipe_match(z[0] - 1.5, z[1:], alpha=0.05), what="recipe", thresholds=LIMITS)
+    leaked = judge_recipe(
+        recipe_match(said(np.abs(z[0]) + 1), said(z[1:]), alpha=0.05), what="recipe", thresholds=LIMITS
+    )
+    worse = judge_recipe(recipe_match(said(z[0] - 1.5), said(z[1:]), alpha=0.05), what="recipe", thresholds=LIMITS)
     assert "on examples that are taken for unseen" in leaked.sentence and "taken for unseen" not in worse.sentence
 
 
 def test_the_scale_of_the_outputs_is_no_mismatch():
     z = models(21)
     for scaled in (0.1 * z[0], 50 * z[0]):
-        assert recipe_match(scaled, z[1:], alpha=0.05).p_value > 0.05
+        assert recipe_match(said(scaled), said(z[1:]), alpha=0.05).p_value > 0.05
 
 
 def test_a_match_claims_nothing():
     z = models(21, seed=3)
-    finding = judge_recipe(recipe_match(z[0], z[1:], alpha=0.05), what="recipe", thresholds=LIMITS)
+    finding = judge_recipe(recipe_match(said(z[0]), said(z[1:]), alpha=0.05), what="recipe", thresholds=LIMITS)
     assert finding.verdict is Verdict.PASS and not finding.judged and "would have been found" in finding.sentence
 
 
 def test_recipes_without_spread_do_not_divide_by_it():
     z = np.repeat(models(1, noise=0.0), 11, axis=0)
-    assert recipe_match(z[0], z[1:], alpha=0.05).p_value == 1.0
+    assert recipe_match(said(z[0]), said(z[1:]), alpha=0.05).p_value == 1.0
     one_off = z[0].copy()
     one_off[np.argmin(np.abs(one_off))] *= -1
-    assert recipe_match(one_off, z[1:], alpha=0.05).p_value > 0.05, "one answer of 200 more or less is no other recipe"
+    assert recipe_match(said(one_off), said(z[1:]), alpha=0.05).p_value > 0.05, (
+        "one answer of 200 more or less is no other recipe"
+    )
 
 
 @pytest.mark.parametrize(("given", "recipe"), [((9,), (5, 9)), ((50,), (2, 50)), ((50,), (5, 49)), ((5, 50), (5, 50))])
 def test_what_cannot_be_compared_is_refused(given, recipe):
     with pytest.raises(InvalidInput):
-        recipe_match(np.ones(given), np.ones(recipe), alpha=0.05)
+        recipe_match(said(np.ones(given)), said(np.ones(recipe)), alpha=0.05)
     assert FEWEST == 10
 
 

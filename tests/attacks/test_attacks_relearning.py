@@ -46,7 +46,7 @@ def test_it_is_gradient_descent_on_the_mean_of_both_groups(subject: Subject) -> 
             for p, v in zip(student.parameters(), velocity, strict=True):
                 p -= 0.1 * v
     np.testing.assert_allclose(found.area, found.phi[1:].mean(axis=0))
-    assert found.correct[found.phi > 0].all() and 0 < found.correct.mean() < 1
+    assert found.quality[found.phi > 0].all() and 0 < found.quality.mean() < 1
 
 
 def test_blocks_of_any_size_give_the_same(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +78,13 @@ def test_what_the_model_still_knows_comes_back_first(subject: Subject) -> None:
 
 def test_steps_are_counted_to_the_first_that_reaches_the_accuracy() -> None:
     correct = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [1, 0, 1]], dtype=bool)
-    found = Relearning(phi=np.zeros((4, 3)), correct=correct)
+    found = Relearning(phi=np.zeros((4, 3)), quality=correct.astype(float))
     group = np.array([True, True, False])
     assert [found.steps_to(a, group) for a in (0.0, 0.5, 1.0)] == [0, 1, 2]
     assert found.steps_to(1.0, ~group) == 0
-    assert Relearning(phi=np.zeros((4, 3)), correct=~correct).steps_to(1.0, ~group) == 4  # never: budget + 1
+    assert (
+        Relearning(phi=np.zeros((4, 3)), quality=(~correct).astype(float)).steps_to(1.0, ~group) == 4
+    )  # never: budget + 1
     with pytest.raises(DataError, match="empty"):
         found.steps_to(1.0, np.zeros(3, dtype=bool))
 
@@ -111,8 +113,6 @@ def test_what_cannot_be_relearned_is_refused(subject: Subject) -> None:
     with pytest.raises(DataError) as error:
         relearn(model, dataclasses.replace(data, y=y), forgotten)
     assert error.value.example_ids == (int(data.example_id[4]),)
-    with pytest.raises(NotApplicable):
-        relearn(model, dataclasses.replace(data, task="regression", y=data.y.astype(float), class_names=()), forgotten)
     with pytest.raises(Diverged):
         relearn(model, data, forgotten, steps=50, lr=1e6)
     frozen = subject.build(0).requires_grad_(False)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom, kstest
 
-from attacks.membership.retraining_null import AgainstRetraining, _largest_t, against_retraining, on_one_scale
+from attacks.membership.retraining_null import AgainstRetraining, Retrainings, _largest_t, against_retraining
+from attacks.membership.scale import OUTPUT_KNOTS, to_reference_scale
 from attacks.verdicts import judge_against_retraining
 from contracts.errors import InvalidInput
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
+from tasks.base import named
+from tasks.signals import log_odds
 
 LEVEL = 0.05 / 18
 
@@ -117,11 +120,37 @@ def test_every_model_is_put_on_one_scale() -> None:
     labels = rng.integers(0, 4, 260)
     z = rng.normal(size=(21, 260, 4))
     z[:, np.arange(260), labels] += rng.normal(4, 3, 260)
-    plain, null = on_one_scale(z[:1], z[1:], labels, num_set=60)
-    shrunk, again = on_one_scale(0.2 * z[:1], z[1:], labels, num_set=60)
-    assert plain.shape == (1, 60) and null.shape == (20, 60)
+    task = named("classification")
+    null = Retrainings.of_outputs(z[1:], labels, num_set=60, task=task)
+    plain, shrunk = (null.place(log_odds(own, labels), own, labels, task=task) for own in (z[0], 0.2 * z[0]))
+    assert plain.shape == (60,) and null.null.shape == (20, 60)
     np.testing.assert_allclose(plain, shrunk, atol=1e-9)
-    np.testing.assert_allclose(null, again)
+
+
+def test_the_scale_is_that_of_all_retrainings_together_outputs_first() -> None:
+    """Against both maps written out."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 200)
+    z = rng.normal(size=(23, 200, 4)) * rng.uniform(0.5, 2, (23, 1, 1))
+    z[:, np.arange(200), labels] += rng.normal(4, 3, 200)
+    own, others = z[0], z[1:]
+    mapped = [log_odds(to_reference_scale(m[60:], others[:, 60:], knots=OUTPUT_KNOTS)(m), labels) for m in z]
+    whole = np.stack([phi[60:] for phi in mapped[1:]])
+    expected = [to_reference_scale(phi[60:], whole)(phi[:60]) for phi in mapped]
+    task = named("classification")
+    found = Retrainings.of_outputs(others, labels, num_set=60, task=task)
+    np.testing.assert_array_equal(found.null, np.stack(expected[1:]))
+    np.testing.assert_array_equal(found.place(log_odds(own, labels), own, labels, task=task), expected[0])
+
+
+def test_where_answers_are_no_logits_the_signal_alone_is_mapped() -> None:
+    rng = np.random.default_rng(2)
+    signal = rng.normal(size=(21, 160))
+    task = named("regression")
+    null = Retrainings(signal=signal[1:], num_set=60)
+    plain, stretched = (null.place(own, task=task) for own in (signal[0], 3 * signal[0] - 2))
+    np.testing.assert_allclose(plain, stretched, atol=1e-9)
+    np.testing.assert_array_equal(plain, to_reference_scale(signal[0, 60:], signal[1:, 60:])(signal[0, :60]))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence, rmia
+from attacks.membership import rmia
 from attacks.membership.rmia import A_GRID, RmiaOfflineConfig, RmiaOnlineConfig, rmia_offline, rmia_online, tune_a
 from contracts.errors import ConfigError, InvalidInput
 from stats import auc
@@ -18,7 +19,7 @@ def probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (p / p.sum(axis=-1, keepdims=True))[:, np.arange(len(labels)), labels]
 
 
-def naive_rmia(evidence: Evidence, rows_of, gamma: float, a: float | None) -> np.ndarray:
+def naive_rmia(evidence: LogitEvidence, rows_of, gamma: float, a: float | None) -> np.ndarray:
     p_target, p_ref = (probability(z, evidence.labels) for z in (evidence.target_logits, evidence.reference_logits))
     z_target = probability(evidence.population_target_logits, evidence.population_labels)
     z_ref = probability(evidence.population_reference_logits, evidence.population_labels)
@@ -60,15 +61,16 @@ def test_rmia_equals_its_naive_transcription(planted, references_of, monkeypatch
 def test_targets_inside_and_outside_the_references_may_be_mixed(planted, references_of) -> None:
     evidence = planted(10, models=9, balanced=False)
     index = np.where(np.arange(9) % 3 == 0, -1, np.arange(9))
-    mixed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
+    mixed = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "target_index": index})
     found = rmia_online(mixed, config=RmiaOnlineConfig(), seed=0)
     np.testing.assert_allclose(found, naive_rmia(mixed, references_of, 1.0, None), rtol=1e-9)
 
 
 def test_a_is_the_best_of_the_grid_on_a_reference_attacked_by_the_rest(planted) -> None:
     evidence = planted(3, self_targets=False, models=11, examples=200)
-    phi, keep = evidence.reference_phi[0], evidence.keep
-    tuned = tune_a(phi, keep, evidence.left_out, seed=5)
+    ll, keep = evidence.reference_log_likelihood, evidence.keep
+    phi = evidence.reference_signal[0]
+    tuned = tune_a(ll, keep, evidence.left_out, seed=5)
     rng = np.random.default_rng(5)
     rng.permutation(phi.shape[1])
     attacked = int(rng.permutation(len(phi))[0])
@@ -85,11 +87,11 @@ def test_a_is_the_best_of_the_grid_on_a_reference_attacked_by_the_rest(planted) 
 
 def test_tuning_never_sees_the_target(planted) -> None:
     evidence = planted(4, models=10, examples=60)
-    phi, keep = evidence.reference_phi[0], evidence.keep
+    ll, keep = evidence.reference_log_likelihood, evidence.keep
     for t in range(10):
-        other_phi, other_keep = phi.copy(), keep.copy()
-        other_phi[t], other_keep[t] = np.random.default_rng(t).normal(0, 9, phi.shape[1]), ~keep[t]
-        tuned = [tune_a(p, k, np.array([t]), seed=1)[0] for p, k in ((phi, keep), (other_phi, other_keep))]
+        other, other_keep = ll.copy(), keep.copy()
+        other[t], other_keep[t] = -np.random.default_rng(t).exponential(9, ll.shape[1]), ~keep[t]
+        tuned = [tune_a(p, k, np.array([t]), seed=1)[0] for p, k in ((ll, keep), (other, other_keep))]
         assert tuned[0] == tuned[1]
 
 
@@ -104,7 +106,7 @@ def test_underflowing_probabilities_do_not_become_nan(planted) -> None:
     evidence = planted(6)
     logits = evidence.reference_logits.copy()
     logits[:, 0, evidence.labels[0]] = -3000
-    far = Evidence(
+    far = LogitEvidence(
         **{
             **{f: getattr(evidence, f) for f in evidence.__dataclass_fields__},
             "reference_logits": logits,
@@ -150,7 +152,7 @@ def test_saturated_examples_keep_their_exact_ties(planted) -> None:
     points = np.full(evidence.population_target_logits.shape, -2000.0)
     points[:, np.arange(points.shape[1]), evidence.population_labels] = 2000
     scores = rmia_online(
-        Evidence(
+        LogitEvidence(
             **fields
             | dict.fromkeys(("target_logits", "reference_logits"), sure)
             | dict.fromkeys(("population_target_logits", "population_reference_logits"), points)
@@ -163,7 +165,7 @@ def test_saturated_examples_keep_their_exact_ties(planted) -> None:
 
 def test_what_is_missing_is_named(planted) -> None:
     evidence = planted(7)
-    bare = Evidence(
+    bare = LogitEvidence(
         example_id=evidence.example_id,
         labels=evidence.labels,
         target_logits=evidence.target_logits,

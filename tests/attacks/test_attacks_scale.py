@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence
 from attacks.membership.population_umia import population_umia
 from attacks.membership.scale import MonotoneMap, to_reference_scale
 from contracts.errors import DataError, InvalidInput
@@ -47,9 +47,9 @@ def world(seed: int, *, trace: float) -> tuple[np.ndarray, ...]:
 
 def evidence(
     audited: np.ndarray, references: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, calibrated: bool
-) -> Evidence:
+) -> LogitEvidence:
     n = EXAMPLES
-    return Evidence(
+    return LogitEvidence(
         example_id=np.arange(n),
         labels=labels[:n],
         target_logits=audited[:, :n],
@@ -62,7 +62,7 @@ def evidence(
     )
 
 
-def area(name: str, found: Evidence) -> float:
+def area(name: str, found: LogitEvidence) -> float:
     scores = attack.get(name)(found, config=attack.get(name).spec.config(), seed=0)[0]
     return auc(scores[: EXAMPLES // 2], scores[EXAMPLES // 2 :])
 
@@ -131,7 +131,7 @@ def test_what_has_no_scale_is_refused() -> None:
         to_reference_scale(np.array([0.0, np.nan, 1, 2]), np.zeros((2, 4)))
     references, audited, keep, labels = world(0, trace=0.0)
     with pytest.raises(DataError, match="population points"):
-        Evidence(
+        LogitEvidence(
             example_id=np.arange(EXAMPLES),
             labels=labels[:EXAMPLES],
             target_logits=audited[:, :EXAMPLES],

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from planted_logits import LogitEvidence
 
-from attacks.membership import Evidence
 from attacks.membership.metrics import tpr_at_fpr
 from contracts.errors import InvalidInput
 from contracts.methods import attack
 from tasks.signals import log_odds, modified_entropy
 
 
-def run(name: str, evidence: Evidence, seed: int = 0, **config: object) -> np.ndarray:
+def run(name: str, evidence: LogitEvidence, seed: int = 0, **config: object) -> np.ndarray:
     method = attack.get(name)
     return method(evidence, config=method.spec.config.from_mapping(config), seed=seed)
 
@@ -45,7 +45,7 @@ def test_population_and_reference_equal_their_loops(planted, references_of) -> N
 
 def test_population_needs_its_points(planted) -> None:
     evidence = planted(0)
-    bare = Evidence(example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits)
+    bare = LogitEvidence(example_id=evidence.example_id, labels=evidence.labels, target_logits=evidence.target_logits)
     with pytest.raises(InvalidInput, match="population points"):
         run("population", bare)
 
@@ -76,7 +76,7 @@ def test_shadow_classifiers_beat_chance_and_do_not_learn_from_their_target(plant
     assert scores[evidence.keep].mean() - scores[~evidence.keep].mean() > 0.1
     keep = evidence.keep.copy()
     keep[2] = ~keep[2]
-    flipped = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
+    flipped = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
     other = run("shadow_model", flipped, classifier=classifier)
     assert np.array_equal(scores[2], other[2])
     assert not np.array_equal(scores, other)
@@ -86,7 +86,7 @@ def test_shadow_model_leaves_a_class_without_both_kinds_undefined(planted) -> No
     evidence = planted(6, models=8, examples=200)
     keep = evidence.keep.copy()
     keep[:, evidence.labels == 1] = True
-    changed = Evidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
+    changed = LogitEvidence(**{**{f: getattr(evidence, f) for f in evidence.__dataclass_fields__}, "keep": keep})
     scores = run("shadow_model", changed)
     assert np.isnan(scores[:, evidence.labels == 1]).all()
     assert np.isfinite(scores[:, evidence.labels != 1]).all()

@@ -48,7 +48,7 @@ def test_design_gives_every_state_a_third_of_the_runs() -> None:
 def test_u_lira_equals_its_naive_transcription() -> None:
     logits, labels, state = planted_runs(0, runs=12, targets=20)
     phi = log_odds(logits, labels)
-    found = u_lira(logits, labels, state)
+    found = u_lira(log_odds(logits, labels), state)
 
     def pooled(k: int, s: int) -> float:
         squares, freedom = 0.0, 0
@@ -79,7 +79,7 @@ def test_u_lira_equals_its_naive_transcription() -> None:
 
 def test_u_lira_sees_a_trace_that_the_population_attack_does_not() -> None:
     logits, labels, state = planted_runs(1, runs=60, targets=400, trace=1.0)
-    found = u_lira(logits, labels, state)
+    found = u_lira(log_odds(logits, labels), state)
     assert found.auc > 0.7 and found.auc_low > 0.65
     loss = np.logaddexp(0, -log_odds(logits, labels))
     population = np.mean([auc(-loss[t][state[t] == UNLEARN], -loss[t][state[t] == OUT]) for t in range(60)])
@@ -88,7 +88,7 @@ def test_u_lira_sees_a_trace_that_the_population_attack_does_not() -> None:
 
 def test_u_lira_of_perfect_unlearning_is_a_coin() -> None:
     logits, labels, state = planted_runs(2, runs=60, targets=400, trace=0.0)
-    found = u_lira(logits, labels, state)
+    found = u_lira(log_odds(logits, labels), state)
     assert abs(found.auc - 0.5) < 0.02 and abs(found.accuracy - 0.5) < 0.02
     assert found.tpr_at_1 < 0.03
 
@@ -97,17 +97,17 @@ def test_collateral_reports_growing_leakage_of_retained_examples() -> None:
     before, labels, state = planted_runs(3, runs=30, targets=200, kept=0.5)
     after, same_labels, same_state = planted_runs(3, runs=30, targets=200, kept=1.5)
     assert np.array_equal(labels, same_labels) and np.array_equal(state, same_state)
-    grown = collateral(before, after, labels, state)
+    grown = collateral(log_odds(before, labels), log_odds(after, labels), state)
     assert grown.auc_after > grown.auc_before > 0.55 and grown.low > 0.05
     assert grown.change == pytest.approx(grown.auc_after - grown.auc_before)
-    same = collateral(before, before, labels, state)
+    same = collateral(log_odds(before, labels), log_odds(before, labels), state)
     assert same.change == same.low == same.high == 0 and same.p_value == 1
     assert grown.p_value < 0.01
 
 
 def test_example_epsilon_recovers_planted_separations() -> None:
     logits, labels, state = planted_runs(4, runs=300, targets=60, trace=1.0)
-    frame = example_epsilon(logits, labels, state, delta=1e-5)
+    frame = example_epsilon(log_odds(logits, labels), state, delta=1e-5)
     # |difference of two means of 100| with unit noise: mean 1, error sqrt(2 / 100).
     assert frame["mu"].mean() == pytest.approx(1.0, abs=0.06)
     assert frame["mu"].std() == pytest.approx(np.sqrt(2 / 100), rel=0.35)
@@ -115,7 +115,7 @@ def test_example_epsilon_recovers_planted_separations() -> None:
     assert (frame["mu_low"] < frame["mu"]).all() and (frame["eps_low"] <= frame["eps"]).all()
     assert (frame["p_value"] < 1e-3).all()
     logits, labels, state = planted_runs(5, runs=60, targets=400, trace=0.0)
-    null = example_epsilon(logits, labels, state)["p_value"].to_numpy()
+    null = example_epsilon(log_odds(logits, labels), state)["p_value"].to_numpy()
     assert abs((null < 0.05).mean() - 0.05) < 0.04
 
 
@@ -140,24 +140,25 @@ def test_shadow_runs_hand_each_method_its_own_sets() -> None:
         base_ids,
         train=train,
         unlearn=unlearn,
-        predict=lambda m: np.full((6, 2), float(m.endswith("-"))),
+        read=lambda m: np.full(6, float(m.endswith("-"))),
         progress=lambda done, total, what: seen.append((done, total)),
     )
-    assert before.shape == after.shape == (9, 6, 2) and not before.any() and after.all()
+    assert before.shape == after.shape == (9, 6) and not before.any() and after.all()
     assert seen[-1] == (9, 9)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda logits, labels, state: (logits[:, :-1], labels, state),
-        lambda logits, labels, state: (np.where(logits == logits, np.nan, logits), labels, state),
-        lambda logits, labels, state: (logits, labels, state + 1),
+        lambda phi, state: (phi[:, :-1], state),
+        lambda phi, state: (np.full_like(phi, np.nan), state),
+        lambda phi, state: (phi, state + 1),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(change) -> None:
     with pytest.raises(InvalidInput):
-        u_lira(*change(*planted_runs(0, runs=9, targets=5)))
+        logits, labels, state = planted_runs(0, runs=9, targets=5)
+        u_lira(*change(log_odds(logits, labels), state))
 
 
 def test_population_umia_sees_a_shift_either_way() -> None:

@@ -165,7 +165,7 @@ def test_u_lira_is_judged_by_its_auc() -> None:
     for trace, verdict in ((0.0, Verdict.PASS), (2.0, Verdict.FAIL)):
         logits = rng.normal(size=(30, 300, 2))
         logits[..., 0] += trace * (state == 2)
-        found = u_lira(logits, np.zeros(300, dtype=int), state)
+        found = u_lira(logits[..., 0] - logits[..., 1], state)
         assert judge_u_lira(found, what="u_lira", thresholds=THRESHOLDS).verdict is verdict
     assert judge_u_lira(None, what="u_lira", thresholds=THRESHOLDS).verdict is Verdict.BROKEN
 

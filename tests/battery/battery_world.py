@@ -21,9 +21,9 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from planted_logits import LogitEvidence
 from torch import nn
 
-from attacks.membership.evidence import Evidence
 from contracts.methods import REGISTRIES, Asked, analysis, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
@@ -44,7 +44,7 @@ from sources.outputs import outputs_config
 from unlearning.metrics import evaluate
 
 NUM_CLASSES = 3
-KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES}
+KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in REGISTRIES if registry.kind != "task"}
 METHODS = [(kind, name) for kind, registry in KINDS.items() for name in registry.names()]
 
 
@@ -80,7 +80,7 @@ class World:
     train: ExampleSet
     build: Callable[[int], nn.Module]
     needs: dict[str, Any]
-    evidence: Evidence | None
+    evidence: LogitEvidence | None
     configs: dict[tuple[str, str], Mapping[str, Any]]
     rebuild: Callable[[ExampleSet], dict[str, Any]] | None  # None: nothing here is fitted to features or classes
     _rebuilt: dict[Any, dict[str, Any]] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class World:
         method: Method[Any],
         *,
         data: ExampleSet | None = None,
-        evidence: Evidence | None = None,
+        evidence: LogitEvidence | None = None,
         needs: Mapping[str, Any] | None = None,
         seed: int = 0,
         **changed: Any,
@@ -156,11 +156,11 @@ def flat(model: nn.Module) -> np.ndarray:
     return torch.cat([t.detach().double().flatten() for t in model.state_dict().values()]).numpy()
 
 
-def make_evidence(data: ExampleSet, models: Sequence[nn.Module], ensemble: ReferenceEnsemble) -> Evidence:
+def make_evidence(data: ExampleSet, models: Sequence[nn.Module], ensemble: ReferenceEnsemble) -> LogitEvidence:
     """The audited models on the ensemble's pool; the first is also one of the references, the others are strangers."""
     pool, people = ensemble.pool, data.subset(ensemble.example_id)
     logits = np.stack([ensemble.logits[0], *(predict_logits(model, people) for model in models)])
-    return Evidence(
+    return LogitEvidence(
         example_id=ensemble.example_id[pool],
         labels=ensemble.labels[pool],
         target_logits=logits[:, pool],
@@ -252,6 +252,7 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
     ensemble = train_ensemble(
         build,
         examples,
+        outputs=True,
         recipe="supervised",
         config=fitting,
         ensemble=Ensemble(num_models=8, population_fraction=0.5),

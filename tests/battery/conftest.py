@@ -22,5 +22,7 @@ def world(request: pytest.FixtureRequest) -> World:
     asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     spec = KINDS[asked["kind"]].get(asked["name"]).spec if "name" in asked else None
     return request.getfixturevalue(
-        "ranking_world" if "interactions" in getattr(spec, "wants", ()) else "classification_world"
+        "ranking_world"
+        if "interactions" in (asked.get("name"), *getattr(spec, "wants", ()))
+        else "classification_world"
     )

@@ -17,7 +17,7 @@ from scoring_data import make_examples
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
-from reproductions.card_15_memorization import nearest_neighbour_influence, nearest_neighbour_runs_on
+from reproductions.memorization import nearest_neighbour_influence, nearest_neighbour_runs_on
 from scoring.influence import (
     InfluenceBlock,
     InfluenceConfig,

@@ -18,7 +18,7 @@ from contracts.methods import score
 from contracts.params import Config
 from recipes.design import balanced_design
 from recipes.ensemble import ReferenceEnsemble
-from reproductions.card_15_memorization import nearest_neighbour_oracle, nearest_neighbour_runs
+from reproductions.memorization import nearest_neighbour_oracle, nearest_neighbour_runs
 from scoring.memorization import FEWEST, MEMORISED, memorization, memorization_scores
 from stats.proportions import newcombe
 

@@ -53,7 +53,7 @@ POOLS, PRUNING_SEEDS = 3, 5
 SCORING = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=30, schedule="constant")
 
 
-@reproduction(card=26)
+@reproduction(card=26, name="data_diet", paper="Paul et al. 2021")
 def data_diet(seed: int, progress: Progress) -> list[Claim]:
     fashion = load("idx", FASHION_MNIST, seed=seed)
     return [*_noise(seed, progress), *_pruning(fashion, seed, progress), *_speed(fashion, seed)]

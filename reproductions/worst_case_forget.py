@@ -66,7 +66,7 @@ class _World:
     model: nn.Module
 
 
-@reproduction(card=3)
+@reproduction(card=3, name="worst_case_forget", paper="Zhang et al. 2024")
 def worst_case_forget(seed: int, progress: Progress) -> list[Claim]:
     splits = []
     for number in range(SPLITS):

@@ -41,7 +41,7 @@ TRUNCATED_SHARE = 0.23
 SHORTEST, LONGEST, SHORT = 4, 100, 32
 
 
-@reproduction(card=55)
+@reproduction(card=55, name="personal_loss", paper="Zhang et al. 2025")
 def personal_loss_denoising(seed: int, progress: Progress) -> list[Claim]:
     rows = []
     for draw in range(DRAWS):

@@ -23,7 +23,7 @@ trainings a point:
     digits, pools of 300, 1-32 passes, same       6  0.030   0.031           +0.001 (-0.001 to 0.003)      4
 
 So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.55, standard deviation 0.17),
-and for one pool at a time. It is NOT claimed for unions, which is what the law is for: on this card's pools (3) a law without
+and for one pool at a time. It is NOT claimed for unions, which is what the law is for: on these pools (3) a law without
 decay predicted them as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the end of its range.
 """
 
@@ -75,7 +75,7 @@ FORMS: tuple[tuple[Objective, Compat], ...] = (
 )
 
 
-@reproduction(card=29)
+@reproduction(card=29, name="scaling_laws", paper="Goyal et al. 2024")
 def scaling_laws(seed: int, progress: Progress) -> list[Claim]:
     fashion = load("idx", FASHION_MNIST, seed=seed)
     real = [*_unions(fashion, seed, progress), *_further(fashion, seed, progress)]

@@ -1,4 +1,4 @@
-"""Card 39: dropout does not prevent gradient leakage. Fashion-MNIST test images, an untrained MLP 784-128-128-10, GELU, biases.
+"""Dropout (Scheliga et al., AAAI 2023) does not prevent gradient leakage. Fashion-MNIST test images, an untrained MLP 784-128-128-10, GELU, biases.
 
     victims   3 images at p = 0.25 and the same 3 at p = 0.5, dropout after both hidden layers, one image a client
     attacks   IG (dropout off), DIA (masks found too), WIIG (control: the client's masks); 1,200 steps, patience 200
@@ -52,9 +52,9 @@ CONFIG = InversionConfig(steps=1200, patience=200)
 SHAPE = (1, 28, 28)
 
 
-@reproduction(card=39)
+@reproduction(card=39, name="dropout_inversion", paper="Scheliga et al. 2023")
 def dropout_leakage(seed: int, progress: Progress) -> list[Claim]:
-    """All claims of the card; one to two minutes on one core."""
+    """All claims; one to two minutes on one core."""
     data = load("idx", {"root": FASHION_MNIST, "standardise": True})
     net = instrument_dropout(_model("gelu", seed=seed), input_shape=SHAPE)
     box = tuple(end.float() for end in valid_box(data.part("train")))
@@ -123,7 +123,7 @@ def _attacks(
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """The card's seconds are those of one core: threads that wait for one another would count twice."""
+    """The seconds are those of one core: threads that wait for one another would count twice."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

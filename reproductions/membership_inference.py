@@ -1,4 +1,4 @@
-"""Card 57: membership inference, U-LiRA and epsilon bounds on Fashion-MNIST, with 128 + 180 small MLPs.
+"""Membership inference, U-LiRA and epsilon bounds on Fashion-MNIST, with 128 + 180 small MLPs.
 
     pools     two of 2,000 training images; for each 64 MLPs 784-128-10, each on a balanced random half; 40 epochs, batch 100, SGD 0.05 cosine
     attacks   every model serves as the target with the other 63 (or the others of a group of 17) as its references
@@ -6,8 +6,8 @@
     U-LiRA    600 target + 1,600 base images, 60 runs, 30 epochs: no unlearning, 15 epochs of fine-tuning, retraining
     units     closed-form values, and the soundness of the epsilon bound on simulated randomised response
 
-The card's figures are means over 8 targets of one pool; here they are means over 64 targets of each of two pools.
-Where the card says 0.1% FPR this says 0.2%: 0.1% of about 1,000 non-members is one example, or none.
+The published figures are means over 8 targets of one pool; here they are means over 64 targets of each of two pools.
+Where these are at 0.1% FPR this says 0.2%: 0.1% of about 1,000 non-members is one example, or none.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ SHADOW_RECIPE = SupervisedConfig(optimizer="sgd", lr=0.05, momentum=0.9, batch=1
 FINETUNING = SupervisedConfig(optimizer="sgd", lr=0.01, momentum=0.9, batch=100, epochs=15, schedule="cosine")
 
 
-@reproduction(card=57)
+@reproduction(
+    card=57, name="membership_inference", paper="Carlini et al. 2022; Zarifzadeh et al. 2024; Hayes et al. 2025"
+)
 def membership_inference(seed: int, progress: Progress) -> list[Claim]:
-    """All claims of the card; about three minutes on one core."""
+    """All claims; about three minutes on one core."""
     # On inputs in [0, 1] the same schedule memorises less (LiRA AUC 0.73, not 0.76).
     data = load("idx", {"root": FASHION_MNIST, "standardise": True}).part("train")
     order = np.random.default_rng(derive_seed("images", seed)).permutation(data.example_id)
@@ -173,7 +175,7 @@ def _mean(each: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _null(evidence: Evidence, *, seed: int, repeats: int = 400) -> list[Claim]:
-    """Every registered attack against permuted membership. 400 repeats: with the card's 50 a correct 95% interval would
+    """Every registered attack against permuted membership. 400 repeats: with 50 a correct 95% interval would
     miss "covers in 90%" for one attack in 26, and with a dozen attacks for a third of all seeds."""
     assert evidence.keep is not None
     rng = np.random.default_rng(derive_seed("permuted", seed))

@@ -70,7 +70,7 @@ RETAINED = {"random": 0.80, "targeted": 0.815, "runner_up": 0.825}
 SWAPPED = {"random": 0.70, "targeted": 0.75, "runner_up": 0.75}
 
 
-@reproduction(card=24)
+@reproduction(card=24, name="concept_poisoning", paper="Yuksekgonul et al. 2023; arXiv 2405.15662")
 def concepts(seed: int, progress: Progress) -> list[Claim]:
     """All claims; about two and a half minutes on one core."""
     fashion = load("idx", FASHION_MNIST, seed=seed)

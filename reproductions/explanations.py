@@ -54,7 +54,7 @@ METHODS = {
 }
 
 
-@reproduction(card=30)
+@reproduction(card=30, name="explanations", paper="Krishna et al. 2023")
 def explanations(seed: int, progress: Progress) -> list[Claim]:
     rows = []
     for split in range(SPLITS):

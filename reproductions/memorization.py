@@ -33,7 +33,7 @@ from sources.long_tail import LongTailMixture, price_of_not_memorising, zipf_pri
 from sources.planted import plant_label_noise
 
 NUM, RATIO, RUNS, CONTROL_RUNS, BASELINES = 500, 0.7, 200, 60, 5
-ORACLE_RUNS = 8000  # the card's 4000 leave the largest of 200 errors a chance of 1% to exceed 0.05; these, 1e-4
+ORACLE_RUNS = 8000  # 4000 leave the largest of 200 errors a chance of 1% to exceed 0.05; these, 1e-4
 INTERPOLATING = SupervisedConfig(lr=0.1, momentum=0.9, batch=60, epochs=150, schedule="constant")
 PAIR_RUNS = 200
 ON_MIXTURE = SupervisedConfig(lr=0.1, momentum=0.9, batch=60, epochs=60, schedule="constant")
@@ -46,7 +46,7 @@ class _Runs:
     correct: np.ndarray  # (T, N) bool, on all examples
 
 
-@reproduction(card=15)
+@reproduction(card=15, name="memorization", paper="Feldman & Zhang 2020")
 def long_tail_memorization(seed: int, progress: Progress) -> list[Claim]:
     return [
         *_planted_noise(seed, progress),
