@@ -38,6 +38,7 @@ from recipes.ensemble import ReferenceEnsemble
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from studies.continual import stream_config
+from tasks.base import require
 
 MEMBERS, BUFFER, REST = "members", "buffer", "rest"
 GROUPS = (MEMBERS, BUFFER, REST)
@@ -164,9 +165,10 @@ def buffer_leak(
         recipe: the plan's, which must train through steps.
 
     Raises:
-        NotApplicable: another recipe.
+        NotApplicable: another recipe, or a task without classes.
         ConfigError: too few reference models for an attack.
     """
+    require(data, "buffer_leak", "reading", "classes")
     plan = stream_config(recipe, name="buffer_leak")
     ensemble = ensemble.by_id()
     pool = ensemble.pool

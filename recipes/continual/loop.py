@@ -38,6 +38,7 @@ from recipes.rng import generator, local_rng
 from recipes.schedule import SupervisedConfig, batches_of, epochs_to_train
 from recipes.supervised import run_fingerprint
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,6 +122,7 @@ def train_stream(
         Diverged: the loss or a parameter is not finite; names step and epoch.
         IntegrityError: the stored checkpoint is damaged.
     """
+    require(data, "training through steps of classes", "outputs", "classes")
     model = build(seed).to(plan.device)
     inputs = Inputs(data, dtype=model_dtype(model), device=plan.device)
     check_trainable(model, inputs)
