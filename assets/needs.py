@@ -51,7 +51,7 @@ _OF_OUTPUTS = {
     "imported",
 }  # needs that a table of outputs can meet
 _UNLEARNING = {"unlearn", "unlearn_from"}
-TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
+TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
 
 def stages_of(
