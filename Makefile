@@ -39,7 +39,7 @@ lint: $(DEV) ## format, lint, layers, types
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-reproduce: $(RUNTIME) ## re-measure the papers' claims; ARGS: card numbers, --seed S, --json
+reproduce: $(RUNTIME) ## re-measure the papers' claims; ARGS: short names or numbers of papers, --seed S, --json
 	@$(BIN)/palimpsest reproduce $(ARGS)
 
 bench: $(DEV) ## every benchmark: ratios to a plain run or a peer, measured side by side

@@ -7,15 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from assets.dagster_view import to_asset
     from assets.graph import subject_stages
-    from assets.stage import Stage, materialize, to_asset
+    from assets.stage import Stage, materialize
     from assets.workspace import Launcher, Workspace
 
 _MODULES = {
     "subject_stages": "graph",
     "Stage": "stage",
     "materialize": "stage",
-    "to_asset": "stage",
+    "to_asset": "dagster_view",
     "Launcher": "workspace",
     "Workspace": "workspace",
 }

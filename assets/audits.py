@@ -218,8 +218,13 @@ def _audited(
         stored, meta = run.load(upstream["target"], models.READINGS)
         models.refuse_other_training(run, upstream["target"], meta)
         yield TARGET, run.subject.seed, _Said(stored["reading"], stored.get("logits"))
+    if scope is not None:
+        yield from _unlearned(run, scope, jobs)
+
+
+def _unlearned(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Iterator[tuple[str, int, _Said]]:
+    """The same of every unlearned model."""
     for method, stage in jobs.items():
-        assert scope is not None
         arrays, meta = run.load(stage)
         for s, row in enumerate(meta["runs"]):
             if row["status"] == "ok":
@@ -240,11 +245,11 @@ def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: M
         tables=(schema.ATTACK_REPORTS,),
         kinds=frozenset({"scikitlearn", "duckdb"}),
         per_request=scope.per_request,
-        work=lambda run: _u_mia(run, upstream, scope, jobs),
+        work=lambda run: _u_mia(run, scope, jobs),
     )
 
 
-def _u_mia(run: Run, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Output:
+def _u_mia(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
     from attacks.membership.population_umia import FEWEST, population_umia
 
     forget, data = run.load(scope.split)[0]["forget"], run.data
@@ -253,9 +258,7 @@ def _u_mia(run: Run, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[
     if min(len(inside), len(unseen)) < FEWEST:
         return Output(metadata={"not run": f"it needs {FEWEST} forgotten and as many unseen examples of their classes"})
     found: dict[str, list[pl.DataFrame]] = {}
-    for name, seed, said in _audited(run, upstream, scope, jobs):
-        if name == TARGET:
-            continue
+    for name, seed, said in _unlearned(run, scope, jobs):
         losses = Reading(said.reading).loss
         result = population_umia(
             losses[inside],
@@ -341,7 +344,7 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
 
     rows: dict[str, list[dict[str, Any]]] = {}
     scored: dict[str, list[pl.DataFrame]] = {}
-    audited = list(_audited(run, {}, scope, jobs)) if num else []
+    audited = list(_unlearned(run, scope, jobs)) if num else []
     untouched = next((placed(said) for name, _, said in audited if name == f"{scope.name(run)}/{NONE}"), None)
     null = those.null if audited else None
     for name, seed, said in audited:

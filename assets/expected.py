@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from assets.unlearning import NONE, RETRAIN
+from assets.unlearning import NONE
 from contracts.digests import derive_seed
 from contracts.methods import attack, curator, unlearner
 from contracts.subject import Subject
@@ -24,7 +24,7 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
         said.append(f"The split {split.name} is not random. " + against_retrainings(subject, num))
     elif not spec.needs and data.task.gives("outputs"):
         said.append(_of_random(subject, data, split.method, split.config, split.name))
-    if plan.decides not in (NONE, RETRAIN) and not unlearner.get(plan.decides).spec.exact:
+    if plan.decides != NONE and not unlearner.get(plan.decides).spec.exact:
         audited = any(choice.name == "shadow_unlearning" for choice in subject.analyses)
         said.append(
             f"{plan.decides} is approximate: it passes only with U-LiRA over shadow runs"

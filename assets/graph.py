@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from assets import analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
+from assets.references import check_references
 from assets.stage import Stage
 from assets.unlearning import Scope
 from contracts.subject import Subject
@@ -14,14 +15,17 @@ def subject_stages(subject: Subject) -> list[Stage]:
     """Every stage of one subject; upstream stages come first. Models that nothing listed in the plan reads are left out.
 
     Raises:
-        UnknownName: the subject names a method that is not registered.
+        UnknownName: the subject, or a method's configuration, names what is not registered, or not listed before it.
         ConfigError: a method's configuration is outside its range.
+        NotApplicable: a method needs what cannot be given to it where it runs.
     """
+    check_references(subject)
+    needs.refuse_unavailable(subject)
     examples = data.examples(subject)
     upstream = {"examples": examples, "target": models.target(subject, examples)}
     if not subject.outputs_only:
         upstream["early"] = models.early(subject, examples)
-    if read := needs.references(subject):
+    if read := needs.read_of_references(subject):
         upstream["ensemble"] = models.ensemble(subject, examples, outputs="outputs" in read)
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from assets.provider import early_seeds
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
 from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
+from contracts.methods import recipe
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
@@ -113,10 +115,17 @@ def _stored_outputs(run: Run) -> Output:
     reading = reading_of(run.data, logits)
     made = {"trained_by": trained_by(run.stage)}
     stored = run.save(_said(run.data, reading, logits), made, READINGS)
-    row = {"artifact_id": stored.name, "role": "target", "seed": run.subject.seed, "epochs": 0, "num_parameters": 0}
-    row |= {"wall_s": 0.0, **fit_of(run, reading)}
+    row = {
+        "artifact_id": stored.name,
+        "role": "target",
+        "recipe": "",
+        "seed": run.subject.seed,
+        "epochs": 0,
+        "num_parameters": 0,
+    }
+    row |= {"wall_s": 0.0, "retains": None, **fit_of(run, reading)}
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
         artifacts=[stored],
         members=run.train.example_id,
         metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, reading)},
@@ -147,6 +156,7 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     """Weights, readings of every example with the outputs behind them, and the row of models.checkpoints."""
     from recipes.checkpoints import to_arrays
     from recipes.predict import predict_logits, read
+    from recipes.retention import retained_of
 
     subject, data = run.subject, run.data
     # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody reads.
@@ -155,17 +165,22 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     made = {"trained_by": trained_by(run.stage)}
     weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed, **made}, "weights")
     said = run.save(_said(data, reading, outputs), made, READINGS)
+    artifacts = [weights, said]
+    if kept := retained_of(model).arrays():
+        artifacts.append(run.save(kept, made, RETAINED))
     row = checkpoint_row(run, weights.name, "target", subject.seed, model, reading, wall_s)
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
-        artifacts=[weights, said],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
+        artifacts=artifacts,
         members=run.train.example_id,
-        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
+        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s", "retains")}
+        | {"retained_besides_weights": _in_words(row["retains"])},
         pictures={"loss": loss_picture(run, reading)},
     )
 
 
 READINGS = "readings"
+RETAINED = "retained"  # what the recipe still holds of the data besides the weights
 
 
 def reading_of(data: ExampleSet, outputs: np.ndarray) -> Reading:
@@ -179,6 +194,7 @@ def _said(data: ExampleSet, reading: Reading, outputs: np.ndarray | None) -> dic
 
 
 _NULLABLE = {"train_loss": pl.Float64, "train_quality": pl.Float64, "test_quality": pl.Float64}
+_COLUMNS = {**_NULLABLE, "retains": pl.String}
 
 
 def checkpoint_row(
@@ -195,13 +211,24 @@ def checkpoint_row(
     row: dict[str, Any] = {
         "artifact_id": artifact,
         "role": role,
+        "recipe": "" if given else run.subject.recipe.name,
         "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         **fit_of(run, reading),
+        "retains": None if given else retained(run.subject),
         "wall_s": wall_s,
     }
     return row
+
+
+def retained(subject: Subject) -> str:
+    """What the plan's recipe keeps of its data besides the weights, joined by commas: a forget request must reach it too."""
+    return ", ".join(recipe.get(subject.recipe.name).spec.retains)
+
+
+def _in_words(retains: str | None) -> str:
+    return "not known: it was not trained here" if retains is None else retains or "nothing"
 
 
 def fit_of(run: Run, reading: Reading | None) -> dict[str, float | None]:
@@ -238,10 +265,6 @@ def early(subject: Subject, examples: Stage) -> Stage:
     )
 
 
-def early_seeds(subject: Subject) -> list[int]:
-    return [derive_seed(subject.seed, "early", r) % 2**31 for r in range(subject.early.seeds)]
-
-
 def _early(run: Run) -> Output:
     from recipes.checkpoints import to_arrays
     from recipes.early import early_models
@@ -274,10 +297,14 @@ def _early(run: Run) -> Output:
         for artifact, seed, model in zip(artifacts, seeds, models, strict=True)
     ]
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_NULLABLE), {"role": "early"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_COLUMNS), {"role": "early"})],
         artifacts=artifacts,
         members=run.train.example_id,
-        metadata={"models": len(models), "epoch": subject.early.epoch},
+        metadata={
+            "models": len(models),
+            "epoch": subject.early.epoch,
+            "retained_besides_weights": _in_words(retained(subject)),
+        },
         warnings={APPLIES: ""},
     )
 
@@ -377,6 +404,17 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
     arrays, meta = run.load(stage)
     refuse_other_training(run, stage, meta)
     return ReferenceEnsemble.from_arrays(arrays, meta)
+
+
+def stored_models(run: Run, stage: Stage) -> dict[str, str]:
+    """Name -> digest of the artifacts of a stage of models, for a job that is given them; none where it has made none."""
+    store = run.warehouse.artifacts
+    if stage.path[1] == "early":
+        names = [f"{stage.asset(run.request)}/seed{r}" for r in range(run.subject.early.seeds)]
+    else:
+        names = [f"{stage.asset(run.request)}/result"]
+    _refuse_missing(run, stage)
+    return {name: store.sha256(name) for name in names}
 
 
 def refuse_other_training(run: Run, stage: Stage, meta: Mapping[str, Any]) -> None:

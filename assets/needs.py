@@ -1,36 +1,36 @@
-"""What the pipeline hands to a method: each word of ``contracts.methods.NEEDS``, the stages it stands on, how it is made.
+"""What a stage gives to a method: the stages that each need stands on, and what is stored there.
 
 A stage depends on what its method needs, so that a change upstream makes it stale; the callables are made when the work
-runs and load nothing before they are called.
+runs and load nothing before they are called. What a job gives stands beside it in ``assets.provider``.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from assets import imported, models
+from assets.provider import JobProvider, Provider, Unlearn, UnlearnFrom
+from assets.references import methods
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
-from contracts.methods import MethodSpec, analysis, attack, curator, score, source, unlearner
-from contracts.params import Config
+from contracts.methods import MethodSpec, attack, recipe, source, unlearner
+from contracts.params import references
+from contracts.progress import Progress
 from contracts.subject import OUTPUTS, Subject
-from recipes.plan import device_of, model_builder, recipe_config
-from recipes.plan import trainer as recipe_of
 from sources.example_set import ExampleSet
 from tasks.base import require
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from recipes.ensemble import ReferenceEnsemble
 
 STANDS_ON = {
     "model": "target",
@@ -50,9 +50,8 @@ _OF_OUTPUTS = {
     "select_where",
     "imported",
 }  # needs that a table of outputs can meet
-_COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 _UNLEARNING = {"unlearn", "unlearn_from"}
-TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
+TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
 
 def stages_of(
@@ -64,48 +63,40 @@ def stages_of(
     splits: Mapping[str, Stage],
     analyses: Mapping[str, Stage] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """The stages a method reads, the examples first.
-
-    Args:
-        config: the method's; its fields ``score`` or ``scores`` (``split`` or ``splits``) name the stored ones it reads,
-            ``unlearner`` or ``methods`` the unlearners it runs.
-
-    Raises:
-        UnknownName: it names a score or a split that the subject does not list, or reads an analysis that it does not, or
-            an unlearner that is not registered.
-    """
-    wanted = [upstream["examples"], *(upstream[on] for need in spec.needs if (on := STANDS_ON.get(need)) in upstream)]
-    for kind, stages in (("score", scores), ("split", splits)):
-        if f"{kind}s" in spec.needs:
-            wanted += [_named(kind, name, stages, spec.name) for name in names_in(config, kind)]
-    wanted += [_named("analysis", name, analyses, spec.name) for name in getattr(spec, "reads", ())]
-    if _UNLEARNING & set(spec.needs):
-        for name in (*names_in(config, "unlearner"), *names_in(config, "method")):
-            unlearner.get(name)
+    """The stages a method reads, the examples first: those of its needs, of the scores, splits and analyses that its
+    configuration names, and of the analyses that it reads. The plan's names were checked before (``assets.references``)."""
+    wanted = [upstream["examples"], *models_of(spec, upstream).values()]
+    listed = {"score": scores, "split": splits, "analysis": analyses}
+    wanted += [listed[found.kind][found.name] for found in references(config) if found.kind in listed]
+    wanted += [analyses[name] for name in getattr(spec, "reads", ())]
+    if _UNLEARNING & set(spec.needs) and (plan := upstream["examples"].subject.unlearning):
+        run = [c.name for c in plan.methods] + [r.name for r in references(config) if r.kind == "unlearner"]
+        wanted += [stage for name in run for stage in models_of(unlearner.get(name).spec, upstream).values()]
     return tuple(dict.fromkeys(wanted))
 
 
-def references(subject: Subject) -> frozenset[str]:
+def read_of_references(subject: Subject) -> frozenset[str]:
     """What the plan's methods read of reference models: nothing, "readings", or "readings" and whole "outputs".
 
     Attacks that can do without references do not have them trained; where they are there, they tell on which scale a model speaks.
     """
-    if subject.outputs_only:
-        return frozenset()
-    attacks = [attack.get(choice.name).spec for choice in subject.attacks]
-    read = {"readings" for spec in attacks if spec.references}
-    read |= {"outputs" for spec in attacks if spec.references and "outputs" in spec.wants}
-    chosen = [(score.get(choice.name).spec, choice.config) for choice in subject.scores]
-    chosen += [(analysis.get(choice.name).spec, choice.config) for choice in subject.analyses]
-    chosen += [(curator.get(split.method).spec, split.config) for split in subject.splits]
-    for spec, config in chosen:
-        if "ensemble_outputs" in spec.needs:
-            read.add("outputs")
-        elif "ensemble" in spec.needs:
-            read.add("readings")
-            named = names_in(spec.config.from_mapping(config), "attack")
-            read |= {"outputs" for name in named if "outputs" in attack.get(name).spec.wants}
-    return frozenset(read | {"readings"} if read else read)
+    read: set[str] = set()
+    for found in [] if subject.outputs_only else methods(subject):
+        if found.kind == "attack":
+            asks = bool(getattr(found.spec, "references", 0))
+            whole = asks and "outputs" in found.spec.wants
+        else:
+            whole = "ensemble_outputs" in found.spec.needs
+            asks = whole or "ensemble" in found.spec.needs
+            named = [ref.name for ref in references(found.config) if ref.kind == "attack"] if asks else []
+            whole |= any("outputs" in attack.get(name).spec.wants for name in named)
+        read |= ({"readings"} if asks else set()) | ({"outputs"} if whole else set())
+    return frozenset(read)
+
+
+def models_of(spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stages of models that a method's needs stand on, by name."""
+    return {on: upstream[on] for need in spec.needs if (on := STANDS_ON.get(need)) in upstream}
 
 
 def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
@@ -122,23 +113,39 @@ def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
     return plan
 
 
-def names_in(config: Any, kind: str) -> Sequence[str]:
-    """The names that a configuration, or one inside it, gives in its field ``score`` or ``scores`` (``split`` or ``splits``)."""
-    one, many = getattr(config, kind, ""), getattr(config, f"{kind}s", ())
-    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    inside = [name for part in parts if isinstance(part, Config) for name in names_in(part, kind)]
-    return [name for name in (one, *many, *inside) if isinstance(name, str) and name]
-
-
-def _named(kind: str, name: str, stages: Mapping[str, Stage], method: str) -> Stage:
-    if name not in stages:
-        raise UnknownName(f"{method} reads a {kind} that the plan does not list before it: {kind}", name, stages)
-    return stages[name]
-
-
 def provided(run: Run, spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Any]:
-    """The keyword arguments for one call of a method."""
-    return {need: _MAKE[need](run, upstream) for need in spec.needs}
+    """The keyword arguments for one call of a method in a stage."""
+    return StageProvider(run, upstream).provided(spec)
+
+
+def refuse_unavailable(subject: Subject) -> None:
+    """Nothing, when every need of every method that the plan lists can be met where the method runs.
+
+    Raises:
+        NotApplicable: one cannot; names the method's place in the plan, the need, and what can be met there.
+    """
+    recipe_spec = recipe.get(subject.recipe.name).spec if subject.recipe.name else None
+    for method in methods(subject):
+        can = available(method.kind)
+        if recipe_spec is not None and not recipe_spec.early and method.kind == "unlearner":
+            can -= {"early_models", "early_at"}  # a job ends without a result where another stage says why it has none
+        if lacking := [need for need in method.spec.needs if need not in can]:
+            raise NotApplicable(
+                f"{method.where}: {method.kind} {method.spec.name} needs {', '.join(lacking)}, which the plan's recipe or the place "
+                f"where {method.kind} methods run cannot give; it can give: {', '.join(sorted(can)) or 'nothing'}"
+            )
+
+
+def available(kind: str) -> frozenset[str]:
+    """The needs that can be met for methods of a kind ("split" for a plan's curators); nothing is kept from the analyses but
+    rows imported for scores."""
+    everything = StageProvider.meets()
+    return {
+        "score": everything - {"splits", "tables"},
+        "split": everything - {"tables", "imported"},
+        "analysis": everything - {"imported"},
+        "unlearner": JobProvider.meets(),
+    }.get(kind, frozenset())
 
 
 def refuse(run: Run, spec: MethodSpec, kind: str) -> None:
@@ -163,149 +170,75 @@ def lacks(spec: MethodSpec, kind: str, data: ExampleSet) -> str:
     return ""
 
 
-def trainer(run: Run) -> Callable[..., nn.Module]:
-    """``(data, seed, *, effort, steps, observe) -> model``: the subject's own recipe from a fresh initialisation."""
-    method = recipe_of(run.subject, run.data)
-
-    def train(
-        data: ExampleSet, seed: int, *, effort: float = 1.0, steps: int | None = None, observe: Any = None
-    ) -> nn.Module:
-        length = method.of_length(effort=effort, steps=steps)
-        return length.one(data, seed, observe=observe, progress=run.progress)
-
-    return train
-
-
-def _early_at(run: Run) -> Callable[[Sequence[int]], Mapping[int, Sequence[nn.Module]]]:
-    """``epochs -> {epoch: models}`` of one run."""
-    from recipes.early import early_snapshots
-
-    subject = run.subject
-
-    def at(epochs: Sequence[int]) -> Mapping[int, Sequence[nn.Module]]:
-        return early_snapshots(
-            model_builder(subject, run.data),
-            run.train,
-            recipe=subject.recipe.name,
-            config=recipe_config(subject),
-            seeds=models.early_seeds(subject),
-            epochs=epochs,
-            device=device_of(subject),
-            progress=run.progress,
-        )
-
-    return at
-
-
-def _train_many(run: Run) -> Callable[..., Sequence[nn.Module]]:
-    """``(ids of each training set, seeds, *, data) -> models`` of the subject's own recipe."""
-
-    def train_many(
-        members: Sequence[Any], seeds: Sequence[int], *, data: ExampleSet | None = None
-    ) -> Sequence[nn.Module]:
-        data = run.data if data is None else data
-        rows = [data.positions(ids) for ids in members]
-        return recipe_of(run.subject, data).many(data, members=rows, seeds=seeds, progress=run.progress)
-
-    return train_many
-
-
 @dataclass(frozen=True)
-class _UnlearnFrom:
-    """``(model, name, *, retain, forget, seed) -> model``: any model after a registered unlearner with the plan's configuration.
-
-    The unlearner works on a copy of its own: one that changes its argument cannot change what later runs start from. What
-    comes back is a fresh model with the result's arrays; a result that answers otherwise than its arrays do is refused.
-    """
+class StageProvider(Provider):
+    """In a stage: what it read of the stages upstream, beside what follows from plan, data and model."""
 
     run: Run
     upstream: Mapping[str, Stage]
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Those of the subject's plan; without one, all that are defined for its task."""
-        plan = self.run.subject.unlearning
-        if plan is None:
-            return tuple(m.spec.name for m in unlearner if self.run.data.task.gives(*m.spec.wants))
-        return tuple(choice.name for choice in plan.methods)
+    def subject(self) -> Subject:  # type: ignore[override]
+        return self.run.subject
 
     @property
-    def in_use(self) -> str:
-        """The method that removes what people ask to remove: the one that decides the audit; retrain without a plan."""
-        plan = self.run.subject.unlearning
-        return "retrain" if plan is None else plan.decides
-
-    def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        from recipes.as_saved import refuse_unlike, reloaded
-
-        plan, method = self.run.subject.unlearning, unlearner.get(name)
-        chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
-        result = method(
-            copy.deepcopy(model),
-            retain=retain,
-            forget=forget,
-            config=method.spec.config.from_mapping(chosen.get(name, {})),
-            seed=seed,
-            progress=self.run.progress,
-            **provided(self.run, method.spec, self.upstream),
-        )
-        fresh = reloaded(result, model_builder(self.run.subject, retain), what=name)
-        for part in (retain.take(np.arange(min(len(retain), _COMPARED))), forget):
-            if len(part):
-                refuse_unlike(result, fresh, part, what=name)
-        return fresh
-
-
-@dataclass(frozen=True)
-class _Unlearn:
-    """``(name, *, retain, forget, seed) -> model``: the audited model after a registered unlearner."""
-
-    run: Run
-    upstream: Mapping[str, Stage]
+    def data(self) -> ExampleSet:  # type: ignore[override]
+        return self.run.data
 
     @property
-    def _from(self) -> _UnlearnFrom:
-        return _UnlearnFrom(self.run, self.upstream)
+    def progress(self) -> Progress:  # type: ignore[override]
+        return self.run.progress
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """As of :class:`_UnlearnFrom`."""
-        return self._from.methods
+    def model(self) -> nn.Module:
+        return models.load_model(self.run, self.upstream["target"])
 
-    @property
-    def in_use(self) -> str:
-        """As of :class:`_UnlearnFrom`."""
-        return self._from.in_use
+    def encoder(self) -> nn.Module:
+        if not self.subject.outputs_only:
+            return self.model()
+        from explain.embeddings import over_features
 
-    def __call__(self, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        model = models.load_model(self.run, self.upstream["target"])
-        return self._from(model, name, retain=retain, forget=forget, seed=seed)
+        return over_features(math.prod(self.data.input_shape), self.data.num_classes)
 
+    def outputs(self) -> Callable[[ExampleSet], Any]:
+        """Examples -> (N, K) logits that the stage of the audited model stored.
 
-def _outputs(run: Run, target: Stage) -> Callable[[ExampleSet], Any]:
-    """examples -> (N, K) logits that the stage stored.
+        Raises:
+            NotApplicable: it stored none.
+        """
+        require(self.data, "what reads whole outputs", "outputs")
+        stored, meta = self.run.load(self.upstream["target"], models.READINGS)
+        models.refuse_other_training(self.run, self.upstream["target"], meta)
+        return lambda data: stored["logits"][self.data.positions(data.example_id)]
 
-    Raises:
-        NotApplicable: it stored none.
-    """
-    require(run.data, "what reads whole outputs", "outputs")
-    stored, meta = run.load(target, models.READINGS)
-    models.refuse_other_training(run, target, meta)
-    return lambda data: stored["logits"][run.data.positions(data.example_id)]
+    def early_models(self) -> Sequence[nn.Module]:
+        return models.load_early(self.run, self.upstream["early"])
 
+    def ensemble(self) -> ReferenceEnsemble:
+        return models.load_ensemble(self.run, self.upstream["ensemble"])
 
-def _encoder(run: Run, target: Stage) -> nn.Module:
-    if not run.subject.outputs_only:
-        return models.load_model(run, target)
-    from explain.embeddings import over_features
+    def ensemble_outputs(self) -> ReferenceEnsemble:
+        return self.ensemble()
 
-    return over_features(math.prod(run.data.input_shape), run.data.num_classes)
+    def unlearn(self) -> Unlearn:
+        return Unlearn(self, self.model)
 
+    def unlearn_from(self) -> UnlearnFrom:
+        return UnlearnFrom(self)
 
-def _evaluate() -> Callable[..., dict[str, float]]:
-    from unlearning.metrics import evaluate
+    def scores(self) -> Callable[[str], pl.DataFrame]:
+        return self.run.stored_score
 
-    return evaluate
+    def splits(self) -> Callable[[str], pl.DataFrame]:
+        return lambda name: _split(self.run, name)
+
+    def tables(self) -> Callable[[str], pl.DataFrame]:
+        return lambda name: _table(self.run, name)
+
+    def select_where(self) -> Callable[[str], Any]:
+        return self.run.select_where
+
+    def imported(self) -> pl.DataFrame:
+        return imported.rows_of(self.run)
 
 
 def _table(run: Run, name: str) -> pl.DataFrame:
@@ -339,24 +272,3 @@ def _split(run: Run, name: str) -> pl.DataFrame:
     if made is not None and (reason := run.why_not(made)):
         raise NotTrusted(reason)
     return run.read(schema.MEMBERS, {"dataset_id": name}).select("example_id", "role")
-
-
-_MAKE: dict[str, Callable[[Run, Mapping[str, Stage]], Any]] = {
-    "model": lambda run, up: models.load_model(run, up["target"]),
-    "encoder": lambda run, up: _encoder(run, up["target"]),
-    "outputs": lambda run, up: _outputs(run, up["target"]),
-    "early_models": lambda run, up: models.load_early(run, up["early"]),
-    "early_at": lambda run, up: _early_at(run),
-    "ensemble": lambda run, up: models.load_ensemble(run, up["ensemble"]),
-    "ensemble_outputs": lambda run, up: models.load_ensemble(run, up["ensemble"]),
-    "train": lambda run, up: trainer(run),
-    "train_many": lambda run, up: _train_many(run),
-    "unlearn": _Unlearn,
-    "unlearn_from": _UnlearnFrom,
-    "evaluate": lambda run, up: _evaluate(),
-    "scores": lambda run, up: run.stored_score,
-    "splits": lambda run, up: lambda name: _split(run, name),
-    "select_where": lambda run, up: run.select_where,
-    "tables": lambda run, up: lambda name: _table(run, name),
-    "imported": lambda run, up: imported.rows_of(run),
-}

@@ -7,14 +7,14 @@ not random is judged by retrainings without that very set; those are a stage of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from assets import models
+from assets import models, needs
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest, plain
@@ -98,6 +98,7 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
     spec = unlearner.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
     outputs = _keeps_outputs(subject, upstream, scope)
+    others = [stage for name, stage in needs.models_of(spec, upstream).items() if name != "target"]
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", choice.name),
@@ -111,11 +112,11 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
             **({"outputs": True} if outputs else {}),
         },
         version=3,  # of the job; the method's own is in the configuration
-        deps=(upstream["examples"], upstream["target"], scope.split),
+        deps=(upstream["examples"], upstream["target"], scope.split, *others),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=scope.per_request,
         trains=True,
-        work=lambda run: _run_job(run, choice, upstream["target"], scope, outputs=outputs),
+        work=lambda run: _run_job(run, choice, upstream["target"], others, scope, outputs=outputs),
     )
 
 
@@ -144,7 +145,9 @@ def _training_part(subject: Subject) -> Subject:
     )
 
 
-def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope, *, outputs: bool) -> Output:
+def _run_job(
+    run: Run, choice: Choice, target: Stage, others: Sequence[Stage], scope: Scope, *, outputs: bool
+) -> Output:
     store = run.warehouse.artifacts
     members, weights = scope.split.asset(run.request) + "/result", target.asset(run.request) + "/weights"
     job = UnlearnJob(
@@ -157,6 +160,7 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope, *, outputs: 
         target_sha256=store.sha256(weights),
         members=members,
         members_sha256=store.sha256(members),
+        inputs={name: sha for stage in others for name, sha in models.stored_models(run, stage).items()},
         output=f"{run.asset}/result",
         outputs=outputs,
     )
@@ -167,7 +171,9 @@ def _run_job(run: Run, choice: Choice, target: Stage, scope: Scope, *, outputs: 
     return Output(
         artifacts=[artifact],
         volatile=[store.describe(times_of(job.output))],
-        members=ids["retain"] if choice.name == RETRAIN else np.concatenate([ids["retain"], ids["forget"]]),
+        members=ids["retain"]
+        if unlearner.get(choice.name).spec.exact
+        else np.concatenate([ids["retain"], ids["forget"]]),
         metadata={"job": job.job_id, "runs": meta["runs"]},
     )
 

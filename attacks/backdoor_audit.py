@@ -62,7 +62,9 @@ class BackdoorConfig(Config):
     target: int = param(0, ge=0, le=1_000_000, doc="poison: class that triggered images are to get")
     patch: int = param(3, ge=1, le=1024, unit="pixels", doc="poison: side of the trigger, bottom right")
     classes: tuple[int, ...] = param((0, 1), ge=0, le=1_000_000, doc="confusion: the two classes")
-    methods: tuple[str, ...] = param(("finetune",), doc="registered unlearners, beside the references none and retrain")
+    methods: tuple[str, ...] = param(
+        ("finetune",), doc="registered unlearners, beside the references none and retrain", ref="unlearner"
+    )
     identified: tuple[float, ...] = param((0.1, 0.5, 1.0), gt=0, le=1, doc="shares of the manipulation that are known")
     repeats: int = param(1, ge=1, le=1000, doc="manipulations and trainings, each with its own seed")
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
@@ -177,7 +179,7 @@ def backdoor_audit(
         seed: root of the draws, trainings and unlearners.
         train: (data, seed) -> model of the subject's recipe.
         unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner.
-        progress: told (unlearning runs done, all, "backdoor audit").
+        progress: called with (unlearning runs done, all, "backdoor audit").
 
     Returns:
         ``backdoor``: rows by repeat, then ``none``, then methods by identified fraction.

@@ -55,7 +55,9 @@ class ConceptLeakageConfig(ConceptConfig):
     forget: tuple[str | int, ...] = param(
         (), doc="classes to unlearn, by name or index; the last class when none is given"
     )
-    methods: tuple[str, ...] = param(("finetune",), doc="registered unlearners, beside the references none and retrain")
+    methods: tuple[str, ...] = param(
+        ("finetune",), doc="registered unlearners, beside the references none and retrain", ref="unlearner"
+    )
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
 
     def check(self) -> None:
@@ -185,7 +187,7 @@ def concept_leakage(
         seed: of the unlearners, the clusters and the draws.
         model: the audited model; not changed.
         unlearn: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; knows ``retrain``.
-        progress: told (models probed, all, "concept leakage").
+        progress: called with (models probed, all, "concept leakage").
 
     Returns:
         ``concept_leakage`` (method x concept) and ``concept_head_swap`` (method), the references first and last.

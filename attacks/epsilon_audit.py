@@ -107,7 +107,7 @@ def epsilon(
         config: level, delta, share guessed.
         seed: deals the models into halves, and picks the model of the one run.
         ensemble: M models on random halves of the pool.
-        progress: told when done.
+        progress: called when done.
 
     Raises:
         NotApplicable, DataError: see ``attacks.membership.exposure_audit``.

@@ -67,7 +67,7 @@ class RecourseAuditConfig(Config):
     audited_draws: int = param(3, ge=1, le=1000, doc="the same when the audited model is retrained")
     immutable: tuple[str, ...] = param((), doc="features that cannot change")
     integer: tuple[str, ...] = param((), doc="features that are whole numbers")
-    splits: tuple[str, ...] = param((), doc="stored splits whose forget role is deleted")
+    splits: tuple[str, ...] = param((), doc="stored splits whose forget role is deleted", ref="split")
     top: int = param(20, ge=1, le=100_000, doc="most harmful examples stored of each query")
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
 

@@ -174,6 +174,7 @@ def working(name: str, folder: str, num: int, seed: int) -> int:
     have = {
         "early_models": lambda d: models,
         "model": lambda d: models[0],
+        "encoder": lambda d: models[0],
         "train": lambda d: observed,
         "ensemble": lambda d: ensemble_of(d, home, seed),
         "unlearn": lambda d: None,

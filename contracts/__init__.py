@@ -1,1 +1,1 @@
-"""Words that every room shares: frozen, standard-library-only declarations. Imports nothing of this project."""
+"""Declarations that every package shares: frozen, standard library only. Imports nothing of this project."""

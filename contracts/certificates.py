@@ -14,7 +14,7 @@ from contracts.verdicts import Verdict
 class AttackResult(Config):
     """One attack behind a certificate, with the interval of its figure."""
 
-    attack: str = param(doc="registered attack")
+    attack: str = param(doc="registered attack", ref="attack")
     n_pos: int = param(ge=0)
     n_neg: int = param(ge=0)
     auc: float = param(ge=0, le=1)

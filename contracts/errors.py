@@ -23,6 +23,7 @@ PalimpsestError
 
 from __future__ import annotations
 
+import difflib
 import errno
 import traceback
 from collections.abc import Iterable, Sequence
@@ -66,11 +67,20 @@ class NotApplicable(InvalidInput):
 
 
 class UnknownName(PalimpsestError, LookupError):
-    """No such thing; the message lists the known ones."""
+    """No such thing; the message lists the known ones, and those that are spelt alike.
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
-        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known) or '(none)'}")
+    Args:
+        where: the field that names it (``analyses.pruning_curve.config.score``), for one that a configuration names.
+    """
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], *, where: str = "") -> None:
+        self.kind, self.name, self.known, self.where = kind, name, tuple(sorted(known)), where
+        asked = str(name)
+        longer = [one for one in self.known if asked and one.startswith(asked)]
+        alike = list(dict.fromkeys([*longer, *difflib.get_close_matches(asked, self.known)]))[:3]
+        near = f" (near: {', '.join(alike)})" if alike else ""
+        at = f"{where}: " if where else ""
+        super().__init__(f"{at}unknown {kind} {name!r}{near}; known: {', '.join(self.known) or '(none)'}")
 
 
 class NameTaken(PalimpsestError):
@@ -170,7 +180,7 @@ def in_words(error: BaseException) -> str:
         if error.errno in _FULL:
             return (
                 f"the disk is full{where}. What was finished is kept; free some space, or set PALIMPSEST_HOME to a disk with "
-                "room, and run the same command again"
+                "space, and run the same command again"
             )
         if error.errno in _NOT_WRITABLE:
             return f"no access ({(error.strerror or '').lower()}){where}. To write elsewhere, set PALIMPSEST_HOME to a folder of yours"

@@ -28,12 +28,13 @@ class UnlearnJob(Config):
         doc="digest of the versions of the code that it runs: recipe, source, model, method, the job itself"
     )
     data_version: str = param(doc="digest of the data set the worker must find")
-    method: Choice = param(doc="registered unlearner with its configuration")
+    method: Choice = param(doc="registered unlearner with its configuration", ref="unlearner")
     seeds: tuple[int, ...] = param(ge=0, lt=2**31, doc="one run a seed")
     target: str = param(doc="artifact of the audited model")
     target_sha256: str = param(doc="its digest")
     members: str = param(doc="artifact with the ids of the forget and the retain set")
     members_sha256: str = param(doc="its digest")
+    inputs: dict[str, str] = param({}, doc="artifacts of other models that the method needs -> their digests")
     output: str = param(doc="artifact the worker writes")
     outputs: bool = param(False, doc="keep whole outputs beside the readings, of a task that gives them")
 

@@ -15,13 +15,47 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 from contracts import digests
 from contracts.errors import ConfigError
 
 _MISSING = dataclasses.MISSING
+REFERENCES = {
+    "score": "a stored score of the plan",
+    "split": "a stored split of the plan",
+    "analysis": "an analysis of the plan",
+    "unlearner": "a registered unlearner",
+    "attack": "a registered attack",
+    "curator": "a registered curator",
+    "source": "a registered source",
+    "recipe": "a registered recipe",
+}
+"""What a field may name, whatever the field is called."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ref:
+    """The type of a field whose value, or each of whose values, is a name of this kind; "" names nothing.
+
+    Attributes:
+        kind: a word of ``REFERENCES``.
+    """
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in REFERENCES:
+            raise ConfigError(f"a field cannot refer to {self.kind!r}; it can to: {', '.join(REFERENCES)}")
+
+
+class Reference(NamedTuple):
+    """A name that a configuration gives: ``path`` is the field's, as ``search.unlearner`` or ``methods[1]``."""
+
+    path: str
+    kind: str
+    name: str
 
 
 def param(
@@ -34,12 +68,17 @@ def param(
     choices: tuple[Any, ...] | None = None,
     unit: str = "",
     doc: str = "",
+    ref: str = "",
 ) -> Any:
     """A dataclass field with a legal range. Without a default the field is required.
 
     For tuple-valued fields the range applies to every element.
+
+    Args:
+        ref: what the field names, a word of ``REFERENCES``: a name that stands for nothing is refused when the plan loads.
     """
-    meta = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
+    meta: dict[str, Any] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
+    meta["ref"] = Ref(ref) if ref else None
     if isinstance(default, (list, dict, set)):
         factory = type(default)
         initial = default
@@ -157,6 +196,27 @@ def _check_range(value: Any, field: dataclasses.Field[Any], owner: str) -> None:
             raise ConfigError(f"{owner}.{field.name} = {item!r} is outside its allowed range: {allowed_range(field)}")
 
 
+def references(config: Config, path: str = "") -> Iterator[Reference]:
+    """Every name that a configuration, or one inside it, gives in a field that refers to something.
+
+    Args:
+        path: put before the path of each field.
+
+    >>> list(references(_Names(score="el2n", inside=(_Names(score="grand"),))))
+    [Reference(path='score', kind='score', name='el2n'), Reference(path='inside[0].score', kind='score', name='grand')]
+    """
+    for field in dataclasses.fields(config):
+        ref, value = field.metadata.get("ref"), getattr(config, field.name)
+        many = isinstance(value, tuple)
+        for i, item in enumerate(value if many else (value,)):
+            where = f"{path}{'.' if path else ''}{field.name}{f'[{i}]' if many else ''}"
+            name = getattr(item, "name", None) if isinstance(item, Config) else item
+            if ref is not None and isinstance(name, str) and name:
+                yield Reference(where, ref.kind, name)
+            if isinstance(item, Config):
+                yield from references(item, where)
+
+
 def allowed_range(field: dataclasses.Field[Any]) -> str:
     """The range of a field in words, for messages and for the generated documentation.
 
@@ -178,3 +238,9 @@ def _name(hint: Any) -> str:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Example(Config):
     lr: float = param(0.05, gt=0, le=10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Names(Config):
+    score: str = param("", ref="score")
+    inside: tuple[Config, ...] = param(())

@@ -82,7 +82,7 @@ class ForgetRequest(Config):
     owner: str = param("", doc="owner token, for selector owner")
     class_name: str = param("", doc="class name, for selector class")
     where: str = param("", doc="SQL predicate over data.examples, for selector where")
-    score: str = param("", doc="name of a stored score, for selector score")
+    score: str = param("", doc="name of a stored score, for selector score", ref="score")
     fraction: float = param(0.0, ge=0, lt=1, doc="share of the training examples, for selector score")
     count: int = param(0, ge=0, doc="number of training examples instead of a share, for selector score")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end of the score, for selector score")

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from contracts import migrations
 from contracts.errors import ConfigError
 from contracts.identity import check_name
+from contracts.migrations import migrated
 from contracts.params import Config, param
 
 
@@ -57,7 +59,7 @@ class Split(Config):
     """A named forget/retain split made by a registered curator."""
 
     name: str = param(doc="name of the split")
-    method: str = param(doc="registered curator")
+    method: str = param(doc="registered curator", ref="curator")
     config: dict[str, Any] = param({}, doc="fields of the curator's configuration")
 
     def check(self) -> None:
@@ -66,7 +68,7 @@ class Split(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Early(Config):
-    """The early checkpoints that EL2N and GraNd read (card 26): R seeds stopped at one epoch of the full recipe."""
+    """The early checkpoints that EL2N and GraNd read (Paul et al. 2021): R seeds stopped at one epoch of the full recipe."""
 
     seeds: int = param(10, ge=1, le=1000, doc="independent initialisations R")
     epoch: int = param(3, ge=0, le=100_000, doc="epochs trained before scoring; 0 is uninformative")
@@ -74,7 +76,7 @@ class Early(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ensemble(Config):
-    """The reference ensemble: M copies of the recipe on random halves of the pool (card 57, step 6)."""
+    """The reference ensemble: M copies of the recipe on random halves of the pool (Carlini et al. 2022)."""
 
     num_models: int = param(64, ge=4, le=100_000, doc="M, even: each pool example is in exactly M/2 models")
     pool_size: int | None = param(None, ge=20, doc="examples in the pool; all when not given")
@@ -94,11 +96,15 @@ class Ensemble(Config):
 class Unlearning(Config):
     """Which removal methods are compared, on which split, over how many seeds."""
 
-    split: str = param("random", doc="name of the split whose forget role is removed")
-    methods: tuple[Choice, ...] = param(doc="registered unlearners; the controls 'none' and 'retrain' are always run")
+    split: str = param("random", doc="name of the split whose forget role is removed", ref="split")
+    methods: tuple[Choice, ...] = param(
+        doc="registered unlearners; the controls 'none' and 'retrain' are always run", ref="unlearner"
+    )
     seeds: int = param(3, ge=1, le=100, doc="repeats; every figure carries their spread")
     decides: str = param(
-        "retrain", doc="the method in use: its verdict decides the audit, the others are compared with it"
+        "retrain",
+        doc="the method in use: its verdict decides the audit, the others are compared with it",
+        ref="unlearner",
     )
     retrainings: int = param(
         20,
@@ -161,11 +167,17 @@ class Thresholds(Config):
 class Subject(Config):
     """Everything an audit needs to know. Its digest is part of every row's provenance."""
 
+    schema_version: int = param(
+        migrations.CURRENT,
+        ge=migrations.CURRENT,
+        le=migrations.CURRENT,
+        doc="of what a plan may say; older plans are brought to the current one as they are read",
+    )
     subject: str = param(doc="name; part of every asset key")
     title: str = param("", doc="one line for people")
-    source: Choice = param(doc="where the data comes from")
+    source: Choice = param(doc="where the data comes from", ref="source")
     model: Model = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable; or outputs")
-    recipe: Choice = param(Choice(name=""), doc="how it is trained; nothing where there are only outputs")
+    recipe: Choice = param(Choice(name=""), doc="how it is trained; nothing where there are only outputs", ref="recipe")
     seed: int = param(0, ge=0, lt=2**31, doc="root of every random choice")
     device: str = param("auto", choices=("auto", "cpu", "cuda"), doc="auto takes CUDA when there is one")
     early: Early = param(Early())
@@ -174,13 +186,18 @@ class Subject(Config):
     analyses: tuple[Choice, ...] = param(())
     splits: tuple[Split, ...] = param(())
     unlearning: Unlearning | None = param(None)
-    attacks: tuple[Choice, ...] = param(())
+    attacks: tuple[Choice, ...] = param((), ref="attack")
     thresholds: Thresholds = param(Thresholds())
     budget_min: float | None = param(
         None, gt=0, unit="min", doc="minutes that a first audit may take on two cores; said when it took longer"
     )
     schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
     owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | None) -> Self:
+        """As of any configuration; a plan of an earlier version is migrated, one of a later version refused."""
+        return super(Subject, cls).from_mapping(migrated(values) if isinstance(values, Mapping) else values)
 
     @property
     def outputs_only(self) -> bool:

@@ -75,8 +75,8 @@ def closure(ids: Iterable[int] | np.ndarray, groups: pl.DataFrame) -> pl.DataFra
 class ClosureConfig(ForgetConfig):
     """The split to close and the score that holds the groups."""
 
-    split: str = param(doc="name of a stored forget/retain split")
-    score: str = param("near_duplicates", doc="name of a stored score with a column of groups")
+    split: str = param(doc="name of a stored forget/retain split", ref="split")
+    score: str = param("near_duplicates", doc="name of a stored score with a column of groups", ref="score")
     column: str = param("group_id", doc="its column: examples with equal values are near duplicates")
 
 

@@ -37,7 +37,7 @@ from tasks.base import require
 class DenoiseImplicitConfig(Config):
     """Which score, and how much of it is taken for noise."""
 
-    score: str = param("personal_loss", doc="name of a stored score, higher = more likely noise")
+    score: str = param("personal_loss", doc="name of a stored score, higher = more likely noise", ref="score")
     noise_rate: float = param(
         0.2, gt=0, lt=1, doc="share of the interactions that is dropped: of each user's up to one, of all exactly"
     )

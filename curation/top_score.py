@@ -25,7 +25,7 @@ from sources.example_set import ExampleSet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopScoreConfig(ForgetConfig):
-    score: str = param(doc="name of a stored score")
+    score: str = param(doc="name of a stored score", ref="score")
     fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples")
     count: int | None = param(None, ge=1, doc="number of examples; instead of fraction")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end of the score")

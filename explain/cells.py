@@ -69,7 +69,7 @@ def in_cells(
         seed: of the sample and the centres.
         members: points a cell should have on average.
         probes: cells compared with a cell.
-        progress: told (points done, in all, "nearest neighbours").
+        progress: called with (points done, in all, "nearest neighbours").
     """
     centres = _centres(vectors, num, min(max(1, num // members), _MOST), seed)
     cell = _assigned(vectors, num, centres)

@@ -106,7 +106,7 @@ def nearest(
         k: >= 1; at most N (N - 1 without ``queries``) are given.
         queries: (Q, d) float32, unit length; without them every point is asked for its neighbours other than itself.
         method: "exact" or "hnsw".
-        progress: told (queries done, in all, "nearest neighbours").
+        progress: called with (queries done, in all, "nearest neighbours").
 
     Raises:
         InvalidInput: k < 1, an unknown method, arrays that are not float32 or do not fit.

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+from assets.provider import JobProvider
 from contracts.digests import canonical_json, digest
 from contracts.errors import Diverged, IntegrityError, NotTheModel, in_words
 from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
-from recipes.plan import device_of, load_examples, model_builder, trainer
-from sources.example_set import ExampleSet
+from recipes.plan import device_of, load_examples, model_builder
 from warehouse import ArtifactStore, fsio
 
 
@@ -62,10 +62,11 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     model = model.to(device).eval()
     method = unlearner.get(job.method.name)
     config = method.spec.config.from_mapping(job.method.config)
-    training = trainer(subject, data)
 
-    def fresh(examples: ExampleSet, seed: int) -> Any:
-        return training.one(examples, seed, progress=progress)
+    def stored(stage: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        artifact = next(a for a in job.inputs if a.split("/")[-2:] == [stage, name])
+        _same(artifact, store.sha256(artifact), job.inputs[artifact])
+        return store.load(artifact)
 
     def progress(done: int, total: int, what: str) -> None:
         nonlocal said
@@ -82,7 +83,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     whole = job.outputs and data.task.gives("outputs")
     non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
-    given = {"train": fresh}
+    provider = JobProvider(subject, data, model, load=stored, progress=progress)
     untouched = predict_logits(model, data) if whole else None
     untouched_reading = read(model, data)
     for step, seed in enumerate(job.seeds):
@@ -96,7 +97,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
                 config=config,
                 seed=seed,
                 progress=progress,
-                **{need: given[need] for need in method.spec.needs},
+                **provider.provided(method.spec),
             )
             wall_s = time.perf_counter() - started
             result, reading, outputs = as_saved(result, build, data, what=job.method.name, outputs=whole)

@@ -1,4 +1,4 @@
-"""Which example trains which model of the reference ensemble (card 57, step 6), and which examples are in the pool.
+"""Which example trains which model of the reference ensemble (Carlini et al. 2022), and which examples are in the pool.
 
     keep = rand(M, N).argsort(axis=0) < M/2        every example is in exactly M/2 of the M models
 

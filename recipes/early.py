@@ -1,4 +1,4 @@
-"""Models stopped early in training, one a seed: what EL2N and GraNd read (card 26, step 1).
+"""Models stopped early in training, one a seed: what EL2N and GraNd read (Paul et al. 2021).
 
 Each is the full recipe (schedule included) left after some epochs, from its own initialisation and batch order. A recipe
 that is not declared ``early`` has none.

@@ -56,7 +56,7 @@ def import_checkpoint(
     if output.exists() or not output.parent.is_dir():
         raise InvalidInput(f"{output} must be a new file in a folder that exists")
     limits = [str(max_bytes), str(memory_bytes), str(cpu_seconds)]
-    # -I: neither the caller's environment nor the current folder decides what the child imports.
+    # -I: neither the caller's environment nor the current folder influences what the child imports.
     command = [sys.executable, "-I", str(_CHILD), str(path.resolve()), str(output.resolve()), *limits]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=2 * cpu_seconds + 60, check=False)

@@ -108,7 +108,7 @@ def bpr(
         stop_after: epochs after which training stops; None for all. The best model validated by then is returned, the last
             one where none was.
         checkpoints, checkpoint_name, checkpoint_every: as for ``supervised``.
-        progress: told (epochs done, epochs, "training").
+        progress: called with (epochs done, epochs, "training").
         observe: called with every step before it is taken: positions in ``data`` of the interactions in it, int64 (B,) on the
             CPU, and their losses (B,).
 

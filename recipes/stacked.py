@@ -1,4 +1,4 @@
-"""Many models of one recipe trained at once, each on its own subset with its own seed (card 57, steps 6 and 7).
+"""Many models of one recipe trained at once, each on its own subset with its own seed.
 
     theta (M, ...),  members[m] = positions that model m trains on,  idx (M, B) = its own permutation of its own subset
     L = sum_m mean_{b < count[m]} CE(f(theta_m, x[idx[m, b]]), y[idx[m, b]])         one backward, M separate gradients
@@ -109,7 +109,7 @@ class StackedTrainer:
             seeds: M seeds, each as in ``supervised``.
             epochs: at least one, in any order; each as ``stop_after`` of ``supervised``.
             inputs: ``data``'s inputs when they are in memory already.
-            progress: told (model-epochs done, in all, "training").
+            progress: called with (model-epochs done, in all, "training").
 
         Raises:
             ConfigError: numbers that do not fit together; an epoch beyond the schedule.
@@ -249,7 +249,7 @@ class _Chunk:
     Attributes:
         numbers: their places among all models.
         ends: epochs at which they are wanted; the largest is the last one trained.
-        progress: told the model-epochs done of this chunk.
+        progress: called with the model-epochs done of this chunk.
     """
 
     numbers: list[int]

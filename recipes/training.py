@@ -184,7 +184,7 @@ class Trainer:
             seeds: M seeds.
             epochs: at least one, in any order; None is the end of the run.
             inputs: ``data``'s inputs when they are in memory already.
-            progress: told how far all of them are, "training".
+            progress: called with how far all of them are, "training".
 
         Raises:
             NotApplicable: the recipe is not defined for the data's task, or cannot stop early and shall.

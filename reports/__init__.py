@@ -7,30 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reports.audit import (
-        AnalysisSection,
-        AuditReport,
-        Examples,
-        Removed,
-        ScoreSection,
-        facts,
-        render_html,
-        render_json,
-    )
+    from reports.audit import facts, render_html, render_json
     from reports.closing import render_closing
+    from reports.contents import AnalysisSection, AuditReport, Examples, Removed, ScoreSection
     from reports.series import Curve, Histogram
     from reports.summary import Judgement, Row, findings_frame, judge, rows
 
 _MODULES = {
-    "AnalysisSection": "audit",
-    "AuditReport": "audit",
+    "AnalysisSection": "contents",
+    "AuditReport": "contents",
     "Curve": "series",
-    "Examples": "audit",
+    "Examples": "contents",
     "Histogram": "series",
     "Judgement": "summary",
-    "Removed": "audit",
+    "Removed": "contents",
     "Row": "summary",
-    "ScoreSection": "audit",
+    "ScoreSection": "contents",
     "facts": "audit",
     "findings_frame": "summary",
     "judge": "summary",

@@ -10,7 +10,7 @@ import base64
 import functools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import polars as pl
@@ -18,10 +18,8 @@ import polars as pl
 from contracts.methods import Picture
 from contracts.verdicts import ATTACK, INFORMATION, TARGET, Verdict, overall
 from reports import plots, summary
+from reports.contents import AnalysisSection, AuditReport, Examples
 from reports.series import Curve, Histogram
-
-if TYPE_CHECKING:
-    from reports.audit import AnalysisSection, AuditReport, Examples
 
 _THIN = "\u202f"
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!", Verdict.NOT_JUDGED: "–"}

@@ -287,7 +287,7 @@ def against_time_png(
             )
         seconds = [max(point[0], 0.01) for point in points.values()]
         axes.set_xscale("log")
-        axes.set_xlim(min(seconds) / 1.6, max(seconds) * 4)  # room for the names
+        axes.set_xlim(min(seconds) / 1.6, max(seconds) * 4)  # space for the names
         for x, (_, value, low, high) in zip(seconds, points.values(), strict=True):
             axes.plot([x, x], [low, high], color=_SERIES[0], linewidth=1.4)
             axes.plot([x], [value], "o", color=_SERIES[0], markersize=5, markeredgewidth=0)

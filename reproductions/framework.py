@@ -1,27 +1,30 @@
-"""A paper's claims, measured again at small scale: one function a method card, one verdict a claim.
+"""A paper's claims, measured again at small scale: one function a paper, one verdict a claim.
 
-@reproduction(card=26)
+@reproduction(card=26, name="data_diet", paper="Paul et al. 2021")
 def data_diet(seed: int, progress: Progress) -> list[Claim]:
     ...
     return [at_least("AUROC of EL2N for planted label noise, epoch 3", auroc, 0.97)]
 
-run(26, seed=3)   # {"card": 26, "seed": 3, "passed": True, "wall_s": 41.2, "claims": [{...}]}
+run("data_diet", seed=3)   # {"card": 26, "name": "data_diet", "seed": 3, "passed": True, "wall_s": 41.2, "claims": [{...}]}
 
 A claim is met by the method on any seed; what needs a lucky one is not a claim.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from contracts.errors import InvalidInput, NameTaken, UnknownName
+from contracts.identity import check_name
 from contracts.progress import Progress, silent
 
-Reproduction = Callable[[int, Progress], Sequence["Claim"]]
+Measure = Callable[[int, Progress], Sequence["Claim"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Claim:
     """One measured figure against its threshold.
 
     Attributes:
-        name: what was measured, in words, unique within the card.
+        name: what was measured, in words, unique within the paper.
         measured: the figure.
         threshold: what it has to reach (``>=``) or not to exceed (``<=``).
         direction: ">=" or "<=".
@@ -80,50 +83,91 @@ def at_most(name: str, measured: float, threshold: float) -> Claim:
     return Claim(name, float(measured), float(threshold), "<=")
 
 
-_CARDS: dict[int, Reproduction] = {}
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """A registered function that measures a paper's claims.
+
+    Attributes:
+        name: short name of the paper or of its method, which is the name of the file.
+        paper: authors and year.
+        card: the number under which it is also known.
+        function: ``(seed, progress) -> claims``.
+    """
+
+    name: str
+    paper: str
+    card: int
+    function: Measure
 
 
-def reproduction(*, card: int) -> Callable[[Reproduction], Reproduction]:
-    """Decorator: register ``function(seed, progress) -> claims`` as the reproduction of a method card."""
+_KNOWN: dict[str, Reproduction] = {}
+_NOT_ONE = {"framework", "__main__"}
 
-    def register(function: Reproduction) -> Reproduction:
-        if card in _CARDS:
-            raise NameTaken(f"card {card} is already reproduced by {_CARDS[card].__module__}")
-        _CARDS[card] = function
+
+def reproduction(*, card: int, name: str, paper: str) -> Callable[[Measure], Measure]:
+    """Decorator: register ``function(seed, progress) -> claims`` as the reproduction of a paper.
+
+    Raises:
+        NameTaken: its name or number is another's.
+    """
+    check_name(name, kind="reproduction")
+
+    def register(function: Measure) -> Measure:
+        for known in _KNOWN.values():
+            if known.name == name or known.card == card:
+                raise NameTaken(f"{name} ({card}) is already reproduced by {known.function.__module__}")
+        _KNOWN[name] = Reproduction(name, paper, card, function)
         return function
 
     return register
 
 
-def cards() -> tuple[int, ...]:
-    """The cards that have a reproduction, ascending."""
-    return tuple(sorted(_CARDS))
+def reproductions() -> tuple[Reproduction, ...]:
+    """All that are in this folder, by number."""
+    for found in pkgutil.iter_modules(importlib.import_module(__package__ or "").__path__):
+        if found.name not in _NOT_ONE:
+            importlib.import_module(f"{__package__}.{found.name}")
+    return tuple(sorted(_KNOWN.values(), key=lambda known: known.card))
 
 
-def run(card: int, seed: int, progress: Progress = silent) -> dict[str, Any]:
-    """Measure the claims of one card.
+def find(which: str | int) -> Reproduction:
+    """The reproduction of that short name ("memorization") or number (15, "15", "03").
+
+    Raises:
+        UnknownName: there is none; lists those there are.
+    """
+    every, asked = reproductions(), str(which).strip()
+    number = int(asked) if asked.isdecimal() else None
+    for known in every:
+        if asked == known.name or number == known.card:
+            return known
+    raise UnknownName("reproduction", asked, [f"{known.name} ({known.card})" for known in every])
+
+
+def run(which: str | int, seed: int, progress: Progress = silent) -> dict[str, Any]:
+    """Measure the claims of one paper.
 
     Args:
-        card: number of the method card.
+        which: short name or number, as :func:`find` takes it.
         seed: root of every random choice of the run, 0 <= seed < 2**31.
-        progress: told how far the run is.
+        progress: called with how far the run is.
 
     Returns:
-        ``{card, seed, passed, wall_s, claims: [{name, measured, threshold, direction, passed}]}``, JSON-able;
+        ``{card, name, seed, passed, wall_s, claims: [{name, measured, threshold, direction, passed}]}``, JSON-able;
         ``passed`` is True only when there is a claim and every claim passed.
 
     Raises:
-        UnknownName: no reproduction of that card; lists those there are.
+        UnknownName: no such reproduction; lists those there are.
         InvalidInput: seed out of range.
     """
-    if card not in _CARDS:
-        raise UnknownName("reproduction of card", card, map(str, _CARDS))
+    known = find(which)
     if not 0 <= seed < 2**31:
         raise InvalidInput(f"seed = {seed} is outside its allowed range: >= 0 and < 2**31")
     start = time.perf_counter()
-    claims = list(_CARDS[card](seed, progress))
+    claims = list(known.function(seed, progress))
     return {
-        "card": card,
+        "card": known.card,
+        "name": known.name,
         "seed": seed,
         "passed": bool(claims) and all(claim.passed for claim in claims),
         "wall_s": round(time.perf_counter() - start, 3),

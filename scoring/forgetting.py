@@ -140,7 +140,7 @@ def forgetting(
         config: runs and their length.
         seed: root of the runs' seeds.
         train: the subject's recipe, which tells ``observe(rows, logits)`` of every mini-batch before its step.
-        progress: told (runs done, runs, "runs observed").
+        progress: called with (runs done, runs, "runs observed").
 
     Returns:
         One row an example, in the order of ``data``; columns as declared.

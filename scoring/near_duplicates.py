@@ -145,14 +145,17 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
         DataError: ids used twice, labels outside the classes, values that are not finite.
     """
     ordered = comparable("near_duplicates", data)
-    # One column after the other, and first what needs most room: a long table exists once and not also as arrays.
+    # One column after the other, and first what needs most memory: a long table exists once and not also as arrays.
     first, copies = same_content(ordered.content_hash)
     columns = [pl.Series("num_copies", copies)]
-    own = np.flatnonzero(first == np.arange(len(first)))
-    group, near, similarity = _among(ordered if len(own) == len(first) else ordered.take(own), config, seed)
-    if len(own) < len(first):
-        group, near, similarity = _with_copies(own, first, copies, group, near, similarity)
-    del own, first, copies
+    if copies.any():
+        own = np.flatnonzero(first == np.arange(len(first)))
+        among = _among(ordered.take(own), config, seed)
+        group, near, similarity = _with_copies(own, first, copies, *among)
+        del own, first, copies, among
+    else:
+        del first, copies
+        group, near, similarity = _among(ordered, config, seed)
     ids = ordered.example_id
     columns.append(pl.Series("similarity", similarity, nan_to_null=True))
     del similarity

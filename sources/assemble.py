@@ -18,14 +18,17 @@ import numpy as np
 from contracts.errors import DataError
 from sources.example_set import ExampleSet
 from sources.identity import Content
-from sources.rows import Rows, blocks, select
+from sources.payloads.arrays import payload_of
+from sources.payloads.base import Payload
+from sources.payloads.masks import labels_of
+from sources.rows import Rows, blocks
 from sources.splits import stratified_split
 from tasks.base import Task, named
 
 
 def assemble(
-    x: np.ndarray | Rows,
-    y: np.ndarray,
+    x: np.ndarray | Rows | Payload,
+    y: np.ndarray | Rows,
     *,
     name: str,
     task: str | Task,
@@ -41,6 +44,7 @@ def assemble(
     standardise: bool = False,
     keep_columns: Sequence[int] = (),
     feature_names: Sequence[str] = (),
+    columns: Mapping[str, np.ndarray] | None = None,
     provenance: Mapping[str, Any],
 ) -> ExampleSet:
     """An ExampleSet of raw values and encoded labels. It is validated by ``sources.load``, not here.
@@ -56,20 +60,23 @@ def assemble(
         provenance: may say under "split" how the given one was made.
         white: raw value of a uint8 image that becomes 1.0.
         standardise: give uint8 images mean 0 and standard deviation 1 a channel; ``white`` then says nothing.
+        columns: what is kept beside the examples; a made id is of them too.
         keep_columns: features that are not standardised (one-hot columns).
 
     Raises:
         DataError: duplicate ids (the split is a function of them), or no example can be spared for testing.
     """
     content = content or Content(x)
-    ids = made_ids(content, y, class_names, owner, split) if example_id is None else check_ids(example_id)
+    columns = dict(columns or {})
+    made = () if example_id is not None else (columns[name] for name in sorted(columns))
+    ids = made_ids(content, y, class_names, owner, split, *made) if example_id is None else check_ids(example_id)
     how = "the data's own"
     if split is None:
         of = named(task) if isinstance(task, str) else task
         split = stratified_split(of.strata(x, y, ids), ids, test_fraction=test_fraction, seed=seed)
         by = " by user" if of.gives("interactions") else ""
         how = f"stratified{by}, test_fraction {test_fraction:g}, seed {seed}"
-    center, scale = _affine(select(x, np.flatnonzero(split == "train")), None if standardise else white, keep_columns)
+    center, scale = _affine(_numbers(x, split == "train"), None if standardise else white, keep_columns)
     return ExampleSet(
         name=name,
         task=task,
@@ -85,19 +92,26 @@ def assemble(
         feature_names=tuple(feature_names),
         provenance={"split": how, **provenance},
         origin=origin,
+        columns=columns,
     )
 
 
 def made_ids(
-    content: Content, y: np.ndarray, class_names: Sequence[str], owner: np.ndarray | None, split: np.ndarray | None
+    content: Content,
+    y: np.ndarray | Rows,
+    class_names: Sequence[str],
+    owner: np.ndarray | None,
+    split: np.ndarray | None,
+    *columns: np.ndarray,
 ) -> np.ndarray:
-    """(N,) int64 ids of examples that bring none, from content, label, owner and given split; arguments as of ``assemble``.
+    """(N,) int64 ids of examples that bring none, from content, label, owner, given split and the columns that are kept
+    beside them, in the order of their names; other arguments as of ``assemble``.
 
     Raises:
         DataError: as ``Content.ids``.
     """
-    label = np.asarray(class_names)[y] if len(class_names) else y
-    return content.ids(label, *(column for column in (owner, split) if column is not None))
+    given = (column for column in (owner, split) if column is not None)
+    return content.ids(labels_of(y, class_names), *given, *columns)
 
 
 def check_ids(values: np.ndarray) -> np.ndarray:
@@ -136,7 +150,14 @@ def to_float32(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def _affine(train: np.ndarray | Rows, white: int | None, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(x: np.ndarray | Rows | Payload, chosen: np.ndarray) -> np.ndarray | Rows | None:
+    """What center and scale are fitted to of these rows; None where there is nothing to standardise."""
+    return payload_of(payload_of(x).take(np.flatnonzero(chosen))).numbers
+
+
+def _affine(train: np.ndarray | Rows | None, white: int | None, keep: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    if train is None:  # nothing to standardise
+        return np.zeros((), np.float32), np.ones((), np.float32)
     shape = train.shape[1:]
     if train.dtype == np.int64:
         return np.zeros(shape, np.float32), np.ones(shape, np.float32)

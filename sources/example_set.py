@@ -28,7 +28,10 @@ import numpy as np
 
 from contracts.digests import canonical_json, plain
 from contracts.errors import DataError
-from sources.rows import Rows, blocks, gather, select
+from sources.columns import check_columns, digested, in_order, taken
+from sources.payloads import masks
+from sources.payloads.arrays import payload_of
+from sources.payloads.base import Affine, Payload
 from tasks.base import Constants, Task, named
 
 SPLITS = ("train", "test")
@@ -41,8 +44,9 @@ class ExampleSet:
     Attributes:
         name: the data set, for people.
         task: what is learnt, an object of ``tasks``; a name is looked up.
-        x: (N, *shape) raw values; see the module.
-        y: (N,) int64 in [0, K) or float64, as the task declares.
+        x: (N, *shape) raw values; see the module. Or another payload: ``Tokens``, ``Graph``, ``Pairs``.
+        y: (N,) int64 in [0, K) or float64, as the task declares; or a class a pixel, uint8 or int64 (N, H, W), in memory
+            or on disk.
         example_id: (N,) int64, unique, >= 0, stable for ever.
         split: (N,) "<U5", "train" or "test".
         owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
@@ -54,12 +58,14 @@ class ExampleSet:
             was written, or left out, and why, sentences for people; JSON-able.
         origin: (N,) str, where each example lies in its source (a file's path below the root, "people.csv row 7"), for people
             to look up; not part of the digest. None where the source has no such thing.
+        columns: (N,) int64 or str each, what is known of an example besides (client, domain, step, group, ...); no
+            features.
         whole: constants of the whole data set that readings are taken with (``constants``); a subset has its whole's.
     """
 
     name: str
     task: Task
-    x: np.ndarray | Rows
+    x: Any
     y: np.ndarray
     example_id: np.ndarray
     split: np.ndarray
@@ -71,6 +77,7 @@ class ExampleSet:
     feature_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     origin: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     whole: Constants | None = None
 
     def __post_init__(self) -> None:
@@ -102,15 +109,32 @@ class ExampleSet:
         return tuple(self.x.shape[1:])
 
     @cached_property
+    def payload(self) -> Payload:
+        """The values, whatever they are."""
+        return payload_of(self.x)
+
+    @cached_property
+    def affine(self) -> Affine:
+        """Center and scale."""
+        return Affine(self.center, self.scale)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether ``y`` says something: classes, items or numbers. Else a payload is its own target (tokens, pairs)."""
+        return bool(self.class_names) or self.y.dtype.kind == "f"
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id."""
+        """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id;
+        over columns and what examples share, where there are any."""
         order = np.argsort(self.example_id, kind="stable")
-        state = hashlib.sha256(canonical_json({"task": self.task.name, "class_names": self.class_names}).encode())
+        about = {"task": self.task.name, "class_names": self.class_names} | digested(self.columns, self.payload.shared)
+        state = hashlib.sha256(canonical_json(about).encode())
         for start in range(0, len(order), 65536):
             rows = order[start : start + 65536]
-            before, after = (self.example_id, self.split), (self.owner, self.content_hash)
+            before, after = (self.example_id, self.split), (self.owner, self.content_hash, *in_order(self.columns))
             columns = [c[rows].tolist() for c in before], [c[rows].tolist() for c in after]
-            told = [*columns[0], self.task.target_digest(self.y[rows]), *columns[1]]
+            told = [*columns[0], masks.told(self.y, rows, self.task.target_digest), *columns[1]]
             state.update(json.dumps(told, separators=(",", ":")).encode())
         return state.hexdigest()
 
@@ -119,17 +143,9 @@ class ExampleSet:
         """What a reading needs of the whole data set, the same for every subset of it and every model."""
         return self.task.constants(self) if self.whole is None else self.whole
 
-    def targets(self, rows: slice | np.ndarray) -> np.ndarray:
-        """What a model's answers to these rows (positions, not ids) are compared with, fresh memory."""
-        return np.array(self.y[rows])
-
     @cached_property
     def _order(self) -> np.ndarray:
         return np.argsort(self.example_id, kind="stable")
-
-    @cached_property
-    def _has_center(self) -> bool:
-        return bool(np.any(self.center))
 
     def positions(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
         """Row of each id, in the order asked.
@@ -163,10 +179,19 @@ class ExampleSet:
 
     def take(self, rows: np.ndarray) -> ExampleSet:
         """The examples in these rows (positions, not ids), in the order asked. ``x`` on disk is not read: an index is kept."""
+        return self._with(self.payload.take(rows), rows)
+
+    def only(self, rows: np.ndarray) -> ExampleSet:
+        """As ``take``, and nothing of the others is left: of a graph, the subgraph that these nodes induce."""
+        return self._with(self.payload.only(rows), rows)
+
+    def _with(self, x: Any, rows: np.ndarray) -> ExampleSet:
         return dataclasses.replace(
             self,
-            x=select(self.x, rows),
-            **{k: getattr(self, k)[rows] for k in ("y", "example_id", "split", "owner", "content_hash")},
+            x=x,
+            y=masks.taken(self.y, rows),
+            **{k: getattr(self, k)[rows] for k in ("example_id", "split", "owner", "content_hash")},
+            columns=taken(self.columns, rows),
             origin=None if self.origin is None else self.origin[rows],
             whole=self.constants,
         )
@@ -185,20 +210,20 @@ class ExampleSet:
             raise DataError(f"split {split!r} is not one of 'train', 'test'")
         return self.take(np.flatnonzero(self.split == split))
 
-    def inputs(self, rows: slice | np.ndarray) -> np.ndarray:
-        """What a model sees of these rows (positions, not ids): float32 (B, *shape), fresh memory.
+    def inputs(self, rows: slice | np.ndarray) -> Any:
+        """What a model sees of these rows (positions, not ids), fresh memory.
 
-        (x - center) * scale, in float32. Indexes (int64) stay as they are: they name rows, they are no numbers.
+        float32 (B, *shape), (x - center) * scale in float32; indexes (int64) as they are, as they name rows and are no
+        numbers; a dict of arrays for other payloads, see ``sources.payloads.base``.
         """
-        block = gather(self.x, rows)
-        if block.dtype == np.int64:
-            return block.copy() if isinstance(rows, slice) else block
-        # Gathered positions are fresh memory already; a slice is a view and must not be written to.
-        values = block.astype(np.float32, copy=isinstance(rows, slice))
-        if self._has_center:
-            values -= self.center
-        values *= self.scale
-        return values
+        return self.payload.inputs(rows, self.affine)
+
+    def targets(self, rows: slice | np.ndarray) -> Any:
+        """What a model's answers to these rows (positions, not ids) are compared with, fresh memory: labels (B,), masks
+        int64 (B, H, W), or what the payload itself holds where labels say nothing: tokens int64 (B, T), the second of
+        a pair."""
+        own = None if self.labelled else self.payload.targets(rows, self.affine)
+        return masks.targets_of(self.y, rows) if own is None else own
 
     def validate(self) -> Self:
         """Refuse what cannot be audited, naming the examples; return self. One pass over ``x`` in bounded blocks.
@@ -223,13 +248,15 @@ class ExampleSet:
         num = len(self.example_id)
         if num == 0:
             raise DataError(f"{self.name} holds no examples")
-        wanted = {
-            "y": self.task.target_dtype,
-            "example_id": "int64",
-            "split": "<U5",
-            "owner": "<U",
-            "content_hash": "<U64",
-        }
+        masks.check_shape(
+            self.y,
+            num=num,
+            dtype=self.task.target_dtype,
+            shape=self.input_shape,
+            masks=self.task.gives("pixels"),
+            name=self.name,
+        )
+        wanted = {"example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
         for column, dtype in wanted.items():
             values = getattr(self, column)
             if values.shape != (num,):
@@ -240,15 +267,17 @@ class ExampleSet:
             raise DataError(f"{self.name}: origin is {self.origin.dtype} {self.origin.shape}, not text ({num},)")
         if len(self.x) != num:
             raise DataError(f"{self.name}: {len(self.x)} rows of values for {num} ids")
-        kind = (self.x.dtype.name, self.x.ndim)
+        check_columns(self.name, self.columns, num)
         if self.task.gives("interactions"):
-            if kind != ("int64", 2) or self.input_shape != (1,):
-                raise DataError(f"{self.name}: x is {kind[0]} {self.x.shape}; ranking needs user indexes, int64 (N, 1)")
-        elif kind not in {("uint8", 4), ("float32", 4), ("float32", 2)} or 0 in self.input_shape:
-            raise DataError(
-                f"{self.name}: x is {kind[0]} {self.x.shape}; "
-                "allowed are images (N, C, H, W) uint8 or float32, and features (N, D) float32"
-            )
+            if (self.x.dtype, self.input_shape) != (np.int64, (1,)):
+                raise DataError(
+                    f"{self.name}: x is {self.x.dtype} {self.x.shape}; ranking needs user indexes, int64 (N, 1)"
+                )
+        else:
+            try:
+                self.payload.check()
+            except DataError as error:
+                raise DataError(f"{self.name}: {error}") from None
         if self.feature_names and len(self.feature_names) != self.input_shape[0]:
             raise DataError(f"{self.name}: {len(self.feature_names)} feature names for {self.input_shape[0]} features")
 
@@ -284,16 +313,9 @@ class ExampleSet:
                 raise DataError(f"{self.name}: {what} has shape {affine.shape}, examples have {self.input_shape}")
         if not self.scale.all():
             raise DataError(f"{self.name}: scale must not be 0")
-        if self.x.dtype.kind in "iu":
-            return
-        bad = np.zeros(len(self), bool)
-        for rows in blocks(self.x):
-            with np.errstate(over="ignore", invalid="ignore"):
-                # The scaled value is not finite when the raw one is not, and also when scaling overflows.
-                finite = np.isfinite(self.inputs(rows)).reshape(rows.stop - rows.start, -1).all(axis=1)
-            bad[rows] = ~finite
-        if bad.any():
-            raise self.refusal("values are NaN or infinite (as scaled float32)", bad)
+        for message, bad in self.payload.faults(self.affine, labelled=self.labelled):
+            if bad.any():
+                raise self.refusal(message, bad)
 
 
 def _as_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:

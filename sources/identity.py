@@ -20,7 +20,9 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import DataError
-from sources.rows import Rows, blocks
+from sources.payloads.arrays import payload_of
+from sources.payloads.base import Payload
+from sources.rows import Rows
 
 _BITS = 53
 _PERSON = b"example id"
@@ -32,21 +34,21 @@ class Content:
     """What each example is, said without the other examples.
 
     Attributes:
-        values: (N, *) numbers, of any dtype; None when texts say it all.
+        values: (N, *) numbers, of any dtype, or another payload; None when texts say it all.
         texts: (N,) str, what is not a number (the categories of a row, joined); None when there is nothing.
     """
 
-    values: np.ndarray | Rows | None = None
+    values: np.ndarray | Rows | Payload | None = None
     texts: pl.Series | None = None
 
     def __len__(self) -> int:
         return len(self.texts if self.values is None else self.values)  # type: ignore[arg-type]
 
     def rows(self) -> Iterator[bytes]:
-        """Each row's bytes: numbers in C order, little-endian, -0.0 as 0.0; then the text in UTF-8."""
-        every = blocks(self.values) if self.values is not None else _slices(len(self))
-        for rows in every:
-            numbers = [b""] * (rows.stop - rows.start) if self.values is None else _bytes_of(self.values[rows])
+        """Each row's bytes: those of its payload (numbers in C order, little-endian, -0.0 as 0.0); then the text in UTF-8."""
+        values = None if self.values is None else payload_of(self.values)
+        for rows in _slices(len(self)) if values is None else values.blocks():
+            numbers = [b""] * (rows.stop - rows.start) if values is None else values.row_bytes(rows)
             if self.texts is None:
                 yield from numbers
             else:
@@ -88,14 +90,6 @@ class Content:
 def _numbers(texts: Iterator[bytes]) -> np.ndarray:
     digests = b"".join(hashlib.blake2b(t, digest_size=8, person=_PERSON).digest() for t in texts)
     return (np.frombuffer(digests, "<u8") >> np.uint64(64 - _BITS)).astype(np.int64)
-
-
-def _bytes_of(block: np.ndarray) -> list[bytes]:
-    block = np.ascontiguousarray(block)
-    if block.dtype.kind == "f":
-        block = block + block.dtype.type(0)
-    block = block.astype(block.dtype.newbyteorder("<"), copy=False)
-    return [row.tobytes() for row in block]
 
 
 def _slices(num: int) -> Iterator[slice]:

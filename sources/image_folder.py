@@ -6,7 +6,8 @@
     root/OWNER/CLASS/*, root/CLASS/OWNER/*           label_level 2 or 1, owner_level 1 or 2
 
 Folders that hold nothing but one folder (seg_train/seg_train/CLASS) are passed through. How pictures are decoded:
-``sources.pictures``. Owners are a level of folders, or come from a table of the columns ``file`` and ``owner``.
+``sources.pictures``. Owners are a level of folders, or come from a table of the columns ``file`` and ``owner``; so do
+step, domain, client and group: a level of folders where a whole number is given, else a column of that table.
 
 Ids come from pixels, label, owner and given split: see ``sources.identity``.
 """
@@ -28,18 +29,20 @@ from contracts.errors import ConfigError, DataError, UnsafeFile
 from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble
+from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, PICTURES, check_size, entries, head, inside, is_junk, root_folder
 from sources.given_splits import VAL, WORDS, settle, spoken_for
 from sources.loading import only
+from sources.mask_folders import mask_folders
 from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
 from sources.table_files import read_table
 
 _FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFolderConfig(PictureConfig):
+@dataclass(frozen=True, kw_only=True)  # no slots: two bases have fields
+class ImageFolderConfig(BesideConfig, PictureConfig):
     folder: str = param("", doc="folder below the root that holds the pictures; the root itself when empty")
     label_level: int = param(1, ge=1, le=9, doc="level of folders that is the class; 1 is the topmost below the split")
     owner_level: int | None = param(None, ge=1, le=9, doc="level of folders that is the owner")
@@ -50,6 +53,12 @@ class ImageFolderConfig(PictureConfig):
         if self.owner_level is not None and (self.owner_level == self.label_level or self.owner_table):
             raise ConfigError(
                 f"ImageFolderConfig.owner_level = {self.owner_level} is the label's level, or given beside owner_table"
+            )
+        wanted = [column for column in self.beside().values() if not column.isdecimal()]
+        if wanted and not self.owner_table:
+            raise ConfigError(
+                f"ImageFolderConfig: {wanted[0]!r} is no level of folders (a whole number), and owner_table names no "
+                "table that could have it as a column"
             )
 
 
@@ -66,6 +75,9 @@ class _Tree(NamedTuple):
 def _detects(path: Path) -> bool:
     if not path.is_dir():
         return False
+    with contextlib.suppress(DataError):
+        if mask_folders(path):
+            return False
     with contextlib.suppress(OSError, DataError, UnsafeFile):
         return any(head(file, 4).startswith(PICTURES) for file in _some_files(path))
     return False
@@ -148,10 +160,15 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
     rows = np.flatnonzero(kept)
     names = [tree.names[row] for row in rows]
     labels = _level(tree, rows, config.label_level, what="label")
+    owner = _level(tree, rows, config.owner_level, what="owner") if config.owner_level else None
+    origin = np.array(names, dtype=str)
+    beside = config.beside()
+    levels = {name: int(column) for name, column in beside.items() if column.isdecimal()}
+    columns = {name: _level(tree, rows, level, what=name) for name, level in levels.items()}
     if config.owner_table:
-        owner = _owners(root, config.owner_table, names, base)
-    else:
-        owner = _level(tree, rows, config.owner_level, what="owner") if config.owner_level else None
+        wanted = {name: column for name, column in beside.items() if name not in levels}
+        owner, more = columns_of(root, config.owner_table, names, base, wanted)
+        columns |= {name: as_column(values, origin, name=beside[name]) for name, values in more.items()}
     record = hashlib.sha256()
 
     def peek(row: int) -> IO[bytes]:
@@ -176,8 +193,9 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
         test_fraction=config.test_fraction,
         split=split if tree.given else None,
         owner=owner,
-        origin=np.array(names, dtype=str),
+        origin=origin,
         standardise=config.standardise,
+        columns=columns,
         provenance={
             "source": "image_folder",
             "num_files": len(names),
@@ -276,21 +294,23 @@ def _level(tree: _Tree, rows: np.ndarray, level: int, *, what: str) -> np.ndarra
     return np.array([tree.below[row][level - 1] for row in rows], dtype=str)
 
 
-def _owners(root: Path, table: str, names: list[str], base: Path) -> np.ndarray:
-    """(N,) str, the owner of each picture: by its path, else by its file name where that is unique in the table.
+def columns_of(
+    root: Path, table: str, names: list[str], base: Path, wanted: dict[str, str]
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """(N,) str, the owner of each picture, and the wanted columns by name: of the row of its path, else of its file
+    name where that is unique in the table. None where the table has columns that are wanted, and none of owners.
 
     Raises:
         DataError: columns that are missing, files named twice, pictures without a row.
     """
     data = read_table(root, table, max_bytes=MAX_BYTES)
     file = next((n for n in data.schema if n.lower() in _FILE_COLUMNS), None)
-    rest = [n for n in data.schema if n != file]
-    owner = next((n for n in rest if n.lower() == "owner"), rest[0] if len(rest) == 1 else None)
-    if file is None or owner is None:
+    rest = [n for n in data.schema if n != file and n not in wanted.values()]
+    owner = next((n for n in rest if n.lower() == "owner"), rest[0] if len(rest) == 1 and not wanted else None)
+    if file is None or (owner is None and not wanted):
         raise DataError(f"{table} needs the columns file and owner; it has: {', '.join(data.schema)}")
     paths = data.column(file).cast(pl.String).fill_null("").to_list()
-    owners = data.column(owner).cast(pl.String).fill_null("").to_list()
-    known = dict(zip(paths, owners, strict=True))
+    known = {path: at for at, path in enumerate(paths)}
     if len(known) < len(paths):
         doubled = [name for name, n in Counter(paths).items() if n > 1]
         raise DataError(f"{table}: {len(doubled)} files are named more than once: {', '.join(doubled[:10])}")
@@ -300,7 +320,18 @@ def _owners(root: Path, table: str, names: list[str], base: Path) -> np.ndarray:
         keys = (name, f"{base.name}/{name}", Path(name).name)
         key = next((k for k in keys if k in known), None)
         missing += [name] if key is None else []
-        found.append("" if key is None else known[key])
+        found.append(-1 if key is None else known[key])
     if missing:
         raise DataError(f"{table}: {len(missing)} pictures have no row", where=missing)
-    return np.array(found, dtype=str)
+    columns = {}
+    for name, column in wanted.items():
+        series = data.column(column).gather(found)
+        if series.dtype.is_temporal() or series.dtype.is_nested():
+            raise DataError(
+                f"{table}: column {column!r} is {series.dtype}; whole numbers and text are kept as {name!r}"
+            )
+        numbers = series.dtype.is_numeric() and not series.null_count()
+        texts = series.cast(pl.String).fill_null("")
+        columns[name] = series.to_numpy() if numbers else np.array(texts.to_list(), dtype=str)
+    owners = None if owner is None else data.column(owner).cast(pl.String).fill_null("").gather(found)
+    return None if owners is None else np.array(owners.to_list(), dtype=str), columns

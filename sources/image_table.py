@@ -24,6 +24,7 @@ from sources.files import manifest, root_folder
 from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
 from sources.table import (
     ColumnsConfig,
+    beside_columns,
     column_ids,
     column_labels,
     column_texts,
@@ -112,6 +113,7 @@ def image_table(*, config: ImageTableConfig, seed: int) -> ExampleSet:
         owner=column_texts(data, config.owner, max_bytes=config.max_bytes) if config.owner else None,
         origin=origin,
         standardise=config.standardise,
+        columns=beside_columns(data, config),
         provenance={
             "source": "image_table",
             "files": manifest(root, data.paths),

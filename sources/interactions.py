@@ -290,7 +290,7 @@ def _indexes(data: Table, name: str) -> tuple[pl.Series, np.ndarray]:
 
 
 def _names(data: Table, name: str, kept: np.ndarray, config: InteractionsConfig) -> np.ndarray:
-    """Names of the kept rows. Every row takes the room of the longest, so that is checked first."""
+    """Names of the kept rows. Every row takes the memory of the longest, so that is checked first."""
     texts = data.column(name).gather(kept).cast(pl.String)
     check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), config.max_bytes, f"column {name!r}")
     return np.array(texts.to_list(), dtype=str)

@@ -1,6 +1,7 @@
 """NumPy archives (``numpy.savez``, ``numpy.savez_compressed``), never with pickle.
 
-    x, y [, ids, owner, split]                 one table of examples
+    x, y [, ids, owner, split]                 one table of examples; other arrays of one value an example may be
+                                               kept beside them (step, domain, client, group, keep)
     x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention), and a third, x_val and
         [, x_val, y_val]                       y_val; ids and owner, if there, run over training, test, then validation rows
 
@@ -36,6 +37,7 @@ from contracts.errors import ConfigError, DataError, UnsafeFile
 from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble, check_ids
+from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
 from sources.files import (
     BAD_ZIP,
@@ -61,8 +63,8 @@ _GUESSES = {  # what arrays are called; "train_images" and "X_train" are these a
 _SPLITS = ("train", "test", "val")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NpzConfig(ImageConfig):
+@dataclass(frozen=True, kw_only=True)  # no slots: two bases have fields
+class NpzConfig(BesideConfig, ImageConfig):
     file: str = param(doc="name of the archive inside the root")
     x: str = param("x", doc="array of values")
     y: str = param("y", doc="array of labels")
@@ -187,8 +189,9 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         several = config.x_train in members
         splits = [s for s in _SPLITS if s == "train" or getattr(config, f"x_{s}") in members] if several else [""]
         pairs = [tuple(getattr(config, f"{role}_{s}" if s else role) for role in ("x", "y")) for s in splits]
+        beside = config.beside()
         optional = {k: getattr(config, k) for k in ("ids", "owner", "split")}
-        asked = [name for role, name in optional.items() if name != role]
+        asked = [*(name for role, name in optional.items() if name != role), *beside.values()]
         absent = [name for name in (*itertools.chain(*pairs), *asked) if name not in members]
         if absent:
             raise DataError(f"{path.name} has no array {', '.join(absent)}; it has: {', '.join(members)}")
@@ -205,6 +208,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
             for role, name in optional.items()
             if name in members
         }
+        kept_beside = {role: _column(archive, members[name], name, config, num=len(x)) for role, name in beside.items()}
     origin = np.array(
         [f"{name}[{row}]" for (name, _), num in zip(pairs, sizes, strict=True) for row in range(num)], dtype=str
     )
@@ -214,6 +218,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
                 f"{pairs[0][1]} is {raw[0].dtype} {raw[0].shape[1:]}, {y} is {values.dtype} {values.shape[1:]}"
             )
     labels = np.concatenate(raw)
+    columns = {role: as_column(values, origin, name=beside[role]) for role, values in kept_beside.items()}
     words = np.repeat(np.array(splits, "<U5"), sizes) if several else None
     if "split" in extra:
         words = read_splits(extra["split"], origin, name=config.split)
@@ -228,6 +233,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         if not kept.all():
             x, labels, origin = x[kept], labels[kept], origin[kept]
             ids, owner = (None if column is None else column[kept] for column in (ids, owner))
+            columns = {role: values[kept] for role, values in columns.items()}
     task, y, names, mapped = encode_labels(labels, origin, task=config.task, class_names=config.class_names)
     if several and len(splits) == 1:
         split = None  # training arrays alone: a test split is drawn
@@ -245,6 +251,7 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
         origin=origin,
         white=config.white,
         standardise=config.standardise,
+        columns=columns,
         provenance={
             "source": "npz",
             "files": manifest(root, [path]),

@@ -6,9 +6,9 @@ Labels:
     y'_i = (y_i + u_i) mod K,  u_i uniform on 1..K-1          (a uniformly drawn *other* class)
 
 The draw depends on (ids, labels, seed), not on the order of the rows. Test examples are never touched.
-Not a noise model of real annotators (those confuse alike classes); symmetric noise is what cards 15 and 26 measure on.
+Not a noise model of real annotators (those confuse alike classes); symmetric noise is what memorization and data-diet studies measure on.
 
-Interactions (card 55): every user u gets m_u = floor(ratio * |train_u|) more training items, drawn uniformly and without
+Interactions (Zhang et al. 2025): every user u gets m_u = floor(ratio * |train_u|) more training items, drawn uniformly and without
 replacement from the items that are not the user's own. Their ids follow the largest id there is, ordered by (user, item);
 provenance["planted_interactions"]["first_id"] tells them apart (`planted_interactions`).
 """

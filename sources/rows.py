@@ -95,7 +95,7 @@ class Rows:
     def select(self, positions: np.ndarray) -> np.ndarray | Rows:
         """The given rows, without reading them. A run of neighbours in one part comes back as a plain view of it."""
         chosen = positions if self._index is None else self._index[positions]
-        run = _run(chosen)
+        run = run_of(chosen)
         if run is not None:
             number = int(np.searchsorted(self._starts, run.start, side="right")) - 1
             if run.stop <= self._starts[number + 1]:
@@ -120,7 +120,7 @@ def select(x: np.ndarray | Rows, positions: np.ndarray) -> np.ndarray | Rows:
     """The rows at ``positions``: a view where they are neighbours, lazy when ``x`` lies on disk, else a copy of them."""
     if isinstance(x, Rows):
         return x.select(positions)
-    run = _run(positions)
+    run = run_of(positions)
     if run is not None:
         return x[run]
     return Rows([x], positions) if on_disk(x) else gather(x, positions)
@@ -162,7 +162,7 @@ def _as_positions(rows: Any) -> np.ndarray:
     return rows if rows.size else rows.astype(np.int64)
 
 
-def _run(positions: np.ndarray) -> slice | None:
+def run_of(positions: np.ndarray) -> slice | None:
     """The slice that equals ``positions`` when they are consecutive and ascending."""
     if len(positions) == 0:
         return slice(0, 0)

@@ -10,8 +10,10 @@ row. Ids without an ``id`` column come from the feature columns, label, owner an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ from contracts.errors import ConfigError, DataError
 from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
 from sources.assemble import assemble, check_ids, made_ids
+from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
 from sources.features import (
     IDS,
@@ -35,18 +38,20 @@ from sources.features import (
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
 from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of, without_splits
+from sources.graph_tables import graph_tables
 from sources.interactions import is_interactions
 from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
 from sources.splits import stratified_split
 from sources.table_files import SEPARATORS, Table, is_tables, picture_column, read_table, shard_of
+from sources.text_files import is_texts
 from tasks.base import named
 
 _LABELS = ("label", "target", "class", "y")
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: it is joined with another configuration
-class ColumnsConfig(FileConfig):
+class ColumnsConfig(BesideConfig, FileConfig):
     """Fields that name the columns of a table of examples."""
 
     file: str = param(doc="name of the CSV, Parquet or JSON file inside the root, or of a folder of such shards")
@@ -66,6 +71,11 @@ class ColumnsConfig(FileConfig):
             raise ConfigError(
                 f"{type(self).__name__}: column {doubled[0]!r} has two roles among label, owner, id, split, drop"
             )
+        kept = sorted({*self.beside().values()} & {self.label, self.split, *self.drop})
+        if kept:
+            raise ConfigError(
+                f"{type(self).__name__}: column {kept[0]!r} is kept, and is the label, the split or dropped"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +86,18 @@ class TableConfig(ColumnsConfig):
 
 
 def _detects(path: Path) -> bool:
-    return is_tables(path) and not is_interactions(path) and picture_column(path) is None
+    others = is_interactions(path) or is_texts(path) or graph_tables(path) or picture_column(path) is not None
+    return is_tables(path) and not others
 
 
 def _from_path(path: Path, asked: Asked) -> Reading:
     data, config, notes = named_columns(path, asked)
-    drop = list(asked.drop)
+    return with_drops(data, config, notes, drop=asked.drop)
+
+
+def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop: Sequence[str]) -> Reading:
+    """The fields that name columns, with those that are better left out, and why."""
+    drop = list(drop)
     for name in data.schema:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue
@@ -200,19 +216,21 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     data = read_table(root, config.file, separator=config.separator, max_bytes=config.max_bytes)
     data, own, notes = given_split(data, config)
     origin = data.origin()
-    absent = [n for n in (*config.drop, *config.categorical) if n not in data.schema]
+    absent = [n for n in (*config.drop, *config.categorical, *config.beside().values()) if n not in data.schema]
     if absent:
         raise DataError(f"{data.name} has no column {absent[0]!r}; columns are: {', '.join(map(repr, data.schema))}")
     task, y, class_names, mapped = column_labels(data, config, origin)
     owner = column_texts(data, config.owner, max_bytes=config.max_bytes) if config.owner else None
     roles = filter(None, (config.label, config.owner, config.id, config.split))
-    features = features_of(data, skip={*roles, *config.drop}, categorical=config.categorical)
+    columns = beside_columns(data, config)
+    kept = config.beside().values()
+    features = features_of(data, skip={*roles, *config.drop, *kept}, categorical=config.categorical)
     content = content_of(data, features, max_bytes=config.max_bytes)
     if config.id:
         ids = column_ids(data, config.id)
         notes += ["ids are written as floats and read as whole numbers"] if data.schema[config.id].is_float() else []
     else:
-        ids = made_ids(content, y, class_names, owner, own)
+        ids = made_ids(content, y, class_names, owner, own, *(columns[name] for name in sorted(columns)))
     split = own
     if split is None:  # the levels are those of the training split, so it is needed now; assemble draws the same one
         split = stratified_split(named(task).strata(None, y, ids), ids, test_fraction=config.test_fraction, seed=seed)
@@ -239,6 +257,7 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
         content=content,
         keep_columns=one_hot,
         feature_names=names,
+        columns=columns,
         provenance={
             "source": "table",
             "files": manifest(root, data.paths),
@@ -248,7 +267,18 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     )
 
 
-def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray | None, list[str]]:
+class _SplitFields(Protocol):
+    """What a configuration says of splits."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def val(self) -> str: ...
+    @property
+    def max_bytes(self) -> int: ...
+
+
+def given_split(data: Table, config: _SplitFields) -> tuple[Table, np.ndarray | None, list[str]]:
     """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes for people.
 
     Raises:
@@ -267,6 +297,28 @@ def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray |
         return data, None, without_splits(config.val)
     kept, split, notes = settle(words, val=config.val)
     return (data if kept.all() else data.take(kept)), split, notes
+
+
+def beside_columns(data: Table, config: BesideConfig) -> dict[str, np.ndarray]:
+    """What the configuration keeps beside the examples, by the names that ``ExampleSet.columns`` has them under.
+
+    Raises:
+        DataError: columns that are missing, or hold neither whole numbers nor text, or hold nothing in some rows.
+    """
+    found, origin = {}, data.origin()
+    for name, column in config.beside().items():
+        series = data.column(column)
+        refuse_missing(series, data, role=name)
+        if not (series.dtype.is_numeric() or series.dtype == pl.Boolean or is_text(series.dtype)):
+            raise DataError(
+                f"{data.name}: column {column!r} is {series.dtype}; whole numbers and text are kept as {name!r}"
+            )
+        if is_text(series.dtype):
+            values = np.array(series.cast(pl.String).to_list(), dtype=str)
+        else:
+            values = (series.cast(pl.Float64) if series.dtype.is_decimal() else series).to_numpy()
+        found[name] = as_column(values, origin, name=column)
+    return found
 
 
 def column_ids(data: Table, name: str) -> np.ndarray:
@@ -306,7 +358,7 @@ def column_labels(data: Table, config: ColumnsConfig, origin: np.ndarray) -> Lab
 
 
 def column_texts(data: Table, name: str, *, max_bytes: int) -> np.ndarray:
-    """Values as numpy str, "" where missing. Every row takes the room of the longest, so that is checked first.
+    """Values as numpy str, "" where missing. Every row takes the memory of the longest, so that is checked first.
 
     Raises:
         UnsafeFile: they would take more than ``max_bytes``.

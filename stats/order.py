@@ -1,4 +1,4 @@
-"""The one ranking by which examples are kept or pruned (card 26, step 5): what is measured is what is kept.
+"""The one ranking by which examples are kept or pruned (Paul et al. 2021): what is measured is what is kept.
 
     v_(1) <= ... <= v_(N)    the values ascending; of equal values, the smaller position counts as the higher
 

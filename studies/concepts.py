@@ -371,7 +371,7 @@ def concepts(
         data: both splits, classification.
         config: which concepts; by default clusters of the model's embeddings.
         seed: of samples, clusters and the residual's batches.
-        progress: told the stages.
+        progress: called at each stage.
         model: the audited model; put into eval mode and back.
 
     Returns:

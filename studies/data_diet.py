@@ -179,7 +179,7 @@ def data_diet(
         data: both splits; the training split is scored. Classification.
         config: epochs and size.
         seed: of the sample and of the halvings.
-        progress: told (epochs done, epochs, "epochs scored").
+        progress: called with (epochs done, epochs, "epochs scored").
         early_at: epochs -> R >= 1 models for each, one a seed, as they pass it in one run.
 
     Returns:

@@ -1,5 +1,7 @@
 """Qualification of unlearners: the same methods on random, worst-case, easiest and other forget sets, against retraining.
 
+Accuracies are mean qualities of the examples' task (``tasks.base``): shares of right answers of a classifier.
+
     for each trial t, forget set F of each selector (drawn or searched anew in every trial):
         UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F, of the untouched model and of every method, in percent
         avg_gap   = mean of |UA - UA'|, |RA - RA'|, |TA - TA'|, |MIA - MIA'|       ' = retraining, same F, same seed
@@ -54,7 +56,9 @@ class Unlearners(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualificationConfig(Config):
     methods: tuple[str, ...] = param(
-        (), doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan"
+        (),
+        doc="registered unlearners to qualify, beside retrain and none; none named: those of the subject's plan",
+        ref="unlearner",
     )
     splits: tuple[str, ...] = param(
         ("random", "worst_case", "easiest", "lowest_loss"),
@@ -172,7 +176,7 @@ RUNS = TableSpec(
 @analysis(
     AnalysisSpec(
         name="qualification",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Every unlearner on random, worst-case, easiest and lowest-loss forget sets against retraining.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=2,
@@ -224,7 +228,7 @@ def qualification(
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
         unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
         evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
-        progress: told (runs done, all, "qualification").
+        progress: called with (runs done, all, "qualification").
 
     Returns:
         ``qualification`` and ``qualification_runs``, rows in the order of splits, then methods, retraining first.

@@ -187,7 +187,7 @@ def recsys_eval(
         data: both splits of a ranking set.
         config: noise, backbone, training.
         seed: root of noise and trainings; the three methods of a repeat share both.
-        progress: told (trainings done, in all, "recommenders trained").
+        progress: called with (trainings done, in all, "recommenders trained").
 
     Raises:
         NotApplicable: another task than ranking.

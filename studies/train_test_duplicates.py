@@ -116,7 +116,7 @@ def train_test_duplicates(
         data: both splits, classification or regression; at least one training example.
         config: ratio, chance and index.
         seed: not used.
-        progress: told how far the search for neighbours is.
+        progress: called with how far the search for neighbours is.
 
     Returns:
         ``train_test_summary``, one row, and ``train_test_duplicates``, one row a test example that has a twin, by id.

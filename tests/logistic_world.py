@@ -1,4 +1,4 @@
-"""A small logistic model and queries that it rejects, for the tests of explanations in several rooms."""
+"""A small logistic model and queries that it rejects, for the tests of explanations in several packages."""
 
 from __future__ import annotations
 

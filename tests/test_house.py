@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = (
+PACKAGES = (
     "contracts",
     "stats",
     "tasks",
@@ -58,8 +58,8 @@ SQL = re.compile(
 )
 
 
-def files(*rooms: str) -> list[Path]:
-    return [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+def files(*packages: str) -> list[Path]:
+    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 @cache
@@ -101,6 +101,65 @@ def test_imports_point_one_way():
     tool(str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache")
 
 
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of everything in the packages."""
+    found = {}
+    for path in files(*PACKAGES):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(body: list[ast.stmt], known: dict[str, Path]) -> set[str]:
+    """Modules of ours that these statements import, under an ``if`` (TYPE_CHECKING) and in a ``try`` too, not in functions."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else str(node.module) for name in names}
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            inside = [*node.body, *getattr(node, "orelse", ()), *getattr(node, "finalbody", ())]
+            inside += [statement for handler in getattr(node, "handlers", ()) for statement in handler.body]
+            found |= imported(inside, known)
+    return found & known.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph as a path whose last name is its first; none: an empty list."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_file_imports_in_a_circle_not_even_for_its_types():
+    known = modules()
+    graph = {name: imported(tree(path).body, known) - {name} for name, path in known.items()}
+    assert not circle(graph), " -> ".join(circle(graph))
+
+
+def test_a_circle_is_found_and_types_count():
+    known = {"a": Path(), "b": Path(), "c.d": Path()}
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from c import d\ndef f():\n    import a\n"
+    assert imported(ast.parse(typed).body, known) == {"c.d"}
+    assert imported(ast.parse("try:\n    import a\nexcept ImportError:\n    import b").body, known) == {"a", "b"}
+    assert circle({"a": {"b"}, "b": {"c.d"}, "c.d": {"b"}}) == ["b", "c.d", "b"]
+    assert circle({"a": {"b", "c.d"}, "b": {"c.d"}, "c.d": set()}) == []
+
+
 def test_ruff_finds_nothing():
     tool(sys.executable, "-m", "ruff", "check", ".")
 
@@ -114,7 +173,7 @@ def test_types_are_strict():
     tool(sys.executable, "-m", "mypy")
 
 
-@pytest.mark.parametrize("folder", [*ROOMS, "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "benchmarks"])
 def test_every_folder_says_what_belongs_in_it(folder):
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8").lower()
     assert text.startswith("# ") and "belongs here" in text.replace("*", "")
@@ -122,7 +181,7 @@ def test_every_folder_says_what_belongs_in_it(folder):
     assert all(f"\n{step}. " in text for step in (1, 2, 3)), "how to add one, in three steps"
 
 
-@pytest.mark.parametrize("path", files(*ROOMS, "benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files(*PACKAGES, "benchmarks"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_opens_with_its_purpose(path):
     assert ast.get_docstring(tree(path)), "no docstring"
 
@@ -131,7 +190,7 @@ def test_sql_stands_in_the_warehouse_only():
     """Statements, not words of advice: a text that begins like a statement."""
     found = [
         where(path, node)
-        for path in files(*(room for room in ROOMS if room != "warehouse"))
+        for path in files(*(package for package in PACKAGES if package != "warehouse"))
         for node in texts(path)
         if SQL.match(str(node.value))
     ]
@@ -162,7 +221,7 @@ def test_what_counts_as_sql(text, is_sql):
 
 def test_nothing_unpickles():
     found = []
-    for path in files(*ROOMS, "benchmarks"):
+    for path in files(*PACKAGES, "benchmarks"):
         if path == IMPORT_CHILD:  # knows the name of pickle's error, and nothing else of it
             used = {ast.unparse(n) for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute)}
             assert {name for name in used if name.startswith("pickle.")} <= {"pickle.UnpicklingError"}
@@ -186,7 +245,9 @@ def test_nothing_unpickles():
 
 
 def test_torch_load_stands_in_the_import_child_only_and_weights_only():
-    found = [(path, call) for path in files(*ROOMS, "benchmarks") for name, call in calls(path) if name == "torch.load"]
+    found = [
+        (path, call) for path in files(*PACKAGES, "benchmarks") for name, call in calls(path) if name == "torch.load"
+    ]
     assert [path for path, _ in found] == [IMPORT_CHILD], [where(*f) for f in found]
     options = {k.arg: ast.unparse(k.value) for k in found[0][1].keywords}
     assert options["weights_only"] == "True"
@@ -213,7 +274,7 @@ def test_libraries_do_not_print_nor_look_at_the_clock_of_the_machine():
 def test_no_bare_except_and_no_star_import():
     found = [
         where(path, node)
-        for path in files(*ROOMS)
+        for path in files(*PACKAGES)
         for node in ast.walk(tree(path))
         if (isinstance(node, ast.ExceptHandler) and node.type is None)
         or (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
@@ -305,5 +366,19 @@ def test_nothing_is_told_to_anybody():
 def test_the_formatter_formats_everything() -> None:
     """A line that has to be longer wants a name for its middle."""
     marks = ("# fmt: " + "skip", "# fmt: " + "off")
-    everywhere = [path for folder in (*ROOMS, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    everywhere = [path for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert not [path for path in everywhere if any(mark in path.read_text(encoding="utf-8") for mark in marks)]
+
+
+def test_a_method_is_named_by_its_paper_not_by_a_number():
+    """A reproduction's registration is the one place that also knows a number."""
+    number = re.compile(r"\bcards?[ _-]*(no\.? *)?\d", re.IGNORECASE)
+    texts = [path for folder in (*PACKAGES, "tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*")]
+    texts += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    kinds = {".py", ".md", ".sql", ".yaml", ".toml", ".j2", ".ipynb", ".json", ""}
+    found = [path.name for path in texts if number.search(path.name)]
+    for path in texts:
+        if path.is_file() and path.suffix in kinds:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if number.search(line)]
+    assert not found, found

@@ -1,4 +1,4 @@
-"""What is measured on an unlearned model (Fan et al., ICLR 2024, card 06 step 8). All in percent, eval mode.
+"""What is measured on an unlearned model (Fan et al., ICLR 2024). All in percent, eval mode.
 
     UA = 100 - Q(D_f)          RA = Q(D_r)          TA = Q(test)
     MIA-efficacy = 100 * share of D_f that an SVM calls NON-member
@@ -32,7 +32,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from recipes.predict import read
 from sources.example_set import ExampleSet
-from unlearning._descent import check_labels, finite_logits
+from unlearning.descent import check_labels, finite_logits
 
 METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
 GAPS = {"gap_ua": "ua", "gap_ra": "ra", "gap_ta": "ta", "gap_mia": "mia_efficacy"}

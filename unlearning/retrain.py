@@ -2,7 +2,7 @@
 
     theta ~ recipe(D_r),   fresh initialisation, original schedule
 
-Exact by definition; every other method is measured by its distance to it (Fan et al., ICLR 2024, card 06 step 7).
+Exact by definition; every other method is measured by its distance to it (Fan et al., ICLR 2024).
 It is not cheap, and not one number: two retrainings with different seeds differ, so compare within a seed.
 """
 
@@ -17,7 +17,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import check_disjoint, check_finite
+from unlearning.descent import check_disjoint, check_finite
 
 
 @unlearner(

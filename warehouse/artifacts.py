@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from contracts.digests import canonical_json, digest
@@ -33,23 +34,21 @@ _META = "palimpsest"
 _MANIFEST = ".manifest.json"
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
-_SIZES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
+_DTYPE_OF: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
-_DTYPES = frozenset(
-    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
-)
+_DTYPES = frozenset(dtype.name for dtype in _DTYPE_OF.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,22 +80,26 @@ class ArtifactStore:
             IllegalName, UnsafeFile: the name.
         """
         arrays = {key: _array(name, key, value, finite=finite) for key, value in tensors.items()}
-        data = safetensors.numpy.save(arrays, metadata={_META: canonical_json(meta)})
-        return self._store(name, data, "safetensors", meta)
+        embedded = {_META: canonical_json(meta)}
+
+        def write(file: Path) -> None:  # from the arrays as they lie: nothing is copied
+            safetensors.numpy.save_file(arrays, file, metadata=embedded)
+
+        return self._store(name, write, "safetensors", meta)
 
     def load(self, name: str, *, finite: bool = False) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
         """The arrays and meta of ``name``, after verifying manifest, digest and header.
+
+        The arrays lie in the file, which is mapped (copy on write: what is written to them stays in memory), so that evidence
+        larger than memory can be read.
 
         Raises:
             NotReady: there is none.
             IntegrityError: what is stored is not what was written (or, with ``finite``, holds NaN or Inf).
         """
         path, manifest, data = self._read(name, "safetensors")
-        check_header(data, path)
-        try:
-            arrays = safetensors.numpy.load(data)
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise IntegrityError(f"{path} cannot be read as safetensors: {error}") from error
+        spans = check_header(data, path)
+        arrays = {key: np.frombuffer(data, t.dtype, t.size, t.start).reshape(t.shape) for key, t in spans.items()}
         if finite:
             for key, value in arrays.items():
                 if value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -107,7 +110,11 @@ class ArtifactStore:
         """Store a file for people, e.g. ``digits/report.html``; it is found under that name."""
         if not Path(name).suffix:
             raise DataError(f"artefact {name}: a file for people needs a suffix such as .html")
-        return self._store(name, data, Path(name).suffix[1:], meta or {})
+
+        def write(file: Path) -> None:
+            file.write_bytes(data)
+
+        return self._store(name, write, Path(name).suffix[1:], meta or {})
 
     def load_bytes(self, name: str) -> bytes:
         """The verified content of a file stored by :meth:`save_bytes`.
@@ -115,7 +122,7 @@ class ArtifactStore:
         Raises:
             NotReady, IntegrityError: as :meth:`load`.
         """
-        return self._read(name, "")[2]
+        return bytes(self._read(name, "")[2])
 
     def save_json(self, name: str, value: Any) -> Artifact:
         """Store JSON-able ``value`` as ``name`` + ``.json``."""
@@ -194,23 +201,24 @@ class ArtifactStore:
         fsio.confined(self.root, prefix)
         return PrefixStore(self, prefix)
 
-    def _store(self, name: str, data: bytes, kind: str, meta: Mapping[str, Any]) -> Artifact:
+    def _store(self, name: str, write: Callable[[Path], None], kind: str, meta: Mapping[str, Any]) -> Artifact:
         path = self._path(name)
-        manifest = {
-            "format": 1,
-            "name": name,
-            "kind": kind,
-            "sha256": _sha256(data),
-            "size_bytes": len(data),
-            "meta": dict(meta),
-        }
-        content = self._content_path(name, manifest)
         fsio.make_folder(path.parent)
-        with fsio.locked_folder(path.parent):
+        with fsio.locked_folder(path.parent), fsio.staged(path) as made:
             fsio.sweep(path.parent)
+            write(made)
+            manifest = {
+                "format": 1,
+                "name": name,
+                "kind": kind,
+                "sha256": fsio.sha256_of(made),
+                "size_bytes": made.stat().st_size,
+                "meta": dict(meta),
+            }
+            content = self._content_path(name, manifest)
             if not self._unchanged(name, manifest, content):
                 fault("artifacts.before_content")
-                fsio.write_bytes(content, data)
+                fsio.adopt(made, content)
                 fault("artifacts.after_content")
                 sealed = canonical_json({**manifest, "check": digest(manifest)})
                 fsio.write_bytes(self._manifest_path(name), sealed.encode("utf-8") + b"\n")
@@ -228,8 +236,8 @@ class ArtifactStore:
         except (NotReady, IntegrityError, OSError):
             return False
 
-    def _read(self, name: str, kind: str) -> tuple[Path, Mapping[str, Any], bytes]:
-        """Verified content. A writer may replace the artefact between our two reads: then look again."""
+    def _read(self, name: str, kind: str) -> tuple[Path, Mapping[str, Any], mmap.mmap | bytes]:
+        """Verified content, mapped. A writer may replace the artefact between our two reads: then look again."""
         for attempt in range(5):
             manifest = self._manifest(name)
             path = self._content_path(name, manifest)
@@ -240,12 +248,12 @@ class ArtifactStore:
                     raise IntegrityError(
                         f"{path} has {path.stat().st_size} bytes, its manifest says {manifest['size_bytes']}"
                     )
-                data = path.read_bytes()
+                data = _mapped(path)
             except FileNotFoundError:
                 if attempt < 4 and self._manifest(name)["sha256"] != manifest["sha256"]:
                     continue
                 raise IntegrityError(f"{path} is named by its manifest but does not exist") from None
-            if _sha256(data) != manifest["sha256"]:
+            if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
                 raise IntegrityError(f"{path} is damaged: its SHA-256 is not the one its manifest records")
             return path, manifest, data
         raise IntegrityError(f"artefact {name} changed five times while it was read")
@@ -316,9 +324,20 @@ class PrefixStore:
             return None
 
 
-def check_header(data: bytes, path: Path) -> None:
-    """Refuse a safetensors image whose header lies: too long, tensors that overlap, leave gaps, leave the file, or
-    whose size is not that of their shape. Nothing is allocated from what the header claims.
+class Span(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+def check_header(data: mmap.mmap | bytes, path: Path) -> dict[str, Span]:
+    """Where each tensor of a safetensors image lies, by name.
+
+    An image is refused whose header lies: too long, tensors that overlap, leave gaps, leave the file, or whose size is not
+    that of their shape. Nothing is allocated from what the header claims.
 
     Raises:
         UnsafeFile: with what is wrong.
@@ -333,19 +352,34 @@ def check_header(data: bytes, path: Path) -> None:
     try:
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
-        spans = sorted((*map(int, t["data_offsets"]), t["dtype"], tuple(map(int, t["shape"]))) for t in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        spans: list[tuple[int, int, str, tuple[int, ...], str]] = sorted(
+            (int(t["data_offsets"][0]), int(t["data_offsets"][1]), t["dtype"], tuple(map(int, t["shape"])), key)
+            for key, t in header.items()
+            if len(t["data_offsets"]) == 2
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UnsafeFile(f"{path} has no valid safetensors header: {error}") from error
     end = 0
-    for first, last, dtype, shape in spans:
-        size = _SIZES.get(dtype, 0) * math.prod(shape)
-        if dtype not in _SIZES or min(shape, default=0) < 0:
+    found: dict[str, Span] = {}
+    for first, last, dtype, shape, key in spans:
+        size = _DTYPE_OF[dtype].itemsize * math.prod(shape) if dtype in _DTYPE_OF else 0
+        if dtype not in _DTYPE_OF or min(shape, default=0) < 0:
             raise UnsafeFile(f"{path} has a tensor of type {dtype} and shape {shape}")
         if first != end or last - first != size:
             raise UnsafeFile(f"{path} has a tensor at bytes {first} to {last}, expected {end} to {end + size}")
         end = last
+        found[key] = Span(_DTYPE_OF[dtype], shape, 8 + length + first, math.prod(shape))
     if 8 + length + end != len(data):
         raise UnsafeFile(f"{path} has {len(data)} bytes, its header accounts for {8 + length + end}")
+    return found
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    """The file's bytes; writing to them changes no file."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _embedded(path: Path) -> str | None:
@@ -371,7 +405,3 @@ def _array(name: str, key: str, value: Any, *, finite: bool) -> np.ndarray[Any, 
 
 def _json_name(name: str) -> str:
     return name if name.endswith(".json") else name + ".json"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

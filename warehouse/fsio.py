@@ -104,6 +104,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a free temporary name beside ``path`` for a file whose own name is not known yet; :func:`adopt` gives it one, and
+    what is not adopted is removed."""
+    temp = _temporary(path)
+    try:
+        with _naming(path):
+            fault("fsio.create", path)
+            yield temp
+    finally:
+        with suppress(OSError):
+            temp.unlink()
+
+
+def adopt(temp: Path, path: Path) -> None:
+    """Make a staged file ``path``, durably and atomically.
+
+    Raises:
+        OSError: naming ``path``; the old file is untouched.
+    """
+    with _naming(path):
+        _sync(temp, path)
+        _rename(temp, path)
+
+
 def _rename(temp: Path, path: Path) -> None:
     fault("fsio.rename", path)
     temp.rename(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,10 +17,8 @@ from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, LINEAGE_SETS
 from warehouse import ddl
 from warehouse.artifacts import Artifact
 from warehouse.connection import Connection, fetch, literal
-from warehouse.writer import Receipt, Transaction, receipt_of
-
-if TYPE_CHECKING:
-    from warehouse.warehouse import Warehouse
+from warehouse.session import Session
+from warehouse.writer import Receipt, Transaction, receipt_of, transaction
 
 
 def runs_of(ids: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -144,8 +142,8 @@ def _row(asset: str, item: Artifact | Receipt, key: str, t: Transaction) -> dict
 class Lineage:
     """Lineage of an open warehouse (``w.lineage``)."""
 
-    def __init__(self, warehouse: Warehouse) -> None:
-        self._w = warehouse
+    def __init__(self, session: Session) -> None:
+        self._s = session
 
     def record(
         self,
@@ -160,7 +158,7 @@ class Lineage:
         members: Any = None,
     ) -> None:
         """As :func:`record`, in a transaction of its own."""
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             record(
                 t,
                 asset,
@@ -179,5 +177,5 @@ class Lineage:
         Args:
             ids: (N,) example ids, int64.
         """
-        with self._w.reading() as con:
+        with self._s.reading() as con:
             return fetch(con, _HOLDING, [np.asarray(ids, np.int64).tolist(), subject])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from contracts.errors import IntegrityError
 from warehouse import connection, fsio
+from warehouse.chain import Head, head_of
 from warehouse.connection import CATALOG, STORAGE, Connection, Limits, literal
 from warehouse.faults import fault
-from warehouse.ledger import Head, head_of
 
 
 def snapshot_head(path: Path, *, limits: Limits) -> Head | None:

@@ -22,7 +22,7 @@ from typing import Any
 from contracts.digests import canonical_json
 from contracts.tables import TableSpec
 from warehouse import ddl
-from warehouse.ledger import Entry
+from warehouse.chain import Entry
 from warehouse.writer import part_text
 
 Key = tuple[str, str, str]  # table, subject, canonical JSON of the partition
@@ -107,7 +107,7 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A forget request as its last entry tells of it."""
+    """A forget request as its last entry records it."""
 
     seq: int
     state: str

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
@@ -20,10 +20,8 @@ from contracts.requests import MAX_MONTHS, OPEN, ForgetRequest, RequestState, du
 from contracts.schema import REGISTER, REQUEST_EVENTS, REQUEST_PINS
 from warehouse import ddl
 from warehouse.connection import Connection, fetch, first
-from warehouse.writer import Transaction, read_partition
-
-if TYPE_CHECKING:
-    from warehouse.warehouse import Warehouse
+from warehouse.session import Session
+from warehouse.writer import Transaction, read_partition, transaction
 
 _WRITER = "requests"
 _MAIN_LINE = (
@@ -58,8 +56,8 @@ class RequestRecord:
 class Requests:
     """Forget requests of an open warehouse (``w.requests``). Request ids are unique over all subjects."""
 
-    def __init__(self, warehouse: Warehouse) -> None:
-        self._w = warehouse
+    def __init__(self, session: Session) -> None:
+        self._s = session
 
     def add(self, request: ForgetRequest, *, note: str = "", pins: pl.DataFrame | None = None) -> RequestRecord:
         """Enter a request in state received. The same request again changes nothing.
@@ -73,7 +71,7 @@ class Requests:
         received, due = _utc(request.received_at, "received_at"), _utc(request.due_at, "due_at")
         if due <= received:
             raise ConfigError(f"request {request.request_id}: due_at {request.due_at} is not after receipt")
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             stored = _find(t.con, request.request_id)
             if stored is not None:
                 if stored.request != request:
@@ -95,13 +93,13 @@ class Requests:
 
     def pin(self, request_id: str, pins: pl.DataFrame) -> None:
         """Keep the rows of a request that was registered without them: ``(example_id, split, pin)``."""
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             record = _get(t.con, request_id)
             t.replace(REQUEST_PINS, pins, **_common(record.request))
 
     def pins(self, request_id: str) -> pl.DataFrame:
         """``(example_id, split, pin)`` of the rows that a request named when it was registered, by id; none if not known."""
-        with self._w.reading() as con:
+        with self._s.reading() as con:
             record = _get(con, request_id)
             stored = read_partition(con, REQUEST_PINS, record.request.subject, {"request_id": request_id})
         return stored.select("example_id", "split", "pin").sort("example_id")
@@ -112,12 +110,12 @@ class Requests:
         Raises:
             UnknownName: with the list of the known ids.
         """
-        with self._w.reading() as con:
+        with self._s.reading() as con:
             return _get(con, request_id)
 
     def list(self, subject: str | None = None) -> pl.DataFrame:
         """``(subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples)``, oldest first."""
-        with self._w.reading() as con:
+        with self._s.reading() as con:
             return fetch(
                 con,
                 f"SELECT subject, request_id, state, selector, legal_basis, received_at, due_at, num_examples "
@@ -133,7 +131,7 @@ class Requests:
         Raises:
             StateError: ``state`` may not follow the present one; names those that may.
         """
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             record = _get(t.con, request_id)
             wanted = next_state(record.state, RequestState(state))
             row = _row(t.con, record.request) | {"state": wanted.value}
@@ -159,7 +157,7 @@ class Requests:
             StateError: the request is closed, refused or withdrawn.
             ConfigError: not later than it is due now, or more than three months after receipt (GDPR Art. 12(3)).
         """
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             record = _get(t.con, request_id)
             if record.state not in OPEN:
                 raise StateError(f"request {request_id} is {record.state.value}: there is nothing left to extend")
@@ -175,7 +173,7 @@ class Requests:
 
     def note(self, request_id: str, note: str) -> RequestRecord:
         """Put a sentence on record with the state as it is: a failed run, a call to the person."""
-        with self._w.transaction() as t:
+        with transaction(self._s) as t:
             record = _get(t.con, request_id)
             _enter(t, record.request, _row(t.con, record.request), seq=record.events.height, note=note)
             return _get(t.con, request_id)

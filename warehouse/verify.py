@@ -27,9 +27,9 @@ import duckdb
 
 from contracts.errors import ConfigError, IntegrityError, LockTimeout
 from contracts.progress import Progress, silent
-from warehouse import ledger, verify_database, verify_files
+from warehouse import chain, verify_database, verify_files
+from warehouse.chain import Head
 from warehouse.connection import Connection
-from warehouse.ledger import Head
 from warehouse.recorded import RESTORE, Problem
 from warehouse.verify_database import Database
 from warehouse.verify_files import Files
@@ -89,11 +89,11 @@ def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = s
         files.notes.append(
             f"{_WRITING} Artefacts were compared with their manifests only. Verify again when it has ended."
         )
-    noted: list[ledger.Anchor] = [(f"the given head {head.seq}", _always(head)) for head in anchors]
+    noted: list[chain.Anchor] = [(f"the given head {head.seq}", _always(head)) for head in anchors]
     if main is not None and snapshot is not None:
         noted.insert(0, ("the published snapshot", _always(snapshot.head)))
     if main is not None:
-        noted.insert(0, ("ledger.head", lambda: ledger.read_mirror(w.head_file)))
+        noted.insert(0, ("ledger.head", lambda: chain.read_mirror(w.head_file)))
     readable = main or snapshot
     for database in filter(None, (main, snapshot)):
         _check_chain(problems, database, noted if database is readable else ())
@@ -142,9 +142,9 @@ def verify_report(w: Warehouse, path: Path, *, anchors: Sequence[Head] = ()) -> 
         )
         return Verification(head=None, checked=(), problems=(*problems, nothing))
     data, files = path.read_bytes(), Files()
-    noted: list[ledger.Anchor] = []
+    noted: list[chain.Anchor] = []
     if busy is None:
-        noted.append(("ledger.head", lambda: ledger.read_mirror(w.head_file)))
+        noted.append(("ledger.head", lambda: chain.read_mirror(w.head_file)))
     else:
         anchors = _published_of(anchors, database, files)
         files.notes.append(_WRITING)
@@ -219,7 +219,7 @@ def _main(
     if w.head_file.exists() or w.snapshot.exists() or (w.artifacts.root.exists() and w.artifacts.names()):
         known = ""
         with suppress(IntegrityError, OSError):
-            head = ledger.read_mirror(w.head_file)
+            head = chain.read_mirror(w.head_file)
             known = f"; ledger.head knows {head.seq} entries of its ledger" if head else ""
         problems.append(Problem(f"The database {w.database} is gone{known}.", RESTORE))
     return None, None
@@ -268,15 +268,15 @@ def _look(
     return db if db.entries or not db.problems else None
 
 
-def _check_chain(problems: list[Problem], db: Database, anchors: Sequence[ledger.Anchor]) -> None:
-    report = ledger.examine(db.entries, anchors)
+def _check_chain(problems: list[Problem], db: Database, anchors: Sequence[chain.Anchor]) -> None:
+    report = chain.examine(db.entries, anchors)
     missing = f" The first entry that is missing is {report.first_missing}." if report.first_missing else ""
     problems += [Problem(f"{db.name}Ledger: {problem}.{missing}", RESTORE) for problem in report.problems]
 
 
 def _moved(w: Warehouse, head: Head) -> bool:
     with suppress(IntegrityError, OSError, LockTimeout, duckdb.Error), w.looking() as con:
-        return ledger.head_of(con) != head
+        return chain.head_of(con) != head
     return False
 
 

@@ -2,7 +2,7 @@
 
 The ledger's chain says what was recorded; every partition is read back and compared with its last record, as are
 ``meta.partitions`` and ``meta.stages``, the register of forget requests and the views. Rows, tables and views that no
-entry tells of are found as well. Nothing is written.
+entry records are found as well. Nothing is written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from contracts.digests import digest
 from contracts.progress import Progress
 from contracts.schema import ARTIFACTS, ATTACK_REPORTS, FINDINGS, REGISTER, REQUEST_EVENTS, UNLEARNING_RUNS
 from contracts.tables import TableSpec
-from warehouse import ddl, frames, ledger, views
+from warehouse import chain, ddl, frames, views
+from warehouse.chain import Head
 from warehouse.connection import Connection, fetch
-from warehouse.ledger import Head
 from warehouse.recorded import RESTORE, Key, Named, Problem, Recorded, Rows, described
 from warehouse.writer import groups_of, part_text, read_partition, subject_of, writers_of
 
@@ -46,7 +46,7 @@ class Database:
     """
 
     name: str = ""
-    entries: list[ledger.Entry] = field(default_factory=list)
+    entries: list[chain.Entry] = field(default_factory=list)
     recorded: Recorded = field(default_factory=Recorded)
     lineage: dict[str, Named] = field(default_factory=dict)
     reported: dict[str, pl.DataFrame] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Database:
 
 
 def read_ledger(db: Database, con: Connection) -> None:
-    """Read the ledger and what it says; the chain itself is judged by ``ledger.examine``."""
-    db.entries = ledger.entries_of(con)
+    """Read the ledger and what it says; the chain itself is judged by ``chain.examine``."""
+    db.entries = chain.entries_of(con)
     db.recorded = Recorded.of(db.entries)
     db.problems += [Problem(f"{db.name}{p.sentence}", p.todo) for p in db.recorded.problems]
 
@@ -140,7 +140,7 @@ def _check_partitions(db: Database, con: Connection) -> None:
             db.wrong(f"meta.partitions has two rows for {described(key)}.")
         stored[key] = tuple(rest)
         if key not in db.recorded.partitions:
-            db.wrong(f"meta.partitions tells of {described(key)}, which no entry of the ledger recorded.")
+            db.wrong(f"meta.partitions lists {described(key)}, which no entry of the ledger recorded.")
     for key, rows in db.recorded.partitions.items():
         expected = (rows.rows, rows.digest, rows.content, rows.config_digest, rows.run_id, rows.seq)
         if key not in stored:
@@ -153,7 +153,7 @@ def _check_partitions(db: Database, con: Connection) -> None:
 
 
 def _check_relations(db: Database, con: Connection) -> None:
-    """Declarations are readable and those on record; every table and view is one that the ledger tells of."""
+    """Declarations are readable and those on record; every table and view is one that the ledger records."""
     for name, version, text in con.execute(
         "SELECT name, version, declaration FROM meta.tables ORDER BY ALL"
     ).fetchall():
@@ -164,7 +164,7 @@ def _check_relations(db: Database, con: Connection) -> None:
             db.wrong(f"The declaration of table {name} in meta.tables cannot be read: {_first_line(error)}")
             continue
         if declared is None or spec.full_name != name or version != declared.version:
-            db.wrong(f"meta.tables declares table {name} in version {version}, which no entry of the ledger tells of.")
+            db.wrong(f"meta.tables declares table {name} in version {version}, which no entry of the ledger records.")
         elif declared.digest not in ("", digest(spec)):
             db.wrong(
                 f"The declaration of table {name} in meta.tables is not the one that entry {declared.seq} recorded."
@@ -180,7 +180,7 @@ def _check_relations(db: Database, con: Connection) -> None:
     for name, found in columns.items():
         own = name.partition(".")[0] in _OWN
         if not own and name not in db.tables and name not in db.recorded.kept:
-            db.wrong(f"Table {name} is one that no entry of the ledger tells of.", _STRANGE)
+            db.wrong(f"Table {name} is one that no entry of the ledger records.", _STRANGE)
         elif name in db.tables and sorted(found) != sorted(c.name for c in db.tables[name].all_columns):
             more = sorted(set(found) - {c.name for c in db.tables[name].all_columns})
             db.wrong(
@@ -289,7 +289,7 @@ def _check_requests(db: Database, con: Connection) -> None:
     """Where each forget request stands: the register, its last event and the ledger say the same."""
     if REGISTER.full_name not in db.tables or REQUEST_EVENTS.full_name not in db.tables:
         if db.recorded.requests:
-            db.wrong("The register of forget requests cannot be read; the ledger tells of requests.")
+            db.wrong("The register of forget requests cannot be read; the ledger records requests.")
         return
     events = dict(
         con.execute(
@@ -304,7 +304,7 @@ def _check_requests(db: Database, con: Connection) -> None:
         asked = db.recorded.requests.get(request_id)
         if asked is None:
             db.wrong(
-                f"Forget request {request_id} of {subject} is in the register, but no entry of the ledger tells of it."
+                f"Forget request {request_id} of {subject} is in the register, but no entry of the ledger records it."
             )
             continue
         if asked.state != state or events.get(f"{subject}/{request_id}") != state:
@@ -316,7 +316,7 @@ def _check_requests(db: Database, con: Connection) -> None:
             db.wrong(f"Forget request {request_id} of {subject} asks for other things than entry {asked.seq} recorded.")
     for request_id in sorted(db.recorded.requests.keys() - seen):
         db.wrong(
-            f"Forget request {request_id} is not in the register; entry {db.recorded.requests[request_id].seq} tells of it."
+            f"Forget request {request_id} is not in the register; entry {db.recorded.requests[request_id].seq} records it."
         )
 
 

@@ -24,7 +24,7 @@ from contracts.errors import IllegalName, IntegrityError, NotReady, UnsafeFile
 from contracts.progress import Progress
 from warehouse import fsio
 from warehouse.artifacts import Artifact, ArtifactStore
-from warehouse.ledger import Head, contained
+from warehouse.chain import Head, contained
 from warehouse.recorded import RESTORE, Named, Problem, described
 from warehouse.verify_database import REPORTED, Database
 from warehouse.writer import part_text
@@ -204,7 +204,7 @@ def _check_rows(files: Files, db: Database, name: str, report: Mapping[str, Any]
                     "Make the report anew from the tables, or restore the state folder from a backup.",
                 )
     if older:
-        files.notes.append(f"Report {name} is older than the rows of {', '.join(sorted(older))} that it tells of.")
+        files.notes.append(f"Report {name} is older than the rows of {', '.join(sorted(older))} that it reports.")
 
 
 # ------------------------------------------------------------------ artefacts

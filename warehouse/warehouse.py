@@ -7,21 +7,20 @@
     home/artifacts/                         bulk results, see ``warehouse.artifacts``
 
 An object of this class holds paths and settings, no connection: it may be shared between threads and sent to processes.
+``warehouse.session`` opens the files; here is what is written to and read from them.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import polars as pl
 
@@ -31,13 +30,15 @@ from contracts.methods import ScoreSpec
 from contracts.progress import silent
 from contracts.schema import EXAMPLES, TABLES
 from contracts.tables import TableSpec
-from warehouse import connection, ddl, fsio, ledger, lineage, lock, publish, reader, verify_database, views, writer
+from warehouse import chain, connection, ddl, fsio, lineage, publish, reader, verify_database, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
+from warehouse.chain import Head
 from warehouse.connection import Connection, Limits, fetch, first
 from warehouse.faults import fault
-from warehouse.ledger import Head, Ledger
+from warehouse.ledger import Ledger
 from warehouse.lineage import Lineage
 from warehouse.requests import Requests
+from warehouse.session import Session
 from warehouse.writer import Receipt, Transaction
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Warehouse:
+class Warehouse(Session):
     """See the module. Made by :meth:`open`.
 
     Attributes:
@@ -59,20 +60,14 @@ class Warehouse:
         ledger: the tamper-evident log.
         requests: forget requests.
         lineage: what was made from what.
-        database: path of the writer's file. ``snapshot``: of the published snapshot. ``head_file``: of ledger.head.
     """
 
     def __init__(
         self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime], looks: bool = False
     ) -> None:
-        self.home = home
-        self.folder = home / "warehouse"
-        self.snapshot = self.folder / "palimpsest.read.duckdb"
-        self.head_file = self.folder / "ledger.head"
+        super().__init__(home, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock, looks=looks)
         self.artifacts = ArtifactStore(home / "artifacts")
         self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
-        self.database = self.folder / "palimpsest.duckdb"
-        self._limits, self._lock_timeout_s, self._clock, self._looks = limits, lock_timeout_s, clock, looks
 
     @classmethod
     def open(
@@ -102,7 +97,7 @@ class Warehouse:
         limits = limits or Limits()
         limits = replace(limits, spill=limits.spill or folder / "spill")
         w = cls(root, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock)
-        with w._locked():
+        with w.locked():
             fsio.sweep(folder)
             fsio.sweep_scratch(folder / "spill")
             w._create()
@@ -133,32 +128,14 @@ class Warehouse:
 
     # ---------------------------------------------------------------- writing
 
-    @contextmanager
-    def transaction(self, *, guarded: bool = True) -> Iterator[Transaction]:
+    def transaction(self) -> AbstractContextManager[Transaction]:
         """Several writes that happen together or not at all; the lock is held for the block, so keep it short.
 
         Raises:
             LockTimeout: another writer did not end in time.
-            IntegrityError: committed entries of the ledger are gone (unless ``guarded`` is False).
+            IntegrityError: committed entries of the ledger are gone.
         """
-        with self._locked(), connection.opened(self.database, limits=self._limits) as con:
-            mirrored = ledger.read_mirror(self.head_file) if guarded else None
-            if guarded:
-                ledger.guard(con, mirrored)
-            con.begin()
-            t = Transaction(con, ledger.head_of(con), self._clock())
-            try:
-                yield t
-                fault("writer.before_commit")
-                con.commit()
-            except BaseException:
-                with suppress(duckdb.Error):
-                    con.rollback()
-                raise
-            fault("writer.after_commit")
-            if t.head != mirrored:
-                ledger.write_mirror(self.head_file, t.head)
-            fault("writer.after_mirror")
+        return writer.transaction(self)
 
     def replace(
         self,
@@ -246,55 +223,15 @@ class Warehouse:
 
     def publish(self) -> bool:
         """Bring the snapshot up to date; False when it already is."""
-        with self._locked(), connection.opened(self.database, limits=self._limits) as con:
-            ledger.guard(con, ledger.read_mirror(self.head_file))
+        with self.locked(), connection.opened(self.database, limits=self._limits) as con:
+            chain.guard(con, chain.read_mirror(self.head_file))
             with suppress(IntegrityError):  # a damaged snapshot is replaced
-                if publish.snapshot_head(self.snapshot, limits=self._limits) == ledger.head_of(con):
+                if publish.snapshot_head(self.snapshot, limits=self._limits) == chain.head_of(con):
                     return False
             publish.publish(con, self.snapshot, limits=self._limits)
             return True
 
     # ---------------------------------------------------------------- reading
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The published
-        snapshot, without a lock, where the warehouse was opened for looking only.
-
-        Raises:
-            NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
-        """
-        if self._looks:
-            connection.refuse_unpublished(self.snapshot)
-            try:
-                with self.looking_at_snapshot() as con:
-                    yield con
-            except (duckdb.CatalogException, duckdb.BinderException) as error:
-                raise NotReady(
-                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes it anew"
-                ) from error
-            return
-        with self._locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
-            yield con
-
-    @contextmanager
-    def looking(self) -> Iterator[Connection]:
-        """The writer's file, as it lies; without the lock on a medium that cannot be written.
-
-        Raises:
-            LockTimeout: a writer is at work.
-        """
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._locked())
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                    raise
-            yield stack.enter_context(connection.opened(self.database, limits=self._limits, read_only=True))
-
-    def looking_at_snapshot(self) -> AbstractContextManager[Connection]:
-        """The published snapshot, for comparing it; people use :meth:`query`."""
-        return connection.opened(self.snapshot, limits=self._limits, read_only=True)
 
     def read(
         self,
@@ -465,35 +402,26 @@ class Warehouse:
             verify_database.check_tables(found, con, silent)
         return [problem.sentence for problem in found.problems]
 
-    def published_head(self) -> Head | None:
-        """Ledger head of the published snapshot; None when nothing was published."""
-        return publish.snapshot_head(self.snapshot, limits=self._limits)
-
     def salt(self) -> bytes:
         """The salt of the owner tokens: created once, readable by this user only."""
         path = self.folder / "salt"
         with suppress(FileNotFoundError):
             return _checked_salt(path)
-        with self._locked():
+        with self.locked():
             if not path.exists():
                 fsio.write_bytes(path, os.urandom(_SALT_BYTES), mode=0o600)
             return _checked_salt(path)
 
     # ---------------------------------------------------------------- inside
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with lock.exclusive(self.folder / "writer.lock", timeout_s=self._lock_timeout_s):
-            yield
-
     def _create(self) -> None:
         """The database file, whole or not at all; the caller holds the lock."""
         if self.database.exists():
             return
-        mirrored = ledger.read_mirror(self.head_file)
+        mirrored = chain.read_mirror(self.head_file)
         if mirrored is not None and mirrored.seq > 0:
             raise IntegrityError(f"{self.database} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
-        ledger.write_mirror(self.head_file, Head())
+        chain.write_mirror(self.head_file, Head())
         with fsio.replacing(self.database) as temp:
             fault("warehouse.before_create")
             with connection.opened(temp, limits=self._limits) as con:

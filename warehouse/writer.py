@@ -7,8 +7,8 @@ A frame that says what is already there, under the same configuration, changes n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -18,10 +18,11 @@ from contracts.errors import DataError, IntegrityError, InvalidInput
 from contracts.identity import check_name
 from contracts.methods import ScoreSpec
 from contracts.tables import TableSpec
-from warehouse import ddl, frames, ledger, views
+from warehouse import ddl, frames, views
+from warehouse.chain import Head
 from warehouse.connection import Connection, fetch, first
 from warehouse.faults import fault
-from warehouse.ledger import Head
+from warehouse.session import Open, Session
 
 _CHUNK_ROWS = 1 << 18
 _ROW = "subject = ? AND name = ? AND part = ?::JSON"
@@ -39,7 +40,7 @@ class Receipt:
         digest: SHA-256 of all its columns, in any row order.
         content: the same without volatile columns.
         changed: False when the write was a no-op.
-        seq: the ledger entry that tells of this content.
+        seq: the ledger entry that records this content.
     """
 
     table: str
@@ -69,16 +70,13 @@ class Receipt:
         }
 
 
-class Transaction:
-    """An open transaction. Given by ``Warehouse.transaction``; committed when its block ends well."""
+def transaction(session: Session) -> AbstractContextManager[Transaction]:
+    """Several writes that happen together or not at all. Raises as ``Session.writing``."""
+    return session.writing(Transaction)
 
-    def __init__(self, con: Connection, head: Head, now: datetime) -> None:
-        self.con, self.head, self.now = con, head, now
 
-    def note(self, kind: str, body: Mapping[str, Any]) -> Head:
-        """Add a ledger entry; ``at`` (UTC) is added to its body."""
-        self.head = ledger.insert(self.con, self.head, kind, {**body, "at": self.now.isoformat()})
-        return self.head
+class Transaction(Open):
+    """An open transaction that replaces and appends partitions. Committed when its block ends well."""
 
     def declare(self, specs: Iterable[TableSpec]) -> None:
         """Bring the tables of ``specs`` into being or up to date."""

@@ -108,7 +108,7 @@ def dropout_inversion_audit(
         config: how many examples, which attacks, how long.
         seed: of the choice of examples, the clients' masks and the attacks' starts; an example's are its own.
         model: the audited model, left as it is.
-        progress: told how far each attack is.
+        progress: called with how far each attack is.
 
     Returns:
         ``dropout_inversion`` (one row an example x attack x rate), ``dropout_inversion_summary``, ``inversion_images``.

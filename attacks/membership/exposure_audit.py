@@ -53,7 +53,9 @@ _NAMED = 5  # ids that a verdict names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExposureConfig(Config):
-    attacks: tuple[str, ...] = param(("lira_online", "rmia_online"), doc="registered attacks, with their defaults")
+    attacks: tuple[str, ...] = param(
+        ("lira_online", "rmia_online"), doc="registered attacks, with their defaults", ref="attack"
+    )
     fpr_caps: tuple[float, ...] = param(
         (1e-3, 1e-2, 5e-2), gt=0, lt=1, doc="tolerated false-positive rates, increasing"
     )
@@ -260,7 +262,7 @@ def exposure(
         config: attacks, caps, level.
         seed: of attacks that draw, and of the bootstrap behind the intervals of the TPR.
         ensemble: M models on halves of the pool, each in turn the audited one with the others as its references.
-        progress: told (attacks done, in all, "attacks on every reference model").
+        progress: called with (attacks done, in all, "attacks on every reference model").
 
     Raises:
         NotApplicable: an attack wants whole outputs, and the task gives none, or the ensemble's were not kept.

@@ -1,6 +1,6 @@
 """Scores + truth -> ROC, and a report in which every figure has its interval.
 
-Scores are LARGER = MORE LIKELY MEMBER. Card of the report, one row a false-positive cap a:
+Scores are LARGER = MORE LIKELY MEMBER. The report's figures, one row a false-positive cap a:
 
     tpr     largest true-positive rate of a threshold whose empirical FPR is <= a; null when a * n_neg < 1
     reliable   a * n_neg >= 10: below that the cap rests on fewer than ten non-members

@@ -9,7 +9,7 @@ does not expose the canaries there lets no method pass. ``retrain`` is exact: wh
 Training is stacked (``train_many``), once for all methods and once more for retraining; the other methods run one model after
 another. The runs come in blocks of 20, so 20 models are held at a time, and the result does not depend on the block.
 
-Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); card 57, step 10; canaries after Jagielski et al., NeurIPS 2020.
+Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); canaries after Jagielski et al., NeurIPS 2020.
 An example counts as exposed when its removed and never-seen runs differ after Holm's correction over all targets and their
 distance mu is beyond sqrt(2) PhiInv(tolerated AUC): worst case, whatever the mean. It is evidence about the method and its
 configuration on this data and recipe, not about one deletion that was carried out; for that see the attacks on the model.
@@ -62,6 +62,7 @@ class ShadowUnlearningConfig(Config):
     methods: tuple[str, ...] = param(
         (),
         doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is given",
+        ref="unlearner",
     )
     canaries: int = param(10, ge=0, le=100_000, doc="planted; fewer where they would be over 10% of training")
     repeats: int = param(
@@ -115,7 +116,7 @@ def shadow_unlearning_audit(
         train_many: (ids of each training set, seeds, *, data) -> models of the subject's recipe.
         unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its argument
             as it is; its attribute ``in_use`` names the plan's method in use.
-        progress: told (runs done, runs, "shadow unlearning runs").
+        progress: called with (runs done, runs, "shadow unlearning runs").
 
     Returns:
         ``u_lira`` (a row a method), ``u_lira_examples`` (a row a method and example), ``u_lira_canaries``.

@@ -1,4 +1,4 @@
-"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (card 57, step 10).
+"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (Hayes et al. 2025).
 
     ranks_j = a random permutation of the R runs, one for each target example j, independent of all others
     state[r, j] = floor(3 ranks_j[r] / R)        IN = 0 trained and kept, OUT = 1 never trained, UNLEARN = 2 trained, then removed

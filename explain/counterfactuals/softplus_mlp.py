@@ -67,7 +67,7 @@ def fit_softplus_mlps(
         removed: (B, n) bool, True = not trained on.
         seed: of the common initialisation and order.
         config: the defaults when None.
-        progress: told after every epoch.
+        progress: called after every epoch.
 
     Raises:
         Diverged: the loss of a model is not finite.

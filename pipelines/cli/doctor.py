@@ -123,7 +123,7 @@ def _state() -> Iterator[Line]:
         yield "State", f"{home} ({why}) does not exist yet; the first command that writes makes it.", ""
         return
     free = shutil.disk_usage(home).free / 2**30
-    low = "" if free > LEAST_GIB else "set PALIMPSEST_HOME to a disk with room"
+    low = "" if free > LEAST_GIB else "set PALIMPSEST_HOME to a disk with enough space"
     yield "State", f"{home} ({why}), on a disk with {free:,.0f} GiB free.", low
     try:
         found = Warehouse.existing(home).ledger.verify()

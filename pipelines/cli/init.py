@@ -55,7 +55,7 @@ def init(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="classification or regression; told from the labels by default")
+        str | None, typer.Option("--task", help="classification or regression; read off the labels by default")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="column that is not used; may be repeated")] = None,
     user: Annotated[str | None, typer.Option("--user", help="user column of a log of interactions")] = None,

@@ -1,4 +1,4 @@
-"""``palimpsest reproduce``: a method card's claims, measured again."""
+"""``palimpsest reproduce``: a paper's claims, measured again."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from pipelines.cli.terminal import console, live_progress
 
 
 def reproduce(
-    cards: Annotated[list[int] | None, typer.Argument(help="card numbers; all when none is given")] = None,
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="papers, by short name or number; all when none is given"),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="root of every random choice")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="one JSON object a card, a line each")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object a paper, a line each")] = False,
 ) -> None:
     """Re-measure published claims at small scale on real data. Exit 0 if and only if all pass."""
     import reproductions
 
     passed = True
-    for card in cards or reproductions.cards():
-        with live_progress(f"card {card}") as progress:
-            result = reproductions.run(card, seed=seed, progress=progress)
+    chosen = [reproductions.find(name) for name in which or ()] or reproductions.reproductions()
+    for known in chosen:
+        with live_progress(known.name) as progress:
+            result = reproductions.run(known.name, seed=seed, progress=progress)
         passed &= result["passed"]
         if json_:
             sys.stdout.write(json.dumps(result) + "\n")
@@ -35,7 +39,7 @@ def reproduce(
             "",
             "threshold",
             "",
-            title=f"card {card}, seed {seed}, {result['wall_s']:.0f} s",
+            title=f"{known.name} ({known.paper}), seed {seed}, {result['wall_s']:.0f} s",
             title_justify="left",
         )
         for claim in result["claims"]:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from assets import models, needs
+from assets import models
 from assets.graph import subject_stages
+from assets.needs import StageProvider
+from assets.provider import early_seeds
 from assets.stage import APPLIES, Output, Run
 from contracts import schema
 from contracts.errors import ConfigError, NotApplicable, NotReady
@@ -61,7 +63,7 @@ def states(found: Any) -> list[str]:
 
 def test_train_takes_the_steps_it_is_given_whatever_the_set():
     run, taken = run_of(WINE), []
-    train = needs.trainer(run)
+    train = StageProvider(run, {}).train()
     for size in (107, 64, 32, 5):
         train(
             run.train.subset(run.train.example_id[:size]), 3, steps=23, observe=lambda rows, logits: taken.append(rows)
@@ -75,18 +77,18 @@ def test_train_takes_the_steps_it_is_given_whatever_the_set():
 def test_train_refuses_what_does_not_go_together():
     run = run_of(WINE)
     with pytest.raises(ConfigError, match="steps has no effort"):
-        needs.trainer(run)(run.train, 0, effort=0.5, steps=10)
+        StageProvider(run, {}).train()(run.train, 0, effort=0.5, steps=10)
     clicks = run_of(CLICKS)
     with pytest.raises(NotApplicable, match="recipe bpr cannot be told to train for 10 steps"):
-        needs.trainer(clicks)(clicks.train, 0, steps=10)
+        StageProvider(clicks, {}).train()(clicks.train, 0, steps=10)
 
 
 @pytest.mark.parametrize("module", ["mlp", "recipes_user_models:batchnorm"])
 def test_early_at_gives_the_early_models_of_every_epoch(module, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
     run = run_of({**WINE, "model": {"name": module, "config": {"hidden": [8]} if module == "mlp" else {}}})
-    found = needs._early_at(run)((0, 1, 4))
-    build, seeds = model_builder(run.subject, run.data), models.early_seeds(run.subject)
+    found = StageProvider(run, {}).early_at()((0, 1, 4))
+    build, seeds = model_builder(run.subject, run.data), early_seeds(run.subject)
     for epoch, group in found.items():
         alone = early_models(
             build, run.train, recipe="supervised", config=recipe_config(run.subject), seeds=seeds, epoch=epoch
@@ -114,14 +116,14 @@ def test_a_recipe_of_another_package_is_given_what_it_takes_and_refuses_the_rest
     with registered(recipe, RecipeSpec(name="plain", doc=""), plain):
         run = run_of({**WINE, "recipe": "plain"})
         fresh = states([model_builder(run.subject, run.data)(3)])
-        assert states([needs.trainer(run)(run.train, 3)]) == fresh
-        many = needs._train_many(run)([run.train.example_id[:5], run.train.example_id[:7]], [3, 3])
+        assert states([StageProvider(run, {}).train()(run.train, 3)]) == fresh
+        many = StageProvider(run, {}).train_many()([run.train.example_id[:5], run.train.example_id[:7]], [3, 3])
         assert states(many) == fresh * 2
         for refused in (
-            lambda: needs.trainer(run)(run.train, 0, steps=3),
-            lambda: needs.trainer(run)(run.train, 0, effort=0.5),
-            lambda: needs.trainer(run)(run.train, 0, observe=print),
-            lambda: needs._early_at(run)((0, 1)),
+            lambda: StageProvider(run, {}).train()(run.train, 0, steps=3),
+            lambda: StageProvider(run, {}).train()(run.train, 0, effort=0.5),
+            lambda: StageProvider(run, {}).train()(run.train, 0, observe=print),
+            lambda: StageProvider(run, {}).early_at()((0, 1)),
         ):
             with pytest.raises(NotApplicable, match="recipe plain"):
                 refused()
@@ -215,19 +217,22 @@ def test_every_unlearner_works_on_a_copy_of_its_own():
     start = model_builder(run.subject, run.data)(0).eval()
     before = states([start])
     with registered(unlearner, UnlearnerSpec(name="careless", doc=""), careless):
-        unlearn_from = needs._UnlearnFrom(run, {})
+        unlearn_from = StageProvider(run, {}).unlearn_from()
         for seed in (1, 2):
             found = unlearn_from(start, "careless", seed=seed, **sets)
             assert not any(np.any(values) for values in to_arrays(found).values())
     assert states([start]) == before and all(model is not start for model in seen) and seen[0] is not seen[1]
 
 
-@pytest.mark.parametrize("given", [needs._UnlearnFrom, needs._Unlearn])
+@pytest.mark.parametrize("given", ["unlearn_from", "unlearn"])
 def test_the_method_in_use_is_told(given):
-    planned = given(run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}}), {})
+    def call(run, upstream):
+        return getattr(StageProvider(run, upstream), given)()
+
+    planned = call(run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}}), {})
     assert planned.in_use == "finetune" and planned.methods == ("finetune",)
-    assert given(run_of(EVERYTHING), {}).in_use == "retrain"
-    unplanned = given(run_of(WINE), {})
+    assert call(run_of(EVERYTHING), {}).in_use == "retrain"
+    unplanned = call(run_of(WINE), {})
     assert unplanned.in_use == "retrain" and {"finetune", "retrain"} <= set(unplanned.methods)
 
 

@@ -127,7 +127,9 @@ def test_shadow_runs_expose_what_was_not_removed_and_clear_retraining(shadow: di
         assert row["relearn_auc"] > 0.9
     for method in ("retrain", "again"):
         row = row_of(shadow, method)
-        assert row["auc_lo"] < 0.55 and row["auc_hi"] > 0.45 and abs(row["auc"] - 0.5) < 0.12 and row["num_exposed"] <= 1
+        assert (
+            row["auc_lo"] < 0.55 and row["auc_hi"] > 0.45 and abs(row["auc"] - 0.5) < 0.12 and row["num_exposed"] <= 1
+        )
         assert abs(row["relearn_auc"] - 0.5) < 0.15
     assert abs(row_of(shadow, "again")["kept_acc_lost"]) < 0.05
 

@@ -55,7 +55,7 @@ def test_the_function_takes_what_is_handed_to_it_and_no_more(kind, name):
     given = CALLED_WITH[kind] | set(method.spec.needs)
     assert given <= set(keyword), f"does not take {given - set(keyword)}"
     needed = {n for n, p in keyword.items() if p.default is p.empty}
-    assert needed <= given, f"needs {needed - given}, which nobody hands to it"
+    assert needed <= given, f"needs {needed - given}, which nobody gives to it"
     assert len(parameters) - len(keyword) <= 2
     assert method.function.__doc__ and inspect.getmodule(method.function).__doc__
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError
-from contracts.params import Config, allowed_range, param
+from contracts.params import REFERENCES, Config, Ref, Reference, allowed_range, param, references
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,3 +113,36 @@ def test_ranges_in_words():
     assert words["lr"] == "> 0 and <= 1 1/s"
     assert words["kind"] == "one of 'a', 'b'"
     assert words["mode"] == "any"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named(Config):
+    name: str = param("", doc="as in a choice of a method")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Naming(Config):
+    ordered_by: str = param("", ref="score")
+    score: str = param("not a reference")
+    removers: tuple[str, ...] = param((), ref="unlearner")
+    chosen: tuple[Named, ...] = param((), ref="attack")
+    inner: Named = param(Named())
+
+
+def test_references_are_the_typed_fields_with_their_paths():
+    config = Naming(
+        ordered_by="el2n", removers=("a", "", "b"), chosen=(Named(name="loss"), Named()), inner=Named(name="x")
+    )
+    assert list(references(config, "here")) == [
+        Reference("here.ordered_by", "score", "el2n"),
+        Reference("here.removers[0]", "unlearner", "a"),
+        Reference("here.removers[2]", "unlearner", "b"),
+        Reference("here.chosen[0]", "attack", "loss"),
+    ]
+    assert list(references(Naming())) == []
+
+
+def test_a_field_refers_to_something_there_is():
+    with pytest.raises(ConfigError, match="cannot refer to 'scores'; it can to: score, split"):
+        param("", ref="scores")
+    assert {Ref(kind).kind for kind in REFERENCES} == set(REFERENCES)

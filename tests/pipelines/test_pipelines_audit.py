@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 from assets import subject_stages
+from assets.dagster_view import column_schema, key_of
 from assets.judged import ANSWERS, OTHER
-from assets.stage import column_schema
 from contracts.schema import FINDINGS
 from contracts.subject import Subject
 from pipelines.cli.audit import run_subject
@@ -80,7 +80,7 @@ def test_the_answers_and_every_judged_finding_are_checks_in_dagster_and_stop_not
         expected[f"removal_{name}"] = (finding["verdict"], finding["sentence"])
     assert set(stage.judged) == {*expected, OTHER}
     with dg.DagsterInstance.get() as instance:
-        keys = {name: dg.AssetCheckKey(asset_key=stage.key, name=name) for name in stage.judged}
+        keys = {name: dg.AssetCheckKey(asset_key=key_of(stage), name=name) for name in stage.judged}
         found = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys.values()))
         for name, key in keys.items():
             told = found[key].event.dagster_event.asset_check_evaluation_data

@@ -17,6 +17,7 @@ import pytest
 from assets import stage as stages_at_work
 from assets import subject_stages
 from assets.current import UNCHANGED
+from assets.dagster_view import key_of
 from contracts.errors import JobFailed
 from contracts.subject import Subject
 from pipelines import outline
@@ -63,7 +64,7 @@ def observations(keys: list[dg.AssetKey]) -> list[int]:
 
 
 def test_what_is_current_is_observed_and_not_launched(home: Path, small: Subject, launched: list[set[str]]) -> None:
-    keys = [stage.key for stage in subject_stages(small) if not stage.per_request]
+    keys = [key_of(stage) for stage in subject_stages(small) if not stage.per_request]
     before = observations(keys)
     _, records = audit.run_subject(small, home, job="audit")
     assert not launched and len(records) == len(keys) and {r["state"] for r in records} == {UNCHANGED}

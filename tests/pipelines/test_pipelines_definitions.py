@@ -11,8 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets import stage as stage_module
-from assets import subject_stages
+from assets import dagster_view, subject_stages
 from assets.judged import OTHER
 from contracts.errors import ConfigError, UnknownName, in_words
 from contracts.methods import analysis
@@ -87,9 +86,9 @@ def test_what_may_pass_is_tried_again_and_what_is_wrong_is_not(
         tried.append(1)
         raise error
 
-    monkeypatch.setattr(stage_module, "materialize", failing)
-    monkeypatch.setattr(stage_module, "_AGAIN", dg.RetryPolicy(max_retries=2, delay=0))
-    asset = stage_module.to_asset(subject_stages(small)[0], None)
+    monkeypatch.setattr(dagster_view, "materialize", failing)
+    monkeypatch.setattr(dagster_view, "_AGAIN", dg.RetryPolicy(max_retries=2, delay=0))
+    asset = dagster_view.to_asset(subject_stages(small)[0], None)
     done = dg.materialize([asset], resources={"workspace": object()}, raise_on_error=False)
     (failed,) = [e.step_failure_data for e in done.all_events if e.is_step_failure]
     assert len(tried) == times and in_words(error) in failed.user_failure_data.description

@@ -12,7 +12,7 @@ import pytest
 
 from assets import Workspace
 from assets.graph import subject_stages
-from assets.needs import _Unlearn
+from assets.needs import StageProvider
 from contracts.digests import plain
 from contracts.errors import UnknownName
 from contracts.methods import unlearner
@@ -63,7 +63,9 @@ def test_a_forget_set_stands_on_the_model_and_on_the_unlearners(small: Subject) 
 
 def test_the_unlearners_of_a_subject_are_those_of_its_plan_or_all_that_apply(small: Subject) -> None:
     def methods(plan: Subject, task: str = "classification") -> tuple[str, ...]:
-        return _Unlearn(SimpleNamespace(subject=plan, data=SimpleNamespace(task=task)), {}).methods  # type: ignore[arg-type]
+        return (
+            StageProvider(SimpleNamespace(subject=plan, data=SimpleNamespace(task=named(task))), {}).unlearn().methods
+        )  # type: ignore[arg-type]
 
     assert methods(with_unlearning(small)) == ("finetune",)
     assert methods(changed(small)) == unlearner.names()

@@ -448,7 +448,7 @@ class TestOutputsOnly:
     def test_attacks_without_references_convict_and_never_clear(
         self, gap: float, verdict: str, words: str, folder: Path, home: Path
     ) -> None:
-        """Outputs drawn so that nothing, or much, can be told of 600 members among 1,200."""
+        """Outputs drawn so that nothing, or much, can be said of 600 members among 1,200."""
         rng = np.random.default_rng(0)
         member, label = np.arange(1200) % 2 == 0, rng.integers(0, 2, 1200)
         z = (rng.normal(1, 1, 1200) + gap * member) * np.where(label == 0, 1, -1)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from assets.models import early_seeds
+from assets.provider import early_seeds
 from contracts.digests import derive_seed
 from contracts.methods import Asked, score
 from pipelines.cli.audit import quick_plan, run_subject
@@ -46,6 +46,7 @@ def test_the_digits_plan_finds_planted_label_noise(seed: int, tmp_path: Path) ->
     ensemble = train_ensemble(
         build,
         noisy,
+        outputs=True,
         recipe="supervised",
         config=recipe_config(plan),
         ensemble=plan.ensemble,

@@ -16,7 +16,7 @@ from contracts.digests import canonical_json
 from contracts.errors import InvalidInput
 from contracts.subject import Subject
 from pipelines.cli.app import app
-from warehouse import Warehouse, ledger
+from warehouse import Warehouse, chain
 from warehouse.verify import verify
 
 
@@ -190,16 +190,16 @@ def _forged(home: Path) -> None:
     with duckdb.connect(str(home / "warehouse/palimpsest.duckdb")) as con:
         rows = con.execute("SELECT seq, kind, body FROM ledger.entries ORDER BY seq").fetchall()
         con.execute("DELETE FROM ledger.entries")
-        head = ledger.Head()
+        head = chain.Head()
         for seq, kind, body in rows:
             facts = json.loads(body)
             facts["at"] = "2020-01-01T00:00:00+00:00"
-            new = ledger.entry_hash(seq, head.hash, kind, json.loads(canonical_json(facts)))
+            new = chain.entry_hash(seq, head.hash, kind, json.loads(canonical_json(facts)))
             con.execute(
                 "INSERT INTO ledger.entries VALUES (?, ?, ?, ?, ?)", [seq, head.hash, new, kind, canonical_json(facts)]
             )
-            head = ledger.Head(seq, new)
-    ledger.write_mirror(home / "warehouse/ledger.head", head)
+            head = chain.Head(seq, new)
+    chain.write_mirror(home / "warehouse/ledger.head", head)
     (home / "warehouse/palimpsest.read.duckdb").unlink()
     Warehouse.open(home).publish()
 

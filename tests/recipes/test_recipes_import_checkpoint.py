@@ -222,8 +222,20 @@ def test_how_a_child_ends_decides_what_is_said(tmp_path, monkeypatch, result, er
 
 
 def test_no_code_of_this_project_loads_pickles_another_way():
-    rooms = ("contracts", "sources", "recipes", "scoring", "curation", "unlearning", "attacks", "warehouse", "reports")
-    files = [f for room in (*rooms, "assets", "pipelines", "reproductions") for f in (ROOT / room).rglob("*.py")]
+    packages = (
+        "contracts",
+        "sources",
+        "recipes",
+        "scoring",
+        "curation",
+        "unlearning",
+        "attacks",
+        "warehouse",
+        "reports",
+    )
+    files = [
+        f for package in (*packages, "assets", "pipelines", "reproductions") for f in (ROOT / package).rglob("*.py")
+    ]
     loads = [f.name for f in files if "torch.load(" in f.read_text().replace("``torch.load(", "")]
     assert loads == ["import_checkpoint_child.py"]
     child = (ROOT / "recipes" / "import_checkpoint_child.py").read_text()

@@ -21,7 +21,7 @@ from contracts.digests import canonical_json
 from contracts.errors import DataError, InvalidInput
 from contracts.verdicts import Finding, Verdict
 from reports import AnalysisSection, AuditReport, Examples, Histogram, ScoreSection, facts, render_html, render_json
-from reports.audit import MAX_EXAMPLES
+from reports.contents import MAX_EXAMPLES
 
 Changed = Callable[..., AuditReport]
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> [x](javascript:alert(3)) {{ 7331*7331 }} **b**"

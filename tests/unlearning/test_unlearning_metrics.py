@@ -159,7 +159,7 @@ def test_the_draw_does_not_depend_on_the_order_of_the_rows(world):
 
 
 def test_retraining_looks_like_the_test_set(world):
-    """Card 06, check 4: MIA-efficacy of retraining is the share of test examples called non-member, within sampling."""
+    """MIA-efficacy of retraining is the share of test examples called non-member, within sampling."""
     fresh = world.train(world.retain, 1)
     as_forget = dataclasses.replace(world.test, split=np.full(len(world.test), "train", "<U5"))
     retrained = evaluate(fresh, **world.sets, test=world.test, seed=0)["mia_efficacy"]

@@ -439,3 +439,26 @@ def test_any_bytes_in_place_of_a_manifest_or_content_give_a_typed_error(store: A
     forge(store, "m", data)
     with pytest.raises(PalimpsestError):
         store.load("m")
+
+
+def _anonymous_mib() -> float:
+    """Memory of this process that no file stands behind."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def test_large_arrays_are_written_and_read_without_a_copy_in_memory(store: ArtifactStore) -> None:
+    """What is written to loaded arrays stays in memory: the file is as it was."""
+    array = np.arange(8 * 2**20, dtype=np.float64)  # 64 MiB
+    before = _anonymous_mib()
+    stored = store.save("large", {"reading": array, "small": np.array([True])}, {})
+    saved = _anonymous_mib() - before
+    loaded, _ = store.load("large")
+    assert float(loaded["reading"][-1]) == len(array) - 1 and np.array_equal(loaded["reading"], array)
+    read = _anonymous_mib() - before
+    assert saved < 16 and read < 16, (saved, read)
+    loaded["reading"][:3] = -1
+    loaded["small"][0] = False
+    again, _ = store.load("large")
+    assert again["reading"][:3].tolist() == [0, 1, 2] and again["small"].tolist() == [True]
+    assert store.verified("large").sha256 == stored.sha256

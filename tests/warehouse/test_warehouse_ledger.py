@@ -12,7 +12,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame
 
 from contracts.digests import canonical_json, digest
 from contracts.errors import IntegrityError
-from warehouse import Head, Limits, Warehouse, ledger
+from warehouse import Head, Limits, Warehouse, chain
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def rewritten(w: Warehouse, last: int) -> None:
         body = json.loads(text)
         if seq == last:
             body["i"] = 99
-        new = Head(seq, ledger.entry_hash(seq, previous.hash, kind, body))
+        new = Head(seq, chain.entry_hash(seq, previous.hash, kind, body))
         quoted = canonical_json(body).replace("'", "''")
         statements.append(
             f"INSERT INTO ledger.entries VALUES ({seq}, '{previous.hash}', '{new.hash}', '{kind}', '{quoted}')"
@@ -120,7 +120,7 @@ def test_a_replay_with_fresh_hashes_is_found_by_the_mirror_the_snapshot_and_any_
     written.ledger.append("note", {"i": 6})
     rewritten(written, noted.seq)
     assert len(written.ledger.verify().problems) == 2  # the mirror, the snapshot
-    ledger.write_mirror(written.head_file, Head(noted.seq, written.ledger.entries()[-1, "hash"]))
+    chain.write_mirror(written.head_file, Head(noted.seq, written.ledger.entries()[-1, "hash"]))
     written.snapshot.unlink()
     assert written.ledger.verify().ok, "from inside, a consistent forgery cannot be told from the truth"
     report = written.ledger.verify(anchors=[noted])
@@ -166,16 +166,16 @@ def test_one_bit_anywhere_in_the_mirror_is_found(written: Warehouse) -> None:
         if position == len(good) - 1:  # the line feed at the end is not part of what is said
             continue
         with pytest.raises(IntegrityError):
-            ledger.read_mirror(written.head_file)
+            chain.read_mirror(written.head_file)
 
 
 def test_a_mirror_that_lags_is_in_order_and_catches_up(written: Warehouse) -> None:
     """The process died between commit and mirror."""
     behind = written.ledger.entries()[-2].row(0, named=True)
-    ledger.write_mirror(written.head_file, Head(behind["seq"], behind["hash"]))
+    chain.write_mirror(written.head_file, Head(behind["seq"], behind["hash"]))
     assert written.ledger.verify().ok
     head = written.ledger.append("note", {})
-    assert ledger.read_mirror(written.head_file) == head
+    assert chain.read_mirror(written.head_file) == head
 
 
 def test_a_restored_backup_is_noticed(home: Path, w: Warehouse) -> None:

@@ -1,4 +1,4 @@
-"""Declarations and frames that the tests of this room share."""
+"""Declarations and frames that the tests of this package share."""
 
 from __future__ import annotations
 

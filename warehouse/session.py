@@ -1,0 +1,145 @@
+"""How the files of a state folder are opened: for one transaction of the writer, for reading, for looking only.
+
+    locked   a kernel lock, held for the moment of a transaction
+    writing  the writer's file; what the block did is committed when it ends well, then the ledger's head is mirrored
+    reading  the writer's file read-only, or the published snapshot where the state is only looked at
+
+A session holds paths and settings, no connection.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from contracts.errors import NotReady
+from warehouse import chain, connection, lock, publish
+from warehouse.chain import Head
+from warehouse.connection import Connection, Limits
+from warehouse.faults import fault
+
+
+class Open:
+    """An open transaction: it notes in the ledger what is done."""
+
+    def __init__(self, con: Connection, head: Head, now: datetime) -> None:
+        self.con, self.head, self.now = con, head, now
+
+    def note(self, kind: str, body: Mapping[str, Any]) -> Head:
+        """Add a ledger entry; ``at`` (UTC) is added to its body."""
+        self.head = chain.insert(self.con, self.head, kind, {**body, "at": self.now.isoformat()})
+        return self.head
+
+
+T = TypeVar("T", bound=Open)
+
+
+class Session:
+    """See the module.
+
+    Attributes:
+        home: the state folder.
+        folder: ``home/warehouse``.
+        database: path of the writer's file. ``snapshot``: of the published snapshot. ``head_file``: of ledger.head.
+    """
+
+    def __init__(
+        self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime], looks: bool = False
+    ) -> None:
+        self.home = home
+        self.folder = home / "warehouse"
+        self.database = self.folder / "palimpsest.duckdb"
+        self.snapshot = self.folder / "palimpsest.read.duckdb"
+        self.head_file = self.folder / "ledger.head"
+        self._limits, self._lock_timeout_s, self._clock, self._looks = limits, lock_timeout_s, clock, looks
+
+    @contextmanager
+    def writing(self, kind: type[T], *, guarded: bool = True) -> Iterator[T]:
+        """Several writes that happen together or not at all; the lock is held for the block, so keep it short.
+
+        Args:
+            kind: what the block is given, made of connection, head and time.
+            guarded: refuse to write where committed entries are gone.
+
+        Raises:
+            LockTimeout: another writer did not end in time.
+            IntegrityError: committed entries of the ledger are gone (unless ``guarded`` is False).
+        """
+        with self.locked(), connection.opened(self.database, limits=self._limits) as con:
+            mirrored = chain.read_mirror(self.head_file) if guarded else None
+            if guarded:
+                chain.guard(con, mirrored)
+            con.begin()
+            t = kind(con, chain.head_of(con), self._clock())
+            try:
+                yield t
+                fault("writer.before_commit")
+                con.commit()
+            except BaseException:
+                with suppress(duckdb.Error):
+                    con.rollback()
+                raise
+            fault("writer.after_commit")
+            if t.head != mirrored:
+                chain.write_mirror(self.head_file, t.head)
+            fault("writer.after_mirror")
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The published
+        snapshot, without a lock, where the warehouse was opened for looking only.
+
+        Raises:
+            NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
+        """
+        if self._looks:
+            connection.refuse_unpublished(self.snapshot)
+            try:
+                with self.looking_at_snapshot() as con:
+                    yield con
+            except (duckdb.CatalogException, duckdb.BinderException) as error:
+                raise NotReady(
+                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes it anew"
+                ) from error
+            return
+        with self.locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
+            yield con
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """The writer's file, as it lies; without the lock on a medium that cannot be written.
+
+        Raises:
+            LockTimeout: a writer is at work.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.locked())
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+            yield stack.enter_context(connection.opened(self.database, limits=self._limits, read_only=True))
+
+    def looking_at_snapshot(self) -> AbstractContextManager[Connection]:
+        """The published snapshot, for comparing it; people use ``Warehouse.query``."""
+        return connection.opened(self.snapshot, limits=self._limits, read_only=True)
+
+    def published_head(self) -> Head | None:
+        """Ledger head of the published snapshot; None when nothing was published."""
+        return publish.snapshot_head(self.snapshot, limits=self._limits)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the writer's file for the block.
+
+        Raises:
+            LockTimeout: another writer did not end in time.
+        """
+        with lock.exclusive(self.folder / "writer.lock", timeout_s=self._lock_timeout_s):
+            yield
