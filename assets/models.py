@@ -334,24 +334,28 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
 
 
-def ensemble(subject: Subject, examples: Stage) -> Stage:
-    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool."""
+def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Stage:
+    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool.
+
+    Args:
+        outputs: a method that the plan lists reads whole outputs, so they are kept too where the task gives them.
+    """
     plan = subject.ensemble
     return Stage(
         subject=subject,
         path=("models", "ensemble"),
         doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
         f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
-        config={**training(subject), "ensemble": plan},
+        config={**training(subject), "ensemble": plan, **({"outputs": True} if outputs else {})},
         deps=(examples,),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         trains=True,
-        work=_ensemble,
+        work=lambda run: _ensemble(run, outputs=outputs),
     )
 
 
-def _ensemble(run: Run) -> Output:
+def _ensemble(run: Run, *, outputs: bool) -> Output:
     from recipes.ensemble import train_ensemble
 
     subject = run.subject
@@ -364,7 +368,7 @@ def _ensemble(run: Run) -> Output:
             ensemble=subject.ensemble,
             seed=derive_seed(subject.seed, "ensemble") % 2**31,
             device=device_of(subject),
-            outputs=run.data.task.gives("outputs"),
+            outputs=outputs and run.data.task.gives("outputs"),
             checkpoints=run.checkpoints(),
             progress=run.progress,
         )
