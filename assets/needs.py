@@ -39,6 +39,7 @@ STANDS_ON = {
     "unlearn": "target",
     "early_models": "early",
     "ensemble": "ensemble",
+    "ensemble_outputs": "ensemble",
 }
 _OF_OUTPUTS = {
     "encoder",
@@ -50,7 +51,7 @@ _OF_OUTPUTS = {
     "imported",
 }  # needs that a table of outputs can meet
 _UNLEARNING = {"unlearn", "unlearn_from"}
-TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
+TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
 
 def stages_of(
@@ -195,6 +196,9 @@ class StageProvider(Provider):
 
     def ensemble(self) -> ReferenceEnsemble:
         return models.load_ensemble(self.run, self.upstream["ensemble"])
+
+    def ensemble_outputs(self) -> ReferenceEnsemble:
+        return self.ensemble()
 
     def unlearn(self) -> Unlearn:
         return Unlearn(self, self.model)

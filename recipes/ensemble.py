@@ -16,9 +16,9 @@ neighbours, as it does in the audited model; what it says of an example afterwar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from torch import nn
@@ -35,7 +35,8 @@ from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
-from recipes.predict import logits_of, reading_of
+from recipes.predict import finite_reading, outputs_of, reading_of
+from recipes.retention import held
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from tasks.base import READING, OutputTask, Reading, named
@@ -53,6 +54,7 @@ class ReferenceEnsemble:
         reading: (M, N, 4) float64, see ``tasks.base.Reading``.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
         logits: (M, N, K) float32, finite, or None where they were not kept; readers convert to float64.
+        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer); None: none.
         spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every k-th of
             them; None where a model's outputs are no vector an example.
     """
@@ -65,6 +67,7 @@ class ReferenceEnsemble:
     config_digest: str
     logits: np.ndarray | None = None
     spoken: np.ndarray | None = None
+    held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         models, num = self.keep.shape
@@ -88,6 +91,12 @@ class ReferenceEnsemble:
         if wrong.any():
             raise DataError(
                 "ensemble: examples are not in exactly half of the models", example_ids=self.example_id[wrong]
+            )
+        if self.held is not None and (
+            self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any()
+        ):
+            raise InvalidInput(
+                f"ensemble: held must be bool ({models}, {num}), of examples that the model was trained on"
             )
         if len(np.unique(self.example_id)) != num:
             raise DataError("ensemble: example ids are not unique")
@@ -119,12 +128,12 @@ class ReferenceEnsemble:
         order = np.argsort(self.example_id, kind="stable")
         columns = {n: getattr(self, n)[order] for n in ("example_id", "pool", "labels")}
         by_model = {n: getattr(self, n)[:, order] for n in ("keep", "reading")}
-        logits = None if self.logits is None else self.logits[:, order]
-        return dataclasses.replace(self, **columns, **by_model, logits=logits)
+        some = {n: None if getattr(self, n) is None else getattr(self, n)[:, order] for n in ("logits", "held")}
+        return dataclasses.replace(self, **columns, **by_model, **some)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything but the digest, for an artefact store."""
-        every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken")}
+        every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken", "held")}
         return {name: array for name, array in every.items() if array is not None}
 
     @classmethod
@@ -143,7 +152,8 @@ class ReferenceEnsemble:
     def of_logits(cls, *, logits: np.ndarray, labels: np.ndarray, pool: np.ndarray, **others: Any) -> Self:
         """An ensemble of classifiers whose outputs (M, N, K) are known."""
         reading = named("classification").reading_of(logits, labels, {}).values  # type: ignore[attr-defined]
-        spoken = _thinned(logits[:, ~pool], models=len(logits), start=0)
+        heard = logits[:, ~pool].reshape(-1, logits.shape[-1])
+        spoken = _thinned(heard, points=len(heard), before=0)
         return cls(logits=logits, labels=labels, pool=pool, reading=reading, spoken=spoken, **others)
 
 
@@ -228,20 +238,18 @@ def train_ensemble(
             members = [np.flatnonzero(row) for row in keep[start:end]]
             models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
             if whole:
-                logits = np.stack([logits_of(model, inputs, batch=4096) for model in models])
-                block = {"reading": data.task.reading_of(logits, view.y, view.constants).values}  # type: ignore[attr-defined]
-                block |= {"population": logits[:, ~in_pool], **({"logits": logits} if outputs else {})}
+                block = _said(models, inputs, ~in_pool, first=start, of=ensemble.num_models, outputs=outputs)
             else:
                 block = {"reading": np.stack([reading_of(model, inputs).values for model in models])}
+            own = np.stack([held(model, view.example_id) for model in models])
+            block |= {"held": own} if own.any() else {}
             checkpoints.save(name, {"keep": keep[start:end], **block}, meta)
-        if "population" in block:
-            block["spoken"] = _thinned(block.pop("population"), models=ensemble.num_models, start=start)
         for what, part in block.items():
             if what == "spoken":
                 found[what] = np.concatenate([found[what], part]) if what in found else part
                 continue
             if what not in found:
-                found[what] = np.empty((ensemble.num_models, *part.shape[1:]), part.dtype)
+                found[what] = np.zeros((ensemble.num_models, *part.shape[1:]), part.dtype)
             found[what][start:end] = part
         progress(end * each, total, "reference models")
     return ReferenceEnsemble(
@@ -254,11 +262,36 @@ def train_ensemble(
     )
 
 
-def _thinned(outputs: np.ndarray, *, models: int, start: int) -> np.ndarray:
-    """Every k-th of the outputs (b, P, K) of the models from ``start`` on, k such that about ``SPOKEN`` of all models' are kept."""
-    each = int(np.prod(outputs.shape[1:]))
-    step = max(1, models * each // SPOKEN)
-    return outputs.reshape(-1)[-(start * each) % step :: step].astype(np.float32)
+def _said(
+    models: Sequence[nn.Module], inputs: Inputs, population: np.ndarray, *, first: int, of: int, outputs: bool
+) -> dict[str, np.ndarray]:
+    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``, a sample of their outputs on the population, and
+    the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch besides what is returned."""
+    data, task = inputs.data, cast(OutputTask, inputs.data.task)
+    reading, spoken, whole = np.empty((len(models), len(data), len(READING))), [], []
+    for m, model in enumerate(models):
+        every, before = [], int(population.sum()) * (first + m)  # population points that spoke before these
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            for rows, z in outputs_of(model, inputs, batch=_BATCH):
+                reading[m, rows] = task.reading_of(z, data.targets(rows), data.constants).values
+                heard = z[population[rows]]
+                spoken.append(_thinned(heard, points=int(population.sum()) * of, before=before))
+                before += len(heard)
+                every += [z] if outputs else []
+        finite_reading(reading[m], data)
+        whole += [np.concatenate(every)] if outputs else []
+    found = {"reading": reading, "spoken": np.concatenate(spoken)}
+    return {**found, "logits": np.stack(whole)} if outputs else found
+
+
+_BATCH = 4096
+
+
+def _thinned(outputs: np.ndarray, *, points: int, before: int) -> np.ndarray:
+    """Every k-th of the values of outputs (B, K), which come after ``before`` of ``points`` points, k such that about ``SPOKEN``
+    of all values are kept."""
+    step = max(1, points * outputs.shape[1] // SPOKEN)
+    return outputs.reshape(-1)[-(before * outputs.shape[1]) % step :: step].astype(np.float32)
 
 
 def _refuse_mixing(model: nn.Module) -> None:

@@ -38,12 +38,7 @@ def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> 
 
 def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndarray:
     """As :func:`predict_logits`, on inputs that may already be in memory."""
-    parts = []
-    # Not inference_mode: a module that caches a tensor on its first call must stay trainable.
-    with eval_mode(model), torch.no_grad():
-        for start in range(0, len(inputs), batch):
-            outputs = model(inputs.block(start, min(start + batch, len(inputs))))
-            parts.append(outputs.to(torch.float32).cpu().numpy())
+    parts = [outputs for _, outputs in outputs_of(model, inputs, batch=batch)]
     logits = np.concatenate(parts) if parts else np.empty((0, max(inputs.data.num_classes, 1)), np.float32)
     broken = ~np.isfinite(logits).all(axis=1)
     if broken.any():
@@ -52,6 +47,15 @@ def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndar
             example_ids=inputs.data.example_id[broken],
         )
     return logits
+
+
+def outputs_of(model: nn.Module, inputs: Inputs, *, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows, outputs float32 (B, K)) in order, in eval mode; whether they are finite is for the caller to see."""
+    # Not inference_mode: a module that caches a tensor on its first call must stay trainable.
+    with eval_mode(model), torch.no_grad():
+        for start in range(0, len(inputs), batch):
+            rows = slice(start, min(start + batch, len(inputs)))
+            yield rows, model(inputs.block(rows.start, rows.stop)).to(torch.float32).cpu().numpy()
 
 
 def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:
@@ -76,6 +80,15 @@ def reading_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> Readin
         for start in range(0, len(inputs), batch):
             stop = min(start + batch, len(inputs))
             values[start:stop] = data.task.read(model, inputs.slice(start, stop)).values
+    return finite_reading(values, data)
+
+
+def finite_reading(values: np.ndarray, data: ExampleSet) -> Reading:
+    """The reading (N, 4) of every row of ``data``.
+
+    Raises:
+        DataError: a value that is not finite, naming the examples.
+    """
     broken = ~np.isfinite(values).all(axis=1)
     if broken.any():
         raise DataError(

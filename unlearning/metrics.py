@@ -28,7 +28,7 @@ from torch import nn
 from contracts.digests import derive_seed
 from contracts.errors import DataError, InvalidInput, NotReady
 from sources.example_set import ExampleSet
-from unlearning._descent import check_labels, finite_logits
+from unlearning.descent import check_labels, finite_logits
 
 METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
 GAPS = {"gap_ua": "ua", "gap_ra": "ra", "gap_ta": "ta", "gap_mia": "mia_efficacy"}

@@ -33,7 +33,7 @@ from contracts.progress import Progress, silent
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from tasks.base import Batch, require
-from unlearning._descent import check_disjoint, check_finite
+from unlearning.descent import check_disjoint, check_finite
 from unlearning.language.sequences import Sequences
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.base import answers
 from torch import Tensor, nn
 
 from contracts.errors import ConfigError
@@ -31,6 +30,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
+from tasks.base import answers
 from tasks.language import token_log_probs
 from unlearning.language.descent import AfterEpoch, Descent, Step, TemplateConfig, nothing
 from unlearning.language.divergences import DIVERGENCES, FDivergence

@@ -8,12 +8,12 @@ forgotten. It is the floor that every other method is measured against, never a 
 
 from __future__ import annotations
 
-from tasks.base import answers
 from torch import Tensor, nn
 
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
+from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
 from unlearning.language.losses import token_mean_nll
 

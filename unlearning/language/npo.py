@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.base import answers
 from torch import Tensor, nn
 
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
+from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
 from unlearning.language.losses import npo_loss, sequence_nll
 from unlearning.language.retaining import retain_term

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.base import answers
 from torch import Tensor, nn
 
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
+from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, Step, TemplateConfig, nothing
 from unlearning.language.losses import token_mean_nll
 from unlearning.language.sequences import template_answers

@@ -8,9 +8,9 @@ The terms that NPO, DPO and SimNPO have in common (NPO-GD, NPO-KL, ... in Zhang 
 from __future__ import annotations
 
 import torch
-from tasks.base import answers
 from torch import Tensor, nn
 
+from tasks.base import answers
 from unlearning.language.descent import Descent, Objective, Step
 from unlearning.language.losses import kl_to_reference, token_mean_nll
 
