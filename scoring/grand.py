@@ -124,7 +124,7 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
     # Rows: all parameters, the output layer. Filled block by block: no value of a single model is kept.
     mean, std = np.empty((2, num)), np.full((2, num), np.nan)
     with ExitStack() as stack:
-        measures = []
+        measures: list[_OfOutputs | _OfLosses | _OneByOne] = []
         for model in early_models:
             stack.enter_context(eval_mode(model))
             measures.append(stack.enter_context(_measure(model, data, config)))
