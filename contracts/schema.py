@@ -68,6 +68,7 @@ CHECKPOINTS = TableSpec(
     columns=(
         _text("artifact_id", "id in lineage.artifacts"),
         _text("role", "target, early, or unlearned/<split>/<method>"),
+        _text("recipe", "the recipe that the plan names; empty where there is none or the model was given"),
         Column(name="seed", dtype="int64", doc="seed of the training"),
         _count("epochs", "epochs trained here; 0 for a model that was given"),
         _count("num_parameters", "trainable parameters"),

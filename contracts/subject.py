@@ -147,7 +147,7 @@ class Thresholds(Config):
         ge=0,
         le=100,
         unit="points",
-        doc="accuracy on retained or on test examples that may be lost against retraining",
+        doc="quality (accuracy for classes) on retained or on test examples that may be lost against retraining",
     )
     max_trace: float = param(
         0.20,

@@ -223,6 +223,7 @@ def test_volatile_and_partition_columns_are_not_content() -> None:
         {
             "artifact_id": "a",
             "role": role,
+            "recipe": "supervised",
             "seed": 0,
             "epochs": 1,
             "num_parameters": 1,
