@@ -15,6 +15,7 @@ from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
 from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
+from contracts.methods import recipe
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
@@ -122,9 +123,9 @@ def _stored_outputs(run: Run) -> Output:
         "epochs": 0,
         "num_parameters": 0,
     }
-    row |= {"wall_s": 0.0, **fit_of(run, reading)}
+    row |= {"wall_s": 0.0, "retains": None, **fit_of(run, reading)}
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
         artifacts=[stored],
         members=run.train.example_id,
         metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, reading)},
@@ -169,10 +170,11 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
         artifacts.append(run.save(kept, made, RETAINED))
     row = checkpoint_row(run, weights.name, "target", subject.seed, model, reading, wall_s)
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
         artifacts=artifacts,
         members=run.train.example_id,
-        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
+        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s", "retains")}
+        | {"retained_besides_weights": _in_words(row["retains"])},
         pictures={"loss": loss_picture(run, reading)},
     )
 
@@ -192,6 +194,7 @@ def _said(data: ExampleSet, reading: Reading, outputs: np.ndarray | None) -> dic
 
 
 _NULLABLE = {"train_loss": pl.Float64, "train_quality": pl.Float64, "test_quality": pl.Float64}
+_COLUMNS = {**_NULLABLE, "retains": pl.String}
 
 
 def checkpoint_row(
@@ -213,9 +216,19 @@ def checkpoint_row(
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         **fit_of(run, reading),
+        "retains": None if given else retained(run.subject),
         "wall_s": wall_s,
     }
     return row
+
+
+def retained(subject: Subject) -> str:
+    """What the plan's recipe keeps of its data besides the weights, joined by commas: a forget request must reach it too."""
+    return ", ".join(recipe.get(subject.recipe.name).spec.retains)
+
+
+def _in_words(retains: str | None) -> str:
+    return "not known: it was not trained here" if retains is None else retains or "nothing"
 
 
 def fit_of(run: Run, reading: Reading | None) -> dict[str, float | None]:
@@ -284,10 +297,14 @@ def _early(run: Run) -> Output:
         for artifact, seed, model in zip(artifacts, seeds, models, strict=True)
     ]
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_NULLABLE), {"role": "early"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_COLUMNS), {"role": "early"})],
         artifacts=artifacts,
         members=run.train.example_id,
-        metadata={"models": len(models), "epoch": subject.early.epoch},
+        metadata={
+            "models": len(models),
+            "epoch": subject.early.epoch,
+            "retained_besides_weights": _in_words(retained(subject)),
+        },
         warnings={APPLIES: ""},
     )
 
@@ -317,24 +334,28 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
 
 
-def ensemble(subject: Subject, examples: Stage) -> Stage:
-    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool."""
+def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Stage:
+    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool.
+
+    Args:
+        outputs: a method that the plan lists reads whole outputs, so they are kept too where the task gives them.
+    """
     plan = subject.ensemble
     return Stage(
         subject=subject,
         path=("models", "ensemble"),
         doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
         f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
-        config={**training(subject), "ensemble": plan},
+        config={**training(subject), "ensemble": plan, **({"outputs": True} if outputs else {})},
         deps=(examples,),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         trains=True,
-        work=_ensemble,
+        work=lambda run: _ensemble(run, outputs=outputs),
     )
 
 
-def _ensemble(run: Run) -> Output:
+def _ensemble(run: Run, *, outputs: bool) -> Output:
     from recipes.ensemble import train_ensemble
 
     subject = run.subject
@@ -347,7 +368,7 @@ def _ensemble(run: Run) -> Output:
             ensemble=subject.ensemble,
             seed=derive_seed(subject.seed, "ensemble") % 2**31,
             device=device_of(subject),
-            outputs=run.data.task.gives("outputs"),
+            outputs=outputs and run.data.task.gives("outputs"),
             checkpoints=run.checkpoints(),
             progress=run.progress,
         )

@@ -164,6 +164,9 @@ class JobProvider(Provider):
 
         return ReferenceEnsemble.from_arrays(*self._load("ensemble", "result"))
 
+    def ensemble_outputs(self) -> ReferenceEnsemble:
+        return self.ensemble()
+
 
 _OF_ONE_MODEL = Provider.meets() | {"model", "encoder", "outputs"}
 

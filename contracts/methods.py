@@ -26,6 +26,8 @@ VIEWS = {
     "features": "an example is a vector or an image of numbers",
     "interactions": "an example is a user who met an item",
     "tokens": "an example is a sequence of tokens",
+    "pixels": "the target of an example is one of K classes a pixel",
+    "nodes": "an example is a node of a graph",
 }
 EVERY_TASK = ("reading", "losses")
 
@@ -36,7 +38,9 @@ NEEDS = {
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
     "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R models as they pass that "
     "epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop early",
-    "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], logits[M, N, K] on the pool's example ids",
+    "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], reading[M, N, 4] of pool and population",
+    "ensemble_outputs": "the reference ensemble with the whole outputs of its models, logits[M, N, K]: they are stored where a listed "
+    "method needs them",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
     "steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser steps instead, "
     "observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the recipe cannot do",

@@ -80,6 +80,11 @@ CHECKPOINTS = TableSpec(
         ),
         _share("train_quality", "mean quality on the training split: accuracy, or what the task counts", nullable=True),
         _share("test_quality", "mean quality on the test split", nullable=True),
+        _text(
+            "retains",
+            "what the recipe keeps of its data besides the weights, joined by commas; empty: nothing; null: not trained here",
+            nullable=True,
+        ),
         Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0, volatile=True),
     ),
 )

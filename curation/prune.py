@@ -4,7 +4,8 @@
     keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N); end lowest: v_(1) .. v_(m)
     offset_window:  keep v_(s + 1) .. v_(s + t)               s = skip, t = take
 
-Stratified, both take from the ranking of shares within the classes, which keeps every class in its proportion.
+Stratified, both take from the ranking of shares within the classes, which keeps every class in its proportion (within the
+strata of the task where it has no classes: bins of the target, users).
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 4. On
 small or noisy sets the hardest examples are the mislabelled ones: choose the window on validation data (analysis
@@ -26,7 +27,6 @@ from curation.members import training_ids
 from curation.scored import score_values
 from sources.example_set import ExampleSet
 from stats.order import ranking
-from tasks.base import require
 
 ROLES = ("keep", "drop")
 _SOURCE = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)"
@@ -40,7 +40,7 @@ class KeepHardestConfig(Config):
     fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples to keep")
     count: int | None = param(None, ge=1, unit="examples", doc="number to keep; instead of fraction")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end is kept; lowest keeps the easiest")
-    stratified: bool = param(False, doc="the same share of every class; classification only")
+    stratified: bool = param(False, doc="the same share of every class, or stratum of the task")
     missing: str = param("refuse", choices=_MISSING, doc=_MISSING_DOC)
 
     def check(self) -> None:
@@ -55,7 +55,7 @@ class OffsetWindowConfig(Config):
     skip: int | None = param(None, ge=0, unit="examples", doc="number skipped from below; instead of skip_fraction")
     take_fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples to keep")
     take: int | None = param(None, ge=1, unit="examples", doc="number to keep; instead of take_fraction")
-    stratified: bool = param(False, doc="the same window of every class; classification only")
+    stratified: bool = param(False, doc="the same window of every class, or stratum of the task")
     missing: str = param("refuse", choices=_MISSING, doc=_MISSING_DOC)
 
     def check(self) -> None:
@@ -92,7 +92,6 @@ def keep_hardest(
     Raises:
         DataError: nothing or everything would be kept, examples have no value (named) while ``missing`` is "refuse", or
             the score is of other data.
-        NotApplicable: stratified, and the examples have no classes.
     """
     ranked = _Ranked(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
     num = len(ranked.ids)
@@ -121,7 +120,6 @@ def offset_window(
 
     Raises:
         DataError: the window is empty, is everything or ends beyond the last example; otherwise as :func:`keep_hardest`.
-        NotApplicable: stratified, and the examples have no classes.
     """
     ranked = _Ranked(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
     num = len(ranked.ids)
@@ -147,8 +145,6 @@ class _Ranked:
     """
 
     def __init__(self, data: ExampleSet, frame: pl.DataFrame, score: str, *, stratified: bool, missing: str) -> None:
-        if stratified:
-            require(data, "stratified pruning", "classes")
         self.data, self.score = data, score
         self.ids = training_ids(data)
         self.values = score_values(frame, self.ids, score=score, data_name=data.name)
@@ -160,9 +156,12 @@ class _Ranked:
                 example_ids=self.ids[self.unknown],
             )
         self.values[self.unknown] = np.inf if missing == "highest" else -np.inf
-        is_train = np.flatnonzero(data.split == "train")
-        labels = data.y[is_train[np.argsort(data.example_id[is_train], kind="stable")]]
-        self.labels = labels if data.task.gives("classes") else np.zeros(len(labels), np.int64)
+        train, by_class = data.subset(self.ids), data.task.gives("classes")
+        self.labels = np.zeros(len(self.ids), np.int64)
+        self.names: tuple[str, ...] = ("all",)
+        if stratified or by_class:
+            self.labels = data.task.strata(train.x, train.y, train.example_id)
+            self.names = data.class_names if by_class else tuple(f"stratum {k}" for k in range(self.labels.max() + 1))
         self.order = ranking(self.values, self.labels if stratified else None)
 
     def members(self, kept: np.ndarray) -> pl.DataFrame:
@@ -181,13 +180,12 @@ class _Ranked:
             np.bincount(self.labels[keep], minlength=len(np.bincount(self.labels))),
             np.bincount(self.labels),
         )
-        names = self.data.class_names or ("all",)
         rates = [f"{k} of {n} ({k / max(n, 1):.1%})" for k, n in zip(of_class.tolist(), total.tolist(), strict=True)]
         shown = [
             "no value" if u else f"{v:.6g}" for u, v in zip(self.unknown.tolist(), self.values.tolist(), strict=True)
         ]
         reasons = [
-            f"{self.score} {value}, rank {place} of {num} ascending; kept of {names[label]!r}: {rates[label]}"
+            f"{self.score} {value}, rank {place} of {num} ascending; kept of {self.names[label]!r}: {rates[label]}"
             for value, place, label in zip(shown, rank.tolist(), self.labels.tolist(), strict=True)
         ]
         return pl.DataFrame(

@@ -1,8 +1,8 @@
 """Cut the training examples into quality pools by any stored score, best end first.
 
 Pools are of equal size (see sources.pools), as the scaling law of mixtures needs them; what does not divide, what lies beyond
-``fraction`` and what has no value is "outside". ``stratified`` cuts every class by itself, so that each pool has the classes'
-shares: by difficulty alone the easiest pool of ten digits had no eights and nines.
+``fraction`` and what has no value is "outside". ``stratified`` cuts every class (stratum of the task: bin of the target, user)
+by itself, so that each pool has the classes' shares: by difficulty alone the easiest pool of ten digits had no eights and nines.
 
 Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177), section 3. How good a pool is does
 not follow from its rank: the analysis of the same name measures it.
@@ -33,7 +33,7 @@ class QualityPoolsConfig(Config):
     best: str = param("lowest", choices=("lowest", "highest"), doc="end of the score that pool_1 takes")
     num_pools: int = param(4, ge=2, le=MAX_POOLS, doc="pools of equal size")
     fraction: float = param(1.0, gt=0, le=1, doc="share of the scored examples, from the best end, cut into pools")
-    stratified: bool = param(True, doc="cut every class by itself, where there are classes")
+    stratified: bool = param(True, doc="cut every class, or stratum of the task, by itself")
 
 
 @curator(
@@ -60,8 +60,10 @@ def quality_pools(
     """
     train = training_ids(data)
     ids, values = _checked(scores(config.score), train, config.score, data.name)
-    by_class = config.stratified and data.task.gives("classes")
-    strata = data.y[data.positions(ids)] if by_class else np.zeros(len(ids), np.int64)
+    chosen = data.subset(ids)
+    strata = (
+        data.task.strata(chosen.x, chosen.y, chosen.example_id) if config.stratified else np.zeros(len(ids), np.int64)
+    )
     found = cut(
         values, ids, strata, num_pools=config.num_pools, fraction=config.fraction, best=config.best, what=config.score
     )

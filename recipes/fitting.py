@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -170,26 +171,57 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
         raise ConfigError(f"the model maps one example of {inputs.data.name} to shape {got}; {wanted} is needed")
 
 
+@dataclass(frozen=True)
+class Units:
+    """Units of a number to predict in which a step size that suits targets of unit variance suits every target.
+
+    Attributes:
+        shift, scale: mean and standard deviation of the training targets; scale 1 where they are all equal.
+    """
+
+    shift: float
+    scale: float
+
+    def of(self, targets: Tensor) -> Tensor:
+        """Targets in these units."""
+        return (targets - self.shift) / self.scale
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module) -> None:
+        """Make a model that speaks in these units speak in the target's, in place: an affine map of its output layer ``head``."""
+        head: Any = model.head
+        head.weight.mul_(self.scale)
+        head.bias.mul_(self.scale).add_(self.shift)
+
+    @torch.no_grad()
+    def unfold(self, model: nn.Module) -> None:
+        """The inverse of :meth:`fold`."""
+        head: Any = model.head
+        head.weight.div_(self.scale)
+        head.bias.sub_(self.shift).div_(self.scale)
+
+
+def units_of(model: nn.Module, inputs: Inputs, members: np.ndarray) -> Units | None:
+    """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: they are
+    no numbers, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
+    head = getattr(model, "head", None)
+    targets = inputs.targets  # None: read with the batches, so no numbers of an array
+    if targets is None or targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
+        return None
+    return Units(float(members.mean()), float(members.std()) or 1.0)
+
+
 def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Callable[[nn.Module], None]]:
     """For regression: inputs whose targets are in units of their own mean and standard deviation, to train on, and what
     folds that affine map into the output layer ``head`` of a model so trained, which then speaks in the target's units.
 
-    A step size that suits targets of unit variance then suits every target. A model without an ``nn.Linear`` called
-    ``head`` is trained on the targets as they are, and so is everything else when the task is classification.
+    A model without an ``nn.Linear`` called ``head`` is trained on the targets as they are, and so is everything else when
+    the task is classification.
     """
-    head = getattr(model, "head", None)
-    if inputs.targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
+    units = units_of(model, inputs, inputs.data.y[rows])
+    if units is None:
         return inputs, lambda model: None
-    members = inputs.data.y[rows]
-    shift, scale = float(members.mean()), float(members.std()) or 1.0
-
-    @torch.no_grad()
-    def fold(model: nn.Module) -> None:
-        trained: Any = model.head
-        trained.weight.mul_(scale)
-        trained.bias.mul_(scale).add_(shift)
-
-    return inputs.with_targets((inputs.targets - shift) / scale), fold
+    return inputs.with_targets(units.of(inputs.targets)), units.fold
 
 
 @contextmanager

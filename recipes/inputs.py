@@ -1,25 +1,28 @@
 """The model inputs of an example set on one device: kept whole when they fit a stated bound, else read batch by batch.
 
-Both ways give the same values: what ``ExampleSet.inputs`` gives, cast to the model's dtype.
+Both ways give the same values: what ``ExampleSet.inputs`` gives, cast to the model's dtype. Examples that are no arrays of one
+shape (texts, nodes, pairs) are always read batch by batch, their targets too; their inputs may be named tensors.
 """
 
 from __future__ import annotations
 
 import copy
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sources.example_set import ExampleSet
+from sources.payloads.base import Payload
 from tasks.base import Batch
 
 PRELOAD_BYTES = 2**30
 
 
 class Inputs:
-    """``gather(rows)`` and ``block(start, stop)`` of float inputs (B, *shape), and all targets.
+    """``gather(rows)`` and ``block(start, stop)`` of inputs (B, *shape) or of named ones, and all targets; ``batch`` has both.
 
     Args:
         data: the examples; rows are positions in it.
@@ -39,20 +42,23 @@ class Inputs:
         # User indexes name rows: no float holds all of them.
         self.data, self.dtype = data, torch.int64 if data.x.dtype == np.int64 else dtype
         self.device = torch.device(device)
-        size = data.num_examples * prod(data.input_shape) * self.dtype.itemsize
-        self._all = self._read(slice(0, data.num_examples)) if size <= preload_bytes else None
-        self.targets = data.task.target_tensor(data.targets(slice(None)), dtype).to(self.device)
+        self._all: Any = None
+        self.targets: Any = None
+        if not isinstance(data.x, Payload):
+            size = data.num_examples * prod(data.input_shape) * self.dtype.itemsize
+            self._all = self._read(slice(0, data.num_examples)) if size <= preload_bytes else None
+            self.targets = data.task.target_tensor(data.targets(slice(None)), dtype).to(self.device)
 
     def __len__(self) -> int:
         return self.data.num_examples
 
-    def gather(self, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def gather(self, rows: Tensor, *, out: Tensor | None = None) -> Any:
         """Inputs of ``rows`` (int64 on the device), in that order; in ``out`` when that saves fresh memory."""
         if self._all is not None:
             return torch.index_select(self._all, 0, rows, out=out)
         return self._read(rows.cpu().numpy())
 
-    def block(self, start: int, stop: int) -> Tensor:
+    def block(self, start: int, stop: int) -> Any:
         """Inputs of the rows ``start`` to ``stop`` (excluded)."""
         return self._read(slice(start, stop)) if self._all is None else self._all[start:stop]
 
@@ -64,9 +70,12 @@ class Inputs:
         """As :meth:`batch`, the rows ``start`` to ``stop`` (excluded)."""
         return self._batch(self.block(start, stop), slice(start, stop), slice(start, stop))
 
-    def _batch(self, inputs: Tensor, rows: Tensor | slice, at: np.ndarray | slice) -> Batch:
-        ids = torch.from_numpy(self.data.example_id[at])
-        return Batch(inputs, self.targets[rows], ids, self.data.constants)
+    def _batch(self, inputs: Any, rows: Tensor | slice, at: np.ndarray | slice) -> Batch:
+        if self.targets is None:
+            targets = self.data.task.target_tensor(self.data.targets(at), self.dtype).to(self.device)
+        else:
+            targets = self.targets[rows]
+        return Batch(inputs, targets, torch.from_numpy(self.data.example_id[at]), self.data.constants)
 
     def with_targets(self, targets: Tensor) -> Inputs:
         """The same inputs with other targets, nothing copied."""
@@ -74,8 +83,15 @@ class Inputs:
         other.targets = targets
         return other
 
-    def _read(self, rows: object) -> Tensor:
-        return torch.from_numpy(self.data.inputs(rows)).to(device=self.device, dtype=self.dtype)  # type: ignore[arg-type]
+    def _read(self, rows: Any) -> Any:
+        values = self.data.inputs(rows)
+        if isinstance(values, dict):
+            return {name: self._tensor(array) for name, array in values.items()}
+        return self._tensor(values)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        values = torch.from_numpy(array)
+        return values.to(self.device, dtype=self.dtype if values.is_floating_point() else values.dtype)
 
 
 def model_device(model: torch.nn.Module) -> torch.device:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from contracts.errors import ConfigError, NotApplicable, PalimpsestError, UnknownName
 from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
+from recipes.language.models import PretrainedConfig, TinyLlamaConfig, pretrained_lm, tiny_llama
 from recipes.mlp import MLP, MLPConfig
 from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, Ranker
 from recipes.resnet_gn import ResNetConfig, ResNetGN
@@ -39,6 +40,8 @@ MODELS: dict[str, tuple[Any, type[Config]]] = {
     "vit": (ViT, ViTConfig),
     "mf": (MatrixFactorization, MFConfig),
     "lightgcn": (LightGCN, LightGCNConfig),
+    "tiny_llama": (tiny_llama, TinyLlamaConfig),
+    "pretrained_lm": (pretrained_lm, PretrainedConfig),
 }
 _IMAGES_ONLY = ("cnn", "resnet_gn", "vit")
 _USERS_ONLY = ("mf", "lightgcn")

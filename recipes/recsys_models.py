@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +45,18 @@ class Ranker(Protocol):
     def settle(self) -> None:
         """Take over what training has learnt: ``forward`` in eval mode answers from it."""
         ...
+
+
+def take_graph(model: object, users: np.ndarray, items: np.ndarray) -> None:
+    """Give a model whose vectors come from a graph the interactions (N,) to train on; any other model stays as it is."""
+    if isinstance(model, Ranker) and len(users):
+        model.set_graph(*(torch.from_numpy(np.ascontiguousarray(index)) for index in (users, items)))
+
+
+def settle(model: object) -> None:
+    """Make a model that answers from settled vectors take over what training has changed; any other model stays as it is."""
+    if isinstance(model, Ranker):
+        model.settle()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

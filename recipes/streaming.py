@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
+from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
-from tasks.base import require
+from tasks.base import answers, require
 
 
 def check(name: str, data: ExampleSet, models: Sequence[nn.Module], *, wants: Sequence[str] = ("classes",)) -> None:
@@ -39,32 +40,36 @@ def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple
 
 
 def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
-    """Ask the model for its outputs on one example, and refuse labels that it has no output for.
+    """Ask the model for one example, and refuse an answer that its task cannot use and targets that are none of the task's.
 
     Raises:
-        NotApplicable: it does not give logits (1, K), or a prediction (1, 1) for regression.
-        DataError: labels outside [0, K), or targets that are not finite; names the examples.
+        NotApplicable: it does not give class logits (1, K) where the task has such, else no one loss an example.
+        DataError: labels outside [0, K), or targets that are none of the task's; names the examples.
     """
-    classes = data.task.gives("classes")
-    if not classes and not np.isfinite(data.y).all():
-        raise DataError(f"{name}: targets are not finite", example_ids=data.example_id[~np.isfinite(data.y)])
-    for _, x, _ in batches(data, model, batch=1):
-        with torch.inference_mode():
-            logits = model(x)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise NotApplicable(f"{name}: the model gives {shape} for one example; logits (1, K) are needed")
-        if not classes:
-            if logits.shape[1] != 1:
-                raise NotApplicable(f"{name}: the model gives {tuple(logits.shape)} for one target; (1, 1) is needed")
-            return
-        outside = (data.y < 0) | (data.y >= logits.shape[1])
-        if outside.any():
-            raise DataError(
-                f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs",
-                example_ids=data.example_id[outside],
+    if not data.task.gives("outputs", "classes"):
+        data.check_targets()
+    if not len(data):
+        return
+    batch = Inputs(data.take(np.arange(1)), dtype=model_dtype(model), device=model_device(model)).slice(0, 1)
+    if not data.task.gives("outputs", "classes"):
+        with torch.no_grad():
+            losses = data.task.losses(model, batch)
+        if losses.shape != (1,):
+            raise NotApplicable(
+                f"{name}: the model's answer to one example has {losses.numel()} losses of a {data.task} task; one is needed"
             )
         return
+    with torch.inference_mode():
+        logits = answers(model, batch)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise NotApplicable(f"{name}: the model gives {shape} for one example; logits (1, K) are needed")
+    outside = (data.y < 0) | (data.y >= logits.shape[1])
+    if outside.any():
+        raise DataError(
+            f"{name}: labels outside 0..{logits.shape[1] - 1}, the model's outputs",
+            example_ids=data.example_id[outside],
+        )
 
 
 def check_finite(name: str, what: str, data: ExampleSet, rows: slice, values: Tensor) -> None:

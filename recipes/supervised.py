@@ -10,7 +10,7 @@ No augmentation: the audits of this project compare what a model says of an exam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,13 +171,18 @@ def resume(
         return 0
     arrays, meta = stored
     load_arrays(model, {n.removeprefix("model/"): a for n, a in arrays.items() if n.startswith("model/")})
+    load_optimizer(optimizer, arrays)
+    return int(meta["epoch"])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) -> None:
+    """Put the state that :func:`optimizer_arrays` gave, among other arrays, into a fresh optimiser of the same parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in arrays.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
             state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(meta["epoch"])
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from scoring.lower_level import unlearn_weighted
-from scoring.worst_case_forget import Selection, WorstCaseForgetConfig, cross_entropy_nats, select_worst_case
+from scoring.worst_case_forget import Selection, WorstCaseForgetConfig, losses_of, select_worst_case
 from sources.example_set import ExampleSet
 from sources.loading import load
 from studies.forget_selectors import choose
@@ -154,7 +154,7 @@ def _retrain_without(world: _World, forget: list[np.ndarray], seed: int) -> dict
     rows = []
     for model, ids in zip(models, forget, strict=True):
         gone = world.train.subset(ids)
-        nats = cross_entropy_nats(model, Inputs(gone, dtype=torch.float32)).mean()
+        nats = losses_of(model, Inputs(gone, dtype=torch.float32)).mean()
         rows.append((100 - _accuracy(model, gone), _accuracy(model, world.test), nats))
     return dict(zip(("UA", "TA", "CE"), np.mean(rows, axis=0).tolist(), strict=True))
 
@@ -234,7 +234,7 @@ def _pairs_of_classes(world: _World, seed: int) -> Mapping[str, float]:
             batch=CLASSES.batch,
             seed=derive_seed("pair", seed),
         )
-        loss[number] = cross_entropy_nats(student, inputs)[gone].sum()
+        loss[number] = losses_of(student, inputs)[gone].sum()
         ua[number] = 100 - _accuracy(student, world.train.subset(world.train.example_id[gone]))
     place = rankdata(loss)
     found = {}

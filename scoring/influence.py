@@ -1,21 +1,27 @@
 """Influence: how much one training example helps the prediction of one test example.
 
-    infl_ij = P[f(x'_j) = y'_j | i in S] - P[f(x'_j) = y'_j | i not in S]      in [-1, 1]; higher = helps more
+    infl_ij = E[quality of f on j | i in S] - E[quality of f on j | i not in S]      in [-1, 1]; higher = helps more
             = (C'^T K)_ji / n_in_i - (C'^T (1 - K))_ji / n_out_i
 
-over the models of the reference ensemble. K = keep (M, N) bool: model m trained on i; C' (M, P) bool: model m is right on
-test example j, which no model trained on. The P x N matrix is never held: it is made a block of test examples at a time.
+over the models of the reference ensemble. K = keep (M, N) bool: model m trained on i; C' (M, P) in [0, 1]: the quality
+(``tasks.base``) of model m on test example j, which no model trained on; of a classifier it is f(x'_j) = y'_j and bool. The
+P x N matrix is never held: it is made a block of test examples at a time.
 
 Two cuts pick the pairs worth showing: mem_i >= 0.25 and infl_ij >= 0.15 (the paper's), and, since thousands of pairs of M
 noisy models exceed 0.15 by chance, the Benjamini-Hochberg cut on all pairs with mem_i >= 0.25. Its p-values are exact: were i
 without influence on j, which n_in of the M models hold i would be a random draw, and the right ones among them would be
     H ~ Hypergeometric(M, models right on j, n_in),     p = P[H >= observed],     z = (observed - E H) / sd H.
+A quality between 0 and 1 has no such count. There p is Serfling's bound on the mean of a draw without replacement, which holds
+for every n_in and M and is never below the exact p-value; R_j is the range of the quality of the M models on j:
+    p = exp(-2 n_in t^2 / (rho R_j^2)),   t = mean quality of the n_in - mean quality of all,   rho = 1 - (n_in - 1) / M
+    where n_in <= M / 2, else (1 - n_in / M) (1 + 1 / n_in).
 The Wald ratio infl / sqrt(sum q (1 - q) / n) is no substitute: it is infinite for the strongest pairs of few models. The interval of
 infl is Newcombe's (``stats.proportions``), as that of mem is, and the analysis takes an example for memorised when the lower end of
 its mem is at the cut.
 
 Source: Feldman & Zhang, "What Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), sections 2 and 3 and the
-authors' code; Benjamini & Hochberg (JRSS B 1995); Fisher's exact test. Not influence functions (no gradients, no convexity),
+authors' code; Benjamini & Hochberg (JRSS B 1995); Fisher's exact test; Serfling (Annals of Statistics 1974) and Bardenet &
+Maillard (Bernoulli 2015), the bound. Not influence functions (no gradients, no convexity),
 and not about one model: it averages over the recipe's randomness, with half of the pool left out.
 """
 
@@ -37,11 +43,12 @@ from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.ensemble import ReferenceEnsemble
 from scoring.memorization import fit_of, memorization_scores
-from scoring.pool import Ints, correctness, members
+from scoring.pool import Ints, members, qualities
 from sources.example_set import ExampleSet
 from stats.proportions import newcombe
 
 Floats = NDArray[np.float64]
+Quality = NDArray[np.bool_ | np.float64]
 _CELLS = 4_000_000  # entries of one block of the matrix
 
 
@@ -51,16 +58,20 @@ class InfluenceBlock:
 
     Attributes:
         rows: the test examples of the block.
-        hits: int32 (b, N), models that trained on i and are right on j.
-        right: int64 (b,), models right on j.
+        hits: int32 (b, N), models that trained on i and are right on j; float64, the sum of their quality on j, where that is
+            not bool.
+        right: int64 (b,), models right on j; float64, the sum of the quality of all.
         n_in, n_out: int64 (N,), models that trained on i, and that did not.
+        range, square: float64 (b,), greatest minus least quality on j, and the sum of its squares; None where it is bool.
     """
 
     rows: slice
-    hits: NDArray[np.int32]
-    right: Ints
+    hits: NDArray[np.int32 | np.float64]
+    right: NDArray[np.int64 | np.float64]
     n_in: Ints
     n_out: Ints
+    range: Floats | None = None
+    square: Floats | None = None
 
     @property
     def infl(self) -> Floats:
@@ -68,13 +79,17 @@ class InfluenceBlock:
         with np.errstate(divide="ignore", invalid="ignore"):  # an empty side is 0 / 0: NaN
             out: Floats = self.hits / self.n_in
             out -= (self.right[:, None] - self.hits) / self.n_out
+        if self.range is not None:  # sums of fractions leave a rounding error where the side is empty
+            out[:, (self.n_in == 0) | (self.n_out == 0)] = np.nan
+            np.clip(out, -1.0, 1.0, out=out)
         return out
 
     def interval(self, test: Ints, train: Ints) -> tuple[Floats, Floats]:
         """Newcombe's 95% interval of pairs, two float64 (R,), from their rows in the block and training examples, int64 (R,) each."""
         hits, n_in, n_out = self.hits[test, train], self.n_in[train], self.n_out[train]
         with np.errstate(divide="ignore", invalid="ignore"):
-            return newcombe(hits / n_in, n_in, (self.right[test] - hits) / n_out, n_out)
+            inside, outside = hits / n_in, (self.right[test] - hits) / n_out
+        return newcombe(np.clip(inside, 0.0, 1.0), n_in, np.clip(outside, 0.0, 1.0), n_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,26 +118,29 @@ class InfluencePairs:
 
 
 def influence_matrix(
-    keep: NDArray[np.bool_], correct: NDArray[np.bool_], *, block: int | None = None
+    keep: NDArray[np.bool_], correct: Quality, *, block: int | None = None
 ) -> Iterator[InfluenceBlock]:
     """The influence matrix, a block of test examples at a time.
 
     Args:
         keep: (M, N) bool, model m trained on training example i.
-        correct: (M, P) bool, model m is right on test example j.
-        block: test examples a block; by default what keeps a block at four million pairs. Changes no value: counts are
-            whole numbers, which single precision holds exactly up to 2^24 models.
+        correct: (M, P) bool, model m is right on test example j; or float64 in [0, 1], its quality there.
+        block: test examples a block; by default what keeps a block at four million pairs. Changes no value of bool: counts
+            are whole numbers, which single precision holds exactly up to 2^24 models.
 
     Raises:
-        InvalidInput: not bool, shapes that do not fit, block < 1.
+        InvalidInput: neither bool nor float64 in [0, 1], shapes that do not fit, block < 1.
 
     >>> next(influence_matrix(np.array([[True], [False]]), np.array([[True], [False]]))).infl.tolist()
     [[1.0]]
     """
-    if keep.dtype != np.bool_ or correct.dtype != np.bool_ or keep.ndim != 2 or correct.ndim != 2:
+    soft = correct.dtype == np.float64
+    if keep.dtype != np.bool_ or keep.ndim != 2 or correct.ndim != 2 or not (soft or correct.dtype == np.bool_):
         raise InvalidInput(
-            f"keep is {keep.dtype} {keep.shape}, correct {correct.dtype} {correct.shape}; bool is needed"
+            f"keep is {keep.dtype} {keep.shape}, correct {correct.dtype} {correct.shape}; bool is needed, or float64 of correct"
         )
+    if soft and not ((correct >= 0) & (correct <= 1)).all():  # NaN included
+        raise InvalidInput("correct holds values outside [0, 1]")
     if len(keep) != len(correct):
         raise InvalidInput(f"keep speaks of {len(keep)} models and correct of {len(correct)}")
     step = max(1, _CELLS // max(keep.shape[1], 1)) if block is None else block
@@ -131,12 +149,24 @@ def influence_matrix(
     return _blocks(keep, correct, step)
 
 
-def _blocks(keep: NDArray[np.bool_], correct: NDArray[np.bool_], step: int) -> Iterator[InfluenceBlock]:
-    inside = keep.astype(np.float32)
+def _blocks(keep: NDArray[np.bool_], correct: Quality, step: int) -> Iterator[InfluenceBlock]:
+    inside: NDArray[Any] = keep.astype(np.float32 if correct.dtype == np.bool_ else np.float64)
     n_in = keep.sum(0, dtype=np.int64)
     n_out = len(keep) - n_in
     for start in range(0, correct.shape[1], step):
         rows = slice(start, min(start + step, correct.shape[1]))
+        if correct.dtype != np.bool_:
+            quality: Floats = np.asarray(correct[:, rows], np.float64)
+            yield InfluenceBlock(
+                rows=rows,
+                hits=quality.T @ inside,
+                right=quality.sum(0),
+                n_in=n_in,
+                n_out=n_out,
+                range=np.ptp(quality, axis=0) if len(quality) else np.zeros(quality.shape[1]),
+                square=np.square(quality).sum(0),
+            )
+            continue
         hits = correct[:, rows].T.astype(np.float32) @ inside
         right = correct[:, rows].sum(0, dtype=np.int64)
         yield InfluenceBlock(rows=rows, hits=hits.astype(np.int32), right=right, n_in=n_in, n_out=n_out)
@@ -144,7 +174,7 @@ def _blocks(keep: NDArray[np.bool_], correct: NDArray[np.bool_], step: int) -> I
 
 def high_influence_pairs(
     keep: NDArray[np.bool_],
-    correct: NDArray[np.bool_],
+    correct: Quality,
     mem: Floats,
     *,
     min_mem: float = 0.25,
@@ -160,7 +190,7 @@ def high_influence_pairs(
 
     Args:
         keep: (M, N) bool.
-        correct: (M, P) bool, on test examples that no model trained on.
+        correct: (M, P) bool, or float64 in [0, 1], on test examples that no model trained on.
         mem: (N,) memorization, or the lower end of its interval; NaN = not known, left out.
         min_mem, min_infl: the paper's cuts.
         fdr: largest false-discovery rate, in (0, 1].
@@ -180,7 +210,7 @@ def high_influence_pairs(
 
     values, counts, over = np.empty(0), np.empty(0, np.int64), 0
     for part in influence_matrix(keep, correct, block=block):
-        p = upper_tail(part.hits, part.right, n_in, len(keep))
+        p = p_values(part, len(keep))
         over += int((part.infl >= min_infl).sum())
         values, counts = _merged(values, counts, p[p <= fdr])
         progress(part.rows.stop, 2 * num_test, "influence")
@@ -190,9 +220,9 @@ def high_influence_pairs(
     whole: list[tuple[Ints, Ints]] = []
     real: list[tuple[Floats, ...]] = []
     for part in influence_matrix(keep, correct, block=block):
-        p, helps = upper_tail(part.hits, part.right, n_in, len(keep)), part.infl
+        p, helps = p_values(part, len(keep)), part.infl
         test, train = at = np.nonzero((p <= largest) & (helps >= min_infl))
-        z = _standardised(part.hits[at], part.right[test], n_in[train], len(keep))
+        z = _standardised(part, test, train, len(keep))
         whole.append((family[train], test + part.rows.start))
         real.append((helps[at], *part.interval(test, train), z, p[at]))
         progress(num_test + part.rows.stop, 2 * num_test, "influence")
@@ -204,6 +234,37 @@ def high_influence_pairs(
     q = q_values[np.searchsorted(values, p)] if len(p) else p
     infl, low, high, z, p, q = (column[order] for column in (infl, low, high, z, p, q))
     return InfluencePairs(train[order], test[order], infl, low, high, z, p, q, len(family), tested, over)
+
+
+def p_values(part: InfluenceBlock, num_models: int) -> Floats:
+    """One-sided p-values of a block, float64 (b, N): exact for counts, Serfling's bound for sums of qualities."""
+    if part.range is None:
+        return upper_tail(part.hits, part.right, part.n_in, num_models)  # type: ignore[arg-type]
+    return serfling_tail(part.hits, part.right, part.n_in, num_models, spread=part.range)
+
+
+def serfling_tail(
+    hits: NDArray[Any], right: NDArray[Any], n_in: Ints, num_models: int, *, spread: NDArray[Any]
+) -> Floats:
+    """A bound on P[sum of the quality of n_in of the models drawn without replacement >= hits]: float64 (b, N) in (0, 1].
+
+    Args:
+        hits: (b, N), the sums.
+        right: (b,), the sums over all models.
+        n_in: (N,), in 1..num_models.
+        num_models: M.
+        spread: (b,), greatest minus least quality over the models; where it is 0 nothing can be told, and the bound is 1.
+
+    >>> round(float(serfling_tail(np.array([[2.0]]), np.array([2.0]), np.array([2]), 4, spread=np.array([1.0]))[0, 0]), 3)
+    0.264
+    """
+    n = n_in.astype(np.float64)
+    rho = np.where(2 * n_in <= num_models, 1 - (n - 1) / num_models, (1 - n / num_models) * (1 + 1 / n))
+    above = np.maximum(hits / n - right[:, None] / num_models, 0.0)
+    scale = rho * np.square(spread)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):  # no spread, or every model: 0 / 0
+        bound: Floats = np.exp(-2 * n * np.square(above) / scale)
+    return np.where(scale > 0, bound, 1.0)
 
 
 def upper_tail(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_models: int) -> Floats:
@@ -230,6 +291,19 @@ def upper_tail(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_mode
     return p
 
 
+def _smallest_p(num_models: int, n_in: int, *, soft: bool) -> float:
+    """Of an example whose own models are perfect on j, and the others all wrong."""
+    if soft:
+        whole = np.array([float(n_in)])
+        return float(serfling_tail(whole[:, None], whole, np.array([n_in]), num_models, spread=np.ones(1))[0, 0])
+    return float(np.exp(-_log_binomial(np.array(num_models), np.array(n_in))))
+
+
+def _classes(data: ExampleSet, labels: NDArray[Any]) -> pl.Series:
+    """The labels of the pairs, or nulls where the task has no classes."""
+    return pl.Series(labels if data.class_names else [None] * len(labels), dtype=pl.Int64)
+
+
 def _tails(totals: Ints, n: int, num_models: int) -> Floats:
     """P[H >= h] for every total and h = 0..n: float64 (T, n + 1)."""
     t, h = totals[:, None], np.arange(n + 1)[None]
@@ -248,9 +322,12 @@ def _log_binomial(n: Ints, k: Ints) -> Floats:
     return found
 
 
-def _standardised(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_models: int) -> Floats:
-    share = right / num_models
-    sd = np.sqrt(n_in * share * (1.0 - share) * (num_models - n_in) / (num_models - 1))
+def _standardised(part: InfluenceBlock, test: Ints, train: Ints, num_models: int) -> Floats:
+    """z of pairs, from their rows in the block and training examples."""
+    hits, n_in = part.hits[test, train], part.n_in[train]
+    share = part.right[test] / num_models
+    variance = share * (1.0 - share) if part.square is None else part.square[test] / num_models - np.square(share)
+    sd = np.sqrt(n_in * variance * (num_models - n_in) / (num_models - 1))
     z: Floats = (hits - n_in * share) / sd  # infl > 0 is impossible with sd = 0
     return z
 
@@ -289,10 +366,14 @@ def _id(name: str, doc: str) -> Column:
     return Column(name=name, dtype="int64", low=0, doc=doc)
 
 
+def _label(name: str, doc: str) -> Column:
+    return Column(name=name, dtype="int64", low=0, nullable=True, doc=f"{doc}; null where examples have no class")
+
+
 _PAIRS = TableSpec(
     schema="scores",
     name="influence_pairs",
-    version=2,
+    version=3,
     key=("train_id", "test_id"),
     doc="Training examples and the unseen examples whose prediction hinges on them, after both cuts.",
     columns=(
@@ -304,7 +385,7 @@ _PAIRS = TableSpec(
             low=-1,
             high=1,
             direction="higher = helps more",
-            doc="accuracy on test_id of models with train_id, minus that of models without",
+            doc="quality (accuracy) on test_id of models with train_id, minus that of models without",
         ),
         Column(
             name="infl_low", dtype="float64", low=-1, high=1, doc="lower end of the 95% interval of infl (Newcombe)"
@@ -319,9 +400,17 @@ _PAIRS = TableSpec(
             doc="memorization of train_id",
         ),
         Column(
-            name="z", dtype="float64", doc="standardised count of right models with train_id, were there no influence"
+            name="z",
+            dtype="float64",
+            doc="standardised count of right models (sum of their quality) with train_id, were there no influence",
         ),
-        Column(name="p_value", dtype="float64", low=0, high=1, doc="exact one-sided p-value (hypergeometric)"),
+        Column(
+            name="p_value",
+            dtype="float64",
+            low=0,
+            high=1,
+            doc="one-sided p-value: exact (hypergeometric), or its bound where quality lies between 0 and 1 (Serfling)",
+        ),
         Column(
             name="q_value",
             dtype="float64",
@@ -329,8 +418,8 @@ _PAIRS = TableSpec(
             high=1,
             doc="smallest false-discovery rate at which the pair is kept",
         ),
-        _id("label", "class of train_id"),
-        _id("test_label", "class of test_id"),
+        _label("label", "class of train_id"),
+        _label("test_label", "class of test_id"),
     ),
 )
 _SUMMARY = TableSpec(
@@ -368,7 +457,7 @@ _SUMMARY = TableSpec(
             dtype="float64",
             low=0,
             high=1,
-            doc="accuracy of the models on their own members; nothing is published below 0.98",
+            doc="quality (accuracy) of the models on their own members; nothing is published below 0.98",
         ),
         Column(
             name="acc_test",
@@ -376,7 +465,7 @@ _SUMMARY = TableSpec(
             low=0,
             high=1,
             nullable=True,
-            doc="accuracy of the models on the population; null without one",
+            doc="quality (accuracy) of the models on the population; null without one",
         ),
     ),
 )
@@ -410,7 +499,7 @@ def influence(
     """High-influence pairs of the training examples in the pool and the population, which is in no model.
 
     Args:
-        data: both splits, classification.
+        data: both splits.
         config: the cuts.
         seed: not used.
         ensemble: M models on halves of the pool.
@@ -420,17 +509,17 @@ def influence(
         ``influence_pairs``, strongest first, and ``influence_summary``, one row.
 
     Raises:
-        NotApplicable: not classification, or an ensemble that does not fit its training sets (the gate of ``memorization``).
-        DataError: ids used twice; no training example in the pool; labels other than the ensemble's or outside its
-            outputs; NaN or infinite logits. Names the examples.
+        NotApplicable: an ensemble that does not fit its training sets (the gate of ``memorization``).
+        DataError: ids used twice; no training example in the pool; targets other than the ensemble's or none of the task's;
+            NaN or infinite readings. Names the examples.
     """
     train = data.part("train")
     train = train.by_id()
     _, columns = members("influence", train, ensemble)
     population = np.flatnonzero(~ensemble.pool)
     population = population[np.argsort(ensemble.example_id[population])]
-    own = memorization_scores(ensemble.keep[:, columns], correctness(ensemble, columns))
-    correct = correctness(ensemble, population)
+    own = memorization_scores(ensemble.keep[:, columns], qualities(ensemble, columns))
+    correct = qualities(ensemble, population)
     fit = fit_of("influence", own)
     pairs = high_influence_pairs(
         ensemble.keep[:, columns],
@@ -456,8 +545,8 @@ def influence(
                 "z": pairs.z[stored],
                 "p_value": pairs.p_value[stored],
                 "q_value": pairs.q_value[stored],
-                "label": ensemble.labels[i],
-                "test_label": ensemble.labels[j],
+                "label": _classes(data, ensemble.labels[i]),
+                "test_label": _classes(data, ensemble.labels[j]),
             }
         ),
         "influence_summary": pl.DataFrame(
@@ -469,7 +558,7 @@ def influence(
                 "num_tested": [pairs.num_tested],
                 "num_over": [pairs.num_over],
                 "num_pairs": [len(pairs.train)],
-                "smallest_p": [float(np.exp(-_log_binomial(np.array(num_models), np.array(n_in))))],
+                "smallest_p": [_smallest_p(num_models, n_in, soft=correct.dtype != np.bool_)],
                 "acc_in": [fit],
                 "acc_test": [float(correct.mean()) if correct.size else None],
             },

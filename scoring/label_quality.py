@@ -52,7 +52,7 @@ _VERDICTS = (  # what cleanlab says, whichever probabilities it is given
         doc="Label quality: one minus the probability that models not trained on the example give its label (cleanlab).",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
         version=2,
-        needs=("ensemble",),
+        needs=("ensemble_outputs",),
         columns=(
             Column(
                 name="label_noise",
@@ -71,14 +71,14 @@ _VERDICTS = (  # what cleanlab says, whichever probabilities it is given
         calls=Call("noisy", column="is_issue"),
     )
 )
-def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: ReferenceEnsemble) -> pl.DataFrame:
+def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble_outputs: ReferenceEnsemble) -> pl.DataFrame:
     """cleanlab's view of every label of ``data`` that is in the ensemble's pool.
 
     Args:
         data: the training split, classification.
         config: no fields.
         seed: not used.
-        ensemble: M models on halves of the pool.
+        ensemble_outputs: M models on halves of the pool, with their whole outputs.
 
     Returns:
         One row for each example of ``data`` in the pool, ordered by id; columns as declared.
@@ -89,10 +89,9 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble: Refe
             example in every model, which has no out-of-sample prediction; NaN or infinite logits. Names the examples.
     """
     ordered = data.by_id()
-    rows, columns = members("label_quality", ordered, ensemble)
-    return _judged(
-        ordered.example_id[rows], ordered.y[rows], ensemble.outputs.shape[2], lambda: _blocks(ensemble, columns)
-    )
+    rows, columns = members("label_quality", ordered, ensemble_outputs, wants=("classes",))
+    num_classes = ensemble_outputs.outputs.shape[2]
+    return _judged(ordered.example_id[rows], ordered.y[rows], num_classes, lambda: _blocks(ensemble_outputs, columns))
 
 
 @score(
@@ -194,7 +193,7 @@ def out_of_fold(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[Ints, In
         NotApplicable, DataError: as :func:`label_quality`.
     """
     ordered = data.by_id()
-    rows, columns = members("out_of_fold", ordered, ensemble)
+    rows, columns = members("out_of_fold", ordered, ensemble, wants=("classes",))
     return ordered.example_id[rows], ordered.y[rows], np.concatenate([p for _, p, _ in _blocks(ensemble, columns)])
 
 

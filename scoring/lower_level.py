@@ -1,12 +1,13 @@
 """The lower level of the worst-case forget set: approximate unlearning of a *weighted* forget set by signSGD.
 
-    theta <- theta - eta * sign(grad of  sum_{i in batch} (1 - w_i) CE(f(x_i; theta), y_i)  [+ alpha_e |theta|_1])
+    theta <- theta - eta * sign(grad of  sum_{i in batch} (1 - w_i) l(theta; x_i, y_i)  [+ alpha_e |theta|_1])
 
     ft        from the audited weights, all trainable parameters (retain fine-tuning)
     ft_l1     the same with alpha_e = alpha (1 - e / E) in epoch e of E, which falls linearly
     retrain   from a fresh initialisation: Xavier-uniform weights, zero biases, norms as new
     eu        the output layer alone, re-initialised in the same way; everything below it is frozen
 
+l: the task's loss, cross-entropy of classes; a number to predict is descended in units of its own spread, as it was trained.
 w (N,) in [0, 1], 1 = forget; batches of B; what is trained is in train mode, what is frozen in eval mode (its batch statistics
 and dropout too); no momentum, no weight decay, constant eta. The loss is a *sum*: only the sign step makes it independent of
 the batch size and of the scale of 1 - w. And sign has derivative zero almost everywhere, so theta does not depend on w to
@@ -21,14 +22,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts.digests import derive_seed
 from contracts.errors import Diverged, NotApplicable
 from explain.embeddings import last_linear
+from recipes.fitting import units_of
 from recipes.inputs import Inputs
+from recipes.recsys_models import Ranker, settle, take_graph
 from recipes.rng import local_rng
 from recipes.schedule import epoch_order
 
@@ -70,20 +73,31 @@ def unlearn_weighted(
     student = copy.deepcopy(model)
     with local_rng(derive_seed("lower level", seed), device=inputs.device):
         part = _start(student, lower)
+        if isinstance(student, Ranker):
+            take_graph(student, np.asarray(inputs.data.x)[:, 0], inputs.data.y)
+        units = units_of(student, inputs, inputs.data.y[(w_N < 1).numpy()])
+        if units is not None:
+            inputs = inputs.with_targets(units.of(inputs.targets))
+            if lower in ("ft", "ft_l1"):  # the others start from an output layer of its own scale
+                units.unfold(student)
         moving = [p for p in part.parameters() if p.requires_grad]
         if not moving:
             raise NotApplicable(f"the lower level {lower} has no trainable parameter to move")
-        keep_N = (1.0 - w_N).to(inputs.device, inputs.dtype)
+        keep_N = (1.0 - w_N).to(inputs.device)
         student.eval()
         part.train()
         for epoch in range(epochs):
             l1 = alpha * (1.0 - epoch / epochs) if lower == "ft_l1" else 0.0
             order = epoch_order(len(inputs), seed=seed, epoch=epoch).to(inputs.device)
             for rows in _batches(order, batch):
-                loss_B = F.cross_entropy(student(inputs.gather(rows)), inputs.targets[rows], reduction="none")
-                gradients = torch.autograd.grad((keep_N[rows] * loss_B).sum(), moving, allow_unused=True)
+                loss_B = inputs.data.task.losses(student, inputs.batch(rows))
+                total = (keep_N[rows].to(loss_B.dtype) * loss_B).sum()
+                gradients = torch.autograd.grad(total, moving, allow_unused=True)
                 sign_step(moving, gradients, lr=lr, l1=l1)
     student.eval()
+    settle(student)
+    if units is not None:
+        units.fold(student)
     for name, tensor in (*student.named_parameters(), *student.named_buffers()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise Diverged(f"the lower level {lower} at lr {lr:g}: {name} is not finite; use a smaller lr_lower")

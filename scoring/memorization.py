@@ -1,10 +1,11 @@
-"""Memorization: how much more often an example's own label is predicted by models that trained on it.
+"""Memorization: how much better models do on an example that they trained on than models that did not.
 
-    mem_i = P[f(x_i) = y_i | i in S] - P[f(x_i) = y_i | i not in S]         in [-1, 1]; higher = more memorised
-          ~ mean of correct[:, i] over models with keep[:, i]  -  mean over models without
+    mem_i = E[quality of f on i | i in S] - E[quality of f on i | i not in S]      in [-1, 1]; higher = more memorised
+          ~ mean of quality[:, i] over models with keep[:, i]  -  mean over models without
 
 over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M, N)
-bool: model m trained on example i; correct (M, N): model m predicts y_i, recorded on all N examples, in and out.
+bool: model m trained on example i; quality (M, N) in [0, 1]: what the task's users call right (``tasks.base``), recorded on
+all N examples, in and out. Of a classifier it is f(x_i) = y_i and mem the paper's difference of two probabilities.
 
 mem_low, mem_high: Newcombe's 95% interval for the difference of two proportions (``stats.proportions``);
 stderr_i = its longer arm / 1.96. The Wald error sqrt(q (1 - q) / n) would be 0 for every example that all models of a side agree on,
@@ -13,7 +14,11 @@ are not memorised, mem >= 0.25 alone would call up to 13% with 20 models and 3% 
 examples at the cut itself 2.7%. What all models with it get right is called from mem = 1.00 on with 8 models, 0.70 with 20, 0.47
 with 64, 0.38 with 128, 0.34 with 256; fewer than 8 can call none, and the score is refused.
 
-mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity.
+A quality between 0 and 1 (1 - error / error of the mean, for regression) is the soft variant: its variance is at most that
+of a share with the same mean, so that the interval is too wide, and fewer examples are called memorised, never more.
+
+mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity. It is
+null where an example has no class.
 
 Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), definition; Feldman & Zhang, "What
 Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), section 3 and the authors' code. A property of the
@@ -34,7 +39,7 @@ from contracts.methods import Call, Gate, ScoreSpec, score
 from contracts.params import Config
 from contracts.tables import Column
 from recipes.ensemble import ReferenceEnsemble
-from scoring.pool import logits_of, members, softmax
+from scoring.pool import members, readings_of
 from sources.example_set import ExampleSet
 from stats.proportions import newcombe
 
@@ -53,7 +58,7 @@ MODELS = Gate(
     f"{2 * FEWEST} reference models are the fewest that call any memorised, 64 call it from mem = 0.47 on",
 )
 _NORMAL = 1.959963984540054  # standard errors either side of a 95% interval
-_BLOCK = 1024  # examples whose logits of all models are converted to float64 at a time
+_BLOCK = 4096  # examples whose readings of all models are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +134,7 @@ def fit_of(name: str, found: Memorization) -> float:
         name="memorization",
         version=2,
         wants=("reading",),
-        doc="Memorization: accuracy on the example of models trained with it, minus that of models trained without it.",
+        doc="Memorization: quality (accuracy) on the example of models trained with it, minus that of models trained without it.",
         source="Feldman, STOC 2020 (arXiv 1906.05271); Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703)",
         needs=("ensemble",),
         columns=(
@@ -165,7 +170,7 @@ def fit_of(name: str, found: Memorization) -> float:
                 high=1,
                 nullable=True,
                 direction="higher = more memorised",
-                doc="the same difference for the probability of the label",
+                doc="the same difference for the probability of the label; null where an example has no class",
             ),
             Column(
                 name="acc_in",
@@ -173,7 +178,7 @@ def fit_of(name: str, found: Memorization) -> float:
                 low=0,
                 high=1,
                 nullable=True,
-                doc="share of right predictions among models trained with the example; null when there are none",
+                doc="mean quality (share of right predictions) of models trained with the example; null when there are none",
             ),
             Column(
                 name="acc_out",
@@ -181,7 +186,7 @@ def fit_of(name: str, found: Memorization) -> float:
                 low=0,
                 high=1,
                 nullable=True,
-                doc="share of right predictions among models trained without the example; null when there are none",
+                doc="mean quality (share of right predictions) of models trained without it; null when there are none",
             ),
             Column(name="n_in", dtype="int64", low=0, doc="models trained with the example"),
             Column(name="n_out", dtype="int64", low=0, doc="models trained without the example"),
@@ -205,7 +210,7 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
     """Memorization of every example of ``data`` that is in the ensemble's pool.
 
     Args:
-        data: the training split, classification.
+        data: the training split.
         config: no fields.
         seed: not used; the score is a function of the ensemble.
         ensemble: M models on halves of the pool.
@@ -214,28 +219,29 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
         One row for each example of ``data`` in the pool, in the order of ``data``; the others are not scored.
 
     Raises:
-        NotApplicable: a regression task.
-        DataError: no example of ``data`` is in the pool; labels differ from those the ensemble was trained on, or are
-            outside its outputs; NaN or infinite logits. Names the examples.
+        DataError: no example of ``data`` is in the pool; targets differ from those the ensemble was trained on, or are none
+            of the task's; NaN or infinite readings. Names the examples.
     """
     rows, columns = members("memorization", data, ensemble)
     parts = []
-    for block, logits in logits_of(ensemble, columns, block=_BLOCK):
-        keep, labels = ensemble.keep[:, columns[block]], ensemble.labels[columns[block]]
-        found = memorization_scores(keep, logits.argmax(2) == labels)
-        soft = memorization_scores(keep, np.take_along_axis(softmax(logits), labels[None, :, None], axis=2)[..., 0])
-        parts.append(_frame(data.example_id[rows[block]], found, soft))
+    for block, reading in readings_of(ensemble, columns, block=_BLOCK):
+        keep = ensemble.keep[:, columns[block]]
+        found = memorization_scores(keep, reading.quality)
+        by_label = np.full(len(reading), np.nan)
+        if data.task.gives("classes"):
+            by_label = memorization_scores(keep, np.exp(reading.log_likelihood)).mem
+        parts.append(_frame(data.example_id[rows[block]], found, by_label))
     return pl.concat(parts)
 
 
-def _frame(ids: NDArray[np.int64], found: Memorization, soft: Memorization) -> pl.DataFrame:
+def _frame(ids: NDArray[np.int64], found: Memorization, by_label: NDArray[np.float64]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "example_id": ids,
             "mem": found.mem,
             "mem_low": found.low,
             "mem_high": found.high,
-            "mem_prob": soft.mem,
+            "mem_prob": by_label,
             "acc_in": found.acc_in,
             "acc_out": found.acc_out,
             "n_in": found.n_in,

@@ -2,9 +2,10 @@
 
     upper   min (max)_{w in S}  sum_i w_i l_i(theta_u(w)) + gamma s ||w||^2,     S = {w in [0, 1]^N, sum w = m}
     lower   theta_u(w) = unlearning of w from the audited weights, anew in every upper step  (scoring.lower_level)
-    step    w <- Proj_S( w -+ eta (l / s + 2 gamma w) )          l (N,) cross-entropy in nats, eval mode, no augmentation
+    step    w <- Proj_S( w -+ eta (l / s + 2 gamma w) )          l (N,) loss, eval mode, no augmentation
 
-Low loss on the forget set after unlearning is a failed erasure, so minimising looks for the *hardest* set to forget and
+l is the loss that the examples' task is read by (``tasks.base``): cross-entropy in nats of a classifier, squared error in
+variances of the target of a regression. Low loss on the forget set after unlearning is a failed erasure, so minimising looks for the *hardest* set to forget and
 maximising (+) for the easiest. Read-out: the set is the first m by w. Most w are exactly 0 or 1, so equal ones go by the loss
 after unlearning, which the search was minimising (maximising), and only then by example id: every place of the rank means
 something. With ``group="class"`` there is one weight a class and l_c is the sum over the class; equal classes go by their mean
@@ -50,6 +51,7 @@ from recipes.streaming import Moments, check, check_outputs, in_order_of
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 _FORWARD = 1024  # examples a forward pass of the upper level
 _ROUNDING = 1e-9  # relative
@@ -77,7 +79,7 @@ class WorstCaseForgetConfig(Config):
     lr_lower: float = param(1e-3, gt=0, le=1, doc="how far signSGD moves every parameter in a step")
     lr_upper: float = param(1.0, gt=0, le=1e6, doc="eta: step of w in units of 1 / scale of the losses")
     decay: float = param(0.5, ge=0, le=1, doc="eta / (step + 1)^decay; 0 as published")
-    scale_aware: bool = param(True, doc="divide the losses by their scale; False takes eta as published, in 1 / nats")
+    scale_aware: bool = param(True, doc="divide the losses by their scale; False takes eta as published, in 1 / loss")
     gamma: float = param(
         1e-4, ge=0, le=1, doc="weight of ||w||^2, in units of s; lr_upper * gamma < 0.5, or w oscillates"
     )
@@ -114,9 +116,9 @@ class Selection:
         w: float64 (N,) in [0, 1], the weight of the example or of its class; sum over examples (classes) = ``budget``.
         rank: int64 (N,), 1 to N: by w, then loss, then id; a class stands together.
         selected: bool (N,), of the first ``budget`` examples (classes).
-        loss_nats: float64 (N,) >= 0, cross-entropy under the model of the last lower level.
+        loss: float64 (N,), the task's loss under the model of the last lower level.
         budget: m, examples or classes.
-        objective: the upper objective of each step in nats, at the weights that its lower level unlearned; [0] is the start's.
+        objective: the upper objective of each step in units of the loss, at the weights that its lower level unlearned; [0] is the start's.
         changed: share of the top m that each step replaced.
         overlap_with_start: share of the random start that is still in the set; None for a uniform start.
     """
@@ -125,7 +127,7 @@ class Selection:
     w: NDArray[np.float64]
     rank: NDArray[np.int64]
     selected: NDArray[np.bool_]
-    loss_nats: NDArray[np.float64]
+    loss: NDArray[np.float64]
     budget: int
     objective: tuple[float, ...]
     changed: tuple[float, ...]
@@ -157,12 +159,12 @@ def select_worst_case(
         progress: called with (upper steps done, most, "worst-case selection").
 
     Raises:
-        NotApplicable: not classification, or a model that the lower level cannot work on.
+        NotApplicable: classes to choose among where the task has none, or a model that the lower level cannot work on.
         DataError: fewer than two examples (classes), ids twice, labels the model has no output for.
         ConfigError: lower = "unlearner" without ``unlearn``.
         Diverged: the model, or what a lower level made of it, is not finite.
     """
-    check("worst_case_forget", data, [model])
+    check("worst_case_forget", data, [model], wants=("losses",))
     if config.lower == "unlearner" and unlearn is None:
         raise ConfigError("lower = 'unlearner' needs the callable that runs it, unlearn")
     data = data.by_id()
@@ -177,7 +179,7 @@ def select_worst_case(
     moved: list[float] = []
     for step in range(config.upper_steps):
         student = _lower(model, inputs, w, group, top, config, derive_seed("lower", seed, step), unlearn)
-        loss_N = cross_entropy_nats(student, inputs)
+        loss_N = losses_of(student, inputs)
         loss: NDArray[np.float64] = np.bincount(group, weights=loss_N).astype(np.float64)
         scale = _scale(loss) if config.scale_aware else 1.0
         objective.append(float(w @ loss + config.gamma * scale * (w @ w)))
@@ -196,7 +198,7 @@ def select_worst_case(
         w=w[group],
         rank=rank,
         selected=selected,
-        loss_nats=loss_N,
+        loss=loss_N,
         budget=budget,
         objective=tuple(objective),
         changed=tuple(changed),
@@ -217,18 +219,22 @@ def _start(
 
 
 @torch.no_grad()
-def cross_entropy_nats(model: nn.Module, inputs: Inputs) -> NDArray[np.float64]:
-    """(N,) cross-entropy of every example, eval mode.
+def losses_of(model: nn.Module, inputs: Inputs) -> NDArray[np.float64]:
+    """(N,) loss of every example, eval mode: what the task reads; of class logits in full precision,
 
     softplus(log sum_{k != y} exp(z_k - z_y)) in float64: a loss of 1e-9 keeps its digits, where 1 - p_y has none.
 
     Raises:
         Diverged: outputs that are not finite; names the examples.
     """
-    losses = np.empty(len(inputs))
+    task, losses = inputs.data.task, np.empty(len(inputs))
+    logits = task.gives("outputs", "classes")
     with eval_mode(model):
         for start in range(0, len(inputs), _FORWARD):
             stop = min(start + _FORWARD, len(inputs))
+            if not logits:
+                losses[start:stop] = task.read(model, inputs.slice(start, stop)).loss
+                continue
             z_BK = model(inputs.block(start, stop)).double()
             y_B1 = inputs.targets[start:stop, None]
             others_BK = (z_BK - z_BK.gather(1, y_B1)).scatter(1, y_B1, -torch.inf)
@@ -270,9 +276,14 @@ def _lower(
 
 
 def groups_of(data: ExampleSet, kind: str) -> tuple[NDArray[np.int64], int]:
-    """Index of the weight of each example, (N,), and how many weights there are. A class without examples has none."""
+    """Index of the weight of each example, (N,), and how many weights there are. A class without examples has none.
+
+    Raises:
+        NotApplicable: classes of a task that has none.
+    """
     if kind == "example":
         return np.arange(len(data)), len(data)
+    require(data, "a forget set of whole classes", "classes")
     classes, group = np.unique(data.y, return_inverse=True)
     return group.reshape(-1), len(classes)
 
@@ -289,7 +300,8 @@ def budget_of(num: int, config: WorstCaseForgetConfig) -> int:
 
 
 def check_model(model: nn.Module, data: ExampleSet) -> None:
-    """Refuse, before work starts, weights that are not finite and labels the model has no output for.
+    """Refuse, before work starts, weights that are not finite, targets that are none of the task's, and labels the model has
+    no output for.
 
     Raises:
         Diverged, NotApplicable, DataError.
@@ -347,7 +359,7 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
 @score(
     ScoreSpec(
         name="worst_case_forget",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Place of the example in the forget set that is hardest (easiest) to unlearn, by bi-level search.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=2,
@@ -389,10 +401,8 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
             Column(
                 name="loss_after_unlearn",
                 dtype="float64",
-                unit="nats",
-                low=0,
                 direction="lower = still fitted after unlearning",
-                doc="cross-entropy under the model of the last lower level, mean over starts",
+                doc="the task's loss (cross-entropy, nats) under the model of the last lower level, mean over starts",
             ),
             Column(name="upper_step", dtype="int64", low=1, doc="upper steps taken, most over starts"),
             Column(
@@ -423,7 +433,7 @@ def worst_case_forget(
     """Membership of every example in the worst-case (or easiest) forget set, and its place in it.
 
     Args:
-        data: the training split, classification.
+        data: the training split.
         config: see the class.
         seed: of the random starts and of the lower levels.
         model: the audited model; not changed.
@@ -451,7 +461,7 @@ def worst_case_forget(
     w, losses = Moments(len(data)), Moments(len(data))
     for run in runs:
         w.add(run.w)
-        losses.add(run.loss_nats)
+        losses.add(run.loss)
     weight, first = w.mean.clip(0.0, 1.0), runs[0]
     group, num = groups_of(data.subset(first.example_id), config.group)
     weight_G = np.empty(num)

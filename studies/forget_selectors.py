@@ -3,7 +3,7 @@
     random            m drawn without replacement                            the usual test of unlearning
     worst_case        bi-level search, hardest to forget                     scoring.worst_case_forget
     easiest           bi-level search, easiest to forget
-    lowest_loss       m lowest cross-entropies of the audited model          the cheap rival of worst_case
+    lowest_loss       m lowest losses of the audited model                   the cheap rival of worst_case
     highest_loss      m highest                                              the cheap rival of easiest
     moderate          m middle places by || h(x) - median of h over its class ||_2, h the penultimate activations
     lowest_gradient   m lowest norms of the example's loss gradient, all parameters
@@ -12,7 +12,10 @@ With ``group = "class"`` a class is chosen by the mean over its examples. Ties g
 stores one of these sets as a split; the analysis ``forget_selectors`` compares them. A selector that the model is not fit for (no
 output layer, no gradient norm) is left out of the comparison and named with the reason.
 
-How hard a set is to forget is what a model retrained without it makes of it: UA = 100 - accuracy, and the mean cross-entropy (low =
+Losses and accuracies are those of the examples' task (``tasks.base``: cross-entropy, share of right answers of a classifier); moderate and
+whole classes need a task with classes.
+
+How hard a set is to forget is what a model retrained without it makes of it: UA = 100 - mean quality in percent, and the mean loss (low =
 hard). In each of T trials random sets and searches are drawn anew, and all sets of the trial are retrained from one seed. A search
 has to beat what costs nothing, sorting by loss: worst_case against lowest_loss, easiest against highest_loss, by
     ratio = exp(mean over trials of log(loss of the search's set / loss of the baseline's set)),   90% Student interval of the logarithm
@@ -54,8 +57,8 @@ from scoring.worst_case_forget import (
     WorstCaseForgetConfig,
     budget_of,
     check_model,
-    cross_entropy_nats,
     groups_of,
+    losses_of,
     select_worst_case,
 )
 from sources.example_set import ExampleSet
@@ -105,7 +108,7 @@ def choose(
     """
     if selector not in SELECTORS:
         raise ConfigError(f"selector = {selector!r} is not one of {', '.join(SELECTORS)}")
-    check(f"forget set {selector}", data, [model])
+    check(f"forget set {selector}", data, [model], wants=("losses", *_WANTS.get(selector, ())))
     data = data.by_id()
     group, num = groups_of(data, config.group)
     budget = budget_of(num, config)
@@ -134,7 +137,7 @@ def choose(
 
 def _loss(model: nn.Module, data: ExampleSet) -> NDArray[np.float64]:
     inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
-    return cross_entropy_nats(model, inputs)
+    return losses_of(model, inputs)
 
 
 def _distance(model: nn.Module, data: ExampleSet) -> NDArray[np.float64]:
@@ -159,9 +162,10 @@ _VALUES: Mapping[str, Callable[[nn.Module, ExampleSet], NDArray[np.float64]]] = 
     "moderate": _distance,
     "lowest_gradient": _gradient,
 }
+_WANTS: Mapping[str, tuple[str, ...]] = {"moderate": ("classes", "features")}  # besides losses, which all want
 _DRAWN = ("random", "worst_case", "easiest")  # depend on the seed
 SELECTORS: tuple[str, ...] = (*_DRAWN, *_VALUES)
-_TINY = 1e-300  # nats: a loss of 0 has a logarithm
+_TINY = 1e-300  # a loss of 0 has a logarithm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +180,7 @@ class ForgetSetConfig(Config):
 @curator(
     CuratorSpec(
         name="forget_set",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Forgets the set that a selector chooses: hardest or easiest by bi-level search, lowest loss, moderate, random; or classes.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         config=ForgetSetConfig,
@@ -189,7 +193,7 @@ def forget_set(
     """(example_id, role, reason) over the training split, by id; the reason gives selector, place in the set and value.
 
     Args:
-        data: the training split, or a set whose training split is meant; classification.
+        data: the training split, or a set whose training split is meant.
         config: the selector, the budget and the search.
         seed: of ``random`` and of the searches.
         model: the audited model; not changed.
@@ -264,14 +268,14 @@ _RETRAINED = TableSpec(
         Column(name="num_trials", dtype="int64", low=0, doc="retrainings without a set of this selector"),
         *_over_trials(
             "loss",
-            "nats",
-            "mean cross-entropy of the set after retraining without it, geometric mean over trials",
+            "",
+            "mean loss (cross-entropy, nats) of the set after retraining without it, geometric mean over trials",
             direction="lower = harder to forget",
         ),
         *_over_trials(
             "ua",
             "percent",
-            "share of the set that the retrained model gets wrong, mean over trials",
+            "100 - mean quality of the set under the retrained model (share that it gets wrong), mean over trials",
             direction="lower = harder to forget",
         ),
         Column(
@@ -331,11 +335,9 @@ _OVERLAP = TableSpec(
         Column(
             name="mean_loss",
             dtype="float64",
-            unit="nats",
-            low=0,
             nullable=True,
             direction="higher = less well fitted",
-            doc="mean cross-entropy of the selector's set under the audited model, before any unlearning",
+            doc="mean loss (cross-entropy, nats) of the selector's set under the audited model, before any unlearning",
         ),
         Column(
             name="largest_class",
@@ -343,7 +345,7 @@ _OVERLAP = TableSpec(
             low=0,
             high=1,
             nullable=True,
-            doc="share of the selector's set in its commonest class: does it pick classes rather than examples",
+            doc="share of the selector's set in its commonest class: does it pick classes rather than examples; null without classes",
         ),
         Column(name="why", dtype="str", doc="why the selector does not apply; empty when it does"),
     ),
@@ -368,8 +370,7 @@ _MEMBERS = TableSpec(
         Column(
             name="value",
             dtype="float64",
-            low=0,
-            doc="what it was chosen by: w, nats, a distance, a norm; for random its place / N",
+            doc="what it was chosen by: w, a loss, a distance, a norm; for random its place / N",
         ),
     ),
 )
@@ -378,7 +379,7 @@ _MEMBERS = TableSpec(
 @analysis(
     AnalysisSpec(
         name="forget_selectors",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Forget sets by bi-level search beside random, lowest loss, moderate coreset and gradient norm: which is harder to "
         "forget for a model retrained without it.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
@@ -448,7 +449,7 @@ def forget_selectors(
     sets, refused = _choose_all(config.selectors, model, train, config=config, seed=seed, unlearn=unlearn)
     if not sets:
         raise NotApplicable(f"no selector applies; {config.selectors[0]}: {refused[config.selectors[0]]}")
-    first, nats, wrong = sets, [], []
+    first, losses, wrong = sets, [], []
     for trial in range(config.trials):
         if trial:
             drawn = tuple(name for name in sets if name in _DRAWN)
@@ -460,10 +461,10 @@ def forget_selectors(
         run = derive_seed("retraining", seed, trial) % 2**31
         models = train_many([train.example_id[~out] for out in gone], [run] * len(gone), data=train)
         judged = [_judge(fresh, train.take(np.flatnonzero(out))) for fresh, out in zip(models, gone, strict=True)]
-        nats.append([loss for loss, _ in judged])
+        losses.append([loss for loss, _ in judged])
         wrong.append([share for _, share in judged])
         progress(trial + 1, config.trials, "trials of forget sets")
-    after = _difficulty(first, np.array(nats).T, np.array(wrong).T)
+    after = _difficulty(first, np.array(losses).T, np.array(wrong).T)
     unfit = [
         {"selector": name, "says": why, "num_trials": 0, "baseline": "", "winner": ""} for name, why in refused.items()
     ]
@@ -496,26 +497,34 @@ def _choose_all(
 
 
 def _judge(model: nn.Module, forget: ExampleSet) -> tuple[float, float]:
-    """Mean cross-entropy of a forget set in nats, and the percentage that the model gets wrong."""
+    """Mean loss of a forget set, and 100 - its mean quality in percent."""
     return float(_loss(model, forget).mean()), 100.0 * error_rate(model, forget)
 
 
 def _difficulty(
-    sets: Mapping[str, ForgetSet], nats_ST: NDArray[np.float64], wrong_ST: NDArray[np.float64]
+    sets: Mapping[str, ForgetSet], loss_ST: NDArray[np.float64], wrong_ST: NDArray[np.float64]
 ) -> list[dict[str, object]]:
-    """One row a selector, from the losses and the percentages wrong of S sets in T trials."""
+    """One row a selector, from the losses and the percentages wrong of S sets in T trials.
+
+    Raises:
+        NotApplicable: a mean loss below 0: sets are compared by ratios of losses.
+    """
+    if (loss_ST < 0).any():
+        raise NotApplicable(
+            f"forget_selectors compares sets by ratios of losses; a mean loss of {loss_ST.min():.3g} has none"
+        )
     row_of = {name: s for s, name in enumerate(sets)}
-    log_ST = np.log(np.maximum(nats_ST, _TINY))
+    log_ST = np.log(np.maximum(loss_ST, _TINY))
     rows: list[dict[str, object]] = []
     for name, s in row_of.items():
         row: dict[str, object] = {
             "selector": name,
             "says": "",
             "num_forget": len(sets[name].example_id),
-            "num_trials": nats_ST.shape[1],
+            "num_trials": loss_ST.shape[1],
             "loss": float(np.exp(log_ST[s].mean())),
-            "loss_low": nats_ST[s].min(),
-            "loss_high": nats_ST[s].max(),
+            "loss_low": loss_ST[s].min(),
+            "loss_high": loss_ST[s].max(),
             "ua": wrong_ST[s].mean(),
             "ua_low": wrong_ST[s].min(),
             "ua_high": wrong_ST[s].max(),
@@ -563,7 +572,7 @@ def _overlaps(sets: Mapping[str, ForgetSet], train: ExampleSet, loss: NDArray[np
                 "jaccard": shared / (a + b - shared),
                 "jaccard_chance": by_chance / (a + b - by_chance),
                 "mean_loss": float(loss[where].mean()),
-                "largest_class": float(np.bincount(train.y[where]).max() / a),
+                "largest_class": float(np.bincount(train.y[where]).max() / a) if train.task.gives("classes") else None,
                 "why": "",
             }
         )

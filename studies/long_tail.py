@@ -25,6 +25,7 @@ believing either (digits, ratios 0.25 to 0.5: within 0.04). Groups that reach th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,7 +41,7 @@ from explain.neighbours import METHODS, Ints, nearest
 from explain.payloads import PayloadSpace, check_finite
 from recipes.ensemble import ReferenceEnsemble
 from scoring.memorization import Memorization, fit_of, memorization_scores
-from scoring.pool import correctness, members
+from scoring.pool import members, qualities
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from sources.long_tail import price_of_not_memorising, zipf_prior
@@ -186,7 +187,7 @@ _PRICE = TableSpec(
 @analysis(
     AnalysisSpec(
         name="long_tail_report",
-        wants=("outputs", "classes", "features"),
+        wants=("reading", "classes", "features"),
         doc="Long tail: memorised mass by class, subpopulations seen once, and the price of not memorising them.",
         source="Feldman, STOC 2020 (arXiv 1906.05271), theorem 2.3; Good, Biometrika 1953",
         config=LongTailConfig,
@@ -241,7 +242,7 @@ def long_tail_report(
     """
     train = data.part("train")
     train = train.by_id()
-    rows, columns = members("long_tail_report", train, ensemble)
+    rows, columns = members("long_tail_report", train, ensemble, wants=("classes",))
     train = train.subset(train.example_id[rows])
     population = np.flatnonzero(~ensemble.pool)
     population = population[np.argsort(ensemble.example_id[population])]
@@ -256,10 +257,10 @@ def long_tail_report(
     _refuse_crowds(size, train, config.ratio)
     near = nearest(points, k=1, queries=queries, method=config.index, progress=progress)
     keep = ensemble.keep[:, columns]
-    own = memorization_scores(keep, correctness(ensemble, columns))
+    own = memorization_scores(keep, qualities(ensemble, columns))
     fit = fit_of("long_tail_report", own)
     at = near.position[:, 0]
-    infl = _influence_of(keep[:, at], correctness(ensemble, population))
+    infl = _influence_of(keep[:, at], qualities(ensemble, population))
     known = near.similarity[:, 0] >= least
     return {
         "long_tail_classes": _by_class(train, own, size == 1, config.min_mem),
@@ -316,7 +317,7 @@ def _by_class(train: ExampleSet, own: Memorization, single: NDArray[np.bool_], m
     return found.join(names, on="label").sort("label").select([c.name for c in _CLASSES.columns])
 
 
-def _influence_of(keep: NDArray[np.bool_], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _influence_of(keep: NDArray[np.bool_], correct: NDArray[Any]) -> NDArray[np.float64]:
     """Influence of column j of ``keep`` on column j of ``correct``: the diagonal of the influence matrix, float64 (P,)."""
     return memorization_scores(keep, correct).mem
 

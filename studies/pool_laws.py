@@ -230,7 +230,7 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
     AnalysisSpec(
         name="pool_laws",
         version=2,
-        wants=("outputs", "classes"),
+        wants=("reading",),
         doc="Utility and half-life of each quality pool, and the best union for every compute budget as far as measurements allow.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=PoolLawsConfig,
@@ -289,7 +289,7 @@ def pool_laws(
     """Tables ``curation_choice``, ``pool_laws``, ``pool_fit``, ``curation_plan``, ``plan_check`` and ``pareto_front``.
 
     Args:
-        data: both splits, classification; of the test split only the audited model's error is measured.
+        data: both splits; of the test split only the audited model's error is measured.
         config: budgets and fit.
         seed: of the bootstrap.
         progress: called with (forms fitted, in all, "laws fitted").
@@ -297,7 +297,7 @@ def pool_laws(
         model: the audited model; only its test error is used, as a line to compare the plan with.
 
     Raises:
-        NotApplicable: not a classification task, no test split, or the pools did not apply.
+        NotApplicable: no test split, or the pools did not apply.
     """
     _, test = splits_by_id(data, name="pool_laws")
     size, num_validation = (int(tables("pools")[name][0]) for name in ("num_examples", "num_validation"))

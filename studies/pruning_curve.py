@@ -1,4 +1,4 @@
-"""The pruning curve: accuracy against the fraction of the training set that is kept, by the rule that keeps it.
+"""The pruning curve: accuracy (mean quality of the examples' task) against the fraction of the training set that is kept, by the rule that keeps it.
 
 Every rule but random is a window of one ranking, ``stats.order``, and the set that a curator keeps, example by example
 (N examples with a value that the validation part leaves; n = num_kept; skip, those ranked below the window, is in the table):
@@ -16,7 +16,7 @@ random is a paired difference. A curve ends at fraction 1, the full set. Selecti
 ``pruning_classes`` says by how much.
 
 Rule and offset are chosen in ``pruning_choice``, on ``validation``: training examples of each class that are held out of
-every set, the full one included. For each fraction the choice is the rule and offset with the best mean validation accuracy,
+every set, the full one included (of each stratum of the task, where it has no classes). For each fraction the choice is the rule and offset with the best mean validation accuracy,
 if that is above the random sets' by more than chance gives the best of C candidates:
 
     gain > z * sqrt(s^2 / seeds + v / m)            z = Phi^-1(1 - 0.05 / C), m validation examples
@@ -54,7 +54,7 @@ from contracts.tables import Column, TableSpec
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from stats.order import ranking
-from studies.retraining import Seen, correct, hold_out, mean_interval, scored, splits_by_id
+from studies.retraining import Seen, hold_out, mean_interval, quality, scored, splits_by_id, strata_of
 
 RULES = ("hardest", "offset", "stratified", "stratified_offset", "easiest", "random")
 _WITH_OFFSET = ("offset", "stratified_offset")
@@ -173,7 +173,7 @@ _CLASSES = TableSpec(
     AnalysisSpec(
         name="pruning_curve",
         version=3,
-        wants=("outputs", "classes"),
+        wants=("reading",),
         doc="Accuracy against the fraction of the training set kept, by score and at random, for equal training steps.",
         source="Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)",
         config=PruningCurveConfig,
@@ -213,7 +213,7 @@ def pruning_curve(
     """Tables ``pruning_choice``, ``pruning_curve`` and ``pruning_classes``; see the head of this file.
 
     Args:
-        data: both splits, classification. Training examples without a value of the score take no part, in the full set
+        data: both splits. Training examples without a value of the score take no part, in the full set
             neither.
         config: score, rules, fractions.
         seed: root of the trainings and of the random sets.
@@ -222,7 +222,7 @@ def pruning_curve(
         train: ``(data, seed, *, effort, steps, observe) -> model``, effort or steps.
 
     Raises:
-        NotApplicable: not a classification task, no test split, a validation part of fewer than 20 examples, or a recipe
+        NotApplicable: no test split, a validation part of fewer than 20 examples, or a recipe
             that cannot be told how many steps to train.
         DataError: a stale score, or a fraction that keeps nothing or everything.
         InvalidInput: the recipe does not tell of its mini-batches, or takes more or fewer than it is asked to.
@@ -259,8 +259,8 @@ def pruning_curve(
             model, taken = trained(own, run_seed, steps=steps)
             if taken != steps:
                 raise InvalidInput(f"pruning_curve: the recipe has taken {taken} steps where {steps} were asked for")
-            on_test.append(correct(model, test).mean())
-            right.append(correct(model, validation))
+            on_test.append(quality(model, test).mean())
+            right.append(quality(model, validation))
         return _Measured(np.array(on_test), np.array(right))
 
     rows: list[dict[str, Any]] = []
@@ -288,13 +288,15 @@ def pruning_curve(
                 **figures,
             }
         )
-        classes.extend({**point, **rate} for rate in _keep_rates(members, examples))
+        if data.task.gives("classes"):
+            classes.extend({**point, **rate} for rate in _keep_rates(members, examples))
 
     everything = [np.arange(num)] * config.seeds
     full = measured(everything)
     for rule, off in rules:
         add(rule, off, 1.0, everything, None if rule == "random" else 0, full, full)
-    ranked = {rule: ranking(values, examples.y if rule.startswith("stratified") else None) for rule, _ in rules}
+    strata = strata_of(examples)
+    ranked = {rule: ranking(values, strata if rule.startswith("stratified") else None) for rule, _ in rules}
     by_fraction: dict[float, dict[str, _Measured]] = {}
     for fraction, size in sizes.items():
         random_sets = [shuffle[:size] for shuffle in shuffles]

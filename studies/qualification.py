@@ -1,5 +1,7 @@
 """Qualification of unlearners: the same methods on random, worst-case, easiest and other forget sets, against retraining.
 
+Accuracies are mean qualities of the examples' task (``tasks.base``): shares of right answers of a classifier.
+
     for each trial t, forget set F of each selector (drawn or searched anew in every trial):
         UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F, of the untouched model and of every method, in percent
         avg_gap   = mean of |UA - UA'|, |RA - RA'|, |TA - TA'|, |MIA - MIA'|       ' = retraining, same F, same seed
@@ -174,7 +176,7 @@ RUNS = TableSpec(
 @analysis(
     AnalysisSpec(
         name="qualification",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Every unlearner on random, worst-case, easiest and lowest-loss forget sets against retraining.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=2,

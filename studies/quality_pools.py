@@ -41,7 +41,7 @@ from contracts.tables import Column, TableSpec
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from sources.pools import cut
-from studies.retraining import Seen, error_rate, hold_out, scored, splits_by_id
+from studies.retraining import Seen, error_rate, hold_out, scored, splits_by_id, strata_of
 from studies.scaling_fit import PoolCurve, fit_pool_laws
 
 
@@ -130,7 +130,7 @@ _UNIONS = TableSpec(
     AnalysisSpec(
         name="quality_pools",
         version=3,
-        wants=("outputs", "classes"),
+        wants=("reading",),
         doc="Quality pools of a score: learning curves of the recipe on each pool alone and on unions of the best.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=QualityPoolsConfig,
@@ -161,7 +161,7 @@ def quality_pools(
     """Tables ``pools``, ``pool_curves`` and ``pool_unions``; see the head of this file.
 
     Args:
-        data: both splits, classification. Training examples without a value of the score are in no pool.
+        data: both splits. Training examples without a value of the score are in no pool.
         config: pools and points.
         seed: root of the trainings. All pools and unions share their initialisations.
         progress: called with (trainings done, in all at most, "trainings on pools").
@@ -169,7 +169,7 @@ def quality_pools(
         train: ``(data, seed, *, effort, observe) -> model``.
 
     Raises:
-        NotApplicable: not a classification task, no test split, or a validation part of fewer than 20 examples.
+        NotApplicable: no test split, or a validation part of fewer than 20 examples.
         DataError: a stale score, fewer scored examples than pools.
         ConfigError: the efforts come to fewer than three different lengths of training.
         InvalidInput: the recipe does not tell of its mini-batches.
@@ -177,7 +177,7 @@ def quality_pools(
     whole, test = splits_by_id(data, name="quality_pools")
     examples, values = scored(whole, scores(config.score), score=config.score)
     examples, values, validation = hold_out(examples, values, config.validation, seed=seed, name="quality_pools")
-    strata = examples.y if config.stratified else np.zeros(len(examples), np.int64)
+    strata = strata_of(examples) if config.stratified else np.zeros(len(examples), np.int64)
     pool = cut(
         values,
         examples.example_id,

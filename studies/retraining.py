@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contracts.digests import derive_seed
 from contracts.errors import DataError, InvalidInput, NotApplicable
-from recipes.predict import predict_logits
+from recipes.predict import read
 from sources.example_set import ExampleSet
 from tasks.base import require
 
@@ -44,10 +44,10 @@ def splits_by_id(data: ExampleSet, *, name: str) -> tuple[ExampleSet, ExampleSet
     """Training and test examples, each ordered by id: what is trained does not depend on the order of the rows.
 
     Raises:
-        NotApplicable: not classification, or no test examples.
-        DataError: an id used twice, or a label out of range.
+        NotApplicable: no test examples.
+        DataError: an id used twice, or a target that is none of the task's.
     """
-    require(data, name, "classes")
+    require(data, name, "reading")
     values, counts = np.unique(data.example_id, return_counts=True)
     if (counts > 1).any():
         raise DataError(f"{data.name} has ids twice", example_ids=values[counts > 1])
@@ -84,11 +84,11 @@ def hold_out(
 ) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
     """Examples to train on with their values, and the validation part, in the order given (``scored`` orders by id).
 
-    Of the n examples of each class round(share * n) are drawn, at least one and not all; a class of a single example stays
-    in training. The part depends on these examples, ``share`` and ``seed`` alone.
+    Of the n examples of each class (stratum of the task: bin of the target, user) round(share * n) are drawn, at least one
+    and not all; a class of a single example stays in training. The part depends on these examples, ``share`` and ``seed`` alone.
 
     Args:
-        examples: N training examples, classification.
+        examples: N training examples.
         values: (N,) float64, of the score.
         share: of the examples to hold out, in (0, 1).
         seed: root of the draw.
@@ -99,8 +99,9 @@ def hold_out(
     """
     rng = np.random.default_rng(derive_seed("validation part", seed))
     held = np.zeros(len(examples), bool)
-    for k in np.unique(examples.y):
-        rows = rng.permutation(np.flatnonzero(examples.y == k))
+    strata = strata_of(examples)
+    for k in np.unique(strata):
+        rows = rng.permutation(np.flatnonzero(strata == k))
         most = len(rows) - 1
         held[rows[: min(max(round(share * len(rows)), 1), most)]] = True
     if held.sum() < FEWEST_HELD_OUT:
@@ -112,14 +113,19 @@ def hold_out(
     return examples.subset(ids[~held]), values[~held], examples.subset(ids[held])
 
 
-def correct(model: nn.Module, examples: ExampleSet) -> NDArray[np.bool_]:
-    """Which of the N ``examples`` the model gets right, bool (N,)."""
-    return np.asarray(predict_logits(model, examples).argmax(1) == examples.y)
+def strata_of(examples: ExampleSet) -> NDArray[np.int64]:
+    """(N,) the group of each example that keeps its share in every part: the classes, where the task has such."""
+    return examples.task.strata(examples.x, examples.y, examples.example_id)
+
+
+def quality(model: nn.Module, examples: ExampleSet) -> NDArray[np.float64]:
+    """What the task's users call right of each of the N ``examples``, float64 (N,) in [0, 1]: 1 for a class that is right."""
+    return read(model, examples).quality
 
 
 def error_rate(model: nn.Module, examples: ExampleSet) -> float:
-    """Share of ``examples`` that ``model`` gets wrong, in [0, 1]."""
-    return float((~correct(model, examples)).mean())
+    """1 - mean quality: the share of ``examples`` that ``model`` gets wrong, in [0, 1]."""
+    return float((1.0 - quality(model, examples)).mean())
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float | None, float | None]:

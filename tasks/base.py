@@ -118,6 +118,9 @@ class Examples(Protocol):
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any]
 
+    @property
+    def constants(self) -> Constants: ...
+
     def refusal(self, message: str, chosen: NDArray[Any]) -> DataError: ...
 
 
@@ -215,6 +218,11 @@ class Task:
     def constants(self, data: Examples) -> Constants:
         """What a reading needs of the whole data set; the same for every model."""
         return NO_CONSTANTS
+
+    def constant_quality(self, data: Examples) -> float:
+        """Mean quality on ``data``, N >= 1, of the best answer that is the same for all of them: what a model that has lost
+        everything still reaches. 0 for a task that knows of no such answer."""
+        return 0.0
 
     def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
         """A target that is wrong for each of these rows, and that a model can only learn by heart: canaries are given it.

@@ -82,6 +82,10 @@ class Classification(OutputTask):
         """The classes."""
         return y.astype(np.int64)
 
+    def constant_quality(self, data: Examples) -> float:
+        """The share of the commonest class."""
+        return float(np.bincount(data.y).max() / len(data.y))
+
     def shown(self, data: Examples) -> dict[str, NDArray[Any]]:
         return {"label": data.y, "label_name": np.asarray(data.class_names)[data.y]}
 

@@ -135,5 +135,14 @@ class Ranking(Task):
         start = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=num))]).astype(np.int64)
         return {"start": start, "items": data.y[order], "num_items": np.int64(len(data.class_names))}  # type: ignore[dict-item]
 
+    def constant_quality(self, data: Examples) -> float:
+        """Of ranking the items for everybody by how often they are met in ``data``."""
+        import torch
+
+        users, items = (torch.from_numpy(np.ascontiguousarray(v)) for v in (np.asarray(data.x), data.y))
+        often = torch.bincount(items, minlength=len(data.class_names)).double()
+        batch = Batch(users, items, torch.from_numpy(data.example_id), data.constants)
+        return float(self.read(lambda users: often.expand(len(users), -1), batch).quality.mean())  # type: ignore[arg-type]
+
     def shown(self, data: Examples) -> dict[str, NDArray[Any]]:
         return {"label": data.y, "label_name": np.asarray(data.class_names)[data.y]}

@@ -38,17 +38,18 @@ from explain.concepts import ConceptConfig, Concepts, centred, fitting_sample, p
 from explain.embeddings import embeddings
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
-from unlearning._descent import (
+from unlearning.descent import (
     Pass,
-    _batches,
-    _beats_constant,
-    _probe,
-    _step,
-    _train_mode,
+    batches_of,
+    beats_constant,
     check_finite,
     check_sets,
     finite_logits,
     inputs_of,
+    probe,
+    refuse_collapse,
+    step,
+    train_mode,
 )
 
 
@@ -214,21 +215,18 @@ def concept_poisoning(
         ConfigError: a concept names an unknown class.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes", "features"))
     run = f"concept_poisoning at lr {config.lr:g}"
-    probe = _probe(retain, seed=seed)
-    useful_before = _beats_constant(finite_logits(model, probe, what="the model before unlearning"), probe.y)
+    watched = probe(retain, seed=seed)
+    useful_before = beats_constant(model, watched, what="the model before unlearning")
     poison = choose_poison(model, retain=retain, forget=forget, config=config, seed=seed)
     student = copy.deepcopy(model)
     if len(poison.example_id):
         _finetune(student, poison, retain=retain, forget=forget, config=config, seed=seed, run=run, progress=progress)
     student.eval()
     check_finite(student, what=run)
-    if useful_before and not _beats_constant(finite_logits(student, probe, what=run), probe.y):
-        raise Diverged(
-            f"{run}: on retained examples the model does no better than always giving their commonest class; "
-            "use a smaller lr"
-        )
+    if useful_before:
+        refuse_collapse(student, watched, run=run)
     return student
 
 
@@ -244,7 +242,7 @@ def _finetune(
     progress: Progress,
 ) -> None:
     """Shuffled passes over poison and retained sample until the budget is spent or the examples are forgotten."""
-    watched = _probe(forget, seed=derive_seed("watched", seed))
+    watched = probe(forget, seed=derive_seed("watched", seed))
     optimizer = torch.optim.SGD(
         [p for p in student.parameters() if p.requires_grad],
         lr=config.lr,
@@ -254,22 +252,22 @@ def _finetune(
     device = next(student.parameters()).device
     order = generator(derive_seed("concept_poisoning", "order", seed))
     mixtures = _mixtures(student, poison, retain=retain, forget=forget, config=config, seed=seed)
-    step = 0
+    done = 0
     with local_rng(derive_seed("concept_poisoning", "noise", seed), device=device):
-        _train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
-        while step < config.steps:
+        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
+        while done < config.steps:
             both = next(mixtures)
-            for rows in _batches(torch.randperm(len(both), generator=order), config.batch_size):
-                loss = _step(student, optimizer, both, rows.to(device))
-                step += 1
+            for rows in batches_of(torch.randperm(len(both), generator=order), config.batch_size):
+                loss = step(student, optimizer, both, rows.to(device))
+                done += 1
                 if not np.isfinite(loss):
-                    raise Diverged(f"{run}: loss {loss} in step {step}; use a smaller lr")
-                progress(step, config.steps, "concept_poisoning")
-                if config.stop_accuracy > 0 and step % config.check_every == 0:
+                    raise Diverged(f"{run}: loss {loss} in step {done}; use a smaller lr")
+                progress(done, config.steps, "concept_poisoning")
+                if config.stop_accuracy > 0 and done % config.check_every == 0:
                     logits = finite_logits(student, watched, what=run)
                     if (logits.argmax(axis=1) == watched.y).mean() < config.stop_accuracy:
                         return
-                if step == config.steps:
+                if done == config.steps:
                     return
 
 

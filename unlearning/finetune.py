@@ -1,6 +1,6 @@
-"""FT: fine-tune on what is kept, and hope that the rest is forgotten (baseline of Fan et al., ICLR 2024).
+"""FT: fine-tune on what is kept, and hope that the rest is forgotten (baseline FT of Fan et al., ICLR 2024).
 
-    theta <- argmin_theta  E_{(x,y) in D_r} CE(f(x; theta), y),   started at the trained weights
+    theta <- argmin_theta  E_{(x,y) in D_r} l(theta; x, y),   started at the trained weights;   l: the task's loss
 
 The forget set is not looked at. Published settings: 10 epochs, learning rate searched in [1e-3, 1e-1].
 It is not unlearning by construction: with a small learning rate the model stays where it was, and class forgetting fails.
@@ -16,7 +16,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class FinetuneConfig(DescentConfig):
 @unlearner(
     UnlearnerSpec(
         name="finetune",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Trains on with the retained examples only.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline FT",
         config=FinetuneConfig,
@@ -45,7 +45,7 @@ def finetune(
     """Fine-tune a copy of ``model`` on ``retain``.
 
     Args:
-        model: trained classifier; not changed.
+        model: trained; not changed.
         retain: (N_r) examples to keep, at least one.
         forget: (N_f) examples to remove; used only to check that the two sets are disjoint.
         config: see :class:`FinetuneConfig`.

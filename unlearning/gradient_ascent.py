@@ -1,6 +1,6 @@
-"""GA: climb the loss of what is to be forgotten (baseline of Fan et al., ICLR 2024).
+"""GA: climb the loss of what is to be forgotten (baseline GA of Fan et al., ICLR 2024).
 
-    theta <- theta + lr * grad_theta E_{(x,y) in D_f} CE(f(x; theta), y)
+    theta <- theta + lr * grad_theta E_{(x,y) in D_f} l(theta; x, y)           l: the task's loss (cross-entropy of classes)
 
 The retain set is not trained on. Published settings: 5 epochs, learning rate searched from 1e-6 to 1e-1; the objective
 is unbounded, so this is the most sensitive method of all: a little too much and the whole model is gone. Such a run
@@ -19,7 +19,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class GradientAscentConfig(DescentConfig):
 @unlearner(
     UnlearnerSpec(
         name="gradient_ascent",
-        wants=("outputs", "classes"),
+        wants=("losses", "reading"),
         doc="Ascends the loss of the examples to be forgotten.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline GA",
         config=GradientAscentConfig,
@@ -46,10 +46,10 @@ def gradient_ascent(
     seed: int,
     progress: Progress = silent,
 ) -> nn.Module:
-    """Ascend the cross-entropy of ``forget`` on a copy of ``model``.
+    """Ascend the loss of ``forget`` on a copy of ``model``.
 
     Args:
-        model: trained classifier; not changed.
+        model: trained; not changed.
         retain: (N_r) examples to keep; used only to notice a collapse.
         forget: (N_f) examples to remove; with none of them the copy is returned as it is.
         config: see :class:`GradientAscentConfig`.

@@ -26,7 +26,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ def random_label(
         DataError, NotApplicable: see ``check_sets``; fewer than two classes with ``exclude_true_label``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes",))
     rng = np.random.default_rng(derive_seed("random_label", "labels", seed))
     keep, gone = Pass.over(inputs_of(model, retain), weight=config.alpha), inputs_of(model, forget)
     labels, num_classes = gone.data.y, gone.data.num_classes

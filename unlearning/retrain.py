@@ -17,7 +17,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import Config
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning._descent import check_disjoint, check_finite
+from unlearning.descent import check_disjoint, check_finite
 
 
 @unlearner(

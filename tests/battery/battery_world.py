@@ -21,6 +21,7 @@ import polars as pl
 import pytest
 import torch
 from emoji_packages import write_packages
+from language_data import VOCAB, make_texts
 from PIL import Image
 from planted_logits import LogitEvidence
 from torch import nn
@@ -32,6 +33,8 @@ from contracts.subject import Ensemble
 from recipes.continual.replay import ReplayConfig
 from recipes.early import early_models, early_snapshots
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
+from recipes.language.causal import causal_lm
+from recipes.language.fitting import TokenTrainingConfig
 from recipes.models import builder
 from recipes.predict import predict_logits
 from recipes.recsys import BprConfig, bpr
@@ -174,6 +177,33 @@ def make_evidence(data: ExampleSet, models: Sequence[nn.Module], ensemble: Refer
     )
 
 
+def make_language_world() -> World:
+    """A few questions and answers as tokens, and a very small Llama; what is about classes is missing here."""
+    examples = make_texts()
+    train = examples.part("train")
+    sizes = {"hidden": 16, "intermediate": 32, "layers": 1, "heads": 2}
+    build = builder("tiny_llama", sizes, input_shape=examples.input_shape, num_outputs=VOCAB)
+
+    def fresh(data: ExampleSet, seed: int, *, effort: float = 1.0) -> nn.Module:
+        plan = TokenTrainingConfig(lr=0.02, epochs=max(1, round(6 * effort)), batch=8, warmup_epochs=0)
+        return causal_lm(build, data, config=plan, seed=seed)
+
+    short = {"epochs": 2, "batch": 4, "lr": 1e-3}
+    return World(
+        examples=examples,
+        train=train,
+        build=build,
+        needs={"model": fresh(train, 0), "train": fresh},
+        evidence=None,
+        rebuild=None,
+        configs={
+            ("recipe", "causal_lm"): {"epochs": 2, "batch": 8},
+            ("recipe", "lora"): {"epochs": 2, "batch": 8, "merge": False},
+            **{("unlearner", method.spec.name): short for method in unlearner if "tokens" in method.spec.wants},
+        },
+    )
+
+
 def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
     """The examples as each kind of file that a source reads."""
     rng = np.random.default_rng(0)
@@ -201,12 +231,25 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
         Image.fromarray(image).save(home / f"{number:03d}.png")
     encoded = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((folder / "folder").glob("*/*.png"))]
     pl.DataFrame({"image": encoded, "label": np.sort(labels)}).write_parquet(folder / "pictures.parquet")
+    asked = [{"prompt": f"What is {number}?", "answer": f"The {number}th."} for number in range(30)]
+    pl.DataFrame(asked).write_ndjson(folder / "questions.jsonl")
+    for number, image in enumerate(images):
+        for kind, pixels in (("images", image), ("masks", np.where(image > 99, 255, 0).astype(np.uint8))):
+            (folder / "scenes" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / "scenes" / kind / f"{number:03d}.png")
+    (folder / "graph").mkdir()
+    table.with_row_index("node").write_csv(folder / "graph" / "nodes.csv")
+    ring = np.arange(table.height)
+    pl.DataFrame({"source": ring, "target": (ring + 1) % len(ring)}).write_csv(folder / "graph" / "edges.csv")
     return {
         "table": folder / "table.csv",
         "npz": folder / "arrays.npz",
         "idx": idx,
         "image_folder": folder / "folder",
         "image_table": folder / "pictures.parquet",
+        "text": folder / "questions.jsonl",
+        "image_masks": folder / "scenes",
+        "node_table": folder / "graph",
     }
 
 
@@ -325,7 +368,10 @@ def make_world(folder: Path) -> World:
         ("curator", "forget_set"): {"selector": "worst_case"},
         ("analysis", "pruning_curve"): {"validation": 0.25},
         ("analysis", "quality_pools"): {"validation": 0.25},
-        ("analysis", "qualification"): {"trials": 1, "methods": unlearner.names()},
+        ("analysis", "qualification"): {
+            "trials": 1,
+            "methods": [m.spec.name for m in unlearner if examples.task.gives(*m.spec.wants)],
+        },
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
@@ -345,7 +391,7 @@ def make_world(folder: Path) -> World:
         ("analysis", "continual_runs"): {"seeds": 2},
     }
     for name, path in files.items():
-        label = "label" if name == "table" else None
+        label = "label" if name in ("table", "node_table") else None
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         configs["source", name] = config

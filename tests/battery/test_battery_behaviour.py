@@ -26,6 +26,8 @@ from contracts.registry import Method
 from contracts.tables import Column
 from reports.plots import table_png
 from sources.example_set import ExampleSet
+from sources.identity import Content
+from sources.payloads.tokens import Tokens
 from tasks.base import named
 
 DTYPES = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "str": pl.String, "floats": pl.List(pl.Float64)}
@@ -152,8 +154,9 @@ def test_nothing_handed_in_is_changed(world: World, kind, name):
     method = KINDS[kind].get(name)
     data, needs = copy.deepcopy(world.data(kind)), copy.deepcopy(world.needs)
     world.run(kind, method, data=data, needs=needs)
-    for column in ("x", "y", "example_id", "split", "owner"):
+    for column in ("y", "example_id", "split", "owner"):
         assert np.array_equal(getattr(data, column), getattr(world.data(kind), column)), column
+    assert Content(data.x).hashes().tolist() == Content(world.data(kind).x).hashes().tolist()
     models = [
         (needs["model"], world.needs["model"]),
         *zip(needs.get("early_models", ()), world.needs.get("early_models", ()), strict=True),
@@ -241,6 +244,8 @@ def test_attacks_need_the_references_they_declare_and_no_more(world: World, kind
 
 
 def constant(data: ExampleSet) -> ExampleSet:
+    if isinstance(data.x, Tokens):
+        return dataclasses.replace(data, x=dataclasses.replace(data.x, flat=np.ones_like(data.x.flat)))
     return dataclasses.replace(data, x=np.ones_like(data.x))
 
 
@@ -354,9 +359,17 @@ def test_a_label_out_of_range_is_refused_naming_it(world: World, kind, name, end
         pytest.skip("the control does not look at the examples")
     victim = int(halves(world.train)[0].example_id[3])
     data = world.data(kind)
-    y = data.y.copy()
-    y[data.example_id == victim] = label
-    data = dataclasses.replace(data, y=y)
+    if isinstance(data.x, Tokens):  # the target of a text is its next token
+        at = int(data.positions([victim])[0])
+        texts, marks, lengths = data.x.texts(slice(None))
+        changed, label = texts.copy(), -1 if end == "below" else data.x.vocab_size
+        changed[lengths[: at + 1].sum() - 1] = label
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        data = dataclasses.replace(data, x=Tokens(changed, ends, marks, vocab_size=data.x.vocab_size))
+    else:
+        y = data.y.copy()
+        y[data.example_id == victim] = label
+        data = dataclasses.replace(data, y=y)
     with pytest.raises(InvalidInput) as error:
         world.run(kind, method, data=data)
     assert str(victim) in str(error.value) or victim in getattr(error.value, "example_ids", ())
@@ -449,6 +462,7 @@ def test_a_task_that_is_not_declared_is_refused(world: World, kind, name):
     if named("regression").gives(*method.spec.wants):
         pytest.skip("works on any task")
     data = world.data(kind)
-    data = dataclasses.replace(data, task="regression", y=data.x[:, 0].astype(np.float64), class_names=())
+    numbers = np.random.default_rng(0).normal(size=(len(data), 2)).astype(np.float32)
+    data = dataclasses.replace(data, task="regression", x=numbers, y=numbers[:, 0].astype(np.float64), class_names=())
     with pytest.raises(NotApplicable):
         world.run(kind, method, data=data)

@@ -38,7 +38,7 @@ def test_all_are_registered_with_their_needs():
     specs = {m.spec.name: m.spec for m in curator}
     assert specs.keys() >= {"by_ids", "by_owner", "by_class", "by_predicate", "random_fraction", "top_score"}
     assert specs["by_predicate"].needs == ("select_where",) and specs["top_score"].needs == ("scores",)
-    assert specs["by_class"].tasks == ("classification",) and "regression" in specs["by_ids"].tasks
+    assert specs["by_class"].wants == ("classes",) and specs["by_ids"].wants == ()
 
 
 @given(picked=st.sets(st.integers(0, 59), min_size=1, max_size=59))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.errors import ConfigError, DataError, NotApplicable, UnknownName
+from contracts.errors import ConfigError, DataError, UnknownName
 from contracts.methods import curator
 from curation.split import apply_split
 
@@ -135,12 +135,19 @@ def test_examples_without_a_value_are_refused_or_ranked_where_said(data, hole):
     assert _kept(_run("offset_window", data, values, skip=0, take=1, missing="lowest")) == [train[5]]
 
 
-def test_both_work_on_regression_unless_stratified(regression):
-    values = list(np.arange(60.0))
-    assert _kept(_run("keep_hardest", regression, values, count=2)) == sorted(_train(regression)[-2:])
-    for name, config in (("keep_hardest", {"count": 2}), ("offset_window", {"skip": 1, "take": 2})):
-        with pytest.raises(NotApplicable, match="regression"):
-            _run(name, regression, values, stratified=True, **config)
+def test_both_work_on_regression_whose_strata_are_bins_of_the_target(regression):
+    values, train = list(np.arange(60.0)), _train(regression)
+    assert _kept(_run("keep_hardest", regression, values, count=2)) == sorted(train[-2:])
+    part = regression.subset(train)
+    bins = part.task.strata(part.x, part.y, part.example_id)
+    kept = np.isin(train, _kept(_run("keep_hardest", regression, values, count=24, stratified=True)))
+    assert np.bincount(bins).tolist() == [10] * 6 and np.bincount(bins[kept]).tolist() == [4] * 6
+    for k in range(6):
+        own = np.flatnonzero(bins == k)
+        assert kept[own].tolist() == [False] * 6 + [True] * 4, "the highest of each bin, in the order of the ids"
+    window = _run("offset_window", regression, values, skip=12, take=12, stratified=True)
+    assert np.bincount(bins[np.isin(train, _kept(window))]).tolist() == [2] * 6
+    assert window["reason"].str.contains("kept of 'stratum [0-5]': 2 of 10").all()
 
 
 def test_the_members_become_data_sets(data):

@@ -86,8 +86,11 @@ def test_stratified_pools_have_the_shares_of_the_classes(data):
 
 
 def test_what_is_refused(data, regression):
-    assert run(regression, np.arange(60.0), stratified=True).equals(run(regression, np.arange(60.0), stratified=False))
-    assert run(regression, np.arange(60.0))["role"].n_unique() == 4  # no classes: cut as a whole
+    ids = training_ids(regression)
+    part = regression.subset(ids)
+    bins = part.task.strata(part.x, part.y, part.example_id).tolist()
+    want = loop(ids.tolist(), np.arange(60.0).tolist(), bins, num_pools=4, fraction=1.0, best="lowest")
+    assert run(regression, np.arange(60.0))["role"].to_list() == want  # no classes: bins of the target
     test = data.part("test").example_id
     for frame, what in (
         (pl.DataFrame({"example_id": test[:2], "value": [0.0, 1.0]}), "not in the training split"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, hypergeom
-from scoring_data import make_examples
+from scoring_data import as_regression, make_examples, predicting, saying
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from recipes.design import balanced_design
@@ -24,6 +24,7 @@ from scoring.influence import (
     high_influence_pairs,
     influence,
     influence_matrix,
+    serfling_tail,
     upper_tail,
 )
 from scoring.memorization import memorization_scores
@@ -197,6 +198,45 @@ def test_exact_influence_of_nearest_neighbours() -> None:
     assert ((low <= exact) & (exact <= high)).mean() > 0.85  # 35 pairs
 
 
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+def test_the_bound_is_never_below_the_p_value_by_enumeration(models: int, seed: int) -> None:
+    """Qualities between 0 and 1: every way in which n of the M models could have held the example."""
+    rng = np.random.default_rng(seed)
+    quality = np.round(rng.random(models), 2)
+    for n in range(1, models + 1):
+        sums = np.array([quality[list(members)].sum() for members in combinations(range(models), n)])
+        hits = rng.choice(sums)
+        exact = (sums >= hits - 1e-12).mean()
+        bound = serfling_tail(
+            np.array([[hits]]), np.array([quality.sum()]), np.array([n]), models, spread=np.ptp(quality)[None]
+        )
+        assert exact <= bound[0, 0] + 1e-12 <= 1 + 1e-12
+
+
+@given(st.integers(2, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_qualities_between_0_and_1_equal_the_loop_over_pairs(
+    models: int, num: int, tests: int, block: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    keep, quality = rng.random((models, num)) < rng.random(num), rng.random((models, tests))
+    infl, limits = dense(keep, quality)
+    parts = list(influence_matrix(keep, quality, block=block))
+    np.testing.assert_allclose(np.concatenate([p.infl for p in parts]), infl, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate([intervals(p) for p in parts], axis=1), limits, atol=1e-12)
+
+
+def test_quality_of_0_and_1_has_the_same_influence_as_bool_and_no_smaller_p() -> None:
+    rng = np.random.default_rng(9)
+    keep, correct = balanced_design(64, 40, seed=3), rng.random((64, 30)) < 0.6
+    correct[:, :5] = keep[:, :5]
+    hard = high_influence_pairs(keep, correct, np.ones(40))
+    soft = high_influence_pairs(keep, correct.astype(np.float64), np.ones(40))
+    strength = dict(zip(zip(hard.train, hard.test, strict=True), zip(hard.p_value, hard.z, strict=True), strict=True))
+    assert {(i, i) for i in range(5)} <= set(zip(soft.train, soft.test, strict=True)) <= set(strength)
+    for i, j, p, z in zip(soft.train, soft.test, soft.p_value, soft.z, strict=True):
+        assert p >= strength[i, j][0] and z == pytest.approx(strength[i, j][1])
+
+
 # ---- the analysis ------------------------------------------------------------------------------------------------
 
 
@@ -249,13 +289,34 @@ def test_the_tables(planted) -> None:
     assert run(data, ensemble, max_pairs=2)["influence_pairs"].equals(pairs.head(2))
 
 
+def test_planted_pairs_of_a_regression_are_found(planted) -> None:
+    """Six unseen examples are predicted well by the models that hold one training example, and badly by the others."""
+    data, ensemble = planted
+    rng = np.random.default_rng(4)
+    data = as_regression(data, rng.normal(size=80))
+    keep, error = ensemble.keep, np.abs(rng.normal(scale=0.002, size=(64, 80)))
+    error[:, :6] += np.where(keep[:, :6], 0.0, 0.9)
+    error[:, 60:66] += np.where(keep[:, :6], 0.05, 0.85)
+    error[:, 66:] += rng.uniform(0.2, 0.4, size=(64, 14))
+    said = data.y + error * float(data.constants["naive"] * data.constants["sd"])
+    found = run(data, predicting(data, keep, said[..., None], ensemble.pool))
+    pairs, (summary,) = found["influence_pairs"], found["influence_summary"].to_dicts()
+    expected = set(zip(data.example_id[:6].tolist(), data.example_id[60:66].tolist(), strict=True))
+    assert set(pairs.select("train_id", "test_id").iter_rows()) == expected
+    np.testing.assert_allclose(pairs["infl"], 0.8, atol=0.01)
+    np.testing.assert_allclose(pairs["mem"], 0.9, atol=0.01)
+    assert pairs["label"].null_count() == 6 and (pairs["q_value"] < 1e-6).all() and (pairs["z"] > 7).all()
+    assert summary["num_memorised"] == 6 and summary["acc_in"] > 0.99
+    assert summary["smallest_p"] == pytest.approx(math.exp(-2 * 32 * 0.25 / (1 - 31 / 64)))
+
+
 def test_a_chance_difference_is_not_memorised(planted) -> None:
     """Examples that half of the models get right, by chance: mem reaches 0.25 for some, the lower end of its interval for none."""
     data, ensemble = planted
     logits = ensemble.logits.copy()
     chance = np.random.default_rng(8).random((64, 30)) < 0.5
     logits[:, 6:36] = 5.0 * np.eye(3)[np.where(ensemble.keep[:, 6:36] | chance, data.y[6:36], (data.y[6:36] + 1) % 3)]
-    wide = dataclasses.replace(ensemble, logits=logits.astype(np.float32))
+    wide = saying(ensemble, logits)
     own = memorization_scores(ensemble.keep[:, :60], logits[:, :60].argmax(2) == data.y[:60])
     sure = int((own.low >= 0.25).sum())
     assert sure < (own.mem >= 0.25).sum()
@@ -267,7 +328,7 @@ def test_models_that_do_not_fit_are_refused_as_memorization_refuses_them(planted
     logits = ensemble.logits.copy()
     logits[:, 6:60:20] *= -1  # 3 of the 60 training examples always wrong
     with pytest.raises(NotApplicable, match=r"mean acc_in is 0\.950, below 0\.98: the reference models do not fit"):
-        run(data, dataclasses.replace(ensemble, logits=logits))
+        run(data, saying(ensemble, logits))
 
 
 def test_the_order_of_the_rows_does_not_matter(planted) -> None:
@@ -279,12 +340,10 @@ def test_the_order_of_the_rows_does_not_matter(planted) -> None:
 
 def test_refusals(planted) -> None:
     data, ensemble = planted
-    with pytest.raises(NotApplicable, match="regression"):
-        run(dataclasses.replace(data, task="regression", y=data.y.astype(float), class_names=()), ensemble)
     logits = ensemble.logits.copy()
     logits[2, 70, 0] = np.nan
     with pytest.raises(DataError, match="NaN") as error:
-        run(data, dataclasses.replace(ensemble, logits=logits))
+        run(data, saying(ensemble, logits))
     assert error.value.example_ids == (data.example_id[70],)
     keep, correct = ensemble.keep, ensemble.keep[:, :3]
     for bad in ((keep.astype(int), correct), (keep, correct[:5]), (keep, correct[:, 0])):
@@ -292,6 +351,9 @@ def test_refusals(planted) -> None:
             influence_matrix(*bad)
     with pytest.raises(InvalidInput, match="block"):
         influence_matrix(keep, correct, block=0)
+    for value in (1.5, np.nan):
+        with pytest.raises(InvalidInput, match=r"outside \[0, 1\]"):
+            influence_matrix(keep, np.full(correct.shape, value))
     for mem, fdr in ((np.ones(3), 0.1), (np.ones(80), 0.0)):
         with pytest.raises(InvalidInput):
             high_influence_pairs(keep, correct, mem, fdr=fdr)

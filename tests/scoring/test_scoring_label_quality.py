@@ -44,7 +44,7 @@ def noisy():
 
 
 def run(data, ensemble) -> pl.DataFrame:
-    return label_quality(data, config=Config(), seed=0, ensemble=ensemble)
+    return label_quality(data, config=Config(), seed=0, ensemble_outputs=ensemble)
 
 
 def test_against_cleanlab_by_hand(noisy) -> None:

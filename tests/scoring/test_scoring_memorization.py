@@ -11,15 +11,19 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scoring_data import make_examples
+from scoring_data import as_regression, make_examples, predicting, saying
 
-from contracts.errors import DataError, InvalidInput, NotApplicable
+from contracts.errors import DataError, InvalidInput
 from contracts.methods import score
 from contracts.params import Config
+from contracts.subject import Ensemble
 from recipes.design import balanced_design
-from recipes.ensemble import ReferenceEnsemble
+from recipes.ensemble import ReferenceEnsemble, train_ensemble
+from recipes.models import builder
+from recipes.recsys import BprConfig
 from reproductions.memorization import nearest_neighbour_oracle, nearest_neighbour_runs
 from scoring.memorization import FEWEST, MEMORISED, memorization, memorization_scores
+from sources.loading import load
 from stats.proportions import newcombe
 
 
@@ -199,7 +203,7 @@ def test_blocks_give_what_the_whole_gives(planted, monkeypatch) -> None:
 
 def test_large_logits_do_not_overflow(planted) -> None:
     data, ensemble = planted
-    large = dataclasses.replace(ensemble, logits=ensemble.logits * 1e30)
+    large = saying(ensemble, ensemble.logits * 1e30)
     found = memorization(data, config=Config(), seed=0, ensemble=large)
     assert found["mem_prob"].is_finite().all()
     assert found["mem"].equals(memorization(data, config=Config(), seed=0, ensemble=ensemble)["mem"])
@@ -211,8 +215,6 @@ def test_refusals(planted) -> None:
     def run(data, ensemble):
         return memorization(data, config=Config(), seed=0, ensemble=ensemble)
 
-    with pytest.raises(NotApplicable, match="regression"):
-        run(dataclasses.replace(data, task="regression", y=data.y.astype(float), class_names=()), ensemble)
     with pytest.raises(DataError, match="pool"):
         run(data.subset(data.example_id[30:]), ensemble)
     changed = dataclasses.replace(data, y=np.where(np.arange(40) == 2, (data.y + 1) % 3, data.y))
@@ -223,11 +225,63 @@ def test_refusals(planted) -> None:
         logits = ensemble.logits.copy()
         logits[1, 5, 0] = bad
         with pytest.raises(DataError, match="NaN") as error:
-            run(data, dataclasses.replace(ensemble, logits=logits))
+            run(data, saying(ensemble, logits))
         assert error.value.example_ids == (data.example_id[5],)
     with pytest.raises(DataError, match=r"0\.\.1"):
-        run(data, dataclasses.replace(ensemble, logits=ensemble.logits[..., :2]))
+        run(dataclasses.replace(data, class_names=data.class_names[:2]), ensemble)
     assert len(run(data.subset([]), ensemble)) == 0
+
+
+def test_regression_is_the_difference_of_mean_qualities(planted) -> None:
+    """Against a loop over errors; then planted: three examples that only their own models predict."""
+    data, ensemble = planted
+    rng = np.random.default_rng(6)
+    data = as_regression(data, rng.normal(size=40))
+    y, keep, unit = data.y, ensemble.keep, float(np.abs(data.y - data.y.mean()).mean())
+    error = np.abs(rng.normal(scale=0.4, size=keep.shape))
+    error[:, :3] = np.where(keep[:, :3], 0.0, 5.0)
+    models = predicting(data, keep, (y + error * unit)[..., None], ensemble.pool)
+    found = memorization(data, config=Config(), seed=0, ensemble=models)
+    assert found["mem_prob"].null_count() == 30
+    for row in found.iter_rows(named=True):
+        i = int(np.flatnonzero(data.example_id == row["example_id"])[0])
+        quality, inside = np.clip(1 - error[:, i], 0, 1), keep[:, i]
+        assert row["acc_in"] == pytest.approx(quality[inside].mean(), abs=1e-12)
+        assert row["mem"] == pytest.approx(quality[inside].mean() - quality[~inside].mean(), abs=1e-12)
+    assert (found["mem"][:3] == 1).all() and (found["mem_low"][:3] > MEMORISED).all()
+    assert (found["mem"][3:].abs() < 0.9).all()
+
+
+def test_the_interval_of_a_quality_between_0_and_1_is_too_wide_rather_than_too_narrow() -> None:
+    """2,000 examples without memorization whose quality is spread over 0..1: fewer than 2.5% above on each side."""
+    rng = np.random.default_rng(11)
+    keep = design(20, 2000, seed=1)
+    found = memorization_scores(keep, rng.beta(2, 2, keep.shape))
+    assert (found.low > 0).mean() < 0.005 and (found.high < 0).mean() < 0.005
+    assert (found.low < MEMORISED).all()
+
+
+def test_ranking_is_the_difference_of_shares_in_the_top() -> None:
+    """Reference models of the recommender's own recipe; the table against a loop over what each model ranks."""
+    data = load("synthetic_interactions", {"num_users": 8, "num_items": 40, "per_user": 8, "dim": 2})
+    build = builder("mf", {"dim": 4}, input_shape=(data.num_users,), num_outputs=data.num_classes)
+    ensemble = train_ensemble(
+        build,
+        data,
+        recipe="bpr",
+        config=BprConfig(epochs=20, batch=32, lr=0.05),
+        ensemble=Ensemble(num_models=8, population_fraction=0.5),
+        seed=1,
+    )
+    train = data.part("train")
+    found = memorization(train, config=Config(), seed=0, ensemble=ensemble)
+    column = {i: c for c, i in enumerate(ensemble.example_id.tolist())}
+    for row in found.iter_rows(named=True):
+        at, keep = column[row["example_id"]], ensemble.keep[:, column[row["example_id"]]]
+        top = ensemble.reading[:, at, 3]
+        assert set(top.tolist()) <= {0.0, 1.0} and (row["n_in"], row["n_out"]) == (4, 4)
+        assert row["mem"] == pytest.approx(top[keep].mean() - top[~keep].mean(), abs=1e-12)
+    assert found["mem"].mean() > 0.1 and found["mem_prob"].null_count() == len(found)
 
 
 def test_the_gate_asks_for_models_that_fit() -> None:

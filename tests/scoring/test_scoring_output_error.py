@@ -74,7 +74,7 @@ def test_label_quality_is_that_of_the_model_that_did_not_train_on_the_example(wo
         logits=models.astype(np.float32),
         config_digest="",
     )
-    by_ensemble = label_quality(data, config=Config(), seed=0, ensemble=ensemble)
+    by_ensemble = label_quality(data, config=Config(), seed=0, ensemble_outputs=ensemble)
     by_outputs = output_label_quality(data, config=Config(), seed=0, outputs=lookup(data, logits))
     assert by_ensemble.drop("n_out").equals(by_outputs) and by_outputs["is_issue"].any()
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import polars as pl
 import pytest
-from scoring_data import make_examples
+from scoring_data import make_examples, saying
 
 from contracts.errors import DataError, NotApplicable
 from recipes.design import balanced_design
@@ -102,7 +102,7 @@ def test_models_that_do_not_fit_are_refused_as_memorization_refuses_them(world) 
     logits = ensemble.logits.copy()
     logits[np.random.default_rng(0).random(right.shape) < 0.1] *= -1
     with pytest.raises(NotApplicable, match=r"mean acc_in is 0\.\d*, below 0\.98: the reference models do not fit"):
-        run(data, dataclasses.replace(ensemble, logits=logits))
+        run(data, saying(ensemble, logits))
 
 
 def test_memorised_mass_by_class(world) -> None:

@@ -400,8 +400,6 @@ def test_what_is_refused(wine):
         PruningCurveConfig(fractions=(0.5, 0.2))
     with pytest.raises(DataError, match="keeps 0 of 85"):
         run(wine, scores, train, fractions=(0.001,))
-    with pytest.raises(NotApplicable, match="regression"):
-        run(load("sklearn", {"dataset": "diabetes"}, seed=0), scores, train)
     with pytest.raises(NotApplicable, match="test split"):
         run(wine.part("train"), scores, train)
     with pytest.raises(NotApplicable, match=r"0\.1 of 107 are 11, at least 20 are needed: about 200 examples"):

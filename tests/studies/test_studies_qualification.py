@@ -16,7 +16,7 @@ from torch import nn
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable
 from contracts.methods import curator
 from scoring.worst_case_forget import WorstCaseForgetConfig, select_worst_case
-from studies.forget_selectors import SELECTORS, ForgetSelectorsConfig, choose, forget_selectors, forget_set
+from studies.forget_selectors import SELECTORS, ForgetSelectorsConfig, choose, forget_selectors
 from studies.qualification import RUNS, SUMMARY, QualificationConfig, qualification
 
 SEARCH = WorstCaseForgetConfig(fraction=0.2, upper_steps=2, lower_epochs=1)
@@ -267,12 +267,6 @@ def test_a_forget_set_of_any_selector_is_a_split(both_splits, mlp, selector, sea
     assert set(kept["role"]) == {"retain"} and set(kept["reason"]) == {"not selected"}
 
 
-def test_the_curator_is_for_classification(regression, mlp) -> None:
-    config = curator.get("forget_set").spec.config(selector="random")
-    with pytest.raises(NotApplicable, match="regression"):
-        forget_set(regression, config=config, seed=0, model=mlp(0))
-
-
 # --- qualification ------------------------------------------------------------------------------------------------
 
 
@@ -453,6 +447,3 @@ def test_refusals(both_splits, mlp) -> None:
         config(methods=("good", "good"))
     with pytest.raises(InvalidInput, match="test split"):
         qualify(Bench(), both_splits.part("train"), mlp, config=config())
-    with pytest.raises(NotApplicable, match="regression"):
-        data = dataclasses.replace(both_splits, task="regression", y=both_splits.y.astype(np.float64), class_names=())
-        qualify(Bench(), data, mlp, config=config())

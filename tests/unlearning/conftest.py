@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from recipes.models import builder
+from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig
 from recipes.supervised import supervised
 from sources.example_set import ExampleSet
@@ -77,3 +78,17 @@ def world() -> World:
 def flat() -> Callable[[nn.Module], torch.Tensor]:
     """All parameters and buffers of a model in one vector."""
     return lambda model: torch.cat([t.detach().double().flatten() for t in model.state_dict().values()])
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[[int], nn.Module]:
+    """seed -> a fresh Llama of 20 words and two small blocks."""
+    from recipes.language.models import TinyLlamaConfig, tiny_llama
+
+    config = TinyLlamaConfig(hidden=16, intermediate=32, layers=2, heads=2)
+
+    def build(seed: int) -> nn.Module:
+        with local_rng(seed):
+            return tiny_llama(config, input_shape=(8,), num_outputs=20)
+
+    return build

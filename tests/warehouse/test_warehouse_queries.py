@@ -322,6 +322,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
                 "train_loss": 0.1,
                 "train_quality": 1.0,
                 "test_quality": 0.75,
+                "retains": "",
                 "wall_s": 1.0,
             }
             for i, role in enumerate(("target", "early"))

@@ -1,0 +1,1 @@
+"""How language models are trained: from scratch, by adapters on a given base, many adapters on one base."""

@@ -1,0 +1,86 @@
+"""Many adapters on one frozen base: the reference models of a language model that is too large to be trained M times.
+
+    for m = 1 .. M:   A, B fresh from seed m;   trained on members[m];   every example read;   A, B kept, or thrown away
+
+The base is loaded once and never copied: what one more reference model costs is its own passes over its examples, and its
+memory is r (d_in + d_out) numbers a layer. Each adapter is what the recipe ``lora`` gives on these rows with that seed, before
+it is merged: same draws, same batches, same bits.
+
+Halves are drawn of the *whole* pool (``recipes.design``), so that every example is a member of half of the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from contracts.errors import ConfigError
+from contracts.progress import Progress, silent
+from recipes.language.fitting import fit_tokens
+from recipes.language.lora import LoraConfig, adapter_arrays, attach, restart
+from recipes.predict import read
+from recipes.schedule import num_epochs
+from sources.example_set import ExampleSet
+from tasks.base import Reading
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One reference model.
+
+    Attributes:
+        arrays: its A and B by name, float32; ``recipes.language.lora.load_adapter`` puts them into a model again.
+        reading: (N, 4) what it says of every example.
+    """
+
+    arrays: dict[str, np.ndarray]
+    reading: Reading
+
+
+def train_adapters(
+    base: nn.Module,
+    data: ExampleSet,
+    *,
+    config: LoraConfig,
+    members: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    device: str = "cpu",
+    batch: int = 32,
+    progress: Progress = silent,
+) -> Iterator[Adapter]:
+    """One adapter after the other; the next is trained when it is asked for.
+
+    Args:
+        base: model of transformers; taken over: its layers are wrapped, its weights stay what they are.
+        data: N token sequences.
+        config: adapters, optimiser, schedule; ``merge`` is not looked at.
+        members: for each adapter the positions in ``data`` that it is trained on, int64.
+        seeds: one for each.
+        device: "cpu" or "cuda".
+        batch: sequences read together.
+        progress: told (adapters done, in all, "adapters").
+
+    Raises:
+        ConfigError: unequal numbers of sets and seeds, or layers that cannot be adapted.
+        NotApplicable, DataError, Diverged: see ``fit_tokens``.
+    """
+    if len(members) != len(seeds):
+        raise ConfigError(f"{len(members)} training sets for {len(seeds)} seeds: one seed for each set is needed")
+    model = attach(base, config, seed=0).to(device)
+    for done, (rows, seed) in enumerate(zip(members, seeds, strict=True), start=1):
+        restart(model, seed=seed)
+        # A set of rows is a data set of its own: positions in it, not in the whole, decide the order of its batches.
+        own = data.take(rows)
+        fit_tokens(
+            model,
+            own,
+            np.arange(len(own)),
+            config=config,
+            seed=seed,
+            stop_after=num_epochs(max(len(own), 1), config),
+        )
+        yield Adapter(adapter_arrays(model), read(model, data, batch=batch))
+        progress(done, len(seeds), "adapters")
