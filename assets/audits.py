@@ -1,7 +1,7 @@
 """Stage 6, audits: membership attacks on the audited model and on every unlearned one, then the verdicts.
 
-One attack is one asset: its scores on all audited models come from one vectorised call on the stored outputs, each model's
-mapped to the reference models' scale first. Every model is judged on its own and the worst counts: a method that left one
+One attack is one asset: its scores on all audited models come from one vectorised call on the stored readings, each model's
+mapped to the reference models' scale first, where there are any. Every model is judged on its own and the worst counts: a method that left one
 model in three as it was has not removed anything. What an unseen example can be told from is decided by the set: a random
 one has the test split for peers; any other is judged by retrainings without that very set.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
+from contracts.errors import NotApplicable
 from contracts.methods import AttackSpec, analysis, attack, unlearner
 from contracts.subject import Choice, Subject, Thresholds
 from contracts.tables import TableSpec
@@ -27,7 +28,7 @@ from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Fi
 from recipes.plan import trainer
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, REMOVAL
-from tasks.base import Reading, lacking
+from tasks.base import Reading
 from warehouse import empty
 
 if TYPE_CHECKING:
@@ -63,15 +64,16 @@ def _attack(
             "alpha": subject.thresholds.alpha,
             "seed": subject.seed,
             **({"outputs_only": subject.ensemble} if subject.outputs_only else {}),
+            **({} if "ensemble" in upstream or subject.outputs_only else {"without_references": subject.ensemble}),
         },
-        version=spec.version + 1,  # each model on its own, on the references' scale
+        version=spec.version + 2,  # each model on its own, on the references' scale, from readings
         deps=tuple(
             stage
             for stage in (upstream["target"], upstream.get("ensemble"), scope.split if scope else None, *jobs.values())
             if stage
         ),
         tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
-        warnings=(APPLIES,) if subject.outputs_only else (),
+        warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),
         per_request=per_request,
         work=lambda run: _run_attack(run, spec, config, upstream, scope, jobs),
@@ -88,15 +90,17 @@ def _run_attack(
 ) -> Output:
     from attacks.membership import attack_report, roc
 
-    if run.subject.outputs_only and (why := needs.lacks(spec, "attack", run.data)):
-        return Output(warnings={APPLIES: why})
     audited = list(_audited(run, upstream, scope, jobs))
-    evidence = _evidence(run, upstream, np.stack([z for *_, z in audited]))
+    try:
+        needs.refuse(run, spec, "attack")
+        evidence = _evidence(run, upstream, [said for *_, said in audited], outputs="outputs" in spec.wants)
+        scores = attack.get(spec.name)(
+            evidence, config=config, seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31
+        )
+    except NotApplicable as error:
+        return Output(warnings={APPLIES: str(error)})
     ids, num_references = evidence.example_id, evidence.num_references
     outside = run.data.split[run.data.positions(ids)] == "test"
-    scores = attack.get(spec.name)(
-        evidence, config=config, seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31
-    )
     n_in = np.zeros(len(ids), np.int64) if evidence.keep is None else evidence.keep.sum(0)
     reports: dict[str, list[pl.DataFrame]] = {}
     frames: dict[str, list[pl.DataFrame]] = {}
@@ -152,45 +156,80 @@ def _run_attack(
             "most_exposed": top_rows(exposed[0].filter("is_member"), "score", labels_of(run.data)) if exposed else [],
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
+        warnings={APPLIES: ""},
     )
 
 
-def _evidence(run: Run, upstream: Mapping[str, Stage], outputs: np.ndarray) -> Evidence:
-    """What attacks may look at, from outputs (T, N, K) on the data set: with reference models, and on their scale, where there
-    are any; else the same candidates and population points without them."""
+class _Said(NamedTuple):
+    """What one model says of every example: readings (N, 4), and whole outputs (N, K) where they were kept."""
+
+    reading: np.ndarray
+    outputs: np.ndarray | None
+
+
+def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool) -> Evidence:
+    """What attacks may look at, from what each of T models says of the data set: with reference models, and on their scale, where
+    there are any; else the same candidates and population points without them.
+
+    Args:
+        outputs: the attack reads whole outputs.
+
+    Raises:
+        NotApplicable: there are no reference models for this subject, or no whole outputs, and why.
+    """
     from attacks.membership import Evidence
+    from attacks.membership.outputs import Outputs
 
     data = run.data
-    if not run.subject.outputs_only:
+    readings = np.stack([one.reading for one in said])
+    whole = [one.outputs for one in said if one.outputs is not None]
+    logits = np.stack(whole) if len(whole) == len(said) else None
+    if "ensemble" in upstream:
         ensemble = models.load_ensemble(run, upstream["ensemble"])
-        return Evidence.of_ensemble(ensemble, outputs[:, data.positions(ensemble.example_id)], calibrated=True)
+        rows = data.positions(ensemble.example_id)
+        return Evidence.of_ensemble(
+            ensemble,
+            readings[:, rows],
+            None if logits is None else logits[:, rows],
+            task=data.task,
+            constants=data.constants,
+            calibrated=True,
+            outputs=outputs,
+        )
     from recipes.design import pool_and_population
 
     seed = derive_seed(run.subject.seed, "ensemble") % 2**31
     pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed)
+    kept = outputs and logits is not None
     return Evidence(
         example_id=data.example_id[pool],
-        labels=data.y[pool],
-        target_logits=outputs[:, pool],
-        population_labels=data.y[population],
-        population_target_logits=outputs[:, population],
+        target=readings[:, pool],
+        population_target=readings[:, population],
+        likeliest=data.task.likeliest,
+        whole=Outputs(labels=data.y[pool], target=logits[:, pool]) if kept else None,  # type: ignore[index]
     )
 
 
 def _audited(
     run: Run, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(about, seed, outputs (N, K)) of every model that is attacked; a run that diverged or was refused has none."""
+) -> Iterator[tuple[str, int, _Said]]:
+    """(about, seed, what it says) of every model that is attacked; a run that diverged or was refused has none."""
     if not run.stage.per_request:
         stored, meta = run.load(upstream["target"], models.READINGS)
         models.refuse_other_training(run, upstream["target"], meta)
-        yield TARGET, run.subject.seed, stored["logits"]
+        yield TARGET, run.subject.seed, _Said(stored["reading"], stored.get("logits"))
+    if scope is not None:
+        yield from _unlearned(run, scope, jobs)
+
+
+def _unlearned(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Iterator[tuple[str, int, _Said]]:
+    """The same of every unlearned model."""
     for method, stage in jobs.items():
-        assert scope is not None
         arrays, meta = run.load(stage)
-        for row, outputs in zip(meta["runs"], arrays["logits"], strict=True):
+        for s, row in enumerate(meta["runs"]):
             if row["status"] == "ok":
-                yield f"{scope.name(run)}/{method}", row["seed"], outputs
+                outputs = arrays["logits"][s] if "logits" in arrays else None
+                yield f"{scope.name(run)}/{method}", row["seed"], _Said(arrays["reading"][s], outputs)
 
 
 def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Stage:
@@ -206,23 +245,21 @@ def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: M
         tables=(schema.ATTACK_REPORTS,),
         kinds=frozenset({"scikitlearn", "duckdb"}),
         per_request=scope.per_request,
-        work=lambda run: _u_mia(run, upstream, scope, jobs),
+        work=lambda run: _u_mia(run, scope, jobs),
     )
 
 
-def _u_mia(run: Run, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Output:
+def _u_mia(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
     from attacks.membership.population_umia import FEWEST, population_umia
 
     forget, data = run.load(scope.split)[0]["forget"], run.data
     inside = data.positions(forget)
-    unseen = np.flatnonzero((data.split == "test") & np.isin(data.y, data.y[inside]))
+    unseen = np.flatnonzero((data.split == "test") & data.task.peers(data, inside))
     if min(len(inside), len(unseen)) < FEWEST:
         return Output(metadata={"not run": f"it needs {FEWEST} forgotten and as many unseen examples of their classes"})
     found: dict[str, list[pl.DataFrame]] = {}
-    for name, seed, outputs in _audited(run, upstream, scope, jobs):
-        if name == TARGET:
-            continue
-        losses = models.reading_of(data, outputs).loss
+    for name, seed, said in _unlearned(run, scope, jobs):
+        losses = Reading(said.reading).loss
         result = population_umia(
             losses[inside],
             losses[unseen],
@@ -284,6 +321,7 @@ def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]
         doc="Is the very set forgotten? How much better each unlearned model knows it, and each of its examples, than retrainings "
         "without it do. 0 is forgotten. Unseen examples are no peers of a set that is not random, and do not decide.",
         config={"alpha": subject.thresholds.alpha, "level": _level(subject, scope)},
+        version=2,
         deps=(scope.split, *jobs.values(), retrainings),
         tables=(schema.AGAINST_RETRAINING, schema.ATTACK_SCORES),
         per_request=scope.per_request,
@@ -292,20 +330,31 @@ def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]
 
 
 def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retrainings: Stage) -> Output:
-    from attacks.membership.retraining_null import against_retraining, on_one_scale
+    from attacks.membership.retraining_null import Retrainings, against_retraining
 
-    arrays, meta = run.load(retrainings)
-    where, num = run.data.positions(arrays["example_id"]), int(meta["num_set"])
-    ids, labels = arrays["example_id"][:num], run.data.y[where]
+    data, (arrays, meta) = run.data, run.load(retrainings)
+    where, num = data.positions(arrays["example_id"]), int(meta["num_set"])
+    ids, targets = arrays["example_id"][:num], data.targets(where)
+    those = Retrainings(signal=arrays["signal"], num_set=num, spoken=arrays.get("spoken"))
+
+    def placed(said: _Said) -> np.ndarray:
+        outputs = None if said.outputs is None else said.outputs[where]
+        signal = Reading(said.reading[where]).signal
+        return those.place(signal, outputs, targets, task=data.task, constants=data.constants)
+
     rows: dict[str, list[dict[str, Any]]] = {}
     scored: dict[str, list[pl.DataFrame]] = {}
-    audited = list(_audited(run, {}, scope, jobs)) if num else []
-    untouched = next((outputs for name, _, outputs in audited if name == f"{scope.name(run)}/{NONE}"), None)
-    for name, seed, outputs in audited:
-        assert untouched is not None
-        phi, null = on_one_scale(np.stack([outputs[where], untouched[where]]), arrays["logits"], labels, num_set=num)
+    audited = list(_unlearned(run, scope, jobs)) if num else []
+    untouched = next((placed(said) for name, _, said in audited if name == f"{scope.name(run)}/{NONE}"), None)
+    null = those.null if audited else None
+    for name, seed, said in audited:
+        assert untouched is not None and null is not None
         found, example_t = against_retraining(
-            phi[0], null, untouched=phi[1], alpha=run.subject.thresholds.alpha, level=_level(run.subject, scope)
+            placed(said),
+            null,
+            untouched=untouched,
+            alpha=run.subject.thresholds.alpha,
+            level=_level(run.subject, scope),
         )
         rows.setdefault(name, []).append({"audited": name, "seed": seed, **dataclasses.asdict(found)})
         scored.setdefault(name, []).append(
@@ -357,8 +406,7 @@ def _match(run: Run, target: Stage) -> Output:
     data, subject = run.data, run.subject
     unseen = np.flatnonzero(data.split == "test")
     why = (
-        lacking(data.task, ("classes",))
-        or f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
+        f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
         if len(unseen) < FEWEST
         else ""
     )
@@ -368,8 +416,8 @@ def _match(run: Run, target: Stage) -> Output:
     seeds = [derive_seed(subject.seed, "alike", r) % 2**31 for r in range(num)]
     rows = np.flatnonzero(data.split == "train")
     trained = trainer(subject, data).many(data, members=[rows] * num, seeds=seeds, progress=run.progress)
-    theirs = np.stack([read(model, examples).signal for model in trained])
-    own = Reading(run.load(target, models.READINGS)[0]["reading"])[unseen].signal
+    theirs = Reading(np.stack([read(model, examples).values for model in trained]))
+    own = Reading(run.load(target, models.READINGS)[0]["reading"])[unseen]
     found = dataclasses.asdict(compare(own, theirs, alpha=subject.thresholds.alpha))
     return Output(
         tables=[(schema.RECIPE_MATCH, pl.DataFrame([found]), {})],
@@ -390,7 +438,9 @@ def _judge_match(run: Run, match: Stage | None) -> Finding | None:
             what="recipe", kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=why, judged=bool(run.subject.attacks)
         )
     row = run.read(schema.RECIPE_MATCH).row(0, named=True)
-    return judge_recipe(RecipeMatch(**row), what="recipe", thresholds=run.subject.thresholds)
+    return judge_recipe(
+        RecipeMatch(**row), what="recipe", thresholds=run.subject.thresholds, quality=run.data.task.spec.quality
+    )
 
 
 def _rests_on_references(finding: Finding) -> bool:
@@ -453,7 +503,7 @@ def findings(
             "attacks": [choice.name for choice in subject.attacks],
             "models": subject.ensemble.num_models,
         },
-        version=5,
+        version=6,
         judged=checks,
         deps=(
             *scores.values(),
@@ -559,7 +609,7 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
     found = []
     for choice in run.subject.attacks:
         what = f"attack/{choice.name}"
-        if run.subject.outputs_only and (why := run.why_not(attack_stages[choice.name])):
+        if why := run.why_not(attack_stages[choice.name]):
             found.append(Finding(what=what, kind=ATTACK, verdict=Verdict.INCONCLUSIVE, sentence=why))
             continue
         judgement = judge_attack(
@@ -615,7 +665,9 @@ def _judge_method(
             name: (row[f"{short}_lost"], row[f"{short}_lost_lo"], row[f"{short}_lost_hi"])
             for name, short in (("retained", "ra"), ("test", "ta"))
         }
-        quality[row["seed"]] = judge_quality(lost, what="quality", thresholds=limits, num_tests=tests)
+        quality[row["seed"]] = judge_quality(
+            lost, what="quality", thresholds=limits, num_tests=tests, quality=run.data.task.spec.quality
+        )
     return [*found, worst(gaps), worst(quality)]
 
 
@@ -669,7 +721,9 @@ def _judge_attacks(
                 )
             out.append(found)
         elif scope.random:
-            few = f"{name} could not be run: too few forgotten examples, or none of them, are in the reference models' pool."
+            few = run.why_not(attack_stages[name]) or (
+                f"{name} could not be run: too few forgotten examples, or none of them, are in the reference models' pool."
+            )
             out.append(Finding(what=what, kind="attack", verdict=Verdict.INCONCLUSIVE, sentence=few))
     return out
 
@@ -683,7 +737,7 @@ def _exact(run: Run, method: str, jobs: Mapping[str, Stage]) -> bool:
         return True
     if not unlearner.get(method).spec.exact:
         return False
-    own, retrained = (run.load(jobs[name])[0]["logits"] for name in (method, RETRAIN))
+    own, retrained = (run.load(jobs[name])[0]["reading"] for name in (method, RETRAIN))
     return bool(np.array_equal(own, retrained))
 
 

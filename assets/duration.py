@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from assets.needs import read_of_references
 from contracts.methods import curator, unlearner
 from contracts.subject import Subject
 from sources.example_set import ExampleSet
@@ -45,7 +46,7 @@ def minutes(subject: Subject, data: ExampleSet) -> float:
     else:  # it is timed over one of its epochs
         alone = _timed(lambda: found.of_length(effort=1 / epochs).one(train, 0)) * epochs / steps
     seconds = _OVERHEAD_S + _trainings(subject, epochs) * steps * alone
-    if subject.attacks or "memorization" in {choice.name for choice in subject.scores}:
+    if read_of_references(subject):
         half = np.arange(len(train))[: max(1, len(train) // 2)]
         counts = found.spec.counts_steps and alone < _SLOW_S
         each = _of_several(found, train, half, min(subject.ensemble.block, _TIMED)) if counts else alone

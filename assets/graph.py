@@ -24,7 +24,9 @@ def subject_stages(subject: Subject) -> list[Stage]:
     examples = data.examples(subject)
     upstream = {"examples": examples, "target": models.target(subject, examples)}
     if not subject.outputs_only:
-        upstream |= {"early": models.early(subject, examples), "ensemble": models.ensemble(subject, examples)}
+        upstream["early"] = models.early(subject, examples)
+    if read := needs.read_of_references(subject):
+        upstream["ensemble"] = models.ensemble(subject, examples, outputs="outputs" in read)
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
     analysed = analyses.analyses(subject, upstream, scored, splits)

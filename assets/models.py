@@ -15,6 +15,7 @@ from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest
 from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
+from contracts.methods import recipe
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
@@ -114,10 +115,17 @@ def _stored_outputs(run: Run) -> Output:
     reading = reading_of(run.data, logits)
     made = {"trained_by": trained_by(run.stage)}
     stored = run.save(_said(run.data, reading, logits), made, READINGS)
-    row = {"artifact_id": stored.name, "role": "target", "seed": run.subject.seed, "epochs": 0, "num_parameters": 0}
-    row |= {"wall_s": 0.0, **fit_of(run, reading)}
+    row = {
+        "artifact_id": stored.name,
+        "role": "target",
+        "recipe": "",
+        "seed": run.subject.seed,
+        "epochs": 0,
+        "num_parameters": 0,
+    }
+    row |= {"wall_s": 0.0, "retains": None, **fit_of(run, reading)}
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
         artifacts=[stored],
         members=run.train.example_id,
         metadata={"examples": len(logits), "rows_with_a_probability_of_0": zeros, **fit_of(run, reading)},
@@ -148,6 +156,7 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     """Weights, readings of every example with the outputs behind them, and the row of models.checkpoints."""
     from recipes.checkpoints import to_arrays
     from recipes.predict import predict_logits, read
+    from recipes.retention import retained_of
 
     subject, data = run.subject, run.data
     # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody reads.
@@ -156,17 +165,22 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     made = {"trained_by": trained_by(run.stage)}
     weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed, **made}, "weights")
     said = run.save(_said(data, reading, outputs), made, READINGS)
+    artifacts = [weights, said]
+    if kept := retained_of(model).arrays():
+        artifacts.append(run.save(kept, made, RETAINED))
     row = checkpoint_row(run, weights.name, "target", subject.seed, model, reading, wall_s)
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_NULLABLE), {"role": "target"})],
-        artifacts=[weights, said],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame([row], schema_overrides=_COLUMNS), {"role": "target"})],
+        artifacts=artifacts,
         members=run.train.example_id,
-        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s")},
+        metadata={k: v for k, v in row.items() if v is not None and k not in ("artifact_id", "wall_s", "retains")}
+        | {"retained_besides_weights": _in_words(row["retains"])},
         pictures={"loss": loss_picture(run, reading)},
     )
 
 
 READINGS = "readings"
+RETAINED = "retained"  # what the recipe still holds of the data besides the weights
 
 
 def reading_of(data: ExampleSet, outputs: np.ndarray) -> Reading:
@@ -180,6 +194,7 @@ def _said(data: ExampleSet, reading: Reading, outputs: np.ndarray | None) -> dic
 
 
 _NULLABLE = {"train_loss": pl.Float64, "train_quality": pl.Float64, "test_quality": pl.Float64}
+_COLUMNS = {**_NULLABLE, "retains": pl.String}
 
 
 def checkpoint_row(
@@ -196,13 +211,24 @@ def checkpoint_row(
     row: dict[str, Any] = {
         "artifact_id": artifact,
         "role": role,
+        "recipe": "" if given else run.subject.recipe.name,
         "seed": seed,
         "epochs": epochs,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         **fit_of(run, reading),
+        "retains": None if given else retained(run.subject),
         "wall_s": wall_s,
     }
     return row
+
+
+def retained(subject: Subject) -> str:
+    """What the plan's recipe keeps of its data besides the weights, joined by commas: a forget request must reach it too."""
+    return ", ".join(recipe.get(subject.recipe.name).spec.retains)
+
+
+def _in_words(retains: str | None) -> str:
+    return "not known: it was not trained here" if retains is None else retains or "nothing"
 
 
 def fit_of(run: Run, reading: Reading | None) -> dict[str, float | None]:
@@ -271,10 +297,14 @@ def _early(run: Run) -> Output:
         for artifact, seed, model in zip(artifacts, seeds, models, strict=True)
     ]
     return Output(
-        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_NULLABLE), {"role": "early"})],
+        tables=[(schema.CHECKPOINTS, pl.DataFrame(rows, schema_overrides=_COLUMNS), {"role": "early"})],
         artifacts=artifacts,
         members=run.train.example_id,
-        metadata={"models": len(models), "epoch": subject.early.epoch},
+        metadata={
+            "models": len(models),
+            "epoch": subject.early.epoch,
+            "retained_besides_weights": _in_words(retained(subject)),
+        },
         warnings={APPLIES: ""},
     )
 
@@ -304,24 +334,28 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
 
 
-def ensemble(subject: Subject, examples: Stage) -> Stage:
-    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool."""
+def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Stage:
+    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool.
+
+    Args:
+        outputs: a method that the plan lists reads whole outputs, so they are kept too where the task gives them.
+    """
     plan = subject.ensemble
     return Stage(
         subject=subject,
         path=("models", "ensemble"),
         doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
         f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
-        config={**training(subject), "ensemble": plan},
+        config={**training(subject), "ensemble": plan, **({"outputs": True} if outputs else {})},
         deps=(examples,),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         trains=True,
-        work=_ensemble,
+        work=lambda run: _ensemble(run, outputs=outputs),
     )
 
 
-def _ensemble(run: Run) -> Output:
+def _ensemble(run: Run, *, outputs: bool) -> Output:
     from recipes.ensemble import train_ensemble
 
     subject = run.subject
@@ -334,7 +368,7 @@ def _ensemble(run: Run) -> Output:
             ensemble=subject.ensemble,
             seed=derive_seed(subject.seed, "ensemble") % 2**31,
             device=device_of(subject),
-            outputs=run.data.task.gives("outputs"),
+            outputs=outputs and run.data.task.gives("outputs"),
             checkpoints=run.checkpoints(),
             progress=run.progress,
         )

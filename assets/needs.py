@@ -20,7 +20,7 @@ from assets.references import methods
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
-from contracts.methods import MethodSpec, recipe, source, unlearner
+from contracts.methods import MethodSpec, attack, recipe, source, unlearner
 from contracts.params import references
 from contracts.progress import Progress
 from contracts.subject import OUTPUTS, Subject
@@ -51,7 +51,7 @@ _OF_OUTPUTS = {
     "imported",
 }  # needs that a table of outputs can meet
 _UNLEARNING = {"unlearn", "unlearn_from"}
-TRAINING = {"train", "train_many", "early_at", *_UNLEARNING}
+TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
 
 def stages_of(
@@ -73,6 +73,25 @@ def stages_of(
         run = [c.name for c in plan.methods] + [r.name for r in references(config) if r.kind == "unlearner"]
         wanted += [stage for name in run for stage in models_of(unlearner.get(name).spec, upstream).values()]
     return tuple(dict.fromkeys(wanted))
+
+
+def read_of_references(subject: Subject) -> frozenset[str]:
+    """What the plan's methods read of reference models: nothing, "readings", or "readings" and whole "outputs".
+
+    Attacks that can do without references do not have them trained; where they are there, they tell on which scale a model speaks.
+    """
+    read: set[str] = set()
+    for found in [] if subject.outputs_only else methods(subject):
+        if found.kind == "attack":
+            asks = bool(getattr(found.spec, "references", 0))
+            whole = asks and "outputs" in found.spec.wants
+        else:
+            whole = "ensemble_outputs" in found.spec.needs
+            asks = whole or "ensemble" in found.spec.needs
+            named = [ref.name for ref in references(found.config) if ref.kind == "attack"] if asks else []
+            whole |= any("outputs" in attack.get(name).spec.wants for name in named)
+        read |= ({"readings"} if asks else set()) | ({"outputs"} if whole else set())
+    return frozenset(read)
 
 
 def models_of(spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Stage]:

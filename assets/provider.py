@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recipes.ensemble import ReferenceEnsemble
+    from recipes.training import Trainer
 
 _COMPARED = 512  # retained examples on which a result must answer as its weights do, beside all forgotten ones
 Arrays = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -72,6 +73,10 @@ class Provider:
             return length.one(data, seed, observe=observe, progress=self.progress)
 
         return train
+
+    def recipe(self) -> Trainer:
+        """The plan's recipe with its configuration, on its architecture and device."""
+        return recipe_of(self.subject, self.data)
 
     def train_many(self) -> Callable[..., Sequence[nn.Module]]:
         """``(ids of each training set, seeds, *, data) -> models`` of the subject's own recipe."""

@@ -19,12 +19,13 @@ from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest, plain
 from contracts.jobs import UnlearnJob, times_of
-from contracts.methods import curator, unlearner
+from contracts.methods import attack, curator, unlearner
 from contracts.requests import RequestState
 from contracts.subject import Choice, Subject, Thresholds
 from recipes.plan import trainer
 from reports import plots
 from sources.frames import frame_of
+from tasks.base import Reading
 from warehouse import Artifact
 
 if TYPE_CHECKING:
@@ -80,14 +81,23 @@ def methods_of(subject: Subject) -> list[Choice]:
 
 
 def jobs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> dict[str, Stage]:
-    """``[subject, unlearning, <method>]``: the unlearned models, their metrics and their logits, one set a seed."""
+    """``[subject, unlearning, <method>]``: the unlearned models, their metrics and their readings, one set a seed."""
     return {choice.name: _job(subject, choice, upstream, scope) for choice in methods_of(subject)}
+
+
+def _keeps_outputs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> bool:
+    """Whether whole outputs of unlearned models are read: by an attack that wants them, or to map them to the scale of others."""
+    if not scope.random:
+        return True
+    wanted = any("outputs" in attack.get(choice.name).spec.wants for choice in subject.attacks)
+    return wanted or bool(subject.attacks and "ensemble" in upstream)
 
 
 def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope: Scope) -> Stage:
     assert subject.unlearning is not None
     spec = unlearner.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
+    outputs = _keeps_outputs(subject, upstream, scope)
     others = [stage for name, stage in needs.models_of(spec, upstream).items() if name != "target"]
     return Stage(
         subject=subject,
@@ -99,13 +109,14 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
             "version": spec.version,
             "config": config,
             "seeds": subject.unlearning.seeds,
+            **({"outputs": True} if outputs else {}),
         },
-        version=2,  # of the job; the method's own is in the configuration
+        version=3,  # of the job; the method's own is in the configuration
         deps=(upstream["examples"], upstream["target"], scope.split, *others),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=scope.per_request,
         trains=True,
-        work=lambda run: _run_job(run, choice, upstream["target"], others, scope),
+        work=lambda run: _run_job(run, choice, upstream["target"], others, scope, outputs=outputs),
     )
 
 
@@ -134,7 +145,9 @@ def _training_part(subject: Subject) -> Subject:
     )
 
 
-def _run_job(run: Run, choice: Choice, target: Stage, others: Sequence[Stage], scope: Scope) -> Output:
+def _run_job(
+    run: Run, choice: Choice, target: Stage, others: Sequence[Stage], scope: Scope, *, outputs: bool
+) -> Output:
     store = run.warehouse.artifacts
     members, weights = scope.split.asset(run.request) + "/result", target.asset(run.request) + "/weights"
     job = UnlearnJob(
@@ -149,6 +162,7 @@ def _run_job(run: Run, choice: Choice, target: Stage, others: Sequence[Stage], s
         members_sha256=store.sha256(members),
         inputs={name: sha for stage in others for name, sha in models.stored_models(run, stage).items()},
         output=f"{run.asset}/result",
+        outputs=outputs,
     )
     run.workspace.launcher.run(job, home=run.workspace.home, context=run.context, progress=run.progress)
     artifact: Artifact = store.describe(job.output)
@@ -173,9 +187,10 @@ def retrainings(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", "retrainings"),
-        doc=f"{count} retrainings without the very set, by the plan's recipe, other seeds: outputs on the set and on the test split. "
+        doc=f"{count} retrainings without the very set, by the plan's recipe, other seeds: what they say of the set and on the test split. "
         "A set that is not random is judged by what these say of it.",
         config={**models.training(subject), "retrainings": count},
+        version=2,
         deps=(upstream["examples"], scope.split),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=scope.per_request,
@@ -185,7 +200,8 @@ def retrainings(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -
 
 
 def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
-    from recipes.predict import predict_logits
+    from attacks.membership.retraining_null import Retrainings
+    from recipes.predict import predict_logits, read
 
     data, (ids, _) = run.data, run.load(scope.split)
     asked = np.concatenate([ids["forget"], data.example_id[data.split == "test"]])
@@ -193,9 +209,21 @@ def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
     trained = trainer(run.subject, data).many(
         data, members=[data.positions(np.sort(ids["retain"]))] * count, seeds=seeds, progress=run.progress
     )
-    examples = data.subset(asked)
-    logits = np.stack([predict_logits(model, examples) for model in trained])
-    stored = run.save({"example_id": asked, "logits": logits}, {"num_set": len(ids["forget"])})
+    examples, num_set = data.subset(asked), len(ids["forget"])
+    if data.task.gives("outputs") and num_set < len(examples):
+        outputs = np.stack([predict_logits(model, examples) for model in trained])
+        targets = examples.targets(slice(None))
+        null = Retrainings.of_outputs(
+            outputs,
+            targets,
+            num_set=num_set,
+            task=data.task,
+            constants=data.constants,  # type: ignore[arg-type]
+        )
+    else:
+        null = Retrainings(signal=np.stack([read(model, examples).signal for model in trained]), num_set=num_set)
+    kept = {"example_id": asked, "signal": null.signal, **({} if null.spoken is None else {"spoken": null.spoken})}
+    stored = run.save(kept, {"num_set": num_set})
     return Output(artifacts=[stored], members=ids["retain"], metadata={"retrainings": count, "examples": len(asked)})
 
 
@@ -204,7 +232,7 @@ def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Sta
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", "comparison"),
-        doc="Every removal method against retraining from scratch: unlearning, retain and test accuracy, efficacy of a "
+        doc="Every removal method against retraining from scratch: quality (accuracy for classes) lost on the set and kept on the retained and test examples, efficacy of a "
         "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to retraining is better.",
         config={"alpha": subject.thresholds.alpha},
         version=2,
@@ -226,7 +254,7 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
         arrays, meta = results[method]
         times = run.warehouse.artifacts.load_json(times_of(f"{stage.asset(run.request)}/result"))
         for s, (row, took) in enumerate(zip(meta["runs"], times, strict=True)):
-            same = np.array_equal(arrays["logits"][s], results[RETRAIN][0]["logits"][s])
+            same = np.array_equal(arrays["reading"][s], results[RETRAIN][0]["reading"][s])
             distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
             rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance})
     gaps = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
@@ -257,12 +285,12 @@ def _answers(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray]) -> list[A
     from attacks.distance import Answers
 
     data, (ids, _) = run.data, run.load(scope.split)
-    right = arrays["logits"].argmax(2) == data.y
+    quality = Reading(arrays["reading"]).quality
     forget, retain = data.positions(arrays["forget"]), data.positions(ids["retain"])
-    test = (data.split == "test") & np.isin(data.y, data.y[retain])
+    test = (data.split == "test") & data.task.peers(data, retain)
     return [
         Answers(forget=row[forget], retain=row[retain], test=row[test], non_member=called)
-        for row, called in zip(right, arrays["non_member"], strict=True)
+        for row, called in zip(quality, arrays["non_member"], strict=True)
     ]
 
 

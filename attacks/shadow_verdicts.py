@@ -108,7 +108,9 @@ def _findings(row: dict[str, Any], tables: Mapping[str, pl.DataFrame], threshold
             who: tuple(100 * row[f"{name}_acc_lost{side}"] for side in ("", "_lo", "_hi"))
             for who, name in (("retained", "kept"), ("new", "new"))
         }
-        found.append(judge_quality(lost, what="unlearning/quality", thresholds=own, num_tests=_FAMILY))  # type: ignore[arg-type]
+        found.append(
+            judge_quality(lost, what="unlearning/quality", thresholds=own, num_tests=_FAMILY, quality="quality")  # type: ignore[arg-type]
+        )
     return found
 
 

@@ -263,19 +263,25 @@ def judge_gap(
 
 
 def judge_quality(
-    losses: Mapping[str, tuple[float, float, float]], *, what: str, thresholds: Thresholds, num_tests: int = 1
+    losses: Mapping[str, tuple[float, float, float]],
+    *,
+    what: str,
+    thresholds: Thresholds,
+    num_tests: int = 1,
+    quality: str = "accuracy",
 ) -> Finding:
-    """Judge what a method costs: accuracy lost against retraining, on what is kept and on new examples.
+    """Judge what a method costs: quality (accuracy for classes) lost against retraining, on what is kept and on new examples.
 
     A model that was destroyed has forgotten too, and no attack finds anything in it.
 
     Args:
-        losses: name of the examples ("retained", "test") -> (value, low, high) in percentage points, retraining's accuracy
+        losses: name of the examples ("retained", "test") -> (value, low, high) in percentage points, retraining's quality
             less the method's; the worst decides. Better than retraining is no fault.
+        quality: what the task's quality is, for people.
     """
     limit = thresholds.max_quality_loss
     if not losses or not all(_finite(*figures) for figures in losses.values()):
-        return _broken(what, "there is no accuracy to compare with retraining", limit, kind=QUALITY)
+        return _broken(what, f"there is no {quality} to compare with retraining", limit, kind=QUALITY)
 
     def judged(figures: tuple[float, float, float]) -> Verdict:
         value, low, high = figures
@@ -299,7 +305,7 @@ def judge_quality(
         high=high,
         threshold=limit,
         kind=QUALITY,
-        sentence=f"{lead}: accuracy lost {shown}, tolerated {limit:g}.",
+        sentence=f"{lead}: {quality} lost {shown}, tolerated {limit:g}.",
     )
 
 

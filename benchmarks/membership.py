@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from attacks.membership import Evidence, signals
+from attacks.membership import Evidence
 from benchmarks._common import Row, options, paired_ratio, report
 from contracts.methods import attack
+from tasks import signals
 
 LIMIT = 4.0
 
@@ -33,7 +34,7 @@ def evidence(models: int, examples: int, classes: int, points: int, seed: int = 
     z_labels = rng.integers(classes, size=points)
     z = rng.normal(0, 2, (models, points, classes)).astype(np.float32)
     z[:, np.arange(points), z_labels] += 4
-    return Evidence(
+    return Evidence.of_logits(
         example_id=np.arange(examples),
         labels=labels,
         target_logits=logits,
@@ -47,7 +48,7 @@ def evidence(models: int, examples: int, classes: int, points: int, seed: int = 
 
 
 def ratio(given: Evidence, *names: str, repeats: int) -> float:
-    """CPU time of these attacks on one fresh Evidence / CPU time of forming the log-odds of the same logits once."""
+    """CPU time of these attacks on one fresh Evidence / CPU time of forming the log-odds of the logits behind its readings once."""
 
     def attacks() -> None:
         fresh = Evidence(**{f: getattr(given, f) for f in given.__dataclass_fields__})  # nothing cached
@@ -55,7 +56,8 @@ def ratio(given: Evidence, *names: str, repeats: int) -> float:
             method = attack.get(name)
             method(fresh, config=method.spec.config(), seed=0)
 
-    return paired_ratio(attacks, lambda: signals.log_odds(given.target_logits, given.labels), repeats=repeats)
+    whole = given.outputs
+    return paired_ratio(attacks, lambda: signals.log_odds(whole.target, whole.labels), repeats=repeats)
 
 
 def rows(o: argparse.Namespace) -> Iterator[Row]:

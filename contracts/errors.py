@@ -75,7 +75,9 @@ class UnknownName(PalimpsestError, LookupError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str], *, where: str = "") -> None:
         self.kind, self.name, self.known, self.where = kind, name, tuple(sorted(known)), where
-        alike = difflib.get_close_matches(str(name), self.known, n=3)
+        asked = str(name)
+        longer = [one for one in self.known if asked and one.startswith(asked)]
+        alike = list(dict.fromkeys([*longer, *difflib.get_close_matches(asked, self.known)]))[:3]
         near = f" (near: {', '.join(alike)})" if alike else ""
         at = f"{where}: " if where else ""
         super().__init__(f"{at}unknown {kind} {name!r}{near}; known: {', '.join(self.known) or '(none)'}")

@@ -36,6 +36,7 @@ class UnlearnJob(Config):
     members_sha256: str = param(doc="its digest")
     inputs: dict[str, str] = param({}, doc="artifacts of other models that the method needs -> their digests")
     output: str = param(doc="artifact the worker writes")
+    outputs: bool = param(False, doc="keep whole outputs beside the readings, of a task that gives them")
 
     @property
     def job_id(self) -> str:

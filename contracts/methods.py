@@ -26,6 +26,8 @@ VIEWS = {
     "features": "an example is a vector or an image of numbers",
     "interactions": "an example is a user who met an item",
     "tokens": "an example is a sequence of tokens",
+    "pixels": "the target of an example is one of K classes a pixel",
+    "nodes": "an example is a node of a graph",
 }
 EVERY_TASK = ("reading", "losses")
 
@@ -42,6 +44,7 @@ NEEDS = {
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
     "steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser steps instead, "
     "observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the recipe cannot do",
+    "recipe": "recipes.training.Trainer: the plan's recipe with its configuration, on its architecture and device",
     "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one model of the subject's own "
     "recipe a set, all at once where the recipe and the network allow it; data: the examples the ids are of, the subject's own when not given",
     "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; "

@@ -61,12 +61,14 @@ EXAMPLES = TableSpec(
 CHECKPOINTS = TableSpec(
     schema="models",
     name="checkpoints",
+    version=2,
     doc="Models of a subject: target (trained, or given), early, unlearned.",
     key=("artifact_id",),
     partition=("role",),
     columns=(
         _text("artifact_id", "id in lineage.artifacts"),
         _text("role", "target, early, or unlearned/<split>/<method>"),
+        _text("recipe", "the recipe that the plan names; empty where there is none or the model was given"),
         Column(name="seed", dtype="int64", doc="seed of the training"),
         _count("epochs", "epochs trained here; 0 for a model that was given"),
         _count("num_parameters", "trainable parameters"),
@@ -78,6 +80,11 @@ CHECKPOINTS = TableSpec(
         ),
         _share("train_quality", "mean quality on the training split: accuracy, or what the task counts", nullable=True),
         _share("test_quality", "mean quality on the test split", nullable=True),
+        _text(
+            "retains",
+            "what the recipe keeps of its data besides the weights, joined by commas; empty: nothing; null: not trained here",
+            nullable=True,
+        ),
         Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0, volatile=True),
     ),
 )

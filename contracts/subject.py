@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from contracts import migrations
 from contracts.errors import ConfigError
 from contracts.identity import check_name
+from contracts.migrations import migrated
 from contracts.params import Config, param
 
 
@@ -145,7 +147,7 @@ class Thresholds(Config):
         ge=0,
         le=100,
         unit="points",
-        doc="accuracy on retained or on test examples that may be lost against retraining",
+        doc="quality (accuracy for classes) on retained or on test examples that may be lost against retraining",
     )
     max_trace: float = param(
         0.20,
@@ -165,6 +167,12 @@ class Thresholds(Config):
 class Subject(Config):
     """Everything an audit needs to know. Its digest is part of every row's provenance."""
 
+    schema_version: int = param(
+        migrations.CURRENT,
+        ge=migrations.CURRENT,
+        le=migrations.CURRENT,
+        doc="of what a plan may say; older plans are brought to the current one as they are read",
+    )
     subject: str = param(doc="name; part of every asset key")
     title: str = param("", doc="one line for people")
     source: Choice = param(doc="where the data comes from", ref="source")
@@ -185,6 +193,11 @@ class Subject(Config):
     )
     schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
     owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | None) -> Self:
+        """As of any configuration; a plan of an earlier version is migrated, one of a later version refused."""
+        return super(Subject, cls).from_mapping(migrated(values) if isinstance(values, Mapping) else values)
 
     @property
     def outputs_only(self) -> bool:

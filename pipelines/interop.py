@@ -88,8 +88,14 @@ def out_of_fold(plan: Subject, workspace: Workspace) -> OutOfFold:
         raise NotReady(
             f"{plan.subject}'s reference models have not been trained yet; run: palimpsest audit {plan.subject}"
         )
+    ensemble = load_ensemble(run, stage)
+    if ensemble.logits is None:
+        raise NotReady(
+            f"{plan.subject}'s reference models keep no predictions, for no score of the plan reads them: list label_quality, and run: "
+            f"palimpsest audit {plan.subject}"
+        )
     data = workspace.examples(plan)
-    return OutOfFold(*predictions(data, load_ensemble(run, stage)), class_names=data.class_names)
+    return OutOfFold(*predictions(data, ensemble), class_names=data.class_names)
 
 
 def import_issues(

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from contracts.errors import ConfigError, UnknownName
+from contracts.migrations import migrated
 from contracts.subject import OUTPUTS, Subject
 
 COMPONENT = "pipelines.components.AuditedModel"
@@ -44,7 +45,7 @@ def attributes_of(path: Path, home: Path | None = None) -> dict[str, Any]:
         raise ConfigError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(document, dict) or document.get("type") != COMPONENT:
         raise ConfigError(f"{path} must start with 'type: {COMPONENT}'")
-    attributes = dict(document.get("attributes") or {})
+    attributes = migrated(document.get("attributes") or {}, where=str(path))
     brought = _imported(path.parent.name, home) if home else {}
     if brought:
         own = [s for s in attributes.get("scores") or () if (s if isinstance(s, str) else s.get("name")) not in brought]

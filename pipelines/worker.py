@@ -30,20 +30,20 @@ from warehouse import ArtifactStore, fsio
 def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     """Do the job and return the meta of its output artifact.
 
-    The artifact holds ``logits`` (S, N, K) float32 on every example of the data set, ``example_id`` (N,), ``non_member``
-    (S, F) bool by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``; its
-    meta holds one row of metrics a seed. What it took is stored beside it: times differ between equal runs.
+    The artifact holds ``reading`` (S, N, 4) of every example of the data set, ``example_id`` (N,), ``non_member`` (S, F) bool
+    by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``; ``logits`` (S, N, K)
+    float32 where the job asks for outputs and the task gives them. Its meta holds one row of metrics a seed. What it took is stored beside it: times differ between equal runs.
 
     Every run starts from its own copy of the audited model and of the sets, and what is measured is what the result's
     arrays give in a fresh model (``recipes.as_saved``). Of a run that diverged or was refused nothing is measured: the
-    untouched model's outputs stand in, so that shapes fit, and its status says so.
+    untouched model's readings stand in, so that shapes fit, and its status says so.
 
     Raises:
         IntegrityError: the data, the model or the split is not the one the job was made for.
     """
     from recipes.as_saved import as_saved
     from recipes.checkpoints import load_arrays, to_arrays
-    from recipes.predict import predict_logits
+    from recipes.predict import predict_logits, read
     from unlearning.metrics import measure
 
     subject = Subject.from_mapping(job.subject)
@@ -78,11 +78,14 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     said, step = 0.0, 0
     rows: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
+    readings: list[np.ndarray] = []
     logits: list[np.ndarray] = []
+    whole = job.outputs and data.task.gives("outputs")
     non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     provider = JobProvider(subject, data, model, load=stored, progress=progress)
-    untouched = predict_logits(model, data)
+    untouched = predict_logits(model, data) if whole else None
+    untouched_reading = read(model, data)
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
         status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)
@@ -97,13 +100,15 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
                 **provider.provided(method.spec),
             )
             wall_s = time.perf_counter() - started
-            result, outputs = as_saved(result, build, data, what=job.method.name)
+            result, reading, outputs = as_saved(result, build, data, what=job.method.name, outputs=whole)
             metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed)
         except (Diverged, NotTheModel) as error:
             sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
             status, reason = "diverged" if isinstance(error, Diverged) else "refused", str(error)
-            result, outputs, wall_s = model, untouched, time.perf_counter() - started
-        logits.append(outputs)
+            result, wall_s = model, time.perf_counter() - started
+            reading, outputs = untouched_reading, untouched
+        readings.append(reading.values)
+        logits += [] if outputs is None else [outputs]
         non_member.append(called)
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
         rows.append(
@@ -119,7 +124,8 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
         times.append({"seed": seed, "wall_s": wall_s, "rte": wall_s / 60})
     meta = {"job": digest(job), "method": job.method.name, "runs": rows}
     store.save_json(times_of(job.output), times)
-    kept = {"logits": np.stack(logits), "non_member": np.stack(non_member), "forget": forget.example_id}
+    kept = {"reading": np.stack(readings), "non_member": np.stack(non_member), "forget": forget.example_id}
+    kept |= {"logits": np.stack(logits)} if whole else {}
     store.save(job.output, arrays | kept, meta)
     return meta
 

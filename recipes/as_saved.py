@@ -11,28 +11,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import nn
 
 from contracts.errors import DataError, Diverged, InvalidInput, NotTheModel
 from recipes.checkpoints import load_arrays, to_arrays
-from recipes.inputs import model_device
-from recipes.predict import predict_logits
+from recipes.inputs import Inputs, model_device, model_dtype
+from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
+from tasks.base import READING, OutputTask, Reading, answers
+
+_BATCH = 1024  # examples at a time, as ``recipes.predict`` reads them
 
 
 def as_saved(
-    result: object, build: Callable[[int], nn.Module], data: ExampleSet, *, what: str
-) -> tuple[nn.Module, np.ndarray]:
-    """A fresh model with the result's arrays, in eval mode, and its outputs on ``data``.
+    result: object, build: Callable[[int], nn.Module], data: ExampleSet, *, what: str, outputs: bool = False
+) -> tuple[nn.Module, Reading, np.ndarray | None]:
+    """A fresh model with the result's arrays, in eval mode, and its readings of ``data``.
 
     Args:
         result: what a method gave back.
         build: seed -> fresh model of the plan's architecture.
         data: the examples on which both must agree; at least those that the method knew.
         what: names the method in messages.
+        outputs: give the outputs behind the readings too, of a task that gives whole outputs.
 
     Returns:
-        The model on the result's device, and (N, K) float32 outputs.
+        The model on the result's device, readings (N, 4), and (N, K) float32 outputs or None.
 
     Raises:
         NotTheModel: not a network, other arrays than the plan's architecture has, or outputs that change.
@@ -40,7 +45,7 @@ def as_saved(
     """
     fresh = reloaded(result, build, what=what)
     assert isinstance(result, nn.Module)  # as ``reloaded`` has found
-    return fresh, refuse_unlike(result, fresh, data, what=what)
+    return fresh, *refuse_unlike(result, fresh, data, what=what, outputs=outputs)
 
 
 def reloaded(result: object, build: Callable[[int], nn.Module], *, what: str) -> nn.Module:
@@ -64,24 +69,52 @@ def reloaded(result: object, build: Callable[[int], nn.Module], *, what: str) ->
     return fresh.eval()
 
 
-def refuse_unlike(result: nn.Module, fresh: nn.Module, data: ExampleSet, *, what: str) -> np.ndarray:
-    """The outputs (N, K) float32 of ``fresh`` on ``data``, when ``result`` gives the same, bit for bit.
+def refuse_unlike(
+    result: nn.Module, fresh: nn.Module, data: ExampleSet, *, what: str, outputs: bool = False
+) -> tuple[Reading, np.ndarray | None]:
+    """The readings of ``fresh`` on ``data``, and its outputs if asked for, when ``result`` answers the same, bit for bit.
+
+    Batch by batch: memory is bounded by the batch, unless outputs are kept. Answers are compared where they are one vector
+    an example, else readings are.
 
     Raises:
         NotTheModel: outputs that change.
         Diverged: outputs are not finite.
     """
-    try:
-        before, after = predict_logits(result, data), predict_logits(fresh, data)
-    except DataError as error:
-        raise Diverged(f"{what}: {error}") from error
-    if before.shape != after.shape or not np.array_equal(before, after):
-        changed = (
-            "their shape"
-            if before.shape != after.shape
-            else f"{int((before != after).any(axis=1).sum())} of {len(after)} examples"
+    task = data.task
+    inputs = Inputs(data, dtype=model_dtype(fresh), device=model_device(fresh), preload_bytes=0)
+    values, kept = np.empty((len(data), len(READING))), []
+    changed, broken = np.zeros(len(data), bool), np.zeros(len(data), bool)
+    with eval_mode(result), eval_mode(fresh), torch.no_grad(), np.errstate(all="ignore"):
+        for start in range(0, len(data), _BATCH):
+            rows = slice(start, min(start + _BATCH, len(data)))
+            batch = inputs.slice(rows.start, rows.stop)
+            said = None
+            if isinstance(task, OutputTask):
+                before, after = (answers(model, batch) for model in (result, fresh))
+                if all(torch.is_tensor(a) and a.ndim == 2 for a in (before, after)):
+                    said = tuple(a.to(torch.float32).cpu().numpy() for a in (before, after))
+            if said is None:
+                said = tuple(task.read(model, batch).values for model in (result, fresh))
+                values[rows] = said[1]
+            else:
+                values[rows] = task.reading_of(said[1], batch.targets.cpu().numpy(), batch.constants).values  # type: ignore[attr-defined]
+                kept += [said[1]] if outputs else []
+            if said[0].shape != said[1].shape:
+                raise NotTheModel(_changed(what, "their shape"))
+            own, theirs = (a.reshape(len(a), -1) for a in said)
+            changed[rows] = (own != theirs).any(axis=1)
+            broken[rows] = ~(np.isfinite(own) & np.isfinite(theirs)).all(axis=1)
+    if broken.any():
+        ids = DataError(
+            f"the model's outputs on {int(broken.sum())} of {len(data)} examples are not finite",
+            example_ids=data.example_id[broken],
         )
-        raise NotTheModel(
-            f"what {what} gave back answers otherwise than its weights do: saved and loaded into a fresh model, outputs change on {changed}"
-        )
-    return after
+        raise Diverged(f"{what}: {ids}")
+    if changed.any():
+        raise NotTheModel(_changed(what, f"{int(changed.sum())} of {len(data)} examples"))
+    return Reading(values), np.concatenate(kept) if kept else None
+
+
+def _changed(what: str, on: str) -> str:
+    return f"what {what} gave back answers otherwise than its weights do: saved and loaded into a fresh model, outputs change on {on}"

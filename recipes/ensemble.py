@@ -36,6 +36,7 @@ from recipes.design import balanced_design, pool_and_population
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.predict import finite_reading, outputs_of, reading_of
+from recipes.retention import held
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from tasks.base import READING, OutputTask, Reading, named
@@ -53,6 +54,7 @@ class ReferenceEnsemble:
         reading: (M, N, 4) float64, see ``tasks.base.Reading``.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
         logits: (M, N, K) float32, finite, or None where they were not kept; readers convert to float64.
+        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer); None: none.
         spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every k-th of
             them; None where a model's outputs are no vector an example.
     """
@@ -65,6 +67,7 @@ class ReferenceEnsemble:
     config_digest: str
     logits: np.ndarray | None = None
     spoken: np.ndarray | None = None
+    held: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         models, num = self.keep.shape
@@ -88,6 +91,12 @@ class ReferenceEnsemble:
         if wrong.any():
             raise DataError(
                 "ensemble: examples are not in exactly half of the models", example_ids=self.example_id[wrong]
+            )
+        if self.held is not None and (
+            self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any()
+        ):
+            raise InvalidInput(
+                f"ensemble: held must be bool ({models}, {num}), of examples that the model was trained on"
             )
         if len(np.unique(self.example_id)) != num:
             raise DataError("ensemble: example ids are not unique")
@@ -119,12 +128,12 @@ class ReferenceEnsemble:
         order = np.argsort(self.example_id, kind="stable")
         columns = {n: getattr(self, n)[order] for n in ("example_id", "pool", "labels")}
         by_model = {n: getattr(self, n)[:, order] for n in ("keep", "reading")}
-        logits = None if self.logits is None else self.logits[:, order]
-        return dataclasses.replace(self, **columns, **by_model, logits=logits)
+        some = {n: None if getattr(self, n) is None else getattr(self, n)[:, order] for n in ("logits", "held")}
+        return dataclasses.replace(self, **columns, **by_model, **some)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything but the digest, for an artefact store."""
-        every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken")}
+        every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken", "held")}
         return {name: array for name, array in every.items() if array is not None}
 
     @classmethod
@@ -232,13 +241,15 @@ def train_ensemble(
                 block = _said(models, inputs, ~in_pool, first=start, of=ensemble.num_models, outputs=outputs)
             else:
                 block = {"reading": np.stack([reading_of(model, inputs).values for model in models])}
+            own = np.stack([held(model, view.example_id) for model in models])
+            block |= {"held": own} if own.any() else {}
             checkpoints.save(name, {"keep": keep[start:end], **block}, meta)
         for what, part in block.items():
             if what == "spoken":
                 found[what] = np.concatenate([found[what], part]) if what in found else part
                 continue
             if what not in found:
-                found[what] = np.empty((ensemble.num_models, *part.shape[1:]), part.dtype)
+                found[what] = np.zeros((ensemble.num_models, *part.shape[1:]), part.dtype)
             found[what][start:end] = part
         progress(end * each, total, "reference models")
     return ReferenceEnsemble(

@@ -27,7 +27,7 @@ from contracts.methods import attack
 from contracts.progress import Progress
 from recipes.design import balanced_design
 from recipes.models import build as build_model
-from recipes.predict import predict_logits
+from recipes.predict import predict_logits, read
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
@@ -83,7 +83,7 @@ def _ensemble(data: ExampleSet, pool: np.ndarray, points: np.ndarray, *, seed: i
         progress=progress,
     )
     logits, at_points = (np.stack([predict_logits(m, data.subset(ids)) for m in models]) for ids in (pool, points))
-    return Evidence(
+    return Evidence.of_logits(
         example_id=pool,
         labels=data.subset(pool).y,
         target_logits=logits,
@@ -98,17 +98,15 @@ def _ensemble(data: ExampleSet, pool: np.ndarray, points: np.ndarray, *, seed: i
 
 def _group(evidence: Evidence, rows: np.ndarray) -> Evidence:
     """The same audit with fewer models: each row a target with the others of the group as references."""
-    assert evidence.keep is not None and evidence.population_target_logits is not None
-    logits, points = evidence.target_logits[rows], evidence.population_target_logits[rows]
+    assert evidence.keep is not None and evidence.population_target is not None
+    reading, points = evidence.target[rows], evidence.population_target[rows]
     return Evidence(
         example_id=evidence.example_id,
-        labels=evidence.labels,
-        target_logits=logits,
-        reference_logits=logits,
+        target=reading,
+        reference=reading,
         keep=evidence.keep[rows],
-        population_labels=evidence.population_labels,
-        population_target_logits=points,
-        population_reference_logits=points,
+        population_target=points,
+        population_reference=points,
         target_index=np.arange(len(rows)),
     )
 
@@ -220,16 +218,16 @@ def _unlearning(
 
     def audit(prepare: Callable[[list[nn.Module]], list[nn.Module]]) -> tuple[float, float]:
         after = prepare(models)
-        _, logits = shadow_unlearning(
+        _, phi = shadow_unlearning(
             state,
             targets,
             base,
             train=lambda ids: models,
             unlearn=lambda run, model, retain, forget: after[run],
-            predict=lambda model: predict_logits(model, audited),
+            read=lambda model: read(model, audited).signal,
         )
-        result = u_lira(logits, audited.y, state)
-        losses = signals.loss_from_log_odds(signals.log_odds(logits, audited.y))
+        result = u_lira(phi, state)
+        losses = signals.loss_from_log_odds(phi)
         population = [auc(-row[s == UNLEARN], -row[s == OUT]) for row, s in zip(losses, state, strict=True)]
         return result.auc, float(np.mean(population))
 

@@ -248,7 +248,14 @@ class ExampleSet:
         num = len(self.example_id)
         if num == 0:
             raise DataError(f"{self.name} holds no examples")
-        masks.check_shape(self.y, num=num, dtype=self.task.target_dtype, shape=self.input_shape, name=self.name)
+        masks.check_shape(
+            self.y,
+            num=num,
+            dtype=self.task.target_dtype,
+            shape=self.input_shape,
+            masks=self.task.gives("pixels"),
+            name=self.name,
+        )
         wanted = {"example_id": "int64", "split": "<U5", "owner": "<U", "content_hash": "<U64"}
         for column, dtype in wanted.items():
             values = getattr(self, column)

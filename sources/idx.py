@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, UnsafeFile
 from contracts.methods import Asked, Reading, SourceSpec, source
 from contracts.params import param
@@ -33,7 +34,7 @@ from sources.example_set import ExampleSet
 from sources.files import DEFLATE_RATIO, ImageConfig, check_size, inside, manifest, refuse_pickle, root_folder
 from sources.labels import encode_labels
 from sources.loading import only
-from sources.rows import Rows
+from sources.rows import Rows, select
 
 _GZIP = b"\x1f\x8b"
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -54,6 +55,16 @@ class IdxConfig(ImageConfig):
     test_labels: str = param("", doc="test labels")
     class_names: tuple[str, ...] = param((), doc="names of the classes; their numbers when empty")
     white: int = param(255, ge=1, le=255, doc="raw value that becomes 1.0")
+    train_per_class: int | None = param(
+        None,
+        ge=1,
+        le=10_000_000,
+        unit="images",
+        doc="training images of each class that are kept, drawn by the seed; all when null",
+    )
+    test_per_class: int | None = param(
+        None, ge=1, le=10_000_000, unit="images", doc="likewise of the test files; all when null"
+    )
 
     def check(self) -> None:
         if bool(self.images) != bool(self.labels) or bool(self.test_images) != bool(self.test_labels):
@@ -142,7 +153,19 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
     raw = np.concatenate([_array(labels) for _, labels in headers])
     origin = np.array([f"{images.path.name}[{i}]" for images, _ in headers for i in range(images.shape[0])], dtype=str)
     task, y, names, notes = encode_labels(raw, origin, task="classification", class_names=config.class_names)
-    own = np.where(np.arange(len(raw)) < headers[0][0].shape[0], "train", "test") if len(headers) > 1 else None
+    first = np.arange(len(raw)) < headers[0][0].shape[0]
+    kept = np.sort(
+        np.concatenate(
+            [
+                _drawn(y, first, config.train_per_class, seed=derive_seed("train", seed)),
+                _drawn(y, ~first, config.test_per_class, seed=derive_seed("test", seed)),
+            ]
+        )
+    )
+    if len(kept) < len(raw):
+        notes = (*notes, f"{len(kept):,} of {len(raw):,} images are kept, drawn within each class")
+        x, y, origin, first = select(x, kept), y[kept], origin[kept], first[kept]
+    own = np.where(first, "train", "test") if len(headers) > 1 else None
     return assemble(
         x,
         y,
@@ -162,6 +185,15 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
             "notes": list(notes),
         },
     )
+
+
+def _drawn(y: np.ndarray, there: np.ndarray, per_class: int | None, *, seed: int) -> np.ndarray:
+    """Positions of the images ``there`` (a mask) that are kept: all, or at most ``per_class`` of each class."""
+    rows = np.flatnonzero(there)
+    if per_class is None:
+        return rows
+    rows = np.random.default_rng(seed).permutation(rows)
+    return np.concatenate([rows[:0], *(rows[y[rows] == label][:per_class] for label in np.unique(y[rows]))])
 
 
 def _usual(root: Path, role: str) -> str:

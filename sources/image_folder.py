@@ -34,6 +34,7 @@ from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, PICTURES, check_size, entries, head, inside, is_junk, root_folder
 from sources.given_splits import VAL, WORDS, settle, spoken_for
 from sources.loading import only
+from sources.mask_folders import mask_folders
 from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
 from sources.table_files import read_table
 
@@ -74,6 +75,9 @@ class _Tree(NamedTuple):
 def _detects(path: Path) -> bool:
     if not path.is_dir():
         return False
+    with contextlib.suppress(DataError):
+        if mask_folders(path):
+            return False
     with contextlib.suppress(OSError, DataError, UnsafeFile):
         return any(head(file, 4).startswith(PICTURES) for file in _some_files(path))
     return False
@@ -163,7 +167,7 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
     columns = {name: _level(tree, rows, level, what=name) for name, level in levels.items()}
     if config.owner_table:
         wanted = {name: column for name, column in beside.items() if name not in levels}
-        owner, more = _from_table(root, config.owner_table, names, base, wanted)
+        owner, more = columns_of(root, config.owner_table, names, base, wanted)
         columns |= {name: as_column(values, origin, name=beside[name]) for name, values in more.items()}
     record = hashlib.sha256()
 
@@ -290,7 +294,7 @@ def _level(tree: _Tree, rows: np.ndarray, level: int, *, what: str) -> np.ndarra
     return np.array([tree.below[row][level - 1] for row in rows], dtype=str)
 
 
-def _from_table(
+def columns_of(
     root: Path, table: str, names: list[str], base: Path, wanted: dict[str, str]
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
     """(N,) str, the owner of each picture, and the wanted columns by name: of the row of its path, else of its file

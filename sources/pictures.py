@@ -66,7 +66,7 @@ def read_headers(
     for row, name in enumerate(names):
         header = None
         try:
-            with peek(row) as stream, _open(stream, name) as image:
+            with peek(row) as stream, opened(stream, name) as image:
                 header = _judged(image, name, config)
         except DataError as error:
             bad[row] = str(error)
@@ -156,7 +156,7 @@ def _judged(image: Image.Image, name: str, config: PictureConfig) -> Header:
 
 
 @contextlib.contextmanager
-def _open(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
+def opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
     """Pillow's errors and warnings about the file, as ours."""
     try:
         with warnings.catch_warnings():
@@ -174,7 +174,7 @@ def _open(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
 
 
 def _decode(content: bytes, name: str, header: Header, *, grey: bool, size: tuple[int, int]) -> np.ndarray:
-    with _open(io.BytesIO(content), name) as image:
+    with opened(io.BytesIO(content), name) as image:
         if image.size != header.size:
             raise DataError(f"{name} changed while it was read")
         image.load()

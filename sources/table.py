@@ -10,8 +10,10 @@ row. Ids without an ``id`` column come from the feature columns, label, owner an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -36,6 +38,7 @@ from sources.features import (
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
 from sources.given_splits import COLUMNS, VAL, read_splits, settle, split_of, without_splits
+from sources.graph_tables import graph_tables
 from sources.interactions import is_interactions
 from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
@@ -83,12 +86,18 @@ class TableConfig(ColumnsConfig):
 
 
 def _detects(path: Path) -> bool:
-    return is_tables(path) and not is_interactions(path) and not is_texts(path) and picture_column(path) is None
+    others = is_interactions(path) or is_texts(path) or graph_tables(path) or picture_column(path) is not None
+    return is_tables(path) and not others
 
 
 def _from_path(path: Path, asked: Asked) -> Reading:
     data, config, notes = named_columns(path, asked)
-    drop = list(asked.drop)
+    return with_drops(data, config, notes, drop=asked.drop)
+
+
+def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop: Sequence[str]) -> Reading:
+    """The fields that name columns, with those that are better left out, and why."""
+    drop = list(drop)
     for name in data.schema:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue
@@ -258,7 +267,18 @@ def table(*, config: TableConfig, seed: int) -> ExampleSet:
     )
 
 
-def given_split(data: Table, config: ColumnsConfig) -> tuple[Table, np.ndarray | None, list[str]]:
+class _SplitFields(Protocol):
+    """What a configuration says of splits."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def val(self) -> str: ...
+    @property
+    def max_bytes(self) -> int: ...
+
+
+def given_split(data: Table, config: _SplitFields) -> tuple[Table, np.ndarray | None, list[str]]:
     """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes for people.
 
     Raises:

@@ -146,8 +146,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
 @source(
     SourceSpec(
         name="text",
-        doc="Texts, or prompts with answers, in JSON lines, Parquet or CSV, or a folder of .txt files; as bytes, words or "
-        "by a Hugging Face tokenizer.",
+        doc="Texts, or prompts with answers, in JSON lines, Parquet or CSV, or a folder of .txt files; as bytes, words "
+        "or by a Hugging Face tokenizer.",
         source="definition",
         config=TextConfig,
         detects=_detects,
@@ -172,7 +172,7 @@ def text(*, config: TextConfig, seed: int) -> ExampleSet:
     if cut:
         if found.ids is not None:
             raise DataError(
-                f"{found.name}: texts are cut into pieces of max_tokens = {config.max_tokens} tokens, and a piece cannot "
+                f"{found.name}: texts are cut into pieces of max_tokens = {config.max_tokens}, and a piece cannot "
                 "have the id of its document: leave id out (its column can be kept as group), or raise max_tokens"
             )
         columns.setdefault("group", found.names[pieces.document])
@@ -256,11 +256,11 @@ def _from_folder(root: Path, config: TextConfig) -> _Documents:
         raise ConfigError("TextConfig: step, domain, client, group and keep name columns, and .txt files have none")
     paths, names, texts = read_texts(root, max_bytes=config.max_bytes)
     spoken = [split_of(Path(name).parts[0]) if "/" in name else None for name in names]
-    split, notes = None, []
+    split: np.ndarray | None = None
     if None not in spoken and "train" in spoken and len(set(spoken)) > 1:
         kept, split, notes = settle(np.array(spoken, "<U5"), val=config.val, what="texts")
         rows = np.flatnonzero(kept).tolist()
-        paths, names, texts = ([values[r] for r in rows] for values in (paths, names, texts))
+        paths, names, texts = [paths[r] for r in rows], [names[r] for r in rows], [texts[r] for r in rows]
         below = [Path(name).parts[1:-1] for name in names]
     else:
         notes = without_splits(config.val)

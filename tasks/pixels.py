@@ -1,9 +1,9 @@
-"""Masks, one class a pixel, walked in blocks of bounded size: their digests, the values in them, the pixels of each class.
+"""Masks, one class a pixel, walked in blocks of bounded size: their digests, and the pixels of each class.
 
     digest of a mask = SHA-256 of (H, W, pixels), all as little-endian int64
 
-so the same mask has the same digest whether it lies in a uint8 or an int64 array. Shapes: N masks of H x W pixels, K classes;
-``y`` may be any array-like that is sliced by rows, a memory map or ``sources.rows.Rows`` included.
+so the same mask has the same digest whether it lies in a uint8 or an int64 array. Shapes: N masks of H x W pixels, K
+classes; ``y`` may be any array-like that is sliced by rows, a memory map or ``sources.rows.Rows`` included.
 """
 
 from __future__ import annotations

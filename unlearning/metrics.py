@@ -1,14 +1,17 @@
-"""What is measured on an unlearned classifier (Fan et al., ICLR 2024). All in percent, eval mode.
+"""What is measured on an unlearned model (Fan et al., ICLR 2024). All in percent, eval mode.
 
-    UA = 100 - acc(D_f)        RA = acc(D_r)        TA = acc(test)
+    UA = 100 - Q(D_f)          RA = Q(D_r)          TA = Q(test)
     MIA-efficacy = 100 * share of D_f that an SVM calls NON-member
     gap_X = |X - X of retraining, same seed|        avg_gap = mean of gap_UA, gap_RA, gap_TA, gap_MIA
 
-The SVM (RBF, C = 3, gamma = 1/features) is fitted on a feature of the model's output on n = min(N_r, N_test) retained
+Q is the mean of the task's quality: of classes the accuracy, as published. The SVM (RBF, C = 3, gamma = 1/features) is fitted on a feature of the model's output on n = min(N_r, N_test) retained
 (member) and n test (non-member) examples, drawn without order. Features, with p the softmax and y the label:
     confidence   p_y  (the one reported)                   correctness  [argmax p = y]
     entropy      -sum_j p_j log p_j                        probability  all of p
     modified entropy  -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j)
+
+Those are of classes. Of any other task the one feature is its signal, in units of the mean and spread of the examples that the
+SVM is fitted on, and the other MIA figures are None.
 
 Closer to retraining is better: a HIGHER UA or MIA-efficacy is not better when the forgotten examples are a random
 share. It is not a membership audit: an average over examples from a weak attack. See ``attacks`` for that.
@@ -26,7 +29,8 @@ from sklearn.svm import SVC
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import DataError, InvalidInput, NotReady
+from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
+from recipes.predict import read
 from sources.example_set import ExampleSet
 from unlearning.descent import check_labels, finite_logits
 
@@ -37,25 +41,43 @@ _GRID = 1e-3  # of a feature's unit; the RBF kernel with gamma 1 is flat on this
 
 
 @dataclass(frozen=True, eq=False)
-class _Outputs:
-    """Log-probabilities (n, K) float64 and labels (n,) of one set."""
+class _Said:
+    """What one model says of one set.
 
-    log_p: np.ndarray
+    Attributes:
+        quality, signal: (n,) the task's readings.
+        log_p: (n, K) float64 log-probabilities of a task of classes, or None.
+        labels: (n,) of a task of classes.
+    """
+
+    quality: np.ndarray
+    signal: np.ndarray
+    log_p: np.ndarray | None
     labels: np.ndarray
 
     @classmethod
-    def of(cls, model: nn.Module, data: ExampleSet, *, what: str) -> _Outputs:
-        return cls(log_softmax(finite_logits(model, data, what=what).astype(np.float64), axis=1), data.y)
+    def of(cls, model: nn.Module, data: ExampleSet, *, what: str) -> _Said:
+        if data.task.gives("outputs", "classes"):
+            log_p = log_softmax(finite_logits(model, data, what=what).astype(np.float64), axis=1)
+            return cls(log_p.argmax(1) == data.y, np.empty(0), log_p, data.y)
+        try:
+            reading = read(model, data)
+        except DataError as error:
+            raise Diverged(f"{what}: {error}") from error
+        return cls(reading.quality, reading.signal, None, data.y)
 
-    def accuracy(self) -> float:
+    def mean_quality(self) -> float:
         """Percent."""
-        return 100.0 * float(np.mean(self.log_p.argmax(1) == self.labels))
+        return 100.0 * float(np.mean(self.quality))
 
-    def rows(self, rows: np.ndarray) -> _Outputs:
-        return _Outputs(self.log_p[rows], self.labels[rows])
+    def rows(self, rows: np.ndarray) -> _Said:
+        some = (a if a is None or not len(a) else a[rows] for a in (self.quality, self.signal, self.log_p, self.labels))
+        return _Said(*some)  # type: ignore[arg-type]
 
     def features(self) -> dict[str, np.ndarray]:
         """Metric name -> (n, features): what its SVM sees."""
+        if self.log_p is None:
+            return {"mia_efficacy": self.signal[:, None]}
         p = np.exp(self.log_p)
         own = np.arange(len(self.labels)), self.labels
         return {
@@ -105,12 +127,12 @@ def evaluate(
     svc_cap: int | None = SVC_CAP,
     metrics: Collection[str] = METRICS,
 ) -> dict[str, float | None]:
-    """Measure one unlearned classifier.
+    """Measure one unlearned model.
 
     A class of which nothing is retained is a forgotten class: its test examples are left out (of TA and of the SVM).
 
     Args:
-        model: classifier; its mode is restored.
+        model: its mode is restored.
         retain: (N_r) retained training examples, at least one.
         forget: (N_f) forgotten training examples; the same for every method that is compared.
         test: (N_t) test examples.
@@ -122,12 +144,12 @@ def evaluate(
         metrics: which to compute; an SVM is fitted for each of the ``mia_`` figures, which is most of the time.
 
     Returns:
-        ``METRICS`` in percent, [0, 100]; None what was not asked for. With no forgotten example, UA and the MIA figures
+        ``METRICS`` in percent, [0, 100]; None what was not asked for, or is not there for the task. With no forgotten example, UA and the MIA figures
         are None too (undefined).
 
     Raises:
-        NotApplicable: not classification.
-        DataError: no retained example, or no test example of a retained class.
+        NotApplicable: sets of different tasks.
+        DataError: targets that are none of the task, no retained example, or no test example of a retained class.
         InvalidInput: svc_cap below 2.
         Diverged: the model's output is not finite somewhere.
     """
@@ -150,23 +172,25 @@ def measure(
         The figures, and (N_f,) bool: called a non-member; all False where ``mia_efficacy`` was not asked for.
     """
     for what, data in (("retain", retain), ("forget", forget), ("test", test)):
-        check_labels(what, data)
+        if data.task != retain.task:
+            raise NotApplicable(f"the {what} set is a {data.task} task, the retain set a {retain.task} task")
+        _check_targets(what, data)
     if svc_cap is not None and svc_cap < 2:
         raise InvalidInput(f"svc_cap = {svc_cap} must be >= 2, or None for no cap")
     if retain.num_examples == 0:
         raise DataError("the retain set is empty: there are no members to compare with")
-    kept_classes = np.unique(retain.y)
-    test = test.subset(test.example_id[np.isin(test.y, kept_classes)])
+    if retain.task.gives("classes"):
+        test = test.subset(test.example_id[np.isin(test.y, np.unique(retain.y))])
     if test.num_examples == 0:
         raise DataError("the test set has no example of a retained class")
-    member, outsider = _Outputs.of(model, retain, what="retain"), _Outputs.of(model, test, what="test")
+    member, outsider = _Said.of(model, retain, what="retain"), _Said.of(model, test, what="test")
     figures: dict[str, float | None] = dict.fromkeys(METRICS)
-    figures |= {"ra": member.accuracy(), "ta": outsider.accuracy()}
+    figures |= {"ra": member.mean_quality(), "ta": outsider.mean_quality()}
     called = np.zeros(forget.num_examples, dtype=bool)
     if forget.num_examples == 0:
         return figures, called
-    forgotten = _Outputs.of(model, forget, what="forget")
-    figures["ua"] = 100.0 - forgotten.accuracy()
+    forgotten = _Said.of(model, forget, what="forget")
+    figures["ua"] = 100.0 - forgotten.mean_quality()
     n = min(retain.num_examples, test.num_examples)
     rng = np.random.default_rng(derive_seed("mia", seed))
     known = member.rows(_draw(retain, n, rng)).features(), outsider.rows(_draw(test, n, rng)).features()
@@ -174,6 +198,8 @@ def measure(
         if name not in metrics:
             continue
         sides = known[0][name], known[1][name]
+        if forgotten.log_p is None:
+            asked, *sides = _in_units(asked, *sides)
         if svc_cap is not None and n > svc_cap:
             one_feature = asked.shape[1] == 1
             # _draw gave them in random order: the first are a random choice
@@ -183,6 +209,20 @@ def measure(
         if name == "mia_efficacy":
             called = outside
     return figures, called
+
+
+def _in_units(asked: np.ndarray, *sides: np.ndarray) -> list[np.ndarray]:
+    """Values less the mean of ``sides`` in units of their standard deviation: a kernel of a fixed width then suits every task."""
+    joined = np.concatenate(sides)
+    return [(values - joined.mean()) / (float(joined.std()) or 1.0) for values in (asked, *sides)]
+
+
+def _check_targets(what: str, data: ExampleSet) -> None:
+    """Raises: DataError: targets that are none of the task; names the set and the examples."""
+    if data.task.gives("classes"):
+        check_labels(what, data)
+    else:
+        data.check_targets()
 
 
 def _draw(data: ExampleSet, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,7 +281,13 @@ class Evidence:
     @property
     def nbytes(self) -> int:
         """Size of what is held, shared arrays once."""
-        parts = [self.target, self.reference, self.keep, self.population_target, self.population_reference]
+        parts: list[NDArray[Any] | None] = [
+            self.target,
+            self.reference,
+            self.keep,
+            self.population_target,
+            self.population_reference,
+        ]
         parts += [self.target_signals, self.reference_signals]
         parts += [] if self.whole is None else [self.whole.target, self.whole.reference]
         return sum({id(part): part.nbytes for part in parts if part is not None}.values())

@@ -121,7 +121,7 @@ def on_reference_scale(
         maps = [to_reference_scale(own, spoken, knots=OUTPUT_KNOTS) for own in points.outputs]
         candidates, points = (
             Said.of_outputs(
-                np.stack([to_scale(z) for to_scale, z in zip(maps, said.outputs, strict=True)]),
+                np.stack([to_scale(z) for to_scale, z in zip(maps, said.outputs, strict=True)]),  # type: ignore[arg-type]
                 said.targets,  # type: ignore[arg-type]
                 task=task,
                 constants=constants,

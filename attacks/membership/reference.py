@@ -43,9 +43,11 @@ def reference(evidence: Evidence, *, config: ReferenceConfig, seed: int) -> NDAr
     """
     evidence.require_references("reference", fewest=2)
     assert evidence.keep is not None
-    keep, theirs, target, left_out = evidence.keep, evidence.reference_loss, evidence.target_loss, evidence.left_out
-    share = np.empty(target.shape)
-    for start in range(0, share.shape[1], _BLOCK):
+    keep, left_out = evidence.keep, evidence.left_out
+    theirs, target = evidence.reference_loss, evidence.target_loss
+    num_examples = len(evidence.example_id)
+    share = np.empty((evidence.num_targets, num_examples))
+    for start in range(0, num_examples, _BLOCK):
         at = slice(start, start + _BLOCK)
         outside = ~keep[:, at]
         # An IN model never counts: its loss is set below everything.

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
+import typing
 from typing import Annotated, Any
 
 import dagster as dg
+from pydantic import Field, create_model
 
-from contracts.subject import Subject
+from contracts.digests import plain
+from contracts.migrations import FIELD as SCHEMA_VERSION
+from contracts.params import Config
+from contracts.subject import Choice, Subject
 from pipelines.build import subject_definitions
+
+MODEL = "architecture"  # "model" in YAML; in Python that is the name of a method of every Dagster component
 
 
 class AuditedModelScaffolder(dg.Scaffolder):
@@ -28,40 +37,50 @@ class AuditedModelScaffolder(dg.Scaffolder):
         )
 
 
-_MODEL = dg.Resolver(
-    lambda context, value: context.resolve_value(value), model_field_name="model", model_field_type=str | dict[str, Any]
-)
+def _as_yaml(hint: Any) -> Any:
+    """What YAML may say for a field of the plan: a method by its name or as a mapping, a list for a tuple."""
+    if isinstance(hint, type) and issubclass(hint, Choice):
+        return str | dict[str, Any]
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return dict[str, Any]
+    if typing.get_origin(hint) is tuple:
+        return list[_as_yaml(typing.get_args(hint)[0])]  # type: ignore[misc]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_as_yaml(arm) for arm in typing.get_args(hint))]  # noqa: UP007
+    return hint
+
+
+def _fields() -> dict[str, Any]:
+    """The component's fields are the plan's: one declaration, with its defaults and its words."""
+    hints, found = typing.get_type_hints(Subject), {}
+    for field in dataclasses.fields(Subject):
+        kind, name = _as_yaml(hints[field.name]), field.name
+        if name == "model":
+            as_is = dg.Resolver(
+                lambda context, value: context.resolve_value(value), model_field_name=name, model_field_type=kind
+            )
+            kind, name = Annotated[kind, as_is], MODEL
+        default = ... if field.default is dataclasses.MISSING else plain(field.default)
+        if name == "recipe":
+            default = ""
+        if name == SCHEMA_VERSION:
+            default = 0  # as a plan is read that does not say it
+        found[name] = (kind, Field(default, description=field.metadata.get("doc") or None))
+    return found
+
+
+_Plan: Any = create_model("_Plan", __base__=(dg.Model, dg.Resolvable), **_fields())
 
 
 @dg.scaffold_with(AuditedModelScaffolder)
-class AuditedModel(dg.Component, dg.Model, dg.Resolvable):
+class AuditedModel(dg.Component, _Plan):
     """One data set + model + recipe under audit: its assets, checks, jobs, schedule and sensor.
 
     A method is named by its registered name, or by ``{name: ..., config: {...}}``; every field is checked against its
     allowed range when the definitions load, before any work starts.
     """
 
-    subject: str
-    title: str = ""
-    source: str | dict[str, Any]
-    # "model" in YAML; in Python that is the name of a method of every Dagster component
-    architecture: Annotated[str | dict[str, Any], _MODEL]
-    recipe: str | dict[str, Any] = ""
-    seed: int = 0
-    device: str = "auto"
-    early: dict[str, Any] = {}
-    ensemble: dict[str, Any] = {}
-    scores: list[str | dict[str, Any]] = []
-    analyses: list[str | dict[str, Any]] = []
-    splits: list[dict[str, Any]] = []
-    unlearning: dict[str, Any] | None = None
-    attacks: list[str | dict[str, Any]] = []
-    thresholds: dict[str, Any] = {}
-    budget_min: float | None = None
-    schedule: str | None = "0 6 * * 1"
-    owners: list[str] = ["team:privacy"]
-
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         plan = self.model_dump()
-        plan["model"] = plan.pop("architecture")
+        plan["model"] = plan.pop(MODEL)
         return subject_definitions(Subject.from_mapping(plan))

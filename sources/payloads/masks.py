@@ -57,26 +57,29 @@ def told(y: NDArray[Any] | Rows, rows: NDArray[Any], digest: Callable[[NDArray[A
     return list(itertools.chain.from_iterable(parts))
 
 
-def check_shape(y: NDArray[Any] | Rows, *, num: int, dtype: str, shape: tuple[int, ...], name: str) -> None:
+def check_shape(
+    y: NDArray[Any] | Rows, *, num: int, dtype: str, shape: tuple[int, ...], masks: bool, name: str
+) -> None:
     """Refuse targets that do not fit the examples by type and shape.
 
     Args:
         y: the targets.
         num: examples.
-        dtype: of a label; masks of whole numbers may be uint8 too.
+        dtype: of a label; a mask may be uint8 too.
         shape: of one example.
+        masks: whether the task has a class for every pixel.
         name: of the data set.
 
     Raises:
         DataError: says what is needed.
     """
-    if y.ndim == 1 or not (y.ndim == 3 and dtype == "int64"):
+    if not masks:
         if y.shape != (num,):
             raise DataError(f"{name}: y has shape {tuple(y.shape)}, the ids have ({num},)")
         if y.dtype != np.dtype(dtype):
             raise DataError(f"{name}: y has dtype {y.dtype}, not {dtype}")
         return
-    if y.dtype.name not in _DTYPES:
+    if y.dtype.name not in _DTYPES or y.ndim != 3:
         raise DataError(f"{name}: masks are {y.dtype} {tuple(y.shape)}, not uint8 or int64 (N, H, W)")
     if len(y) != num:
         raise DataError(f"{name}: {len(y)} masks for {num} ids")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from planted_logits import LogitEvidence
+from scipy.stats import rankdata
 
-from attacks.membership import rmia
+from attacks.membership import Evidence, rmia
 from attacks.membership.rmia import A_GRID, RmiaOfflineConfig, RmiaOnlineConfig, rmia_offline, rmia_online, tune_a
 from contracts.errors import ConfigError, InvalidInput
 from stats import auc
@@ -176,3 +179,74 @@ def test_what_is_missing_is_named(planted) -> None:
         rmia_online(bare, config=RmiaOnlineConfig(), seed=0)
     with pytest.raises(ConfigError, match="at least 3"):
         rmia_offline(planted(7, models=3), config=RmiaOfflineConfig(), seed=0)
+
+
+def test_likelihoods_are_the_published_probabilities_to_the_last_digits(planted) -> None:
+    """exp(log p_y) beside 1 / (1 + exp(-phi)): every score within 1e-12, every rank the same."""
+    for case in CASES:
+        evidence = planted(**case)
+        found = rmia_online(evidence, config=RmiaOnlineConfig(), seed=0)
+        p = {}
+        for name in ("target", "reference", "population_target", "population_reference"):
+            phi = getattr(evidence, name)[:, :, 1]
+            p[name] = 1 / (1 + np.exp(-phi))
+            np.testing.assert_allclose(np.exp(getattr(evidence, name)[:, :, 2]), p[name], rtol=1e-12)
+        for t, own in enumerate(evidence.left_out):
+            rows = np.arange(evidence.num_references) != own
+            member = evidence.keep[rows]
+            of = p["reference"][rows]
+            mean = [np.where(m, of, 0).sum(0) / np.maximum(m.sum(0), 1) for m in (member, ~member)]
+            ratio = p["target"][t] / (0.5 * (mean[0] + mean[1]))
+            ratio[~(member.any(0) & (~member).any(0))] = np.nan
+            z = p["population_target"][t] / p["population_reference"][rows].mean(0)
+            expected = ((z[:, None] <= ratio).sum(0) + ratio / (1 + ratio)) / (len(z) + 1)
+            expected[np.isnan(ratio)] = np.nan
+            np.testing.assert_allclose(found[t], expected, atol=1e-12)
+            np.testing.assert_array_equal(rankdata(found[t]), rankdata(expected))
+
+
+def shifted(evidence, by: np.ndarray | float, points: float) -> Evidence:
+    """Log-likelihoods in another unit: a constant an example, and one of the points."""
+    made, changed = evidence.made, {}
+    for name, more in (
+        ("target", by),
+        ("reference", by),
+        ("population_target", points),
+        ("population_reference", points),
+    ):
+        values = getattr(made, name).copy()
+        values[:, :, 2] += more
+        changed[name] = values
+    return dataclasses.replace(made, **changed, whole=None)
+
+
+@pytest.mark.parametrize("by", [-5000.0, -700.0, 900.0, 1e5])
+def test_log_likelihoods_of_any_scale_give_the_same_ratios(planted, by: float) -> None:
+    evidence = planted(9, models=10, examples=60, self_targets=False)
+    plain = rmia_online(evidence, config=RmiaOnlineConfig(), seed=0)
+    each = by * np.random.default_rng(0).uniform(1, 1.2, 60)
+    for constants in (by, each):
+        found = rmia_online(shifted(evidence, constants, 2 * by), config=RmiaOnlineConfig(), seed=0)
+        np.testing.assert_allclose(found, plain, atol=1e-9)
+    offline = RmiaOfflineConfig(a=1.0)  # without the likelihood of the best answer, which has the unit of the others
+    np.testing.assert_allclose(
+        rmia_offline(shifted(evidence, each, by), config=offline, seed=0),
+        rmia_offline(evidence, config=offline, seed=0),
+        atol=1e-9,
+    )
+
+
+def test_the_best_answer_there_can_be_takes_the_place_of_probability_one(planted) -> None:
+    evidence = planted(9, models=10, examples=60, self_targets=False)
+    moved = dataclasses.replace(shifted(evidence, -0.9, -0.9), likeliest=-0.9)
+    for config in (RmiaOfflineConfig(a=0.3), RmiaOfflineConfig()):
+        np.testing.assert_allclose(
+            rmia_offline(moved, config=config, seed=0), rmia_offline(evidence, config=config, seed=0), atol=1e-9
+        )
+
+
+def test_where_all_likelihoods_underflow_nothing_is_nan_for_any_weight(planted) -> None:
+    evidence = shifted(planted(11, models=10, self_targets=False), -40_000.0, -40_000.0)
+    for a in (0.0, 0.5, 1.0, None):
+        found = rmia_offline(evidence, config=RmiaOfflineConfig(a=a), seed=0)
+        assert np.isfinite(found).all() and (found >= 0).all() and (found <= 1).all()

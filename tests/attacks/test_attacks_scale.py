@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from planted_logits import LogitEvidence
 
+from attacks.membership import Evidence
 from attacks.membership.population_umia import population_umia
 from attacks.membership.scale import MonotoneMap, to_reference_scale
-from contracts.errors import DataError, InvalidInput
+from contracts.errors import DataError, InvalidInput, NotApplicable
 from contracts.methods import attack
+from recipes.ensemble import ReferenceEnsemble
 from stats import auc
+from tasks.base import Reading, Task, named
 
 MODELS, EXAMPLES, POINTS, CLASSES = 40, 300, 200, 5
 MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -139,3 +143,150 @@ def test_what_has_no_scale_is_refused() -> None:
             keep=keep[:, :EXAMPLES],
             calibrated=True,
         )
+
+
+# --- tasks whose answers are no class logits ----------------------------------------------------------------------
+
+
+class Bare(Task):
+    """Four numbers of which none is a function of another."""
+
+    spec = named("regression").spec
+
+
+def errors(seed: int, *, trace: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signals -sqrt|r| of reference models and of an audited one that was trained on the first half of the candidates."""
+    rng = np.random.default_rng(seed)
+    num = EXAMPLES + POINTS
+    keep = np.zeros((MODELS, num), dtype=bool)
+    keep[:, :EXAMPLES] = rng.random((MODELS, EXAMPLES)).argsort(axis=0) < MODELS // 2
+    own = rng.normal(0, 1, num)
+
+    def signal(member: np.ndarray) -> np.ndarray:
+        return -np.sqrt(np.abs(own + 0.4 * rng.normal(size=member.shape)) * np.exp(-trace * member))
+
+    audited = np.zeros((1, num), dtype=bool)
+    audited[:, : EXAMPLES // 2] = True
+    return signal(keep), signal(audited), keep
+
+
+def read_by(signal: np.ndarray) -> np.ndarray:
+    loss, log_likelihood = named("regression").of_signal(signal)
+    return Reading.of(loss=loss, signal=signal, log_likelihood=log_likelihood, quality=np.exp(-loss)).values
+
+
+def of_numbers(audited: np.ndarray, references: np.ndarray, keep: np.ndarray, task: Task, **more: bool) -> Evidence:
+    num = keep.shape[1]
+    ensemble = ReferenceEnsemble(
+        example_id=np.arange(num),
+        pool=np.arange(num) < EXAMPLES,
+        labels=np.zeros(num),
+        keep=keep,
+        reading=references,
+        config_digest="planted",
+    )
+    return Evidence.of_ensemble(ensemble, audited, task=task, **more)
+
+
+NUMBERS = ["loss", "population", "reference", "lira_online", "lira_offline", "rmia_online", "rmia_offline"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_of_numbers_an_increasing_map_of_all_signals_changes_nothing(name: str) -> None:
+    """All errors of a model larger or smaller by one factor, which is an affine map of -sqrt|r|; loss and likelihood follow."""
+    references, audited, keep = errors(0, trace=2.0)
+    task = named("regression")
+    before = area(name, of_numbers(read_by(audited), read_by(references), keep, task, calibrated=True))
+    assert before > 0.7
+    for factor in (0.01, 0.3, 7.0):
+        mapped = of_numbers(read_by(np.sqrt(factor) * audited), read_by(references), keep, task, calibrated=True)
+        assert area(name, mapped) == pytest.approx(before, abs=1e-9)
+    if name in ("lira_online", "reference"):  # of ten times larger errors a member is no member
+        plain = of_numbers(read_by(np.sqrt(10) * audited), read_by(references), keep, task)
+        assert area(name, plain) < before - 0.02
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_where_the_numbers_are_no_function_of_the_signal_each_has_its_own_map(name: str) -> None:
+    references, audited, keep = errors(1, trace=2.0)
+    before = area(name, of_numbers(read_by(audited), read_by(references), keep, Bare(), calibrated=True))
+    assert before > 0.7
+    stretched = read_by(audited) * [3.0, 0.2, 5.0, 1.0] + [1.0, -2.0, -40.0, 0.0]
+    mapped = of_numbers(stretched, read_by(references), keep, Bare(), calibrated=True)
+    assert area(name, mapped) == pytest.approx(before, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rmia_online", "loss"])
+def test_their_own_maps_are_that_of_the_signal_seen_through_the_task(name: str) -> None:
+    """Q_h o F_h = h o Q o F o h^-1: the two ways differ by the interpolation between quantiles alone."""
+    references, audited, keep = errors(2, trace=2.0)
+    audited = np.sqrt(0.5) * audited
+    ways = [
+        of_numbers(read_by(audited), read_by(references), keep, task, calibrated=True)
+        for task in (named("regression"), Bare())
+    ]
+    assert area(name, ways[0]) == pytest.approx(area(name, ways[1]), abs=0.02)
+    for column in (0, 2):
+        here, there = (np.exp(-np.abs(way.target[0, :, column])) for way in ways)
+        assert np.abs(here - there).mean() < 0.02
+
+
+def test_no_reading_of_the_reference_models_is_moved() -> None:
+    references, audited, keep = errors(3, trace=1.0)
+    found = of_numbers(read_by(audited), read_by(references), keep, named("regression"), calibrated=True)
+    np.testing.assert_array_equal(found.reference, read_by(references)[:, :EXAMPLES])
+    np.testing.assert_array_equal(found.population_reference, read_by(references)[:, EXAMPLES:])
+    np.testing.assert_array_equal(found.target[..., 3], read_by(audited)[:, :EXAMPLES, 3])
+
+
+def test_a_sample_of_the_outputs_and_readings_are_all_that_is_needed() -> None:
+    """From an ensemble that kept no outputs the same evidence, bit for bit, as from all of them."""
+    references, audited, keep, labels = (a.astype(np.float32) if a.dtype == float else a for a in world(4, trace=2.0))
+    whole = evidence(audited, references, keep, labels, calibrated=True)
+    ensemble = ReferenceEnsemble.of_logits(
+        example_id=np.arange(len(labels)),
+        pool=np.arange(len(labels)) < EXAMPLES,
+        labels=labels,
+        keep=keep,
+        logits=references,
+        config_digest="planted",
+    )
+    task = named("classification")
+    reading = task.reading_of(audited, labels, {}).values
+    light = Evidence.of_ensemble(
+        dataclasses.replace(ensemble, logits=None), reading, audited, task=task, calibrated=True
+    )
+    for name in ("target", "reference", "population_target", "population_reference"):
+        np.testing.assert_array_equal(getattr(light, name), getattr(whole, name))
+    for name in NUMBERS:
+        assert area(name, light) == area(name, whole)
+    with pytest.raises(NotApplicable, match="were not kept"):
+        area(
+            "shadow_model",
+            Evidence.of_ensemble(dataclasses.replace(ensemble, logits=None), reading, audited, task=task, outputs=True),
+        )
+
+
+def test_evidence_on_a_thousand_classes_is_fifty_times_smaller_than_the_logits_behind_it() -> None:
+    rng = np.random.default_rng(0)
+    models, num, classes = 16, 60, 1000
+    keep = np.zeros((models, num), bool)
+    keep[:, :40] = rng.random((models, 40)).argsort(axis=0) < models // 2
+    labels = rng.integers(classes, size=num)
+    logits = rng.normal(size=(models + 1, num, classes)).astype(np.float32)
+    ensemble = ReferenceEnsemble.of_logits(
+        example_id=np.arange(num),
+        pool=np.arange(num) < 40,
+        labels=labels,
+        keep=keep,
+        logits=logits[1:],
+        config_digest="planted",
+    )
+    stored = dataclasses.replace(ensemble, logits=None)
+    task = named("classification")
+    own = task.reading_of(logits[:1], labels, {}).values
+    audit = Evidence.of_ensemble(stored, own, logits[:1], task=task, calibrated=True)
+    exposure = Evidence.of_ensemble(stored, stored.reading, task=task, target_index=np.arange(models))
+    assert audit.nbytes * 50 < logits.nbytes and exposure.nbytes * 100 < logits[1:].nbytes
+    kept = Evidence.of_ensemble(ensemble, own, logits[:1], task=task, calibrated=True, outputs=True)
+    assert kept.nbytes > logits[:, :40].nbytes

@@ -29,6 +29,7 @@ from contracts.methods import REGISTRIES, Asked, analysis, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Ensemble
+from recipes.continual.replay import ReplayConfig
 from recipes.early import early_models, early_snapshots
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.language.causal import causal_lm
@@ -39,6 +40,7 @@ from recipes.recsys import BprConfig, bpr
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
+from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.loading import detect, load
 from sources.outputs import outputs_config
@@ -228,12 +230,25 @@ def write_files(folder: Path, examples: ExampleSet) -> dict[str, Path]:
         Image.fromarray(image).save(home / f"{number:03d}.png")
     encoded = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((folder / "folder").glob("*/*.png"))]
     pl.DataFrame({"image": encoded, "label": np.sort(labels)}).write_parquet(folder / "pictures.parquet")
+    asked = [{"prompt": f"What is {number}?", "answer": f"The {number}th."} for number in range(30)]
+    pl.DataFrame(asked).write_ndjson(folder / "questions.jsonl")
+    for number, image in enumerate(images):
+        for kind, pixels in (("images", image), ("masks", np.where(image > 99, 255, 0).astype(np.uint8))):
+            (folder / "scenes" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / "scenes" / kind / f"{number:03d}.png")
+    (folder / "graph").mkdir()
+    table.with_row_index("node").write_csv(folder / "graph" / "nodes.csv")
+    ring = np.arange(table.height)
+    pl.DataFrame({"source": ring, "target": (ring + 1) % len(ring)}).write_csv(folder / "graph" / "edges.csv")
     return {
         "table": folder / "table.csv",
         "npz": folder / "arrays.npz",
         "idx": idx,
         "image_folder": folder / "folder",
         "image_table": folder / "pictures.parquet",
+        "text": folder / "questions.jsonl",
+        "image_masks": folder / "scenes",
+        "node_table": folder / "graph",
     }
 
 
@@ -306,6 +321,9 @@ def make_needs(build: Callable[[int], nn.Module], examples: ExampleSet) -> dict[
         "outputs": functools.partial(predict_logits, model),
         "early_models": early_models(build, train, recipe="supervised", config=recipe, seeds=[3, 4], epoch=3),
         "ensemble": ensemble,
+        "recipe": Trainer(
+            recipe="replay", build=build, config=ReplayConfig(steps=((0,), (1, 2)), epochs=2, buffer=12, batch=32)
+        ),
         "train": fresh,
         "early_at": lambda epochs: early_snapshots(
             build, train, recipe="supervised", config=recipe, seeds=[3, 4], epochs=epochs
@@ -360,9 +378,18 @@ def make_world(folder: Path) -> World:
         ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
+        ("recipe", "rehearsal_free"): {
+            "steps": [["red"], ["green", "blue"]],
+            "epochs": 2,
+            "l2": 0.01,
+            "ewc": 1.0,
+            "feat": 0.1,
+        },
+        ("recipe", "replay"): {"steps": [["red"], ["green", "blue"]], "epochs": 2, "buffer": 12},
+        ("analysis", "continual_runs"): {"seeds": 2},
     }
     for name, path in files.items():
-        label = "label" if name == "table" else None
+        label = "label" if name in ("table", "node_table") else None
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         configs["source", name] = config

@@ -430,8 +430,10 @@ def test_a_model_of_nan_is_refused(world: World, kind, name):
         early = [broken(m) for m in needs["early_models"]]
         logits = needs["ensemble"].logits.copy()
         logits[0, 0, 0] = np.nan
+        reading = needs["ensemble"].reading.copy()
+        reading[0, 0] = np.nan
         needs |= {"early_models": early, "early_at": lambda epochs: dict.fromkeys(epochs, early)}
-        needs["ensemble"] = dataclasses.replace(needs["ensemble"], logits=logits)
+        needs["ensemble"] = dataclasses.replace(needs["ensemble"], logits=logits, reading=reading)
     with pytest.raises((DataError, Diverged)):
         world.run(kind, method, needs=needs)
 

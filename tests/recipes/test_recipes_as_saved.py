@@ -13,7 +13,7 @@ from torch import nn
 from contracts.errors import Diverged, NotTheModel
 from recipes.as_saved import as_saved
 from recipes.models import builder
-from recipes.predict import predict_logits
+from recipes.predict import predict_logits, read
 
 DATA = make_examples(40, shape=(6,), classes=3)
 BUILD = builder("mlp", {"hidden": (8,)}, input_shape=DATA.input_shape, num_outputs=DATA.num_classes)
@@ -38,13 +38,15 @@ class Spoofed(Wrapped):
 
 def test_an_honest_result_comes_back_as_a_fresh_model_with_its_outputs() -> None:
     model = BUILD(3)
-    fresh, outputs = as_saved(model, BUILD, DATA, what="m")
+    fresh, reading, outputs = as_saved(model, BUILD, DATA, what="m", outputs=True)
     assert fresh is not model and type(fresh) is type(BUILD(0)) and not fresh.training
     assert np.array_equal(outputs, predict_logits(model, DATA))
+    assert np.array_equal(reading.values, read(model, DATA).values)
+    assert as_saved(model, BUILD, DATA, what="m")[2] is None
     changed = copy.deepcopy(model)
     with torch.no_grad():
         next(changed.parameters()).add_(1.0)
-    assert not np.array_equal(as_saved(changed, BUILD, DATA, what="m")[1], outputs)
+    assert not np.array_equal(as_saved(changed, BUILD, DATA, what="m", outputs=True)[2], outputs)
 
 
 def test_what_lies_beside_the_weights_is_refused() -> None:

@@ -184,3 +184,20 @@ def test_ragged_between_train_and_test(tmp_path, write_idx, images):
     write_idx(tmp_path / "ti", x[:, 1:])
     with pytest.raises(DataError, match="ragged"):
         _load(tmp_path, test_images="ti", test_labels="l")
+
+
+def test_a_drawn_part_keeps_so_many_of_each_class_with_the_ids_that_they_have_in_the_whole(folder):
+    root = str(folder())
+    whole = load("idx", {"root": root})
+    part = load("idx", {"root": root, "train_per_class": 3, "test_per_class": 1}, seed=4)
+    for split, most in (("train", 3), ("test", 1)):
+        there = np.bincount(whole.y[whole.split == split], minlength=whole.num_classes)
+        kept = np.bincount(part.y[part.split == split], minlength=whole.num_classes)
+        assert kept.tolist() == np.minimum(there, most).tolist()
+    same = whole.subset(part.example_id)
+    assert np.array_equal(same.y, part.y) and np.array_equal(same.content_hash, part.content_hash)
+    assert np.array_equal(same.x[np.arange(len(same))], part.x[np.arange(len(part))])
+    assert np.array_equal(same.split, part.split) and np.array_equal(same.origin, part.origin)
+    assert load("idx", {"root": root, "train_per_class": 3, "test_per_class": 1}, seed=4).digest == part.digest
+    assert any("are kept" in note for note in part.provenance["notes"])
+    assert load("idx", {"root": root, "train_per_class": 1000}).digest == whole.digest

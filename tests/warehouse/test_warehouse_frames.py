@@ -223,12 +223,14 @@ def test_volatile_and_partition_columns_are_not_content() -> None:
         {
             "artifact_id": "a",
             "role": role,
+            "recipe": "supervised",
             "seed": 0,
             "epochs": 1,
             "num_parameters": 1,
             "train_loss": 0.1,
             "train_quality": acc,
             "test_quality": 1.0,
+            "retains": "",
             "wall_s": wall,
         }
         for role, acc, wall in (("target", 0.9, 1.0), ("target", 0.9, 2.0), ("early", 0.9, 1.0), ("target", 0.8, 1.0))

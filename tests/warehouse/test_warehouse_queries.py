@@ -315,12 +315,14 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
             {
                 "artifact_id": f"a{i}",
                 "role": role,
+                "recipe": "supervised",
                 "seed": 0,
                 "epochs": 30,
                 "num_parameters": 10,
                 "train_loss": 0.1,
                 "train_quality": 1.0,
                 "test_quality": 0.75,
+                "retains": "",
                 "wall_s": 1.0,
             }
             for i, role in enumerate(("target", "early"))
@@ -369,8 +371,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_two_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 22
+def test_there_are_twenty_three_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 23
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")
@@ -553,6 +555,16 @@ def test_ledger_tail_says_where_the_chain_is_broken(ask: Ask) -> None:
     assert column(rows, "about") == ["audits.findings", "digits/audits/findings", "scores.el2n"]
     assert column(ask("ledger-tail"), "follows")[-1] is True, "the first follows from 64 zeros"
     assert column(ask("ledger-tail", kind="stage"), "seq") == [3]
+
+
+def test_recipes_against_audits_show_each_attack_once_at_the_lowest_reliable_rate(ask: Ask) -> None:
+    rows = ask("recipe-audit-matrix")
+    assert [(r["recipe"], r["attack"], r["fpr_cap"], r["tpr"], r["test_quality"]) for r in rows] == [
+        ("supervised", "loss", 0.01, 0.1, 0.75),
+        ("supervised", "rmia", 0.01, 0.3, 0.75),
+    ]
+    assert [r["attack"] for r in ask("recipe-audit-matrix", attack="rmia")] == ["rmia"]
+    assert ask("recipe-audit-matrix", subject="wine") == []
 
 
 def test_artefacts_checkpoints_and_lineage(ask: Ask) -> None:
