@@ -37,7 +37,7 @@ from sources.example_set import ExampleSet
 from sources.loading import load
 from studies.step_accuracy import forgetting, mean_drop, step_accuracy
 
-FASHION_MNIST = {"root": "fashion-mnist"}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
+FASHION_MNIST = {
     "root": "fashion-mnist",
     "standardise": True,
 }  # below $PALIMPSEST_DATA, or of Debian's dataset-fashion-mnist
