@@ -190,9 +190,9 @@ def _batches(run: Run, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         source="Smith et al., CVPRW 2023 (arXiv 2203.17269)",
         config=RehearsalFreeConfig,
         retains=(
-            "teacher: a copy of the model of the step before, while a step is trained with pred or feat > 0",
-            "anchor: its parameters, while a step is trained with l2 or ewc > 0",
-            "fisher: with ewc > 0, second moments of per-example gradients over the examples of every step so far",
+            "teacher (a copy of the model of the step before; pred or feat > 0)",
+            "anchor (its parameters; l2 or ewc > 0)",
+            "Fisher information (second moments of per-example gradients over the examples of every step; ewc > 0)",
         ),
         early=True,
         stacked=stacked(RehearsalFreeLearner),
