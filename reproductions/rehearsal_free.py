@@ -37,12 +37,9 @@ from sources.example_set import ExampleSet
 from sources.loading import load
 from studies.step_accuracy import forgetting, mean_drop, step_accuracy
 
-FASHION_MNIST = {
-    "root": "fashion-mnist",
-    "standardise": True,
-}  # below $PALIMPSEST_DATA, or of Debian's dataset-fashion-mnist
+FASHION_MNIST = {"root": "fashion-mnist"}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
 STEPS, FIRST = ((2, 5), (3, 7), (4, 6)), (0, 1, 8, 9)
-REPEATS = 4  # the card's two leave a difference of 0.03 to chance
+REPEATS = 4  # two leave a difference of 0.03 to chance
 PLAIN = RehearsalFreeConfig(steps=STEPS, pred=0.0)
 PREDKD = RehearsalFreeConfig(steps=STEPS)
 ON_FIRST = {"pretrain": FIRST, "pretrain_epochs": 8, "pretrain_lr": 1e-3}

@@ -127,7 +127,8 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
         measures: list[_OfOutputs | _OfLosses | _OneByOne] = []
         for model in early_models:
             stack.enter_context(eval_mode(model))
-            measures.append(stack.enter_context(_measure(model, data, config)))
+            measures.append(_measure(model, data, config))
+            stack.enter_context(measures[-1])
             check_outputs("grand", data, model)
         like = early_models[0]
         inputs = Inputs(data, dtype=model_dtype(like), device=model_device(like), preload_bytes=0)
