@@ -5,6 +5,8 @@
 For each model, one thread:
 - CPU-time ratio of exact per-example gradient norms to ONE plain forward + backward with weight gradients on the same
   batch of 256 images 28 x 28, the two interleaved, median of the paired ratios;
+- the same for a causal language model of 4 layers (tied and untied output weights), 32 sequences of 64 tokens, 1,000 words,
+  the mean loss over tokens of each sequence;
 - relative difference from a naive loop over the examples in float64: in float64 the largest; in float32 that of 98% of
   the examples. Where a ReLU's input is 1e-7, single and double precision fall on different sides of its kink; the naive
   loop in float32 differs there as well (on random images, up to 2 of 256 examples, by up to 1e-3).
@@ -15,6 +17,7 @@ Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a share
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +28,11 @@ from torch import Tensor, nn
 
 from benchmarks._common import CLASSES, SHAPE, Row, options, paired_ratio, report
 from recipes.models import build
+from recipes.rng import local_rng
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm
+from scoring.grand import output_gradient
+from tasks.base import OutputTask, named
 
 BATCH = 256
 MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
@@ -35,6 +41,8 @@ MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("GroupNorm ResNet 16-32-64", "resnet_gn", {"widths": (16, 32, 64)}, 1.3),
     ("ViT d 64, 4 layers, 49 tokens", "vit", {"dim": 64, "depth": 4, "patch": 4}, 1.3),
 )
+WORDS, TOKENS, SEQUENCES, WIDTH, DEPTH, HEADS = 1000, 64, 32, 128, 4, 4
+LANGUAGE_BOUND = 1.3
 EXACT_BOUND, SINGLE_BOUND, SINGLE_SHARE = 1e-10, 1e-4, 0.98
 
 
@@ -81,6 +89,73 @@ def measure(label: str, name: str, config: dict[str, Any], bound: float, *, repe
     ]
 
 
+class Block(nn.Module):
+    """Attention and feed-forward, both behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        num, length, _ = h.shape
+        q, k, v = self.qkv(self.before(h)).view(num, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = h + self.out(mixed.transpose(1, 2).reshape(num, length, WIDTH))
+        return h + self.down(F.gelu(self.up(self.between(h))))
+
+
+class CausalTransformer(nn.Module):
+    """Token ids (B, T) -> logits (B, T, V)."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(TOKENS, WIDTH)
+        self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WORDS, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
+        return self.head(self.norm(self.blocks(h)))
+
+
+def measure_language(label: str, *, tied: bool, repeats: int, seed: int) -> list[Row]:
+    task = named("language")
+    assert isinstance(task, OutputTask)
+    error, losses_of = output_gradient(task), task.losses_of
+    with local_rng(seed):
+        model = CausalTransformer(tied=tied).eval()
+    ids = torch.randint(WORDS, (SEQUENCES, TOKENS), generator=torch.Generator().manual_seed(seed))
+
+    def plain() -> None:
+        model.zero_grad(set_to_none=True)
+        losses_of(model(ids), ids).mean().backward()
+
+    with PerExampleGradNorm(model) as norms:
+
+        def grand() -> Tensor:
+            return norms({"input_ids": ids}, ids, error).total.sqrt()
+
+        single = grand()
+        ratio = paired_ratio(grand, plain, repeats=repeats)
+    double, exact = copy.deepcopy(model).double(), []
+    for b in range(SEQUENCES):
+        (loss,) = losses_of(double(ids[b : b + 1]), ids[b : b + 1])
+        gradients = torch.autograd.grad(loss, list(double.parameters()))
+        exact.append(sum(float(g.square().sum()) for g in gradients) ** 0.5)
+    with PerExampleGradNorm(double) as norms64:
+        found = norms64({"input_ids": ids}, ids, error).total.sqrt()
+    loop = torch.tensor(exact, dtype=torch.float64)
+    return [
+        Row(label, "GraNd / forward + backward", ratio, LANGUAGE_BOUND),
+        Row(label, "GraNd float64, relative error", float(_relative(found, loop).max()), EXACT_BOUND),
+        Row(label, "GraNd float32, relative error", float(_relative(single, loop).max()), SINGLE_BOUND),
+    ]
+
+
 def _relative(measured: Tensor, exact: Tensor) -> Tensor:
     return (measured - exact).abs() / exact
 
@@ -89,6 +164,9 @@ def rows(o: argparse.Namespace) -> Iterator[Row]:
     for label, name, config, bound in MODELS:
         repeats = o.repeats * (10 if name == "mlp" else 1)  # milliseconds a call
         yield from measure(label, name, config, bound, repeats=repeats, seed=o.seed)
+    for tied in (False, True):
+        label = f"causal LM d {WIDTH}, {DEPTH} layers, {'tied' if tied else 'untied'}"
+        yield from measure_language(label, tied=tied, repeats=o.repeats, seed=o.seed)
 
 
 def main() -> int:

@@ -292,9 +292,11 @@ class UnlearnerSpec(MethodSpec):
     Attributes:
         exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no shadow runs
             to pass, and it takes as long as retraining.
+        concepts: it can remove a concept (``contracts.requests.Concept``) that a request names in place of rows.
     """
 
     exact: bool = False
+    concepts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

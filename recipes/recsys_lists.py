@@ -104,8 +104,12 @@ class Lists:
         return rank + before - self.start[users]
 
     def contains(self, users: Tensor, items: Tensor) -> Tensor:
-        """bool, of any shape: is the pair in the lists."""
-        return torch.isin(users * self.num_items + items, self._pairs)
+        """bool, of any shape: is the pair in the lists. One binary search a pair: the lists are in order."""
+        pair = users * self.num_items + items
+        if not len(self._pairs):
+            return torch.zeros(pair.shape, dtype=torch.bool)
+        at = torch.searchsorted(self._pairs, pair).clamp_max(len(self._pairs) - 1)
+        return self._pairs[at] == pair
 
 
 def _below(bound: Tensor, *, generator: torch.Generator) -> Tensor:

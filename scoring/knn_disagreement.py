@@ -116,7 +116,7 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
     majority, neighbours = np.zeros(num, np.int64), np.zeros(num, np.int64)
     for rows, position, similarity in _neighbours(ordered, encoder, config, seed) if asked else ():
         counted = position >= 0
-        votes, majority[rows] = _votes(ordered.y[position], counted, data.num_classes)
+        votes, majority[rows] = _votes(ordered.y[position], counted)
         neighbours[rows] = counted.sum(1)
         with np.errstate(invalid="ignore"):  # nobody around: 0 / 0 is NaN, which becomes null
             disagreement[rows] = ((ordered.y[position] != ordered.y[rows, None]) & counted).sum(1) / neighbours[rows]
@@ -149,13 +149,24 @@ def _neighbours(
         yield part.rows, part.position, part.similarity
 
 
-def _votes(labels: Ints, counted: NDArray[np.bool_], num_classes: int) -> tuple[Ints, Ints]:
-    """How often the most frequent label of each row occurs, and that label (the smaller of equals).
+def _votes(labels: Ints, counted: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """How often the most frequent label of each row occurs, and that label (the smaller of equals; 0 of an empty row).
+
+    Runs of equal labels in sorted rows: memory is that of the neighbours, whatever the number of classes.
+
+    Args:
+        labels, counted: (N, k), k >= 1; labels >= 0, those not counted say nothing.
 
     >>> labels = np.array([[2, 1, 2], [1, 0, 2]])
-    >>> [a.tolist() for a in _votes(labels, np.ones((2, 3), bool), 3)]
+    >>> [a.tolist() for a in _votes(labels, np.ones((2, 3), bool))]
     [[2, 1], [2, 0]]
     """
-    counts = np.zeros((len(labels), num_classes), np.int64)
-    np.add.at(counts, (np.nonzero(counted)[0], labels[counted]), 1)
-    return counts.max(1), counts.argmax(1)
+    ordered = np.sort(np.where(counted, labels, -1), axis=1)
+    place = np.arange(ordered.shape[1])
+    starts = np.ones(ordered.shape, bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    length = place - np.maximum.accumulate(np.where(starts, place, 0), axis=1) + 1
+    length[ordered < 0] = 0
+    best = length.argmax(1)  # the first place at which the longest run is that long: the smaller label of equals
+    rows = np.arange(len(ordered))
+    return length[rows, best], np.maximum(ordered[rows, best], 0)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from scoring.grad_norms.graph import uses_of
+from scoring.grad_norms.graph import Graph
 
 
 class LastLayer:
@@ -87,6 +87,6 @@ def _output_layer(model: nn.Module, x: Tensor) -> nn.Linear | None:
     if len(found) != 1 or sum(module is found[0] for module, _ in calls) != 1 or logits.dim() != 2:
         return None
     own = {id(p): name for name, p in found[0].named_parameters(recurse=False) if p.requires_grad}
-    if not own or any(len(uses) != 1 for uses in uses_of(logits, own).values()):
+    if not own or any(len(uses) != 1 for uses in Graph(logits, own).of_parameter.values()):
         return None
     return found[0]

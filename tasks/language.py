@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 
 from contracts.errors import DataError
 from contracts.methods import EVERY_TASK, TaskSpec, task
-from tasks.base import Batch, Constants, Examples, OutputTask, Reading, answers
+from tasks.base import READING, Batch, Constants, Examples, OutputTask, Reading, answers
 from tasks.signals import log_odds, loss_from_log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NOT_COUNTED = -100
+_TOKENS = 8192  # run at a time: their logits are 1.6 GB for 50,000 words
 
 
 def logits_of(outputs: Any) -> Any:
@@ -90,15 +91,24 @@ class Language(OutputTask):
         return -logp.sum(1) / counted.sum(1)
 
     def read(self, model: nn.Module, batch: Batch) -> Reading:
-        """As every task; only the logits of counted tokens leave the device."""
+        """As every task; some thousand tokens are run at a time, and only the logits of counted ones leave the device."""
         import torch
 
-        labels = batch.targets
-        with torch.no_grad():
-            logits = logits_of(answers(model, batch))[:, :-1]
-            counted = labels[:, 1:] != NOT_COUNTED
-            chosen = logits[counted].to(torch.float32).cpu().numpy()
-        return _reading(chosen, labels[:, 1:][counted].cpu().numpy(), counted.cpu().numpy())
+        labels, rows = batch.targets, max(1, _TOKENS // batch.targets.shape[1])
+        parts = []
+        for at in range(0, len(batch), rows):
+            some = Batch(
+                {name: values[at : at + rows] for name, values in batch.inputs.items()},
+                labels[at : at + rows],
+                batch.example_id[at : at + rows],
+                batch.constants,
+            )
+            aims = some.targets[:, 1:]
+            counted = aims != NOT_COUNTED
+            with torch.no_grad():
+                chosen = logits_of(answers(model, some))[:, :-1][counted].to(torch.float32).cpu().numpy()
+            parts.append(_reading(chosen, aims[counted].cpu().numpy(), counted.cpu().numpy()).values)
+        return Reading(np.concatenate(parts) if parts else np.empty((0, len(READING))))
 
     def reading_of(self, outputs: NDArray[Any], targets: NDArray[Any], constants: Constants) -> Reading:
         """From logits (..., B, T, V) and labels (B, T).

@@ -96,6 +96,9 @@ class Regression(OutputTask):
         if data.class_names:
             raise DataError(f"{data.name}: regression has no class names")
 
+    def describe(self, data: Examples) -> str:
+        return "a number to predict (regression)"
+
     def strata(self, x: Any, y: NDArray[Any], example_id: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most ten bins of as many examples by the target; ties by id."""
         num_bins = int(np.clip(len(y) // 10, 1, MAX_BINS))

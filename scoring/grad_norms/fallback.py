@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from scoring.grad_norms.examples import answer, batch_of_one, num_of, rows_of
+
 _MAX_NUMBERS = 1 << 25  # gradients held at a time: 128 MiB in float32
 
 
-def vmap_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas_BK: Tensor) -> dict[str, Tensor]:
+def vmap_squared_norms(model: nn.Module, names: Sequence[str], x: Any, deltas: Tensor) -> dict[str, Tensor]:
     """Squared norms of d(logits_b . deltas_b) / d(parameter) for every example b.
 
     Args:
         model: in eval mode; takes ``x``.
         names: names in ``model.named_parameters()``; a tied weight counts once, with all its uses.
-        x: (B, ...) inputs.
-        deltas_BK: gradient of each example's loss at its logits, held constant.
+        x: inputs (B, ...), or a dict of them.
+        deltas: (B, ...) gradient of each example's loss at the model's answer, held constant.
 
     Returns:
         name -> float64 (B,).
@@ -33,30 +36,33 @@ def vmap_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas
     known = dict(model.named_parameters())
     parameters = {name: known[name].detach() for name in names}
 
-    def contracted(values: dict[str, Tensor], example: Tensor, delta_K: Tensor) -> Tensor:
-        logits_1K: Tensor = functional_call(model, values, (example[None],))
-        return (logits_1K[0] * delta_K).sum()
+    def contracted(values: dict[str, Tensor], example: Any, delta: Tensor) -> Tensor:
+        one = batch_of_one(example)
+        found = functional_call(model, values, *(((), one) if isinstance(one, dict) else ((one,),)))
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        return (logits[0] * delta).sum()
 
-    chunk = max(1, min(len(x), _MAX_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
+    num = num_of(x)
+    chunk = max(1, min(num, _MAX_NUMBERS // max(1, sum(p.numel() for p in parameters.values()))))
     per_example = vmap(grad(contracted), in_dims=(None, 0, 0), chunk_size=chunk)
     try:
         with torch.no_grad(), warnings.catch_warnings():  # the parameters that are not asked for need no outer graph
             warnings.filterwarnings("ignore", "There is a performance drop")  # slow is what this path is for
-            gradients = per_example(parameters, x, deltas_BK)
+            gradients = per_example(parameters, x, deltas)
     except RuntimeError:  # no batching rule (recurrent kernels, data-dependent control flow)
-        return loop_squared_norms(model, names, x, deltas_BK)
+        return loop_squared_norms(model, names, x, deltas)
     return {name: _squared(g) for name, g in gradients.items()}
 
 
-def loop_squared_norms(model: nn.Module, names: Sequence[str], x: Tensor, deltas_BK: Tensor) -> dict[str, Tensor]:
+def loop_squared_norms(model: nn.Module, names: Sequence[str], x: Any, deltas: Tensor) -> dict[str, Tensor]:
     """As :func:`vmap_squared_norms`, one example at a time by plain autograd. Used where vmap cannot, and to verify."""
     known = dict(model.named_parameters())
     parameters = [known[name] for name in names]
-    squared = torch.zeros(len(names), len(x), dtype=torch.float64, device=x.device)
-    for b in range(len(x)):
+    squared = torch.zeros(len(names), len(deltas), dtype=torch.float64, device=deltas.device)
+    for b in range(len(deltas)):
         with torch.enable_grad():
-            logits_1K = model(x[b : b + 1])
-        gradients = torch.autograd.grad(logits_1K, parameters, deltas_BK[b : b + 1], allow_unused=True)
+            logits = answer(model, rows_of(x, slice(b, b + 1)))
+        gradients = torch.autograd.grad(logits, parameters, deltas[b : b + 1], allow_unused=True)
         for row, g in zip(squared, gradients, strict=True):
             if g is not None:
                 row[b] = _squared(g.to_dense()[None])[0]

@@ -27,13 +27,14 @@ def linear(module: nn.Module, inputs: Tensor, deltas: Tensor, wanted: frozenset[
     a_BTI, d_BTO = inputs.flatten(1, -2), deltas.flatten(1, -2)
     found = {}
     if "weight" in wanted:
-        found["weight"] = _tokens(a_BTI, d_BTO)
+        found["weight"] = token_products(a_BTI, d_BTO)
     if "bias" in wanted:
         found["bias"] = squared_norm(d_BTO.sum(1))
     return found
 
 
-def _tokens(a_BTI: Tensor, d_BTO: Tensor) -> Tensor:
+def token_products(a_BTI: Tensor, d_BTO: Tensor) -> Tensor:
+    """||sum_t delta_t a_t^T||^2, float64 (B,)."""
     num, tokens, d_in = a_BTI.shape
     d_out = d_BTO.shape[2]
     ghost = tokens * (d_in + d_out) < d_in * d_out

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from emoji_packages import write_packages
 from language_data import VOCAB, make_texts
 from PIL import Image
 from planted_logits import LogitEvidence
@@ -377,6 +378,7 @@ def make_world(folder: Path) -> World:
         ("analysis", "recourse_audit"): {"favourable": "green"},
         ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
+        ("source", "emoji"): {"root": str(write_packages(folder / "emoji")), "fewest": 2},
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
         ("recipe", "rehearsal_free"): {
             "steps": [["red"], ["green", "blue"]],

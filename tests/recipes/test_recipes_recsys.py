@@ -77,6 +77,18 @@ def test_lists_are_in_the_order_of_user_and_item_whatever_the_rows():
         assert lists.items[own].tolist() == sorted(items[users == u].tolist())
 
 
+@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=30), st.integers(0, 2**31))
+def test_what_the_lists_contain_equals_a_set(pairs: set[tuple[int, int]], seed: int):
+    users, items = (np.array([pair[k] for pair in sorted(pairs)], np.int64) for k in (0, 1))
+    lists = Lists(users, items, num_users=6, num_items=9)
+    rng = np.random.default_rng(seed)
+    asked = torch.from_numpy(rng.integers(0, 6, (4, 7))), torch.from_numpy(rng.integers(0, 9, (4, 7)))
+    found = lists.contains(*asked)
+    assert found.dtype == torch.bool and found.shape == (4, 7)
+    for u, i, known in zip(*(v.flatten().tolist() for v in (*asked, found)), strict=True):
+        assert known == ((u, i) in pairs)
+
+
 def test_negatives_are_uniform_over_the_items_that_are_not_the_users():
     lists = lists_of([0, 1, 5, 6, 9], [3], list(range(9)), num_items=10)
     users = torch.tensor([0, 1, 2]).repeat(20_000)

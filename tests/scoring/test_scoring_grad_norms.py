@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -198,7 +200,7 @@ def test_embedding_adds_up_repeated_tokens(padding: int | None, naive) -> None:
 def test_tied_weights_are_summed_before_the_norm(naive) -> None:
     ids = torch.tensor([[0, 1, 2, 2], [3, 3, 3, 3], [2, 2, 2, 2], [6, 5, 4, 3]])
     norms = check(Tokens(tied=True), ids, labels(4), naive)
-    assert norms.coverage["embedding.weight"] == "vmap"
+    assert norms.coverage["embedding.weight"] == "factors"
     assert norms.coverage["out.bias"] == norms.coverage["middle.weight"] == "linear"
     assert norms.output_layer == ()
 
@@ -244,16 +246,16 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "shape", "a", "b"),
     [
-        ("reused", (6,), "vmap", "unused"),
+        ("reused", (6,), "factors", "unused"),
         ("in place", (6,), "linear", "unused"),
-        ("functional", (6,), "linear", "vmap"),
-        ("tied by hand", (6,), "vmap", "unused"),
+        ("functional", (6,), "linear", "factors"),
+        ("tied by hand", (6,), "factors", "unused"),
         ("by keyword", (6,), "linear", "unused"),
         ("frozen", (6,), "linear", "linear"),
         ("unused", (6,), "unused", "linear"),
         ("detached", (6,), "unused", "linear"),
-        ("flattened tokens", (4, 6), "vmap", "unused"),
-        ("sequence first", (3, 6), "vmap", "unused"),
+        ("flattened tokens", (4, 6), "factors", "unused"),
+        ("sequence first", (3, 6), "factors", "unused"),
     ],
 )
 def test_what_the_graph_does_not_show_to_hooks(kind: str, shape: tuple[int, ...], a: str, b: str, naive) -> None:
@@ -314,11 +316,147 @@ class Recurrent(nn.Module):
         return self.head(self.cell(x)[0][:, -1])
 
 
-@pytest.mark.parametrize("kind", [Attention, Recurrent])
-def test_unknown_layers_fall_back(kind: type[nn.Module], naive) -> None:
-    norms = check(kind(), torch.randn(4, 5, 6, dtype=torch.float64), labels(4), naive)
-    assert norms.coverage["head.weight"] == "linear"
-    assert set(norms.coverage.values()) == {"linear", "vmap"}
+class Scaled(nn.Module):
+    """Each of its numbers multiplies a feature, as in the RMS norms of published models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(6)), nn.Linear(6, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x * self.scale).mean(1))
+
+
+class Powers(Scaled):
+    """A layer of nobody's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x.abs() ** self.scale).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        (Attention, {"linear", "factors"}),
+        (Recurrent, {"linear", "factors"}),
+        (Scaled, {"linear", "factors"}),
+        (Powers, {"linear", "vmap"}),
+    ],
+)
+@pytest.mark.parametrize("num", [3, 5])  # as many examples as positions, and other numbers of them
+def test_attention_and_recurrent_layers_are_linear_maps_and_unknown_ones_fall_back(
+    kind: type[nn.Module], how: set[str], num: int, naive
+) -> None:
+    norms = check(kind(), torch.randn(num, 5, 6, dtype=torch.float64), labels(num), naive)
+    assert norms.coverage["head.weight"] == "linear" and set(norms.coverage.values()) == how
+
+
+# --- one answer a token -------------------------------------------------------------------------------------------
+
+V, T = 11, 6
+
+
+class Causal(nn.Module):
+    """A causal language model in miniature; ``kind`` says how its weights are used."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.token = nn.Embedding(V, 8, padding_idx=0 if kind == "padding" else None)
+        self.place = nn.Embedding(T, 8)
+        self.norm, self.after = filled(nn.LayerNorm(8)), filled(nn.RMSNorm(8))
+        self.qkv, self.out = nn.Linear(8, 24, bias=False), nn.Linear(8, 8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.turned, self.shift = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+        self.head = nn.Linear(8, V, bias=False)
+        if kind in ("tied", "padding"):
+            self.head.weight = self.token.weight
+        if kind == "adapters":
+            self.requires_grad_(False)
+            self.down.requires_grad_(True)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        at = torch.arange(input_ids.shape[1])
+        h = self.token(input_ids) + self.place(at if self.kind != "one row" else at[None])
+        q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
+        mask = torch.ones(len(at), len(at), dtype=torch.bool).tril()
+        if attention_mask is not None:
+            mask = mask & attention_mask[:, None].bool()
+        h = h + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        if self.kind == "turned":  # as GPT-2 has it: d_in x d_out, on flattened positions
+            h = h + torch.addmm(self.shift, h.view(-1, 8), self.turned).view(h.shape)
+        logits = self.head(self.after(h + self.down(torch.relu(self.up(h)))))
+        return SimpleNamespace(logits=logits) if self.kind == "named" else logits
+
+
+def next_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) mean cross-entropy of the counted tokens, -100 not counted."""
+    aims = labels[:, 1:]
+    nll = F.cross_entropy(logits[:, :-1].transpose(1, 2), aims, ignore_index=-100, reduction="none")
+    return nll.sum(1) / (aims != -100).sum(1)
+
+
+def at_the_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    z = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(next_token(z, labels).sum(), z)
+    return gradient
+
+
+@pytest.mark.parametrize("num", [2, T, 7])
+@pytest.mark.parametrize("tokens", [3, T])  # 3: as many as there are probes
+@pytest.mark.parametrize("kind", ["plain", "one row", "tied", "padding", "turned", "named", "adapters"])
+def test_a_causal_language_model_against_a_loop(kind: str, tokens: int, num: int) -> None:
+    generator = torch.Generator().manual_seed(tokens + num)
+    model = Causal(kind).double().eval()
+    ids = torch.randint(V, (num, tokens), generator=generator)
+    ids[0] = ids[0, 0]  # one token over and over
+    mask = torch.ones_like(ids)
+    mask[-1, -1] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[0, :2] = -100
+    x = {"input_ids": ids, "attention_mask": mask}
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with PerExampleGradNorm(model, micro_batch=4) as norms:
+        found = norms(x, labels, at_the_logits)
+    for b in range(num):
+        said = model(ids[b : b + 1], mask[b : b + 1])
+        loss = next_token(said.logits if kind == "named" else said, labels[b : b + 1])[0]
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, g in zip(parameters, gradients, strict=True):
+            exact = torch.zeros((), dtype=torch.float64) if g is None else g.square().sum()
+            torch.testing.assert_close(found.squared[name][b], exact, rtol=1e-9, atol=1e-16)
+    assert "vmap" not in norms.coverage.values(), norms.coverage
+    assert found.logits.shape == (num, tokens, V)
+    if kind == "tied":
+        assert norms.coverage["token.weight"] == "factors" and norms.output_layer == ()
+    if kind == "plain":
+        assert norms.output_layer == ("head.weight",)
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_models_of_the_library_against_a_loop(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if kind == "GPT2":
+        config = transformers.GPT2Config(vocab_size=V, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=V, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}{'LMHeadModel' if kind == 'GPT2' else 'ForCausalLM'}")(config)
+    model = model.double().eval()
+    ids = torch.randint(V, (5, 6), generator=torch.Generator().manual_seed(1))
+    x = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with PerExampleGradNorm(model) as norms:
+        found = norms(x, ids, at_the_logits)
+    assert "vmap" not in norms.coverage.values(), norms.coverage
+    for b in range(5):
+        loss = next_token(model(ids[b : b + 1]).logits, ids[b : b + 1])[0]
+        exact = sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters())))
+        assert float(found.total[b]) == pytest.approx(
+            exact, rel=1e-9 if kind == "GPT2" else 1e-5
+        )  # its norms are taken in single
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet_gn", "vit"])
@@ -383,7 +521,7 @@ class Mixing(nn.Linear):
 
 @pytest.mark.parametrize(
     ("model", "match"),
-    [(Mixing(6, K), "mixes"), (nn.Sequential(nn.Linear(6, K), nn.Flatten(0)), "logits")],
+    [(Mixing(6, K), "mixes"), (nn.Sequential(nn.Linear(6, K), nn.Flatten(0)), r"\(9,\) for 3 examples")],
 )
 def test_refused_on_the_first_batch(model: nn.Module, match: str) -> None:
     with pytest.raises(NotApplicable, match=match), PerExampleGradNorm(model) as norms:
@@ -396,7 +534,7 @@ def test_a_subclass_with_another_forward_is_not_taken_for_its_parent(naive) -> N
             return super().forward(x * 2)
 
     norms = check(Net(Doubled(6, 5), 5, axes=()), torch.randn(4, 6, dtype=torch.float64), labels(4), naive)
-    assert norms.coverage["body.weight"] == "vmap"
+    assert norms.coverage["body.weight"] == "factors"
 
 
 def test_float32_is_close_and_huge_values_do_not_overflow() -> None:

@@ -9,14 +9,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from language_data import make_texts
 from polars.testing import assert_frame_equal
 from torch import nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
+from recipes.inputs import Inputs
+from recipes.models import builder
 from scoring.el2n import EL2NConfig, el2n
 from scoring.grand import GrandConfig, grand
+from sources.loading import load
 
 CONFIG = GrandConfig()
+SMALL = {"hidden": 16, "intermediate": 32, "layers": 2, "heads": 2}
 
 
 def inputs(examples) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,8 +111,6 @@ def test_refusals(examples, regression, mlp) -> None:
 
     with pytest.raises(NotApplicable, match="4 losses of a regression task; one is needed"):
         run(regression, [mlp(0)])
-    with pytest.raises(NotApplicable, match="ranking"):
-        run(dataclasses.replace(regression, task="ranking"), [mlp(0)])
     with pytest.raises(DataError, match="targets are not finite") as error:
         run(dataclasses.replace(regression, y=np.where(np.arange(37) == 3, np.nan, regression.y)), [nn.Linear(6, 1)])
     assert error.value.example_ids == (examples.example_id[3],)
@@ -153,3 +156,42 @@ def test_a_linear_regression_in_closed_form(regression) -> None:
     residual = np.abs(model(x)[:, 0].detach().numpy() - regression.y)
     found = grand(regression, config=CONFIG, seed=0, early_models=[model])
     np.testing.assert_allclose(found["grand"], 2 * residual * np.sqrt(x.square().sum(1).numpy() + 1), rtol=1e-12)
+
+
+def test_a_recommender_against_the_naive_loop(monkeypatch) -> None:
+    """Cross-entropy among the items that the user met nowhere, one backward pass an interaction; no gradient of a whole
+    table is ever held."""
+    data = load("synthetic_interactions", {"num_users": 9, "num_items": 30, "per_user": 8, "dim": 2}).part("train")
+    build = builder("mf", {"dim": 4}, input_shape=(data.num_users,), num_outputs=data.num_classes)
+    models = [build(seed).double() for seed in range(2)]
+    whole, users = data.constants, np.asarray(data.x)[:, 0]
+    start, each = np.append(whole["start"], len(whole["items"])), np.empty((2, len(data)))
+    for r, model in enumerate(models):
+        for b in range(len(data)):
+            met = set(whole["items"][start[users[b]] : start[users[b] + 1]].tolist())
+            among = [int(data.y[b]), *(k for k in range(data.num_classes) if k not in met)]
+            z = model(torch.tensor([users[b]]))[0, among]
+            gradients = torch.autograd.grad(z.logsumexp(0) - z[0], list(model.parameters()))
+            each[r, b] = sum(float(g.square().sum()) for g in gradients) ** 0.5
+    monkeypatch.setattr("scoring.grad_norms.per_example.vmap_squared_norms", None)  # nothing falls back
+    found = grand(data, config=GrandConfig(batch=20), seed=0, early_models=models)
+    np.testing.assert_allclose(found["grand"], each.mean(0), rtol=1e-10)
+    assert found["grand_last_layer"].null_count() == len(data)
+    graph = builder("lightgcn", {"dim": 4}, input_shape=(data.num_users,), num_outputs=data.num_classes)(0)
+    with pytest.raises(NotApplicable, match="no gradient of its own"):
+        grand(data, config=CONFIG, seed=0, early_models=[graph])
+
+
+def test_a_language_model_against_the_naive_loop() -> None:
+    """Texts of different lengths in one batch, padded; mean loss of the counted tokens of each."""
+    data = make_texts()
+    build = builder("tiny_llama", SMALL, input_shape=data.input_shape, num_outputs=data.task.num_outputs(data))
+    model = build(0).double().eval()
+    exact = []
+    for b in range(len(data)):
+        batch = Inputs(data, dtype=torch.float64).slice(b, b + 1)
+        (loss,) = data.task.losses(model, batch)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        exact.append(sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5)
+    found = grand(data, config=CONFIG, seed=0, early_models=[model])
+    np.testing.assert_allclose(found["grand"], exact, rtol=1e-6)  # its norms are taken in single precision

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scoring_data import make_examples
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -17,13 +20,35 @@ from explain.embeddings import embeddings
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.supervised import supervised
-from scoring.knn_disagreement import KnnDisagreementConfig, knn_disagreement
+from scoring.knn_disagreement import KnnDisagreementConfig, _votes, knn_disagreement
 from sources.loading import load
 from sources.planted import plant_label_noise
 
 
 def run(data, model: nn.Module, **config) -> pl.DataFrame:
     return knn_disagreement(data, config=KnnDisagreementConfig(**config), seed=0, encoder=model)
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_votes_against_counting(num: int, k: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, counted = rng.integers(0, classes, (num, k)), rng.random((num, k)) < 0.7
+    times, label = _votes(labels, counted)
+    for row in range(num):
+        counts = np.bincount(labels[row, counted[row]], minlength=classes)
+        assert (times[row], label[row]) == (counts.max(), counts.argmax())
+
+
+def test_a_million_classes_take_no_more_memory_than_ten() -> None:
+    rng = np.random.default_rng(0)
+    peaks = []
+    for classes in (10, 1_000_000):
+        labels = rng.integers(0, classes, (2000, 10))
+        tracemalloc.start()
+        _votes(labels, np.ones(labels.shape, bool))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 @pytest.mark.parametrize("k", [1, 4, 36, 100])

@@ -87,6 +87,17 @@ def test_padding_and_neighbours_change_nothing() -> None:
         np.testing.assert_array_equal(together[row], LANGUAGE.read(model, batch_of([text])).values[0])
 
 
+def test_a_large_batch_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Table(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))
+    batch = batch_of([[(1, False), (row % 7, True), (3, row % 2 == 0)] for row in range(40)])
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _, args, kwargs, out: sizes.append(out.logits[..., 0].numel()), with_kwargs=True)
+    whole = LANGUAGE.read(model, batch).values
+    monkeypatch.setattr("tasks.language._TOKENS", 10)
+    np.testing.assert_array_equal(LANGUAGE.read(model, batch).values, whole)
+    assert sizes[0] == 120 and max(sizes[1:]) <= 10
+
+
 def test_the_label_at_t_is_predicted_from_the_tokens_before_it() -> None:
     """Changing a token leaves the losses of those before it, and the first label is never counted."""
     sure = torch.full((5, 5), -20.0)
