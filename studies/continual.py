@@ -33,6 +33,7 @@ from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from studies.retraining import mean_interval, splits_by_id
 from studies.step_accuracy import StepAccuracy, forgetting, mean_drop, step_accuracy
+from tasks.base import require
 
 MEASURES = ("final_accuracy", "global_forgetting", "local_forgetting", "mean_drop")
 
@@ -149,6 +150,7 @@ def continual_runs(
         NotApplicable: another recipe, no classification, or no test examples.
         Others: as the recipe raises.
     """
+    require(data, "continual_runs", "reading", "classes")
     plan = stream_config(recipe, name="continual_runs")
     train, test = splits_by_id(data, name="continual_runs")
     stream, steps = stream_of(train, plan), stream_of(test, plan).step
