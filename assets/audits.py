@@ -638,6 +638,9 @@ def _references(run: Run, name: str) -> int | None:
     return run.subject.ensemble.num_models // 2 if attack.get(name).spec.references else None
 
 
+_UNKNOWN = (None, None, None)
+
+
 def _judge_method(
     run: Run, scope: Scope, method: str, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds
 ) -> list[Finding]:
@@ -650,22 +653,18 @@ def _judge_method(
         return [_judge_failed(failed, runs.height)]
     tests = _num_tests(run.subject, scope)
     found = _judge_attacks(run, scope, about, attack_stages, limits, tests)
+    metrics = run.read(schema.UNLEARNING_METRICS, {"split": scope.name(run), "method": method})
+    figures = {(seed, name): of for seed, name, *of in metrics.select("seed", "metric", "value", "low", "high").rows()}
     gaps, quality = {}, {}
-    for row in runs.iter_rows(named=True):
-        gaps[row["seed"]] = judge_gap(
-            row["avg_gap"],
-            row["avg_gap_lo"],
-            row["avg_gap_hi"],
-            spread=row["retrain_spread"],
-            what="gap",
-            thresholds=limits,
-            num_tests=tests,
-        )
+    for seed in runs["seed"].to_list():
+        value, low, high = figures.get((seed, "avg_gap"), _UNKNOWN)
+        spread = figures.get((seed, "retrain_spread"), _UNKNOWN)[0]
+        gaps[seed] = judge_gap(value, low, high, spread=spread, what="gap", thresholds=limits, num_tests=tests)
         lost = {
-            name: (row[f"{short}_lost"], row[f"{short}_lost_lo"], row[f"{short}_lost_hi"])
+            name: tuple(figures.get((seed, f"{short}_lost"), _UNKNOWN))
             for name, short in (("retained", "ra"), ("test", "ta"))
         }
-        quality[row["seed"]] = judge_quality(
+        quality[seed] = judge_quality(
             lost, what="quality", thresholds=limits, num_tests=tests, quality=run.data.task.spec.quality
         )
     return [*found, worst(gaps), worst(quality)]

@@ -144,7 +144,7 @@ def available(kind: str) -> frozenset[str]:
         "score": everything - {"splits", "tables"},
         "split": everything - {"tables", "imported"},
         "analysis": everything - {"imported"},
-        "unlearner": JobProvider.meets(),
+        "unlearner": JobProvider.meets() - {"model"},  # it is called with the model that it changes
     }.get(kind, frozenset())
 
 

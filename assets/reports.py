@@ -120,7 +120,8 @@ def assemble(
     """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of them."""
     subject = run.subject
     split = scope.name(run) if scope else ""
-    runs = run.read(schema.UNLEARNING_RUNS).filter(pl.col("split") == split) if scope else None
+    of_split = [run.read(spec, {"split": split}) for spec in (schema.UNLEARNING_RUNS, schema.UNLEARNING_METRICS)]
+    runs, metrics = of_split if scope else (None, None)
     models = [f"{split}/{method}" for method in runs["method"].unique()] if runs is not None else []
     mine = pl.col("audited").is_in(models if run.request else [TARGET, *models])
     attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
@@ -137,6 +138,7 @@ def assemble(
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
         removed=_removed(run, scope) if scope else None,
         unlearning=runs,
+        unlearning_metrics=metrics,
         attacks=attacks,
         curves=_curves(run, mine),
         commands=_commands(subject, run.request),

@@ -235,9 +235,9 @@ def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Sta
         doc="Every removal method against retraining from scratch: quality (accuracy for classes) lost on the set and kept on the retained and test examples, efficacy of a "
         "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to retraining is better.",
         config={"alpha": subject.thresholds.alpha},
-        version=2,
+        version=3,
         deps=(scope.split, *jobs.values()),
-        tables=(schema.UNLEARNING_RUNS,),
+        tables=(schema.UNLEARNING_METRICS, schema.UNLEARNING_RUNS),
         per_request=scope.per_request,
         work=lambda run: _compare(run, scope, jobs),
     )
@@ -258,19 +258,22 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
             rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance})
     gaps = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
-    frame = frame_of(schema.UNLEARNING_RUNS, gaps.to_dicts(), nan_to_null=False)
+    done = [{c.name: row[c.name] for c in schema.UNLEARNING_RUNS.columns} for row in gaps.to_dicts()]
+    frame = frame_of(schema.UNLEARNING_RUNS, done)
+    metrics = frame_of(schema.UNLEARNING_METRICS, measured(gaps), nan_to_null=False)
     if scope.per_request and run.request:
         run.warehouse.requests.reach(run.request, RequestState.EXECUTED, note=f"{len(jobs)} methods run")
     tables = [
-        (schema.UNLEARNING_RUNS, frame.filter(pl.col("method") == method), {"split": split, "method": method})
+        (table, rows.filter(pl.col("method") == method), {"split": split, "method": method})
         for method in jobs
+        for table, rows in ((schema.UNLEARNING_RUNS, frame), (schema.UNLEARNING_METRICS, metrics))
     ]
     return Output(
         tables=tables,
-        metadata={"methods": len(jobs), "table": _short(frame)},
+        metadata={"methods": len(jobs), "table": _short(gaps)},
         pictures={
             "gap": plots.dots_png(
-                {method: frame.filter(pl.col("method") == method)["avg_gap"].to_numpy() for method in jobs},
+                {method: gaps.filter(pl.col("method") == method)["avg_gap"].to_numpy() for method in jobs},
                 title=f"Distance to retraining: {split}",
                 xlabel="average gap to retraining (points)",
                 threshold=run.subject.thresholds.max_gap,
@@ -278,6 +281,27 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             )
         },
     )
+
+
+def measured(runs: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows of ``unlearning.metrics`` of runs with a column a metric (and ``<metric>_lo``, ``<metric>_hi``): those that are known."""
+    of_runs = {c.name for c in schema.UNLEARNING_RUNS.columns}
+    bounds = {f"{name}{side}" for name in runs.columns for side in ("_lo", "_hi")}
+    rows = []
+    for row in runs.to_dicts():
+        of = {name: row[name] for name in ("split", "method", "seed")}
+        for metric in (name for name in runs.columns if name not in of_runs | bounds):
+            if (value := row.get(metric)) is not None:
+                rows.append(
+                    {
+                        **of,
+                        "metric": metric,
+                        "value": value,
+                        "low": row.get(f"{metric}_lo"),
+                        "high": row.get(f"{metric}_hi"),
+                    }
+                )
+    return rows
 
 
 def _answers(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray]) -> list[Answers]:

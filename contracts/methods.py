@@ -299,10 +299,12 @@ class UnlearnerSpec(MethodSpec):
         exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no shadow runs
             to pass, and it takes as long as retraining.
         control: it removes nothing and looks at nothing: what a comparison shows a fail by.
+        concepts: it can remove a concept (``contracts.requests.Concept``) that a request names in place of rows.
     """
 
     exact: bool = False
     control: bool = False
+    concepts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,44 +134,44 @@ MEMBERS = TableSpec(
     ),
 )
 
+METRICS = {
+    "ua": "unlearning accuracy: 100 - accuracy on the forget set",
+    "ra": "accuracy on the retain set",
+    "ta": "accuracy on the test split",
+    "mia_efficacy": "share of the forget set that an SVM on confidences calls non-member",
+    "mia_correctness": "as mia_efficacy, on correctness",
+    "mia_entropy": "as mia_efficacy, on entropy",
+    "mia_m_entropy": "as mia_efficacy, on modified entropy",
+    "mia_prob": "as mia_efficacy, on all probabilities",
+    "gap_ua": "|ua - ua of retraining|, same seed",
+    "gap_ra": "|ra - ra of retraining|",
+    "gap_ta": "|ta - ta of retraining|",
+    "gap_mia": "|mia_efficacy - that of retraining|",
+    "avg_gap": "mean of the four gaps, its interval within the seed, paired by example; lower is closer to retraining",
+    "ra_lost": "accuracy on retained examples lost against this seed's retraining, its interval paired",
+    "ta_lost": "the same on test examples",
+    "retrain_spread": "mean avg_gap between this seed's retraining and those of the other seeds; of more than one seed",
+}
+"""The metrics of classifiers in ``unlearning.metrics``, in percent or percentage points; other tasks may add theirs."""
+INTERVALS = ("avg_gap", "ra_lost", "ta_lost")  # those with bounds
+
+_OF_A_RUN = (
+    _text("split", "forget/retain split, or request id"),
+    _text("method", "unlearner; 'none' is the untouched model"),
+    Column(name="seed", dtype="int64", doc="seed of the run"),
+)
+
 UNLEARNING_RUNS = TableSpec(
     schema="unlearning",
     name="runs",
-    version=2,
-    doc="One row a method x split x seed, with its distance to retraining (Fan et al., ICLR 2024).",
+    version=3,
+    doc="One row a method x split x seed: what was done, and how it ended. What was measured is in unlearning.metrics.",
     key=("split", "method", "seed"),
     partition=("split", "method"),
     columns=(
-        _text("split", "forget/retain split, or request id"),
-        _text("method", "unlearner; 'none' is the untouched model"),
-        Column(name="seed", dtype="int64", doc="seed of the run"),
+        *_OF_A_RUN,
         _count("num_forget", "forgotten examples"),
         _count("num_retain", "retained examples"),
-        _percent("ua", "unlearning accuracy: 100 - accuracy on the forget set"),
-        _percent("ra", "accuracy on the retain set"),
-        _percent("ta", "accuracy on the test split"),
-        _percent("mia_efficacy", "share of the forget set that an SVM on confidences calls non-member"),
-        _percent("mia_correctness", "as mia_efficacy, on correctness"),
-        _percent("mia_entropy", "as mia_efficacy, on entropy"),
-        _percent("mia_m_entropy", "as mia_efficacy, on modified entropy"),
-        _percent("mia_prob", "as mia_efficacy, on all probabilities"),
-        _percent("gap_ua", "|ua - ua of retraining|, same seed"),
-        _percent("gap_ra", "|ra - ra of retraining|"),
-        _percent("gap_ta", "|ta - ta of retraining|"),
-        _percent("gap_mia", "|mia_efficacy - that of retraining|"),
-        _percent("avg_gap", "mean of the four gaps; lower is closer to retraining"),
-        _points("ra_lost", "accuracy on retained examples lost against this seed's retraining"),
-        _points("ra_lost_lo", "lower bound, paired"),
-        _points("ra_lost_hi", "upper bound"),
-        _points("ta_lost", "the same on test examples"),
-        _points("ta_lost_lo", "lower bound, paired"),
-        _points("ta_lost_hi", "upper bound"),
-        _percent("avg_gap_lo", "lower bound within this seed, paired by example"),
-        _percent("avg_gap_hi", "upper bound"),
-        _percent(
-            "retrain_spread",
-            "mean avg_gap between this seed's retraining and those of the other seeds; null for one seed",
-        ),
         _text("kind", "how the forget set was chosen: random, or by what"),
         Column(name="wall_s", dtype="float64", doc="wall time of the unlearning call", unit="s", low=0, volatile=True),
         Column(
@@ -188,6 +188,22 @@ UNLEARNING_RUNS = TableSpec(
             choices=("ok", "diverged", "refused"),
         ),
         _text("reason", "why not; empty when ok"),
+    ),
+)
+
+UNLEARNING_METRICS = TableSpec(
+    schema="unlearning",
+    name="metrics",
+    doc="What was measured of each unlearning run, a row a metric (Fan et al., ICLR 2024); unlearning.wide has a row a run. "
+    "A metric that is not defined, and any metric of a run that is not ok, has no row.",
+    key=("split", "method", "seed", "metric"),
+    partition=("split", "method"),
+    columns=(
+        *_OF_A_RUN,
+        _text("metric", "what was measured: " + "; ".join(f"{name}, {words}" for name, words in METRICS.items())),
+        Column(name="value", dtype="float64", doc="figure, in percent or percentage points"),
+        Column(name="low", dtype="float64", doc="lower bound; null for a metric without an interval", nullable=True),
+        Column(name="high", dtype="float64", doc="upper bound", nullable=True),
     ),
 )
 
@@ -262,7 +278,7 @@ FINDINGS = TableSpec(
         _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
         _text("what", "what was judged"),
         _text("method", "unlearning method it is about; empty for none"),
-        _text("kind", "attack, quality, distance, result or coverage; empty where the judge did not say"),
+        _text("kind", "attack, quality, distance, result, coverage or concept; empty where the judge did not say"),
         Column(name="value", dtype="float64", doc="figure", nullable=True),
         Column(name="low", dtype="float64", doc="lower bound", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
@@ -338,12 +354,12 @@ REGISTER = TableSpec(
     columns=(
         _text("request_id", "id, also the Dagster partition key"),
         _text("state", "where the request stands"),
-        _text("selector", "ids, owner, class, where or score"),
+        _text("selector", "ids, owner, class, where, score or concept"),
         Column(name="request", dtype="json", doc="the request as received"),
         _text("legal_basis", "as stated"),
         _time("received_at", "receipt"),
         _time("due_at", "one month after receipt unless extended"),
-        _count("num_examples", "examples in scope once scoped", nullable=True),
+        _count("num_examples", "examples in scope once scoped; null of a concept", nullable=True),
     ),
 )
 
@@ -433,6 +449,7 @@ TABLES: tuple[TableSpec, ...] = (
     DATASETS,
     MEMBERS,
     UNLEARNING_RUNS,
+    UNLEARNING_METRICS,
     ATTACK_SCORES,
     ATTACK_REPORTS,
     AGAINST_RETRAINING,

@@ -45,7 +45,7 @@ def facts(report: AuditReport) -> dict[str, Any]:
     judgement = report.judgement
     return _plain(
         {
-            "format": "palimpsest-audit/2",
+            "format": "palimpsest-audit/3",
             "subject": report.subject,
             "title": report.title,
             "created_at": report.created_at,
@@ -94,6 +94,7 @@ def facts(report: AuditReport) -> dict[str, Any]:
                 "classes": report.removed.classes,
             },
             "unlearning": report.unlearning,
+            "unlearning_metrics": report.unlearning_metrics,
             "max_gap": report.max_gap,
             "attacks": report.attacks,
             "curves": {a: {name: c.facts() for name, c in group.items()} for a, group in report.curves.items()},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.errors import DataError, InvalidInput
 from contracts.methods import Picture
-from contracts.schema import ATTACK_REPORTS, UNLEARNING_RUNS
+from contracts.schema import ATTACK_REPORTS, INTERVALS, METRICS, UNLEARNING_METRICS, UNLEARNING_RUNS
 from contracts.tables import TableSpec
 from contracts.verdicts import Finding
 from reports import plots, summary
@@ -140,7 +140,8 @@ class AuditReport:
         scores: one section a score. ``groups``: examples chosen over several scores (the noisiest).
         analyses: one section an analysis.
         removed: what was taken out, or None.
-        unlearning: rows of ``unlearning.runs``. ``attacks``: rows of ``audits.attack_reports``. None when not run.
+        unlearning: rows of ``unlearning.runs``. ``unlearning_metrics``: rows of ``unlearning.metrics`` of these runs.
+            ``attacks``: rows of ``audits.attack_reports``. None when not run.
         curves: audited -> attack -> ROC curve.
         notes: further limits and reasons, one sentence each.
         commands: what to type to do it again. ``config_yaml``: the subject's configuration as text.
@@ -167,6 +168,7 @@ class AuditReport:
     analyses: Sequence[AnalysisSection] = ()
     removed: Removed | None = None
     unlearning: pl.DataFrame | None = None
+    unlearning_metrics: pl.DataFrame | None = None
     attacks: pl.DataFrame | None = None
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -185,8 +187,27 @@ class AuditReport:
         found = self.findings
         frame = found if isinstance(found, pl.DataFrame) else summary.findings_frame(("", f) for f in found)
         object.__setattr__(self, "findings", summary.check_findings(frame))
-        for frame, spec in ((self.unlearning, UNLEARNING_RUNS), (self.attacks, ATTACK_REPORTS)):
+        if (self.unlearning is None) != (self.unlearning_metrics is None):
+            raise DataError("a report shows runs of unlearning with their metrics, or neither")
+        for frame, spec in (
+            (self.unlearning, UNLEARNING_RUNS),
+            (self.unlearning_metrics, UNLEARNING_METRICS),
+            (self.attacks, ATTACK_REPORTS),
+        ):
             _check_columns(frame, spec)
+
+    @property
+    def runs(self) -> pl.DataFrame | None:
+        """``unlearning`` with a column for each metric, null where it has none; ``<metric>_lo`` and ``_hi`` where it has bounds."""
+        if self.unlearning is None or self.unlearning_metrics is None:
+            return None
+        key, rows = ["split", "method", "seed"], self.unlearning_metrics
+        wide = self.unlearning
+        for metric in METRICS:
+            bounds = {"low": f"{metric}_lo", "high": f"{metric}_hi"} if metric in INTERVALS else {}
+            one = rows.filter(pl.col("metric") == metric).select(*key, "value", *bounds)
+            wide = wide.join(one.rename({"value": metric, **bounds}), on=key, how="left", maintain_order="left")
+        return wide
 
     @property
     def judgement(self) -> summary.Judgement:

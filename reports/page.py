@@ -23,7 +23,7 @@ from reports.series import Curve, Histogram
 
 _THIN = "\u202f"
 _MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INCONCLUSIVE: "?", Verdict.BROKEN: "!", Verdict.NOT_JUDGED: "–"}
-_METRICS = {  # column of unlearning.runs -> heading, shorter heading
+_METRICS = {  # metric, or column of unlearning.runs -> heading, shorter heading
     "avg_gap": ("Average gap", "Average gap"),
     "ua": ("Unlearning acc. %", "Unlearning acc."),
     "ra": ("Retain acc. %", "Retain acc."),
@@ -131,10 +131,11 @@ def _attacked(report: AuditReport, attack_names: Sequence[str]) -> dict[str, str
 
 
 def _gap_and_time(report: AuditReport) -> dict[str, str] | None:
-    if report.unlearning is None:
+    runs = report.runs
+    if runs is None:
         return None
     means = [pl.col(c).mean() for c in ("wall_s", "avg_gap", "avg_gap_lo", "avg_gap_hi")]
-    known = report.unlearning.filter(pl.col("avg_gap").is_finite()).group_by("method", maintain_order=True).agg(means)
+    known = runs.filter(pl.col("avg_gap").is_finite()).group_by("method", maintain_order=True).agg(means)
     points = {
         str(name): (took, gap, gap if low is None else min(low, gap), gap if high is None else max(high, gap))
         for name, took, gap, low, high in known.drop_nulls(["wall_s", "avg_gap"]).iter_rows()
@@ -336,7 +337,7 @@ def _group(examples: Examples) -> dict[str, Any]:
 
 def _unlearning(report: AuditReport) -> list[dict[str, Any]]:
     """One table a split: mean and standard deviation over seeds, retraining first, then by average gap."""
-    frame = report.unlearning
+    frame = report.runs
     if frame is None:
         return []
     findings = report.findings

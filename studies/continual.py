@@ -150,7 +150,7 @@ def continual_runs(
         NotApplicable: another recipe, no classification, or no test examples.
         Others: as the recipe raises.
     """
-    require(data, "continual_runs", "reading", "classes")
+    require(data, "continual_runs", "outputs", "classes")
     plan = stream_config(recipe, name="continual_runs")
     train, test = splits_by_id(data, name="continual_runs")
     stream, steps = stream_of(train, plan), stream_of(test, plan).step

@@ -69,8 +69,8 @@ class Regression(OutputTask):
         return float(constants["sd"]) ** 2
 
     def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both of |r| = signal^2; a signal above 0, which no error has, is taken for no error."""
-        loss = np.square(np.square(np.minimum(signal, 0.0)))
+        """Both of |r| = signal^2. A signal above 0, which no error has but a mapped one may, is surer than no error: the order stays."""
+        loss = -np.sign(signal) * np.square(np.square(signal))
         return loss, -0.5 * loss + self.likeliest
 
     def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
@@ -95,6 +95,9 @@ class Regression(OutputTask):
         self.check_targets(data)
         if data.class_names:
             raise DataError(f"{data.name}: regression has no class names")
+
+    def describe(self, data: Examples) -> str:
+        return "a number to predict (regression)"
 
     def strata(self, x: Any, y: NDArray[Any], example_id: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most ten bins of as many examples by the target; ties by id."""

@@ -269,7 +269,7 @@ def add_gaps(rows: pl.DataFrame) -> pl.DataFrame:
     """Fill gap_ua, gap_ra, gap_ta, gap_mia and avg_gap of each run against retraining of the same split and seed.
 
     Args:
-        rows: split, method, seed and the metrics of ``unlearning.runs``; existing gap columns are replaced. Where a
+        rows: split, method, seed and the metrics of ``unlearning.metrics``, a column each; existing gap columns are replaced. Where a
             metric is null or NaN (a diverged run, or an undefined figure), the gap is null.
 
     Returns:

@@ -5,8 +5,8 @@ Keys are checked by the writer in the same transaction, not by PRIMARY KEY: Duck
 rows until commit, so it would refuse the DELETE + INSERT of a replace, and it costs memory in proportion to the rows.
 
 A changed declaration with the same version is refused (except its words). With a higher version the table is
-recreated; rows that satisfy the new declaration are carried over, otherwise the old table stays beside it as
-``<name>__v<old version>`` and nothing is lost. Scores of another version are another quantity: never carried over.
+recreated; rows that satisfy the new declaration are carried over. Where they do not, or say something in a column that is
+gone, the old table stays beside it as ``<name>__v<old version>`` and nothing is lost. Scores of another version are another quantity: never carried over.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _migrate(con: Connection, spec: TableSpec, *, old_version: int) -> str:
 
 
 def _carried(con: Connection, spec: TableSpec) -> list[Column] | None:
-    """The columns to copy from the stored table, or None when its rows do not satisfy the new declaration."""
+    """The columns to copy from the stored table, or None when its rows do not satisfy the new declaration, or would lose a value."""
     have = dict(
         con.execute(
             "SELECT column_name, data_type FROM duckdb_columns() "
@@ -201,6 +201,10 @@ def _carried(con: Connection, spec: TableSpec) -> list[Column] | None:
     if spec.schema == "scores" and spec.name != "runs":
         return None
     if any(c.name in have or not c.nullable or c.name in spec.key for c in absent):
+        return None
+    gone = sorted(set(have) - {c.name for c in spec.all_columns})
+    said = " OR ".join(f"{quoted(name)} IS NOT NULL" for name in gone)
+    if said and first(con, f"SELECT 1 FROM {table(spec)} WHERE {said} LIMIT 1"):
         return None
     rules = [f"coalesce({rule}, true)" for c in shared for rule in _rules(c)]
     rules += [f"{quoted(c.name)} IS NOT NULL" for c in shared if not c.nullable]

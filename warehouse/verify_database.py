@@ -17,7 +17,15 @@ import polars as pl
 
 from contracts.digests import digest
 from contracts.progress import Progress
-from contracts.schema import ARTIFACTS, ATTACK_REPORTS, FINDINGS, REGISTER, REQUEST_EVENTS, UNLEARNING_RUNS
+from contracts.schema import (
+    ARTIFACTS,
+    ATTACK_REPORTS,
+    FINDINGS,
+    REGISTER,
+    REQUEST_EVENTS,
+    UNLEARNING_METRICS,
+    UNLEARNING_RUNS,
+)
 from contracts.tables import TableSpec
 from warehouse import chain, ddl, frames, views
 from warehouse.chain import Head
@@ -25,11 +33,16 @@ from warehouse.connection import Connection, fetch
 from warehouse.recorded import RESTORE, Key, Named, Problem, Recorded, Rows, described
 from warehouse.writer import groups_of, part_text, read_partition, subject_of, writers_of
 
-REPORTED: Mapping[str, TableSpec] = {"findings": FINDINGS, "attacks": ATTACK_REPORTS, "unlearning": UNLEARNING_RUNS}
+REPORTED: Mapping[str, TableSpec] = {
+    "findings": FINDINGS,
+    "attacks": ATTACK_REPORTS,
+    "unlearning": UNLEARNING_RUNS,
+    "unlearning_metrics": UNLEARNING_METRICS,
+}
 """The tables whose rows a JSON report repeats, by the field that holds them."""
 
 _OWN = ("ledger", "meta")
-_VIEWS = ("scores.latest", "scores.agreement")
+_VIEWS = ("scores.latest", "scores.agreement", "unlearning.wide")
 
 
 @dataclass(slots=True)
@@ -321,27 +334,30 @@ def _check_requests(db: Database, con: Connection) -> None:
 
 
 def _check_views(db: Database, con: Connection) -> None:
-    """``scores.latest`` and ``scores.agreement`` are the statements of this program over the columns on record."""
-    if views.outdated(con):
-        db.notes.append(
-            f"{db.name}scores.latest and scores.agreement are of another version of this program: not checked."
-        )
+    """Each view is the statement of this program, those of the scores over the columns on record."""
+    if old := views.outdated(con):
+        db.notes.append(f"{db.name}{', '.join(old)}: of another version of this program, so views were not checked.")
         return
     for score, columns in views.shown(con).items():
         if columns != db.recorded.shows.get(score, columns):
             db.wrong(f"meta.scores says that scores.latest shows other columns of {score} than the ledger recorded.")
-    for name, statement in (("latest", views.latest(con)), ("agreement", views.agreement())):
+    for name, statement in (
+        ("scores.latest", views.latest(con)),
+        ("scores.agreement", views.agreement()),
+        ("unlearning.wide", views.WIDE),
+    ):
         con.execute(f"CREATE OR REPLACE TEMP VIEW expected AS {statement}")  # in memory: the file is open for reading
         found = dict(
             con.execute(
-                "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal AND (view_name = 'expected' OR (schema_name = "
-                "'scores' AND view_name = ? AND database_name = current_database()))",
+                "SELECT CASE view_name WHEN 'expected' THEN view_name ELSE schema_name || '.' || view_name END, sql "
+                "FROM duckdb_views() WHERE NOT internal AND (view_name = 'expected' OR "
+                "(schema_name || '.' || view_name = ? AND database_name = current_database()))",
                 [name],
             ).fetchall()
         )
         texts = {view: text.partition(" AS ")[2] for view, text in found.items()}
         if texts.get(name) != texts["expected"]:
-            db.wrong(f"View scores.{name} is not the statement that this program made.")
+            db.wrong(f"View {name} is not the statement that this program made.")
 
 
 def _part(text: str) -> str:

@@ -10,6 +10,9 @@ example side by side. ``high`` lists the scores that call it something, by their
 values together, the smallest value never), and ``says`` what they call it. The places are shares of the examples below
 it, compared over the scores of which a high one is a reason for doubt (noisy, hard, memorised): ``highest`` and ``lowest``
 name the scores that place it so, ``spread`` is how far these are apart.
+
+``unlearning.wide`` has a row a run, a column a metric (and the bounds of those that have any), for people; programs read the long
+``unlearning.metrics``.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import hashlib
 
 from contracts.methods import ScoreSpec
+from contracts.schema import INTERVALS, METRICS
 from warehouse.connection import Connection, first, literal
 from warehouse.ddl import quoted
 
@@ -58,10 +62,47 @@ COMMENT ON TABLE meta.scores IS 'Which columns of a score table scores.latest sh
 """
 
 
-def outdated(con: Connection) -> bool:
-    """Whether the store was laid out by another version, with another ``scores.agreement`` or none."""
-    found = first(con, "SELECT comment FROM duckdb_views() WHERE schema_name = 'scores' AND view_name = 'agreement'")
-    return found != (_COMMENT,)
+def _wide() -> str:
+    """The statement behind ``unlearning.wide``. No EXCLUDE: DuckDB keeps its names in no fixed order."""
+    columns = {}
+    for metric in METRICS:
+        columns[metric] = ("value", metric)
+        if metric in INTERVALS:
+            columns |= {f"{metric}_lo": ("low", metric), f"{metric}_hi": ("high", metric)}
+    made = ",\n        ".join(
+        f"max(m.{of}) FILTER (m.metric = {literal(metric)}) AS {quoted(name)}" for name, (of, metric) in columns.items()
+    )
+    return (
+        f"SELECT r.*, {', '.join(f'w.{quoted(name)}' for name in columns)}\nFROM unlearning.runs r LEFT JOIN (\n"
+        f"    SELECT m.subject, m.split, m.method, m.seed,\n        {made}\n"
+        f"    FROM unlearning.metrics m GROUP BY m.subject, m.split, m.method, m.seed\n"
+        f") w USING (subject, split, method, seed)"
+    )
+
+
+WIDE = _wide()
+_WIDE_COMMENT = (
+    "One row an unlearning run, one column a metric of unlearning.metrics. "
+    f"Definition {hashlib.sha256(WIDE.encode()).hexdigest()[:12]}."
+)
+
+
+def outdated(con: Connection) -> list[str]:
+    """The views that are not there, or were laid out by another version of this program."""
+    found = dict(
+        con.execute(
+            "SELECT schema_name || '.' || view_name, comment FROM duckdb_views() "
+            "WHERE database_name = current_database() AND NOT internal"
+        ).fetchall()
+    )
+    expected = {"scores.agreement": _COMMENT, "unlearning.wide": _WIDE_COMMENT}
+    return [name for name, comment in expected.items() if found.get(name) != comment]
+
+
+def lay_out_wide(con: Connection) -> None:
+    """``unlearning.wide`` over the tables of runs and metrics, inside the caller's transaction."""
+    con.execute(f"CREATE OR REPLACE VIEW unlearning.wide AS\n{WIDE}")
+    con.execute(f"COMMENT ON VIEW unlearning.wide IS {literal(_WIDE_COMMENT)}")
 
 
 def lay_out(con: Connection) -> None:

@@ -100,15 +100,17 @@ class Warehouse(Session):
         with w.locked():
             fsio.sweep(folder)
             fsio.sweep_scratch(folder / "spill")
-            w._create()
+            created = w._create()
         with w.reading() as con:
             stale, old_views = ddl.outdated(con, TABLES), views.outdated(con)
         if stale or old_views:
             with w.transaction() as t:
                 t.declare(stale)
-                if old_views:
+                if "scores.agreement" in old_views:
                     views.lay_out(t.con)
-                    t.note("view", {"view": "scores.latest, scores.agreement", "done": "replaced"})
+                views.lay_out_wide(t.con)
+                if old_views and not created:
+                    t.note("view", {"view": ", ".join(old_views), "done": "replaced"})
         if old_views and w.snapshot.exists():
             w.publish()  # a reader must find the view that this version's queries name
         return w
@@ -414,10 +416,10 @@ class Warehouse(Session):
 
     # ---------------------------------------------------------------- inside
 
-    def _create(self) -> None:
-        """The database file, whole or not at all; the caller holds the lock."""
+    def _create(self) -> bool:
+        """The database file, whole or not at all, if there is none; the caller holds the lock. Whether there was none."""
         if self.database.exists():
-            return
+            return False
         mirrored = chain.read_mirror(self.head_file)
         if mirrored is not None and mirrored.seq > 0:
             raise IntegrityError(f"{self.database} is gone, but {self.head_file} knows {mirrored.seq} ledger entries")
@@ -428,6 +430,7 @@ class Warehouse(Session):
                 con.execute(ddl.LAYOUT)
                 views.lay_out(con)
         fault("warehouse.after_create")
+        return True
 
 
 def _last_stage(con: Connection, asset: str) -> dict[str, Any] | None:

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from contracts.errors import ConfigError
 from contracts.identity import check_name
-from contracts.methods import Asked
+from contracts.methods import Asked, analysis, attack, recipe, score, unlearner
+from contracts.registry import Registry
 from contracts.subject import Model, Subject
 from pipelines.cli.imports import store
 from pipelines.cli.own_model import Checkpoint, best_way, model_of
@@ -24,6 +25,7 @@ from pipelines.cli.terminal import console, state_to_write
 
 if TYPE_CHECKING:
     from sources.example_set import ExampleSet
+    from tasks.base import Task
 
 
 def init(
@@ -208,7 +210,6 @@ def plan_for(
         ConfigError: no source recognises the data, or a column is not known.
         DataError: the data cannot be audited as it is.
     """
-    from contracts.methods import score
     from contracts.methods import source as sources
     from recipes.plan import load_examples, tried_model
     from sources.files import ImageConfig
@@ -272,12 +273,9 @@ def plan_for(
         },
         "attacks": ["loss", "lira_online", "rmia_online"],
     }
-    if not examples.task.gives("outputs"):
-        plan["scores"] = [m.spec.name for m in score if examples.task.gives(*m.spec.wants)]
-        plan["analyses"] = ["train_test_duplicates"] if examples.task.gives("features") else []
-        plan["unlearning"], plan["attacks"] = None, []
     if examples.task.gives("interactions"):
         plan |= _ranking(train, probe.model)
+    plan = _applicable(plan, examples.task)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
         f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
@@ -287,6 +285,20 @@ def plan_for(
         facts += f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher ones"
     notes = (*notes, *examples.provenance.get("notes", ()), *([said] if said else []))
     return Planned(Subject.from_mapping(plan), examples, facts, notes)
+
+
+def _applicable(plan: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The plan without the methods that want more of the task than it gives, or early models of a recipe that has none."""
+    early = recipe.get(plan["recipe"]["name"]).spec.early
+
+    def applies(kind: Registry[Any], choice: str | dict[str, Any]) -> bool:
+        spec = kind.get(choice if isinstance(choice, str) else choice["name"]).spec
+        return task.gives(*spec.wants) and (early or "early_models" not in spec.needs)
+
+    kinds: dict[str, Registry[Any]] = {"scores": score, "analyses": analysis, "attacks": attack}
+    found = {name: [choice for choice in plan[name] if applies(kind, choice)] for name, kind in kinds.items()}
+    methods = [choice for choice in plan["unlearning"]["methods"] if applies(unlearner, choice)]
+    return {**plan, **found, "unlearning": {**plan["unlearning"], "methods": methods}}
 
 
 def _ranking(train: int, model: Model) -> dict[str, Any]:
@@ -301,8 +313,18 @@ def _ranking(train: int, model: Model) -> dict[str, Any]:
     return {
         "model": dataclasses.replace(model, config=vectors),
         "recipe": {"name": "bpr", "config": {"denoise": "pld", **training}},
-        "splits": [{"name": "denoised", "method": "denoise_implicit", "config": {"score": "personal_loss"}}],
-        "analyses": [{"name": "recsys_eval", "config": {**compared, **training}}] if vectors else [],
+        "ensemble": {"num_models": 20, "block": 10},
+        "scores": ["memorization", "personal_loss"],
+        "splits": [
+            {"name": "random", "method": "random_fraction", "config": {"fraction": 0.1}},
+            {"name": "denoised", "method": "denoise_implicit", "config": {"score": "personal_loss"}},
+        ],
+        "analyses": [
+            "influence",
+            "exposure",
+            *([{"name": "recsys_eval", "config": compared | training}] if vectors else []),
+        ],
+        "unlearning": {"split": "random", "methods": ["retrain"], "seeds": 1},
     }
 
 

@@ -59,6 +59,9 @@ class RehearsalFreeConfig(StreamConfig):
     fisher: str = param("sum", choices=("sum", "average", "online"), doc="how that of all steps is accumulated")
     fisher_decay: float = param(0.9, ge=0, le=1, doc="online only")
     fisher_cap: float = param(CAP, gt=0, le=1e9, doc="average only: largest value that takes part")
+    built_pretrained: bool = param(
+        False, doc="the model is built with pre-trained weights: an L2 penalty holds them from the first step on"
+    )
     anchor_old_rows: bool = param(False, doc="penalties also on the head's rows of classes seen before")
     mask_old: bool = param(False, doc="ce only: softmax over this step's classes alone; logits of others take no part")
 
@@ -93,7 +96,7 @@ class RehearsalFreeLearner:
         params = {n: p for n, p in run.model.named_parameters() if n in own_names}
         rows = {n: self._old for n in params if n.startswith(f"{run.head.name}.")}
         self._anchors = []
-        if config.l2 and params and (old or run.pretrained):
+        if config.l2 and params and (old or run.pretrained or config.built_pretrained):
             self._anchors.append((config.l2, L2Anchor(params, rows=rows)))
         if config.ewc and params and self.fisher is not None:
             self._anchors.append((config.ewc, EWCAnchor(params, self.fisher, rows=rows)))
@@ -190,9 +193,9 @@ def _batches(run: Run, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         source="Smith et al., CVPRW 2023 (arXiv 2203.17269)",
         config=RehearsalFreeConfig,
         retains=(
-            "teacher: a copy of the model of the step before, while a step is trained with pred or feat > 0",
-            "anchor: its parameters, while a step is trained with l2 or ewc > 0",
-            "fisher: with ewc > 0, second moments of per-example gradients over the examples of every step so far",
+            "teacher (a copy of the model of the step before; pred or feat > 0)",
+            "anchor (its parameters; l2 or ewc > 0)",
+            "Fisher information (second moments of per-example gradients over the examples of every step; ewc > 0)",
         ),
         early=True,
         stacked=stacked(RehearsalFreeLearner),

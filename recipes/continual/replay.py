@@ -103,7 +103,7 @@ class ReplayLearner:
         doc="A stream of steps with a buffer of old examples that are trained on again.",
         source="Chaudhry et al., arXiv 1902.10486; Rolnick et al., NeurIPS 2019",
         config=ReplayConfig,
-        retains=("buffer: up to K training examples as they are, by their ids",),
+        retains=("replay buffer (up to K training examples as they are)",),
         early=True,
         stacked=stacked(ReplayLearner),
     )

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from contracts.digests import derive_seed, digest
 from contracts.errors import ConfigError
 from contracts.progress import Progress, silent
+from contracts.stores import CheckpointStore, NoStore
+from contracts.subject import Ensemble
+from recipes.design import balanced_design, pool_and_population
+from recipes.ensemble import ReferenceEnsemble
 from recipes.language.fitting import fit_tokens
-from recipes.language.lora import LoraConfig, adapter_arrays, attach, restart
+from recipes.language.lora import LoraConfig, adapter_arrays, attach, restart, state_digest
 from recipes.predict import read
 from recipes.schedule import num_epochs
 from sources.example_set import ExampleSet
@@ -84,3 +89,74 @@ def train_adapters(
         )
         yield Adapter(adapter_arrays(model), read(model, data, batch=batch))
         progress(done, len(seeds), "adapters")
+
+
+def adapter_ensemble(
+    base: nn.Module,
+    data: ExampleSet,
+    *,
+    config: LoraConfig,
+    ensemble: Ensemble,
+    seed: int,
+    device: str = "cpu",
+    batch: int = 32,
+    checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
+    checkpoint_name: str = "adapters",
+    progress: Progress = silent,
+) -> ReferenceEnsemble:
+    """The reference ensemble of M adapters, each on a random half of the pool, read on pool and population.
+
+    Args:
+        base: as of :func:`train_adapters`.
+        data: the whole data set, both splits.
+        config: adapters, optimiser, schedule.
+        ensemble: M, pool and population; its ``block`` says nothing here, as an adapter is kept as soon as it is read.
+        seed: of the design and, with the model's number, of every adapter.
+        device, batch: as of :func:`train_adapters`.
+        checkpoints: keeps what each adapter said, as ``<checkpoint_name>-<number>``; one of this very ensemble is not trained again.
+        checkpoint_name: see above.
+        progress: called with (adapters done, in all, "reference models").
+
+    Raises:
+        NotApplicable, DataError, ConfigError, Diverged: see :func:`train_adapters` and ``recipes.design``.
+        IntegrityError: a stored reading is damaged.
+    """
+    pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
+    rows = np.sort(np.concatenate([pool, population]))
+    view = data.take(rows)
+    in_pool = np.isin(rows, pool)
+    keep = np.zeros((ensemble.num_models, len(rows)), bool)
+    keep[:, in_pool] = balanced_design(ensemble.num_models, len(pool), seed=derive_seed("design", seed))
+    run = digest(
+        {
+            "recipe": "lora",
+            "config": config,
+            "ensemble": [ensemble.num_models, ensemble.pool_size, ensemble.population_fraction],
+            "seed": seed,
+            "base": state_digest(base),
+            "data": data.digest,
+        }
+    )
+    seeds = [derive_seed("reference", seed, m) for m in range(ensemble.num_models)]
+    names = [f"{checkpoint_name}-{m:05d}" for m in range(ensemble.num_models)]
+    stored = [checkpoints.load(name) for name in names]
+    reading: dict[int, np.ndarray] = {
+        m: np.asarray(found[0]["reading"]) for m, found in enumerate(stored) if found and found[1].get("run") == run
+    }
+    missing = [m for m in range(ensemble.num_models) if m not in reading]
+    members = [np.flatnonzero(keep[m]) for m in missing]
+    made = train_adapters(
+        base, view, config=config, members=members, seeds=[seeds[m] for m in missing], device=device, batch=batch
+    )
+    for m, adapter in zip(missing, made, strict=True):
+        reading[m] = adapter.reading.values
+        checkpoints.save(names[m], {"reading": reading[m]}, {"run": run})
+        progress(len(reading), ensemble.num_models, "reference models")
+    return ReferenceEnsemble(
+        example_id=view.example_id,
+        pool=in_pool,
+        labels=np.zeros(len(view), np.int64),
+        keep=keep,
+        reading=np.stack([reading[m] for m in range(ensemble.num_models)]),
+        config_digest=run,
+    )

@@ -214,10 +214,15 @@ def lora(
 
 
 def _fingerprint(model: nn.Module, data: ExampleSet, *, config: LoraConfig, seed: int) -> str:
-    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters in any dtype, data and its order."""
+    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters, data and its order."""
+    order = hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest()
+    return digest({"config": config, "seed": seed, "initial": state_digest(model), "data": data.digest, "order": order})
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, of any dtype, in the order of their names."""
     state = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    order = hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest()
-    return digest({"config": config, "seed": seed, "initial": state.hexdigest(), "data": data.digest, "order": order})
+    return state.hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from emoji_packages import write_packages
 from PIL import Image
 
 from contracts.methods import Asked, unlearner
@@ -115,6 +116,7 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         found["source", name] = config
+    found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found
 

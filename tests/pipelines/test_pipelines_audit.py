@@ -30,7 +30,7 @@ def test_every_promised_table_answers(audited_home: Path) -> None:
     assert set(latest.filter(pl.col("score") != "memorization")["n"]) == {train}
     audited = w.query("SELECT DISTINCT audited FROM audits.attack_reports")["audited"].to_list()
     assert {"target", "random/none", "random/retrain", "random/finetune"} <= set(audited)
-    runs = w.query("SELECT method, avg_gap FROM unlearning.runs")
+    runs = w.query("SELECT method, avg_gap FROM unlearning.wide")
     assert dict(runs.iter_rows())["retrain"] == 0.0
     assert w.query("SELECT count(*) AS n FROM requests.register")["n"][0] >= 0
     assert w.ledger.verify().ok

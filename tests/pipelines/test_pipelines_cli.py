@@ -53,16 +53,24 @@ def test_init_plans_what_the_task_of_the_data_allows(tmp_path: Path, monkeypatch
     code, out = palimpsest("init", "clicks", "--data", str(tmp_path / "log.csv"))
     assert code == 0 and "20 users" in out
     clicks = load_subject("clicks", tmp_path / "state")
-    assert (clicks.model.name, clicks.recipe.name) == ("mf", "bpr") and [c.name for c in clicks.scores] == [
-        "personal_loss"
-    ]
-    assert [c.name for c in clicks.analyses] == ["recsys_eval"] and [s.method for s in clicks.splits] == [
-        "denoise_implicit"
-    ]
+    assert (clicks.model.name, clicks.recipe.name) == ("mf", "bpr")
+    assert [c.name for c in clicks.scores] == ["memorization", "personal_loss"]
+    assert [c.name for c in clicks.analyses] == ["influence", "exposure", "recsys_eval"]
+    assert [s.method for s in clicks.splits] == [
+        "random_fraction",
+        "denoise_implicit",
+    ] and clicks.unlearning is not None
+    assert [c.name for c in clicks.attacks] == ["loss", "lira_online", "rmia_online"]
     code, out = palimpsest("init", "sugar", "--data", str(tmp_path / "diabetes.csv"), "--label", "target")
     assert code == 0 and "regression" in out
     sugar = load_subject("sugar", tmp_path / "state")
-    assert {"grand", "near_duplicates"} <= {c.name for c in sugar.scores} and sugar.unlearning is None
+    assert [c.name for c in sugar.scores] == [
+        "grand",
+        "memorization",
+        "near_duplicates",
+    ] and sugar.unlearning is not None
+    assert [c.name for c in sugar.analyses] == ["influence", "train_test_duplicates", "exposure"]
+    assert [c.name for c in sugar.attacks] == ["loss", "lira_online", "rmia_online"]
 
 
 def test_init_takes_logs_of_interactions_under_any_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

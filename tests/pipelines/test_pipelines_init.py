@@ -314,7 +314,7 @@ def test_labels_are_mapped_and_the_mapping_is_shown(
 def test_the_task_may_be_said(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", label=[0.0, 1.0, 2.0] * 20)
     assert read(path).examples.num_classes == 3
-    assert read(path, task="regression").examples.task == "regression"
+    assert read(path, task="regression").examples.task.name == "regression"
     path = table(tmp_path / "e.csv", label=[f"$1,{i:03}" for i in range(200, 260)])
     with pytest.raises(DataError, match=r"60 examples in 60 classes.*--task regression"):
         read(path)

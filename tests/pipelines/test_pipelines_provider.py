@@ -35,7 +35,7 @@ PLAN: dict[str, Any] = {
     "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
     "unlearning": {"split": "random", "methods": ["greedy"], "seeds": 1},
 }
-EVERYTHING = tuple(sorted(JobProvider.meets()))
+EVERYTHING = tuple(sorted(available("unlearner")))
 GIVEN: dict[str, Any] = {}
 
 
@@ -87,8 +87,8 @@ def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
         run = Run(job, workspace, "r", None, None)
         here = StageProvider(run, upstream).provided(dataclasses.replace(spec, needs=EVERYTHING))
         assert set(GIVEN) == {*EVERYTHING, "started_from"}
-        assert digests([GIVEN["model"], GIVEN["encoder"]]) == digests([here["model"]] * 2)
-        assert GIVEN["model"] is not GIVEN["started_from"], "a copy of its own"
+        assert digests([GIVEN["started_from"], GIVEN["encoder"]]) == digests([here["encoder"]] * 2)
+        assert GIVEN["encoder"] is not GIVEN["started_from"], "a copy of its own"
         assert digests(GIVEN["early_models"]) == digests(here["early_models"])
         np.testing.assert_array_equal(GIVEN["ensemble"].keep, here["ensemble"].keep)
         np.testing.assert_array_equal(GIVEN["ensemble"].example_id, here["ensemble"].example_id)
@@ -102,7 +102,7 @@ def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
         GIVEN.clear()
 
 
-@pytest.mark.parametrize("need", sorted(set(NEEDS) - JobProvider.meets()))
+@pytest.mark.parametrize("need", sorted(set(NEEDS) - available("unlearner")))
 def test_what_a_job_cannot_give_is_refused_as_the_plan_loads(need: str):
     words = rf"unlearning\.methods\[0\]: unlearner greedy needs {need}, .*train_many"
     spec = UnlearnerSpec(name="greedy", doc="Asks too much.", needs=("train", need))

@@ -124,7 +124,7 @@ def test_reference_models_and_retrainings_are_of_the_audited_models_regime(audit
     found = meta_of(audited, "models/ensemble")
     for ours, theirs in ((found["accuracy inside"], train), (found["accuracy outside"], test)):
         assert ours < 0.8 and abs(ours - theirs) < 0.25
-    runs = audited.warehouse.query("SELECT ta FROM unlearning.runs WHERE method = 'retrain'")["ta"]
+    runs = audited.warehouse.query("SELECT ta FROM unlearning.wide WHERE method = 'retrain'")["ta"]
     assert len(runs) == 2 and runs.max() < 80 and (runs - 100 * test).abs().max() < 25
 
 

@@ -244,6 +244,10 @@ def test_pre_training_leaves_the_encoder_the_head_as_built_and_the_first_anchor(
         for weight in (100.0, 0.0)
     )
     assert state(first) == state(second), "and from random weights there is nothing to hold yet"
+    given = dataclasses.replace(bare, l2=100.0, built_pretrained=True)
+    held_first = rehearsal_free(build, examples, config=given, seed=0, stop_after=2)
+    moved = [float((m.hidden[0].weight - fresh.hidden[0].weight).detach().norm()) for m in (held_first, first)]
+    assert moved[0] < 0.2 * moved[1], "but a model that is built pre-trained is held where it was built"
     with pytest.raises(NotApplicable, match="square"):
         rehearsal_free(
             mlp(data()), data(), config=RehearsalFreeConfig(steps=STEPS[:2], pretrain=(2, 4), rotations=True), seed=0

@@ -19,8 +19,9 @@ from torch import nn
 
 from contracts.errors import ConfigError, DataError, Diverged, IntegrityError, NotApplicable
 from contracts.methods import recipe
+from contracts.subject import Ensemble
 from recipes.inputs import Inputs
-from recipes.language.adapters import train_adapters
+from recipes.language.adapters import adapter_ensemble, train_adapters
 from recipes.language.causal import causal_lm
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.language.lora import LoraConfig, adapter_arrays, attach, load_adapter, lora, merged
@@ -31,6 +32,7 @@ from recipes.predict import read
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.payloads.tokens import Tokens
+from tasks.base import Reading
 
 CONFIG = TokenTrainingConfig(lr=0.02, epochs=12, batch=5)
 SMALL = {"hidden": 16, "intermediate": 32, "layers": 2, "heads": 2}
@@ -335,6 +337,30 @@ def test_many_adapters_on_one_base_are_what_the_recipe_gives_for_each(
     assert np.mean(members_fit) < np.mean(others)
     with pytest.raises(ConfigError, match="one seed"):
         next(train_adapters(llama(0), data, config=LORA, members=members, seeds=[1]))
+
+
+def test_an_ensemble_of_adapters_is_a_reference_ensemble_and_is_resumed(
+    llama: Callable[[int], nn.Module], data: ExampleSet
+) -> None:
+    asked = Ensemble(num_models=4, population_fraction=0.5)
+    config, store, told = dataclasses.replace(LORA, epochs=15), Store(), []
+    given = {"config": config, "ensemble": asked, "seed": 1, "checkpoints": store}
+    found = adapter_ensemble(
+        llama(0), data, **given, progress=lambda done, total, what: told.append((done, total, what))
+    )
+    assert found.reading.shape == (4, len(found.example_id), 4) and told[-1] == (4, 4, "reference models")
+    assert (found.keep.sum(0) == 2 * found.pool).all()
+    fit, rest = (
+        np.mean([r.loss[k].mean() for r, k in zip(map(Reading, found.reading), which, strict=True)])
+        for which in (found.keep, ~found.keep & found.pool)
+    )
+    assert fit < rest
+    del store.kept["adapters-00002"]  # killed after two of them, the last one made before
+    again = adapter_ensemble(llama(0), data, **given)
+    np.testing.assert_array_equal(again.reading, found.reading)
+    assert again.config_digest == found.config_digest
+    other = adapter_ensemble(llama(1), data, **given)  # another base: nothing of the store is used
+    assert other.config_digest != found.config_digest and not np.array_equal(other.reading, found.reading)
 
 
 def test_kept_adapters_can_be_put_back(llama: Callable[[int], nn.Module], data: ExampleSet) -> None:

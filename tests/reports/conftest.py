@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from contracts.schema import METRICS, UNLEARNING_RUNS
 from contracts.verdicts import Finding, Verdict
 from reports import AuditReport, Curve, Examples, Histogram, Removed, ScoreSection, findings_frame
 
@@ -119,6 +120,25 @@ def unlearning_row(split: str, method: str, seed: int, rng: np.random.Generator,
             if f"{f}{side}" != "avg_gap"
         },
     }
+
+
+@pytest.fixture
+def long() -> Callable[[pl.DataFrame], dict[str, pl.DataFrame]]:
+    return long_of
+
+
+def long_of(runs: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Runs with a column a metric as the two fields of a report: runs, and metrics a row each."""
+    rows = [
+        {"split": row["split"], "method": row["method"], "seed": row["seed"], "metric": metric, "value": row[metric]}
+        | {"low": row.get(f"{metric}_lo"), "high": row.get(f"{metric}_hi")}
+        for row in runs.to_dicts()
+        for metric in METRICS
+        if row.get(metric) is not None
+    ]
+    kinds = {"split": pl.String, "method": pl.String, "seed": pl.Int64, "metric": pl.String}
+    metrics = pl.DataFrame(rows, schema={**kinds, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64})
+    return {"unlearning": runs.select(c.name for c in UNLEARNING_RUNS.columns), "unlearning_metrics": metrics}
 
 
 @pytest.fixture(scope="session")
@@ -326,7 +346,7 @@ def build_report() -> AuditReport:
             classes={"digit 8": 44, "digit 3": 100},
             examples=dataclasses.replace(shown("Removed", "", 1.0), note=()),
         ),
-        unlearning=pl.DataFrame(runs),
+        **long_of(pl.DataFrame(runs)),
         attacks=pl.DataFrame(attacks, infer_schema_length=None),
         curves={
             a: {name: x.curve for name, x in done[a].items()} for a in ("target", "random/finetune", "random/retrain")

@@ -24,6 +24,7 @@ from reports import AnalysisSection, AuditReport, Examples, Histogram, ScoreSect
 from reports.contents import MAX_EXAMPLES
 
 Changed = Callable[..., AuditReport]
+Long = Callable[[pl.DataFrame], dict[str, pl.DataFrame]]
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> [x](javascript:alert(3)) {{ 7331*7331 }} **b**"
 
 
@@ -140,14 +141,14 @@ def test_scores_stand_behind_a_line_each_and_wide_tables_in_what_scrolls(whole: 
     assert re.findall(r"(<div class=\"scroll\" tabindex=\"0\">)?\s*<table", whole).count("") == 0
 
 
-def test_a_column_that_holds_nothing_is_not_shown(digits_report: AuditReport, lean: Changed) -> None:
-    frame, attacks = digits_report.unlearning, digits_report.attacks
+def test_a_column_that_holds_nothing_is_not_shown(digits_report: AuditReport, lean: Changed, long: Long) -> None:
+    frame, attacks = digits_report.runs, digits_report.attacks
     assert frame is not None and attacks is not None
     empty = pl.DataFrame({"known": [1.5, 2.5], "unknown": [None, None], "text": ["a", None]})
     section = AnalysisSection(name="a", doc="d", table=empty, num_rows=2)
     nothing = [pl.lit(None, pl.Float64).alias(c) for c in ("mia_efficacy", "avg_gap")]
     no_rate = attacks.with_columns(tpr=pl.when(pl.col("fpr_cap") > 0.01).then("tpr"))
-    text = render_html(lean(unlearning=frame.with_columns(nothing), attacks=no_rate, analyses=(section,)))
+    text = render_html(lean(**long(frame.with_columns(nothing)), attacks=no_rate, analyses=(section,)))
     heads = re.findall(r"<th[^>]*>([^<]*)</th>", text)
     assert "Membership eff. %" not in heads and "Average gap" not in heads and "Retain acc. %" in heads
     assert [h for h in heads if h.startswith("Found at")] == ["Found at \u2264 5\u202f%"]
@@ -163,7 +164,7 @@ def test_every_fact_is_on_the_page(digits_report: AuditReport, page: Page) -> No
     assert digits_report.ledger_head in page.text
     assert digits_report.config_yaml.strip() in page.text
     assert "palimpsest audit digits" in page.text
-    frame = digits_report.unlearning
+    frame = digits_report.runs
     assert frame is not None
     gaps = frame.filter(pl.col("method") == "finetune")["avg_gap"]
     assert re.search(rf"finetune\s.*?{gaps.mean():.2f}\s+± {gaps.std():.3f}", page.text, re.S)
@@ -173,7 +174,7 @@ def test_every_fact_is_on_the_page(digits_report: AuditReport, page: Page) -> No
 def test_retraining_leads_and_methods_follow_by_gap(digits_report: AuditReport, whole: str) -> None:
     text = whole.split('id="unlearning"')[1].split('id="attacks"')[0]
     order = re.findall(r'<td class="name">(\w+)', text)
-    frame = digits_report.unlearning
+    frame = digits_report.runs
     assert frame is not None
     means = frame.filter(pl.col("method") != "retrain").group_by("method").agg(pl.col("avg_gap").mean()).sort("avg_gap")
     assert order == ["retrain", *means["method"]]
@@ -203,6 +204,8 @@ def test_the_json_is_canonical_holds_the_facts_and_is_named_on_the_page(digits_r
     assert frame is not None
     assert attacks is not None
     assert data["unlearning"] == json.loads(frame.write_json())
+    assert digits_report.unlearning_metrics is not None
+    assert data["unlearning_metrics"] == json.loads(digits_report.unlearning_metrics.write_json())
     assert [r["auc"] for r in data["attacks"]] == attacks["auc"].to_list()
     assert data["scores"][0]["examples"][0]["example_id"] == digits_report.scores[0].examples[0].example_id.tolist()
     assert data["inconclusive"][0]["what"] == "random/finetune · umia"
@@ -272,16 +275,17 @@ def test_an_audit_of_nothing_is_not_judged_and_still_a_page() -> None:
     assert page.headings == ["What was audited", "Findings", "What is not decided, and why", "Do it again"]
 
 
-def test_missing_numbers_become_dashes_and_nulls(digits_report: AuditReport, lean: Changed) -> None:
-    frame = digits_report.unlearning
+def test_missing_numbers_become_dashes_and_nulls(digits_report: AuditReport, lean: Changed, long: Long) -> None:
+    frame = digits_report.runs
     assert frame is not None
     known = [pl.lit(None, pl.Float64).alias(c) for c in ("avg_gap", "ua")]
     broken = frame.with_columns(*known, ra=pl.lit(float("nan")), status=pl.lit("diverged"))
-    report = lean(unlearning=broken)
+    report = lean(**long(broken))
     text = render_html(report)
     assert "3 diverged or refused" in text
     assert "nan" not in Page(text).text.lower()
-    assert json.loads(render_json(report))["unlearning"][0]["ra"] is None
+    first = json.loads(render_json(report))["unlearning_metrics"][0]
+    assert first["metric"] == "ra" and first["value"] is None
 
 
 def test_a_score_that_is_not_current_and_missing_values_are_told(lean: Changed) -> None:
@@ -398,7 +402,9 @@ def test_wrong_inputs_are_refused() -> None:
         Examples(heading="h", example_id=np.arange(2), value=np.zeros(2), label=["a"])
     with pytest.raises(InvalidInput, match="picture"):
         Examples(heading="h", example_id=np.arange(2), value=np.zeros(2), label=["a", "b"], images=np.zeros((2, 30)))
-    with pytest.raises(DataError, match=r"unlearning\.runs.*avg_gap"):
+    with pytest.raises(DataError, match=r"unlearning\.runs.*status"):
+        small(unlearning=pl.DataFrame({"split": ["s"]}), unlearning_metrics=pl.DataFrame())
+    with pytest.raises(DataError, match="runs of unlearning with their metrics, or neither"):
         small(unlearning=pl.DataFrame({"split": ["s"]}))
     with pytest.raises(DataError, match="verdict"):
         small(findings=pl.DataFrame({"what": ["x"]}))

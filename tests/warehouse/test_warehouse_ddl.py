@@ -85,15 +85,25 @@ def test_other_columns_under_the_same_version_are_refused(things: Warehouse, col
 
 
 def test_rows_that_fit_the_new_version_are_carried_over(things: Warehouse) -> None:
-    wider = version(2, V1.columns[0], V1.columns[1], Column(name="note", dtype="str", doc="note", nullable=True))
+    wider = version(2, *V1.columns, Column(name="note", dtype="str", doc="note", nullable=True))
     assert "migrated" in declare(things, wider)
     assert things.read(wider, subject="digits").to_dicts() == [
-        {"example_id": 1, "size": 0.5, "note": None},
-        {"example_id": 2, "size": 5.0, "note": None},
+        {"example_id": 1, "size": 0.5, "colour": "red", "note": None},
+        {"example_id": 2, "size": 5.0, "colour": "blue", "note": None},
     ]
     assert tables(things) == {"things"}
     assert things.receipt(wider, subject="digits") is None, "what the ledger recorded was another table"
-    assert things.replace(wider, ROWS.drop("colour").with_columns(note=pl.lit("n")), **COMMON).changed
+    assert things.replace(wider, ROWS.with_columns(note=pl.lit("n")), **COMMON).changed
+
+
+def test_a_column_that_is_gone_takes_no_values_with_it(w: Warehouse) -> None:
+    coloured = dataclasses.replace(V1, columns=(*V1.columns[:2], dataclasses.replace(V1.columns[2], nullable=True)))
+    w.replace(coloured, ROWS.with_columns(colour=pl.lit(None, pl.String)), **COMMON)
+    assert "migrated" in declare(w, version(2, *V1.columns[:2])), "nothing was said in it"
+    w.replace(version(3), ROWS, **COMMON)
+    assert "archived" in declare(w, version(4, *V1.columns[:2]))
+    with w.reading() as con:
+        assert con.execute("SELECT list(colour ORDER BY colour) FROM test.things__v3").fetchone() == (["blue", "red"],)
 
 
 def test_examples_stored_before_they_had_an_origin_are_carried_over(w: Warehouse) -> None:

@@ -20,12 +20,15 @@ from contracts.schema import (
     EDGES,
     EXAMPLES,
     FINDINGS,
+    INTERVALS,
     LINEAGE_MEMBERS,
     LINEAGE_SETS,
     MEMBERS,
+    METRICS,
     REGISTER,
     REQUEST_EVENTS,
     TABLES,
+    UNLEARNING_METRICS,
     UNLEARNING_RUNS,
 )
 from contracts.tables import TableSpec
@@ -68,6 +71,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         "higher_means VARCHAR, run_id VARCHAR, calls VARCHAR, is_called BOOLEAN)"
     )
     c.execute(views.AGREEMENT)
+    views.lay_out_wide(c)
     for i, (v, (m, se)) in enumerate(zip(EL2N, MEMORIZATION, strict=True)):
         c.execute(
             "INSERT INTO scores.latest VALUES ('digits', 'el2n', ?, ?, NULL, 'harder', 'r', 'hard', NULL)", [i, v]
@@ -162,6 +166,14 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
                 if i != 2
             ],
         )
+    runs = (
+        ("retrain", 0, 5.0, 0.0, "ok"),
+        ("retrain", 1, 7.0, 0.0, "ok"),
+        ("finetune", 0, 1.0, 4.0, "ok"),
+        ("finetune", 1, 3.0, 6.0, "ok"),
+        ("gradient_ascent", 0, 90.0, 2.0, "diverged"),
+        ("broken", 0, None, None, "diverged"),
+    )
     insert(
         c,
         UNLEARNING_RUNS,
@@ -172,27 +184,30 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
                 "seed": seed,
                 "num_forget": 2,
                 "num_retain": 2,
-                "ua": ua,
-                "ra": 99.0,
-                "ta": 95.0,
-                "mia_efficacy": 10.0,
-                "avg_gap": gap,
                 "wall_s": 1.0,
                 "rte": 0.5,
                 "status": status,
                 "kind": "random",
-                "avg_gap_lo": None if gap is None else gap / 2,
-                "avg_gap_hi": None if gap is None else 2 * gap,
                 "reason": "" if status == "ok" else "why",
             }
-            for m, seed, ua, gap, status in (
-                ("retrain", 0, 5.0, 0.0, "ok"),
-                ("retrain", 1, 7.0, 0.0, "ok"),
-                ("finetune", 0, 1.0, 4.0, "ok"),
-                ("finetune", 1, 3.0, 6.0, "ok"),
-                ("gradient_ascent", 0, 90.0, 2.0, "diverged"),
-                ("broken", 0, None, None, "diverged"),
+            for m, seed, _, _, status in runs
+        ],
+    )
+    insert(
+        c,
+        UNLEARNING_METRICS,
+        [
+            {"split": "random", "method": m, "seed": seed, "metric": metric, "value": value}
+            | {"low": value / 2 if bounded else None, "high": 2 * value if bounded else None}
+            for m, seed, ua, gap, _ in runs
+            for metric, value, bounded in (
+                ("ua", ua, False),
+                ("ra", 99.0, False),
+                ("ta", 95.0, False),
+                ("mia_efficacy", 10.0, False),
+                ("avg_gap", gap, True),
             )
+            if value is not None
         ],
     )
     insert(
@@ -648,3 +663,29 @@ def test_a_file_is_read_as_written() -> None:
 
 def test_the_cookbook_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "sql-cookbook.md").read_text(encoding="utf-8") == queries.cookbook()
+
+
+def test_a_row_a_run_holds_what_the_long_table_says(con: duckdb.DuckDBPyConnection) -> None:
+    wide = con.sql("SELECT * FROM unlearning.wide ORDER BY method, seed").pl()
+    runs = con.sql("SELECT * FROM unlearning.runs ORDER BY method, seed").pl()
+    assert wide.select(runs.columns).equals(runs), "every run once, also one without any figure"
+    said = con.sql("SELECT method, seed, metric, value, low, high FROM unlearning.metrics").pl()
+    long = {(m, s, k): (v, lo, hi) for m, s, k, v, lo, hi in said.rows()}
+    nothing = (None, None, None)
+    for row in wide.iter_rows(named=True):
+        for metric in METRICS:
+            value, low, high = long.get((row["method"], row["seed"], metric), nothing)
+            assert row[metric] == value
+            if metric in INTERVALS:
+                assert (row[f"{metric}_lo"], row[f"{metric}_hi"]) == (low, high)
+
+
+def test_the_wide_view_is_found_outdated_and_laid_out_anew(w: Warehouse) -> None:
+    with w.transaction() as t:
+        t.con.execute("CREATE OR REPLACE VIEW unlearning.wide AS SELECT 1 AS x")
+    with w.reading() as c:
+        assert views.outdated(c) == ["unlearning.wide"]
+    again = Warehouse.open(w.home)
+    with again.reading() as c:
+        assert views.outdated(c) == []
+    assert "unlearning.wide" in again.ledger.entries(kind="view")["body"][-1]

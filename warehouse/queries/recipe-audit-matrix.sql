@@ -1,5 +1,5 @@
 -- Recipes against audits: what each attack finds on the audited model of every subject, beside the recipe that trained it and how well
--- that generalises. Subjects on the same data differ in their recipe: does a replay buffer leak where distillation does not?
+-- that generalises. Subjects on the same data that differ in their recipe say whether a replay buffer leaks where distillation does not.
 -- $attack = null: which attack; all of them when null
 -- $subject = null: which subject; all of them when null
 

@@ -8,7 +8,7 @@ SELECT subject, split, method, count(*) AS seeds, count(*) FILTER (status <> 'ok
     avg(avg_gap) AS avg_gap, stddev_samp(avg_gap) AS avg_gap_sd, min(avg_gap_lo) AS avg_gap_lo, max(avg_gap_hi) AS avg_gap_hi,
     avg(ua) AS ua, stddev_samp(ua) AS ua_sd, avg(ra) AS ra, stddev_samp(ra) AS ra_sd, avg(ta) AS ta, stddev_samp(ta) AS ta_sd,
     avg(mia_efficacy) AS mia_efficacy, stddev_samp(mia_efficacy) AS mia_efficacy_sd, avg(rte) AS rte_min
-FROM unlearning.runs
+FROM unlearning.wide
 WHERE ($subject::VARCHAR IS NULL OR subject = $subject) AND ($split::VARCHAR IS NULL OR split = $split)
 GROUP BY subject, split, method
 ORDER BY subject, split, method <> 'retrain', avg(avg_gap) NULLS LAST, method
