@@ -17,7 +17,7 @@ from palimpsest.testing.world import World
 def of_candidates(evidence: Evidence, rows: np.ndarray) -> Evidence:
     """The evidence about these candidates (positions), in this order."""
     by_model = ("target", "reference", "keep", "target_signals", "reference_signals")
-    some = {n: None if (v := getattr(evidence, n)) is None else v[:, rows] for n in by_model}
+    some: dict[str, Any] = {n: None if (v := getattr(evidence, n)) is None else v[:, rows] for n in by_model}
     whole = evidence.whole
     if whole is not None:
         theirs = None if whole.reference is None else whole.reference[:, rows]
@@ -28,7 +28,7 @@ def of_candidates(evidence: Evidence, rows: np.ndarray) -> Evidence:
 def with_references(evidence: Evidence, num: int) -> Evidence:
     """The evidence with the first ``num`` reference models alone."""
     names = ("reference", "keep", "population_reference", "reference_signals")
-    first = {n: None if not num or (v := getattr(evidence, n)) is None else v[:num] for n in names}
+    first: dict[str, Any] = {n: None if not num or (v := getattr(evidence, n)) is None else v[:num] for n in names}
     whole = evidence.whole
     if whole is not None:
         theirs = None if not num or whole.reference is None else whole.reference[:num]

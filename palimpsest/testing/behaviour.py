@@ -48,18 +48,22 @@ def output(world: World, method: Method[Any]) -> None:
         claim(out["role"].n_unique() > 1, "one role for everybody")
 
 
+def _global_states() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
 def repeatable(world: World, method: Method[Any]) -> None:
     """Same seed, same bits; and the global generators are neither used nor moved."""
     results = []
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    states = _global_states()
     try:
         for state in (1, 2):
             random.seed(state)
             np.random.seed(state)  # noqa: NPY002
             torch.manual_seed(state)
-            before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+            before = _global_states()
             results.append(comparable(method, world.run(method)))
-            after = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+            after = _global_states()
             claim(before[0] == after[0], "the global state of random has moved")
             kept = np.array_equal(before[1][1], after[1][1]) and before[1][2:] == after[1][2:]
             claim(kept, "the global state of numpy has moved")

@@ -48,9 +48,9 @@ def check_column(values: pl.Series, column: Column) -> None:
     if column.dtype == "float64":
         claim(known.is_finite().all(), f"{name} is not finite")
     if column.low is not None:
-        claim((known >= column.low).all(), f"{name} is {known.min()}, below {column.low}")
+        claim((known >= column.low).all(), f"{name} is {known.min()!r}, below {column.low}")
     if column.high is not None:
-        claim((known <= column.high).all(), f"{name} is {known.max()}, above {column.high}")
+        claim((known <= column.high).all(), f"{name} is {known.max()!r}, above {column.high}")
     if column.choices:
         claim(known.is_in(list(column.choices)).all(), f"{name} is none of {', '.join(column.choices)}")
 

@@ -111,10 +111,9 @@ def outside(field: dataclasses.Field[Any]) -> list[Any]:
 
 def fields(world: World, method: Method[Any]) -> None:
     """Unknown and ill-typed fields are refused, and the digest of a configuration is stable."""
-    for given, word in (
-        ({"no_such_field": 1}, "has no field no_such_field"),
-        *(({f.name: object()}, f.name) for f in dataclasses.fields(method.spec.config)),
-    ):
+    wrong: list[tuple[dict[str, Any], str]] = [({"no_such_field": 1}, "has no field no_such_field")]
+    wrong += [({f.name: object()}, f.name) for f in dataclasses.fields(method.spec.config)]
+    for given, word in wrong:
         try:
             world.config(method, **given)
         except ConfigError as error:

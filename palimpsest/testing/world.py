@@ -47,7 +47,8 @@ class Needs(Mapping[str, Any]):
     """
 
     def __init__(self, made: Mapping[str, Callable[[], Any]]) -> None:
-        self._make, self._made = dict(made), {}
+        self._make = dict(made)
+        self._made: dict[str, Any] = {}
 
     def __getitem__(self, need: str) -> Any:
         if need not in self._made:
