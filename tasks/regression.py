@@ -109,8 +109,9 @@ class Regression(OutputTask):
     def constants(self, data: Examples) -> Constants:
         """``sd`` of the training targets (1 where they are all equal), and the mean's mean absolute error in units of it."""
         y = data.y[data.split == "train"] if (data.split == "train").any() else data.y
-        sd = float(y.std()) or 1.0
-        naive = float(np.abs(y - y.mean()).mean()) / sd or 1.0
+        with np.errstate(invalid="ignore"):  # targets that are not finite are refused by check_targets
+            sd = float(y.std()) or 1.0
+            naive = float(np.abs(y - y.mean()).mean()) / sd or 1.0
         return {"sd": np.float64(sd), "naive": np.float64(naive)}  # type: ignore[dict-item]
 
     def constant_quality(self, data: Examples) -> float:
