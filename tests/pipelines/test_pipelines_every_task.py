@@ -107,7 +107,7 @@ def test_what_unlearning_costs_is_measured_by_the_tasks_quality(audited: tuple[S
     arrays, _ = w.artifacts.load(f"{subject.subject}/unlearning/none/result")
     assert set(arrays) >= {"reading", "non_member", "forget", "example_id"} and "logits" not in arrays
     quality = arrays["reading"][0, :, 3]
-    runs = w.query("SELECT * FROM unlearning.runs")
+    runs = w.query("SELECT * FROM unlearning.wide")
     none = runs.row(by_predicate=pl.col("method") == "none", named=True)
     forget = data.positions(arrays["forget"])
     assert none["ua"] == pytest.approx(100 - 100 * quality[forget].mean())
