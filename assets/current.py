@@ -70,7 +70,7 @@ class Declaration:
 
 def scope_of(warehouse: Warehouse, request: str | None) -> str:
     """What the key of a stage covers of a forget request: what was asked, not how far it has got."""
-    return digest(warehouse.requests.get(request).request) if request else ""
+    return warehouse.requests.get(request).request.digest() if request else ""
 
 
 def current_stages(

@@ -73,6 +73,8 @@ def refuse_left_in_source(request_id: str, plan: Subject, workspace: Workspace) 
     Raises:
         StateError: some are, or they were never looked up.
     """
+    if not workspace.warehouse.requests.get(request_id).request.names_rows:
+        raise StateError(f"request {request_id} names a concept, not rows: that rows are gone says nothing of it")
     ids = workspace.warehouse.requests.pins(request_id)["example_id"].to_numpy()
     if not len(ids):
         raise StateError(f"request {request_id} has no rows on record: run it once, then take its rows out of the data")

@@ -45,6 +45,8 @@ def resolve(
         NotReady: the score or the examples that it selects by are not on record, or not current.
         InvalidInput: the SQL predicate is not one boolean expression.
     """
+    if not request.names_rows:
+        raise InvalidInput(f"request {request.request_id} names no rows but {said(request)}")
     named = _NAMED[request.selector](request, data, warehouse) if request.selector in _NAMED else np.empty(0, np.int64)
     train = data.part("train")
     method, chosen = selection(request, named[np.isin(named, train.example_id)])
@@ -82,6 +84,8 @@ def selection(request: ForgetRequest, ids: np.ndarray) -> tuple[str, dict[str, o
 
 def said(request: ForgetRequest) -> str:
     """What was asked, in a few words, without the name of a person."""
+    if request.concept is not None:
+        return f"the concept {request.concept.name!r}"
     return {
         "ids": f"{len(request.ids)} ids",
         "owner": "the examples of one owner",

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from assets.curation import choose, store
+from assets.request_concepts import refuse_concept
 from assets.request_rows import pins, refuse_changed, resolve, selection
 from assets.stage import Output, Run, Stage
 from contracts import schema
@@ -40,6 +41,7 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     entry = requests.get(run.request)
     if entry.state in NOT_RUN:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
+    refuse_concept(entry.request, run.subject)
     method, chosen = selection(entry.request, _pinned(run, entry.request))
     config = curator.get(method).spec.config.from_mapping(chosen)
     members = choose(run, run.request, method, config, upstream)

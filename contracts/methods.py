@@ -163,6 +163,10 @@ class ScoreSpec(MethodSpec):
         higher_means: one or two words for a high value ("harder", "memorised").
         calls: what it calls which examples; None: nothing that other scores say too.
         gates: conditions that a run must meet to count.
+        trains: it trains models on the way. Rounding grows over whole trainings, and a batch size is one of their settings and
+            not only how the work is cut: its values may differ where those of other scores must not.
+        tolerance: how near to its solution an iterative fit in it stops, relative to the column's largest value; values that
+            are functions of the input alone keep 0.
     """
 
     columns: tuple[Column, ...]
@@ -171,6 +175,8 @@ class ScoreSpec(MethodSpec):
     higher_means: str
     calls: Call | None = None
     gates: tuple[Gate, ...] = ()
+    trains: bool = False
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -292,9 +298,13 @@ class UnlearnerSpec(MethodSpec):
     Attributes:
         exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no shadow runs
             to pass, and it takes as long as retraining.
+        control: it removes nothing and looks at nothing: what a comparison shows a fail by.
+        concepts: it can remove a concept (``contracts.requests.Concept``) that a request names in place of rows.
     """
 
     exact: bool = False
+    control: bool = False
+    concepts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,10 @@ class Registry(Generic[S]):
     def __iter__(self) -> Iterator[Method[S]]:
         return iter([self._methods[n] for n in self.names()])
 
+    def registered(self) -> tuple[Method[S], ...]:
+        """Those that are known by now; nothing is imported to find more."""
+        return tuple(self._methods.values())
+
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 

@@ -1,4 +1,4 @@
-"""Forget requests: who asks for which examples to be forgotten, and where the request stands."""
+"""Forget requests: who asks for which examples, or which concept, to be forgotten, and where the request stands."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import enum
 from calendar import monthrange
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
+from contracts import digests
 from contracts.errors import ConfigError, StateError
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.params import Config, param
 
-Selector = Literal["ids", "owner", "class", "where", "score"]
+Selector = Literal["ids", "owner", "class", "where", "score", "concept"]
+CONCEPT = "concept"  # the selector that names no rows
 
 
 class RequestState(enum.StrEnum):
@@ -68,11 +70,37 @@ def due_date(received: datetime, *, months: int = 1) -> datetime:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Concept(Config):
+    """Something that a model is to know no more, in the words by which it is asked for."""
+
+    name: str = param(doc="the concept")
+    aliases: tuple[str, ...] = param((), doc="other words for it: they are to be forgotten too")
+    anchor: str = param(
+        "", doc="what the model is to answer in its place, a neighbour that stays; the method's own when empty"
+    )
+    keep: tuple[str, ...] = param((), doc="neighbours that must stay as they are")
+
+    def check(self) -> None:
+        words = [self.name, *self.aliases, *([self.anchor] if self.anchor else []), *self.keep]
+        if blank := [word for word in words if not word.strip() or word != word.strip()]:
+            raise ConfigError(f"concept {self.name!r}: {blank[0]!r} is empty, or has spaces around it")
+        gone = [word.casefold() for word in (self.name, *self.aliases)]
+        stays = [word.casefold() for word in self.keep]
+        for what, listed in (("name and aliases", gone), ("keep", stays)):
+            if len(set(listed)) < len(listed):
+                raise ConfigError(f"concept {self.name!r}: {what} hold a word twice")
+        if both := sorted(set(gone) & {*stays, self.anchor.casefold()}):
+            raise ConfigError(
+                f"concept {self.name!r}: {both[0]!r} is to be forgotten, and cannot be kept or be the anchor"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetRequest(Config):
-    """Which examples of a subject are to be forgotten, and by when.
+    """Which examples of a subject, or which concept, are to be forgotten, and by when.
 
     Exactly one selector is given: ids, an owner (its salted token), a class name, an SQL predicate over
-    ``data.examples``, or one end of a stored score: a fraction or a count of the training examples.
+    ``data.examples``, one end of a stored score (a fraction or a count of the training examples), or a concept.
     """
 
     request_id: str = param(doc="legal name; also the Dagster partition key")
@@ -86,6 +114,7 @@ class ForgetRequest(Config):
     fraction: float = param(0.0, ge=0, lt=1, doc="share of the training examples, for selector score")
     count: int = param(0, ge=0, doc="number of training examples instead of a share, for selector score")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end of the score, for selector score")
+    concept: Concept | None = param(None, doc="for selector concept: no rows are named")
     legal_basis: str = param("GDPR Art. 17(1)", doc="as stated by the requester")
     received_at: str = param(doc="ISO 8601 in UTC")
     due_at: str = param(doc="ISO 8601 in UTC; one month after receipt unless extended (GDPR Art. 12(3))")
@@ -99,6 +128,7 @@ class ForgetRequest(Config):
             "class": bool(self.class_name),
             "where": bool(self.where),
             "score": bool(self.score),
+            CONCEPT: self.concept is not None,
         }
         chosen = [k for k, v in given.items() if v]
         if chosen != [self.selector]:
@@ -112,3 +142,18 @@ class ForgetRequest(Config):
             )
         if len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"request {self.request_id}: example ids are listed twice")
+
+    @property
+    def names_rows(self) -> bool:
+        """It names examples of the data; else a concept."""
+        return self.selector != CONCEPT
+
+    def recorded(self) -> dict[str, Any]:
+        """As it is put on record, plain data. One that names rows says nothing of a concept, so that requests have the record, and the
+        digest, that they had before there were concepts."""
+        found: dict[str, Any] = digests.plain(self)
+        return found if self.concept is not None else {k: v for k, v in found.items() if k != CONCEPT}
+
+    def digest(self) -> str:
+        """SHA-256 of :meth:`recorded`."""
+        return digests.digest(self.recorded())

@@ -278,7 +278,7 @@ FINDINGS = TableSpec(
         _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
         _text("what", "what was judged"),
         _text("method", "unlearning method it is about; empty for none"),
-        _text("kind", "attack, quality, distance, result or coverage; empty where the judge did not say"),
+        _text("kind", "attack, quality, distance, result, coverage or concept; empty where the judge did not say"),
         Column(name="value", dtype="float64", doc="figure", nullable=True),
         Column(name="low", dtype="float64", doc="lower bound", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
@@ -354,12 +354,12 @@ REGISTER = TableSpec(
     columns=(
         _text("request_id", "id, also the Dagster partition key"),
         _text("state", "where the request stands"),
-        _text("selector", "ids, owner, class, where or score"),
+        _text("selector", "ids, owner, class, where, score or concept"),
         Column(name="request", dtype="json", doc="the request as received"),
         _text("legal_basis", "as stated"),
         _time("received_at", "receipt"),
         _time("due_at", "one month after receipt unless extended"),
-        _count("num_examples", "examples in scope once scoped", nullable=True),
+        _count("num_examples", "examples in scope once scoped; null of a concept", nullable=True),
     ),
 )
 

@@ -28,6 +28,7 @@ QUALITY = "quality"  # what is kept works as after retraining
 DISTANCE = "distance"  # how far the metrics lie from retraining's
 RESULT = "result"  # what a method gave back is a model of this plan
 COVERAGE = "coverage"  # whether the evidence is about this method and this kind of set
+CONCEPT = "concept"  # of a request that names one: how often it is still produced, what of its neighbours is kept, attacks for it
 INFORMATION = "information"  # a figure that decides nothing here, whatever it is
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from contracts.requests import OPEN, RequestState
+from contracts.requests import CONCEPT, OPEN, RequestState
 from contracts.subject import Subject
 
 if TYPE_CHECKING:
@@ -132,9 +132,12 @@ def request_tick(
     from assets.request_rows import answer_unseen
 
     requests = workspace.warehouse.requests.list(subject)
-    waiting, given_up = {}, []
+    waiting, given_up, concepts = {}, [], []
     for row in requests.filter(pl.col("state").is_in([state.value for state in TO_RUN])).iter_rows(named=True):
         name = row["request_id"]
+        if row["selector"] == CONCEPT:  # 'palimpsest request run' says what it lacks
+            concepts.append(name)
+            continue
         if row["num_examples"] == 0:
             answer_unseen(workspace.warehouse, name)
             continue
@@ -147,6 +150,8 @@ def request_tick(
         else:
             waiting[name] = f"{name}-{len(runs)}"
     if not waiting:
+        if concepts and not given_up:
+            return dg.SkipReason(f"these name a concept, which no stage here removes: {', '.join(concepts)}")
         return dg.SkipReason(
             f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} ID', then "
             f"'palimpsest request run {subject} ID'"

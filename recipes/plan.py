@@ -109,9 +109,14 @@ def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
     if data.num_users:
         return model
     rows = np.flatnonzero(data.split == "train")[:_TRIED]
+    seen = data.inputs(rows)
     with of_user(name, f"to move to {device}"):
-        x = torch.from_numpy(data.inputs(rows)).to(device, model_dtype(model))
         model = model.to(device)
+    if isinstance(seen, dict):
+        _try_task(name, model, data, rows, device=device)
+        return build(0)
+    with of_user(name, f"to move to {device}"):
+        x = torch.from_numpy(seen).to(device, model_dtype(model))
     with local_rng(0, device=device):
         for training in (False, True):  # training changes a model: a fresh one is given back
             answers = check_answers(name, model, x, num_outputs=data.num_classes or 1, training=training)
@@ -125,6 +130,29 @@ def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
                 with of_user(name, "to be trained"):
                     answers.square().mean().backward()
     return build(0)
+
+
+def _try_task(name: str, model: nn.Module, data: ExampleSet, rows: np.ndarray, *, device: str) -> None:
+    """As :func:`tried_model`, of a model whose inputs are named tensors: its task reads it and takes its losses."""
+    import torch
+
+    from recipes.inputs import Inputs, model_dtype
+    from recipes.models import of_user
+    from recipes.predict import eval_mode
+    from recipes.rng import local_rng
+
+    batch = Inputs(data, dtype=model_dtype(model), device=device).batch(torch.from_numpy(rows).to(device))
+    with local_rng(0, device=device):
+        with of_user(name, f"to answer {len(rows)} training examples"), eval_mode(model):
+            reading = data.task.read(model, batch).values
+        broken = ~np.isfinite(reading).all(axis=1)
+        if broken.any():
+            ids = ", ".join(map(str, data.example_id[rows[broken]][:5].tolist()))
+            raise ConfigError(
+                f"model {name!r} is read as NaN or infinity on {int(broken.sum())} of {len(rows)} training examples (ids {ids})"
+            )
+        with of_user(name, "to be trained"):
+            data.task.losses(model.train(), batch).mean().backward()
 
 
 _TRIED = 64

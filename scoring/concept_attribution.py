@@ -271,6 +271,7 @@ def class_concept_profile(
 @score(
     ScoreSpec(
         name="concept_attribution",
+        tolerance=1e-3,  # its elastic net stops at 1e-4, wherever rounding leads it
         wants=("outputs", "classes", "features"),
         doc="Share of an example's class evidence that runs through the concepts of its class (integrated gradients).",
         source="arXiv 2405.15662 (2024); Sundararajan et al., ICML 2017; Yuksekgonul et al., ICLR 2023",

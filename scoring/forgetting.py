@@ -51,6 +51,7 @@ class ForgettingConfig(Config):
 @score(
     ScoreSpec(
         name="forgetting",
+        trains=True,
         version=2,
         wants=("outputs", "classes"),
         doc="Forgetting events: how often an example goes from right to wrong between two of its presentations in training.",

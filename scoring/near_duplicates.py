@@ -181,11 +181,10 @@ def comparable(name: str, data: ExampleSet) -> ExampleSet:
 
     Raises:
         NotApplicable: a ranking task.
-        DataError: ids used twice, labels outside the classes.
+        DataError: ids used twice, targets that are none of the task's.
     """
     require(data, name, "features")
-    if data.task.gives("classes"):
-        data.check_targets()
+    data.check_targets()
     return data.by_id()
 
 

@@ -359,6 +359,7 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
 @score(
     ScoreSpec(
         name="worst_case_forget",
+        trains=True,
         wants=("losses", "reading"),
         doc="Place of the example in the forget set that is hardest (easiest) to unlearn, by bi-level search.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",

@@ -238,7 +238,7 @@ def qualification(
         NotApplicable: no random set, which is the reference, or the metrics are not defined for retraining.
         InvalidInput: see :func:`studies.forget_selectors.choose` and the unlearners.
     """
-    train, test = data.part("train"), data.part("test")
+    train, test = data.part("train").by_id(), data.part("test").by_id()
     if not len(test):
         raise InvalidInput(f"{data.name} has no test split: TA and the membership test cannot be measured")
     methods = tuple(dict.fromkeys((REFERENCE, UNTOUCHED, *(config.methods or unlearn.methods))))

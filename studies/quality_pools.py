@@ -247,10 +247,15 @@ def quality_pools(
     )
     order = [f.pool_id for f in sorted(fits, key=lambda f: f.law.b)]
     for num in range(2, len(order) + 1):
+        lengths: set[int] = set()
         for effort, point in points.items():
             if point >= num * size:  # a pass over the union at least
+                found = run([names.index(i) for i in order[:num]], effort / num)
+                if (length := found[0]["samples_seen"]) in lengths:
+                    continue  # its epochs round to those of another point
+                lengths.add(length)
                 about_union = {"n_pools": num, "pools": ", ".join(order[:num]), "point": point}
-                unions += [about_union | one for one in run([names.index(i) for i in order[:num]], effort / num)]
+                unions += [about_union | one for one in found]
     return {"pools": frame_of(_POOLS, about), "pool_curves": runs_of, "pool_unions": frame_of(_UNIONS, unions)}
 
 

@@ -110,13 +110,26 @@ class Batch:
 class Examples(Protocol):
     """What a task looks at of a data set (``sources.example_set.ExampleSet``)."""
 
-    name: str
-    x: Any
-    y: NDArray[Any]
-    example_id: NDArray[np.int64]
-    split: NDArray[np.str_]
-    class_names: tuple[str, ...]
-    provenance: Mapping[str, Any]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def x(self) -> Any: ...
+
+    @property
+    def y(self) -> NDArray[Any]: ...
+
+    @property
+    def example_id(self) -> NDArray[np.int64]: ...
+
+    @property
+    def split(self) -> NDArray[np.str_]: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
 
     @property
     def constants(self) -> Constants: ...

@@ -69,8 +69,8 @@ class Regression(OutputTask):
         return float(constants["sd"]) ** 2
 
     def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both of |r| = signal^2; a signal above 0, which no error has, is taken for no error."""
-        loss = np.square(np.square(np.minimum(signal, 0.0)))
+        """Both of |r| = signal^2. A signal above 0, which no error has but a mapped one may, is surer than no error: the order stays."""
+        loss = -np.sign(signal) * np.square(np.square(signal))
         return loss, -0.5 * loss + self.likeliest
 
     def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
@@ -109,8 +109,9 @@ class Regression(OutputTask):
     def constants(self, data: Examples) -> Constants:
         """``sd`` of the training targets (1 where they are all equal), and the mean's mean absolute error in units of it."""
         y = data.y[data.split == "train"] if (data.split == "train").any() else data.y
-        sd = float(y.std()) or 1.0
-        naive = float(np.abs(y - y.mean()).mean()) / sd or 1.0
+        with np.errstate(invalid="ignore"):  # targets that are not finite are refused by check_targets
+            sd = float(y.std()) or 1.0
+            naive = float(np.abs(y - y.mean()).mean()) / sd or 1.0
         return {"sd": np.float64(sd), "naive": np.float64(naive)}  # type: ignore[dict-item]
 
     def constant_quality(self, data: Examples) -> float:

@@ -382,3 +382,90 @@ def test_a_method_is_named_by_its_paper_not_by_a_number():
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if number.search(line)]
     assert not found, found
+
+
+NOT_TASKS = tuple(folder for folder in PACKAGES if folder != "tasks")
+# Decides which task raw labels are of, before there is one; asks people for it.
+NAMES_TASKS = {"sources/labels.py", "pipelines/cli/init.py"}
+
+
+def task_names() -> set[str]:
+    """The names of the tasks: the word ``name`` of every declaration in ``tasks/``."""
+    return {
+        keyword.value.value
+        for path in files("tasks")
+        for called, node in calls(path)
+        if called == "TaskSpec"
+        for keyword in node.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+    }
+
+
+def compares_tasks(path: Path) -> list[str]:
+    """Where a task is compared by its name: ``x.task == ...``, ``x.task.name in ...``, ``task != "regression"``, match cases."""
+    names, found = task_names(), []
+
+    def speaks(node: ast.AST) -> bool:
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            return any(speaks(one) for one in node.elts)
+        return isinstance(node, ast.Constant) and node.value in names
+
+    def is_task(node: ast.AST) -> bool:
+        text = ast.unparse(node)
+        return bool(re.search(r"(^|\.)task(\.name|\.spec\.name)?$", text)) or (
+            text.startswith(("str(", "type(")) and "task" in text
+        )
+
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            literal = any(speaks(side) for side in sides)
+            of_objects = all(is_task(side) for side in sides)  # one task is another: no name is spoken
+            if literal or (any(is_task(side) for side in sides) and not of_objects and not _is_none(sides)):
+                found.append(where(path, node))
+        elif isinstance(node, ast.MatchValue) and speaks(node.value):
+            found.append(where(path, node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and len(node.args) == 2:
+            kinds = ast.unparse(node.args[1])
+            if re.search(r"\b(Classification|Regression|Ranking|Language)\b", kinds):
+                found.append(where(path, node))
+    return found
+
+
+def _is_none(sides: list[ast.expr]) -> bool:
+    return any(isinstance(side, ast.Constant) and side.value is None for side in sides)
+
+
+def test_no_task_is_compared_by_its_name_outside_its_folder():
+    """What a method asks of a task is a view (``task.gives(...)``), so that it runs on tasks that nobody here knows."""
+    assert {"classification", "regression", "ranking", "language"} <= task_names()
+    found = [
+        place
+        for path in files(*NOT_TASKS)
+        if str(path.relative_to(ROOT)) not in NAMES_TASKS
+        for place in compares_tasks(path)
+    ]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("text", "compares"),
+    [
+        ('if data.task == "classification": pass', True),
+        ("if data.task.name != kind: pass", True),
+        ('if task in ("regression", "ranking"): pass', True),
+        ("x = 1 if str(data.task) == name else 0", True),
+        ('match kind:\n    case "ranking": pass', True),
+        ("if isinstance(data.task, Regression): pass", True),
+        ('make(task="classification")', False),
+        ("if retain.task != forget.task: pass", False),
+        ("if data.task is None: pass", False),
+        ('if data.task.gives("classes"): pass', False),
+        ("if isinstance(data.task, OutputTask): pass", False),
+    ],
+)
+def test_what_counts_as_a_comparison_of_tasks(tmp_path, monkeypatch, text, compares):
+    path = tmp_path / "example.py"
+    path.write_text(text + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "where", lambda path, node: "here")
+    assert bool(compares_tasks(path)) is compares

@@ -24,6 +24,7 @@ from unlearning.descent import check_disjoint
         name="none",
         doc="Control: the audited model as it is, with nothing removed.",
         source="definition",
+        control=True,
     )
 )
 def none(

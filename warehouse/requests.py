@@ -80,7 +80,7 @@ class Requests:
             row = {
                 "state": RequestState.RECEIVED.value,
                 "selector": request.selector,
-                "request": canonical_json(request),
+                "request": canonical_json(request.recorded()),
                 "legal_basis": request.legal_basis,
                 "received_at": received,
                 "due_at": due,

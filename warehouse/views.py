@@ -63,17 +63,18 @@ COMMENT ON TABLE meta.scores IS 'Which columns of a score table scores.latest sh
 
 
 def _wide() -> str:
-    """The statement behind ``unlearning.wide``."""
-    columns = []
+    """The statement behind ``unlearning.wide``. No EXCLUDE: DuckDB keeps its names in no fixed order."""
+    columns = {}
     for metric in METRICS:
-        of = f"FILTER (m.metric = {literal(metric)})"
-        columns.append(f"max(m.value) {of} AS {quoted(metric)}")
+        columns[metric] = ("value", metric)
         if metric in INTERVALS:
-            columns += [f"max(m.low) {of} AS {quoted(f'{metric}_lo')}", f"max(m.high) {of} AS {quoted(f'{metric}_hi')}"]
-    listed = ",\n        ".join(columns)
+            columns |= {f"{metric}_lo": ("low", metric), f"{metric}_hi": ("high", metric)}
+    made = ",\n        ".join(
+        f"max(m.{of}) FILTER (m.metric = {literal(metric)}) AS {quoted(name)}" for name, (of, metric) in columns.items()
+    )
     return (
-        f"SELECT r.*, w.* EXCLUDE (subject, split, method, seed)\nFROM unlearning.runs r LEFT JOIN (\n"
-        f"    SELECT m.subject, m.split, m.method, m.seed,\n        {listed}\n"
+        f"SELECT r.*, {', '.join(f'w.{quoted(name)}' for name in columns)}\nFROM unlearning.runs r LEFT JOIN (\n"
+        f"    SELECT m.subject, m.split, m.method, m.seed,\n        {made}\n"
         f"    FROM unlearning.metrics m GROUP BY m.subject, m.split, m.method, m.seed\n"
         f") w USING (subject, split, method, seed)"
     )

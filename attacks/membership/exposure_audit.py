@@ -328,6 +328,7 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble, *, outpu
         raise DataError(
             "labels differ from those the ensemble was trained on", example_ids=data.example_id[here][other]
         )
+    data.check_targets()
     if not (ensemble.pool[there] & (data.split[here] == "train")).any():
         raise DataError(f"no training example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
     ordered = ensemble.by_id()

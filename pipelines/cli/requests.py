@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
-from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, ForgetRequest, RequestState, due_date
+from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
@@ -61,6 +61,19 @@ def add(
     ] = None,
     count: Annotated[int | None, typer.Option("--count", help="number of examples, for --score")] = None,
     end: Annotated[str, typer.Option("--end", help="highest or lowest of --score")] = "highest",
+    concept: Annotated[
+        str | None,
+        typer.Option("--concept", help="a concept in place of rows, by its name; with --alias, --anchor, --keep"),
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option("--alias", help="another word for --concept; may be repeated")
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="what the model is to answer in place of --concept")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="a neighbour of --concept that must stay; may be repeated")
+    ] = None,
     due: Annotated[
         str | None, typer.Option("--due", help="YYYY-MM-DD; by default one month after today (GDPR Art. 12(3))")
     ] = None,
@@ -71,8 +84,8 @@ def add(
         bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")
     ] = False,
 ) -> None:
-    """Register a forget request: its rows are looked up, shown and pinned. A verified one is run by the sensor under
-    'make ui', or by 'palimpsest request run'."""
+    """Register a forget request: its rows are looked up, shown and pinned; or a concept is named in place of rows. A verified one is
+    run by the sensor under 'make ui', or by 'palimpsest request run'."""
     from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
@@ -93,6 +106,10 @@ def add(
         fraction=fraction,
         count=count,
         end=end,
+        concept=concept,
+        alias=alias or (),
+        anchor=anchor,
+        keep=keep or (),
         due=due,
         request_id=request_id,
         unverified=unverified,
@@ -129,6 +146,10 @@ def register(
     fraction: float | None = None,
     count: int | None = None,
     end: str = "highest",
+    concept: str | None = None,
+    alias: Sequence[str] = (),
+    anchor: str | None = None,
+    keep: Sequence[str] = (),
     due: str | None = None,
     request_id: str | None = None,
     unverified: bool = False,
@@ -136,7 +157,7 @@ def register(
     """Look up the rows that a request names, pin them, and put it on record. Arguments as the options of ``request add``.
 
     Raises:
-        ConfigError: not exactly one way of choosing rows, or a date that is none.
+        ConfigError: not exactly one way of choosing rows or one concept, or a date that is none.
         UnknownName: the plan does not list the score.
         DataError, InvalidInput, NotReady: see ``assets.request_rows.resolve``.
     """
@@ -148,6 +169,8 @@ def register(
         raise UnknownName(f"score of {subject}'s plan", score, planned)
     if score is None and (fraction is not None or count is not None):
         raise ConfigError("--fraction and --count go with --score")
+    if concept is None and (alias or anchor is not None or keep):
+        raise ConfigError("--alias, --anchor and --keep go with --concept")
     w = workspace.warehouse
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
@@ -156,8 +179,10 @@ def register(
     if owner is not None:
         chosen["owner"] = owner_token(owner, salt=w.salt())
     chosen |= {k: v for k, v in {"class_name": class_name, "where": where, "score": score}.items() if v is not None}
+    if concept is not None:
+        chosen["concept"] = Concept(name=concept, aliases=tuple(alias), anchor=anchor or "", keep=tuple(keep))
     if len(chosen) != 1:
-        raise ConfigError("give exactly one of --ids, --owner, --class, --where, --score")
+        raise ConfigError("give exactly one of --ids, --owner, --class, --where, --score, --concept")
     field = next(iter(chosen))
     request = ForgetRequest(
         request_id=request_id or f"r{now:%Y%m%d-%H%M%S}",
@@ -170,16 +195,21 @@ def register(
         due_at=_due(due, now).isoformat(),
         **chosen,
     )
-    data = workspace.examples(plan)
-    if owner is not None:
-        _refuse_unknown_owner(owner, data)
-    found = resolve(request, data, w)
-    w.requests.add(request, pins=pins(data, found, w.salt()))
+    ids_named: tuple[int, ...] = ()
+    if request.names_rows:
+        data = workspace.examples(plan)
+        if owner is not None:
+            _refuse_unknown_owner(owner, data)
+        found = resolve(request, data, w)
+        w.requests.add(request, pins=pins(data, found, w.salt()))
+        said, ids_named = _what_it_names(plan, data, found), tuple(found.tolist())
+    else:
+        w.requests.add(request)
+        said = _what_it_means(plan, request)
     if not unverified:
         w.requests.advance(request.request_id, RequestState.VERIFIED, note="verified by the operator who registered it")
     w.publish()
-    said = _what_it_names(plan, data, found)
-    return Registered(subject, request.request_id, request.due_at[:10], tuple(found.tolist()), tuple(said))
+    return Registered(subject, request.request_id, request.due_at[:10], ids_named, tuple(said))
 
 
 def _refuse_unknown_owner(owner: str, data: Any) -> None:
@@ -227,6 +257,28 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
         said.append(against_retrainings(plan, splits["train"]))
         said.append("Where it is inconclusive, " + _grounds(plan))
     return said
+
+
+def _what_it_means(plan: Subject, request: ForgetRequest) -> list[str]:
+    """A concept in words, and what the plan lacks to remove it."""
+    from assets.request_concepts import lacking
+
+    said = [f"{name} {text}" for name, text in _concept_in_words(request).items()]
+    why = lacking(plan)
+    return [*said, f"It is registered, and cannot be run yet: {why}." if why else "It names no rows of the data."]
+
+
+def _concept_in_words(request: ForgetRequest) -> dict[str, str]:
+    found = request.concept
+    if found is None:
+        return {}
+    shown = {
+        "concept": found.name,
+        "aliases": ", ".join(found.aliases),
+        "anchor": found.anchor,
+        "keep": ", ".join(found.keep),
+    }
+    return {name: text for name, text in shown.items() if text}
 
 
 def _grounds(plan: Any) -> str:
@@ -433,7 +485,7 @@ def show(subject: Name, request_id: RequestId) -> None:
 
     w = _published()
     entry = _of(w, subject, request_id)
-    for key, value in plain(entry.request).items():
+    for key, value in (plain(entry.request) | {"concept": None} | _concept_in_words(entry.request)).items():
         if value:
             console.print(f"{key:>12}  {value}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{'state':>12}  [bold]{entry.state.value}[/]")
@@ -473,9 +525,10 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
     its rows is in the training split.
 
     Raises:
-        StateError: it is not verified. ConfigError: the plan has no unlearning.
+        StateError: it is not verified. ConfigError: the plan has no unlearning. NotApplicable: it names a concept, and what is lacking.
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
+    from assets.request_concepts import refuse_concept
     from assets.request_rows import answer_unseen, refuse_changed
     from pipelines.cli.audit import run_subject
 
@@ -483,6 +536,7 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
     entry = _of(workspace.warehouse, subject, request_id)
     if entry.state in NOT_RUN:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
+    refuse_concept(entry.request, plan)
     if (pinned := workspace.warehouse.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
     if entry.num_examples == 0:

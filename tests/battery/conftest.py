@@ -1,34 +1,22 @@
-"""The battery's world, once a session."""
+"""The battery's worlds, with files for sources, once a session."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from battery_world import KINDS, World, make_language_world, make_ranking_world, make_world
+from battery_methods import configured
+
+from palimpsest.testing import World
 
 
 @pytest.fixture(scope="session")
-def classification_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("sources"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sources")
 
 
 @pytest.fixture(scope="session")
-def ranking_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_ranking_world(tmp_path_factory.mktemp("interactions"))
-
-
-@pytest.fixture(scope="session")
-def language_world() -> World:
-    return make_language_world()
-
-
-WORLDS = {"interactions": "ranking_world", "tokens": "language_world"}
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest) -> World:
-    """The world of the method under test: of classes, or of what it works on and nothing else does."""
-    asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    spec = KINDS[asked["kind"]].get(asked["name"]).spec if "name" in asked else None
-    wanted = (asked.get("name"), *getattr(spec, "wants", ()))
-    found = [fixture for view, fixture in WORLDS.items() if view in wanted]
-    return request.getfixturevalue(found[0] if found else "classification_world")
+def world_of(folder: Path) -> Callable[[str, str], World]:
+    """(name of a world, kind of a method) -> the world."""
+    return lambda name, kind: configured(name, folder if kind == "source" else None)

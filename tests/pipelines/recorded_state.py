@@ -16,7 +16,7 @@ PLAN = {
     "recipe": {"name": "supervised", "config": {"lr": 0.1, "batch": 32, "epochs": 3}},
     "early": {"seeds": 1, "epoch": 1},
     "ensemble": {"num_models": 4, "block": 4},
-    "scores": ["el2n"],
+    "scores": ["el2n", "label_quality"],
     "attacks": ["loss"],
 }
 

@@ -169,7 +169,7 @@ def test_tampering_is_found_and_said(home: Path, what: str) -> None:
 def test_one_bit_in_any_artefact_is_found(recorded: Path, tmp_path: Path) -> None:
     names = Warehouse.existing(recorded).artifacts.names()
     kinds = {n.rpartition("/")[2].partition(".")[0] if "seed" not in n else "seed" for n in names}
-    assert {"weights", "logits", "result", "audit"} <= kinds
+    assert {"weights", "readings", "result", "audit"} <= kinds
     home = Path(shutil.copytree(recorded, tmp_path / "bits"))
     for name in names:
         path = content_of(home, name)

@@ -19,7 +19,7 @@ from torch import nn
 
 from contracts.errors import ConfigError, DataError, Diverged, IntegrityError, NotApplicable
 from contracts.methods import recipe
-from contracts.subject import Ensemble
+from contracts.subject import Ensemble, Subject
 from recipes.inputs import Inputs
 from recipes.language.adapters import adapter_ensemble, train_adapters
 from recipes.language.causal import causal_lm
@@ -28,6 +28,7 @@ from recipes.language.lora import LoraConfig, adapter_arrays, attach, load_adapt
 from recipes.language.models import TinyLlamaConfig, pretrained_lm, tiny_llama, weights_digest
 from recipes.models import build as build_named
 from recipes.models import builder
+from recipes.plan import tried_model
 from recipes.predict import read
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
@@ -406,3 +407,20 @@ def test_a_llama_is_built_with_what_the_data_says(data: ExampleSet) -> None:
     assert made.config.vocab_size == VOCAB
     with pytest.raises(TypeError):
         pretrained_lm()  # type: ignore[call-arg]
+
+
+def test_a_plan_of_texts_is_tried_before_it_is_trained(data: ExampleSet) -> None:
+    plan = Subject.from_mapping(
+        {
+            "subject": "texts",
+            "source": {"name": "authors"},
+            "model": {"name": "tiny_llama", "config": SMALL},
+            "recipe": {"name": "causal_lm"},
+            "device": "cpu",
+        }
+    )
+    model = tried_model(plan, data)
+    assert torch.equal(flat(model), flat(build_named("tiny_llama", SMALL, input_shape=(8,), num_outputs=VOCAB, seed=0)))
+    assert model.training and all(p.grad is None for p in model.parameters())
+    with pytest.raises(ConfigError, match="fails to answer 18 training examples"):
+        tried_model(dataclasses.replace(plan, model=dataclasses.replace(plan.model, name="mlp", config={})), data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from math import comb
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from contracts.errors import InvalidInput
 from stats import (
     auc,
     auc_interval,
+    bounded_difference,
     delong_paired,
     mcnemar,
     paired_bootstrap,
@@ -171,3 +174,64 @@ def test_paired_delong_covers_and_keeps_its_level() -> None:
             found = delong_paired(a, b, member)
             covered.append(found.low <= truth <= found.high)
         assert np.mean(covered) >= (0.93 if n_pos == 10 else 0.94)
+
+
+# --- the mean difference of values in [0, 1] ----------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.floats(0.001, 0.3))
+def test_of_right_and_wrong_it_is_the_interval_of_agresti_and_min(pairs: list[tuple[bool, bool]], alpha: float) -> None:
+    n, b, c = len(pairs), sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    b_, c_, n_ = b + 0.5, c + 0.5, n + 2
+    reach = norm.isf(alpha / 2) * math.sqrt(b_ + c_ - (b_ - c_) ** 2 / n_) / n_
+    found = bounded_difference(*np.array(pairs).T, alpha=alpha)
+    assert found.value == (b - c) / n
+    assert found.low == pytest.approx(max(-1, min((b - c) / n, (b_ - c_) / n_ - reach)), abs=1e-12)
+    assert found.high == pytest.approx(min(1, max((b - c) / n, (b_ - c_) / n_ + reach)), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
+def test_it_holds_what_was_seen_never_collapses_and_turns_round(pairs: list[tuple[float, float]]) -> None:
+    a, b = np.array(pairs).T
+    found, turned = bounded_difference(a, b), bounded_difference(b, a)
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.high - found.low > 1 / (len(a) + 2)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    wider = bounded_difference(a, b, alpha=0.01)
+    assert wider.low <= found.low and wider.high >= found.high
+
+
+def _qualities(kind: str, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    base = rng.beta(2, 1, n)
+    match kind:
+        case "close":
+            return base, np.clip(base - 0.03 + 0.05 * rng.normal(size=n), 0, 1)
+        case "rare":  # one example in fifty is lost altogether, the others are as they were
+            return base, np.where(rng.random(n) < 0.02, 0.0, base)
+        case "cut":  # many at the ends of the range
+            raw = rng.normal(0.6, 0.6, n)
+            return np.clip(raw, 0, 1), np.clip(raw - 0.1 + 0.3 * rng.normal(size=n), 0, 1)
+        case "apart":
+            return rng.random(n), rng.beta(1, 3, n)
+        case _:
+            return (rng.random(n) < 0.9).astype(float), rng.beta(5, 1, n)
+
+
+@pytest.mark.parametrize("kind", ["close", "rare", "cut", "apart", "mixed"])
+@pytest.mark.parametrize("n", [20, 120])
+def test_it_covers(kind: str, n: int) -> None:
+    rng = np.random.default_rng(4)
+    a, b = _qualities(kind, rng, 400_000)
+    truth = float((a - b).mean())
+    covered = []
+    for _ in range(1500):
+        found = bounded_difference(*_qualities(kind, rng, n), alpha=0.05)
+        covered.append(found.low <= truth <= found.high)
+    assert np.mean(covered) >= 0.94
+
+
+def test_it_refuses_what_is_no_share() -> None:
+    for a, b in (([0.5, 1.1], [0, 0]), ([-0.1], [0.2]), ([0.5], [0.5, 0.5]), ([], []), ([np.nan], [0.1])):
+        with pytest.raises(InvalidInput):
+            bounded_difference(a, b)
+    with pytest.raises(InvalidInput, match="alpha"):
+        bounded_difference([0.5], [0.5], alpha=1.0)

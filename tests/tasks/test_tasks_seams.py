@@ -147,3 +147,30 @@ def test_a_reading_is_checked() -> None:
     made = Reading.of(loss=[1, 2], signal=[0, 0], log_likelihood=[-1, -2], quality=[True, False])
     assert len(made) == 2 and made[1:].loss.tolist() == [2.0] and made.quality.tolist() == [1.0, 0.0]
     assert isinstance(named("ranking"), Task)
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "ranking"])
+def test_loss_and_likelihood_of_a_signal_are_those_of_the_reading_and_keep_its_order(
+    name: str, clicks: ExampleSet
+) -> None:
+    data = {"classification": classes(), "regression": numbers(), "ranking": clicks}[name]
+    make = {
+        "classification": lambda: builder("mlp", {"hidden": (8,)}, input_shape=(6,), num_outputs=4)(0),
+        "regression": lambda: builder("mlp", {"hidden": (8,)}, input_shape=(5,), num_outputs=1)(0),
+        "ranking": lambda: builder("mf", {"dim": 4}, input_shape=(30,), num_outputs=clicks.num_classes)(0),
+    }
+    found = read(make[name](), data)
+    loss, log_likelihood = data.task.of_signal(found.signal)
+    np.testing.assert_allclose(loss, found.loss, rtol=1e-9)
+    np.testing.assert_allclose(log_likelihood, found.log_likelihood, rtol=1e-9)
+    signal = np.linspace(-3, 3, 500)
+    loss, log_likelihood = data.task.of_signal(signal)
+    assert (np.diff(loss) < 0).all() and (np.diff(log_likelihood) > 0).all()
+    assert found.log_likelihood.max() <= data.task.likeliest
+    batch = Inputs(data, dtype=torch.float32).slice(0, 20)
+    losses, reading = data.task.losses_and_reading(make[name](), batch)
+    assert losses.requires_grad and torch.equal(losses, data.task.losses(make[name](), batch))
+    np.testing.assert_array_equal(reading.values, data.task.read(make[name](), batch).values)
+    np.testing.assert_allclose(
+        losses.detach().numpy() / data.task.loss_unit(data.constants), reading.loss, rtol=1e-4, atol=1e-6
+    )

@@ -20,9 +20,11 @@ from contracts.schema import (
     EDGES,
     EXAMPLES,
     FINDINGS,
+    INTERVALS,
     LINEAGE_MEMBERS,
     LINEAGE_SETS,
     MEMBERS,
+    METRICS,
     REGISTER,
     REQUEST_EVENTS,
     TABLES,
@@ -661,3 +663,29 @@ def test_a_file_is_read_as_written() -> None:
 
 def test_the_cookbook_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "sql-cookbook.md").read_text(encoding="utf-8") == queries.cookbook()
+
+
+def test_a_row_a_run_holds_what_the_long_table_says(con: duckdb.DuckDBPyConnection) -> None:
+    wide = con.sql("SELECT * FROM unlearning.wide ORDER BY method, seed").pl()
+    runs = con.sql("SELECT * FROM unlearning.runs ORDER BY method, seed").pl()
+    assert wide.select(runs.columns).equals(runs), "every run once, also one without any figure"
+    said = con.sql("SELECT method, seed, metric, value, low, high FROM unlearning.metrics").pl()
+    long = {(m, s, k): (v, lo, hi) for m, s, k, v, lo, hi in said.rows()}
+    nothing = (None, None, None)
+    for row in wide.iter_rows(named=True):
+        for metric in METRICS:
+            value, low, high = long.get((row["method"], row["seed"], metric), nothing)
+            assert row[metric] == value
+            if metric in INTERVALS:
+                assert (row[f"{metric}_lo"], row[f"{metric}_hi"]) == (low, high)
+
+
+def test_the_wide_view_is_found_outdated_and_laid_out_anew(w: Warehouse) -> None:
+    with w.transaction() as t:
+        t.con.execute("CREATE OR REPLACE VIEW unlearning.wide AS SELECT 1 AS x")
+    with w.reading() as c:
+        assert views.outdated(c) == ["unlearning.wide"]
+    again = Warehouse.open(w.home)
+    with again.reading() as c:
+        assert views.outdated(c) == []
+    assert "unlearning.wide" in again.ledger.entries(kind="view")["body"][-1]

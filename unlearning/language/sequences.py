@@ -130,8 +130,10 @@ def template_answers(data: ExampleSet, given: Sequence[Sequence[int]], *, who: s
     A data set brings them as ``provenance["templates"]``, lists of token ids, end of sequence included.
 
     Raises:
+        NotApplicable: examples that are no texts.
         DataError: there are none, or one is empty.
     """
+    require(data, who, "tokens")
     found = [list(map(int, ids)) for ids in given or data.provenance.get("templates", ())]
     if not found or not all(found):
         raise DataError(
