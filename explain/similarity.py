@@ -1,11 +1,15 @@
 """Linear CKA: how alike two layers describe the same examples, whatever rotates or scales their features.
 
-    CKA(X, Y) = || Y_c' X_c ||_F^2 / ( || X_c' X_c ||_F || Y_c' Y_c ||_F )         X_c: X with its column means taken off
+    CKA(X, Y) = || Y_c' X_c ||_F^2 / ( || X_c' X_c ||_F || Y_c' Y_c ||_F )         X_c: X with its column means taken
+    off
 
-1 for Y = a X Q with orthogonal Q and a != 0, symmetric, in [0, 1]. Through the products over examples where these are smaller:
-|| Y_c' X_c ||_F^2 = <X_c X_c', Y_c Y_c'>. Not invariant to invertible linear maps, and biased upwards with fewer examples than features.
+1 for Y = a X Q with orthogonal Q and a != 0, symmetric, in [0, 1]. Through the products over examples where these are
+smaller:
+|| Y_c' X_c ||_F^2 = <X_c X_c', Y_c Y_c'>. Not invariant to invertible linear maps, and biased upwards with fewer
+examples than features.
 
-Source: Kornblith et al., "Similarity of Neural Network Representations Revisited" (ICML 2019, arXiv 1905.00414), section 3.
+Source: Kornblith et al., "Similarity of Neural Network Representations Revisited" (ICML 2019, arXiv 1905.00414),
+section 3.
 Shapes: X (N, D), Y (N, E), the same N examples in the same order.
 """
 
@@ -28,7 +32,8 @@ Float = NDArray[np.float64]
 
 
 def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Linear CKA of features (N, ...) and (N, ...), flattened; in [0, 1], NaN where either is constant over the examples.
+    """Linear CKA of features (N, ...) and (N, ...), flattened; in [0, 1], NaN where either is constant over the
+    examples.
 
     Raises:
         InvalidInput: other numbers of examples, fewer than 2, or values that are not finite.
@@ -56,9 +61,11 @@ def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> fl
 
 
 def layer_outputs(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> dict[str, NDArray[np.float32]]:
-    """What every layer with parameters of its own gives on ``data``, in eval mode: name -> (N, D), in the order of the model.
+    """What every layer with parameters of its own gives on ``data``, in eval mode: name -> (N, D), in the order of the
+    model.
 
-    A layer that is called more than once a pass is taken at its last call; one without a tensor for an answer is left out.
+    A layer that is called more than once a pass is taken at its last call; one without a tensor for an answer is left
+    out.
     """
     own = {n: m for n, m in model.named_modules() if n and next(m.parameters(recurse=False), None) is not None}
     inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)

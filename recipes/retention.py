@@ -1,6 +1,7 @@
 """What a trained model's recipe still holds of its training data besides the weights, beside the model itself.
 
-A recipe that keeps examples (a replay buffer) or what is computed from them (a Fisher information) says so on the model it returns:
+A recipe that keeps examples (a replay buffer) or what is computed from them (a Fisher information) says so on the model
+it returns:
 an erasure must reach these too, and an audit asks whether they show. A copy of the model carries it along.
 """
 

@@ -1,4 +1,5 @@
-"""Does a replay buffer show? Membership of a stream's examples by step and class, and of those in the buffer apart from the rest.
+"""Does a replay buffer show? Membership of a stream's examples by step and class, and of those in the buffer apart from
+the rest.
 
 Every reference model m is attacked in turn, with the others as its references (LiRA and RMIA, online):
 
@@ -6,12 +7,16 @@ Every reference model m is attacked in turn, with the others as its references (
     buffer    AUC of those of them that m's recipe still holds, against the same examples that m was not trained on
     rest      AUC of its other members, against the same
 
-within each class of each step, then averaged over the classes of the step by their number of examples: what tells classes or
+within each class of each step, then averaged over the classes of the step by their number of examples: what tells
+classes or
 steps apart tells nobody's membership. Mean over the M models, errors clustered by model and by example
-(attacks.membership.over_runs). The buffer is chosen without looking at the model, so within a step and class its examples are no others
-than the rest: a difference of the two AUCs is what being kept does. Examples of the last step may be in the buffer but have never been drawn
+(attacks.membership.over_runs). The buffer is chosen without looking at the model, so within a step and class its
+examples are no others
+than the rest: a difference of the two AUCs is what being kept does. Examples of the last step may be in the buffer but
+have never been drawn
 from it, a control; examples that have left the buffer count as rest, which can only make the difference smaller.
-A recipe that keeps no example has ``members`` alone. ``accuracy`` of examples that a model was not trained on says what of the step is
+A recipe that keeps no example has ``members`` alone. ``accuracy`` of examples that a model was not trained on says what
+of the step is
 retained: forgetting a step and forgetting who was in it are not the same.
 
 Sources: Carlini et al. (IEEE S&P 2022) and Zarifzadeh et al. (ICML 2024) for the attacks.

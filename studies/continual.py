@@ -1,14 +1,19 @@
 """A stream, step by step: what is learnt, what is forgotten, and how far every layer moves.
 
-The plan's recipe is trained again, ``seeds`` times, each time as one run with a snapshot after every step, and every snapshot is measured on
-the test split (studies.step_accuracy). It is trained again, and not recorded while the audited model was trained, because a recipe sees
+The plan's recipe is trained again, ``seeds`` times, each time as one run with a snapshot after every step, and every
+snapshot is measured on
+the test split (studies.step_accuracy). It is trained again, and not recorded while the audited model was trained,
+because a recipe sees
 no test example, and because one run has no interval: the spread over seeds is what tells a change from chance.
 
-    continual_summary    final accuracy, global and local forgetting, mean drop: mean over seeds with 90% Student intervals
+    continual_summary    final accuracy, global and local forgetting, mean drop: mean over seeds with 90% Student
+    intervals
     continual_steps      R[i, n] and L[i, n] of every seed
-    layer_cka            linear CKA of every layer between the model after the first step and after step n, on the first step's test data
+    layer_cka            linear CKA of every layer between the model after the first step and after step n, on the first
+    step's test data
 
-Source: Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 4; Kornblith et al.
+Source: Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 4;
+Kornblith et al.
 (ICML 2019) for CKA.
 """
 

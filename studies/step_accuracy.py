@@ -1,15 +1,18 @@
 """How well a stream is remembered: the matrix of accuracies after every step, and what is lost of it.
 
-    R[i, n]    accuracy on the test examples of step n after step i, the answer any class seen after step i (no step is told)
+    R[i, n]    accuracy on the test examples of step n after step i, the answer any class seen after step i (no step is
+    told)
     A          accuracy on the test examples of all steps after the last
     F_G        1 / (S-1) sum_{i=2..S} sum_{n<i} |T_n| / |T_1..i| (R[n, n] - R[i, n])        T_n: the classes of step n
     F_L        the same of L[i, n], the answer one of step n's own classes
     drop       mean over n < S of R[n, n] - R[S, n]
 
 R[n, n] is taken right after step n, with the classes seen then. In a class-incremental stream F_G is at most
-1 / (S-1) sum_i |T_1..i-1| / |T_1..i|, 0.58 for three equal steps: a model that forgets everything does not reach 1. The drop does.
+1 / (S-1) sum_i |T_1..i-1| / |T_1..i|, 0.58 for three equal steps: a model that forgets everything does not reach 1. The
+drop does.
 
-Source: Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 4; F_L: Smith et al.,
+Source: Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 4;
+F_L: Smith et al.,
 "Always Be Dreaming" (ICCV 2021, arXiv 2106.09701).
 Shapes: R, L (S, S) float64, NaN above the diagonal and for steps without test examples; T (S,) int64.
 """

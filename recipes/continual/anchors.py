@@ -1,19 +1,23 @@
 """Penalties that hold parameters near where the last step of a stream left them.
 
     L2     sum_j (theta_j - a_j)^2
-    EWC    sum_j F_j (theta_j - a_j)^2          F: diagonal empirical Fisher information (recipes.continual.fisher), no factor 1/2
+    EWC    sum_j F_j (theta_j - a_j)^2          F: diagonal empirical Fisher information (recipes.continual.fisher), no
+    factor 1/2
 
 a, the anchor, is a copy of the parameters, moved after every step. F of step n joins those before by
 
     sum       F <- F + F_n
-    average   F <- alpha min(F, cap) + (1 - alpha) min(F_n, cap),   alpha = C_{n-1} / C_n, cap = 1e-4       as PyCIL does
+    average   F <- alpha min(F, cap) + (1 - alpha) min(F_n, cap),   alpha = C_{n-1} / C_n, cap = 1e-4       as PyCIL
+    does
     online    F <- decay F + F_n                                     (Schwarz et al. 2018)
 
-Anchored is the encoder. Rows of a growing head that belong to new classes must never be: the anchor would hold them at their
+Anchored is the encoder. Rows of a growing head that belong to new classes must never be: the anchor would hold them at
+their
 random start. Old rows may be (``rows``).
 An L2 anchor stores weights and nothing else of the data; F is a second moment of per-example gradients of old data.
 
-Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (PNAS 2017, arXiv 1612.00796); Schwarz et al.,
+Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (PNAS 2017, arXiv 1612.00796);
+Schwarz et al.,
 "Progress & Compress" (ICML 2018); Smith et al. (CVPRW 2023, arXiv 2203.17269), section 3.
 """
 

@@ -3,12 +3,15 @@
 Every example draws a priority, uniform in (0, 1), when its step ends; low ones stay. With it
 
     reservoir        the K lowest of all examples so far: a uniform sample of them, what Vitter's algorithm R keeps
-    class_balanced   the K_c lowest of each class c: uniform within the class, sum_c K_c = K, the K_c as equal as the examples allow
+    class_balanced   the K_c lowest of each class c: uniform within the class, sum_c K_c = K, the K_c as equal as the
+    examples allow
 
-An example that has left does not come back. Which examples are in the buffer depends on their ids, classes and steps and on the seed,
+An example that has left does not come back. Which examples are in the buffer depends on their ids, classes and steps
+and on the seed,
 never on the model or the order of the rows.
 
-Source: Vitter, "Random sampling with a reservoir" (ACM TOMS 1985); Prabhu et al., "GDumb" (ECCV 2020), greedy class balance;
+Source: Vitter, "Random sampling with a reservoir" (ACM TOMS 1985); Prabhu et al., "GDumb" (ECCV 2020), greedy class
+balance;
 Chaudhry et al., "On Tiny Episodic Memories in Continual Learning" (arXiv 1902.10486).
 """
 

@@ -2,15 +2,19 @@
 
     F_j = 1/N sum_i ( d loss(x_i, y_i) / d theta_j )^2
 
-loss(x, y) = -log p(y | x), one example at a time, the model in eval mode. By torch.func.vmap over blocks of examples whose
+loss(x, y) = -log p(y | x), one example at a time, the model in eval mode. By torch.func.vmap over blocks of examples
+whose
 gradients fit a stated memory; a model that vmap cannot take is read example by example, the same values.
-The square of a mini-batch's mean gradient is something else (it is about B times smaller, and loses what cancels); several
+The square of a mini-batch's mean gradient is something else (it is about B times smaller, and loses what cancels);
+several
 toolboxes compute that and call it the Fisher information.
 
-F is data-derived state: a second moment over the examples of one step. The share of one example cannot be taken out of it
+F is data-derived state: a second moment over the examples of one step. The share of one example cannot be taken out of
+it
 without its gradient; without the example it is computed anew from the others, or given up.
 
-Source: Kirkpatrick et al. (PNAS 2017, arXiv 1612.00796); Kunstner et al., "Limitations of the empirical Fisher approximation"
+Source: Kirkpatrick et al. (PNAS 2017, arXiv 1612.00796); Kunstner et al., "Limitations of the empirical Fisher
+approximation"
 (NeurIPS 2019, arXiv 1905.12558), for what "empirical" means.
 Shapes: examples (N, *shape), labels (N,); F as the parameters.
 """
@@ -42,7 +46,8 @@ def empirical_fisher_diagonal(
 
     Args:
         model: on the device of the batches; its train/eval state is as before after the call.
-        batches: (examples (b, *shape), labels (b,)) of all N examples, in any cut; F depends on the cut by rounding only.
+        batches: (examples (b, *shape), labels (b,)) of all N examples, in any cut; F depends on the cut by rounding
+        only.
         loss_of: what is differentiated, of one example.
         names: as of ``model.named_parameters()``; they must require gradients.
         vectorised: False reads example by example.

@@ -3,8 +3,10 @@
     open row c     weight and bias as ``build`` made them, trained from then on
     closed row c   weight 0, bias CLOSED: sigmoid and softmax give the class no probability, argmax never answers it
 
-The head has all K rows from the start, so that a model at any step has the shape of the plan's architecture and what reads
-a model (argmax, losses, attacks) needs no list of classes. Losses see the open columns alone, in the order in which they
+The head has all K rows from the start, so that a model at any step has the shape of the plan's architecture and what
+reads
+a model (argmax, losses, attacks) needs no list of classes. Losses see the open columns alone, in the order in which
+they
 opened: closed rows have no gradient.
 """
 
@@ -75,7 +77,8 @@ class GrowingHead:
 
 
 def head_of(model: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
-    """(name, layer) of the layer that gives the logits: ``head`` if it is linear, else the last linear one with K outputs.
+    """(name, layer) of the layer that gives the logits: ``head`` if it is linear, else the last linear one with K
+    outputs.
 
     Raises:
         NotApplicable: there is none.
@@ -96,7 +99,8 @@ def encoder_names(model: nn.Module, head: str) -> list[str]:
 
 @contextmanager
 def features_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, every forward pass of the model leaves what ``layer`` takes in, the penultimate features, as the list's only item."""
+    """Inside, every forward pass of the model leaves what ``layer`` takes in, the penultimate features, as the list's
+    only item."""
     seen: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,10 +1,14 @@
 """One model through the steps of a stream: what every recipe of this folder shares.
 
-    build -> pre-training, if any -> for each step: open its classes; epochs of Adam on the learner's loss; the learner's end of step
+    build -> pre-training, if any -> for each step: open its classes; epochs of Adam on the learner's loss; the
+    learner's end of step
 
-The learner says what a batch costs and what is kept from one step to the next. An epoch's batches depend on (seed, step, epoch)
-alone, Adam is fresh in every step, and after every step the run is stored: one that is killed starts again at the last step
-that ended, with the same bits. Epochs are counted over all steps, the pre-training not: ``stop_after = n * epochs`` leaves the
+The learner says what a batch costs and what is kept from one step to the next. An epoch's batches depend on (seed,
+step, epoch)
+alone, Adam is fresh in every step, and after every step the run is stored: one that is killed starts again at the last
+step
+that ended, with the same bits. Epochs are counted over all steps, the pre-training not: ``stop_after = n * epochs``
+leaves the
 model after n steps, 0 the pre-trained encoder with every class closed.
 """
 
@@ -244,7 +248,8 @@ def classification_loss(logits: Tensor, targets: Tensor, *, loss: str) -> Tensor
 
 
 def stacked(learner_of: Callable[[Any], Learner]) -> Callable[..., list[list[nn.Module]]]:
-    """``RecipeSpec.stacked`` of a recipe whose learner is ``learner_of(config)``: every snapshot of a model out of one run."""
+    """``RecipeSpec.stacked`` of a recipe whose learner is ``learner_of(config)``: every snapshot of a model out of one
+    run."""
 
     def snapshots(
         build: Build,

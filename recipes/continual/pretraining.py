@@ -1,9 +1,12 @@
 """The encoder before the first step: trained with a softmax head of its own, which is then thrown away.
 
-    labels   the P classes of the pre-training examples; with ``rotations`` 4 P: class c turned by r quarter turns is label 4 c + r
+    labels   the P classes of the pre-training examples; with ``rotations`` 4 P: class c turned by r quarter turns is
+    label 4 c + r
 
-The weights that it leaves are the first anchor of an L2 penalty. There is no Fisher information of it: EWC begins after step one.
-Source: Smith et al. (CVPRW 2023, arXiv 2203.17269), section 4, where ImageNet takes this place; rotations as labels: Lee et al.,
+The weights that it leaves are the first anchor of an L2 penalty. There is no Fisher information of it: EWC begins after
+step one.
+Source: Smith et al. (CVPRW 2023, arXiv 2203.17269), section 4, where ImageNet takes this place; rotations as labels:
+Lee et al.,
 "Self-supervised label augmentation" (ICML 2020, arXiv 1910.05872).
 """
 

@@ -1,7 +1,9 @@
 """Training nothing of a transformer but how it attends: the query, key and value projections of its self-attention.
 
-Known are a fused projection (``qkv``, timm and ``recipes.vit``; ``in_proj_weight``, torch.nn.MultiheadAttention) and three of them
-(``query``, ``key``, ``value``, transformers; ``q_proj``, ``k_proj``, ``v_proj``). The biases of the projections stay fixed: matrices alone.
+Known are a fused projection (``qkv``, timm and ``recipes.vit``; ``in_proj_weight``, torch.nn.MultiheadAttention) and
+three of them
+(``query``, ``key``, ``value``, transformers; ``q_proj``, ``k_proj``, ``v_proj``). The biases of the projections stay
+fixed: matrices alone.
 
 Source: Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 5.
 """
@@ -37,7 +39,8 @@ def qkv_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def trainable_qkv(model: nn.Module, *, head: str) -> Iterator[None]:
-    """Inside, only the projections and the layer called ``head`` require gradients; afterwards all that did before do."""
+    """Inside, only the projections and the layer called ``head`` require gradients; afterwards all that did before
+    do."""
     wanted = set(qkv_names(model))
     before = [(p, p.requires_grad) for p in model.parameters()]
     for name, p in model.named_parameters():

@@ -1,20 +1,27 @@
 """Continual learning without a stored example: distillation and weight penalties hold what earlier steps have taught.
 
-Step n, classes seen C_n, teacher = the model at the end of step n-1, anchor = its parameters (n = 1: the pre-trained ones, L2 only):
+Step n, classes seen C_n, teacher = the model at the end of step n-1, anchor = its parameters (n = 1: the pre-trained
+ones, L2 only):
 
     L = L_class + pred L_pred + feat (1/B) sum_i ||phi_n(x_i) - phi_{n-1}(x_i)||^2 + l2 sum_j (theta_j - a_j)^2
         + ewc sum_j F_j (theta_j - a_j)^2
 
-    bce   L_class + pred L_pred: recipes.continual.distillation.bce_with_distilled_targets; pred = 1 is LwF.MC, 0 plain BCE
+    bce   L_class + pred L_pred: recipes.continual.distillation.bce_with_distilled_targets; pred = 1 is LwF.MC, 0 plain
+    BCE
     ce    L_class softmax over the seen classes (``mask_old``: over this step's), L_pred softened, T = 2
 
-Penalties are on the encoder; ``anchor_old_rows`` adds the head's rows of classes seen before, never those of new ones. F is the
-empirical Fisher information of every step just ended, of -log p of the plain loss over the classes seen by then, accumulated.
+Penalties are on the encoder; ``anchor_old_rows`` adds the head's rows of classes seen before, never those of new ones.
+F is the
+empirical Fisher information of every step just ended, of -log p of the plain loss over the classes seen by then,
+accumulated.
 
-Source: Smith, Tian, Halbe, Hsu, Kira, "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269);
+Source: Smith, Tian, Halbe, Hsu, Kira, "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv
+2203.17269);
 Li and Hoiem (ECCV 2016); Rebuffi et al. (CVPR 2017); Kirkpatrick et al. (PNAS 2017).
-What it finds: from random weights distillation with BCE is the strong baseline, and penalties buy less forgetting for less
-plasticity; from a pre-trained convolutional encoder L2 wins. The useful weight of L2 has a narrow optimum. Penalties without
+What it finds: from random weights distillation with BCE is the strong baseline, and penalties buy less forgetting for
+less
+plasticity; from a pre-trained convolutional encoder L2 wins. The useful weight of L2 has a narrow optimum. Penalties
+without
 distilled targets do not repair softmax on new data alone.
 """
 
@@ -49,7 +56,8 @@ _READ = 256  # examples at a time for the Fisher information
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RehearsalFreeConfig(StreamConfig):
-    """The weights of what protects earlier steps. Weights of penalties do not carry over between bce, a sum over classes, and ce."""
+    """The weights of what protects earlier steps. Weights of penalties do not carry over between bce, a sum over
+    classes, and ce."""
 
     pred: float = param(1.0, ge=0, le=1e6, doc="prediction distillation mu; 0: none")
     temperature: float = param(2.0, gt=0, le=1e3, doc="ce only: of the softened predictions")
@@ -72,7 +80,8 @@ class RehearsalFreeConfig(StreamConfig):
 
 
 class RehearsalFreeLearner:
-    """See the module. Between steps it keeps the Fisher information; teacher and anchor are the model of the step before."""
+    """See the module. Between steps it keeps the Fisher information; teacher and anchor are the model of the step
+    before."""
 
     def __init__(self, config: RehearsalFreeConfig) -> None:
         self.config = config
@@ -227,7 +236,8 @@ def rehearsal_free(
         progress: told (epochs done, epochs, "training").
 
     Returns:
-        The model after the last step, in eval mode on ``device``; ``recipes.retention.retained_of`` says what is kept beside it.
+        The model after the last step, in eval mode on ``device``; ``recipes.retention.retained_of`` says what is kept
+        beside it.
 
     Raises:
         As ``recipes.continual.loop.train_stream``.

@@ -1,11 +1,15 @@
 """The steps of a stream: which examples come when, and which classes are seen by then.
 
-    class-incremental    by: class      steps: [[2, 5], [3, 7], [4, 6]]      a step is some of the classes (indexes or names)
-    domain-incremental   by: domain     steps: []                            a step is one value of a column of the data, ascending
+    class-incremental    by: class      steps: [[2, 5], [3, 7], [4, 6]]      a step is some of the classes (indexes or
+    names)
+    domain-incremental   by: domain     steps: []                            a step is one value of a column of the
+    data, ascending
                          by: domain     steps: [[photo], [sketch, paint]]    or several, in the order given
 
-``by: ""`` takes the column ``step`` where the data has one, and the classes where it has not. A value that ``pretrain`` names is
-trained on before the first step and is no step. Every example belongs to exactly one of them. A step of which a subset of
+``by: ""`` takes the column ``step`` where the data has one, and the classes where it has not. A value that ``pretrain``
+names is
+trained on before the first step and is no step. Every example belongs to exactly one of them. A step of which a subset
+of
 the data has no example is passed over, and its classes are not seen: retraining without a class is the same recipe.
 Within a step, examples are in ascending order of their ids, so that the order of the rows changes nothing.
 """
