@@ -17,12 +17,14 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from contracts.digests import canonical_json, digest
@@ -31,6 +33,7 @@ from warehouse import fsio
 from warehouse.faults import fault
 
 _META = "palimpsest"
+_OS_ERROR = re.compile(r"os error (\d+)")  # how the library tells what the disk said
 _MANIFEST = ".manifest.json"
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
@@ -83,7 +86,13 @@ class ArtifactStore:
         embedded = {_META: canonical_json(meta)}
 
         def write(file: Path) -> None:  # from the arrays as they lie: nothing is copied
-            safetensors.numpy.save_file(arrays, file, metadata=embedded)
+            try:
+                safetensors.numpy.save_file(arrays, file, metadata=embedded)
+            except safetensors.SafetensorError as error:
+                code = _OS_ERROR.search(str(error))
+                if code is None:
+                    raise
+                raise OSError(int(code[1]), os.strerror(int(code[1])), str(file)) from error
 
         return self._store(name, write, "safetensors", meta)
 
