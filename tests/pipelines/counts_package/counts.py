@@ -40,7 +40,7 @@ from recipes.inputs import Inputs, model_dtype
 from recipes.predict import read
 from recipes.rng import local_rng
 from sources.example_set import ExampleSet
-from tasks.base import OutputTask, Reading
+from tasks.base import OutputTask, Reading, require
 from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
 
 
@@ -161,6 +161,7 @@ class AdamConfig(Config):
 )
 def adam_all(build, data, *, config: AdamConfig, seed: int, stop_after=None, observe=None, progress=silent):
     """A fresh model after ``epochs`` steps; a number an epoch is told to ``observe``."""
+    require(data, "recipe adam_all", "losses", "features")
     data = data.by_id()
     data.check_targets()
     model = build(seed).train()
@@ -184,7 +185,9 @@ def adam_all(build, data, *, config: AdamConfig, seed: int, stop_after=None, obs
         source="definition",
         needs=("model",),
         wants=("reading",),
-        columns=(Column(name="nats", dtype="float64", low=0, direction="higher = harder", doc="-log p(y)", unit="nats"),),
+        columns=(
+            Column(name="nats", dtype="float64", low=0, direction="higher = harder", doc="-log p(y)", unit="nats"),
+        ),
         value="nats",
         higher_means="harder",
     )
