@@ -202,11 +202,11 @@ class Units:
 
 
 def units_of(model: nn.Module, inputs: Inputs, members: np.ndarray) -> Units | None:
-    """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: they are
-    no numbers, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
+    """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: the task is
+    not ``affine``, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
     head = getattr(model, "head", None)
-    targets = inputs.targets  # None: read with the batches, so no numbers of an array
-    if targets is None or targets.dtype == torch.int64 or not isinstance(head, nn.Linear) or head.bias is None:
+    affine = inputs.data.task.affine and inputs.targets is not None  # None: read with the batches
+    if not affine or not isinstance(head, nn.Linear) or head.bias is None:
         return None
     return Units(float(members.mean()), float(members.std()) or 1.0)
 

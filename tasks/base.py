@@ -143,6 +143,9 @@ class Task:
     spec: ClassVar[TaskSpec]
     target_dtype: ClassVar[str] = "int64"
     likeliest: ClassVar[float] = 0.0  # log-likelihood (nats) of the best answer there can be: offline RMIA's 1
+    affine: ClassVar[bool] = (
+        False  # answers and targets are numbers on one scale: a model may be trained in units of its spread
+    )
     repeatable: ClassVar[bool] = True  # a data set may hold one example several times
 
     @property

@@ -46,6 +46,7 @@ class Regression(OutputTask):
     """See the file."""
 
     target_dtype: ClassVar[str] = "float64"
+    affine: ClassVar[bool] = True
     likeliest: ClassVar[float] = -0.5 * math.log(2 * math.pi)
 
     def losses_of(self, outputs: Any, targets: Any) -> Tensor:
