@@ -1,6 +1,7 @@
 """Dagster assets and checks: thin wiring of the libraries to the warehouse, one file a stage. No maths, no SQL.
 
-The names below are imported when they are first used: a run that has nothing to do needs none of the libraries behind them.
+The names below are imported when they are first used: a run that has nothing to do needs none of the libraries behind
+them.
 """
 
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""Analyses of the data and audits of the model beyond membership: the declaration alone decides inputs, tables, checks, pictures."""
+"""Analyses of the data and audits of the model beyond membership: the declaration alone decides inputs, tables, checks,
+pictures."""
 
 from __future__ import annotations
 

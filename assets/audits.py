@@ -1,8 +1,9 @@
 """Stage 6, audits: membership attacks on the audited model and on every unlearned one, then the verdicts.
 
-One attack is one asset: its scores on all audited models come from one vectorised call on the stored readings, each model's
-mapped to the reference models' scale first, where there are any. Every model is judged on its own and the worst counts: a method that left one
-model in three as it was has not removed anything. What an unseen example can be told from is decided by the set: a random
+One attack is one asset: its scores on all audited models come from one vectorised call on the stored readings, each
+model's mapped to the reference models' scale first, where there are any. Every model is judged on its own and the worst
+counts: a method that left one model in three as it was has not removed anything. What an unseen example can be told
+    from is decided by the set: a random
 one has the test split for peers; any other is judged by retrainings without that very set.
 """
 
@@ -168,8 +169,8 @@ class _Said(NamedTuple):
 
 
 def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool) -> Evidence:
-    """What attacks may look at, from what each of T models says of the data set: with reference models, and on their scale, where
-    there are any; else the same candidates and population points without them.
+    """What attacks may look at, from what each of T models says of the data set: with reference models, and on their
+    scale, where there are any; else the same candidates and population points without them.
 
     Args:
         outputs: the attack reads whole outputs.
@@ -233,12 +234,13 @@ def _unlearned(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Iterator[tu
 
 
 def u_mia(subject: Subject, upstream: Mapping[str, Stage], scope: Scope, jobs: Mapping[str, Stage]) -> Stage:
-    """``[subject, audits, u_mia]``: the population attack on losses of forgotten against unseen examples (Kurmanji et al. 2023)."""
+    """``[subject, audits, u_mia]``: the population attack on losses of forgotten against unseen examples (Kurmanji et
+    al. 2023)."""
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}audits", U_MIA),
-        doc="Population attack on every unlearned model: can one threshold on the loss tell forgotten from never-seen examples? "
-        "0.5 is what retraining reaches; an accuracy near 0.5 alone is no evidence of forgetting.",
+        doc="Population attack on every unlearned model: can one threshold on the loss tell forgotten from never-seen "
+        "examples? 0.5 is what retraining reaches; an accuracy near 0.5 alone is no evidence of forgetting.",
         config={"alpha": subject.thresholds.alpha, "seed": subject.seed},
         version=2,
         deps=(upstream["examples"], scope.split, *jobs.values()),
@@ -318,8 +320,9 @@ def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}audits", AGAINST_RETRAINING),
-        doc="Is the very set forgotten? How much better each unlearned model knows it, and each of its examples, than retrainings "
-        "without it do. 0 is forgotten. Unseen examples are no peers of a set that is not random, and do not decide.",
+        doc="Is the very set forgotten? How much better each unlearned model knows it, and each of its examples, than "
+        "retrainings without it do. 0 is forgotten. Unseen examples are no peers of a set that is not random, and do "
+        "not decide.",
         config={"alpha": subject.thresholds.alpha, "level": _level(subject, scope)},
         version=2,
         deps=(scope.split, *jobs.values(), retrainings),
@@ -380,14 +383,16 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
 
 
 def recipe_match(subject: Subject, upstream: Mapping[str, Stage]) -> Stage | None:
-    """``[subject, audits, recipe_match]``: a given model beside models of the stated recipe; None for one that was trained here."""
+    """``[subject, audits, recipe_match]``: a given model beside models of the stated recipe; None for one that was
+    trained here."""
     if not subject.model.checkpoint:
         return None
     return Stage(
         subject=subject,
         path=("audits", RECIPE_MATCH),
-        doc=f"Could the stated recipe have made the given model? It beside {subject.model.alike} models of the recipe on the same "
-        "rows, other seeds, on examples that none of them was trained on. Attacks with reference models rest on it.",
+        doc=f"Could the stated recipe have made the given model? It beside {subject.model.alike} models of the recipe "
+        "on the same rows, other seeds, on examples that none of them was trained on. Attacks with reference models "
+        "rest on it.",
         config={**models.training(subject), "alike": subject.model.alike, "alpha": subject.thresholds.alpha},
         deps=(upstream["examples"], upstream["target"]),
         tables=(schema.RECIPE_MATCH,),
@@ -428,7 +433,8 @@ def _match(run: Run, target: Stage) -> Output:
 
 
 def _judge_match(run: Run, match: Stage | None) -> Finding | None:
-    """What a given model is beside the stated recipe; None for one that was trained here, or where nothing can be compared."""
+    """What a given model is beside the stated recipe; None for one that was trained here, or where nothing can be
+    compared."""
     from attacks.recipe_match import RecipeMatch, judge_recipe
 
     if match is None or run.subject.outputs_only:
@@ -452,8 +458,8 @@ def _rests_on_references(finding: Finding) -> bool:
 
 
 def _num_tests(subject: Subject, scope: Scope) -> int:
-    """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is theirs,
-    the other half belongs to the shadow runs."""
+    """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is
+    theirs, the other half belongs to the shadow runs."""
     assert subject.unlearning is not None
     attacks_judged = len(subject.attacks) + 1 if scope.random else 1
     return 2 * subject.unlearning.seeds * (attacks_judged + 2)
@@ -495,8 +501,8 @@ def findings(
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", "findings"),
-        doc="Verdicts: pass, fail, inconclusive or broken, each with the sentence that explains it. A pass or a fail needs the "
-        "whole interval on one side of the plan's threshold.",
+        doc="Verdicts: pass, fail, inconclusive or broken, each with the sentence that explains it. A pass or a fail "
+        "needs the whole interval on one side of the plan's threshold.",
         config={
             "thresholds": subject.thresholds,
             "unlearning": subject.unlearning,
@@ -628,8 +634,8 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
 
 
 _WEAK = (
-    "Without a model there are no reference models, and attacks without them miss most of what those find: that they find nothing "
-    "clears nobody."
+    "Without a model there are no reference models, and attacks without them miss most of what those find: that they "
+    "find nothing clears nobody."
 )
 
 
@@ -678,7 +684,8 @@ def _judge_failed(failed: pl.DataFrame, num_runs: int) -> Finding:
         what="result",
         kind=RESULT,
         verdict=Verdict.FAIL if refused.height else Verdict.BROKEN,
-        sentence=f"{failed.height} of {num_runs} runs {'refused' if refused.height else 'diverged'} (seed {first['seed']}): {first['reason']}.",
+        sentence=f"{failed.height} of {num_runs} runs {'refused' if refused.height else 'diverged'} (seed "
+        f"{first['seed']}): {first['reason']}.",
     )
 
 
@@ -721,7 +728,8 @@ def _judge_attacks(
             out.append(found)
         elif scope.random:
             few = run.why_not(attack_stages[name]) or (
-                f"{name} could not be run: too few forgotten examples, or none of them, are in the reference models' pool."
+                f"{name} could not be run: too few forgotten examples, or none of them, are in the reference models' "
+                "pool."
             )
             out.append(Finding(what=what, kind="attack", verdict=Verdict.INCONCLUSIVE, sentence=few))
     return out
@@ -731,7 +739,8 @@ _NO_PEERS = "For information: unseen examples are no peers of a set that is not 
 
 
 def _exact(run: Run, method: str, jobs: Mapping[str, Stage]) -> bool:
-    """Retraining, or a method that declares itself exact and gives what retraining of the same seeds gives, bit for bit."""
+    """Retraining, or a method that declares itself exact and gives what retraining of the same seeds gives, bit for
+    bit."""
     if method == RETRAIN:
         return True
     if not unlearner.get(method).spec.exact:
@@ -741,7 +750,8 @@ def _exact(run: Run, method: str, jobs: Mapping[str, Stage]) -> bool:
 
 
 def _judge_coverage(run: Run, scope: Scope, method: str, shadow: Stage | None) -> Finding:
-    """What U-LiRA over shadow runs says of a method that is not exact, if it audited it on this kind and size of set."""
+    """What U-LiRA over shadow runs says of a method that is not exact, if it audited it on this kind and size of
+    set."""
     from attacks.shadow_verdicts import covers
 
     what, spec = COVERED_BY, analysis.get(SHADOW).spec

@@ -1,4 +1,5 @@
-"""Which stages a run would leave as they are, told from their declarations and the ledger: no method, no model is loaded.
+"""Which stages a run would leave as they are, told from their declarations and the ledger: no method, no model is
+loaded.
 
     key     = digest(asset, version, configuration, data versions of the inputs, request, digest of the data outside)
     current = everything upstream is current, the last completion was for this key, and its outputs are in place
@@ -30,7 +31,8 @@ class Declaration:
         version, config_digest: of the code and of the configuration.
         deps: paths of the stages it reads.
         per_request: partitioned by forget request.
-        reads: what lies outside the warehouse and whose digest the key covers: "data", or the "model" that was given; or "".
+        reads: what lies outside the warehouse and whose digest the key covers: "data", or the "model" that was given;
+            or "".
         fresh_days: the asset is overdue after so many days.
     """
 
@@ -81,8 +83,8 @@ def current_stages(
     Args:
         stages: with everything upstream of each, upstream ones first.
         request: the forget request of the stages ``per_request``.
-        outside: digest of the "data" or the given "model" as they are now; None when they cannot be read: then nothing that
-            reads them is current. Asked at most once for each, and only for a stage that reads it.
+        outside: digest of the "data" or the given "model" as they are now; None when they cannot be read: then nothing
+            that reads them is current. Asked at most once for each, and only for a stage that reads it.
     """
     scope = scope_of(warehouse, request) if any(stage.per_request for stage in stages) else ""
     last = warehouse.completions(stage.asset(request) for stage in stages)

@@ -74,12 +74,14 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
     return _asset
 
 
-# What may pass by itself (a killed process, a busy lock, a hiccup of the disk) is tried again; what is wrong stays wrong.
+# What may pass by itself (a killed process, a busy lock, a hiccup of the disk) is tried again; what is wrong stays
+# wrong.
 _AGAIN = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
 def group_of(stage: Stage) -> str:
-    """The group in the UI: one a subject, and one for what is done for its forget requests. The stage is in the asset's key."""
+    """The group in the UI: one a subject, and one for what is done for its forget requests. The stage is in the asset's
+    key."""
     return stage.subject.subject.replace("-", "_") + ("_requests" if stage.per_request else "")
 
 
@@ -136,7 +138,8 @@ def _judged(stage: Stage, record: Mapping[str, Any]) -> list[dg.AssetCheckResult
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
-    """The spec in Dagster's words: type, meaning, range and nullability of each column; the common columns come last."""
+    """The spec in Dagster's words: type, meaning, range and nullability of each column; the common columns come
+    last."""
     common = [c for c in spec.all_columns if c not in spec.columns]
     return dg.TableSchema(
         columns=[

@@ -2,12 +2,13 @@
 
     minutes = overhead + (alone * t_1 + stacked * t_B) * steps of one training
 
-    alone     trainings one by one, in parts of a full one: audited model, early models, unlearning (controls and methods, each
-              seed), retrainings of a split that is not random, shadow runs
+    alone     trainings one by one, in parts of a full one: audited model, early models, unlearning (controls and
+              methods, each seed), retrainings of a split that is not random, shadow runs
     stacked   reference models, B at a time, each on half of the pool; and those that a given model is compared with
     t_1, t_B  seconds a step of one model, and a step of B at once for each of them, timed here
 
-A forecast, good to a factor of two or so, more on a machine that others use: scores and analyses that train models of their own are not in it.
+A forecast, good to a factor of two or so, more on a machine that others use: scores and analyses that train models of
+their own are not in it.
 """
 
 from __future__ import annotations

@@ -39,11 +39,12 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
 
 
 def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list[Examples]:
-    """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y`` by id.
+    """The examples that a picture shows, one group a value of ``series``: highest ``y`` first, or the images in ``y``
+    by id.
 
-    The originals, where there are any, are the first group: what is beside them is compared with them. Names that end in
-    numbers are in the order of these. All groups get equal shares of a sheet, at least one example; of more groups than
-    a sheet has places, those with the best examples are kept.
+    The originals, where there are any, are the first group: what is beside them is compared with them. Names that end
+    in numbers are in the order of these. All groups get equal shares of a sheet, at least one example; of more groups
+    than a sheet has places, those with the best examples are kept.
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
     images = picture.kind == "images"

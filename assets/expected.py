@@ -1,4 +1,5 @@
-"""What the sizes of a plan allow, said before any work is done: how often would exact removal pass, and what is missing if never."""
+"""What the sizes of a plan allow, said before any work is done: how often would exact removal pass, and what is missing
+if never."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
 
 
 def against_retrainings(subject: Subject, num: int | None) -> str:
-    """What verdict the number of examples can carry where a set is judged by retrainings without it; None: not known yet."""
+    """What verdict the number of examples can carry where a set is judged by retrainings without it; None: not known
+    yet."""
     from attacks.planning import against_retraining_allows
 
     assert subject.unlearning is not None
@@ -48,8 +50,8 @@ def against_retrainings(subject: Subject, num: int | None) -> str:
     if chance < 0.8:
         return f"{judged}: {removal} at most {chance:.0%} of audits, whatever the model; else it is inconclusive."
     return (
-        f"{judged}: {removal} 4 of 5 audits only where the untouched model knows them at least {trace:.1f} standard deviations "
-        "better than those do; else it is inconclusive."
+        f"{judged}: {removal} 4 of 5 audits only where the untouched model knows them at least {trace:.1f} standard "
+        "deviations better than those do; else it is inconclusive."
     )
 
 
@@ -89,4 +91,7 @@ def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str
         num_references=references,
         thresholds=limits,
     )
-    return f"{sizes}: exact removal would pass the attacks with probability {chance:.2f}; else it is inconclusive, and fails in at most {limits.alpha:.0%}."
+    return (
+        f"{sizes}: exact removal would pass the attacks with probability {chance:.2f}; else it is inconclusive, and "
+        f"fails in at most {limits.alpha:.0%}."
+    )

@@ -1,4 +1,5 @@
-"""The stages of a subject, in order: data, models, scores, curation, analyses, unlearning, audits, reports; then per request."""
+"""The stages of a subject, in order: data, models, scores, curation, analyses, unlearning, audits, reports; then per
+request."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from contracts.subject import Subject
 
 
 def subject_stages(subject: Subject) -> list[Stage]:
-    """Every stage of one subject; upstream stages come first. Models that nothing listed in the plan reads are left out.
+    """Every stage of one subject; upstream stages come first. Models that nothing listed in the plan reads are left
+    out.
 
     Raises:
         UnknownName: the subject, or a method's configuration, names what is not registered, or not listed before it.

@@ -1,8 +1,8 @@
 """Rows that were made elsewhere, imported for a score of the plan: kept beside its table, with where they are from.
 
 An import is an artefact of the score's own stage. Its digest is in the score's configuration, so that another import is
-another key. A stage that reads it takes out what is not to be kept: an example that has left the data, or has another label
-now, leaves the import too, and with it everything that this program knows of it.
+another key. A stage that reads it takes out what is not to be kept: an example that has left the data, or has another
+label now, leaves the import too, and with it everything that this program knows of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Each judged finding as a Dagster asset check: an error where it fails, a warning where it is inconclusive, never blocking.
+"""Each judged finding as a Dagster asset check: an error where it fails, a warning where it is inconclusive, never
+blocking.
 
-Dagster wants the checks when the definitions load, the findings are known when an audit ends: so the plan declares one check for
-each finding that it will judge, under a name that stays the same from audit to audit, and a finding that nobody announced (an
-audit of another package, a run that gave nothing back) falls to ``other_findings``. The answers of the report are checks too.
+Dagster wants the checks when the definitions load, the findings are known when an audit ends: so the plan declares one
+check for each finding that it will judge, under a name that stays the same from audit to audit, and a finding that
+nobody announced (an audit of another package, a run that gave nothing back) falls to ``other_findings``. The answers of
+the report are checks too.
 
     model_<attack>          the audited model, where the plan sets a limit for it
     removal_<what>          the removal method in use: attacks, gap, quality, u_lira or against_retraining

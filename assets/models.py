@@ -1,4 +1,5 @@
-"""Stage 2, models: the audited model, its early checkpoints, and the one reference ensemble that serves every method."""
+"""Stage 2, models: the audited model, its early checkpoints, and the one reference ensemble that serves every
+method."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def training(subject: Subject) -> dict[str, Any]:
 
 
 def trained_by(stage: Stage) -> str:
-    """Digest of the part of a stage's configuration that :func:`training` gives: equal for the models of stages that were
-    made by the same recipe on the same architecture, by the same versions of their code."""
+    """Digest of the part of a stage's configuration that :func:`training` gives: equal for the models of stages that
+    were made by the same recipe on the same architecture, by the same versions of their code."""
     return digest({name: stage.config[name] for name in ("model", "recipe", "versions", "seed", "device")})
 
 
@@ -134,10 +135,12 @@ def _stored_outputs(run: Run) -> Output:
 
 
 def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tuple[nn.Module, str]:
-    """The model that a plan names with the weights of its checkpoint, in eval mode on the device, and the file's SHA-256.
+    """The model that a plan names with the weights of its checkpoint, in eval mode on the device, and the file's
+    SHA-256.
 
     Raises:
-        ConfigError: the architecture cannot be audited, there is no such file, or its arrays are of another model: names them.
+        ConfigError: the architecture cannot be audited, there is no such file, or its arrays are of another model:
+            names them.
         DataError: no safetensors.
     """
     from recipes.checkpoints import load_arrays, read_checkpoint
@@ -159,7 +162,8 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     from recipes.retention import retained_of
 
     subject, data = run.subject, run.data
-    # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody reads.
+    # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody
+    # reads.
     outputs = predict_logits(model, data) if data.task.gives("features") else None
     reading = read(model, data) if outputs is None else reading_of(data, outputs)
     made = {"trained_by": trained_by(run.stage)}
@@ -223,7 +227,8 @@ def checkpoint_row(
 
 
 def retained(subject: Subject) -> str:
-    """What the plan's recipe keeps of its data besides the weights, joined by commas: a forget request must reach it too."""
+    """What the plan's recipe keeps of its data besides the weights, joined by commas: a forget request must reach it
+    too."""
     return ", ".join(recipe.get(subject.recipe.name).spec.retains)
 
 
@@ -232,7 +237,8 @@ def _in_words(retains: str | None) -> str:
 
 
 def fit_of(run: Run, reading: Reading | None) -> dict[str, float | None]:
-    """Mean loss on the training split and mean quality on both, from the readings of every example where there are any."""
+    """Mean loss on the training split and mean quality on both, from the readings of every example where there are
+    any."""
     if reading is None:
         return dict.fromkeys(_NULLABLE)
     train = run.data.split == "train"
@@ -254,7 +260,8 @@ def early(subject: Subject, examples: Stage) -> Stage:
     return Stage(
         subject=subject,
         path=("models", "early"),
-        doc=f"{subject.early.seeds} models from independent initialisations, stopped at epoch {subject.early.epoch} of the full recipe.",
+        doc=f"{subject.early.seeds} models from independent initialisations, stopped at epoch {subject.early.epoch} of "
+        "the full recipe.",
         config={**training(subject), "early": subject.early},
         deps=(examples,),
         tables=(schema.CHECKPOINTS,),
@@ -344,8 +351,9 @@ def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Sta
     return Stage(
         subject=subject,
         path=("models", "ensemble"),
-        doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
-        f"{plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
+        doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in "
+        f"exactly {plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} "
+        "models.",
         config={**training(subject), "ensemble": plan, **({"outputs": True} if outputs else {})},
         deps=(examples,),
         warnings=(APPLIES,),
@@ -407,7 +415,8 @@ def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:
 
 
 def stored_models(run: Run, stage: Stage) -> dict[str, str]:
-    """Name -> digest of the artifacts of a stage of models, for a job that is given them; none where it has made none."""
+    """Name -> digest of the artifacts of a stage of models, for a job that is given them; none where it has made
+    none."""
     store = run.warehouse.artifacts
     if stage.path[1] == "early":
         names = [f"{stage.asset(run.request)}/seed{r}" for r in range(run.subject.early.seeds)]
@@ -420,13 +429,13 @@ def stored_models(run: Run, stage: Stage) -> dict[str, str]:
 def refuse_other_training(run: Run, stage: Stage, meta: Mapping[str, Any]) -> None:
     """Raise :class:`NotReady` unless stored models, by their ``meta``, were trained as the plan now says.
 
-    Models that are compared with each other (the audited one and its references) must be made alike. A stage that is brought
-    up to date by itself could otherwise read what an older plan, recipe or model left behind.
+    Models that are compared with each other (the audited one and its references) must be made alike. A stage that is
+    brought up to date by itself could otherwise read what an older plan, recipe or model left behind.
     """
     if meta.get("trained_by") != trained_by(stage):
         raise NotReady(
-            f"{stage.asset(run.request)} was trained by another recipe, architecture or version of them than the plan of "
-            f"{run.subject.subject} names now; run: palimpsest audit {run.subject.subject}"
+            f"{stage.asset(run.request)} was trained by another recipe, architecture or version of them than the plan "
+            f"of {run.subject.subject} names now; run: palimpsest audit {run.subject.subject}"
         )
 
 

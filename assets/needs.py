@@ -64,7 +64,8 @@ def stages_of(
     analyses: Mapping[str, Stage] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
     """The stages a method reads, the examples first: those of its needs, of the scores, splits and analyses that its
-    configuration names, and of the analyses that it reads. The plan's names were checked before (``assets.references``)."""
+    configuration names, and of the analyses that it reads. The plan's names were checked before
+    (``assets.references``)."""
     wanted = [upstream["examples"], *models_of(spec, upstream).values()]
     listed = {"score": scores, "split": splits, "analysis": analyses}
     wanted += [listed[found.kind][found.name] for found in references(config) if found.kind in listed]
@@ -78,7 +79,8 @@ def stages_of(
 def read_of_references(subject: Subject) -> frozenset[str]:
     """What the plan's methods read of reference models: nothing, "readings", or "readings" and whole "outputs".
 
-    Attacks that can do without references do not have them trained; where they are there, they tell on which scale a model speaks.
+    Attacks that can do without references do not have them trained; where they are there, they tell on which scale a
+    model speaks.
     """
     read: set[str] = set()
     for found in [] if subject.outputs_only else methods(subject):
@@ -100,8 +102,8 @@ def models_of(spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Stag
 
 
 def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
-    """Parts of the plan that a method's result depends on besides its stages: the version of the source that reads the data
-    it is given, and what stands behind the callables it is given."""
+    """Parts of the plan that a method's result depends on besides its stages: the version of the source that reads the
+    data it is given, and what stands behind the callables it is given."""
     plan: dict[str, Any] = {"source_version": source.get(subject.source.name).spec.version}
     if TRAINING & set(spec.needs):
         plan |= models.training(subject)
@@ -131,14 +133,15 @@ def refuse_unavailable(subject: Subject) -> None:
             can -= {"early_models", "early_at"}  # a job ends without a result where another stage says why it has none
         if lacking := [need for need in method.spec.needs if need not in can]:
             raise NotApplicable(
-                f"{method.where}: {method.kind} {method.spec.name} needs {', '.join(lacking)}, which the plan's recipe or the place "
-                f"where {method.kind} methods run cannot give; it can give: {', '.join(sorted(can)) or 'nothing'}"
+                f"{method.where}: {method.kind} {method.spec.name} needs {', '.join(lacking)}, which the plan's recipe "
+                f"or the place where {method.kind} methods run cannot give; it can give: "
+                f"{', '.join(sorted(can)) or 'nothing'}"
             )
 
 
 def available(kind: str) -> frozenset[str]:
-    """The needs that can be met for methods of a kind ("split" for a plan's curators); nothing is kept from the analyses but
-    rows imported for scores."""
+    """The needs that can be met for methods of a kind ("split" for a plan's curators); nothing is kept from the
+    analyses but rows imported for scores."""
     everything = StageProvider.meets()
     return {
         "score": everything - {"splits", "tables"},

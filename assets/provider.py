@@ -1,11 +1,12 @@
-"""What a method is given, by the words of ``contracts.methods.NEEDS``: one provider, in a stage and in the process of a job alike.
+"""What a method is given, by the words of ``contracts.methods.NEEDS``: one provider, in a stage and in the process of a
+job alike.
 
     Provider      what follows from the plan, the data and the audited model: training, unlearning, evaluation
     JobProvider   in the process of an unlearning job, which opens no database: models come as artifacts
     assets.needs.StageProvider   in a stage: with stored models, scores, splits and tables
 
-A need is met by the method of that name, and nowhere else; a word without one cannot be met there, and a plan that lists a method
-which needs it there is refused as it loads (``assets.needs.refuse_unavailable``).
+A need is met by the method of that name, and nowhere else; a word without one cannot be met there, and a plan that
+lists a method which needs it there is refused as it loads (``assets.needs.refuse_unavailable``).
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Provider:
         return {need: getattr(self, need)() for need in spec.needs}
 
     def train(self) -> Callable[..., nn.Module]:
-        """``(data, seed, *, effort, steps, observe) -> model``: the subject's own recipe from a fresh initialisation."""
+        """``(data, seed, *, effort, steps, observe) -> model``: the subject's own recipe from a fresh
+        initialisation."""
         method = recipe_of(self.subject, self.data)
 
         def train(
@@ -173,10 +175,12 @@ _OF_ONE_MODEL = Provider.meets() | {"model", "encoder", "outputs"}
 
 @dataclass(frozen=True)
 class UnlearnFrom:
-    """``(model, name, *, retain, forget, seed) -> model``: any model after a registered unlearner with the plan's configuration.
+    """``(model, name, *, retain, forget, seed) -> model``: any model after a registered unlearner with the plan's
+    configuration.
 
-    The unlearner works on a copy of its own: one that changes its argument cannot change what later runs start from. What
-    comes back is a fresh model with the result's arrays; a result that answers otherwise than its arrays do is refused.
+    The unlearner works on a copy of its own: one that changes its argument cannot change what later runs start from.
+    What comes back is a fresh model with the result's arrays; a result that answers otherwise than its arrays do is
+    refused.
     """
 
     provider: Provider

@@ -1,5 +1,5 @@
-"""Every name that a plan gives, and that the configurations of its methods give, stands for something: else the plan is refused
-as it loads, naming the field, before any work starts.
+"""Every name that a plan gives, and that the configurations of its methods give, stands for something: else the plan is
+refused as it loads, naming the field, before any work starts.
 
     a score, split or analysis   one that the plan lists, and lists before what reads it
     an unlearner, attack, ...    one that is registered

@@ -57,8 +57,8 @@ def audit_report(
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}reports", "audit"),
-        doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against retraining, "
-        "attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
+        doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against "
+        "retraining, attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
         version=7,
         deps=(
@@ -117,7 +117,8 @@ def _report(
 def assemble(
     run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage], findings: Stage
 ) -> AuditReport:
-    """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of them."""
+    """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of
+    them."""
     subject = run.subject
     split = scope.name(run) if scope else ""
     of_split = [run.read(spec, {"split": split}) for spec in (schema.UNLEARNING_RUNS, schema.UNLEARNING_METRICS)]
@@ -312,7 +313,8 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
 
 
 def _compared(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
-    """What several scores call noisy, hard, memorised or duplicate, what they disagree on, and near duplicates side by side."""
+    """What several scores call noisy, hard, memorised or duplicate, what they disagree on, and near duplicates side by
+    side."""
     asked: list[tuple[str, pl.DataFrame]] = []
     if len(scores) > 1:
         called = _ask(run, "agreement", at_least=2).with_columns(
@@ -336,7 +338,8 @@ def _compared(run: Run, scores: Mapping[str, Stage]) -> list[Examples]:
 
 
 def _twins(run: Run) -> pl.DataFrame:
-    """Groups of near duplicates, those with conflicting labels first, then the most alike; none where the score was refused."""
+    """Groups of near duplicates, those with conflicting labels first, then the most alike; none where the score was
+    refused."""
     conflict = pl.when(pl.col("group_labels") > 1).then(pl.lit(", labels conflict")).otherwise(pl.lit(""))
     trusted = run.read(schema.SCORE_RUNS, {"score": CLOSURE})["passed"].all()
     found = run.read(score.get(CLOSURE).spec.table).filter((pl.col("group_size") > 1) & pl.lit(trusted))

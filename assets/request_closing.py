@@ -1,4 +1,5 @@
-"""Closing a forget request on exact retraining: every model was trained from scratch on data without its rows, and this is the proof.
+"""Closing a forget request on exact retraining: every model was trained from scratch on data without its rows, and this
+is the proof.
 
     1. none of the rows that the request named is in the source any more
     2. ``data.examples``, which the last audit wrote, holds the examples of that very source and no others
@@ -38,15 +39,16 @@ def prove_gone(request_id: str, plan: Subject, workspace: Workspace) -> list[dic
     stored = w.read(schema.EXAMPLES, subject=subject, columns=["example_id"])["example_id"].to_numpy()
     if not np.array_equal(np.sort(stored), np.sort(data.example_id)):
         raise StateError(
-            f"request {request_id}: data.examples is not what the source holds now, so no model was trained on it: palimpsest audit {subject}"
+            f"request {request_id}: data.examples is not what the source holds now, so no model was trained on it: "
+            f"palimpsest audit {subject}"
         )
     holding = w.lineage.holding(subject, ids)
     kept = holding["asset"].str.split("/").list.get(1).str.starts_with(_EVIDENCE)
     if (left := holding.filter(~kept)).height:
         named = ", ".join(left["asset"].head(5)) + (", ..." if left.height > 5 else "")
         raise StateError(
-            f"request {request_id}: {left.height} stored results were made from its rows: {named}. Audit again: palimpsest audit "
-            f"{subject}; what the plan no longer lists stays as it was"
+            f"request {request_id}: {left.height} stored results were made from its rows: {named}. Audit again: "
+            f"palimpsest audit {subject}; what the plan no longer lists stays as it was"
         )
     models = w.read(schema.CHECKPOINTS, subject=subject)
     return [
@@ -81,13 +83,15 @@ def refuse_left_in_source(request_id: str, plan: Subject, workspace: Workspace) 
     left = int(np.isin(ids, workspace.examples(plan).example_id).sum())
     if left:
         raise StateError(
-            f"request {request_id}: {left:,} of its {len(ids):,} rows are still in the data: take them out of the source first"
+            f"request {request_id}: {left:,} of its {len(ids):,} rows are still in the data: take them out of the "
+            "source first"
         )
     return ids
 
 
 def close_on_retraining(request_id: str, plan: Subject, workspace: Workspace, *, by: str = "") -> str:
-    """Close a request on the ground that ``prove_gone`` shows; the sentence that is put on record, page and JSON beside it.
+    """Close a request on the ground that ``prove_gone`` shows; the sentence that is put on record, page and JSON beside
+    it.
 
     Raises:
         StateError: as ``prove_gone``, or the request may not be closed from its state.
@@ -99,7 +103,8 @@ def close_on_retraining(request_id: str, plan: Subject, workspace: Workspace, *,
     num = w.requests.pins(request_id).height
     ground = (
         f"Exact retraining: every model of {plan.subject} was trained from scratch on data without "
-        f"{'its row' if num == 1 else f'its {num:,} rows'}, which {'is' if num == 1 else 'are'} in no data and no model of this state."
+        f"{'its row' if num == 1 else f'its {num:,} rows'}, which {'is' if num == 1 else 'are'} in no data and no "
+        "model of this state."
     )
     facts: dict[str, Any] = {
         "format": "palimpsest-closing/1",

@@ -1,4 +1,5 @@
-"""Forget requests that name a concept in place of rows: what a subject lacks to honour one, said before any work is done."""
+"""Forget requests that name a concept in place of rows: what a subject lacks to honour one, said before any work is
+done."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from contracts.subject import Subject
 
 
 def lacking(subject: Subject) -> str:
-    """What keeps a subject's plan from honouring a request that names a concept, as a sentence; "" where nothing does."""
+    """What keeps a subject's plan from honouring a request that names a concept, as a sentence; "" where nothing
+    does."""
     able = [method.spec.name for method in unlearner if method.spec.concepts]
     there = f"registered ones that do: {', '.join(able) or 'none'}"
     if subject.unlearning is None:
@@ -32,9 +34,10 @@ def refuse_concept(request: ForgetRequest, subject: Subject) -> None:
     if request.concept is None:
         return
     why = lacking(subject) or (
-        "the stages of a forget request remove rows: a method that takes concepts has to be run on the concept by its own job"
+        "the stages of a forget request remove rows: a method that takes concepts has to be run on the concept by its "
+        "own job"
     )
     raise NotApplicable(
-        f"request {request.request_id} asks to forget the concept {request.concept.name!r}: {why}. Nothing was run, and the request "
-        "stands as it was"
+        f"request {request.request_id} asks to forget the concept {request.concept.name!r}: {why}. Nothing was run, "
+        "and the request stands as it was"
     )

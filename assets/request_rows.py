@@ -1,10 +1,11 @@
-"""The rows that a forget request names: resolved and pinned when it is registered, compared with the data when it is run.
+"""The rows that a forget request names: resolved and pinned when it is registered, compared with the data when it is
+run.
 
     pin(example) = HMAC-SHA256(salt, id | owner | label | content hash)
 
-A row that has changed or got another owner since has another pin; the split is kept beside it. Where anything differs the
-request is refused by name, and nothing is removed: never are other rows unlearned than those the person who registered it
-was shown. Without the salt, a pin cannot be linked to a row.
+A row that has changed or got another owner since has another pin; the split is kept beside it. Where anything differs
+the request is refused by name, and nothing is removed: never are other rows unlearned than those the person who
+registered it was shown. Without the salt, a pin cannot be linked to a row.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def resolve(
     *,
     scores: Callable[[str], pl.DataFrame] | None = None,
 ) -> np.ndarray:
-    """Ids (int64, ascending) of the examples that a request names: of an owner or by id in both splits, else in training.
+    """Ids (int64, ascending) of the examples that a request names: of an owner or by id in both splits, else in
+    training.
 
     Args:
         scores: (example_id, value) of a stored score by its name; the warehouse's latest when not given.
@@ -116,8 +118,8 @@ def refuse_changed(
     """Nothing, when the request still names the rows that were pinned, unchanged.
 
     Raises:
-        DataError: rows are gone, have changed, are in the other split, have come since, or are named no longer (by a score that was computed
-            anew); says which.
+        DataError: rows are gone, have changed, are in the other split, have come since, or are named no longer (by a
+            score that was computed anew); says which.
     """
     ids = pinned["example_id"].to_numpy()
     here = ids[np.isin(ids, data.example_id)]
@@ -148,8 +150,9 @@ def answer_unseen(warehouse: Warehouse, request_id: str) -> str:
     """Close a verified request none of whose examples is in the training split; the answer, which is also on record."""
     num = warehouse.requests.pins(request_id).height
     answer = (
-        f"No example of request {request_id} is in the training split ({num} in the test split): the audited model was not trained "
-        "on them, so there is nothing to unlearn. The audit's reference models draw from both splits: remove the rows from the data and audit again."
+        f"No example of request {request_id} is in the training split ({num} in the test split): the audited model was "
+        "not trained on them, so there is nothing to unlearn. The audit's reference models draw from both splits: "
+        "remove the rows from the data and audit again."
     )
     notes = {
         RequestState.SCOPED: f"0 training examples, {num} in the test split",

@@ -26,7 +26,8 @@ def scope_of_request(subject: Subject, upstream: Mapping[str, Stage], scores: Ma
     return Stage(
         subject=subject,
         path=("request_curation", "split"),
-        doc="The examples a forget request selects (ids, owner, class, SQL predicate or score), and the rest to retain.",
+        doc="The examples a forget request selects (ids, owner, class, SQL predicate or score), and the rest to "
+        "retain.",
         config={"seed": subject.seed, "closure": subject.unlearning is not None and subject.unlearning.closure},
         deps=(upstream["examples"], *scores.values()),
         tables=(schema.MEMBERS, schema.DATASETS),
@@ -54,7 +55,8 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
 
 
 def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """The members with the near duplicates of the forget set added where the plan says so, and a clause for the register."""
+    """The members with the near duplicates of the forget set added where the plan says so, and a clause for the
+    register."""
     plan = run.subject.unlearning
     if GROUPS not in {c.name for c in run.subject.scores} or plan is None:
         return members, ""

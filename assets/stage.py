@@ -84,8 +84,8 @@ class Stage:
         path: (stage, name); the asset key is (subject, stage, name).
         version: raise it when the code changes what it computes.
         config: everything besides the inputs that the result depends on.
-        reads: "data", or the "model" that was given: its key covers the digest of these, which lie outside the warehouse and
-            are asked for at every run.
+        reads: "data", or the "model" that was given: its key covers the digest of these, which lie outside the
+            warehouse and are asked for at every run.
         deps: stages it reads.
         tables: the tables it writes, for the schema in the UI and the blocking check.
         warnings, judged: names of its non-blocking checks.
@@ -239,7 +239,8 @@ class Run:
         return known
 
     def key(self) -> str:
-        """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside data."""
+        """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside
+        data."""
         stage = self.stage
         return stage.declaration.key(
             self.request,
@@ -367,6 +368,7 @@ def top_rows(frame: pl.DataFrame, column: str, labels: pl.DataFrame, *, limit: i
 
 
 def labels_of(data: ExampleSet) -> pl.DataFrame:
-    """example_id beside what tells people which example is meant: ``label_name``, ``target``, or nothing, by the task."""
+    """example_id beside what tells people which example is meant: ``label_name``, ``target``, or nothing, by the
+    task."""
     shown = {name: column for name, column in data.task.shown(data).items() if name != "label"}
     return pl.DataFrame({"example_id": data.example_id, **shown})

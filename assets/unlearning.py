@@ -1,7 +1,7 @@
 """Stage 5, unlearning: one job a method, in a process of its own; then every method against retraining.
 
-``Scope`` says on whose behalf: the subject's own split (audited on schedule) or a forget request (a partition). A set that is
-not random is judged by retrainings without that very set; those are a stage of their own.
+``Scope`` says on whose behalf: the subject's own split (audited on schedule) or a forget request (a partition). A set
+that is not random is judged by retrainings without that very set; those are a stage of their own.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def jobs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> dict[
 
 
 def _keeps_outputs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> bool:
-    """Whether whole outputs of unlearned models are read: by an attack that wants them, or to map them to the scale of others."""
+    """Whether whole outputs of unlearned models are read: by an attack that wants them, or to map them to the scale of
+    others."""
     if not scope.random:
         return True
     wanted = any("outputs" in attack.get(choice.name).spec.wants for choice in subject.attacks)
@@ -187,8 +188,8 @@ def retrainings(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", "retrainings"),
-        doc=f"{count} retrainings without the very set, by the plan's recipe, other seeds: what they say of the set and on the test split. "
-        "A set that is not random is judged by what these say of it.",
+        doc=f"{count} retrainings without the very set, by the plan's recipe, other seeds: what they say of the set "
+        "and on the test split. A set that is not random is judged by what these say of it.",
         config={**models.training(subject), "retrainings": count},
         version=2,
         deps=(upstream["examples"], scope.split),
@@ -232,8 +233,10 @@ def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Sta
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", "comparison"),
-        doc="Every removal method against retraining from scratch: quality (accuracy for classes) lost on the set and kept on the retained and test examples, efficacy of a "
-        "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to retraining is better.",
+        doc="Every removal method against retraining from scratch: quality (accuracy for classes) lost on the set and "
+        "kept on the retained and test examples, efficacy of a "
+        "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to "
+        "retraining is better.",
         config={"alpha": subject.thresholds.alpha},
         version=3,
         deps=(scope.split, *jobs.values()),
@@ -284,7 +287,8 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
 
 
 def measured(runs: pl.DataFrame) -> list[dict[str, Any]]:
-    """Rows of ``unlearning.metrics`` of runs with a column a metric (and ``<metric>_lo``, ``<metric>_hi``): those that are known."""
+    """Rows of ``unlearning.metrics`` of runs with a column a metric (and ``<metric>_lo``, ``<metric>_hi``): those that
+    are known."""
     of_runs = {c.name for c in schema.UNLEARNING_RUNS.columns}
     bounds = {f"{name}{side}" for name in runs.columns for side in ("_lo", "_hi")}
     rows = []

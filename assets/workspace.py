@@ -32,8 +32,8 @@ class Workspace:
         home: the state folder, ``$PALIMPSEST_HOME``.
         launcher: how unlearning jobs are run.
         progress: called with ``(done, total, what)`` by every long computation.
-        publish_every_s: how old the published snapshot may get before a finished stage brings it up to date; 0: every one
-            does. Who sets more publishes when the last stage is done.
+        publish_every_s: how old the published snapshot may get before a finished stage brings it up to date; 0: every
+            one does. Who sets more publishes when the last stage is done.
     """
 
     def __init__(

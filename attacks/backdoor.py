@@ -3,14 +3,17 @@
     attack success   k / n of the affected test inputs of which the answer is the manipulator's:
                          poison      triggered images whose true class is not the target, answered "target"
                          confusion   test inputs of classes a and b, answered by the other of the two
-    acc_corr         accuracy against TRUE labels on the affected test inputs: all triggered images, none left out; inputs of a and b
+    acc_corr         accuracy against TRUE labels on the affected test inputs: all triggered images, none left out;
+                     inputs of a and b
     acc_retain       accuracy on the unaffected ones: the clean images; inputs of the other classes
     manip_acc        accuracy against true labels on the manipulated training examples as they are (trigger and all)
     delete_err       share of the identified ones still answered with their wrong label; needs no clean label
 
-Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; intervals Clopper-Pearson.
-Images that already are of the target class are answered "target" by any good model: counting them as success would give every
-model a backdoor of 1 / K. Retraining without the identified part is NOT the reference here: the rest brings the harm back.
+Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; intervals
+    Clopper-Pearson.
+Images that already are of the target class are answered "target" by any good model: counting them as success would give
+every model a backdoor of 1 / K. Retraining without the identified part is NOT the reference here: the rest brings the
+harm back.
 
 Shapes: logits (N, K), labels (N,).
 """

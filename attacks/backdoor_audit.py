@@ -1,14 +1,16 @@
 """Can an unlearner take a manipulation out of the subject's model, when only part of it has been identified?
 
     manipulated copy S_m  ->  the subject's recipe  ->  for every method and fraction q: remove S_f, a uniform q of S_m
-    then: accuracy on clean inputs, accuracy with true labels on affected ones, success of the attack   (``attacks.backdoor``)
+    then: accuracy on clean inputs, accuracy with true labels on affected ones, success of the attack
+        (``attacks.backdoor``)
 
-Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015): fractions from 10% to 100%, manipulations by
-trigger, confusion of two classes, and random labels. Rows with method ``none`` are the manipulated model itself; ``retrain``
-without S_f is not exact removal: only with all of S_m identified is it clean.
+Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015): fractions from 10% to 100%,
+    manipulations by
+trigger, confusion of two classes, and random labels. Rows with method ``none`` are the manipulated model itself;
+``retrain`` without S_f is not exact removal: only with all of S_m identified is it clean.
 
-The recipe is trained anew on manipulated data; the subject's own model and data are not touched. What is measured is the
-method in the plan's configuration: a method tuned on the clean test set would look better than anybody could know.
+The recipe is trained anew on manipulated data; the subject's own model and data are not touched. What is measured is
+the method in the plan's configuration: a method tuned on the clean test set would look better than anybody could know.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ BACKDOOR = TableSpec(
     AnalysisSpec(
         name="backdoor_audit",
         wants=("outputs", "classes", "features"),
-        doc="Plants a manipulation in a copy of the data and asks how much of it each unlearner takes out of the model.",
+        doc="Plants a manipulation in a copy of the data and asks how much of it each unlearner takes out of the "
+        "model.",
         source="Goel et al., TMLR 2024 (arXiv 2402.14015)",
         config=BackdoorConfig,
         needs=("train", "unlearn_from"),
@@ -219,7 +222,8 @@ def backdoor_audit(
                     )
                     row |= _measure(changed, harm, found, config)
                 except (Diverged, DataError):
-                    # Outputs that are not finite come as DataError from a model that has just been changed: its fault too.
+                    # Outputs that are not finite come as DataError from a model that has just been changed: its fault
+                    # too.
                     row |= {"num_identified": len(found), "num_attacked": 0, "status": "diverged"}
                 rows.append(row)
                 progress(len(rows) - repeat - 1, total, "backdoor audit")

@@ -1,19 +1,22 @@
 """Concept leakage: how much of a concept can still be read from a model's embeddings after a class was unlearned.
 
-    probe     linear SVM on the embeddings phi of held-out (test) examples with and without the concept, fitted anew to EVERY model
+    probe     linear SVM on the embeddings phi of held-out (test) examples with and without the concept, fitted anew to
+              EVERY model
     leak      balanced accuracy of the probe on further held-out examples, as many with as without
     control   the same probe on the same examples with the concept's labels permuted: 0.5 unless the probe memorises
     excess    leak - leak of the model retrained without the class, on the same examples          paired
-    head swap accuracy of the unlearned body under the ORIGINAL output layer: a method that only mutes an output keeps it
+    head swap accuracy of the unlearned body under the ORIGINAL output layer: a method that only mutes an output keeps
+    it
 
-A probe reads a class even from models that never saw it (original 0.998, retrained 0.995, poisoned 0.997 AUROC on Fashion-MNIST):
-a high leak alone is no evidence of anything. Read the excess, and the head swap, which does tell. The retrained body is
-another one than the original's, so its own head swap is near chance whatever it knows.
+A probe reads a class even from models that never saw it (original 0.998, retrained 0.995, poisoned 0.997 AUROC on
+Fashion-MNIST): a high leak alone is no evidence of anything. Read the excess, and the head swap, which does tell. The
+retrained body is another one than the original's, so its own head swap is near chance whatever it knows.
 
-Sources: arXiv 2405.15662 (2024), verification of class unlearning by concepts; Yuksekgonul et al., ICLR 2023 (concept SVMs);
+Sources: arXiv 2405.15662 (2024), verification of class unlearning by concepts; Yuksekgonul et al., ICLR 2023 (concept
+    SVMs);
 Hewitt and Liang, EMNLP 2019 (control tasks). Intervals are over the evaluated examples, given these models; another
-seed of training is another model. Concepts are named in the configuration; without names they are clusters of the original
-model's embeddings. The forgotten classes together are always the first concept, ``forgotten``.
+seed of training is another model. Concepts are named in the configuration; without names they are clusters of the
+original model's embeddings. The forgotten classes together are always the first concept, ``forgotten``.
 """
 
 from __future__ import annotations
@@ -109,7 +112,8 @@ HEAD_SWAP = TableSpec(
     schema="audits",
     name="concept_head_swap",
     key=("method",),
-    doc="Accuracy on the test split with the method's own output layer, and with the original one on the unlearned body.",
+    doc="Accuracy on the test split with the method's own output layer, and with the original one on the unlearned "
+    "body.",
     columns=(
         _METHOD,
         _STATUS,
@@ -131,7 +135,8 @@ HEAD_SWAP = TableSpec(
     AnalysisSpec(
         name="concept_leakage",
         wants=("classes", "features"),
-        doc="Unlearns whole classes and asks what of them, and of other concepts, can still be read from the embeddings.",
+        doc="Unlearns whole classes and asks what of them, and of other concepts, can still be read from the "
+        "embeddings.",
         source="arXiv 2405.15662 (2024); Hewitt and Liang, EMNLP 2019",
         version=2,
         config=ConceptLeakageConfig,
@@ -265,7 +270,8 @@ def _probe_sets(
     for name, sides in (members | dict(named)).items():
         if min(map(np.count_nonzero, sides)) < _FEWEST:
             raise DataError(
-                f"concept {name!r}: {sides[0].sum()} test examples with it and {sides[1].sum()} without; {_FEWEST} each are needed"
+                f"concept {name!r}: {sides[0].sum()} test examples with it and {sides[1].sum()} without; {_FEWEST} "
+                "each are needed"
             )
         rng = np.random.default_rng(derive_seed("held out", name, seed))
         rows = [rng.permutation(np.flatnonzero(side)) for side in sides]

@@ -1,8 +1,9 @@
 """Linear probes on embeddings: what can be read of a concept, against permuted labels and against another model.
 
-Embeddings phi (N, d) of held-out examples. A probe is the concept's linear SVM of ``explain.concepts`` (its C chosen within the
-examples it is fitted on); what it says is judged on other examples, as many with the concept as without. The control fits and judges
-the same examples under permuted labels (Hewitt and Liang, EMNLP 2019): above 0.5 by more than its interval, the probe memorises.
+Embeddings phi (N, d) of held-out examples. A probe is the concept's linear SVM of ``explain.concepts`` (its C chosen
+within the examples it is fitted on); what it says is judged on other examples, as many with the concept as without. The
+control fits and judges the same examples under permuted labels (Hewitt and Liang, EMNLP 2019): above 0.5 by more than
+its interval, the probe memorises.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Probed:
 def paired_difference(right_a: Bool, right_b: Bool, *, alpha: float) -> tuple[float, float, float]:
     """(value, low, high) of accuracy a - accuracy b on the same n examples.
 
-    With p_a, p_b the shares that are right under a or b only, exact bounds of both joined by the square-root rule of Zou and
-    Donner (Stat. Med. 2008), with their multinomial correlation rho = -sqrt(p_a p_b / ((1 - p_a) (1 - p_b))):
+    With p_a, p_b the shares that are right under a or b only, exact bounds of both joined by the square-root rule of
+    Zou and Donner (Stat. Med. 2008), with their multinomial correlation rho = -sqrt(p_a p_b / ((1 - p_a) (1 - p_b))):
         low = value - sqrt((p_a - l_a)^2 - 2 rho (p_a - l_a) (u_b - p_b) + (u_b - p_b)^2),   high likewise
 
     >>> paired_difference(np.array([True, True]), np.array([True, False]), alpha=0.05)[0]
@@ -102,7 +103,8 @@ def paired_difference(right_a: Bool, right_b: Bool, *, alpha: float) -> tuple[fl
 
 
 def _says(phi: Floats, s: ProbeSet, labels: Bool, *, per_side: int, seed: int) -> tuple[Bool, Bool]:
-    """What a probe fitted on ``fit`` says of ``judge``, and the truth. Embeddings that do not differ: it never says yes."""
+    """What a probe fitted on ``fit`` says of ``judge``, and the truth. Embeddings that do not differ: it never says
+    yes."""
     fit, truth = labels[s.fit], labels[s.judge]
     bank = ConceptBank.from_examples(
         phi[s.fit], {s.name: (fit, ~fit)}, per_side=per_side, seed=seed, drop_unlearnable=True

@@ -1,14 +1,15 @@
 """How far one unlearned model is from retraining, and what it costs, with intervals paired by example.
 
-    d_X      = mean over the examples of X of (quality under the method - quality under retraining)   same examples, paired
+    d_X      = mean over the examples of X of (quality under the method - quality under retraining)   same examples,
+             paired
     avg_gap  = mean of |d| over the forget set, the retained and the test examples, and membership efficacy
     lost_X   = -d_X for what is kept: retained and test examples
 
-The pair cancels what makes an example hard for both. The interval of d is that of a paired difference of values in [0, 1]
-(``stats.bounded_difference``): right and wrong, as Agresti and Min (Statistics in Medicine 2005), or right by degrees. It does
-not collapse when no example differs. The interval of avg_gap joins those of its four parts at 1 - alpha / 4 each: at least
-1 - alpha together, whatever their dependence. Two models that read the same everywhere are one model: their gap is 0
-and has no error.
+The pair cancels what makes an example hard for both. The interval of d is that of a paired difference of values in [0,
+1] (``stats.bounded_difference``): right and wrong, as Agresti and Min (Statistics in Medicine 2005), or right by
+degrees. It does not collapse when no example differs. The interval of avg_gap joins those of its four parts at 1 -
+alpha / 4 each: at least 1 - alpha together, whatever their dependence. Two models that read the same everywhere are one
+model: their gap is 0 and has no error.
 
 Shapes: n examples of a set; vectors in one order, values in [0, 1] or bool. Percentage points.
 Source: the gaps of Fan et al., SalUn, ICLR 2024, arXiv 2310.12508; the intervals are ours.
@@ -42,8 +43,8 @@ class Answers:
     """What one model says, example by example.
 
     Attributes:
-        forget, retain, test: quality on each example of the set (of classes right or wrong); test examples of forgotten classes
-            left out.
+        forget, retain, test: quality on each example of the set (of classes right or wrong); test examples of forgotten
+            classes left out.
         non_member: (F,) whether the efficacy attack calls the forgotten example a non-member.
     """
 
@@ -86,7 +87,8 @@ def gap_to_retraining(own: Answers, retrained: Answers, *, alpha: float, same: b
 
 
 def quality_lost(own: Answers, retrained: Answers, *, alpha: float, same: bool = False) -> Mapping[str, Interval]:
-    """Quality (accuracy for classes) lost against retraining on retained and on test examples; negative = better than retraining."""
+    """Quality (accuracy for classes) lost against retraining on retained and on test examples; negative = better than
+    retraining."""
     if same:
         nothing = Interval(value=0.0, low=0.0, high=0.0)
         return {"retained": nothing, "test": nothing}

@@ -4,8 +4,10 @@
 
     TPR <= e^eps FPR + delta        TNR <= e^eps FNR + delta
 
-    many runs (Jagielski et al., NeurIPS 2020): with one-sided Clopper-Pearson bounds TPR_L, FPR_U at level 1 - alpha/2 each
-        eps_L = max(0, log((TPR_L - delta) / FPR_U), log((1 - FPR_U - delta) / (1 - TPR_L)));  / k for a canary repeated k times
+    many runs (Jagielski et al., NeurIPS 2020): with one-sided Clopper-Pearson bounds TPR_L, FPR_U at level 1 - alpha/2
+    each
+        eps_L = max(0, log((TPR_L - delta) / FPR_U), log((1 - FPR_U - delta) / (1 - TPR_L)));  / k for a canary repeated
+            k times
     Gaussian DP (Nasr et al., USENIX Security 2023; Dong, Roth, Su 2022)
         mu_L = PhiInv(1 - FPR_U) - PhiInv(1 - TPR_L),   delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2)
     one run (Steinke, Nasr, Jagielski, NeurIPS 2023): m canaries, each included with probability 1/2; r guessed, v right
@@ -14,9 +16,9 @@
 
 These are statements about the mechanism, at level 1 - alpha, if (1) the attack's threshold was fixed on other trials
 and (2) each trial is one independently trained model (many runs) or one independently included canary (one run).
-Not upper bounds: a weak attack proves little, and n trials a side prove no more than about log(n / 3.7) however good the
-attack (5.6 for n = 1,000; log(0.997 / 0.003) = 5.8 by the rule of three, which spends alpha on one side only). An audit
-therefore carries the largest bound that it could have proved, and a claim beyond that is not tested by it.
+Not upper bounds: a weak attack proves little, and n trials a side prove no more than about log(n / 3.7) however good
+the attack (5.6 for n = 1,000; log(0.997 / 0.003) = 5.8 by the rule of three, which spends alpha on one side only). An
+audit therefore carries the largest bound that it could have proved, and a claim beyond that is not tested by it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def eps_lower_bound(
     delta: float = 0.0,
     repeats: int = 1,
 ) -> float:
-    """eps that the mechanism must exceed at level 1 - alpha, given hits in each world (one Bernoulli trial a trained model).
+    """eps that the mechanism must exceed at level 1 - alpha, given hits in each world (one Bernoulli trial a trained
+    model).
 
     Args:
         true_positives: trials WITH the canary that the attack called "with", of n_pos.
@@ -103,8 +106,10 @@ class EpsilonAudit:
     def sentence(self) -> str:
         """For the report: the bound, its trials, and the most they could have shown."""
         return (
-            f"Epsilon is at least {self.eps:.2f} ({100 * (1 - self.alpha):g}% confidence, delta {self.delta:g}; {self.true_positives} of {self.n_pos} models with the "
-            f"canary and {self.false_positives} of {self.n_neg} without it called members). The largest bound that so many trials can prove is {self.largest:.2f}."
+            f"Epsilon is at least {self.eps:.2f} ({100 * (1 - self.alpha):g}% confidence, delta {self.delta:g}; "
+            f"{self.true_positives} of {self.n_pos} models with the "
+            f"canary and {self.false_positives} of {self.n_neg} without it called members). The largest bound that so "
+            f"many trials can prove is {self.largest:.2f}."
         )
 
 
@@ -160,7 +165,8 @@ class GaussianBound:
 def gdp_lower_bound(
     true_positives: int, n_pos: int, false_positives: int, n_neg: int, *, delta: float, alpha: float = 0.05
 ) -> GaussianBound:
-    """As :func:`eps_lower_bound` for a mechanism known to be Gaussian (DP-SGD, in good approximation); 0 < delta < 1."""
+    """As :func:`eps_lower_bound` for a mechanism known to be Gaussian (DP-SGD, in good approximation); 0 < delta <
+    1."""
     _check_delta(delta, positive=True)
     tpr, fpr = _bounds(true_positives, n_pos, false_positives, n_neg, alpha)
     mu = float(ndtri(1 - fpr) - ndtri(1 - tpr))

@@ -1,17 +1,18 @@
-"""What the reference ensemble proves about the recipe's privacy: lower bounds on epsilon, and the most it could have proved.
+"""What the reference ensemble proves about the recipe's privacy: lower bounds on epsilon, and the most it could have
+proved.
 
-    many_runs      one canary, one trial a model: the models are dealt into two halves; on the first the training example
-                   whose signal tells best who was trained with it is chosen, and its threshold; the second half is judged
-                   there. Clopper-Pearson (Jagielski et al., NeurIPS 2020).
+    many_runs      one canary, one trial a model: the models are dealt into two halves; on the first the training
+                   example whose signal tells best who was trained with it is chosen, and its threshold; the second half
+                   is judged there. Clopper-Pearson (Jagielski et al., NeurIPS 2020).
     gaussian       the same trials, if the mechanism is Gaussian-DP (Nasr et al., USENIX Security 2023)
-    one_run        one model, every pool example a canary that a fair coin put in or left out: the surest ``guessed`` share by
-                   the signal is guessed, half of them in, half out (Steinke et al., NeurIPS 2023)
+    one_run        one model, every pool example a canary that a fair coin put in or left out: the surest ``guessed``
+                   share by the signal is guessed, half of them in, half out (Steinke et al., NeurIPS 2023)
 
 Statements about the mechanism "train this recipe on a random half", at level 1 - alpha each. A recipe without a privacy
 mechanism has no finite epsilon: the figure says how much of that this many models show. The one run looks at one
 model's own outputs only: in a balanced design the other models' memberships give away the audited model's, so LiRA and
-RMIA are no valid guessers here, and the bound is that of a weak attack. Bounds do not add up: the largest of three at level
-1 - alpha is one at level 1 - 3 alpha.
+RMIA are no valid guessers here, and the bound is that of a weak attack. Bounds do not add up: the largest of three at
+level 1 - alpha is one at level 1 - 3 alpha.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def epsilon(
             "n_trials": num_guesses,
             "n_right": num_right,
             "canary": None,
-            "sentence": f"{num_right} of {num_guesses} guesses about {keep.shape[1]} canaries are right in one model. {_in_words(one, config)}",
+            "sentence": f"{num_right} of {num_guesses} guesses about {keep.shape[1]} canaries are right in one model. "
+            f"{_in_words(one, config)}",
         },
     ]
     progress(1, 1, "bounds on epsilon")
@@ -181,7 +183,8 @@ def _canary(phi: NDArray[np.float64], keep: NDArray[np.bool_], allowed: NDArray[
     allowed = allowed & _both_kinds(keep)
     if not allowed.any():
         raise ConfigError(
-            f"{2 * len(phi)} models are too few: no training example is in {_FEWEST} and out of {_FEWEST} of either half"
+            f"{2 * len(phi)} models are too few: no training example is in {_FEWEST} and out of {_FEWEST} of either "
+            "half"
         )
     groups = [np.where(side, phi, np.nan)[:, allowed] for side in (keep, ~keep)]
     gap = np.nanmean(groups[0], axis=0) - np.nanmean(groups[1], axis=0)
@@ -205,4 +208,7 @@ def _guess(
 def _in_words(bounds: Sequence[float], config: EpsilonConfig) -> str:
     eps, largest = bounds
     level = f"{100 * (1 - config.alpha):g}%"
-    return f"Epsilon is at least {eps:.2f} ({level} confidence, delta {config.delta:g}). The largest bound that so many trials can prove is {largest:.2f}."
+    return (
+        f"Epsilon is at least {eps:.2f} ({level} confidence, delta {config.delta:g}). The largest bound that so many "
+        f"trials can prove is {largest:.2f}."
+    )

@@ -1,23 +1,29 @@
 """What the sizes of an audit allow before any work is done: how often would exact removal pass?
 
-    every figure f of every model s:   d_fs ~ N(0, sd_f^2) about 1/2 when nothing is left        passes when |d_fs| <= c_f
-    attack AUC      sd^2 = (n+ + n- + 1) / (12 n+ n-)  (Mann and Whitney 1947)     c = tolerance - half width of its own interval
-    population      sd^2 = 0.65 / (4 * 2n), c from the Clopper-Pearson interval at 2n / 1.3 trials (``population_umia``), n = min(n+, n-)
+    every figure f of every model s:   d_fs ~ N(0, sd_f^2) about 1/2 when nothing is left        passes when |d_fs| <=
+                                       c_f
+    attack AUC      sd^2 = (n+ + n- + 1) / (12 n+ n-)  (Mann and Whitney 1947)     c = tolerance - half width of its own
+                    interval
+    population      sd^2 = 0.65 / (4 * 2n), c from the Clopper-Pearson interval at 2n / 1.3 trials
+                    (``population_umia``), n = min(n+, n-)
     pass            P[all |d_fs| <= c_f]: the figures are correlated normals, drawn 20,000 times from a fixed seed
 
-Figures of several models of one method share their examples. Correlations measured on 140 exact removals of random sets of 269
-and 89 digits, three models each: between models 0.93 (attacks without references), 0.65 (with), 0.87 (population); between
-attacks with references 0.45, with and without 0.25, the population attack and the others 0.1. Of those audits 0.925 (269) and
-0.03 (89) passed; this computes 0.92 and 0.02.
+Figures of several models of one method share their examples. Correlations measured on 140 exact removals of random sets
+of 269 and 89 digits, three models each: between models 0.93 (attacks without references), 0.65 (with), 0.87
+(population); between attacks with references 0.45, with and without 0.25, the population attack and the others 0.1. Of
+those audits 0.925 (269) and 0.03 (89) passed; this computes 0.92 and 0.02.
 
-A set that is not random, or a request, is judged by R retrainings without it (``retraining_null``): the mean m over its F examples
-is one more retraining's, m / sd ~ Student's t of R - 1 degrees with sd = sqrt((1 + 1/R) / F), and passes when it lies within the
-tolerance and |m| + t_{R-1, 1-alpha/2} sd <= max_trace x trace:
-    best chance    P[|m| <= tolerance]                                              however well the untouched model knows the set
-    trace needed   (t_{R-1, 0.9} + t_{R-1, 1-alpha/2}) sd / max_trace               to pass in 4 of 5 audits as far as the trace goes
+A set that is not random, or a request, is judged by R retrainings without it (``retraining_null``): the mean m over its
+F examples is one more retraining's, m / sd ~ Student's t of R - 1 degrees with sd = sqrt((1 + 1/R) / F), and passes
+when it lies within the tolerance and |m| + t_{R-1, 1-alpha/2} sd <= max_trace x trace:
+    best chance    P[|m| <= tolerance]                                              however well the untouched model
+                   knows the set
+    trace needed   (t_{R-1, 0.9} + t_{R-1, 1-alpha/2}) sd / max_trace               to pass in 4 of 5 audits as far as
+                   the trace goes
 That is the least: examples that move together (a class, one person's rows) vary more than F independent ones.
 
-Not a power analysis of what is to be found: see ``statistics.power``. Source: the verdict's own rules (``attacks.verdicts``).
+Not a power analysis of what is to be found: see ``statistics.power``. Source: the verdict's own rules
+(``attacks.verdicts``).
 """
 
 from __future__ import annotations
@@ -117,7 +123,8 @@ def against_retraining_allows(num_forget: int, *, retrainings: int, thresholds: 
     Returns:
         best chance: share of audits of an exactly removed set that can pass, in (0, 1).
         trace needed: how much better the untouched model must know the set than retrainings without it, on average, in
-            standard deviations of one example over the retrainings, so that 4 of 5 such audits pass as far as the trace goes.
+            standard deviations of one example over the retrainings, so that 4 of 5 such audits pass as far as the trace
+            goes.
 
     Raises:
         InvalidInput: counts out of range.
@@ -154,7 +161,10 @@ def why_not(
         more = f"{enough} are needed" if enough else "no number is enough with so few unseen ones"
         return f"{num_forget} forgotten examples; {more} to find an AUC of {thresholds.max_auc:g}"
     if uses_references and num_references < minimum_references(CLAIM_FPR):
-        return f"{num_references} reference models with and as many without an example; {minimum_references(CLAIM_FPR)} are needed"
+        return (
+            f"{num_references} reference models with and as many without an example; {minimum_references(CLAIM_FPR)} "
+            "are needed"
+        )
     return ""
 
 

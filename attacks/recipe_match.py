@@ -1,18 +1,22 @@
 """Could the stated recipe have made the given model? Reference models say something of it only then.
 
     acc_m   mean quality (of classes the accuracy) of model m on P examples, on which no model was trained
-    rho_m   Spearman correlation over these of the signal phi_m (of classes log p_y - log(1 - p_y)) with the mean phi of the recipe's (other) models
-    t       (T_given - mean_r T_r) / (s_r sqrt(1 + 1/R)), Student's t with R - 1 degrees of freedom: one more of R models
+    rho_m   Spearman correlation over these of the signal phi_m (of classes log p_y - log(1 - p_y)) with the mean phi of
+            the recipe's (other) models
+    t       (T_given - mean_r T_r) / (s_r sqrt(1 + 1/R)), Student's t with R - 1 degrees of freedom: one more of R
+            models
 
     p = min(1, 2 min(p of acc, two-sided; p of atanh rho, low))        Bonferroni over the two tests
 
-R models of the stated recipe, on the very rows that the given one is said to be trained on, other seeds: were it one of them,
-both figures would be as theirs, and p below alpha would happen in at most alpha of all audits. Accuracy is the same whatever
-the scale of the outputs, as attacks on one scale are; the correlation sees other data, another architecture, noisy labels. A
-model that is better than the recipe's may have been trained on the examples that are taken for unseen.
+R models of the stated recipe, on the very rows that the given one is said to be trained on, other seeds: were it one of
+them, both figures would be as theirs, and p below alpha would happen in at most alpha of all audits. Accuracy is the
+same whatever the scale of the outputs, as attacks on one scale are; the correlation sees other data, another
+architecture, noisy labels. A model that is better than the recipe's may have been trained on the examples that are
+taken for unseen.
 
-Not a proof of likeness: what is learnt by heart does not show on unseen examples. Source: prediction interval of one more
-observation, definition; Carlini et al. 2022, section VI, for what reference models of another recipe cost an attack.
+Not a proof of likeness: what is learnt by heart does not show on unseen examples. Source: prediction interval of one
+more observation, definition; Carlini et al. 2022, section VI, for what reference models of another recipe cost an
+attack.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ _LEAST_SPREAD = 0.05  # of atanh rho: recipes whose models hardly depend on the 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeMatch:
-    """Accuracies (of other tasks: mean qualities) and correlations in [0, 1] and [-1, 1]: the given model's, the mean and standard deviation of the recipe's."""
+    """Accuracies (of other tasks: mean qualities) and correlations in [0, 1] and [-1, 1]: the given model's, the mean
+    and standard deviation of the recipe's."""
 
     num_examples: int
     num_models: int
@@ -64,7 +69,8 @@ def recipe_match(given: Reading, recipe: Reading, *, alpha: float) -> RecipeMatc
         InvalidInput: shapes that do not fit, or too few.
 
     >>> z = np.random.default_rng(0).normal(2, 2, 300) + np.random.default_rng(1).normal(0, 0.5, (21, 300))
-    >>> own, theirs, other = (Reading.of(loss=-v, signal=v, log_likelihood=v, quality=v > 0) for v in (z[0], z[1:], -z[0]))
+    >>> of = lambda v: Reading.of(loss=-v, signal=v, log_likelihood=v, quality=v > 0)
+    >>> own, theirs, other = of(z[0]), of(z[1:]), of(-z[0])
     >>> recipe_match(own, theirs, alpha=0.05).p_value > 0.05, recipe_match(other, theirs, alpha=0.05).p_value < 1e-6
     (True, True)
     """
@@ -110,9 +116,10 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
         f"{found.accuracy:.1%} against {found.recipe_accuracy:.1%} (standard deviation {found.recipe_accuracy_sd:.1%})"
     )
     shown = (
-        f"on {found.num_examples} examples that no model was trained on its {quality} is {shares} of {found.num_models} models of the "
-        f"stated recipe, and its answers correlate with theirs by {found.likeness:.3f}, theirs with each other by "
-        f"{found.recipe_likeness:.3f}; p = {found.p_value:.2g}, level {thresholds.alpha:g}"
+        f"on {found.num_examples} examples that no model was trained on its {quality} is {shares} of "
+        f"{found.num_models} models of the stated recipe, and its answers correlate with theirs by "
+        f"{found.likeness:.3f}, theirs with each other by {found.recipe_likeness:.3f}; p = {found.p_value:.2g}, level "
+        f"{thresholds.alpha:g}"
     )
     mismatch = found.p_value < thresholds.alpha
     better = found.accuracy > found.recipe_accuracy + found.detectable
@@ -122,11 +129,11 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
         else ""
     )
     sentence = (
-        f"The given model is not one of the stated recipe: {shown}.{seen} What reference models and retrainings say was measured on "
-        "something else. State the recipe, and the rows, that made it."
+        f"The given model is not one of the stated recipe: {shown}.{seen} What reference models and retrainings say "
+        "was measured on something else. State the recipe, and the rows, that made it."
         if mismatch
-        else f"The given model could be one of the stated recipe: {shown}. A difference in {quality} of {found.detectable:.1%} would have "
-        "been found."
+        else f"The given model could be one of the stated recipe: {shown}. A difference in {quality} of "
+        f"{found.detectable:.1%} would have been found."
     )
     return Finding(
         what=what,
@@ -142,8 +149,8 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
 def on_another_recipe(finding: Finding) -> Finding:
     """A finding about a given model that rests on models of a recipe which is not the given one's.
 
-    An attack that tells members is evidence whatever it was calibrated on; that it does not, is none. What was compared with
-    retraining says nothing either way.
+    An attack that tells members is evidence whatever it was calibrated on; that it does not, is none. What was compared
+    with retraining says nothing either way.
     """
     relative = finding.kind in (DISTANCE, QUALITY) or finding.what == SET_GONE
     said = (Verdict.PASS, Verdict.FAIL) if relative else (Verdict.PASS,)

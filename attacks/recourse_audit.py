@@ -1,17 +1,19 @@
 """The audit of explanations: what a deletion of a few training examples does to the counterfactuals people were given.
 
     explanations   plain (k = 0), ROCERF in four strengths, ROAR, C-CHVAE; each made for rejected test examples
-    deletions      worst (one partial sort), searched (step by step, then swaps), greedy (one set for all), random, a stored split, none
+    deletions      worst (one partial sort), searched (step by step, then swaps), greedy (one set for all), random, a
+                   stored split, none
     valid          the model really retrained without the set accepts x'
 
-Two models can be explained. "logistic": a logistic regression on the training examples, for which the robust ones carry a proof up to
-linearisation and retraining is exact. "audited": the audited model through local surrogates; retraining is the subject's own recipe with
-other seeds, so "none" (nothing deleted, another seed) says how much of what breaks is due to the seed alone. There every set
-costs a training: no deletion of its own for each explanation, fewer draws.
+Two models can be explained. "logistic": a logistic regression on the training examples, for which the robust ones carry
+a proof up to linearisation and retraining is exact. "audited": the audited model through local surrogates; retraining
+is the subject's own recipe with other seeds, so "none" (nothing deleted, another seed) says how much of what breaks is
+due to the seed alone. There every set costs a training: no deletion of its own for each explanation, fewer draws.
 
-Intervals are Clopper-Pearson over the explanations, for random deletions over min(explanations, draws) effective trials with the
-mean validity as the rate: explanations share their draws and draws their explanations. Reported, not judged: no threshold of a plan
-speaks of explanations. Source: Krishna et al., ICML 2023 (arXiv 2302.04288); Pawelczyk et al. 2023 (arXiv 2208.14137).
+Intervals are Clopper-Pearson over the explanations, for random deletions over min(explanations, draws) effective trials
+with the mean validity as the rate: explanations share their draws and draws their explanations. Reported, not judged:
+no threshold of a plan speaks of explanations. Source: Krishna et al., ICML 2023 (arXiv 2302.04288); Pawelczyk et al.
+2023 (arXiv 2208.14137).
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def _picture(deletion: str, title: str) -> Picture:
     AnalysisSpec(
         name="recourse_audit",
         wants=("classes", "features"),
-        doc="Explanations and deletions: which counterfactual explanations become invalid when training examples are deleted.",
+        doc="Explanations and deletions: which counterfactual explanations become invalid when training examples are "
+        "deleted.",
         source="Krishna et al., ICML 2023 (arXiv 2302.04288); Pawelczyk et al. 2023 (arXiv 2208.14137)",
         config=RecourseAuditConfig,
         needs=("model", "train_many", "splits"),
@@ -134,9 +137,10 @@ def recourse_audit(
         ``recourse_summary``, ``robust_counterfactuals``, ``recourse_audit``, ``influence_on_recourse``.
 
     Raises:
-        NotApplicable: not classification of feature vectors; more than two classes and no favourable one; nobody rejected.
-        DataError: ids used twice, labels out of range, inputs or outputs of the model that are not finite, training examples of
-            one class, or a split that leaves one class.
+        NotApplicable: not classification of feature vectors; more than two classes and no favourable one; nobody
+            rejected.
+        DataError: ids used twice, labels out of range, inputs or outputs of the model that are not finite, training
+            examples of one class, or a split that leaves one class.
         UnknownName: a class or feature that the data does not have.
     """
     favourable = _checked(data, config)
@@ -284,7 +288,8 @@ def _summary(
         given, valid = o.issued.given, o.logits >= 0
         trials = min(valid.shape) if o.deletion in ("random", "none") else valid.shape[1]
         rate = float(valid.mean())
-        # A rate of 1 computed as a mean of 0s and 1s is exactly 1; the product may exceed the trials by rounding otherwise.
+        # A rate of 1 computed as a mean of 0s and 1s is exactly 1; the product may exceed the trials by rounding
+        # otherwise.
         low, high = clopper_pearson(min(rate * trials, trials), trials, alpha=config.alpha)
         price, both = cost(x, given.x, norm=config.norm), given.found & plain.found
         base = float(plain_cost[both].sum())
@@ -396,7 +401,8 @@ def _checked(data: ExampleSet, config: RecourseAuditConfig) -> int:
         )
     if not config.favourable and data.num_classes != 2:
         raise NotApplicable(
-            f"recourse_audit needs a favourable decision: {data.name} has {data.num_classes} classes; name one in `favourable`."
+            f"recourse_audit needs a favourable decision: {data.name} has {data.num_classes} classes; name one in "
+            "`favourable`."
         )
     if config.favourable and config.favourable not in data.class_names:
         raise UnknownName("class", config.favourable, data.class_names)

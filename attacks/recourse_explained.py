@@ -1,4 +1,5 @@
-"""The two models whose explanations are audited: how each explains, which deletions are aimed at it, how it is retrained.
+"""The two models whose explanations are audited: how each explains, which deletions are aimed at it, how it is
+retrained.
 
 Logistic      closed forms, exact retraining of any number of sets at once, a deletion of its own for every explanation
 AuditedModel  local surrogates and black-box search, retraining by the subject's own recipe, one training a set
@@ -74,7 +75,8 @@ class Explained(Protocol):
         """(n,) one deletion for all."""
 
     def own_deletions(self, x_cf: Float, *, k: int) -> Iterable[tuple[str, Bool, Float]]:
-        """(kind, (Q, n) deletions, (Q,) logits after): a deletion for each explanation, as far as it can be afforded."""
+        """(kind, (Q, n) deletions, (Q,) logits after): a deletion for each explanation, as far as it can be
+        afforded."""
 
     def retrained(self, removed: Bool) -> Callable[[Float], Float]:
         """Really retrain without each of B sets; the result takes (Q, d) to (B, Q) logits."""

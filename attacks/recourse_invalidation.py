@@ -1,16 +1,20 @@
-"""Which counterfactual explanations given earlier does a deletion break? Worst cases, a common worst case, and any given set.
+"""Which counterfactual explanations given earlier does a deletion break? Worst cases, a common worst case, and any
+given set.
 
-    valid after S   f_{w_S}(x') >= 0,  w_S = the model really retrained without S (explain.counterfactuals.logistic.retrain)
+    valid after S   f_{w_S}(x') >= 0,  w_S = the model really retrained without S
+                    (explain.counterfactuals.logistic.retrain)
     one_shot        S = the k most negative a_i(x') of the original model: the worst set to first order
     adaptive        k rounds; each removes the most negative a_i(x') of the model as it is after the earlier removals
-    exchange        from there, swaps while real retraining says that they hurt more (explain.counterfactuals.worst_case)
+    exchange        from there, swaps while real retraining says that they hurt more
+                    (explain.counterfactuals.worst_case)
     best            the worst of these three and of swaps that start from one_shot
-    greedy          one S for a whole batch of explanations: each round takes the example whose removal leaves the fewest valid, by
-                    first-order influence of the model as it is then; ties by the least validity left, sum max(f, 0), then by id
+    greedy          one S for a whole batch of explanations: each round takes the example whose removal leaves the
+                    fewest valid, by first-order influence of the model as it is then; ties by the least validity left,
+                    sum max(f, 0), then by id
 
-An attacker needs no model of his own: whoever may have data deleted picks S. Companion result: two deletions can break up to
-95% of ordinary explanations (Pawelczyk et al., 2023, arXiv 2208.14137). Validity is always counted on real retraining; influence only
-proposes sets, so what survives has survived these searches, not every set.
+An attacker needs no model of his own: whoever may have data deleted picks S. Companion result: two deletions can break
+up to 95% of ordinary explanations (Pawelczyk et al., 2023, arXiv 2208.14137). Validity is always counted on real
+retraining; influence only proposes sets, so what survives has survived these searches, not every set.
 
 Source: Krishna et al., ICML 2023 (arXiv 2302.04288), evaluation; the greedy attack after Pawelczyk et al.
 """

@@ -27,7 +27,8 @@ COUNTERFACTUALS = TableSpec(
     schema="audits",
     name="robust_counterfactuals",
     key=("query_id", "method", "k_percent"),
-    doc="Counterfactual explanations of rejected test examples. k_percent is 0 for those made for no deletion in particular.",
+    doc="Counterfactual explanations of rejected test examples. k_percent is 0 for those made for no deletion in "
+    "particular.",
     columns=(
         _QUERY,
         _METHOD,
@@ -123,7 +124,8 @@ SUMMARY = TableSpec(
         _column(
             "bound_gap",
             "float64",
-            "largest F_k - logit after the deletion: above 0, the linearised bound was too hopeful; worst and searched sets only",
+            "largest F_k - logit after the deletion: above 0, the linearised bound was too hopeful; worst and searched "
+            "sets only",
             nullable=True,
         ),
     ),

@@ -3,15 +3,18 @@
     theta <- SGD with momentum on  1/2 mean_{forgotten} loss + 1/2 mean_{unseen} loss        the whole batch, S steps
     phi_i(s) = the task's signal of example i after s steps: of classes the log-odds of its label
 
-    steps        first s at which a group's mean quality (accuracy for classes) is within ``margin`` of what the forgotten examples had before
-                 unlearning (S + 1 when it is not reached): r_f for the forgotten, r_u for the unseen
+    steps        first s at which a group's mean quality (accuracy for classes) is within ``margin`` of what the
+                 forgotten examples had before unlearning (S + 1 when it is not reached): r_f for the forgotten, r_u for
+                 the unseen
     anamnesis    r_f / r_u                       1: as slow as new examples; below 1: knowledge was still there
-    area_i       1/S sum_{s=1..S} phi_i(s)       how soon and how well example i is relearned: the signal of a per-example attack
+    area_i       1/S sum_{s=1..S} phi_i(s)       how soon and how well example i is relearned: the signal of a
+                 per-example attack
 
 Both groups are taught together, to one copy of the unlearned model, and weigh the same. Source: Chundawat et al.,
-"Zero-Shot Machine Unlearning", IEEE TIFS 2023, eq. 10 (anamnesis index: relearn time of the unlearned model over that of one
-trained from scratch; margin 5% to 10%); relearn time after Golatkar et al., CVPR 2020. Here never-seen examples of the same
-model stand for the model trained from scratch, so one model tells both times; the retrained reference stands beside.
+"Zero-Shot Machine Unlearning", IEEE TIFS 2023, eq. 10 (anamnesis index: relearn time of the unlearned model over that
+of one trained from scratch; margin 5% to 10%); relearn time after Golatkar et al., CVPR 2020. Here never-seen examples
+of the same model stand for the model trained from scratch, so one model tells both times; the retrained reference
+stands beside.
 
 A group that generalises is learned before the first step, and the steps then say nothing: read the area, example by
 example, over shadow runs (``membership.shadow_audit``). Eval mode throughout: no dropout, no moving batch statistics.

@@ -3,19 +3,21 @@
 Five findings a method, about "shadow/<method>":
 
     u_lira      the whole interval of the AUC within 1 - max_auc .. max_auc (``verdicts.judge_u_lira``)
-    examples    no target exposed: different after Holm's correction, and by more than the plan's max_auc tolerates of one
-                example; one in a thousand is a failure, whatever the AUC of all
+    examples    no target exposed: different after Holm's correction, and by more than the plan's max_auc tolerates of
+                one example; one in a thousand is a failure, whatever the AUC of all
     canaries    no planted canary exposed
-    kept        retained people leak no more than after retraining: fail when the paired interval of the excess lies above 0
-                and the excess is over 0.02 of AUC; pass when the whole interval is below 0.02. Retraining itself is the
-                reference: what the others leak more once data is gone (the onion effect) is reported, not held against it
+    kept        retained people leak no more than after retraining: fail when the paired interval of the excess lies
+                above 0 and the excess is over 0.02 of AUC; pass when the whole interval is below 0.02. Retraining
+                itself is the reference: what the others leak more once data is gone (the onion effect) is reported, not
+                held against
+                    it
     quality     retained and new examples are answered as well as after retraining, within max_quality_loss
 
-Each fails at alpha / 10: five findings share one half of alpha, attacks on the unlearned models themselves the other, so that
-exact removal fails in at most alpha of all audits. No pass without power: at least 60 runs
-(19 others a state carry a p-value of 0.05), and at least 9 in 10 of 10 or more canaries exposed where nothing was removed
-(method ``none``). "None is exposed" passes only where an example of the plan's max_example_auc would have been found with
-probability 0.8; the sentence says from which AUC on. Failures need no power: they are exposed already.
+Each fails at alpha / 10: five findings share one half of alpha, attacks on the unlearned models themselves the other,
+so that exact removal fails in at most alpha of all audits. No pass without power: at least 60 runs
+(19 others a state carry a p-value of 0.05), and at least 9 in 10 of 10 or more canaries exposed where nothing was
+removed (method ``none``). "None is exposed" passes only where an example of the plan's max_example_auc would have been
+found with probability 0.8; the sentence says from which AUC on. Failures need no power: they are exposed already.
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ def _lacking(rows: list[dict[str, Any]]) -> str:
         return f"Too few canaries to show the power of the audit: {planted}, needed {FEWEST_CANARIES}."
     if control["canaries_exposed"] < POWER * control["num_canaries"]:
         return (
-            f"The audit lacks power: it exposes {control['canaries_exposed']} of {control['num_canaries']} canaries where "
-            f"nothing was removed, needed {math.ceil(POWER * control['num_canaries'])}."
+            f"The audit lacks power: it exposes {control['canaries_exposed']} of {control['num_canaries']} canaries "
+            f"where nothing was removed, needed {math.ceil(POWER * control['num_canaries'])}."
         )
     return ""
 
@@ -91,7 +93,10 @@ def _findings(row: dict[str, Any], tables: Mapping[str, pl.DataFrame], threshold
     names = ("u_lira", "examples", "canaries", "kept", "quality")
     if row["status"] != "ok":
         verdict = Verdict.FAIL if row["status"] == "refused" else Verdict.BROKEN
-        why = f"Could not be judged: the method {_GAVE_UP[row['status']]} in {row['num_diverged']} of {row['num_runs']} shadow runs: {row['reason']}"
+        why = (
+            f"Could not be judged: the method {_GAVE_UP[row['status']]} in {row['num_diverged']} of {row['num_runs']} "
+            f"shadow runs: {row['reason']}"
+        )
         return [
             Finding(what=f"unlearning/{n}", verdict=verdict, sentence=f"{why.rstrip('.')}.", kind=RESULT) for n in names
         ]
@@ -139,13 +144,17 @@ def _judge_exposed(
         )
     corrected, limit = level / frame.height, thresholds.max_example_auc
     seen = auc_of_effect(detectable_effect(side, side, alpha=corrected))
-    none = f"None of {frame.height} removed {who} can be told from never-seen ones (Holm, level {level:g}); one at an AUC of {seen:.3f} would have been found"
+    none = (
+        f"None of {frame.height} removed {who} can be told from never-seen ones (Holm, level {level:g}); one at an AUC "
+        f"of {seen:.3f} would have been found"
+    )
     if seen > limit:
         needed = 3 * runs_for_effect(tolerated_mu(limit), alpha=corrected)
         return Finding(
             **figures,
             verdict=Verdict.INCONCLUSIVE,
-            sentence=f"{none}, but {limit:g} is what is tolerated of one example: {needed} shadow runs are needed, there are {row['num_runs']}; {shown}.",
+            sentence=f"{none}, but {limit:g} is what is tolerated of one example: {needed} shadow runs are needed, "
+            f"there are {row['num_runs']}; {shown}.",
         )
     return Finding(**figures, verdict=Verdict.PASS, sentence=f"{none}, tolerated {limit:g}; {shown}.")
 
@@ -155,7 +164,8 @@ def _judge_kept(row: dict[str, Any]) -> Finding:
     value, low, high = row["kept_excess"], row["kept_excess_lo"], row["kept_excess_hi"]
     shown = (
         f"AUC {row['kept_auc_before']:.3f} before, {row['kept_auc_after']:.3f} after; beyond retraining {value:+.3f} "
-        f"({100 * (1 - row['alpha']):g}% interval {low:+.3f} to {high:+.3f}, p = {row['kept_excess_p_value']:.1e}), tolerated {KEPT_MARGIN:g}"
+        f"({100 * (1 - row['alpha']):g}% interval {low:+.3f} to {high:+.3f}, p = {row['kept_excess_p_value']:.1e}), "
+        f"tolerated {KEPT_MARGIN:g}"
     )
     if row["kept_excess_p_value"] <= row["alpha"] / _FAMILY and value > KEPT_MARGIN:
         verdict, lead = Verdict.FAIL, "Retained examples are more exposed than after retraining"
@@ -186,15 +196,21 @@ def covers(row: Mapping[str, Any] | None, *, set_kind: str, num_forget: int, num
         num_forget, num_train: its size, and the training examples it was taken from.
     """
     if row is None:
-        return "U-LiRA did not audit this method: list the analysis shadow_unlearning in the plan (its methods default to the one in use)"
+        return (
+            "U-LiRA did not audit this method: list the analysis shadow_unlearning in the plan (its methods default "
+            "to the one in use)"
+        )
     if row["set_kind"] != set_kind:
-        return f"U-LiRA audited {row['set_kind']} sets, and this one was chosen by {set_kind}: its result covers no other kind; exact retraining needs none"
+        return (
+            f"U-LiRA audited {row['set_kind']} sets, and this one was chosen by {set_kind}: its result covers no other "
+            "kind; exact retraining needs none"
+        )
     share, audited = num_forget / max(num_train, 1), row["num_forget"] / max(row["num_train"], 1)
     if not 0.5 <= share / max(audited, 1e-12) <= 2.0:
         wanted = round(3 * share * row["num_train"])
         return (
-            f"U-LiRA audited sets of {audited:.1%} of training ({row['num_forget']} examples), and this one is {share:.1%}: set targets of "
-            f"shadow_unlearning to about {wanted}"
+            f"U-LiRA audited sets of {audited:.1%} of training ({row['num_forget']} examples), and this one is "
+            f"{share:.1%}: set targets of shadow_unlearning to about {wanted}"
         )
     return ""
 

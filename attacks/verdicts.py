@@ -1,18 +1,20 @@
 """From intervals to verdicts: pure functions, one :class:`contracts.verdicts.Finding` each, with its sentence.
 
     pass           the whole interval lies on the tolerated side, and the data can carry the claim
-    fail           the whole interval, at the corrected level, lies on the other side; or more members than chance allows
-                   stand out at a low false-positive rate (worst case, not average: an AUC of 0.5 does not save it)
+    fail           the whole interval, at the corrected level, lies on the other side; or more members than chance
+                   allows stand out at a low false-positive rate (worst case, not average: an AUC of 0.5 does not save
+                   it)
     inconclusive   the interval straddles the threshold, or too few examples or reference models for the claim
     broken         there is no report, or its figures are NaN; never read as passed
 
 A forgotten example must look like an unseen one, not like the opposite of a member: figures around 0.5 are judged on
 both sides, max(a, 1 - a) against the threshold (the Streisand effect is a failure too).
 
-Levels. An audit fails when any of its tests does, so each fails at alpha / ``num_tests`` (Bonferroni; they share examples):
-exact removal fails in at most alpha of all audits. It passes when all pass, each at its own 1 - alpha interval (intersection-
-union, Berger 1982), which needs no correction. "Nobody stands out" is a test that did not reject: a pass says which AUC it
-would have found with probability 0.8, and is inconclusive when that lies beyond what the plan tolerates.
+Levels. An audit fails when any of its tests does, so each fails at alpha / ``num_tests`` (Bonferroni; they share
+examples): exact removal fails in at most alpha of all audits. It passes when all pass, each at its own 1 - alpha
+interval (intersection- union, Berger 1982), which needs no correction. "Nobody stands out" is a test that did not
+reject: a pass says which AUC it would have found with probability 0.8, and is inconclusive when that lies beyond what
+    the plan tolerates.
 """
 
 from __future__ import annotations
@@ -57,18 +59,19 @@ def judge_attack(
     """Judge one attack on one model from its report (``attack_report``, made with ``thresholds.alpha``).
 
     Fails when the AUC's interval at level alpha / num_tests lies beyond ``max_auc`` (or below 1 - max_auc), or when
-    significantly more members than chance allows lie above the thresholds of the caps: one rank test over all caps, reliable
-    or not (``statistics.low_fpr_p_value``), level alpha / num_tests. Passes only when the AUC's interval lies within the
-    tolerance, no cap is significant, an AUC of ``max_auc`` would have been found with probability 0.8, the cap ``claim_fpr``
-    rests on enough non-members (at least 10 above its threshold, and as many as no alarm at all would need at level alpha)
-    and, for an attack that uses reference models, there are enough of them on each side for a p-value of ``claim_fpr``.
+    significantly more members than chance allows lie above the thresholds of the caps: one rank test over all caps,
+    reliable or not (``statistics.low_fpr_p_value``), level alpha / num_tests. Passes only when the AUC's interval lies
+    within the tolerance, no cap is significant, an AUC of ``max_auc`` would have been found with probability 0.8, the
+    cap ``claim_fpr`` rests on enough non-members (at least 10 above its threshold, and as many as no alarm at all would
+    need at level alpha) and, for an attack that uses reference models, there are enough of them on each side for a
+    p-value of ``claim_fpr``.
 
     Args:
         report: one row a cap; None or empty when the attack did not run.
         what: name of the finding, for instance "attack/lira_online".
         claim_fpr: one of the report's caps.
-        num_references: reference models on each side of an example, with it and without it (M / 2 of a balanced design);
-            None for attacks without.
+        num_references: reference models on each side of an example, with it and without it (M / 2 of a balanced
+            design); None for attacks without.
         num_tests: tests that fail this audit together (attacks x seeds); the level of a failure is divided by it.
         two_sided: False for the target model itself, of which a low AUC says nothing bad.
     """
@@ -102,7 +105,10 @@ def judge_attack(
     found_from = detectable_auc(n_pos, n_neg, alpha=alpha)
     lacking = _lacking(report, n_neg, claim_fpr, alpha, num_references)
     if not lacking and found_from > limit:
-        lacking = f"Too few examples: of {n_pos} against {n_neg} only an AUC of {min(found_from, 1.0):.3f} or more would have been found"
+        lacking = (
+            f"Too few examples: of {n_pos} against {n_neg} only an AUC of {min(found_from, 1.0):.3f} or more would "
+            "have been found"
+        )
     if lacking:
         return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"{lacking}. {shown}.")
     if high > limit or (two_sided and low < 1 - limit):
@@ -112,8 +118,8 @@ def judge_attack(
     return Finding(
         **figures,
         verdict=Verdict.PASS,
-        sentence=f"The attack does not tell members, down to a false-positive rate of {claim_fpr:g}; an AUC of {found_from:.3f} "
-        f"would have been found: {shown}.",
+        sentence=f"The attack does not tell members, down to a false-positive rate of {claim_fpr:g}; an AUC of "
+        f"{found_from:.3f} would have been found: {shown}.",
     )
 
 
@@ -158,10 +164,10 @@ def judge_u_lira(result: ULiRAResult | None, *, what: str, thresholds: Threshold
 def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thresholds: Thresholds) -> Finding:
     """Judge one unlearned model of a set that is not random by retrainings without that set (``retraining_null``).
 
-    Fails when the set's mean lies beyond the tolerated distance as a whole interval at the result's own ``level``, on either
-    side, or when single examples stand out. Passes when the mean lies within the tolerance and, at 1 - alpha, at most
-    ``max_trace`` of the untouched model's trace can be left; single examples are then only not found. The figure is the AUC
-    at which one example of the set would be told: Phi(shift / sqrt 2).
+    Fails when the set's mean lies beyond the tolerated distance as a whole interval at the result's own ``level``, on
+    either side, or when single examples stand out. Passes when the mean lies within the tolerance and, at 1 - alpha, at
+    most ``max_trace`` of the untouched model's trace can be left; single examples are then only not found. The figure
+    is the AUC at which one example of the set would be told: Phi(shift / sqrt 2).
     """
     limit = thresholds.max_auc
     if found is None or not _finite(found.shift, found.shift_lo, found.shift_hi):
@@ -176,9 +182,9 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
         "kind": ATTACK,
     }
     shown = (
-        f"known {found.shift:+.2f} standard deviations of one example better than by {found.num_retrainings} retrainings without the set "
-        f"({_level(found.alpha)} interval {found.shift_lo:+.2f} to {found.shift_hi:+.2f}; untouched {found.trace:+.2f}), an AUC of "
-        f"{figures['value']:.3f}, tolerated {1 - limit:g} to {limit:g}"
+        f"known {found.shift:+.2f} standard deviations of one example better than by {found.num_retrainings} "
+        f"retrainings without the set ({_level(found.alpha)} interval {found.shift_lo:+.2f} to {found.shift_hi:+.2f}; "
+        f"untouched {found.trace:+.2f}), an AUC of {figures['value']:.3f}, tolerated {1 - limit:g} to {limit:g}"
     )
     surely_low, surely_high = found.surely()
     if surely_low > bound or surely_high < -bound:
@@ -188,16 +194,17 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
         return Finding(
             **figures,
             verdict=Verdict.FAIL,
-            sentence=f"{found.standing_out} of {found.num_examples} forgotten examples stand out from retraining (Holm, and further "
-            f"than the furthest example of retrainings leads one to expect); the set is {shown}.",
+            sentence=f"{found.standing_out} of {found.num_examples} forgotten examples stand out from retraining "
+            f"(Holm, and further than the furthest example of retrainings leads one to expect); the set is {shown}.",
         )
     if found.trace_left > thresholds.max_trace:
         left = "all" if found.trace_left >= 1 else f"{found.trace_left:.0%}"
         return Finding(
             **figures,
             verdict=Verdict.INCONCLUSIVE,
-            sentence=f"{found.num_examples} forgotten examples are too few, or the untouched model knows them too little better, to show that "
-            f"they are gone: up to {left} of the trace may be left, tolerated {thresholds.max_trace:.0%}; the set is {shown}.",
+            sentence=f"{found.num_examples} forgotten examples are too few, or the untouched model knows them too "
+            f"little better, to show that they are gone: up to {left} of the trace may be left, tolerated "
+            f"{thresholds.max_trace:.0%}; the set is {shown}.",
         )
     if abs(found.shift) > bound:
         return Finding(
@@ -209,8 +216,9 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
     return Finding(
         **figures,
         verdict=Verdict.PASS,
-        sentence=f"The forgotten set looks as after retraining, at most {found.trace_left:.0%} of its trace can be left: {shown}. No single "
-        f"example stands out; one would have been found from an AUC of {single:.3f} on, which a single model cannot narrow.",
+        sentence=f"The forgotten set looks as after retraining, at most {found.trace_left:.0%} of its trace can be "
+        f"left: {shown}. No single example stands out; one would have been found from an AUC of {single:.3f} on, which "
+        "a single model cannot narrow.",
     )
 
 
@@ -228,8 +236,8 @@ def judge_gap(
 
     Args:
         value, low, high: percentage points, at 1 - alpha; None or NaN for a run that diverged.
-        spread: average gap between retrainings of different seeds, points; a tolerance below it cannot be held against a
-            method. None when there is one seed.
+        spread: average gap between retrainings of different seeds, points; a tolerance below it cannot be held against
+            a method. None when there is one seed.
         num_tests: see the module.
     """
     limit = thresholds.max_gap
@@ -238,8 +246,8 @@ def judge_gap(
     assert value is not None and low is not None and high is not None
     beside = "" if spread is None else f"; retrainings of other seeds differ by {spread:.2f}"
     shown = (
-        f"average gap to retraining {value:.2f} points ({_level(thresholds.alpha)} interval {low:.2f} to {high:.2f}, paired by example), "
-        f"tolerated {limit:g}{beside}"
+        f"average gap to retraining {value:.2f} points ({_level(thresholds.alpha)} interval {low:.2f} to {high:.2f}, "
+        f"paired by example), tolerated {limit:g}{beside}"
     )
     surely_low = value - (value - low) * _wider(thresholds.alpha, num_tests)
     if surely_low > limit and spread is not None and spread > limit:
@@ -270,13 +278,14 @@ def judge_quality(
     num_tests: int = 1,
     quality: str = "accuracy",
 ) -> Finding:
-    """Judge what a method costs: quality (accuracy for classes) lost against retraining, on what is kept and on new examples.
+    """Judge what a method costs: quality (accuracy for classes) lost against retraining, on what is kept and on new
+    examples.
 
     A model that was destroyed has forgotten too, and no attack finds anything in it.
 
     Args:
-        losses: name of the examples ("retained", "test") -> (value, low, high) in percentage points, retraining's quality
-            less the method's; the worst decides. Better than retraining is no fault.
+        losses: name of the examples ("retained", "test") -> (value, low, high) in percentage points, retraining's
+            quality less the method's; the worst decides. Better than retraining is no fault.
         quality: what the task's quality is, for people.
     """
     limit = thresholds.max_quality_loss
@@ -313,7 +322,8 @@ def judge_epsilon(audit: EpsilonAudit | None, *, what: str, claimed: float) -> F
     """Judge a privacy claim "epsilon <= ``claimed``" by what an attack proved.
 
     Fails when the lower bound exceeds the claim. Never passes for want of trials: where even a perfect attack could not
-    have refuted the claim it is inconclusive. A pass says that this attack, which could have, did not; no attack proves a claim.
+    have refuted the claim it is inconclusive. A pass says that this attack, which could have, did not; no attack proves
+    a claim.
     """
     if audit is None or not _finite(audit.eps, audit.largest):
         return _broken(what, "the epsilon audit left no bound", claimed, kind=ATTACK)
@@ -334,7 +344,8 @@ def judge_epsilon(audit: EpsilonAudit | None, *, what: str, claimed: float) -> F
 
 
 def worst(of_seeds: Mapping[int, Finding]) -> Finding:
-    """The finding that counts of several models of one method: the worst verdict, then the figure furthest from where it belongs.
+    """The finding that counts of several models of one method: the worst verdict, then the figure furthest from where
+    it belongs.
 
     Scores are not averaged before judging: one model in three that was left as it was is one that tells.
     """
@@ -354,7 +365,8 @@ def worst(of_seeds: Mapping[int, Finding]) -> Finding:
 def at_level(value: float, low: float, high: float, *, alpha: float, level: float) -> tuple[float, float]:
     """An interval at 1 - ``alpha`` of a share or an AUC as it would be at 1 - ``level``, on the logit scale.
 
-    No interval (0 to 1) stays none. A perfect separation has the bound of n pairs of which none is out of order, 1 - (a/2)^(1/n).
+    No interval (0 to 1) stays none. A perfect separation has the bound of n pairs of which none is out of order, 1 -
+    (a/2)^(1/n).
 
     >>> [round(v, 3) for v in at_level(0.7, 0.6, 0.785, alpha=0.05, level=0.05)]
     [0.601, 0.784]
@@ -385,8 +397,8 @@ def _lacking(report: pl.DataFrame, n_neg: int, claim_fpr: float, alpha: float, n
         return f"Too few non-members for a claim at a false-positive rate of {claim_fpr:g}: {n_neg}, needed {needed}"
     if num_references is not None and num_references < minimum_references(claim_fpr):
         return (
-            f"Too few reference models for a claim at a false-positive rate of {claim_fpr:g}: {num_references} with and as many without "
-            f"an example, needed {minimum_references(claim_fpr)}"
+            f"Too few reference models for a claim at a false-positive rate of {claim_fpr:g}: {num_references} with "
+            f"and as many without an example, needed {minimum_references(claim_fpr)}"
         )
     return ""
 

@@ -1,4 +1,5 @@
-"""What the benchmarks share: measured rows and how they are told, options, paired timings, noise images, a process of its own."""
+"""What the benchmarks share: measured rows and how they are told, options, paired timings, noise images, a process of
+its own."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def paired_ratio(ours: Callable[[], object], plain: Callable[[], object], *, rep
 
 
 def report(rows: Iterable[Row], *, as_json: bool) -> int:
-    """Tell every row as soon as it is measured, one line for people or one JSON object; 1 when one misses its bound, else 0."""
+    """Tell every row as soon as it is measured, one line for people or one JSON object; 1 when one misses its bound,
+    else 0."""
     passed = True
     for row in rows:
         passed &= row.passed

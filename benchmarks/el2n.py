@@ -2,11 +2,11 @@
 
     python -m benchmarks.el2n [--repeats 30] [--json]
 
-- CPU-time ratio, one thread: the whole score (inputs read, EL2N, EL1N, margins, GraNd of the output layer, spreads, table)
-  to reading the same images 28 x 28 and passing them forward, the two turn by turn, median of the paired ratios;
+- CPU-time ratio, one thread: the whole score (inputs read, EL2N, EL1N, margins, GraNd of the output layer, spreads,
+  table) to reading the same images 28 x 28 and passing them forward, the two turn by turn, median of the paired ratios;
   for one model and for three (the bare passes then read the images once a model, as a loop over models would).
-- Memory: 2 million examples in a process of its own. What scoring adds at its peak to what holds the data, the model and
-  the table returned, as a ratio to those.
+- Memory: 2 million examples in a process of its own. What scoring adds at its peak to what holds the data, the model
+  and the table returned, as a ratio to those.
 
 Exit 1 when a bound is missed. CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
 """
@@ -28,8 +28,9 @@ from recipes.models import build
 from scoring.el2n import EL2NConfig, el2n
 
 BOUND, MEMORY_BOUND = 1.1, 1.1
-# Images and batch, a tenth of a second a pass. What a layer gives out stays below the size at which the C allocator maps
-# fresh pages every time: faulting them in is half of a CNN's pass at 1024 images, on either side, and varies with the load.
+# Images and batch, a tenth of a second a pass. What a layer gives out stays below the size at which the C allocator
+# maps fresh pages every time: faulting them in is half of a CNN's pass at 1024 images, on either side, and varies with
+# the load.
 SIZES = {"mlp": (20_480, 1024), "cnn": (1024, 128), "resnet_gn": (256, 64), "vit": (512, 64)}
 MANY = 2_000_000
 _KEPT = 31 << 20  # bytes: freed once, the C allocator keeps what is freed after, up to twice this

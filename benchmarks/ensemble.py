@@ -2,10 +2,10 @@
 
     python -m benchmarks.ensemble [--repeats 7] [--json]
 
-Plain loop: what one would write, a model at a time: ``nn.Module`` forward, ``F.cross_entropy``, ``torch.optim.SGD`` with
-momentum and weight decay, cosine learning rate set every step, the same batches. Ours: ``StackedTrainer`` on its own
-choice of path. Two threads. The two take turns, in alternating order; wall time a model, median and range of the paired
-ratios. Before that, both train the same models and must agree. Exit 1 when a bound is missed.
+Plain loop: what one would write, a model at a time: ``nn.Module`` forward, ``F.cross_entropy``, ``torch.optim.SGD``
+with momentum and weight decay, cosine learning rate set every step, the same batches. Ours: ``StackedTrainer`` on its
+own choice of path. Two threads. The two take turns, in alternating order; wall time a model, median and range of the
+paired ratios. Before that, both train the same models and must agree. Exit 1 when a bound is missed.
 
 The rows under "other path" carry no bound: they are why the CPU takes the loop for convolutional models.
 """

@@ -1,7 +1,8 @@
 """Reference evidence of many classes: what it takes on disk, and what memory while it is made and read.
 
     disk      float32 logits (M, N, K) / the stored evidence                   K = 1,000
-    making    anonymous memory at its peak by the product's ``train_ensemble``, more for four times the examples, / more readings
+    making    anonymous memory at its peak by the product's ``train_ensemble``, more for four times the examples, / more
+              readings
     reading   anonymous memory after loading it and reading every number, / size of the evidence (it is mapped)
 
 1.28 million examples x 1,000 classes x 64 models are 328 GB as logits and 2.6 GB as readings.

@@ -5,8 +5,8 @@
 For each model, one thread:
 - CPU-time ratio of exact per-example gradient norms to ONE plain forward + backward with weight gradients on the same
   batch of 256 images 28 x 28, the two interleaved, median of the paired ratios;
-- the same for a causal language model of 4 layers (tied and untied output weights), 32 sequences of 64 tokens, 1,000 words,
-  the mean loss over tokens of each sequence;
+- the same for a causal language model of 4 layers (tied and untied output weights), 32 sequences of 64 tokens, 1,000
+  words, the mean loss over tokens of each sequence;
 - relative difference from a naive loop over the examples in float64: in float64 the largest; in float32 that of 98% of
   the examples. Where a ReLU's input is 1e-7, single and double precision fall on different sides of its kink; the naive
   loop in float32 differs there as well (on random images, up to 2 of 256 examples, by up to 1e-3).

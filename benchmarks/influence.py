@@ -2,12 +2,12 @@
 
     python -m benchmarks.influence [--train 60000] [--test 10000] [--models 200] [--seed 0] [--json]
 
-Random runs, each on 70% of the training examples, with planted influence of one training example on each of the first 100 test
-examples. In child processes of their own, so that each peak is its own:
-- the whole matrix, every entry of every block read: peak resident memory, which must stay below 2 GiB (the matrix alone is
-  2.4 GB in single precision, 4.8 GB in double);
-- the pairs after the false-discovery cut, with all training examples in the family: peak resident memory, the planted pairs
-  that were found, and how many others.
+Random runs, each on 70% of the training examples, with planted influence of one training example on each of the first
+100 test examples. In child processes of their own, so that each peak is its own:
+- the whole matrix, every entry of every block read: peak resident memory, which must stay below 2 GiB (the matrix alone
+  is 2.4 GB in single precision, 4.8 GB in double);
+- the pairs after the false-discovery cut, with all training examples in the family: peak resident memory, the planted
+  pairs that were found, and how many others.
 
 Exit 1 when a bound is missed.
 """
@@ -29,8 +29,8 @@ PEAK_BOUND_GIB, FOUND_BOUND, FALSE_BOUND, PLANTED = 2.0, 0.95, 0.1, 100
 
 
 def runs(train: int, test: int, models: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(keep (M, N), correct (M, P), planted (100,)): the test example j < 100 is right exactly where planted[j] was trained on,
-    up to one model in twenty."""
+    """(keep (M, N), correct (M, P), planted (100,)): the test example j < 100 is right exactly where planted[j] was
+    trained on, up to one model in twenty."""
     rng = np.random.default_rng(seed)
     keep = np.empty((models, train), bool)
     for row in keep:
@@ -83,7 +83,8 @@ def rows(o: argparse.Namespace) -> Iterator[Row]:
     yield Row(size, "false pairs among those kept", cut["false"], FALSE_BOUND)
     if not o.json:
         print(
-            f"     matrix {matrix['wall_s']:.0f} s, pairs {cut['wall_s']:.0f} s; {cut['over']:.0f} pairs had infl >= 0.15 by chance"
+            f"     matrix {matrix['wall_s']:.0f} s, pairs {cut['wall_s']:.0f} s; {cut['over']:.0f} pairs had infl >= "
+            "0.15 by chance"
         )
 
 

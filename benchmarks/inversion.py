@@ -2,9 +2,9 @@
 
     python -m benchmarks.inversion [--repeats 5] [--json]
 
-For each model, one thread: CPU-time ratio of 20 DIA steps on 8 clients at once to 8 plain runs of 20 steps (torch.optim.Adam
-on the image and the masks, torch.autograd.grad with create_graph, the signed gradient), interleaved, median of the pairs; and
-the largest difference of the iterates after 3 steps, in double precision.
+For each model, one thread: CPU-time ratio of 20 DIA steps on 8 clients at once to 8 plain runs of 20 steps
+(torch.optim.Adam on the image and the masks, torch.autograd.grad with create_graph, the signed gradient), interleaved,
+median of the pairs; and the largest difference of the iterates after 3 steps, in double precision.
 
 Exit 1 when a bound is missed.
 """

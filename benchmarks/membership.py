@@ -4,8 +4,8 @@
 every model serves once as the target with the other 63 as its references. Everything starts from the logits and a
 fresh ``Evidence``, its checks included; "lira + rmia" is one audit that runs both on one ``Evidence``, where they share
 the log-odds.
-Pairs of CPU times, turn by turn in one process, so that other load on the machine slows both sides alike; the median ratio
-of ``--repeats`` pairs; exit status 1 above ``LIMIT``.
+Pairs of CPU times, turn by turn in one process, so that other load on the machine slows both sides alike; the median
+ratio of ``--repeats`` pairs; exit status 1 above ``LIMIT``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def evidence(models: int, examples: int, classes: int, points: int, seed: int = 
 
 
 def ratio(given: Evidence, *names: str, repeats: int) -> float:
-    """CPU time of these attacks on one fresh Evidence / CPU time of forming the log-odds of the logits behind its readings once."""
+    """CPU time of these attacks on one fresh Evidence / CPU time of forming the log-odds of the logits behind its
+    readings once."""
 
     def attacks() -> None:
         fresh = Evidence(**{f: getattr(given, f) for f in given.__dataclass_fields__})  # nothing cached

@@ -2,12 +2,13 @@
 
     python -m benchmarks.neighbours [--num 60000] [--seed 0] [--json]
 
-The points are a layer of 128 ReLU units over 2,000 clusters in 32 dimensions, scaled to unit length: like the penultimate layer of
-a trained network, they fill fewer dimensions than they have. Each method finds the 5 nearest others of every point on one
-thread; what is reported is the ratio of CPU times, building the index included:
-- exact, ours (double precision at the end) against scikit-learn's brute force, and against its kd-tree, whose queries are
-  timed on 300 random points and scaled to all of them (all would take the better part of an hour);
-- HNSW and the cells that keep no vectors against scikit-learn's brute force, with the share of the true neighbours that they find.
+The points are a layer of 128 ReLU units over 2,000 clusters in 32 dimensions, scaled to unit length: like the
+penultimate layer of a trained network, they fill fewer dimensions than they have. Each method finds the 5 nearest
+others of every point on one thread; what is reported is the ratio of CPU times, building the index included:
+- exact, ours (double precision at the end) against scikit-learn's brute force, and against its kd-tree, whose queries
+  are timed on 300 random points and scaled to all of them (all would take the better part of an hour);
+- HNSW and the cells that keep no vectors against scikit-learn's brute force, with the share of the true neighbours that
+  they find.
 
 Exit 1 when a bound is missed, or when exact search and brute force disagree on more than single precision explains.
 """

@@ -2,9 +2,10 @@
 
     python -m benchmarks.personal_loss [--repeats 15] [--json]
 
-For each size and model, one thread: CPU-time ratio of one denoised epoch to one plain epoch of the same training run, the two
-interleaved with the order alternating, median of the paired ratios. The pool's losses are forwards without gradient, so the
-bound is 2. The published size has small tables, where drawing weighs most; the large one is bound by memory.
+For each size and model, one thread: CPU-time ratio of one denoised epoch to one plain epoch of the same training run,
+the two interleaved with the order alternating, median of the paired ratios. The pool's losses are forwards without
+gradient, so the bound is 2. The published size has small tables, where drawing weighs most; the large one is bound by
+memory.
 
 Exit 1 when the bound is missed. CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
 """

@@ -3,11 +3,12 @@
     python -m benchmarks.scaling_fit [--repeats 3] [--json]
 
 One thread, learning curves of five points with noise, a and d shared by the pools:
-- CPU-time ratio of a nested loop over (a, d, pool, b, tau, point), one call of the law each, as published scripts do it,
-  to our fit of the same curves on the same grid INCLUDING the refinement, which the loop lacks; the two turn by turn. The
-  grid of this comparison is a fifth of the published one in b and in tau, so that the loop ends within seconds; on the
-  whole grid the ratio is higher. Both must end on the same grid point when ours is not refined.
-- CPU seconds of our fit on the whole published grid (7 a x 10 d x 100 b x 100 tau), refined; and with 200 bootstrap refits.
+- CPU-time ratio of a nested loop over (a, d, pool, b, tau, point), one call of the law each, as published scripts do
+  it, to our fit of the same curves on the same grid INCLUDING the refinement, which the loop lacks; the two turn by
+  turn. The grid of this comparison is a fifth of the published one in b and in tau, so that the loop ends within
+  seconds; on the whole grid the ratio is higher. Both must end on the same grid point when ours is not refined.
+- CPU seconds of our fit on the whole published grid (7 a x 10 d x 100 b x 100 tau), refined; and with 200 bootstrap
+  refits.
 
 Exit 1 when a bound is missed.
 """

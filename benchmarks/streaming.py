@@ -2,18 +2,19 @@
 
     python -m benchmarks.streaming [--num 2000000] [--scores el2n grand ...] [--seed 0] [--json]
 
-Each measurement is a child process of its own. It maps a file of uint8 images 1 x 4 x 4, loads the columns of the examples it
-scores, calls the score with two models, and samples its anonymous resident memory every two milliseconds meanwhile (pages
-of the mapped file are the page cache's, not the program's). What is compared is
+Each measurement is a child process of its own. It maps a file of uint8 images 1 x 4 x 4, loads the columns of the
+examples it scores, calls the score with two models, and samples its anonymous resident memory every two milliseconds
+meanwhile (pages of the mapped file are the page cache's, not the program's). What is compared is
 
     working memory = peak during the call - (columns of the examples, held before it) - (the table returned)
 
-that is interpreter, libraries, model, batches and everything the method keeps on the way; the first and the last term are one
-row an example whatever the method does. It may grow by 10% while the examples grow tenfold. The logits of the reference
-ensemble are mapped as well; the recipe that ``forgetting`` observes trains nothing, as its memory is not the score's; near
-duplicates and neighbours are searched in cells. Two scores cannot be flat, because their unknowns are one number an example or
-their input is kept: ``worst_case_forget`` (weights, losses, and, as every training, the inputs up to 1 GiB) and
-``personal_loss`` (the interactions by user). Of these the bytes that one more example costs are bounded instead. Linux only.
+that is interpreter, libraries, model, batches and everything the method keeps on the way; the first and the last term
+are one row an example whatever the method does. It may grow by 10% while the examples grow tenfold. The logits of the
+reference ensemble are mapped as well; the recipe that ``forgetting`` observes trains nothing, as its memory is not the
+score's; near duplicates and neighbours are searched in cells. Two scores cannot be flat, because their unknowns are one
+number an example or their input is kept: ``worst_case_forget`` (weights, losses, and, as every training, the inputs up
+to 1 GiB) and ``personal_loss`` (the interactions by user). Of these the bytes that one more example costs are bounded
+instead. Linux only.
 
 Exit 1 when a bound is missed.
 """

@@ -1,9 +1,12 @@
 """U-LiRA over 60 shadow runs of the digits MLP, as the audit does it. Run: python -m benchmarks.u_lira
 
-The digits that scikit-learn brings along, MLP 64-128-10, 100 epochs of SGD; 60 runs, each trained once and retrained once, and
-fine-tuning on what is retained as a third method; canaries, relearning, tables and verdicts included. Here a time is promised, not a
-ratio: seconds of one core's CPU time (the wall time of a core that is left alone; the second core is spare), printed with what
-a plain loop over the same trainings would take (one model timed, times their number). Exit status 1 above ``LIMIT``, or when the audit does not tell no unlearning from retraining: a fast wrong answer has no speed.
+The digits that scikit-learn brings along, MLP 64-128-10, 100 epochs of SGD; 60 runs, each trained once and retrained
+once, and fine-tuning on what is retained as a third method; canaries, relearning, tables and verdicts included. Here a
+time is promised, not a
+ratio: seconds of one core's CPU time (the wall time of a core that is left alone; the second core is spare), printed
+    with what
+a plain loop over the same trainings would take (one model timed, times their number). Exit status 1 above ``LIMIT``, or
+when the audit does not tell no unlearning from retraining: a fast wrong answer has no speed.
 """
 
 from __future__ import annotations

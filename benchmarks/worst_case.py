@@ -2,10 +2,10 @@
 
     python -m benchmarks.worst_case [--repeats 5] [--seed 0] [--json]
 
-For each model and group, one thread: CPU time of a whole selection (S upper steps of E lower epochs, all steps taken) over
-CPU time of a plain loop that does S * E epochs of signSGD (forward, backward, p -= lr sign(g)) on the same batches and S
-forward passes over the same 2,048 examples. The two are interleaved, order alternating; median of the paired ratios. What is
-left is the projection, the ranking and the copies of the model. Exit 1 above the bound.
+For each model and group, one thread: CPU time of a whole selection (S upper steps of E lower epochs, all steps taken)
+over CPU time of a plain loop that does S * E epochs of signSGD (forward, backward, p -= lr sign(g)) on the same batches
+and S forward passes over the same 2,048 examples. The two are interleaved, order alternating; median of the paired
+ratios. What is left is the projection, the ranking and the copies of the model. Exit 1 above the bound.
 
 CPU time of the thread, not wall time: on a shared machine wall ratios mean nothing.
 """

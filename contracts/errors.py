@@ -15,7 +15,7 @@ PalimpsestError
 |-- StateError                  a transition that the current state does not allow
 |-- LockTimeout                 another writer holds the warehouse
 |-- CheckBroken                 a check could not run; distinct from "the data is bad"
-|-- Diverged                    an optimisation left the numbers that mean anything: non-finite, or one answer to everything
+|-- Diverged                    an optimisation left the numbers that mean anything, or gives one answer to everything
 |-- NotTheModel                 what a method gave back is not what its arrays give in a fresh model
 `-- JobFailed                   a child process ended without its result
     `-- JobLost                 it was killed: another run may be spared that
@@ -51,8 +51,8 @@ class IllegalName(InvalidInput):
 
 
 class DataError(InvalidInput):
-    """The data cannot be audited as it is. The message names at most ten of the examples concerned: by ``where`` they lie
-    (a file, a row of a table), which a person can look up, else by their ids.
+    """The data cannot be audited as it is. The message names at most ten of the examples concerned: by ``where`` they
+    lie (a file, a row of a table), which a person can look up, else by their ids.
     """
 
     def __init__(self, message: str, *, example_ids: Iterable[int] = (), where: Iterable[str] = ()) -> None:
@@ -100,7 +100,8 @@ class NotReady(PalimpsestError):
 
 
 class NotTrusted(NotReady):
-    """A stored result that missed its gates, or whose method does not apply here: kept, and refused to whoever asks for it."""
+    """A stored result that missed its gates, or whose method does not apply here: kept, and refused to whoever asks for
+    it."""
 
 
 class StateError(PalimpsestError):
@@ -123,7 +124,8 @@ class Diverged(PalimpsestError):
 
 
 class NotTheModel(PalimpsestError):
-    """What a method gave back is not a model of this plan: saved and loaded into a fresh one, structure or outputs change."""
+    """What a method gave back is not a model of this plan: saved and loaded into a fresh one, structure or outputs
+    change."""
 
 
 class JobFailed(PalimpsestError):
@@ -162,7 +164,8 @@ _NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same work, done again, may well succeed: a killed process, a busy lock, a hiccup of disk or memory."""
+    """Whether the same work, done again, may well succeed: a killed process, a busy lock, a hiccup of disk or
+    memory."""
     transient = isinstance(error, OSError) and error.errno in _TRANSIENT
     return transient or isinstance(error, (JobLost, LockTimeout, MemoryError))
 
@@ -179,11 +182,14 @@ def in_words(error: BaseException) -> str:
         where = f": {error.filename}" if error.filename else ""
         if error.errno in _FULL:
             return (
-                f"the disk is full{where}. What was finished is kept; free some space, or set PALIMPSEST_HOME to a disk with "
-                "space, and run the same command again"
+                f"the disk is full{where}. What was finished is kept; free some space, or set PALIMPSEST_HOME to a "
+                "disk with space, and run the same command again"
             )
         if error.errno in _NOT_WRITABLE:
-            return f"no access ({(error.strerror or '').lower()}){where}. To write elsewhere, set PALIMPSEST_HOME to a folder of yours"
+            return (
+                f"no access ({(error.strerror or '').lower()}){where}. To write elsewhere, set PALIMPSEST_HOME to a "
+                "folder of yours"
+            )
         return f"{error.strerror}{where}"
     said = " ".join(str(error).split()) or "no reason given"
     frames = traceback.extract_tb(error.__traceback__)

@@ -24,7 +24,8 @@ def check_name(name: object, *, kind: str = "name") -> str:
     """
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise IllegalName(
-            f"{kind} {str(name)[:80]!r} is not allowed: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit"
+            f"{kind} {str(name)[:80]!r} is not allowed: use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter "
+            "or digit"
         )
     return name
 

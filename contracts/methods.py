@@ -33,31 +33,39 @@ EVERY_TASK = ("reading", "losses")
 
 NEEDS = {
     "model": "torch.nn.Module: the audited model, eval mode",
-    "encoder": "torch.nn.Module: its penultimate activations describe examples: the audited model, or features stored with its outputs",
-    "outputs": "Callable[[ExampleSet], numpy.ndarray]: examples of the data set -> the audited model's logits (N, K), float32",
+    "encoder": "torch.nn.Module: its penultimate activations describe examples: the audited model, or features stored "
+    "with its outputs",
+    "outputs": "Callable[[ExampleSet], numpy.ndarray]: examples of the data set -> the audited model's logits (N, K), "
+    "float32",
     "early_models": "Sequence[torch.nn.Module]: R models stopped at the early epoch, one a seed, eval mode",
-    "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R models as they pass that "
-    "epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop early",
+    "early_at": "Callable[[Sequence[int]], Mapping[int, Sequence[torch.nn.Module]]]: (epochs) -> for each of them, R "
+    "models as they pass that epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop "
+    "early",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], reading[M, N, 4] of pool and population",
-    "ensemble_outputs": "the reference ensemble with the whole outputs of its models, logits[M, N, K]: they are stored where a listed "
-    "method needs them",
-    "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, effort=1.0, "
-    "steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser steps instead, "
-    "observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the recipe cannot do",
+    "ensemble_outputs": "the reference ensemble with the whole outputs of its models, logits[M, N, K]: they are "
+    "stored where a listed method needs them",
+    "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, "
+    "effort=1.0, steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser "
+    "steps instead, observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the "
+    "recipe cannot do",
     "recipe": "recipes.training.Trainer: the plan's recipe with its configuration, on its architecture and device",
-    "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one model of the subject's own "
-    "recipe a set, all at once where the recipe and the network allow it; data: the examples the ids are of, the subject's own when not given",
-    "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a registered unlearner; "
-    "its attribute ``methods``: the names that the plan lists, or all that are defined for the task; ``in_use``: the name of the plan's "
-    "method in use, retrain without a plan",
-    "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the subject's architecture after a "
-    "registered unlearner, which gets a copy of it; attributes ``methods`` and ``in_use`` as of unlearn",
-    "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, mia_efficacy, ... in percent, None if undefined",
+    "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one "
+    "model of the subject's own recipe a set, all at once where the recipe and the network allow it; data: the "
+    "examples the ids are of, the subject's own when not given",
+    "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a "
+    "registered unlearner; its attribute ``methods``: the names that the plan lists, or all that are defined for the "
+    "task; ``in_use``: the name of the plan's method in use, retrain without a plan",
+    "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the "
+    "subject's architecture after a registered unlearner, which gets a copy of it; attributes ``methods`` and "
+    "``in_use`` as of unlearn",
+    "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, "
+    "mia_efficacy, ... in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
     "splits": "Callable[[str], polars.DataFrame]: (example_id, role) of a stored split by its name",
-    "tables": "Callable[[str], polars.DataFrame]: (table name) -> a table stored by one of the analyses that the declaration ``reads``",
-    "imported": "polars.DataFrame: the rows that were imported from elsewhere for this very score, with example_id; those of examples that are "
-    "no longer in the data, or have another label now, are gone",
+    "tables": "Callable[[str], polars.DataFrame]: (table name) -> a table stored by one of the analyses that the "
+    "declaration ``reads``",
+    "imported": "polars.DataFrame: the rows that were imported from elsewhere for this very score, with example_id; "
+    "those of examples that are no longer in the data, or have another label now, are gone",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 
@@ -163,10 +171,10 @@ class ScoreSpec(MethodSpec):
         higher_means: one or two words for a high value ("harder", "memorised").
         calls: what it calls which examples; None: nothing that other scores say too.
         gates: conditions that a run must meet to count.
-        trains: it trains models on the way. Rounding grows over whole trainings, and a batch size is one of their settings and
-            not only how the work is cut: its values may differ where those of other scores must not.
-        tolerance: how near to its solution an iterative fit in it stops, relative to the column's largest value; values that
-            are functions of the input alone keep 0.
+        trains: it trains models on the way. Rounding grows over whole trainings, and a batch size is one of their
+            settings and not only how the work is cut: its values may differ where those of other scores must not.
+        tolerance: how near to its solution an iterative fit in it stops, relative to the column's largest value; values
+            that are functions of the input alone keep 0.
     """
 
     columns: tuple[Column, ...]
@@ -210,7 +218,8 @@ class Picture:
         table: name of one of the analysis' tables.
         kind: "lines" (y against x, with the band low..high), "dots" (one a row, with whiskers), "bars", "examples"
             (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first), or "images" (pictures of the
-            shape of an example that are in the "floats" column ``y``, in rows by ``series``, "original" first, ordered by the ids in ``x``).
+            shape of an example that are in the "floats" column ``y``, in rows by ``series``, "original" first, ordered
+            by the ids in ``x``).
         series: column that tells the lines apart, or "".
         low, high: columns of the interval, or "".
         value: column of the number under each image, or "".
@@ -237,7 +246,8 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSpec(MethodSpec):
-    """A finding about the whole data set or the model rather than one number an example (a pruning curve, laws, an audit).
+    """A finding about the whole data set or the model rather than one number an example (a pruning curve, laws, an
+    audit).
 
     The function takes ``(data, *, config, seed, progress, <needs>)``, with ``data`` both splits, and returns one
     polars.DataFrame for every table: ``{table.name: frame}``.
@@ -246,9 +256,10 @@ class AnalysisSpec(MethodSpec):
         tables: what it stores, replaced as a whole; the first is the one shown in the UI.
         reads: analyses whose stored tables the need ``tables`` gives; the plan lists them before this one.
         pictures: how they are drawn.
-        judge: (rows of every table, the plan's thresholds) -> (what it is about, finding); pure. None: reported, not judged.
-        finds: (configuration, the plan's thresholds, the removal method in use) -> ``what`` of each finding that will count; every
-            one is a check of its own in Dagster. None: not known beforehand, and one check stands for all.
+        judge: (rows of every table, the plan's thresholds) -> (what it is about, finding); pure. None: reported, not
+            judged.
+        finds: (configuration, the plan's thresholds, the removal method in use) -> ``what`` of each finding that will
+            count; every one is a check of its own in Dagster. None: not known beforehand, and one check stands for all.
     """
 
     tables: tuple[TableSpec, ...]
@@ -296,8 +307,8 @@ class UnlearnerSpec(MethodSpec):
     ``(model, *, retain, forget, config, seed, progress, <needs>) -> torch.nn.Module`` and leaves ``model`` unchanged.
 
     Attributes:
-        exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no shadow runs
-            to pass, and it takes as long as retraining.
+        exact: the result has the distribution of retraining: nothing of the forget set is in its lineage, it needs no
+            shadow runs to pass, and it takes as long as retraining.
         control: it removes nothing and looks at nothing: what a comparison shows a fail by.
         concepts: it can remove a concept (``contracts.requests.Concept``) that a request names in place of rows.
     """
@@ -310,7 +321,8 @@ class UnlearnerSpec(MethodSpec):
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec(MethodSpec):
     """A membership attack: one score an example, LARGER = MORE LIKELY MEMBER. The function takes an
-    ``attacks.membership.evidence.Evidence`` and ``config``/``seed``; it returns float64 of shape (T, N), NaN where undefined.
+    ``attacks.membership.evidence.Evidence`` and ``config``/``seed``; it returns float64 of shape (T, N), NaN where
+    undefined.
 
     Attributes:
         references: 0 when the attack needs no reference models, else the fewest it can work with.
@@ -321,21 +333,24 @@ class AttackSpec(MethodSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(MethodSpec):
-    """How a subject's models are trained: the audited one, early ones, reference models, shadow models and retrainings alike.
+    """How a subject's models are trained: the audited one, early ones, reference models, shadow models and retrainings
+    alike.
 
-    The function takes ``(build, data, *, config, seed) -> torch.nn.Module``: a fresh ``build(seed)`` trained on every row of
-    ``data``, the same bits for the same seed. It is also given ``checkpoints``, ``progress`` and ``device`` ("cpu" or "cuda";
-    without it the recipe trains on the CPU) if it has parameters of these names. What else it can do it declares:
+    The function takes ``(build, data, *, config, seed) -> torch.nn.Module``: a fresh ``build(seed)`` trained on every
+    row of ``data``, the same bits for the same seed. It is also given ``checkpoints``, ``progress`` and ``device``
+    ("cpu" or "cuda"; without it the recipe trains on the CPU) if it has parameters of these names. What else it can do
+    it declares:
 
     Attributes:
         retains: what the recipe keeps of its data besides the weights (exemplars, teachers, Fisher information, ...).
         early: it takes ``stop_after``, the epochs of the full run after which it is left: the subject has early models.
         observable: it takes ``observe``, called with the rows and outputs of every mini-batch before its step.
-        counts_steps: its configuration has a field ``steps``, the exact number of optimiser steps in place of the epochs.
-        stacked: its own faster way to train many models, ``(build, data, *, config, device, members, seeds, epochs, inputs,
-            progress) -> models``: for each of ``epochs`` (None is the end) a list with one model for each set of positions in
-            ``members``, equal to what the recipe itself gives on these rows with that seed. It raises NotApplicable for a
-            network that it cannot take. None: the recipe is called once for each model.
+        counts_steps: its configuration has a field ``steps``, the exact number of optimiser steps in place of the
+            epochs.
+        stacked: its own faster way to train many models, ``(build, data, *, config, device, members, seeds, epochs,
+            inputs, progress) -> models``: for each of ``epochs`` (None is the end) a list with one model for each set
+            of positions in ``members``, equal to what the recipe itself gives on these rows with that seed. It raises
+            NotApplicable for a network that it cannot take. None: the recipe is called once for each model.
     """
 
     retains: tuple[str, ...] = ()
@@ -350,7 +365,8 @@ class Asked:
     """What a person says of their data to ``palimpsest init``; None or empty where they leave it to the source.
 
     Attributes:
-        label, owner, id, split: the column, array, or level of folders that holds it; ``owner`` may be a table beside images.
+        label, owner, id, split: the column, array, or level of folders that holds it; ``owner`` may be a table beside
+            images.
         task: name of the task, "classification" or "regression".
         val: what becomes of validation rows: "drop", "train" or "test".
         drop: columns that are not used.
@@ -366,7 +382,8 @@ class Asked:
 
 
 class Reading(NamedTuple):
-    """How a source would read a user's file: fields of its configuration, and for people what is left out or guessed, and why."""
+    """How a source would read a user's file: fields of its configuration, and for people what is left out or guessed,
+    and why."""
 
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -377,10 +394,12 @@ class SourceSpec(MethodSpec):
     """Brings real data in. The function takes ``(*, config, seed) -> sources.example_set.ExampleSet``.
 
     Attributes:
-        detects: True when ``path`` looks like this kind of data (used by ``palimpsest init``); by content, not only by suffix.
+        detects: True when ``path`` looks like this kind of data (used by ``palimpsest init``); by content, not only by
+            suffix.
         from_path: how to read a path, for ``palimpsest init``.
-        self_contained: its data are a function of the configuration, the seed and the installed libraries: it reads no file
-            of the user's and asks no service, so that what was read once need not be read again to know it unchanged.
+        self_contained: its data are a function of the configuration, the seed and the installed libraries: it reads no
+            file of the user's and asks no service, so that what was read once need not be read again to know it
+            unchanged.
     """
 
     detects: Callable[[Path], bool] | None = None

@@ -1,10 +1,12 @@
-"""Plans of earlier versions: each is brought to the next one by a function of plain data, until it is of this version's.
+"""Plans of earlier versions: each is brought to the next one by a function of plain data, until it is of this
+version's.
 
     schema_version   absent in plans written before there was one: 0
     0 -> 1           nothing changes but the number
 
-A version of the schema comes with the release that has its number: version N is read by palimpsest 0.N and later. Whoever changes
-what a plan may say raises ``CURRENT``, adds the step to ``MIGRATIONS`` and a test of it, and says so in the changelog.
+A version of the schema comes with the release that has its number: version N is read by palimpsest 0.N and later.
+Whoever changes what a plan may say raises ``CURRENT``, adds the step to ``MIGRATIONS`` and a test of it, and says so in
+the changelog.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def param(
     For tuple-valued fields the range applies to every element.
 
     Args:
-        ref: what the field names, a word of ``REFERENCES``: a name that stands for nothing is refused when the plan loads.
+        ref: what the field names, a word of ``REFERENCES``: a name that stands for nothing is refused when the plan
+            loads.
     """
     meta: dict[str, Any] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
     meta["ref"] = Ref(ref) if ref else None

@@ -1,5 +1,5 @@
-"""The one way a method becomes known: a decorator beside the function in a file of its family's folder, or an entry point
-of another package.
+"""The one way a method becomes known: a decorator beside the function in a file of its family's folder, or an entry
+point of another package.
 
 A taken name raises, an unknown one lists the known. Entry points (``palimpsest.scores`` and so on) are modules
 or functions whose import runs the decorator; they are loaded on the first look-up, once.
@@ -44,8 +44,8 @@ class Registry(Generic[S]):
     Args:
         kind: singular word for messages ("score").
         group: entry-point group that other packages use ("palimpsest.scores").
-        homes: packages ("scoring") every module of which is imported on the first look-up, so that a method is known by its file's
-            place; a module that needs a heavy library imports it when it is used.
+        homes: packages ("scoring") every module of which is imported on the first look-up, so that a method is known by
+            its file's place; a module that needs a heavy library imports it when it is used.
     """
 
     def __init__(self, kind: str, *, group: str, homes: tuple[str, ...]) -> None:
@@ -61,7 +61,8 @@ class Registry(Generic[S]):
             taken = self._methods.get(spec.name)
             if taken is not None:
                 raise NameTaken(
-                    f"{self.kind} {spec.name!r} is already registered by {taken.function.__module__}.{taken.function.__qualname__}"
+                    f"{self.kind} {spec.name!r} is already registered by "
+                    f"{taken.function.__module__}.{taken.function.__qualname__}"
                 )
             self._methods[spec.name] = Method(spec, function)
             return function

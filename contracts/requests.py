@@ -133,12 +133,13 @@ class ForgetRequest(Config):
         chosen = [k for k, v in given.items() if v]
         if chosen != [self.selector]:
             raise ConfigError(
-                f"request {self.request_id}: selector {self.selector!r} needs its own value and no other; given: {', '.join(chosen) or 'nothing'}"
+                f"request {self.request_id}: selector {self.selector!r} needs its own value and no other; given: "
+                f"{', '.join(chosen) or 'nothing'}"
             )
         if (self.selector == "score") != bool(self.fraction) + bool(self.count):
             raise ConfigError(
-                f"request {self.request_id}: fraction {self.fraction:g} and count {self.count}: selector score needs one of them, "
-                "no other selector any"
+                f"request {self.request_id}: fraction {self.fraction:g} and count {self.count}: selector score needs "
+                "one of them, no other selector any"
             )
         if len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"request {self.request_id}: example ids are listed twice")
@@ -149,8 +150,8 @@ class ForgetRequest(Config):
         return self.selector != CONCEPT
 
     def recorded(self) -> dict[str, Any]:
-        """As it is put on record, plain data. One that names rows says nothing of a concept, so that requests have the record, and the
-        digest, that they had before there were concepts."""
+        """As it is put on record, plain data. One that names rows says nothing of a concept, so that requests have the
+        record, and the digest, that they had before there were concepts."""
         found: dict[str, Any] = digests.plain(self)
         return found if self.concept is not None else {k: v for k, v in found.items() if k != CONCEPT}
 

@@ -51,8 +51,9 @@ EXAMPLES = TableSpec(
         _text("content_hash", "SHA-256 of the example's raw values"),
         _text(
             "origin",
-            "where it lies in its source: a file's path below the root, a row of a table, a place in an array; as the source "
-            "names it, so with what people's file names say, an owner's folder as the token; null where the source has none",
+            "where it lies in its source: a file's path below the root, a row of a table, a place in an array; as the "
+            "source names it, so with what people's file names say, an owner's folder as the token; null where the "
+            "source has none",
             nullable=True,
         ),
     ),
@@ -82,7 +83,8 @@ CHECKPOINTS = TableSpec(
         _share("test_quality", "mean quality on the test split", nullable=True),
         _text(
             "retains",
-            "what the recipe keeps of its data besides the weights, joined by commas; empty: nothing; null: not trained here",
+            "what the recipe keeps of its data besides the weights, joined by commas; empty: nothing; null: not "
+            "trained here",
             nullable=True,
         ),
         Column(name="wall_s", dtype="float64", doc="wall time of the training", unit="s", low=0, volatile=True),
@@ -194,8 +196,8 @@ UNLEARNING_RUNS = TableSpec(
 UNLEARNING_METRICS = TableSpec(
     schema="unlearning",
     name="metrics",
-    doc="What was measured of each unlearning run, a row a metric (Fan et al., ICLR 2024); unlearning.wide has a row a run. "
-    "A metric that is not defined, and any metric of a run that is not ok, has no row.",
+    doc="What was measured of each unlearning run, a row a metric (Fan et al., ICLR 2024); unlearning.wide has a row "
+    "a run. A metric that is not defined, and any metric of a run that is not ok, has no row.",
     key=("split", "method", "seed", "metric"),
     partition=("split", "method"),
     columns=(
@@ -271,7 +273,8 @@ FINDINGS = TableSpec(
     version=4,
     key=("stage", "about", "what"),
     partition=("stage",),
-    doc="Verdicts with the sentence that explains each. The report, the exit status and the checks read these rows, by stage.",
+    doc="Verdicts with the sentence that explains each. The report, the exit status and the checks read these rows, by "
+    "stage.",
     columns=(
         _text("verdict", "pass, fail, inconclusive or broken", choices=_VERDICTS),
         _text("sentence", "why"),
@@ -324,8 +327,8 @@ RECIPE_MATCH = TableSpec(
     schema="audits",
     name="recipe_match",
     key=("num_models",),
-    doc="A model that was given, beside models of the stated recipe on the same training rows, on examples that no model was "
-    "trained on. Attacks with reference models say something of it only where it could be one of them.",
+    doc="A model that was given, beside models of the stated recipe on the same training rows, on examples that no "
+    "model was trained on. Attacks with reference models say something of it only where it could be one of them.",
     columns=(
         _count("num_models", "models of the stated recipe, other seeds"),
         _count("num_examples", "unseen examples"),

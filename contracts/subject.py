@@ -33,8 +33,8 @@ IMPORTED = "imported/"  # artifacts of import-checkpoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model(Choice):
-    """The model under audit: an architecture that the recipe trains; the same with weights that somebody else trained, which
-    are audited as they are; or ``outputs``: a table of what a model said, and no model."""
+    """The model under audit: an architecture that the recipe trains; the same with weights that somebody else trained,
+    which are audited as they are; or ``outputs``: a table of what a model said, and no model."""
 
     folder: str = param("", doc="folder of a module of one's own; searched after everything that is installed")
     checkpoint: str = param(
@@ -68,7 +68,8 @@ class Split(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Early(Config):
-    """The early checkpoints that EL2N and GraNd read (Paul et al. 2021): R seeds stopped at one epoch of the full recipe."""
+    """The early checkpoints that EL2N and GraNd read (Paul et al. 2021): R seeds stopped at one epoch of the full
+    recipe."""
 
     seeds: int = param(10, ge=1, le=1000, doc="independent initialisations R")
     epoch: int = param(3, ge=0, le=100_000, doc="epochs trained before scoring; 0 is uninformative")
@@ -119,8 +120,8 @@ class Unlearning(Config):
     closing: str = param(
         "audit",
         choices=("audit", "retrained"),
-        doc="what closes a forget request: 'audit', a pass, or a person where it is inconclusive; 'retrained' accepts beside it that "
-        "every model was trained from scratch on data without its rows, with proof of that",
+        doc="what closes a forget request: 'audit', a pass, or a person where it is inconclusive; 'retrained' accepts "
+        "beside it that every model was trained from scratch on data without its rows, with proof of that",
     )
 
     def check(self) -> None:
@@ -214,8 +215,8 @@ class Subject(Config):
             raise ConfigError(f"subject {self.subject} needs recipe: how its models are trained")
         if self.model.checkpoint and self.unlearning and self.unlearning.closing == "retrained":
             raise ConfigError(
-                f"subject {self.subject}: unlearning.closing 'retrained' proves that no model holds the rows, and a given checkpoint is "
-                "never trained again; leave closing, or the checkpoint, out"
+                f"subject {self.subject}: unlearning.closing 'retrained' proves that no model holds the rows, and a "
+                "given checkpoint is never trained again; leave closing, or the checkpoint, out"
             )
         for kind, names in (
             ("score", [c.name for c in self.scores]),

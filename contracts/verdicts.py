@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 class Verdict(enum.StrEnum):
     """PASS and FAIL are claims with an interval behind them; INCONCLUSIVE: the data cannot carry a claim;
-    BROKEN: the check itself did not run; NOT_JUDGED: no check that judges was asked for (of an audit, never of a finding)."""
+    BROKEN: the check itself did not run; NOT_JUDGED: no check that judges was asked for (of an audit, never of a
+        finding)."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -22,13 +23,15 @@ OF_FINDINGS = (Verdict.FAIL, Verdict.BROKEN, Verdict.INCONCLUSIVE, Verdict.PASS)
 
 TARGET = "target"  # what findings about the audited model are about
 
-# What a finding is evidence of. Only an attack shows power: an audit that sees nothing else of the untouched model is blind.
+# What a finding is evidence of. Only an attack shows power: an audit that sees nothing else of the untouched model is
+# blind.
 ATTACK = "attack"  # members, or removed examples, can be told
 QUALITY = "quality"  # what is kept works as after retraining
 DISTANCE = "distance"  # how far the metrics lie from retraining's
 RESULT = "result"  # what a method gave back is a model of this plan
 COVERAGE = "coverage"  # whether the evidence is about this method and this kind of set
-CONCEPT = "concept"  # of a request that names one: how often it is still produced, what of its neighbours is kept, attacks for it
+# of a request that names one: how often it is still produced, what of its neighbours is kept, attacks for it
+CONCEPT = "concept"
 INFORMATION = "information"  # a figure that decides nothing here, whatever it is
 
 

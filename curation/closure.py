@@ -2,10 +2,10 @@
 
     closure(A) = A  and every example whose group (near_duplicates.group_id) holds an example of A
 
-An example is not forgotten while its twin is still trained on: the model keeps predicting it as if it had seen it. The pure
-function :func:`closure` serves the planning of forget requests; the curator applies it to a stored split.
-Not a search for duplicates (``scoring.near_duplicates`` makes the groups), and no judgement on whether the twins' owners agree:
-the reason of every added example names the request that it follows from.
+An example is not forgotten while its twin is still trained on: the model keeps predicting it as if it had seen it. The
+pure function :func:`closure` serves the planning of forget requests; the curator applies it to a stored split.
+Not a search for duplicates (``scoring.near_duplicates`` makes the groups), and no judgement on whether the twins'
+owners agree: the reason of every added example names the request that it follows from.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def closure(ids: Iterable[int] | np.ndarray, groups: pl.DataFrame) -> pl.DataFra
         groups: (example_id int64, group_id): examples with equal group_id are near duplicates; null = in no group.
 
     Returns:
-        (example_id int64, reason str, follows int64), ordered by id: "requested" with follows null, or "near duplicate of
-        <id>" with the smallest requested id of the group.
+        (example_id int64, reason str, follows int64), ordered by id: "requested" with follows null, or "near duplicate
+        of <id>" with the smallest requested id of the group.
 
     Raises:
         DataError: ids asked for twice or without a group row (a score of other data); groups with an example twice.

@@ -1,19 +1,24 @@
 """Drop the interactions that a score calls the most noise-like of their user's.
 
-    m_u = floor(noise_rate n_u), and one more for the users with the largest remainders, until sum_u m_u = round(noise_rate N)
-    drop the m_u of user u's interactions with the highest scores; ties: the smaller id first
+    m_u = floor(noise_rate n_u), and one more for the users with the largest remainders, until sum_u m_u =
+    round(noise_rate N) drop the m_u of user u's interactions with the highest scores; ties: the smaller id first
 
-n_u and N count the interactions that have a value. Every user loses the same share up to one interaction, so a diffuse user
-is not silenced because the model ranks everything of theirs badly, and the whole loses the share asked for, however short the
-lists are. No user loses the lowest-scored one. An interaction without a value is kept, and the reason says so.
-``scope: all`` takes the highest over all users instead (a global threshold): the comparator, which takes most from diffuse users.
-The score's own value, the odds of ``personal_loss``, may be compared over users; its rank within the user (``personal_loss.personal_rank``)
-only with ``scope: user``. Share of planted noise in what is dropped at the true rate, odds by user / odds over all / rank by user: on
-the synthetic process 0.59 / 0.59 / 0.43 after plain training and 0.62 / 0.62 / 0.59 after PLD, in lists of 4 to 100 0.46 / 0.46 /
-0.38 and 0.43 / 0.42 / 0.37 (5 seeds), in the data 0.22. So the equal share of every user costs nothing.
+n_u and N count the interactions that have a value. Every user loses the same share up to one interaction, so a diffuse
+user is not silenced because the model ranks everything of theirs badly, and the whole loses the share asked for,
+however short the lists are. No user loses the lowest-scored one. An interaction without a value is kept, and the reason
+says so.
+``scope: all`` takes the highest over all users instead (a global threshold): the comparator, which takes most from
+    diffuse users.
+The score's own value, the odds of ``personal_loss``, may be compared over users; its rank within the user
+(``personal_loss.personal_rank``) only with ``scope: user``. Share of planted noise in what is dropped at the true rate,
+odds by user / odds over all / rank by user: on the synthetic process 0.59 / 0.59 / 0.43 after plain training and 0.62 /
+0.62 / 0.59 after PLD, in lists of 4 to 100 0.46 / 0.46 / 0.38 and 0.43 / 0.42 / 0.37 (5 seeds), in the data 0.22. So
+the equal share of every user costs nothing.
 
-Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv 2502.00348),
-section 3. PLD itself drops nothing: it resamples while it trains, and needs no noise rate (recipe ``bpr``, denoise ``pld``).
+Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv
+    2502.00348),
+section 3. PLD itself drops nothing: it resamples while it trains, and needs no noise rate (recipe ``bpr``, denoise
+``pld``).
 """
 
 from __future__ import annotations

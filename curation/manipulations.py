@@ -1,9 +1,11 @@
 """Manipulated data sets and the part of a manipulation that has been identified (corrective unlearning).
 
     S_m = what was manipulated (``add_poison_trigger``, ``interclass_confusion``, ``random_label_swap``, of ``sources``)
-    S_f = uniform subset of S_m of size fraction * |S_m|, at least one: the forget set; the rest of S_m stays in the retain set
+    S_f = uniform subset of S_m of size fraction * |S_m|, at least one: the forget set; the rest of S_m stays in the
+    retain set
 
-Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), sections 3 and 4. Retraining without S_f is no
+Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), sections 3 and 4. Retraining without
+    S_f is no
 gold standard here: the part of S_m that nobody identified brings the harm back.
 """
 

@@ -1,11 +1,12 @@
 """Pruned training sets: keep the hardest examples, or a window of the ranking that leaves the hardest out.
 
     v_(1) <= ... <= v_(N)   the ranking (stats.order): the score ascending; of equal values the smaller id is the higher
-    keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N); end lowest: v_(1) .. v_(m)
+    keep_hardest:   keep v_(N - m + 1) .. v_(N)               m = count, or round(fraction * N); end lowest: v_(1) ..
+                    v_(m)
     offset_window:  keep v_(s + 1) .. v_(s + t)               s = skip, t = take
 
-Stratified, both take from the ranking of shares within the classes, which keeps every class in its proportion (within the
-strata of the task where it has no classes: bins of the target, users).
+Stratified, both take from the ranking of shares within the classes, which keeps every class in its proportion (within
+the strata of the task where it has no classes: bins of the target, users).
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 4. On
 small or noisy sets the hardest examples are the mislabelled ones: choose the window on validation data (analysis
@@ -31,7 +32,10 @@ from stats.order import ranking
 ROLES = ("keep", "drop")
 _SOURCE = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021 (arXiv 2107.07075)"
 _MISSING = ("refuse", "highest", "lowest")
-_MISSING_DOC = "where an example without a value ranks: refuse the curation, above all values (forgetting: never learnt), below them"
+_MISSING_DOC = (
+    "where an example without a value ranks: refuse the curation, above all values (forgetting: never learnt), below "
+    "them"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +78,8 @@ class OffsetWindowConfig(Config):
     CuratorSpec(
         name="keep_hardest",
         version=2,
-        doc="Keeps the training examples with the highest (or lowest) values of a stored score, of all or of every class.",
+        doc="Keeps the training examples with the highest (or lowest) values of a stored score, of all or of every "
+        "class.",
         source=_SOURCE,
         config=KeepHardestConfig,
         needs=("scores",),
@@ -103,7 +108,8 @@ def keep_hardest(
     CuratorSpec(
         name="offset_window",
         version=2,
-        doc="Keeps a window of the ranking by a stored score: skips the easiest, takes the next, leaves the hardest out.",
+        doc="Keeps a window of the ranking by a stored score: skips the easiest, takes the next, leaves the hardest "
+        "out.",
         source=_SOURCE,
         config=OffsetWindowConfig,
         needs=("scores",),
@@ -119,7 +125,8 @@ def offset_window(
         scores: gives the frame (example_id, value) of a stored, current score by its name; refuses others.
 
     Raises:
-        DataError: the window is empty, is everything or ends beyond the last example; otherwise as :func:`keep_hardest`.
+        DataError: the window is empty, is everything or ends beyond the last example; otherwise as
+            :func:`keep_hardest`.
     """
     ranked = _Ranked(data, scores(config.score), config.score, stratified=config.stratified, missing=config.missing)
     num = len(ranked.ids)

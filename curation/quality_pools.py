@@ -1,10 +1,12 @@
 """Cut the training examples into quality pools by any stored score, best end first.
 
-Pools are of equal size (see sources.pools), as the scaling law of mixtures needs them; what does not divide, what lies beyond
-``fraction`` and what has no value is "outside". ``stratified`` cuts every class (stratum of the task: bin of the target, user)
-by itself, so that each pool has the classes' shares: by difficulty alone the easiest pool of ten digits had no eights and nines.
+Pools are of equal size (see sources.pools), as the scaling law of mixtures needs them; what does not divide, what lies
+beyond ``fraction`` and what has no value is "outside". ``stratified`` cuts every class (stratum of the task: bin of the
+target, user) by itself, so that each pool has the classes' shares: by difficulty alone the easiest pool of ten digits
+had no eights and nines.
 
-Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177), section 3. How good a pool is does
+Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177), section 3. How good a pool is
+    does
 not follow from its rank: the analysis of the same name measures it.
 """
 

@@ -2,8 +2,8 @@
 
     forget = first round(fraction * N) of a random permutation of the training ids
 
-With one seed the sets are nested: what 10% forgets is part of what 20% forgets. The draw depends on the ids and the seed,
-not on the order of the rows.
+With one seed the sets are nested: what 10% forgets is part of what 20% forgets. The draw depends on the ids and the
+seed, not on the order of the rows.
 """
 
 from __future__ import annotations

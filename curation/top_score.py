@@ -2,8 +2,8 @@
 
     forget = the m training examples with the highest (lowest) value;  m = count, or round(fraction * N)
 
-N counts all training examples. Ties go to the smaller id. A score may leave examples out (memorization is defined on its
-pool only): these are retained, and the reason says so; a value that is NaN counts as left out.
+N counts all training examples. Ties go to the smaller id. A score may leave examples out (memorization is defined on
+its pool only): these are retained, and the reason says so; a value that is NaN counts as left out.
 Not the worst-case forget set, which is a search over sets and not a ranking of examples.
 """
 

@@ -1,1 +1,2 @@
-"""What scores, unlearners and attacks share to explain a model: embeddings and their neighbours, concepts, counterfactuals."""
+"""What scores, unlearners and attacks share to explain a model: embeddings and their neighbours, concepts,
+counterfactuals."""

@@ -1,12 +1,16 @@
-"""Nearest neighbours of more points than memory holds: cells of alike points, each point compared with the cells next to it.
+"""Nearest neighbours of more points than memory holds: cells of alike points, each point compared with the cells next
+to it.
 
-    cell(x) = argmax_c <h(x), m_c>,   m_c (C, d) spherical k-means of a sample;   candidates(x) = points of the P cells with the largest <h(x), m_c>
+    cell(x) = argmax_c <h(x), m_c>,   m_c (C, d) spherical k-means of a sample;   candidates(x) = points of the P cells
+                                      with the largest <h(x), m_c>
 
-No vector is kept: a cell's vectors are computed when it is compared, and forgotten soon after, so that each is computed some
-times and never stored. What stays is one cell number a point. Within the candidates the search is exact; a neighbour that
-lies in none of the P cells is missed (benchmarks/neighbours.py measures how many), as with every inverted file.
+No vector is kept: a cell's vectors are computed when it is compared, and forgotten soon after, so that each is computed
+some times and never stored. What stays is one cell number a point. Within the candidates the search is exact; a
+neighbour that lies in none of the P cells is missed (benchmarks/neighbours.py measures how many), as with every
+inverted file.
 
-Source: Sivic & Zisserman, "Video Google" (ICCV 2003); Jegou, Douze, Schmid, "Product Quantization for Nearest Neighbor Search"
+Source: Sivic & Zisserman, "Video Google" (ICCV 2003); Jegou, Douze, Schmid, "Product Quantization for Nearest Neighbor
+    Search"
 (PAMI 2011), the inverted file, without quantization. Not for sets that fit in memory: "exact" is exact, "hnsw" faster.
 """
 
@@ -41,8 +45,8 @@ class Found:
 
     Attributes:
         rows: int64 (B,), positions of the points asked about.
-        position, similarity: (B, k), nearest first, equals by position; position -1 and similarity -inf where a cell and
-            those around it hold too few others.
+        position, similarity: (B, k), nearest first, equals by position; position -1 and similarity -inf where a cell
+            and those around it hold too few others.
     """
 
     rows: Ints
@@ -147,7 +151,8 @@ def _tour(centres: Vectors) -> list[int]:
 
 
 class _Cells:
-    """(positions ascending (B,), vectors (B, d)) of a cell, in parts of bounded size; those asked for lately are remembered."""
+    """(positions ascending (B,), vectors (B, d)) of a cell, in parts of bounded size; those asked for lately are
+    remembered."""
 
     def __init__(self, vectors: Callable[[Ints], Vectors], order: NDArray[Any], bounds: Ints) -> None:
         self._vectors, self._order, self._bounds = vectors, order, bounds

@@ -4,18 +4,18 @@
     F(z)   = W (z - mean) / sd + c                   multinomial elastic net, fitted on the labels
     IG_k   = (W'_ck - mean_{j != c} W'_jk) (z_k - z'_k)        W' = W / sd, z' = mean projection of the training set
 
-phi (N, d) embeddings, the input of the model's last linear layer; z (N, K); F (N, C). IG_k is the integrated gradient of
-the centred logit F_c - mean_{j != c} F_j from z' to z, in closed form because F is linear; logit units.
+phi (N, d) embeddings, the input of the model's last linear layer; z (N, K); F (N, C). IG_k is the integrated gradient
+of the centred logit F_c - mean_{j != c} F_j from z' to z, in closed form because F is linear; logit units.
 K_c, the concept set of class c: the concepts *present* in it (class mean of z_k above z'_k) with the largest class mean
-of IG_k > 0, until they hold 80% of the positive mass, at most 3. Without the presence filter an absence ("not footwear")
-explains a coat.
+of IG_k > 0, until they hold 80% of the positive mass, at most 3. Without the presence filter an absence ("not
+footwear") explains a coat.
 
 Source: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models" (ICLR 2023) and the authors' code: 50 examples with
 and 50 without the concept, C of the SVM chosen on as many others, which then go to waste; here C is chosen by five-fold
 cross-validation on all of them, and the SVM fitted on all. Their head is one-vs-rest SGD on raw projections; here the
-projections are standardised and the head is multinomial, which finds the true concepts where theirs does not. Their other
-bank, concepts given as texts, needs an encoder that embeds texts and images in one space; no recipe here is one, so a
-concept is always a set of examples.
+projections are standardised and the head is multinomial, which finds the true concepts where theirs does not. Their
+other bank, concepts given as texts, needs an encoder that embeds texts and images in one space; no recipe here is one,
+so a concept is always a set of examples.
 Sundararajan, Taly, Yan, "Axiomatic Attribution for Deep Networks" (ICML 2017) for integrated gradients.
 
 A bank belongs to the backbone it was fitted on: after unlearning, fit another. The concepts are read off the data with
@@ -67,8 +67,8 @@ class ConceptConfig(Config):
     concepts: dict[str, Any] = param({}, doc="concepts as groups of classes, by name or index: {footwear: [5, 7, 9]}")
     concept_examples: dict[str, Any] = param(
         {},
-        doc="concepts as example ids: {striped: {with: [...], without: [...]}}; a bare list, {striped: [3, 17, ...]}, takes "
-        "every other example to be without it, which costs accuracy when some are not",
+        doc="concepts as example ids: {striped: {with: [...], without: [...]}}; a bare list, {striped: [3, 17, ...]}, "
+        "takes every other example to be without it, which costs accuracy when some are not",
     )
     num_concepts: int = param(10, ge=2, le=1000, doc="clusters c_0, c_1, ... taken as concepts when none is named")
     per_side: int = param(
@@ -117,8 +117,8 @@ class ConceptBank:
         vectors: float64 (K, d), normals of the SVMs' boundaries, none of them zero.
         intercepts: float64 (K,).
         svm_c: float64 (K,), the chosen inverse strength of the SVM's penalty, for embeddings of unit spread.
-        train_acc, val_acc: float64 (K,) in [0, 1], balanced: mean over the two sides. The latter is of the held-out folds,
-            by which C was chosen.
+        train_acc, val_acc: float64 (K,) in [0, 1], balanced: mean over the two sides. The latter is of the held-out
+            folds, by which C was chosen.
         n_pos, n_neg: int64 (K,), examples fitted on, on each side.
     """
 

@@ -25,7 +25,8 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def over_features(num_features: int, num_classes: int) -> nn.Module:
-    """A model whose penultimate activations are its inputs: features that were stored with a model's outputs, as they are."""
+    """A model whose penultimate activations are its inputs: features that were stored with a model's outputs, as they
+    are."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_classes)).requires_grad_(False).eval()
     for value in model.parameters():
         nn.init.zeros_(value)

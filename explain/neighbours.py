@@ -9,8 +9,8 @@ neither on faiss' blocking, nor on threads, nor on which of two equal points it 
 whose activations differ in the last bits because they went through the network in different batches.
 
 Source: Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs" (arXiv 1702.08734); Malkov & Yashunin, HNSW
-(arXiv 1603.09320). Exact search runs on the GPU when this faiss is the GPU build and finds one. HNSW is approximate, and is
-built by one thread, because the graph depends on the order in which threads insert.
+(arXiv 1603.09320). Exact search runs on the GPU when this faiss is the GPU build and finds one. HNSW is approximate,
+and is built by one thread, because the graph depends on the order in which threads insert.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def by_id(name: str, data: ExampleSet, model: nn.Module) -> ExampleSet:
 def unit_vectors(vectors: NDArray[np.float32], *, always_more: bool = False) -> NDArray[np.float32]:
     """Directions of (N, d) vectors, float32 (N, d).
 
-    A vector of zeros (no unit fires) has none: when there are any, all get one more coordinate, 1 for these and 0 for the
-    others, so that they are like one another and unlike the rest. ``always_more`` gives it to vectors without zeros too, for
-    those who see the vectors in parts.
+    A vector of zeros (no unit fires) has none: when there are any, all get one more coordinate, 1 for these and 0 for
+    the others, so that they are like one another and unlike the rest. ``always_more`` gives it to vectors without zeros
+    too, for those who see the vectors in parts.
 
     >>> unit_vectors(np.array([[3, 4], [0, 0]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929, 0.0], [0.0, 0.0, 1.0]]

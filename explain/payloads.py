@@ -1,14 +1,15 @@
 """How far apart two examples are in what they hold, whatever a model makes of them.
 
     table    z = (x - mean) / std, column by column;   d(i, j) = |z_i - z_j|
-    image    u = means over at most 32 x 32 cells;   d(i, j) = min over shifts s of the RMS of u_i(p) - u_j(p + s), p where both are
+    image    u = means over at most 32 x 32 cells;   d(i, j) = min over shifts s of the RMS of u_i(p) - u_j(p + s), p
+             where both are
     search   cos of (w, c) / |(w, c)|;   w = z, or |F(u - border)| minus its mean;   c^2 = mean |w|^2
 
-x (N, *shape) is a table (N, D) or images (N, C, H, W). Units of a column cancel; a constant one is divided by its value.
-Shifts go up to 1 cell from 8 cells a side and to 2 from 16: a crop that moves the picture by so much is at distance 0. The
-magnitude of the Fourier transform hardly changes when a picture moves on its background (the median of its border), so
-that one search finds the moved ones too. The constant c keeps the length of w in the direction that the search compares: a
-point and its double are not alike.
+x (N, *shape) is a table (N, D) or images (N, C, H, W). Units of a column cancel; a constant one is divided by its
+value. Shifts go up to 1 cell from 8 cells a side and to 2 from 16: a crop that moves the picture by so much is at
+distance 0. The magnitude of the Fourier transform hardly changes when a picture moves on its background (the median of
+its border), so that one search finds the moved ones too. The constant c keeps the length of w in the direction that the
+search compares: a point and its double are not alike.
 
 Source: definition; Reddy & Chatterji, "An FFT-Based Technique for Translation, Rotation, and Scale-Invariant Image
 Registration" (IEEE TIP 1996) for the magnitudes. Not invariant to zoom, rotation or colour, and not what a model sees
@@ -42,9 +43,9 @@ class PayloadSpace:
 
     Attributes:
         shifts: cells by which one image may be moved against another; 0 for tables and small images.
-        candidates: nearest by the search among which the nearest by d are looked for. Where a shift cuts off much of a picture
-            (an eighth of 8 x 8) the search ranks its original lower: of digits moved by a pixel, 64 candidates find 87 to 98%
-            and 128 find 94 to 100%.
+        candidates: nearest by the search among which the nearest by d are looked for. Where a shift cuts off much of a
+            picture (an eighth of 8 x 8) the search ranks its original lower: of digits moved by a pixel, 64 candidates
+            find 87 to 98% and 128 find 94 to 100%.
 
     Raises:
         DataError: values that are not finite; names the examples.
@@ -111,8 +112,8 @@ class PayloadSpace:
         return np.abs(np.fft.rfft2(values, size)).reshape(len(values), -1)
 
     def _moments(self, example_id: Ints) -> tuple[Floats, Floats]:
-        """Mean and unit of every column: its standard deviation, or its largest value where it is constant up to rounding. Of
-        images nothing but the check."""
+        """Mean and unit of every column: its standard deviation, or its largest value where it is constant up to
+        rounding. Of images nothing but the check."""
         num, width = len(self._x), math.prod(self._x.shape[1:])
         mean, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
         for block in blocks_of(num, 2 * width):

@@ -4,12 +4,13 @@
     i ~ j  when d(i, j) <= rho min(r_i, r_j);   rho = min(ratio, (chance / 9)^(1 / m))
     m      = sum_j (1/j + ... + 1/9) / sum_j ln(d_10 / d_j),   j = 5..9, over all i
 
-d is that of ``explain.payloads``. Points without near copies lie about i as in a ball of m dimensions, where the nearest of ten
-is within rho of the tenth with probability about 9 rho^m: in few dimensions near neighbours are no copies, and rho falls until
-``chance`` of the examples have one by accident. The half median lets more than ten copies of
-one example be found, as long as they are within rho / 2 of the median.
+d is that of ``explain.payloads``. Points without near copies lie about i as in a ball of m dimensions, where the
+nearest of ten is within rho of the tenth with probability about 9 rho^m: in few dimensions near neighbours are no
+copies, and rho falls until ``chance`` of the examples have one by accident. The half median lets more than ten copies
+of one example be found, as long as they are within rho / 2 of the median.
 
-Source: definition; m is the estimate of Levina & Bickel, "Maximum Likelihood Estimation of Intrinsic Dimension" (NeurIPS 2004),
+Source: definition; m is the estimate of Levina & Bickel, "Maximum Likelihood Estimation of Intrinsic Dimension"
+    (NeurIPS 2004),
 without the nearest four, which copies would spoil. An example is joined directly to its 16
 nearest at most. Measured: ``near_duplicates``.
 """
@@ -94,7 +95,8 @@ def tenth(distance: Floats) -> Floats:
 
 
 def likeness(distance: Floats, radius: NDArray[np.float32], others: NDArray[np.float32]) -> Floats:
-    """1 - d / min(r_i, r_j), cut at 0, of distances (B, K), radii (B,) and (B, K); 1 at distance 0, whatever the radii."""
+    """1 - d / min(r_i, r_j), cut at 0, of distances (B, K), radii (B,) and (B, K); 1 at distance 0, whatever the
+    radii."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = distance / np.minimum(radius[:, None], others).astype(np.float64)
     alike: Floats = np.where(distance == 0, 1.0, np.clip(1.0 - share, 0.0, 1.0))
@@ -134,7 +136,8 @@ _List = tuple[Ints, Ints, Floats, Floats | None]
 
 
 def _lists(space: PayloadSpace, num: int, index: str, seed: int) -> Callable[[], Iterator[_List]]:
-    """(rows, positions (B, K), d (B, K), distances in the space of the search where that is another), as often as asked."""
+    """(rows, positions (B, K), d (B, K), distances in the space of the search where that is another), as often as
+    asked."""
 
     def judged(rows: Ints, position: Ints, similarity: Floats) -> _List:
         known = position >= 0

@@ -1,4 +1,5 @@
-"""Palimpsest in Python: a few names for a notebook or a script. Tables are polars frames; every error is a ``PalimpsestError``.
+"""Palimpsest in Python: a few names for a notebook or a script. Tables are polars frames; every error is a
+``PalimpsestError``.
 
     import palimpsest
 
@@ -8,8 +9,9 @@
     palimpsest.query("hardest", subject="mine")            # a question of the cookbook, or a SELECT
     palimpsest.request("mine", owner="ann").run()          # someone asks to be forgotten
 
-State lies where the command has it: in ``$PALIMPSEST_HOME``, or ``.palimpsest`` in the working folder; ``home=`` names another
-folder for one call. What the command prints while it works is shown here too. Importing this loads no library of numbers.
+State lies where the command has it: in ``$PALIMPSEST_HOME``, or ``.palimpsest`` in the working folder; ``home=`` names
+another folder for one call. What the command prints while it works is shown here too. Importing this loads no library
+of numbers.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def load_plan(subject: str, *, home: str | Path | None = None) -> Subject:
 
 
 def save_plan(plan: Subject, *, home: str | Path | None = None) -> Path:
-    """Write a plan, such as a changed one of :func:`load_plan` (``dataclasses.replace``), in place of the subject's own; the file.
+    """Write a plan, such as a changed one of :func:`load_plan` (``dataclasses.replace``), in place of the subject's
+    own; the file.
 
     Comments in the file are not kept: who has written some edits it by hand.
 
@@ -109,8 +112,8 @@ def save_plan(plan: Subject, *, home: str | Path | None = None) -> Path:
 
 
 def examples(subject: str, *, home: str | Path | None = None) -> ExampleSet:
-    """The data of a subject, read from its source: ``x``, ``y``, ``example_id``, ``split``, ``owner``, ``class_names``, in the
-    order of the source. ``examples(s).subset(ids)`` are those behind a row of any table.
+    """The data of a subject, read from its source: ``x``, ``y``, ``example_id``, ``split``, ``owner``, ``class_names``,
+    in the order of the source. ``examples(s).subset(ids)`` are those behind a row of any table.
 
     Raises:
         UnknownName: as :func:`load_plan`. DataError: the data have changed into what cannot be audited.
@@ -136,8 +139,8 @@ def audit(subject: str = "digits", *, quick: bool = False, home: str | Path | No
 
 
 def report(what: str, *, home: str | Path | None = None) -> Report | Closing:
-    """The stored report of a subject, or of a forget request by its id: ``palimpsest report``. Of a request that was closed on
-    exact retraining, the proof.
+    """The stored report of a subject, or of a forget request by its id: ``palimpsest report``. Of a request that was
+    closed on exact retraining, the proof.
 
     Raises:
         NotReady: there is none yet; names the command that makes it.
@@ -150,8 +153,8 @@ def report(what: str, *, home: str | Path | None = None) -> Report | Closing:
 
 
 def scores(subject: str, *names: str, home: str | Path | None = None) -> pl.DataFrame:
-    """Scores of the training examples: of no name, all current ones side by side, a column each, with split, label and owner
-    token; of one or more, these alone. ``score.column`` is another column of a score than its main one.
+    """Scores of the training examples: of no name, all current ones side by side, a column each, with split, label and
+    owner token; of one or more, these alone. ``score.column`` is another column of a score than its main one.
 
     Raises:
         UnknownName: no such score is stored, or it has no such column.
@@ -198,8 +201,8 @@ def request(subject: str, *, home: str | Path | None = None, **options: Any) -> 
     """Register a forget request: its rows are looked up, counted and pinned; ``.run()`` unlearns and audits it.
 
     Args:
-        options: those of ``palimpsest request add`` by their names: ``owner="ann"``, ``ids=[3, 17]``, ``class_name="ship"``,
-            ``where="label = 3"``, ``score="memorization", count=20``, ``due="2027-01-31"``, ...
+        options: those of ``palimpsest request add`` by their names: ``owner="ann"``, ``ids=[3, 17]``,
+            ``class_name="ship"``, ``where="label = 3"``, ``score="memorization", count=20``, ``due="2027-01-31"``, ...
 
     Raises:
         ConfigError: not exactly one way of choosing rows, or an unknown option.
@@ -258,8 +261,9 @@ def out_of_fold(subject: str, *, home: str | Path | None = None) -> OutOfFold:
 def import_issues(
     subject: str, issues: Any, *, example_id: Sequence[int] | np.ndarray | None = None, home: str | Path | None = None
 ) -> pl.DataFrame:
-    """Label issues that cleanlab found, as the score ``cleanlab_issues`` of a subject: in SQL and in ``scores.agreement`` at once,
-    for splits and forget requests to choose by, and part of the subject's plan from now on. Another import replaces it.
+    """Label issues that cleanlab found, as the score ``cleanlab_issues`` of a subject: in SQL and in
+    ``scores.agreement`` at once, for splits and forget requests to choose by, and part of the subject's plan from now
+    on. Another import replaces it.
 
     Args:
         issues: what ``Datalab.get_issues("label")`` or ``CleanLearning.find_label_issues`` gives (pandas or polars).
@@ -282,7 +286,8 @@ def import_issues(
 
 @contextmanager
 def _state(home: str | Path | None, *, make: bool = False) -> Iterator[Path]:
-    """The state folder, made where it is missing and may be; programs that are started from here find it in their environment."""
+    """The state folder, made where it is missing and may be; programs that are started from here find it in their
+    environment."""
     from pipelines.home import state_home
 
     before = os.environ.get("PALIMPSEST_HOME")

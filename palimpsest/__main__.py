@@ -1,7 +1,7 @@
 """Entry of the command, and ``python -m palimpsest``.
 
-The packages of this program have everyday names: another ``pipelines`` on PYTHONPATH would be imported in place of ours. Nothing
-else is named like this package, and importing it puts ours first.
+The packages of this program have everyday names: another ``pipelines`` on PYTHONPATH would be imported in place of
+ours. Nothing else is named like this package, and importing it puts ours first.
 """
 
 from __future__ import annotations

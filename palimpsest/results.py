@@ -1,4 +1,5 @@
-"""What the functions of this package give back besides frames: a report and a forget request, as a notebook shows them."""
+"""What the functions of this package give back besides frames: a report and a forget request, as a notebook shows
+them."""
 
 from __future__ import annotations
 
@@ -119,8 +120,8 @@ class Request:
     said: tuple[str, ...]
 
     def run(self) -> Report | Closing | str:
-        """Unlearn its rows and audit the result; the report. Where it names no training example there is nothing to unlearn: then
-        the answer to the person, in a sentence.
+        """Unlearn its rows and audit the result; the report. Where it names no training example there is nothing to
+        unlearn: then the answer to the person, in a sentence.
 
         Raises:
             DataError: its rows have changed since it was registered; nothing was removed.
@@ -138,7 +139,10 @@ class Request:
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.said)
-        return f"<b>request {html.escape(self.request_id)}</b> of {html.escape(self.subject)}, due {self.due}<ul>{lines}</ul>"
+        return (
+            f"<b>request {html.escape(self.request_id)}</b> of {html.escape(self.subject)}, due "
+            f"{self.due}<ul>{lines}</ul>"
+        )
 
 
 def _near(path: Path) -> str:

@@ -83,8 +83,8 @@ def _request_sensor(
         minimum_interval_seconds=30,
         required_resource_keys={"workspace"},
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Starts a run for each verified forget request, and again after a failure, {MAX_RUNS} times in all; warns "
-        f"{WARN_DAYS} days before one is due.",
+        description=f"Starts a run for each verified forget request, and again after a failure, {MAX_RUNS} times in "
+        f"all; warns {WARN_DAYS} days before one is due.",
     )
     def _sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         warehouse = context.resources.workspace.warehouse
@@ -126,8 +126,8 @@ def request_tick(
 ) -> dg.SensorResult | dg.SkipReason:
     """What the sensor answers: a partition and a run for each request that is verified or was left half-way.
 
-    A request with a run under way is left alone, one that failed is run again, ``MAX_RUNS`` times in all. One that names no
-    training example is answered at once.
+    A request with a run under way is left alone, one that failed is run again, ``MAX_RUNS`` times in all. One that
+    names no training example is answered at once.
     """
     from assets.request_rows import answer_unseen
 
@@ -153,8 +153,8 @@ def request_tick(
         if concepts and not given_up:
             return dg.SkipReason(f"these name a concept, which no stage here removes: {', '.join(concepts)}")
         return dg.SkipReason(
-            f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} ID', then "
-            f"'palimpsest request run {subject} ID'"
+            f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} "
+            f"ID', then 'palimpsest request run {subject} ID'"
             if given_up
             else "no verified forget request is waiting"
         )

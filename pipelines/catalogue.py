@@ -62,7 +62,8 @@ def short(method: Method[Any]) -> dict[str, Any]:
 
 
 def whole(kind: str, method: Method[Any]) -> dict[str, Any]:
-    """As :func:`short`, with the words behind ``wants`` and ``needs``, fields, tables and what else the kind declares."""
+    """As :func:`short`, with the words behind ``wants`` and ``needs``, fields, tables and what else the kind
+    declares."""
     spec = method.spec
     config = getattr(spec, "config", None)
     return {

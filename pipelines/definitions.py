@@ -28,8 +28,8 @@ def executor() -> dg.ExecutorDefinition:
 
 
 def subject_or_error(name: str, path: Path, home: Path) -> dg.Definitions:
-    """A subject's definitions. Of a plan that cannot be loaded (a module of the user's that is gone, a field out of range) an asset
-    that says why: the other subjects keep their schedules and sensors."""
+    """A subject's definitions. Of a plan that cannot be loaded (a module of the user's that is gone, a field out of
+    range) an asset that says why: the other subjects keep their schedules and sensors."""
     try:
         return dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path, home)))
     except (PalimpsestError, dg.DagsterError, ValueError, OSError) as error:

@@ -45,8 +45,8 @@ def _nothing_here(home: Path) -> str:
     other = ROOT / DEFAULT
     meant = other if other.is_dir() else Path("/path/to") / DEFAULT
     return (
-        f"there is no state in this folder: {home} does not exist, and PALIMPSEST_HOME is not set. Name the state that you "
-        f"mean (export PALIMPSEST_HOME={meant}), or make one here (palimpsest audit)"
+        f"there is no state in this folder: {home} does not exist, and PALIMPSEST_HOME is not set. Name the state that "
+        f"you mean (export PALIMPSEST_HOME={meant}), or make one here (palimpsest audit)"
     )
 
 
@@ -65,7 +65,8 @@ def dagster_home() -> Path:
 
 
 def foreign_dagster_home() -> Path | None:
-    """The folder that ``$DAGSTER_HOME`` names if it is another Dagster's; None if it names none, or one of this program."""
+    """The folder that ``$DAGSTER_HOME`` names if it is another Dagster's; None if it names none, or one of this
+    program."""
     named = os.environ.get("DAGSTER_HOME")
     if not named:
         return None
@@ -78,7 +79,8 @@ def foreign_dagster_home() -> Path | None:
 
 
 def install_command(what: str) -> str:
-    """The command that brings a package, or an extra of this distribution (".[notebook]"), here: in a checkout or installed."""
+    """The command that brings a package, or an extra of this distribution (".[notebook]"), here: in a checkout or
+    installed."""
     if (ROOT / "pyproject.toml").exists():
         return f"cd {ROOT} && .venv/bin/pip install -c constraints.txt {'-e ' if what.startswith('.') else ''}'{what}'"
     return f"pip install '{what.replace('.', DISTRIBUTION, 1) if what.startswith('.') else what}'"

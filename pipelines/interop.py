@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """What models say of examples that they were not trained on: the mean over the reference models without each example.
+    """What models say of examples that they were not trained on: the mean over the reference models without each
+    example.
 
     Attributes:
         example_id: (N,) int64, ascending.
@@ -91,8 +92,8 @@ def out_of_fold(plan: Subject, workspace: Workspace) -> OutOfFold:
     ensemble = load_ensemble(run, stage)
     if ensemble.logits is None:
         raise NotReady(
-            f"{plan.subject}'s reference models keep no predictions, for no score of the plan reads them: list label_quality, and run: "
-            f"palimpsest audit {plan.subject}"
+            f"{plan.subject}'s reference models keep no predictions, for no score of the plan reads them: list "
+            f"label_quality, and run: palimpsest audit {plan.subject}"
         )
     data = workspace.examples(plan)
     return OutOfFold(*predictions(data, ensemble), class_names=data.class_names)
@@ -101,7 +102,8 @@ def out_of_fold(plan: Subject, workspace: Workspace) -> OutOfFold:
 def import_issues(
     plan: Subject, workspace: Workspace, issues: Any, example_id: Sequence[int] | np.ndarray | None
 ) -> Path:
-    """Store cleanlab's label issues as the score ``cleanlab_issues`` and add it to the plan; the file that now lists it.
+    """Store cleanlab's label issues as the score ``cleanlab_issues`` and add it to the plan; the file that now lists
+    it.
 
     Args:
         issues: a pandas or polars frame with a row an example, as of ``Datalab.get_issues("label")`` or
@@ -151,6 +153,7 @@ def _with_ids(issues: Any, example_id: Sequence[int] | np.ndarray | None) -> pl.
         return issues.with_columns(pl.Series("example_id", example_id))
     if "example_id" not in issues.columns:
         raise DataError(
-            "the issues do not say which example a row is about: give example_id=, in the order of what cleanlab was given"
+            "the issues do not say which example a row is about: give example_id=, in the order of what cleanlab was "
+            "given"
         )
     return issues

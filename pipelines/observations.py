@@ -1,5 +1,5 @@
-"""What Dagster records of work done outside its own processes: runs of the command line under the job that they are of, and of
-stages that were checked and left as they are an observation each, without a run."""
+"""What Dagster records of work done outside its own processes: runs of the command line under the job that they are of,
+and of stages that were checked and left as they are an observation each, without a run."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def open_files() -> Iterator[None]:
 
     Dagster opens and closes a file for every event, and each time the last connection closes, SQLite moves its log into
     the file and syncs both: several times the work of the event itself. Within the block a commit is not synced either:
-    a power failure may lose the last events of a run, never the file (SQLite's WAL mode with synchronous = NORMAL), and the
-    results are not there but in the warehouse.
+    a power failure may lose the last events of a run, never the file (SQLite's WAL mode with synchronous = NORMAL), and
+    the results are not there but in the warehouse.
     """
     kept: dict[str, sqlite3.Connection] = {}
 

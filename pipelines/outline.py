@@ -6,8 +6,8 @@ believed only while they are what they were:
     code = every file of this program's packages (content), every installed distribution (name, version, time of its
            installation), the version of Python
 
-It is not kept where something else has a say: a method of another package or of the running script, a model of the user's
-own code. The digest of the data is kept for sources that say of themselves that they read nothing else.
+It is not kept where something else has a say: a method of another package or of the running script, a model of the
+user's own code. The digest of the data is kept for sources that say of themselves that they read nothing else.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Outline:
     data_digest: str = ""
 
     def outside(self, plan: Subject, workspace: Workspace, what: str = "data") -> str | None:
-        """Digest of the plan's "data" or given "model" as they are now; None when they cannot be read (the stage that reads them
-        says why)."""
+        """Digest of the plan's "data" or given "model" as they are now; None when they cannot be read (the stage that
+        reads them says why)."""
         if what == "data" and self.data_digest:
             return self.data_digest
         try:

@@ -19,7 +19,8 @@ UNFINISHED = [DagsterRunStatus.STARTED, DagsterRunStatus.STARTING, DagsterRunSta
 
 
 def run_tags() -> dict[str, str]:
-    """Tags by which a later process can tell whether this one still lives. No daemon repeats what a person has started."""
+    """Tags by which a later process can tell whether this one still lives. No daemon repeats what a person has
+    started."""
     me = psutil.Process()
     return {PID: str(me.pid), STARTED: f"{me.create_time():.2f}", BOOT: boot_id(), MAX_RETRIES: "0"}
 

@@ -54,7 +54,8 @@ def attributes_of(path: Path, home: Path | None = None) -> dict[str, Any]:
 
 
 def import_score(subject: str, score: str, config: dict[str, Any], home: Path) -> Path:
-    """Add a score that was imported to the subject's plan, in a file of its own beside it; another import replaces it."""
+    """Add a score that was imported to the subject's plan, in a file of its own beside it; another import replaces
+    it."""
     from warehouse import fsio
 
     path = home / "subjects" / subject / _IMPORTED

@@ -30,9 +30,10 @@ from warehouse import ArtifactStore, fsio
 def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     """Do the job and return the meta of its output artifact.
 
-    The artifact holds ``reading`` (S, N, 4) of every example of the data set, ``example_id`` (N,), ``non_member`` (S, F) bool
-    by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``; ``logits`` (S, N, K)
-    float32 where the job asks for outputs and the task gives them. Its meta holds one row of metrics a seed. What it took is stored beside it: times differ between equal runs.
+    The artifact holds ``reading`` (S, N, 4) of every example of the data set, ``example_id`` (N,), ``non_member`` (S,
+    F) bool by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``;
+    ``logits`` (S, N, K) float32 where the job asks for outputs and the task gives them. Its meta holds one row of
+    metrics a seed. What it took is stored beside it: times differ between equal runs.
 
     Every run starts from its own copy of the audited model and of the sets, and what is measured is what the result's
     arrays give in a fresh model (``recipes.as_saved``). Of a run that diverged or was refused nothing is measured: the
@@ -136,7 +137,8 @@ def _same(what: str, found: str, expected: str) -> None:
 
 
 def main() -> None:
-    """Entry of the child process: ``python -m pipelines.worker JOB.json``, under Dagster Pipes when its parent set it up."""
+    """Entry of the child process: ``python -m pipelines.worker JOB.json``, under Dagster Pipes when its parent set it
+    up."""
     import json
 
     path = Path(sys.argv[1])

@@ -1,9 +1,10 @@
-"""What is audited is what can be saved: a method's result, written down, loaded into a fresh network of the plan, then read.
+"""What is audited is what can be saved: a method's result, written down, loaded into a fresh network of the plan, then
+read.
 
     arrays of the result -> fresh = build(0), arrays loaded -> outputs of fresh = outputs of the result, bit for bit
 
-A wrapper around the old model, a table of answers, a hook, a patched forward: what does not survive this lives beside the
-weights. It can hide a model that was never changed, and it is not what would be deployed from the checkpoint.
+A wrapper around the old model, a table of answers, a hook, a patched forward: what does not survive this lives beside
+the weights. It can hide a model that was never changed, and it is not what would be deployed from the checkpoint.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ def reloaded(result: object, build: Callable[[int], nn.Module], *, what: str) ->
 def refuse_unlike(
     result: nn.Module, fresh: nn.Module, data: ExampleSet, *, what: str, outputs: bool = False
 ) -> tuple[Reading, np.ndarray | None]:
-    """The readings of ``fresh`` on ``data``, and its outputs if asked for, when ``result`` answers the same, bit for bit.
+    """The readings of ``fresh`` on ``data``, and its outputs if asked for, when ``result`` answers the same, bit for
+    bit.
 
-    Batch by batch: memory is bounded by the batch, unless outputs are kept. Answers are compared where they are one vector
-    an example, else readings are.
+    Batch by batch: memory is bounded by the batch, unless outputs are kept. Answers are compared where they are one
+    vector an example, else readings are.
 
     Raises:
         NotTheModel: outputs that change.
@@ -117,4 +119,7 @@ def refuse_unlike(
 
 
 def _changed(what: str, on: str) -> str:
-    return f"what {what} gave back answers otherwise than its weights do: saved and loaded into a fresh model, outputs change on {on}"
+    return (
+        f"what {what} gave back answers otherwise than its weights do: saved and loaded into a fresh model, outputs "
+        f"change on {on}"
+    )

@@ -28,7 +28,8 @@ def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file that somebody else wrote, by name.
 
-    A ``module.`` that all names share (DataParallel) is cut off; 16-bit floats become float32, which holds them exactly.
+    A ``module.`` that all names share (DataParallel) is cut off; 16-bit floats become float32, which holds them
+    exactly.
 
     Raises:
         DataError: not safetensors, or it cannot be read.
@@ -37,7 +38,8 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         found = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path} is no readable safetensors file ({error}); a .pt or .pth file is brought in by palimpsest import-checkpoint"
+            f"{path} is no readable safetensors file ({error}); a .pt or .pth file is brought in by palimpsest "
+            "import-checkpoint"
         ) from None
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
@@ -49,7 +51,8 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy ``arrays`` into ``model``. Nothing is changed unless everything fits.
 
     Raises:
-        InvalidInput: a missing or unexpected name, another shape, another kind of number, or a value that is not finite.
+        InvalidInput: a missing or unexpected name, another shape, another kind of number, or a value that is not
+            finite.
     """
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(arrays)), sorted(set(arrays) - set(own))

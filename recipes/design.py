@@ -44,7 +44,8 @@ def pool_and_population(data: ExampleSet, *, ensemble: Ensemble, seed: int) -> t
     """Split ``data`` into the pool, which models train on, and the population, which none sees.
 
     Candidates for the pool are the training split and a share ``1 - population_fraction`` of the test split, drawn
-    within classes; all of them, or ``pool_size`` drawn within (split, class). The population is the rest of the test split.
+    within classes; all of them, or ``pool_size`` drawn within (split, class). The population is the rest of the test
+    split.
 
     Returns:
         Positions in ``data``, ascending: (pool, population).

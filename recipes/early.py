@@ -1,7 +1,7 @@
 """Models stopped early in training, one a seed: what EL2N and GraNd read (Paul et al. 2021).
 
-Each is the full recipe (schedule included) left after some epochs, from its own initialisation and batch order. A recipe
-that is not declared ``early`` has none.
+Each is the full recipe (schedule included) left after some epochs, from its own initialisation and batch order. A
+recipe that is not declared ``early`` has none.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def early_snapshots(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[int, list[nn.Module]]:
-    """Epoch -> :func:`early_models` stopped there, the same bits; at the cost of the latest epoch alone for a recipe with
-    a stacked path.
+    """Epoch -> :func:`early_models` stopped there, the same bits; at the cost of the latest epoch alone for a recipe
+    with a stacked path.
 
     All of them are in memory at once.
     """

@@ -1,13 +1,15 @@
 """The reference ensemble: M models of the audited recipe on random halves of the pool, and what each says of everybody.
 
-    keep[m, j] = 1 if model m trained on example j,   reading[m, j, :] = the task's four numbers of f_m on example j, eval mode
+    keep[m, j] = 1 if model m trained on example j,   reading[m, j, :] = the task's four numbers of f_m on example j,
+                                                      eval mode
     pool example: in exactly M/2 models;  population example: in none
 
-Trained once; memorization (Feldman & Zhang 2020, subset ratio 1/2), LiRA and RMIA all read it. Every model is made by the
-recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and each
-model of it would be one more copy to erase. A reading is 32 bytes an example and model whatever the number of classes; whole
-outputs (M, N, K) are kept only where a method that reads them is listed. Of the outputs on the population, a sample is always
-kept where the task has such: it says on which scale these models speak (``attacks.membership.scale``).
+Trained once; memorization (Feldman & Zhang 2020, subset ratio 1/2), LiRA and RMIA all read it. Every model is made by
+the recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and
+each model of it would be one more copy to erase. A reading is 32 bytes an example and model whatever the number of
+classes; whole outputs (M, N, K) are kept only where a method that reads them is listed. Of the outputs on the
+population, a sample is always kept where the task has such: it says on which scale these models speak
+(``attacks.membership.scale``).
 
 BatchNorm mixes the examples of a batch while it trains, so that what a model has learnt of one example depends on its
 neighbours, as it does in the audited model; what it says of an example afterwards, by its running statistics, does not.
@@ -54,9 +56,10 @@ class ReferenceEnsemble:
         reading: (M, N, 4) float64, see ``tasks.base.Reading``.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
         logits: (M, N, K) float32, finite, or None where they were not kept; readers convert to float64.
-        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer); None: none.
-        spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every k-th of
-            them; None where a model's outputs are no vector an example.
+        held: (M, N) bool; which of its own examples a model's recipe still keeps after training (a replay buffer);
+            None: none.
+        spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every
+            k-th of them; None where a model's outputs are no vector an example.
     """
 
     example_id: np.ndarray
@@ -180,18 +183,21 @@ def train_ensemble(
     Args:
         build: seed -> fresh model, the architecture under audit.
         data: the whole data set, both splits.
-        recipe: the recipe under audit, or its name: an attack is strong when its reference models are made as the target was.
+        recipe: the recipe under audit, or its name: an attack is strong when its reference models are made as the
+            target was.
         config: the recipe's configuration.
         ensemble: M, pool, population, and the block in which models are trained and stored.
         seed: of the design and, with the model's number, of every model.
         device: "cpu" or "cuda".
         outputs: keep the whole outputs too, of a task that gives them.
-        checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not trained again.
+        checkpoints: keeps each block, as ``<checkpoint_name>-<first>-<end>``; a block of this very ensemble is not
+            trained again.
         checkpoint_name: see above.
         progress: called with (model-epochs done, in all, "reference models"); models, for a recipe without epochs.
 
     Raises:
-        NotApplicable: a recipe for another task, outputs that the task does not give, or a network whose outputs in eval mode mix examples.
+        NotApplicable: a recipe for another task, outputs that the task does not give, or a network whose outputs in
+            eval mode mix examples.
         DataError, ConfigError: see ``pool_and_population`` and ``Trainer``.
         IntegrityError: a stored block is damaged.
         Others: as the recipe raises.
@@ -265,8 +271,9 @@ def train_ensemble(
 def _said(
     models: Sequence[nn.Module], inputs: Inputs, population: np.ndarray, *, first: int, of: int, outputs: bool
 ) -> dict[str, np.ndarray]:
-    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``, a sample of their outputs on the population, and
-    the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch besides what is returned."""
+    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``, a sample of their outputs on the
+    population, and the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch besides what is
+    returned."""
     data, task = inputs.data, cast(OutputTask, inputs.data.task)
     reading, spoken, whole = np.empty((len(models), len(data), len(READING))), [], []
     for m, model in enumerate(models):
@@ -288,8 +295,8 @@ _BATCH = 4096
 
 
 def _thinned(outputs: np.ndarray, *, points: int, before: int) -> np.ndarray:
-    """Every k-th of the values of outputs (B, K), which come after ``before`` of ``points`` points, k such that about ``SPOKEN``
-    of all values are kept."""
+    """Every k-th of the values of outputs (B, K), which come after ``before`` of ``points`` points, k such that about
+    ``SPOKEN`` of all values are kept."""
     step = max(1, points * outputs.shape[1] // SPOKEN)
     return outputs.reshape(-1)[-(before * outputs.shape[1]) % step :: step].astype(np.float32)
 
@@ -299,15 +306,16 @@ def _refuse_mixing(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise NotApplicable(
-                f"layer {name!r}, a {type(module).__name__} without running statistics, mixes the examples of a batch in eval "
-                "mode too: what a model says of one example depends on others. Use track_running_stats=True"
+                f"layer {name!r}, a {type(module).__name__} without running statistics, mixes the examples of a batch "
+                "in eval mode too: what a model says of one example depends on others. Use track_running_stats=True"
             )
 
 
 def _stored(
     found: tuple[dict[str, Any], dict[str, Any]] | None, *, meta: dict[str, Any], keep: np.ndarray, outputs: bool
 ) -> dict[str, np.ndarray] | None:
-    """What a stored block holds, or None when there is none of this very ensemble (with outputs, where they are wanted)."""
+    """What a stored block holds, or None when there is none of this very ensemble (with outputs, where they are
+    wanted)."""
     if found is None or any(found[1].get(k) != v for k, v in meta.items()):
         return None
     arrays = {name: np.asarray(array) for name, array in found[0].items()}

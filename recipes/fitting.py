@@ -3,8 +3,8 @@
     classification: mean cross-entropy of a batch (label smoothing as torch.nn.functional.cross_entropy)
     else:           the mean loss of the task (regression: squared error; see `standardise`)
 
-The optimiser is torch.optim's. Everything else is in recipes.schedule. BatchNorm takes its statistics from the batch, and
-one example alone has none: a last batch of one joins the batch before it, for networks with BatchNorm only.
+The optimiser is torch.optim's. Everything else is in recipes.schedule. BatchNorm takes its statistics from the batch,
+and one example alone has none: a last batch of one joins the batch before it, for networks with BatchNorm only.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def fit(
         rows: int64 (n,), n >= 1; the epoch's order permutes it.
         optimizer: with its state, when a run is resumed; a fresh one otherwise.
         after_epoch: called with the number of epochs done, after each.
-        observe: called with every mini-batch before its step: its positions in ``inputs`` (b,), int64, and the outputs (b, K)
-            that its loss is taken of, detached, both on the device. Read only: it draws nothing from the global generator.
+        observe: called with every mini-batch before its step: its positions in ``inputs`` (b,), int64, and the outputs
+            (b, K) that its loss is taken of, detached, both on the device. Read only: it draws nothing from the global
+            generator.
 
     Raises:
         ConfigError, DataError: a network with BatchNorm, and batches or a training set of one example.
@@ -91,7 +92,8 @@ def fit(
         order = members[epoch_order(len(rows), seed=seed, epoch=epoch).to(inputs.device)]
         targets = inputs.targets[order]
         total = torch.zeros((), device=inputs.device)
-        # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the same.
+        # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the
+        # same.
         with local_rng(derive_seed("noise", seed, epoch), device=inputs.device), deterministic(inputs.device):
             # An epoch that config.steps cuts short has fewer rates than batches.
             rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
@@ -120,7 +122,8 @@ def fit(
 
 
 def batch_statistics(model: nn.Module) -> str:
-    """The first BatchNorm layer of ``model`` by name and type, or "": in train mode it mixes the examples of a batch."""
+    """The first BatchNorm layer of ``model`` by name and type, or "": in train mode it mixes the examples of a
+    batch."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return f"layer {name!r}, a {type(module).__name__}"
@@ -188,7 +191,8 @@ class Units:
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        """Make a model that speaks in these units speak in the target's, in place: an affine map of its output layer ``head``."""
+        """Make a model that speaks in these units speak in the target's, in place: an affine map of its output layer
+        ``head``."""
         head: Any = model.head
         head.weight.mul_(self.scale)
         head.bias.mul_(self.scale).add_(self.shift)
@@ -202,8 +206,8 @@ class Units:
 
 
 def units_of(model: nn.Module, inputs: Inputs, members: np.ndarray) -> Units | None:
-    """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: the task is
-    not ``affine``, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
+    """The units in which a model is trained on numbers ``members`` (n,); None where targets are taken as they are: the
+    task is not ``affine``, or the model has no ``nn.Linear`` called ``head`` whose affine map could be undone."""
     head = getattr(model, "head", None)
     affine = inputs.data.task.affine and inputs.targets is not None  # None: read with the batches
     if not affine or not isinstance(head, nn.Linear) or head.bias is None:
@@ -215,8 +219,8 @@ def standardise(model: nn.Module, inputs: Inputs, rows: np.ndarray) -> tuple[Inp
     """For regression: inputs whose targets are in units of their own mean and standard deviation, to train on, and what
     folds that affine map into the output layer ``head`` of a model so trained, which then speaks in the target's units.
 
-    A model without an ``nn.Linear`` called ``head`` is trained on the targets as they are, and so is everything else when
-    the task is classification.
+    A model without an ``nn.Linear`` called ``head`` is trained on the targets as they are, and so is everything else
+    when the task is classification.
     """
     units = units_of(model, inputs, inputs.data.y[rows])
     if units is None:

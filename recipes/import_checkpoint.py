@@ -41,7 +41,8 @@ def import_checkpoint(
 
     Args:
         path: the file; its suffix does not matter.
-        output: where the child writes safetensors; must not exist, its folder must. Left for the caller to keep or remove.
+        output: where the child writes safetensors; must not exist, its folder must. Left for the caller to keep or
+            remove.
         max_bytes: largest file, largest unpacked archive and largest sum of tensors.
         memory_bytes: what the child may take beyond what PyTorch itself takes.
         cpu_seconds: CPU time of the child; its wall time is bounded by twice that.

@@ -1,7 +1,7 @@
 """The model inputs of an example set on one device: kept whole when they fit a stated bound, else read batch by batch.
 
-Both ways give the same values: what ``ExampleSet.inputs`` gives, cast to the model's dtype. Examples that are no arrays of one
-shape (texts, nodes, pairs) are always read batch by batch, their targets too; their inputs may be named tensors.
+Both ways give the same values: what ``ExampleSet.inputs`` gives, cast to the model's dtype. Examples that are no arrays
+of one shape (texts, nodes, pairs) are always read batch by batch, their targets too; their inputs may be named tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PRELOAD_BYTES = 2**30
 
 
 class Inputs:
-    """``gather(rows)`` and ``block(start, stop)`` of inputs (B, *shape) or of named ones, and all targets; ``batch`` has both.
+    """``gather(rows)`` and ``block(start, stop)`` of inputs (B, *shape) or of named ones, and all targets; ``batch``
+    has both.
 
     Args:
         data: the examples; rows are positions in it.

@@ -4,8 +4,8 @@
 maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``mf`` and ``lightgcn`` take user indexes (B, 1), ``input_shape`` is
 (num_users,) and ``num_outputs`` the number of items. The initialisation depends on ``seed`` alone and PyTorch's global
 generator is left as it was. Built-in models name their output layer ``head``. They have no BatchNorm: it mixes the
-examples of a batch (see recipes.resnet_gn). ``model_version(name)`` is part of the key of everything trained: a model whose
-code has changed is another model.
+examples of a batch (see recipes.resnet_gn). ``model_version(name)`` is part of the key of everything trained: a model
+whose code has changed is another model.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def build(
     """A freshly initialised model.
 
     Args:
-        name: ``mlp``, ``cnn``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the callable is called as
-            ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
+        name: ``mlp``, ``cnn``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the callable is
+            called as ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
         config: fields of the model's configuration (``MODELS[name][1]``), or keyword arguments of the callable.
         input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``; (num_users,) for ranking.
         num_outputs: K logits, or 1 for regression; items for ranking.
@@ -198,8 +198,8 @@ def _search_last(module: str, folder: str) -> None:
 
 
 def refuse_changed(name: str, *, folder: str) -> None:
-    """Refuse a user's module that this process has loaded from other source than there is now: an older version of the file, or a
-    file of the same name in another folder. What is trained would not be what its key says.
+    """Refuse a user's module that this process has loaded from other source than there is now: an older version of the
+    file, or a file of the same name in another folder. What is trained would not be what its key says.
 
     Raises:
         ConfigError: start again.

@@ -1,4 +1,5 @@
-"""What a subject's plan means in code: its data, its architecture, its recipe, its device, and the versions of these."""
+"""What a subject's plan means in code: its data, its architecture, its recipe, its device, and the versions of
+these."""
 
 from __future__ import annotations
 
@@ -90,8 +91,8 @@ def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
 
 
 def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
-    """A fresh model of the plan that has shown, on a few training examples, that it can be audited: trained by a gradient and
-    read in eval mode, with finite answers of the right shape, on the plan's device.
+    """A fresh model of the plan that has shown, on a few training examples, that it can be audited: trained by a
+    gradient and read in eval mode, with finite answers of the right shape, on the plan's device.
 
     Raises:
         ConfigError: in one sentence, what it raises or answers.
@@ -124,7 +125,8 @@ def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
             if broken.any():
                 ids = ", ".join(map(str, data.example_id[rows[broken]][:5].tolist()))
                 raise ConfigError(
-                    f"model {name!r} answers NaN or infinity to {int(broken.sum())} of {len(rows)} training examples (ids {ids})"
+                    f"model {name!r} answers NaN or infinity to {int(broken.sum())} of {len(rows)} training examples "
+                    f"(ids {ids})"
                 )
             if training:
                 with of_user(name, "to be trained"):
@@ -149,7 +151,8 @@ def _try_task(name: str, model: nn.Module, data: ExampleSet, rows: np.ndarray, *
         if broken.any():
             ids = ", ".join(map(str, data.example_id[rows[broken]][:5].tolist()))
             raise ConfigError(
-                f"model {name!r} is read as NaN or infinity on {int(broken.sum())} of {len(rows)} training examples (ids {ids})"
+                f"model {name!r} is read as NaN or infinity on {int(broken.sum())} of {len(rows)} training examples "
+                f"(ids {ids})"
             )
         with of_user(name, "to be trained"):
             data.task.losses(model.train(), batch).mean().backward()

@@ -1,4 +1,5 @@
-"""Training a recommender on implicit feedback: BPR or BCE, plain, with loss truncation, or with personalised denoising (PLD).
+"""Training a recommender on implicit feedback: BPR or BCE, plain, with loss truncation, or with personalised denoising
+(PLD).
 
 A step: B active users, uniform with replacement; one negative n_u each, uniform over the items outside the user's list;
 one positive c_u each, see below. s_ui = p_u . q_i.
@@ -10,13 +11,16 @@ one positive c_u each, see below. s_ui = p_u . q_i.
     truncation:  the same; the drop_rate of the batch with the largest losses takes no part in the step
     pld:         a pool of k of the user's items, no gradient; c_u drawn from it with probability softmax_c(-l_uc / tau)
 
-The pool's losses share one negative: with one each the softmax would compare negatives. ``warmup_epochs`` epochs are plain. Every
-user is expected to be updated as often under pld as under none; truncation takes updates from users whose losses are high.
-An epoch is ceil(N / B) steps. tau is on the scale of the losses: well fitted pools have losses near 0 and are drawn from uniformly.
+The pool's losses share one negative: with one each the softmax would compare negatives. ``warmup_epochs`` epochs are
+plain. Every user is expected to be updated as often under pld as under none; truncation takes updates from users whose
+losses are high. An epoch is ceil(N / B) steps. tau is on the scale of the losses: well fitted pools have losses near 0
+and are drawn from uniformly.
 
-Source: Rendle et al., "BPR" (UAI 2009, arXiv 1205.2618); Zhang et al., "Personalized Denoising Implicit Feedback for Robust
-Recommender System" (WWW 2025, arXiv 2502.00348), section 4 and the authors' code; Wang et al., "Denoising Implicit Feedback"
-(WSDM 2021, arXiv 2006.04153), truncation. The LightGCN graph keeps the noisy interactions: only the loss is denoised.
+Source: Rendle et al., "BPR" (UAI 2009, arXiv 1205.2618); Zhang et al., "Personalized Denoising Implicit Feedback for
+    Robust
+Recommender System" (WWW 2025, arXiv 2502.00348), section 4 and the authors' code; Wang et al., "Denoising Implicit
+Feedback" (WSDM 2021, arXiv 2006.04153), truncation. The LightGCN graph keeps the noisy interactions: only the loss is
+denoised.
 """
 
 from __future__ import annotations
@@ -65,8 +69,8 @@ class BprConfig(Config):
         0.0,
         ge=0,
         lt=1,
-        doc="share of each user's interactions that is not trained on and chooses the epoch by Recall@20; 0 keeps the last: "
-        "an audit wants every training example to be trained on",
+        doc="share of each user's interactions that is not trained on and chooses the epoch by Recall@20; 0 keeps the "
+        "last: an audit wants every training example to be trained on",
     )
     validate_from: int = param(40, ge=1, le=100_000, unit="epochs", doc="first validation")
     validate_every: int = param(20, ge=1, le=100_000, unit="epochs", doc="between validations; the last epoch is one")
@@ -101,23 +105,25 @@ def bpr(
 
     Args:
         build: seed -> fresh model with vectors of users and items (``mf``, ``lightgcn``, or one that is a ``Ranker``).
-        data: the training interactions (the caller passes ``data.part("train")`` or a subset); their order does not matter.
+        data: the training interactions (the caller passes ``data.part("train")`` or a subset); their order does not
+            matter.
         config: loss, denoising, optimiser.
         seed: of initialisation, validation and every draw; in [0, 2**63).
         device: "cpu" or "cuda".
-        stop_after: epochs after which training stops; None for all. The best model validated by then is returned, the last
-            one where none was.
+        stop_after: epochs after which training stops; None for all. The best model validated by then is returned, the
+            last one where none was.
         checkpoints, checkpoint_name, checkpoint_every: as for ``supervised``.
         progress: called with (epochs done, epochs, "training").
-        observe: called with every step before it is taken: positions in ``data`` of the interactions in it, int64 (B,) on the
-            CPU, and their losses (B,).
+        observe: called with every step before it is taken: positions in ``data`` of the interactions in it, int64 (B,)
+            on the CPU, and their losses (B,).
 
     Returns:
         The model in eval mode on ``device``.
 
     Raises:
         NotApplicable: another task, or a model without vectors of users and items.
-        DataError: no interactions, indexes out of range, a pair twice, no user with an item left as a negative; names the ids.
+        DataError: no interactions, indexes out of range, a pair twice, no user with an item left as a negative; names
+            the ids.
         ConfigError: the model is for other numbers of users or items; no interaction can be spared for validation.
         Diverged: the loss or a vector is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
@@ -232,7 +238,8 @@ def num_steps(num_interactions: int, config: BprConfig) -> int:
 
 
 def step_losses(loss: str, positive: Tensor, negative: Tensor) -> Tensor:
-    """What a step minimises, elementwise: ``loss`` "bpr" or "bce" on the scores of the positive and the negative item."""
+    """What a step minimises, elementwise: ``loss`` "bpr" or "bce" on the scores of the positive and the negative
+    item."""
     return F.softplus(negative - positive) if loss == "bpr" else F.softplus(-positive) + F.softplus(negative)
 
 
@@ -260,7 +267,8 @@ def _check_model(model: nn.Module, data: ExampleSet) -> None:
     got = (model.user.num_embeddings, model.item.num_embeddings)
     if got != (data.num_users, data.num_classes):
         raise ConfigError(
-            f"the model is for {got[0]} users and {got[1]} items; {data.name} has {data.num_users} and {data.num_classes}"
+            f"the model is for {got[0]} users and {got[1]} items; {data.name} has {data.num_users} and "
+            f"{data.num_classes}"
         )
 
 

@@ -1,12 +1,14 @@
-"""Each user's items, and what is drawn from them: users, positives, pools of positives, negatives. All at once, no loops over users.
+"""Each user's items, and what is drawn from them: users, positives, pools of positives, negatives. All at once, no
+loops over users.
 
-The interactions are put in the order of (user, item), so that what is drawn depends on the seed and not on the order of the rows.
-n_u items of user u lie at positions start_u .. start_u + n_u - 1; "position" below is an index into this order.
+The interactions are put in the order of (user, item), so that what is drawn depends on the seed and not on the order of
+the rows. n_u items of user u lie at positions start_u .. start_u + n_u - 1; "position" below is an index into this
+order.
 
-- pool of k positions of u without replacement, each k-subset equally likely (Floyd's method: Bentley & Floyd, CACM 30 (1987),
-  k draws for the whole batch, no permutation of the list); with replacement when n_u < k;
-- negative of u, uniform over the K - n_u items outside the list, without rejection: with the list a_0 < a_1 < ..., the r-th
-  missing item is r + #{j : a_j - j <= r}, one binary search for the whole batch.
+- pool of k positions of u without replacement, each k-subset equally likely (Floyd's method: Bentley & Floyd, CACM 30
+  (1987), k draws for the whole batch, no permutation of the list); with replacement when n_u < k;
+- negative of u, uniform over the K - n_u items outside the list, without rejection: with the list a_0 < a_1 < ..., the
+  r-th missing item is r + #{j : a_j - j <= r}, one binary search for the whole batch.
 
 Draws are made on the CPU, so that they are the same for every device.
 """

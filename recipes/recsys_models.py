@@ -4,12 +4,13 @@
     MF:        p = E_user, q = E_item                                           E ~ N(0, init^2)
     LightGCN:  E^(l+1) = D^-1/2 A D^-1/2 E^(l),  (p, q) = mean_{l=0..L} E^(l),  E^(0) = (E_user, E_item)
 
-A is the symmetric 0/1 matrix of the training interactions, (U + K)^2 but stored sparse: one value an interaction. A model
-that needs the graph gets it from its recipe (``set_graph``). The graph is no part of the weights: what inference needs, the
-propagated vectors, is kept in buffers of fixed shape, so that a stored model ranks without the training data.
-Without a graph every node is isolated: E^(l) = 0 for l >= 1.
+A is the symmetric 0/1 matrix of the training interactions, (U + K)^2 but stored sparse: one value an interaction. A
+model that needs the graph gets it from its recipe (``set_graph``). The graph is no part of the weights: what inference
+needs, the propagated vectors, is kept in buffers of fixed shape, so that a stored model ranks without the training
+data. Without a graph every node is isolated: E^(l) = 0 for l >= 1.
 
-Source: Koren, Bell, Volinsky, Computer 42 (2009); He et al., "LightGCN" (SIGIR 2020, arXiv 2002.02126), equations 3 to 8.
+Source: Koren, Bell, Volinsky, Computer 42 (2009); He et al., "LightGCN" (SIGIR 2020, arXiv 2002.02126), equations 3 to
+    8.
 Not for features: the input is an index.
 """
 
@@ -48,13 +49,15 @@ class Ranker(Protocol):
 
 
 def take_graph(model: object, users: np.ndarray, items: np.ndarray) -> None:
-    """Give a model whose vectors come from a graph the interactions (N,) to train on; any other model stays as it is."""
+    """Give a model whose vectors come from a graph the interactions (N,) to train on; any other model stays as it
+    is."""
     if isinstance(model, Ranker) and len(users):
         model.set_graph(*(torch.from_numpy(np.ascontiguousarray(index)) for index in (users, items)))
 
 
 def settle(model: object) -> None:
-    """Make a model that answers from settled vectors take over what training has changed; any other model stays as it is."""
+    """Make a model that answers from settled vectors take over what training has changed; any other model stays as it
+    is."""
     if isinstance(model, Ranker):
         model.settle()
 
@@ -99,7 +102,8 @@ class MatrixFactorization(nn.Module):
         """User indexes (B,) or (B, 1) -> scores of all items (B, K)."""
         if users.is_floating_point() or users.dim() not in (1, 2) or (users.dim() == 2 and users.shape[1] != 1):
             raise NotApplicable(
-                f"{type(self).__name__} takes user indexes, whole numbers (B, 1), not {users.dtype} {tuple(users.shape)}"
+                f"{type(self).__name__} takes user indexes, whole numbers (B, 1), not {users.dtype} "
+                f"{tuple(users.shape)}"
             )
         p, q = self.vectors()
         return F.embedding(users.flatten(), p) @ q.T

@@ -2,11 +2,12 @@
 
     Recall@K = mean_u |top-K(u) & test(u)| / |test(u)|
     NDCG@K   = mean_u sum_{r <= K, hit} 1/log2(r + 1)  /  ideal(u)
-    ideal    = sum_{r = 1..min(K, |test(u)|)} 1/log2(r + 1)       "truncated": a perfect ranking has NDCG 1 (Jarvelin & Kekalainen 2002)
-             = sum_{r = 1..|test(u)|}         1/log2(r + 1)       "full": the authors' code of PLD; lower, never 1 when |test| > K
+    ideal    = sum_{r = 1..min(K, |test(u)|)} 1/log2(r + 1)       "truncated": a perfect ranking has NDCG 1 (Jarvelin &
+             Kekalainen 2002) = sum_{r = 1..|test(u)|}         1/log2(r + 1)       "full": the authors' code of PLD;
+                                                               lower, never 1 when |test| > K
 
-Means are over the users with a test item. Known items never appear, also when fewer than K others are left. Figures of the
-two ideals must not be compared.
+Means are over the users with a test item. Known items never appear, also when fewer than K others are left. Figures of
+the two ideals must not be compared.
 """
 
 from __future__ import annotations

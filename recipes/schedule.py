@@ -8,8 +8,8 @@
     multistep: lr * gamma ** #{milestones m: T * m / epochs <= t}        t >= W
     constant:  lr                                                        t >= W
 
-A run of `steps` cuts its last epoch short, and its schedule is that of `epochs` stretched over the steps: sets of unequal
-size then get the same rates step by step.
+A run of `steps` cuts its last epoch short, and its schedule is that of `epochs` stretched over the steps: sets of
+unequal size then get the same rates step by step.
 
 `smallest` is 2 for a network with batch statistics (BatchNorm), which one example alone does not have, and 1 for every
 other: their last batch is left as it is (`recipes.fitting.smallest_batch`).
@@ -78,7 +78,8 @@ class SupervisedConfig(Config):
 
 
 def num_steps(num_examples: int, config: SupervisedConfig, *, smallest: int = 1) -> int:
-    """Steps an epoch: ceil(n / B), one fewer when a last batch of fewer than ``smallest`` examples joins the one before it.
+    """Steps an epoch: ceil(n / B), one fewer when a last batch of fewer than ``smallest`` examples joins the one before
+    it.
 
     >>> [num_steps(n, SupervisedConfig(batch=8), smallest=2) for n in (1, 8, 9, 10, 17)]
     [1, 1, 1, 2, 2]
@@ -88,7 +89,8 @@ def num_steps(num_examples: int, config: SupervisedConfig, *, smallest: int = 1)
 
 
 def num_epochs(num_examples: int, config: SupervisedConfig, *, smallest: int = 1) -> int:
-    """Epochs of the whole run, the last of which ``config.steps`` may cut short; ``smallest`` as in :func:`num_steps`."""
+    """Epochs of the whole run, the last of which ``config.steps`` may cut short; ``smallest`` as in
+    :func:`num_steps`."""
     if config.steps is None:
         return config.epochs
     return -(-config.steps // num_steps(num_examples, config, smallest=smallest))

@@ -3,13 +3,13 @@
     files = the module, the packages it lies in, and, again and again, what these import from the same folder
     digest = SHA-256 of (name, SHA-256 of the bytes) of every file
 
-The folder is the plan's (``model.folder``), or the one on Python's path that holds the module; from a folder of installed
-packages (``site-packages``) only the module's own package counts. Imports are read from the source and resolved by path:
-nothing is imported, so that a plan is recognised without loading what it trains. Not covered: what a module imports by a
-computed name, and other distributions, whose versions the user pins.
+The folder is the plan's (``model.folder``), or the one on Python's path that holds the module; from a folder of
+installed packages (``site-packages``) only the module's own package counts. Imports are read from the source and
+resolved by path: nothing is imported, so that a plan is recognised without loading what it trains. Not covered: what a
+module imports by a computed name, and other distributions, whose versions the user pins.
 
-The plan's folder is searched last, after this program's own packages and everything that is installed: no file in it can
-replace one of these. A file of such a name would never be read, so it is refused.
+The plan's folder is searched last, after this program's own packages and everything that is installed: no file in it
+can replace one of these. A file of such a name would never be read, so it is refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def source_digest(module: str, *, folder: str = "") -> str:
         folder: where the plan says that the module lies; "" searches Python's path.
 
     Raises:
-        ConfigError: there is no such module, it has no file, its source is not Python, or a file of the folder has the name
-            of something that is found before it.
+        ConfigError: there is no such module, it has no file, its source is not Python, or a file of the folder has the
+            name of something that is found before it.
     """
     return digest(sorted(_sources(module, folder).items()))
 

@@ -99,13 +99,15 @@ class StackedTrainer:
         inputs: Inputs | None = None,
         progress: Progress = silent,
     ) -> list[list[nn.Module]]:
-        """The models as they stand after each of ``epochs``, in eval mode: one list an epoch, in the order of ``seeds``.
+        """The models as they stand after each of ``epochs``, in eval mode: one list an epoch, in the order of
+        ``seeds``.
 
         One run up to the last of them: the bits of one run for each.
 
         Args:
             data: the examples that members point into.
-            members: M arrays of distinct positions in ``data``, in training order, sizes >= 1 and not necessarily equal.
+            members: M arrays of distinct positions in ``data``, in training order, sizes >= 1 and not necessarily
+                equal.
             seeds: M seeds, each as in ``supervised``.
             epochs: at least one, in any order; each as ``stop_after`` of ``supervised``.
             inputs: ``data``'s inputs when they are in memory already.

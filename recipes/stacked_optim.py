@@ -51,7 +51,8 @@ class StackedOptimizer:
 
 
 def _clip(grads: list[Tensor | None], limit: float) -> None:
-    """Scale each model's gradient to an L2 norm of at most ``limit``, as torch.nn.utils.clip_grad_norm_ does for one."""
+    """Scale each model's gradient to an L2 norm of at most ``limit``, as torch.nn.utils.clip_grad_norm_ does for
+    one."""
     present = [g for g in grads if g is not None]
     norm = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in present]).square().sum(0).sqrt()
     factor = (limit / (norm + 1e-6)).clamp_(max=1)

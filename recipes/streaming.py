@@ -34,13 +34,15 @@ def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple
     for start in range(0, len(data), batch):
         rows = slice(start, min(start + batch, len(data)))
         y = torch.from_numpy(np.ascontiguousarray(data.y[rows])).to(like.device)
-        # No name here for the inputs: who deletes theirs gives the memory back before the next batch is read. Two batches
-        # alive at a time make the allocator hand pages back and fault them in again, up to a quarter of a pass of an MLP.
+        # No name here for the inputs: who deletes theirs gives the memory back before the next batch is read. Two
+        # batches alive at a time make the allocator hand pages back and fault them in again, up to a quarter of a pass
+        # of an MLP.
         yield rows, torch.from_numpy(data.inputs(rows)).to(device=like.device, dtype=like.dtype), y
 
 
 def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
-    """Ask the model for one example, and refuse an answer that its task cannot use and targets that are none of the task's.
+    """Ask the model for one example, and refuse an answer that its task cannot use and targets that are none of the
+    task's.
 
     Raises:
         NotApplicable: it does not give class logits (1, K) where the task has such, else no one loss an example.
@@ -56,7 +58,8 @@ def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:
             losses = data.task.losses(model, batch)
         if losses.shape != (1,):
             raise NotApplicable(
-                f"{name}: the model's answer to one example has {losses.numel()} losses of a {data.task} task; one is needed"
+                f"{name}: the model's answer to one example has {losses.numel()} losses of a {data.task} task; one is "
+                "needed"
             )
         return
     with torch.inference_mode():

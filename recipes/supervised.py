@@ -94,10 +94,10 @@ def supervised(
         checkpoints: where the run is kept, every ``checkpoint_every`` epochs and at its end. A checkpoint of another
             configuration, initialisation or data is not used.
         checkpoint_name: its name there.
-        observe: called with every mini-batch before its step: positions in ``data`` (b,), int64, and the outputs (b, K) that its
-            loss is taken of, detached (for regression in units of the standardised targets, see
-            ``recipes.fitting.standardise``). It only reads; the model is the same with or without it. A run that is observed
-            starts at its first epoch, whatever was stored: every epoch is told.
+        observe: called with every mini-batch before its step: positions in ``data`` (b,), int64, and the outputs (b, K)
+            that its loss is taken of, detached (for regression in units of the standardised targets, see
+            ``recipes.fitting.standardise``). It only reads; the model is the same with or without it. A run that is
+            observed starts at its first epoch, whatever was stored: every epoch is told.
         progress: called with (epochs done, epochs, "training").
 
     Returns:
@@ -176,7 +176,8 @@ def resume(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) -> None:
-    """Put the state that :func:`optimizer_arrays` gave, among other arrays, into a fresh optimiser of the same parameters."""
+    """Put the state that :func:`optimizer_arrays` gave, among other arrays, into a fresh optimiser of the same
+    parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in arrays.items():
         if name.startswith("optimizer/"):

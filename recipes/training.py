@@ -4,8 +4,8 @@
 
 A membership attack is calibrated on reference models, and unlearning on retrainings: both say something of the audited
 model only when they are made as it was made (Carlini et al. 2022, section IV; Shokri et al. 2017). So nothing above
-this module calls a trainer of its own: it asks a :class:`Trainer`, which calls the recipe, or the recipe's own faster way
-to do the same for many models at once (``RecipeSpec.stacked``).
+this module calls a trainer of its own: it asks a :class:`Trainer`, which calls the recipe, or the recipe's own faster
+way to do the same for many models at once (``RecipeSpec.stacked``).
 
 What a recipe can do is what it declares; what it is given is what it has parameters for. A recipe of another package
 needs no more than ``(build, data, *, config, seed)``.
@@ -121,8 +121,8 @@ class Trainer:
     ) -> nn.Module:
         """One model trained on every row of ``data``, in eval mode on the device.
 
-        PyTorch's global generator starts from the seed and is put back, so that a recipe that draws from it (a shuffling
-        ``DataLoader``) gives the same model for the same seed.
+        PyTorch's global generator starts from the seed and is put back, so that a recipe that draws from it (a
+        shuffling ``DataLoader``) gives the same model for the same seed.
 
         Args:
             stop_after: epochs after which the full run is left; None trains to the end.
@@ -175,12 +175,13 @@ class Trainer:
     ) -> list[list[nn.Module]]:
         """For each of ``epochs``, M models left after it, in eval mode, in the order of ``seeds``.
 
-        The recipe's own stacked path when it has one and the network can take it; else the recipe itself, called for every
-        model and epoch.
+        The recipe's own stacked path when it has one and the network can take it; else the recipe itself, called for
+        every model and epoch.
 
         Args:
             data: the examples that members point into.
-            members: M arrays of distinct positions in ``data``, in training order, sizes >= 1 and not necessarily equal.
+            members: M arrays of distinct positions in ``data``, in training order, sizes >= 1 and not necessarily
+                equal.
             seeds: M seeds.
             epochs: at least one, in any order; None is the end of the run.
             inputs: ``data``'s inputs when they are in memory already.
@@ -239,7 +240,8 @@ class Trainer:
 
 
 def _unless_refused(stacked: Callable[..., Any], *args: Any, **kwargs: Any) -> list[list[nn.Module]] | None:
-    """The models of the stacked path; None for a network that it does not take. The recipe itself says why, if it must."""
+    """The models of the stacked path; None for a network that it does not take. The recipe itself says why, if it
+    must."""
     try:
         return stacked(*args, **kwargs)  # type: ignore[no-any-return]
     except NotApplicable:

@@ -1,12 +1,14 @@
 """One audit on one page: everything a reader needs to believe a verdict or to doubt it.
 
-``reports.contents.AuditReport`` holds plain facts; :func:`render_html` makes one self-contained page of them (no request
-leaves it, it opens from a disk or a mail) and :func:`render_json` the same facts as canonical JSON. Both are functions of the report
+``reports.contents.AuditReport`` holds plain facts; :func:`render_html` makes one self-contained page of them (no
+request leaves it, it opens from a disk or a mail) and :func:`render_json` the same facts as canonical JSON. Both are
+functions of the report
 alone: the only time in them is ``created_at``, so the same report gives the same bytes.
 
-The order is the reader's. The first screen: the answers, the verdict, what was removed, every method under every attack, gap
-against time, the audited model's ROC. Then what was audited, the findings, the scores with their examples (behind a line each),
-the unlearning methods against retraining, the attacks, what is inconclusive and why, how to do it again.
+The order is the reader's. The first screen: the answers, the verdict, what was removed, every method under every
+attack, gap against time, the audited model's ROC. Then what was audited, the findings, the scores with their examples
+(behind a line each), the unlearning methods against retraining, the attacks, what is inconclusive and why, how to do it
+again.
 
 Everything that comes from data (labels, class names, notes) is escaped by the template; nothing is interpreted as HTML
 or Markdown. Not a certificate: nothing here is signed.

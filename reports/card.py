@@ -1,4 +1,5 @@
-"""An audit in a notebook's cell: the answers, the verdict and every finding, as a piece of HTML without script or picture."""
+"""An audit in a notebook's cell: the answers, the verdict and every finding, as a piece of HTML without script or
+picture."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def render_closing(facts: Mapping[str, Any]) -> str:
     """One self-contained page.
 
     Args:
-        facts: subject, request, closed_at (ISO 8601), ground (a sentence), by ("" when nobody is named) and checks, a list
-            of {"what", "found"}.
+        facts: subject, request, closed_at (ISO 8601), ground (a sentence), by ("" when nobody is named) and checks, a
+            list of {"what", "found"}.
     """
     return page.template("closing.html.j2").render(facts=facts)

@@ -1,6 +1,7 @@
 """What an audit's page is made of: plain facts, arranged by nobody yet.
 
-``AuditReport`` holds them; ``reports.audit`` turns them into one page and into canonical JSON, ``reports.page`` arranges them.
+``AuditReport`` holds them; ``reports.audit`` turns them into one page and into canonical JSON, ``reports.page``
+arranges them.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ class AuditReport:
 
     @property
     def runs(self) -> pl.DataFrame | None:
-        """``unlearning`` with a column for each metric, null where it has none; ``<metric>_lo`` and ``_hi`` where it has bounds."""
+        """``unlearning`` with a column for each metric, null where it has none; ``<metric>_lo`` and ``_hi`` where it
+        has bounds."""
         if self.unlearning is None or self.unlearning_metrics is None:
             return None
         key, rows = ["split", "method", "seed"], self.unlearning_metrics

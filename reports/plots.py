@@ -1,8 +1,10 @@
-"""Pictures as PNG bytes: histogram, ROC on log axes, lines with bands, bars, dots with their spread or interval, sheets of examples.
+"""Pictures as PNG bytes: histogram, ROC on log axes, lines with bands, bars, dots with their spread or interval, sheets
+of examples.
 
 Matplotlib's object interface with the Agg canvas only: no window system, no pyplot state, no user style file, no clock.
 The same input gives the same bytes with the same matplotlib: metadata is fixed, the font (DejaVu Sans) ships with it.
-Charts are drawn once, dark on white; a page turns their lightness round for readers who prefer dark (a filter in its style).
+Charts are drawn once, dark on white; a page turns their lightness round for readers who prefer dark (a filter in its
+style).
 
 Text that comes from data is drawn as given: matplotlib's own mathematics is off, so a label like "$x^$" is no error.
 """
@@ -28,8 +30,9 @@ from contracts.errors import InvalidInput
 from contracts.methods import Picture
 from reports.series import Histogram
 
-# The series colours keep a contrast of at least 3 to white and differ in lightness (deuteranopia) when taken in this order. None
-# is a colour that the page gives to a verdict: green, red, ochre and violet say pass, fail, inconclusive and broken, nothing else.
+# The series colours keep a contrast of at least 3 to white and differ in lightness (deuteranopia) when taken in this
+# order. None is a colour that the page gives to a verdict: green, red, ochre and violet say pass, fail, inconclusive
+# and broken, nothing else.
 _INK, _MUTED, _RULE, _GROUND, _BAR = "#22262e", "#6b7078", "#d9d8d2", "#ffffff", "#8aa9c4"
 _SERIES = ("#1f5a8c", "#c0408a", "#13898c", "#59616c", "#3f8fd0", "#6d1f52")
 _LIMIT = {"color": _INK, "linewidth": 1.0, "linestyle": (0, (4, 2))}  # a limit of the plan, in every chart
@@ -98,11 +101,13 @@ def roc_png(
     """ROC on log-log axes over [1 / n_neg, 1], with the line of guessing (tpr = fpr).
 
     Args:
-        curves: name -> (fpr, tpr), each (P,) in [0, 1], nondecreasing; drawn as steps (only attained points are claimed).
+        curves: name -> (fpr, tpr), each (P,) in [0, 1], nondecreasing; drawn as steps (only attained points are
+            claimed).
         n_neg: non-members tested, >= 1; below 1 / n_neg the curve has nothing to say and nothing is drawn.
         intervals: rows of ``audits.attack_reports`` (attack, tpr, tpr_lo, tpr_hi, fpr, fpr_lo, fpr_hi) whose attack
             names a curve: drawn as a cross of its two intervals at (fpr, tpr). Rows with nulls are not drawn.
-        order: names that decide the colours, so that one name has one colour in several charts; the curves' own when not given.
+        order: names that decide the colours, so that one name has one colour in several charts; the curves' own when
+            not given.
 
     Raises:
         InvalidInput: no curve, or ``n_neg`` < 1.
@@ -270,7 +275,8 @@ def against_time_png(
     """A dot a name with its interval, against the seconds it took; the names stand beside the dots.
 
     Args:
-        points: name -> (seconds, value, low, high); seconds below 0.01 are drawn there (a logarithmic axis has no zero).
+        points: name -> (seconds, value, low, high); seconds below 0.01 are drawn there (a logarithmic axis has no
+            zero).
         limit: of the plan, dashed.
 
     Raises:

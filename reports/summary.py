@@ -1,11 +1,14 @@
-"""The audit in a few rows: two answers and the overall verdict, and one row a finding, for terminal, page and exit status alike.
+"""The audit in a few rows: two answers and the overall verdict, and one row a finding, for terminal, page and exit
+status alike.
 
     Does the audited model expose its training data?     findings about the target
-    Is what <method in use> removed gone?                findings about the method that the plan names, judged or not shown
+    Is what <method in use> removed gone?                findings about the method that the plan names, judged or not
+                                                         shown
 
 Two questions, two answers, never one word for both. The overall verdict is the worst of the findings that count
-(column ``judged``): a pass says that every one of them passes. The untouched model (method "none") is a positive control: an
-audit that works must fail it by an attack, so its failures never count against the subject, and where no attack fails it,
+(column ``judged``): a pass says that every one of them passes. The untouched model (method "none") is a positive
+control: an audit that works must fail it by an attack, so its failures never count against the subject, and where no
+    attack fails it,
 the audit had no power: then "pass" becomes "inconclusive". Where nothing counts, nothing was judged, which is no pass.
 
 Plain data only: strings and numbers; colours and boxes are the caller's.
@@ -325,7 +328,10 @@ def _about_rest(every: Sequence[Row]) -> Answer | None:
 
 
 def _blind(powerless: Sequence[str]) -> str:
-    return f"No attack caught the untouched model on {', '.join(powerless)}: the audit had no power there, so passing it proves nothing."
+    return (
+        f"No attack caught the untouched model on {', '.join(powerless)}: the audit had no power there, so passing it "
+        "proves nothing."
+    )
 
 
 def _sentence(

@@ -7,9 +7,9 @@
 4.   Fashion-MNIST, 20,480 training images: keeping the hardest half costs nothing, keeping the easiest half much.
 5.   GraNd by closed forms against one backward pass an example.
 
-Margins over seven fresh seeds are above two standard deviations, but for two at the source's own thresholds: the hardest half
-gains 0.64 to 0.86 points over a random one (mean 0.75, standard deviation 0.08, asked for 0.6), and a loop takes 5.3 to 6.6 times
-GraNd's CPU time (mean 5.9, standard deviation 0.45 on a busy machine, asked for 5).
+Margins over seven fresh seeds are above two standard deviations, but for two at the source's own thresholds: the
+hardest half gains 0.64 to 0.86 points over a random one (mean 0.75, standard deviation 0.08, asked for 0.6), and a loop
+takes 5.3 to 6.6 times GraNd's CPU time (mean 5.9, standard deviation 0.45 on a busy machine, asked for 5).
 """
 
 from __future__ import annotations

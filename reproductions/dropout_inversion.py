@@ -1,4 +1,5 @@
-"""Dropout (Scheliga et al., AAAI 2023) does not prevent gradient leakage. Fashion-MNIST test images, an untrained MLP 784-128-128-10, GELU, biases.
+"""Dropout (Scheliga et al., AAAI 2023) does not prevent gradient leakage. Fashion-MNIST test images, an untrained MLP
+784-128-128-10, GELU, biases.
 
     victims   3 images at p = 0.25 and the same 3 at p = 0.5, dropout after both hidden layers, one image a client
     attacks   IG (dropout off), DIA (masks found too), WIIG (control: the client's masks); 1,200 steps, patience 200
@@ -157,7 +158,8 @@ def _labels(x: Tensor, y: Tensor, *, seed: int) -> list[Claim]:
     return [
         at_least("labels read off the bias gradient at p = 0.5", gelu[0], 1.0),
         at_least("labels read off the row sums (iDLG) at p = 0.5, ReLU", relu[1], 1.0),
-        # The rule needs inputs of one sign, which GELU's are not quite: by network 0.81 to 1.00, mean 0.93 over 16 of them.
+        # The rule needs inputs of one sign, which GELU's are not quite: by network 0.81 to 1.00, mean 0.93 over 16 of
+        # them.
         at_least("labels read off the row sums (iDLG) at p = 0.5, GELU", gelu[1], 0.85),
     ]
 

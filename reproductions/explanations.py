@@ -1,14 +1,16 @@
-"""Explanations against deletions (Krishna et al., ICML 2023) on scikit-learn's breast cancer, 398 training examples of 569.
+"""Explanations against deletions (Krishna et al., ICML 2023) on scikit-learn's breast cancer, 398 training examples of
+569.
 
-Eight stratified 70/30 splits, features standardised on the training part, logistic regression with C = 0.01, the first 20 rejected test
-inputs of each; k = 3 and k = 19 deletions (0.75% and 4.8%); real retraining throughout.
+Eight stratified 70/30 splits, features standardised on the training part, logistic regression with C = 0.01, the first
+20 rejected test inputs of each; k = 3 and k = 19 deletions (0.75% and 4.8%); real retraining throughout.
 
 1. First-order influence predicts the weights after a single deletion.
 2. Random deletions: robust explanations stay valid, plain ones often do not.
-3. Worst deletions: plain explanations all break. First-order robust ones break too, reported here; one Newton step corrects most, at
-   k = 19 not all, and a deletion searched step by step breaks half of those. Cuts found step by step and really retrained survive it,
-   and every one of the 398 single deletions.
-4. Robustness costs more the more deletions it is for; the published one-shot choice of S leaves the linearised bound broken.
+3. Worst deletions: plain explanations all break. First-order robust ones break too, reported here; one Newton step
+   corrects most, at k = 19 not all, and a deletion searched step by step breaks half of those. Cuts found step by step
+   and really retrained survive it, and every one of the 398 single deletions.
+4. Robustness costs more the more deletions it is for; the published one-shot choice of S leaves the linearised bound
+   broken.
 5. Invariants of the algebra and of the solvers.
 6. A network that is not linear, through soft local surrogates: as 2, by real retraining of the network.
 """
@@ -83,13 +85,14 @@ def explanations(seed: int, progress: Progress) -> list[Claim]:
         ]
     claims += [
         at_least("3. worst deletions, k = 3: newton ROCERF valid", mean["worst newton 3"], 0.9),
-        # One split: 0.75 to 0.95 on 12 of them, 0.88 on average (0.93 of 15 queries when first measured, on one split). Mean over
-        # five splits: 0.85 to 0.95 on seeds 0 to 4; over eight: 0.88 to 0.93 on seeds 0, 1, 5, 6, 7.
+        # One split: 0.75 to 0.95 on 12 of them, 0.88 on average (0.93 of 15 queries when first measured, on one split).
+        # Mean over five splits: 0.85 to 0.95 on seeds 0 to 4; over eight: 0.88 to 0.93 on seeds 0, 1, 5, 6, 7.
         at_least("3. worst deletions, k = 19: newton ROCERF valid", mean["worst newton 19"], 0.8),
         at_most("3. searched deletions, k = 19: newton ROCERF valid (half fails)", mean["searched newton 19"], 0.75),
         at_least("3. all 398 single deletions: retrained ROCERF for k = 1 valid", mean["every single"], 0.98),
         at_most("3. cost of newton ROCERF / plain, k = 3", mean["cost newton 3"] / mean["cost plain 3"], 1.2),
-        # One split: 1.16 to 1.28, since queries near the boundary have small plain costs. Mean over five: 1.18 to 1.23; over eight: 1.18 to 1.20.
+        # One split: 1.16 to 1.28, since queries near the boundary have small plain costs. Mean over five: 1.18 to 1.23;
+        # over eight: 1.18 to 1.20.
         at_most("3. cost of newton ROCERF / plain, k = 19", mean["cost newton 19"] / mean["cost plain 19"], 1.25),
         at_most("3. cost of retrained ROCERF / newton, k = 19", mean["cost retrain 19"] / mean["cost newton 19"], 1.05),
         at_least("4. smallest growth of the mean cost along k = 0, 0.5, 1, 2, 3, 5%", least["growth"], 1e-3),

@@ -1,22 +1,24 @@
 """FLAT (Wang et al., ICLR 2025) on TinyTOFU: 180 fictitious authors, 12 to be forgotten, a Llama of 0.85 M weights.
 
-Each seed trains three models with the recipe ``causal_lm``, 700 steps: one on everybody, two without the forgotten authors. Unlearning:
-AdamW at a constant 5e-5, batch 16, 15 epochs, gradients clipped at norm 1, one run a method; everything is read after each epoch.
-Methods are compared at matched forgetting: each path (forget probability, retain probability) is cut, linearly, where the forget
-probability is the retrained model's. PO does not get there; it is compared with gradient ascent at its own lowest value.
+Each seed trains three models with the recipe ``causal_lm``, 700 steps: one on everybody, two without the forgotten
+authors. Unlearning: AdamW at a constant 5e-5, batch 16, 15 epochs, gradients clipped at norm 1, one run a method;
+everything is read after each epoch. Methods are compared at matched forgetting: each path (forget probability, retain
+probability) is cut, linearly, where the forget probability is the retrained model's. PO does not get there; it is
+compared with gradient ascent at its own lowest value.
 
-1. The bench: one model knows the forgotten authors, the other guesses; the test of truth ratios separates them, and does not
-   separate two retrained models.
-2. FLAT forgets with retained answers left, more of them than DPO leaves, and the established authors are untouched; methods that
-   train on retained examples beat plain ascent.
+1. The bench: one model knows the forgotten authors, the other guesses; the test of truth ratios separates them, and
+   does not separate two retrained models.
+2. FLAT forgets with retained answers left, more of them than DPO leaves, and the established authors are untouched;
+   methods that train on retained examples beat plain ascent.
 3. Gradient ascent goes on into ruin, which the test of truth ratios takes for forgetting and the utility shows.
 4. The losses in closed form.
 
-Of the published advantage over ascent in retained answers little is left at this scale: cut at 0.39, FLAT-TV keeps 0.75 where GA
-keeps 0.66 to 0.70 with one pair of models (three unlearning seeds), and 0.65 to 0.67 where GA keeps 0.71 to 0.72 with another
-(two); NPO lies between. The template was not learnt at the cut (probability 0.000): the gradient of a mean probability carries
-p (1 - p), which is nearly nothing there. So FLAT is not asked to beat GA or NPO here, only not to lose more than 0.12: that says
-no more than that it is not much worse. The thresholds of 2 are provisional: they were set after these two pairs of models.
+Of the published advantage over ascent in retained answers little is left at this scale: cut at 0.39, FLAT-TV keeps 0.75
+where GA keeps 0.66 to 0.70 with one pair of models (three unlearning seeds), and 0.65 to 0.67 where GA keeps 0.71 to
+0.72 with another (two); NPO lies between. The template was not learnt at the cut (probability 0.000): the gradient of a
+mean probability carries p (1 - p), which is nearly nothing there. So FLAT is not asked to beat GA or NPO here, only not
+to lose more than 0.12: that says no more than that it is not much worse. The thresholds of 2 are provisional: they were
+set after these two pairs of models.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Point:
-    """A model on its way: mean probabilities of the trained answers, and how often a greedy answer names the right value."""
+    """A model on its way: mean probabilities of the trained answers, and how often a greedy answer names the right
+    value."""
 
     forget: float
     retain: float

@@ -5,7 +5,8 @@ def data_diet(seed: int, progress: Progress) -> list[Claim]:
     ...
     return [at_least("AUROC of EL2N for planted label noise, epoch 3", auroc, 0.97)]
 
-run("data_diet", seed=3)   # {"card": 26, "name": "data_diet", "seed": 3, "passed": True, "wall_s": 41.2, "claims": [{...}]}
+run("data_diet", seed=3)   # {"card": 26, "name": "data_diet", "seed": 3, "passed": True, "wall_s": 41.2, "claims":
+                           [{...}]}
 
 A claim is met by the method on any seed; what needs a lucky one is not a claim.
 """

@@ -1,6 +1,7 @@
 """Membership inference, U-LiRA and epsilon bounds on Fashion-MNIST, with 128 + 180 small MLPs.
 
-    pools     two of 2,000 training images; for each 64 MLPs 784-128-10, each on a balanced random half; 40 epochs, batch 100, SGD 0.05 cosine
+    pools     two of 2,000 training images; for each 64 MLPs 784-128-10, each on a balanced random half; 40 epochs,
+              batch 100, SGD 0.05 cosine
     attacks   every model serves as the target with the other 63 (or the others of a group of 17) as its references
     null      membership labels permuted: nothing may be found
     U-LiRA    600 target + 1,600 base images, 60 runs, 30 epochs: no unlearning, 15 epochs of fine-tuning, retraining

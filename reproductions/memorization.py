@@ -1,8 +1,8 @@
 """Memorization (Feldman, STOC 2020; Feldman & Zhang, NeurIPS 2020) on digits with planted label noise.
 
 Setting: 500 digits, 10% of the labels changed, MLP 64-128-10 trained to interpolation on T = 200 random subsets of 70%.
-An under-trained control, the exact oracle of the 1-nearest-neighbour rule (memorization, influence, twins), influence pairs
-of MLPs under a false-discovery cut, and the long-tail theorem by simulation.
+An under-trained control, the exact oracle of the 1-nearest-neighbour rule (memorization, influence, twins), influence
+pairs of MLPs under a false-discovery cut, and the long-tail theorem by simulation.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def nearest_neighbour_influence(
 ) -> np.ndarray:
     """Exact influence of the 1-nearest-neighbour rule over uniform subsets of size m: float64 (P, N).
 
-    With the training points ordered by distance from the test point, r = 1..n, R the rank of i and g_r = 1 when the label
-    of the r-th is the test label:
+    With the training points ordered by distance from the test point, r = 1..n, R the rank of i and g_r = 1 when the
+    label of the r-th is the test label:
 
         P[right | i in S]     = sum_{r < R} g_r C(n-1-r, m-2) / C(n-1, m-1) + g_R C(n-R, m-1) / C(n-1, m-1)
         P[right | i not in S] = sum_{r < R} g_r C(n-1-r, m-1) / C(n-1, m) + sum_{r > R} g_r C(n-r, m-1) / C(n-1, m)
@@ -223,7 +223,8 @@ def nearest_neighbour_influence(
 def nearest_neighbour_runs_on(
     x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, *, subset: int, runs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(keep (runs, N), correct (runs, P)), bool: the 1-nearest-neighbour rule on random subsets, judged on test points."""
+    """(keep (runs, N), correct (runs, P)), bool: the 1-nearest-neighbour rule on random subsets, judged on test
+    points."""
     keep = np.random.default_rng(seed).random((runs, len(y))).argsort(1).argsort(1) < subset
     order = np.square(test_x[:, None] - x[None]).sum(2).argsort(1)
     right = y[order] == test_y[:, None]

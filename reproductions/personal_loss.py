@@ -1,18 +1,20 @@
-"""Personalised denoising of implicit feedback (Zhang et al., WWW 2025) on a public synthetic process with planted noise.
+"""Personalised denoising of implicit feedback (Zhang et al., WWW 2025) on a public synthetic process with planted
+noise.
 
-600 users with 40 interactions each out of 500 items, a fifth of them for testing; 30% noise added to the training lists; MF of
-dimension 32 by BPR, 60 epochs, mean over draws of the process.
+600 users with 40 interactions each out of 500 items, a fifth of them for testing; 30% noise added to the training
+lists; MF of dimension 32 by BPR, 60 epochs, mean over draws of the process.
 
-1. Recall@20: PLD against plain BPR. Loss truncation that is told the true noise rate is reported beside it: on these data it
-   equals or beats PLD in recall, so nothing is claimed between the two.
-2. Share of the updates spent on noise from epoch 15 on: plain training spends the data's share, PLD much less, the less the
-   smaller tau.
+1. Recall@20: PLD against plain BPR. Loss truncation that is told the true noise rate is reported beside it: on these
+   data it equals or beats PLD in recall, so nothing is claimed between the two.
+2. Share of the updates spent on noise from epoch 15 on: plain training spends the data's share, PLD much less, the less
+   the smaller tau.
 3. Noise is told by its loss better after PLD training than after plain training, within users and over all.
-4. Diffuse users (even index, tastes matter little) and focused ones: PLD updates both alike, a global truncation does not.
+4. Diffuse users (even index, tastes matter little) and focused ones: PLD updates both alike, a global truncation does
+   not.
 5. On data without planted noise PLD costs no recall to speak of.
 6. A rank within the user tells noise better than one over all users, by little and after plain training above all.
-7. Lists of 4 to 100 interactions: no scale of the losses tells noise over users well, and in lists of fewer than 32 hardly
-   better than chance; the odds by the rest of the list do better in both, for either training.
+7. Lists of 4 to 100 interactions: no scale of the losses tells noise over users well, and in lists of fewer than 32
+   hardly better than chance; the odds by the rest of the list do better in both, for either training.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ def personal_loss_denoising(seed: int, progress: Progress) -> list[Claim]:
         at_most("4. |updates on diffuse users - 1/2|, PLD", abs(mean["diffuse pld"] - 0.5), 0.01),
         at_most("4. updates on diffuse users, truncation of 23%", mean["diffuse truncation"], 0.48),
         at_least("5. Recall@20 without noise, PLD / plain BPR", mean["clean pld"] / mean["clean none"], 0.9),
-        # 6 and 7 on seeds 901 to 906, one draw each: 6. 0.020 to 0.021 and 0.004 to 0.006; 7. 0.044 to 0.066 over all lists,
-        # 0.040 to 0.074 in short ones; the rank 0.571 to 0.582, the odds 0.726 to 0.737.
+        # 6 and 7 on seeds 901 to 906, one draw each: 6. 0.020 to 0.021 and 0.004 to 0.006; 7. 0.044 to 0.066 over all
+        # lists, 0.040 to 0.074 in short ones; the rank 0.571 to 0.582, the odds 0.726 to 0.737.
         *(
             at_least(
                 f"6. AUROC of the rank within the user above that over all users, {name}",

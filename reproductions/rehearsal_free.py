@@ -1,17 +1,20 @@
-"""Rehearsal-free continual learning (Smith et al., CVPRW 2023) on Fashion-MNIST: what protects a classifier, what an encoder.
+"""Rehearsal-free continual learning (Smith et al., CVPRW 2023) on Fashion-MNIST: what protects a classifier, what an
+encoder.
 
-Setting of 1 to 4: steps {2, 5}, {3, 7}, {4, 6}; 400 training and 150 test images a class; MLP 784-200-100, Adam 1e-3, 8 epochs a
-step, batch 64. Pre-training on classes 0, 1, 8, 9, 400 images each, 8 epochs.
-Setting of 5: three strided convolutions 16-32-64 and one hidden layer 1024-64; 200 images a class in the steps; pre-training 4
-epochs on 1,000 images of each of the four classes in four rotations, 16 labels, Adam 2e-3.
-Every figure is a mean over four (5: six) draws of the data and initialisations, the same for all methods: differences are paired.
+Setting of 1 to 4: steps {2, 5}, {3, 7}, {4, 6}; 400 training and 150 test images a class; MLP 784-200-100, Adam 1e-3, 8
+epochs a step, batch 64. Pre-training on classes 0, 1, 8, 9, 400 images each, 8 epochs.
+Setting of 5: three strided convolutions 16-32-64 and one hidden layer 1024-64; 200 images a class in the steps;
+pre-training 4 epochs on 1,000 images of each of the four classes in four rotations, 16 labels, Adam 2e-3.
+Every figure is a mean over four (5: six) draws of the data and initialisations, the same for all methods: differences
+are paired.
 
-``forgetting`` here is the mean accuracy that steps 1 and 2 lose from right after them to the end, over all classes seen; it
-reaches 1, which the weighted F_G does not (studies.step_accuracy).
+``forgetting`` here is the mean accuracy that steps 1 and 2 lose from right after them to the end, over all classes
+seen; it reaches 1, which the weighted F_G does not (studies.step_accuracy).
 
-Provisional: the thresholds of 4 (EWC, change of forgetting) and 5 were set after looking at a few draws. Single draws of 5 gave
-a gain of L2 with pre-training of 0.033, 0.027, 0.073 and -0.027, and without of -0.007, 0.010, -0.075 and 0.053: the flip of the
-order that the paper reports is not confirmed at this scale.
+Provisional: the thresholds of 4 (EWC, change of forgetting) and 5 were set after looking at a few draws. Single draws
+    of 5 gave
+a gain of L2 with pre-training of 0.033, 0.027, 0.073 and -0.027, and without of -0.007, 0.010, -0.075 and 0.053: the
+flip of the order that the paper reports is not confirmed at this scale.
 """
 
 from __future__ import annotations

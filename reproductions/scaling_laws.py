@@ -1,16 +1,18 @@
-"""Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, real pools and what decay is worth.
+"""Scaling laws for data filtering (Goyal et al., CVPR 2024): recovery, the paper's table, real pools and what decay is
+worth.
 
-1. Planted curves: laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <= 0.01,
-   and the interval of tau is wider where b is small; a law that decays extrapolates better than one fitted without.
+1. Planted curves: laws on the grid come back exactly; with noise of 0.002 and the shared a and d known, |error of b| <=
+   0.01, and the interval of tau is wider where b is small; a law that decays extrapolates better than one fitted
+   without.
 2. Best number of pools and predicted error at five budgets, and the example in which the authors' code shrinks d.
-3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant rate.
-   The laws are fitted on single pools only, to errors on 10,000 images of no pool; predicted are the test errors of the
-   unions of the 1 .. 4 best pools at three budgets.
+3. Fashion-MNIST, 4 pools of 10,000 images with 0, 10, 25 and 45% of the labels changed, MLP, plain SGD at a constant
+   rate. The laws are fitted on single pools only, to errors on 10,000 images of no pool; predicted are the test errors
+   of the unions of the 1 .. 4 best pools at three budgets.
 4. Fashion-MNIST, 4 pools of 2,500 images by EL2N: curves of 1 to 32 passes, test error predicted at 48 and 64.
 
-That utility decays by repetition is tested against a law without decay fitted to the same points, not against the same law
-with tau = infinity, which is bad by construction. Mean |predicted - measured| over fresh seeds, errors in [0, 1], one to three
-trainings a point:
+That utility decays by repetition is tested against a law without decay fitted to the same points, not against the same
+law with tau = infinity, which is bad by construction. Mean |predicted - measured| over fresh seeds, errors in [0, 1],
+one to three trainings a point:
 
     stream                                    seeds  decay   fitted without  difference (90% interval)   decay better in
     planted curves, at 16 to 40 passes           20  0.002   0.024           +0.022 (0.021 to 0.022)      20
@@ -22,9 +24,10 @@ trainings a point:
     changed labels, pools of 10,000, unions       7  0.0107  0.0076          -0.003 (-0.006 to 0.000)      2
     digits, pools of 300, 1-32 passes, same       6  0.030   0.031           +0.001 (-0.001 to 0.003)      4
 
-So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.55, standard deviation 0.17),
-and for one pool at a time. It is NOT claimed for unions, which is what the law is for: on these pools (3) a law without
-decay predicted them as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the end of its range.
+So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.55, standard deviation
+0.17), and for one pool at a time. It is NOT claimed for unions, which is what the law is for: on these pools (3) a law
+without decay predicted them as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the
+end of its range.
 """
 
 from __future__ import annotations
@@ -149,7 +152,8 @@ def _decay(seed: int) -> list[Claim]:
     decaying, endless = np.mean(miss, axis=0)
     return [
         at_least(
-            "1. planted decay: share by which the law's error at 16 to 40 passes is below that of a law fitted without decay",
+            "1. planted decay: share by which the law's error at 16 to 40 passes is below that of a law fitted without "
+            "decay",
             1 - decaying / endless,
             0.8,
         )
@@ -222,7 +226,8 @@ def _unions(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
     return [
         # Seeds 0, 1, 2 and 101: 1; seeds 3 and 8181: 0.8, which arithmetic in binary makes 0.7999.
         at_least(
-            "3. Spearman of b and flip rate, 4 pools (the published order is exact; pools whose b are 0.002 apart may change places)",
+            "3. Spearman of b and flip rate, 4 pools (the published order is exact; pools whose b are 0.002 apart may "
+            "change places)",
             spearmanr([law.b for law in fits.laws], FLIPPED).statistic,
             0.79,
         ),
@@ -305,7 +310,8 @@ def _further(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
     )
     return [
         at_least(
-            "4. share by which the error at 48 and 64 passes is below that of a law fitted without decay, pools by EL2N",
+            "4. share by which the error at 48 and 64 passes is below that of a law fitted without decay, pools by "
+            "EL2N",
             1 - decaying / endless,
             0.2,
         )

@@ -1,10 +1,12 @@
 """Worst-case forget sets (Zhang et al., "Challenging Forgets", ECCV 2024) on digits and Fashion-MNIST.
 
-1-4. digits, several splits into 1,297 and 500, MLP 64-128-10, a tenth is forgotten: after retraining without it, the worst-case
-     set is still fitted, random sets less and the easiest least; the search moves away from its start where the published
-     fixed steps do not; every lower level finds such sets; the cheap rivals by loss.
-5.   Fashion-MNIST, 10,000 images: the same for examples. For pairs of classes the truth is known, by unlearning each of the 45.
-     (A retrained model never names a class it has not seen, so classes are compared after approximate unlearning.)
+1-4. digits, several splits into 1,297 and 500, MLP 64-128-10, a tenth is forgotten: after retraining without it, the
+worst-case
+     set is still fitted, random sets less and the easiest least; the search moves away from its start where the
+     published fixed steps do not; every lower level finds such sets; the cheap rivals by loss.
+5.   Fashion-MNIST, 10,000 images: the same for examples. For pairs of classes the truth is known, by unlearning each of
+     the 45. (A retrained model never names a class it has not seen, so classes are compared after approximate
+     unlearning.)
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ DIGITS = SupervisedConfig(lr=0.1, momentum=0.9, batch=64, epochs=60)
 FASHION = SupervisedConfig(lr=0.05, momentum=0.9, batch=128, epochs=30)
 SEARCH = WorstCaseForgetConfig()
 PUBLISHED_STEP = WorstCaseForgetConfig(scale_aware=False, lr_upper=1e-2, decay=0.0, tolerance=0.0)
-# From a fresh initialisation five epochs of signSGD do not fit digits, and a fresh output layer alone takes larger steps.
+# From a fresh initialisation five epochs of signSGD do not fit digits, and a fresh output layer alone takes larger
+# steps.
 LOWER_LEVELS: tuple[tuple[str, WorstCaseForgetConfig], ...] = (
     ("ft_l1", WorstCaseForgetConfig(lower="ft_l1")),
     ("retrain", WorstCaseForgetConfig(lower="retrain", lower_epochs=20)),
@@ -52,8 +55,8 @@ LOWER_LEVELS: tuple[tuple[str, WorstCaseForgetConfig], ...] = (
 CLASSES = WorstCaseForgetConfig(
     group="class", fraction=0.2, lower_epochs=1, lr_lower=1e-4, upper_steps=15, tolerance=0.0
 )
-# A random set of 130 digits has a UA with a standard deviation of 1.5 points, so the threshold of 2 needs many sets: with 8
-# a split the mean over seven seeds was 2.4 to 3.2.
+# A random set of 130 digits has a UA with a standard deviation of 1.5 points, so the threshold of 2 needs many sets:
+# with 8 a split the mean over seven seeds was 2.4 to 3.2.
 SPLITS, RANDOM_SETS, RETRAININGS = 3, 16, 3
 
 

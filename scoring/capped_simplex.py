@@ -2,11 +2,13 @@
 
     S = {w in [0, 1]^N : sum w = m};   Proj_S(a) = clip(a - mu, 0, 1),   mu such that the entries sum to m
 
-sum clip(a - mu, 0, 1) falls from N to 0 as mu goes from min(a) - 1 to max(a), so mu is found by bisection; the last digits
-come from the linear equation that holds on the piece the bisection ended in. float64 throughout.
+sum clip(a - mu, 0, 1) falls from N to 0 as mu goes from min(a) - 1 to max(a), so mu is found by bisection; the last
+digits come from the linear equation that holds on the piece the bisection ended in. float64 throughout.
 
-Source: the optimality conditions of min ||w - a||^2 over S; the bisection of Zhang et al., "Challenging Forgets" (ECCV 2024,
-arXiv 2403.07362), there in single precision with a tolerance of 1e-5. Not the probability simplex: entries are capped at 1.
+Source: the optimality conditions of min ||w - a||^2 over S; the bisection of Zhang et al., "Challenging Forgets" (ECCV
+    2024,
+arXiv 2403.07362), there in single precision with a tolerance of 1e-5. Not the probability simplex: entries are capped
+at 1.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def project_capped_simplex(a: ArrayLike, m: float) -> NDArray[np.float64]:
     a = np.asarray(a, dtype=np.float64)
     if a.ndim != 1 or not np.isfinite(a).all():
         raise InvalidInput(
-            f"a has shape {a.shape} and {int((~np.isfinite(a)).sum())} entries that are not finite; (N,) finite is needed"
+            f"a has shape {a.shape} and {int((~np.isfinite(a)).sum())} entries that are not finite; (N,) finite is "
+            "needed"
         )
     if not 0 <= m <= len(a):
         raise InvalidInput(f"m = {m} is outside its allowed range: >= 0 and <= {len(a)}, the number of entries")

@@ -2,11 +2,12 @@
 
     label_noise_i = 1 - label quality score of cleanlab          in [0, 1]; higher = noisier
 
-The rows come from outside (``Datalab.get_issues("label")``, ``CleanLearning.find_label_issues``): which predictions they rest
-on, and whether these were out of sample, is for whoever imported them to know. ``label_quality`` is cleanlab's view of the
-predictions that are known here.
+The rows come from outside (``Datalab.get_issues("label")``, ``CleanLearning.find_label_issues``): which predictions
+they rest on, and whether these were out of sample, is for whoever imported them to know. ``label_quality`` is
+cleanlab's view of the predictions that are known here.
 
-Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv 1911.00068).
+Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv
+    1911.00068).
 """
 
 from __future__ import annotations

@@ -1,19 +1,25 @@
 """Concept attribution: how much of what the model says of an example's class runs through that class's concepts.
 
     G_c(z)   = F_c(z) - mean_{j != c} F_j(z)                                     the centred logit of class c
-    IG_k     = (z_k - z'_k) * integral_0^1 dG_c/dz_k (z' + a (z - z')) da         logit units;  sum_k IG_k = G_c(z) - G_c(z')
-    share_i  = sum_{k in K_y} IG_k / sum_k |IG_k|             in [-1, 1]; higher = carried by the concepts of its own class
+    IG_k     = (z_k - z'_k) * integral_0^1 dG_c/dz_k (z' + a (z - z')) da         logit units;  sum_k IG_k = G_c(z) -
+             G_c(z')
+    share_i  = sum_{k in K_y} IG_k / sum_k |IG_k|             in [-1, 1]; higher = carried by the concepts of its own
+             class
 
-    IG_kd   = (x_d - x'_d) * integral_0^1 dz_k/dx_d (x' + a (x - x')) da          through the backbone: which inputs make z_k
+    IG_kd   = (x_d - x'_d) * integral_0^1 dz_k/dx_d (x' + a (x - x')) da          through the backbone: which inputs
+            make z_k
 
-z (N, K) signed distances to K concepts, z' their mean over the training set (zeros would mean "on every boundary"), F the
-concept bottleneck, K_y the concept set of the example's class; see explain.concepts. x the model's input, x' a baseline.
+z (N, K) signed distances to K concepts, z' their mean over the training set (zeros would mean "on every boundary"), F
+the concept bottleneck, K_y the concept set of the example's class; see explain.concepts. x the model's input, x' a
+baseline.
 
-Source: Sundararajan, Taly, Yan, ICML 2017 (arXiv 1703.01365), equations 1 and 3; arXiv 2405.15662 (2024) attributes classes
-to concepts and ranks poison candidates by sum_{k in K_y} IG_k (here ``attribution``). Logits, not probabilities: through a
-saturated softmax the integral needs hundreds of steps, so the completeness error is kept and a large one refused.
-An example attributed against its class's concepts is atypical or mislabelled; the share is not its influence on training,
-and a small denominator (an example near the mean of everything) makes it noisy: read it with ``attribution``.
+Source: Sundararajan, Taly, Yan, ICML 2017 (arXiv 1703.01365), equations 1 and 3; arXiv 2405.15662 (2024) attributes
+    classes
+to concepts and ranks poison candidates by sum_{k in K_y} IG_k (here ``attribution``). Logits, not probabilities:
+through a saturated softmax the integral needs hundreds of steps, so the completeness error is kept and a large one
+refused. An example attributed against its class's concepts is atypical or mislabelled; the share is not its influence
+on training, and a small denominator (an example near the mean of everything) makes it noisy: read it with
+``attribution``.
 """
 
 from __future__ import annotations
@@ -84,8 +90,8 @@ def concept_integrated_gradients(
         baseline: (K,).
         target: (N,) classes.
         n_steps: points of the quadrature; one suffices for a linear head.
-        tolerance: largest |delta| that is accepted, beside a millionth of the absolute attribution (captum's weights are
-            in single precision).
+        tolerance: largest |delta| that is accepted, beside a millionth of the absolute attribution (captum's weights
+            are in single precision).
 
     Raises:
         InvalidInput: shapes differ, values are not finite, or the completeness error exceeds ``tolerance``.
@@ -134,7 +140,8 @@ def concept_input_gradients(
     batch: int = 1024,
     tolerance: float = INPUT_TOLERANCE,
 ) -> ConceptAttributions:
-    """Captum's integrated gradients of each example's projection on one concept, over the model's inputs (midpoint rule).
+    """Captum's integrated gradients of each example's projection on one concept, over the model's inputs (midpoint
+    rule).
 
     Networks of ReLUs are not smooth along the path: the steps of an example are doubled until its attributions are
     complete. In the precision of the model.
@@ -298,7 +305,8 @@ def class_concept_profile(
                 name="evidence",
                 dtype="float64",
                 unit="logit",
-                doc="centred logit of the class at the example minus that at the mean example: the sum over all concepts",
+                doc="centred logit of the class at the example minus that at the mean example: the sum over all "
+                "concepts",
             ),
             Column(
                 name="entropy",

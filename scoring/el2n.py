@@ -3,10 +3,12 @@
     EL2N_i = mean_r || softmax(f_r(x_i)) - onehot(y_i) ||_2     in [0, sqrt 2]; higher = harder
 
 f_r: R models stopped after a few epochs, one initialisation each, eval mode. logits (B, K).
-With it, from the same forward pass: EL1N; the margins max_{k != y} p_k - p_y and sum_{k != y} (p_k - p_y) = 1 - K p_y; and
-the GraNd of the output layer, || p - onehot(y) || sqrt(||h||^2 + 1) with h what that layer takes in (scoring.last_layer).
+With it, from the same forward pass: EL1N; the margins max_{k != y} p_k - p_y and sum_{k != y} (p_k - p_y) = 1 - K p_y;
+and the GraNd of the output layer, || p - onehot(y) || sqrt(||h||^2 + 1) with h what that layer takes in
+(scoring.last_layer).
 
-Every batch is read once and passed through all R models, so that nothing but the table grows with the number of examples.
+Every batch is read once and passed through all R models, so that nothing but the table grows with the number of
+examples.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet: Finding Important Examples Early in Training" (NeurIPS
 2021, arXiv 2107.07075), definition 3 and the authors' code. It ranks by difficulty, not by value: under label noise the
@@ -108,7 +110,8 @@ class EL2NConfig(Config):
                 low=0,
                 nullable=True,
                 direction="higher = harder",
-                doc="mean gradient norm of the output layer alone; null when the logits do not come from a linear layer",
+                doc="mean gradient norm of the output layer alone; null when the logits do not come from a linear "
+                "layer",
             ),
             Column(
                 name="grand_last_layer_std",

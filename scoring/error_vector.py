@@ -1,7 +1,7 @@
 """The error vector of cross-entropy, e = softmax(z) - onehot(y): the gradient of the loss at the logits.
 
-For a confident right answer, 1 - p_y rounds to 0 in single precision while the error is 1e-9. Here the entry of the true
-class is -sum_{k != y} p_k, never p_y - 1, so that small errors keep all their digits.
+For a confident right answer, 1 - p_y rounds to 0 in single precision while the error is 1e-9. Here the entry of the
+true class is -sum_{k != y} p_k, never p_y - 1, so that small errors keep all their digits.
 """
 
 from __future__ import annotations

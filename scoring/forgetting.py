@@ -4,9 +4,9 @@
     forgetting_i = #{t : acc_i(t) > acc_i(t + 1)}            higher = harder; undefined when acc_i(t) = 0 for every t
     hardness_i   = mean over R runs of forgetting_i, or T in a run in which it was never right
 
-The paper counts an example that is never right as infinitely forgotten; T, the presentations of an example in a run (in the
-longest, were they unequal), is more than one that was right can be forgotten (T / 2), keeps the mean over runs finite and
-lets every example be ranked. R runs of the subject's own recipe from R
+The paper counts an example that is never right as infinitely forgotten; T, the presentations of an example in a run (in
+the longest, were they unequal), is more than one that was right can be forgotten (T / 2), keeps the mean over runs
+finite and lets every example be ranked. R runs of the subject's own recipe from R
 initialisations; with it, the share of runs in which the example was never right, and the presentation at which it was
 first right. Every epoch draws each example once, so a presentation is an epoch, counted from 1.
 
@@ -54,7 +54,8 @@ class ForgettingConfig(Config):
         trains=True,
         version=2,
         wants=("outputs", "classes"),
-        doc="Forgetting events: how often an example goes from right to wrong between two of its presentations in training.",
+        doc="Forgetting events: how often an example goes from right to wrong between two of its presentations in "
+        "training.",
         source="Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019 (arXiv 1812.05159)",
         config=ForgettingConfig,
         needs=("train",),
@@ -65,7 +66,8 @@ class ForgettingConfig(Config):
                 low=0,
                 unit="events",
                 direction="higher = harder",
-                doc="mean over runs of the forgetting events, or of the presentations in a run in which it was never right",
+                doc="mean over runs of the forgetting events, or of the presentations in a run in which it was never "
+                "right",
             ),
             Column(
                 name="hardness_stderr",
@@ -116,7 +118,8 @@ class ForgettingConfig(Config):
                 nullable=True,
                 unit="epochs",
                 direction="higher = harder",
-                doc="epoch of the first presentation at which it was right, from 1, mean over these runs; null when never",
+                doc="epoch of the first presentation at which it was right, from 1, mean over these runs; null when "
+                "never",
             ),
             Column(name="n_seeds", dtype="int64", low=1, doc="runs"),
         ),
@@ -148,7 +151,8 @@ def forgetting(
 
     Raises:
         NotApplicable: another task, or a recipe that does not tell its mini-batches.
-        DataError: no examples, an id used twice, labels that are not classes, or NaN or infinite logits; names the examples.
+        DataError: no examples, an id used twice, labels that are not classes, or NaN or infinite logits; names the
+            examples.
         Diverged: a run diverged.
     """
     require(data, "forgetting", "classes")
@@ -217,7 +221,8 @@ class ForgettingEvents:
 
 
 class _Totals:
-    """Sums over the runs, exact in integers; of the events, over the runs in which the example was ever right: others have 0."""
+    """Sums over the runs, exact in integers; of the events, over the runs in which the example was ever right: others
+    have 0."""
 
     def __init__(self, num: int) -> None:
         self.runs = 0
@@ -261,7 +266,8 @@ class _Totals:
 def _moments(
     total: NDArray[np.float64], squares: NDArray[np.float64], times: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and sample variance of whole numbers from their sum and sum of squares; NaN, which becomes null, where undefined."""
+    """Mean and sample variance of whole numbers from their sum and sum of squares; NaN, which becomes null, where
+    undefined."""
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = squares * times - total**2  # times squared deviations, whole numbers: nothing cancels
         return total / times, spread / times / np.where(times > 1, times - 1, 0)

@@ -8,8 +8,8 @@
                 of examples that share their inputs (nodes of a graph): one example at a time
 
 f_r: R models stopped after a few epochs, eval mode. Exact over all trainable parameters (scoring.grad_norms), not the
-last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product. The loss is that of the model as it
-stands, so the score is in its units (of a number to predict, squared); the paper has classification only.
+last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product. The loss is that of the model as
+it stands, so the score is in its units (of a number to predict, squared); the paper has classification only.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), definition 1. At
 initialisation it ranks no better than the input norm (Kirsch, arXiv 2303.14753): use models of a few epochs.
@@ -107,14 +107,15 @@ def grand(data: ExampleSet, *, config: GrandConfig, seed: int, early_models: Seq
         data: N examples of any task.
         config: batch size.
         seed: not used; the score is a function of the models.
-        early_models: R >= 1 models stopped at the early epoch, one seed each; put into eval mode and back, else untouched.
+        early_models: R >= 1 models stopped at the early epoch, one seed each; put into eval mode and back, else
+            untouched.
 
     Returns:
         One row an example, in the order of ``data``; columns as declared.
 
     Raises:
-        NotApplicable: a model under which an example has no gradient of its own: it mixes the examples of a batch, or answers
-            from vectors that were settled from a graph of all.
+        NotApplicable: a model under which an example has no gradient of its own: it mixes the examples of a batch, or
+            answers from vectors that were settled from a graph of all.
         DataError: labels outside the model's outputs, targets, outputs or gradients that are NaN or infinite; names the
             examples.
         InvalidInput: no models.

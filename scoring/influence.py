@@ -4,24 +4,27 @@
             = (C'^T K)_ji / n_in_i - (C'^T (1 - K))_ji / n_out_i
 
 over the models of the reference ensemble. K = keep (M, N) bool: model m trained on i; C' (M, P) in [0, 1]: the quality
-(``tasks.base``) of model m on test example j, which no model trained on; of a classifier it is f(x'_j) = y'_j and bool. The
-P x N matrix is never held: it is made a block of test examples at a time.
+(``tasks.base``) of model m on test example j, which no model trained on; of a classifier it is f(x'_j) = y'_j and bool.
+The P x N matrix is never held: it is made a block of test examples at a time.
 
-Two cuts pick the pairs worth showing: mem_i >= 0.25 and infl_ij >= 0.15 (the paper's), and, since thousands of pairs of M
-noisy models exceed 0.15 by chance, the Benjamini-Hochberg cut on all pairs with mem_i >= 0.25. Its p-values are exact: were i
-without influence on j, which n_in of the M models hold i would be a random draw, and the right ones among them would be
+Two cuts pick the pairs worth showing: mem_i >= 0.25 and infl_ij >= 0.15 (the paper's), and, since thousands of pairs of
+M noisy models exceed 0.15 by chance, the Benjamini-Hochberg cut on all pairs with mem_i >= 0.25. Its p-values are
+exact: were i without influence on j, which n_in of the M models hold i would be a random draw, and the right ones among
+    them would be
     H ~ Hypergeometric(M, models right on j, n_in),     p = P[H >= observed],     z = (observed - E H) / sd H.
-A quality between 0 and 1 has no such count. There p is Serfling's bound on the mean of a draw without replacement, which holds
-for every n_in and M and is never below the exact p-value; R_j is the range of the quality of the M models on j:
+A quality between 0 and 1 has no such count. There p is Serfling's bound on the mean of a draw without replacement,
+which holds for every n_in and M and is never below the exact p-value; R_j is the range of the quality of the M models
+on j:
     p = exp(-2 n_in t^2 / (rho R_j^2)),   t = mean quality of the n_in - mean quality of all,   rho = 1 - (n_in - 1) / M
     where n_in <= M / 2, else (1 - n_in / M) (1 + 1 / n_in).
-The Wald ratio infl / sqrt(sum q (1 - q) / n) is no substitute: it is infinite for the strongest pairs of few models. The interval of
-infl is Newcombe's (``stats.proportions``), as that of mem is, and the analysis takes an example for memorised when the lower end of
-its mem is at the cut.
+The Wald ratio infl / sqrt(sum q (1 - q) / n) is no substitute: it is infinite for the strongest pairs of few models.
+The interval of infl is Newcombe's (``stats.proportions``), as that of mem is, and the analysis takes an example for
+memorised when the lower end of its mem is at the cut.
 
-Source: Feldman & Zhang, "What Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), sections 2 and 3 and the
-authors' code; Benjamini & Hochberg (JRSS B 1995); Fisher's exact test; Serfling (Annals of Statistics 1974) and Bardenet &
-Maillard (Bernoulli 2015), the bound. Not influence functions (no gradients, no convexity),
+Source: Feldman & Zhang, "What Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), sections 2 and 3 and
+    the
+authors' code; Benjamini & Hochberg (JRSS B 1995); Fisher's exact test; Serfling (Annals of Statistics 1974) and
+Bardenet & Maillard (Bernoulli 2015), the bound. Not influence functions (no gradients, no convexity),
 and not about one model: it averages over the recipe's randomness, with half of the pool left out.
 """
 
@@ -58,11 +61,12 @@ class InfluenceBlock:
 
     Attributes:
         rows: the test examples of the block.
-        hits: int32 (b, N), models that trained on i and are right on j; float64, the sum of their quality on j, where that is
-            not bool.
+        hits: int32 (b, N), models that trained on i and are right on j; float64, the sum of their quality on j, where
+            that is not bool.
         right: int64 (b,), models right on j; float64, the sum of the quality of all.
         n_in, n_out: int64 (N,), models that trained on i, and that did not.
-        range, square: float64 (b,), greatest minus least quality on j, and the sum of its squares; None where it is bool.
+        range, square: float64 (b,), greatest minus least quality on j, and the sum of its squares; None where it is
+            bool.
     """
 
     rows: slice
@@ -85,7 +89,8 @@ class InfluenceBlock:
         return out
 
     def interval(self, test: Ints, train: Ints) -> tuple[Floats, Floats]:
-        """Newcombe's 95% interval of pairs, two float64 (R,), from their rows in the block and training examples, int64 (R,) each."""
+        """Newcombe's 95% interval of pairs, two float64 (R,), from their rows in the block and training examples, int64
+        (R,) each."""
         hits, n_in, n_out = self.hits[test, train], self.n_in[train], self.n_out[train]
         with np.errstate(divide="ignore", invalid="ignore"):
             inside, outside = hits / n_in, (self.right[test] - hits) / n_out
@@ -98,7 +103,8 @@ class InfluencePairs:
 
     Attributes:
         train, test: int64 (R,), columns of ``keep`` and of ``correct``.
-        infl, low, high, z, p_value, q_value: float64 (R,); low and high are the 95% interval of infl, q_value is the smallest false-discovery rate at which the pair is kept.
+        infl, low, high, z, p_value, q_value: float64 (R,); low and high are the 95% interval of infl, q_value is the
+            smallest false-discovery rate at which the pair is kept.
         num_memorised: training examples with mem >= min_mem and models on both sides.
         num_tested: pairs of these with any test example: the family of the false-discovery rate.
         num_over: pairs of the family with infl >= min_infl, before the false-discovery cut.
@@ -125,8 +131,8 @@ def influence_matrix(
     Args:
         keep: (M, N) bool, model m trained on training example i.
         correct: (M, P) bool, model m is right on test example j; or float64 in [0, 1], its quality there.
-        block: test examples a block; by default what keeps a block at four million pairs. Changes no value of bool: counts
-            are whole numbers, which single precision holds exactly up to 2^24 models.
+        block: test examples a block; by default what keeps a block at four million pairs. Changes no value of bool:
+            counts are whole numbers, which single precision holds exactly up to 2^24 models.
 
     Raises:
         InvalidInput: neither bool nor float64 in [0, 1], shapes that do not fit, block < 1.
@@ -137,7 +143,8 @@ def influence_matrix(
     soft = correct.dtype == np.float64
     if keep.dtype != np.bool_ or keep.ndim != 2 or correct.ndim != 2 or not (soft or correct.dtype == np.bool_):
         raise InvalidInput(
-            f"keep is {keep.dtype} {keep.shape}, correct {correct.dtype} {correct.shape}; bool is needed, or float64 of correct"
+            f"keep is {keep.dtype} {keep.shape}, correct {correct.dtype} {correct.shape}; bool is needed, or float64 "
+            "of correct"
         )
     if soft and not ((correct >= 0) & (correct <= 1)).all():  # NaN included
         raise InvalidInput("correct holds values outside [0, 1]")
@@ -185,8 +192,8 @@ def high_influence_pairs(
 ) -> InfluencePairs:
     """Pairs with mem >= ``min_mem``, infl >= ``min_infl`` and q <= ``fdr``.
 
-    Two passes over the matrix: the first counts how often each p-value occurs, which gives the cut, the second keeps the
-    pairs. Memory is that of a block and of what is kept.
+    Two passes over the matrix: the first counts how often each p-value occurs, which gives the cut, the second keeps
+    the pairs. Memory is that of a block and of what is kept.
 
     Args:
         keep: (M, N) bool.
@@ -246,16 +253,19 @@ def p_values(part: InfluenceBlock, num_models: int) -> Floats:
 def serfling_tail(
     hits: NDArray[Any], right: NDArray[Any], n_in: Ints, num_models: int, *, spread: NDArray[Any]
 ) -> Floats:
-    """A bound on P[sum of the quality of n_in of the models drawn without replacement >= hits]: float64 (b, N) in (0, 1].
+    """A bound on P[sum of the quality of n_in of the models drawn without replacement >= hits]: float64 (b, N) in (0,
+    1].
 
     Args:
         hits: (b, N), the sums.
         right: (b,), the sums over all models.
         n_in: (N,), in 1..num_models.
         num_models: M.
-        spread: (b,), greatest minus least quality over the models; where it is 0 nothing can be told, and the bound is 1.
+        spread: (b,), greatest minus least quality over the models; where it is 0 nothing can be told, and the bound is
+            1.
 
-    >>> round(float(serfling_tail(np.array([[2.0]]), np.array([2.0]), np.array([2]), 4, spread=np.array([1.0]))[0, 0]), 3)
+    >>> tail = serfling_tail(np.array([[2.0]]), np.array([2.0]), np.array([2]), 4, spread=np.array([1.0]))
+    >>> round(float(tail[0, 0]), 3)
     0.264
     """
     n = n_in.astype(np.float64)
@@ -510,8 +520,8 @@ def influence(
 
     Raises:
         NotApplicable: an ensemble that does not fit its training sets (the gate of ``memorization``).
-        DataError: ids used twice; no training example in the pool; targets other than the ensemble's or none of the task's;
-            NaN or infinite readings. Names the examples.
+        DataError: ids used twice; no training example in the pool; targets other than the ensemble's or none of the
+            task's; NaN or infinite readings. Names the examples.
     """
     train = data.part("train")
     train = train.by_id()

@@ -2,14 +2,15 @@
 
     disagreement_i = (1 / k) #{ j in N_k(i) : y_j != y_i }     in [0, 1]; higher = more likely mislabelled
 
-N_k(i): the k training examples nearest to i in the model's penultimate layer by cosine similarity, i itself left out; equal
-similarities go to the smaller id.
+N_k(i): the k training examples nearest to i in the model's penultimate layer by cosine similarity, i itself left out;
+equal similarities go to the smaller id.
 
-Source: Wilson, "Asymptotic Properties of Nearest Neighbor Rules Using Edited Data" (IEEE SMC 1972), the k-NN disagreement of
+Source: Wilson, "Asymptotic Properties of Nearest Neighbor Rules Using Edited Data" (IEEE SMC 1972), the k-NN
+    disagreement of
 data editing, on embeddings. It sees what neighbours see: label noise that comes in clusters (a batch of copies with one
-wrong label) agrees with itself, so read it with ``near_duplicates``; rare but right examples disagree as well. A model that
-has fitted the noise pulls a wrong example towards its wrong class, which costs the score a little (digits, 10% noise: AUROC
-0.985 after interpolation, 0.992 after five epochs).
+wrong label) agrees with itself, so read it with ``near_duplicates``; rare but right examples disagree as well. A model
+that has fitted the noise pulls a wrong example towards its wrong class, which costs the score a little (digits, 10%
+noise: AUROC 0.985 after interpolation, 0.992 after five epochs).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class KnnDisagreementConfig(Config):
     ScoreSpec(
         name="knn_disagreement",
         wants=("classes", "features"),
-        doc="Disagreement with neighbours: share of the nearest training examples, by the model's penultimate layer, with another label.",
+        doc="Disagreement with neighbours: share of the nearest training examples, by the model's penultimate layer, "
+        "with another label.",
         source="Wilson, IEEE Trans. SMC 1972 (edited nearest neighbours), on embeddings",
         config=KnnDisagreementConfig,
         needs=("encoder",),
@@ -139,7 +141,8 @@ def knn_disagreement(data: ExampleSet, *, config: KnnDisagreementConfig, seed: i
 def _neighbours(
     ordered: ExampleSet, model: nn.Module, config: KnnDisagreementConfig, seed: int
 ) -> Iterator[tuple[Ints, Ints, NDArray[np.float64]]]:
-    """(rows, positions, similarities) of every example's neighbours, a block at a time; position -1 where there is none."""
+    """(rows, positions, similarities) of every example's neighbours, a block at a time; position -1 where there is
+    none."""
     if config.index != CELLS:
         found = nearest(unit_vectors(embeddings(model, ordered, batch=config.batch)), k=config.k, method=config.index)
         yield np.arange(len(ordered)), found.position, found.similarity

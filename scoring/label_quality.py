@@ -1,14 +1,19 @@
-"""Label quality by cleanlab, on the out-of-sample predictions of the reference ensemble: a comparator for our own scores.
-``output_label_quality`` is the same on the outputs of the audited model alone, where there are no reference models.
+"""Label quality by cleanlab, on the out-of-sample predictions of the reference ensemble: a comparator for our own
+scores. ``output_label_quality`` is the same on the outputs of the audited model alone, where there are no reference
+models.
 
     p_i = mean of softmax(f_m(x_i)) over the models m that did not train on i      (keep[m, i] = 0: M/2 models)
     label_noise_i = 1 - p_i[y_i]          (1 - cleanlab's self-confidence)     in [0, 1]; higher = noisier
-    is_issue_i    = cleanlab's verdict by confident learning: the joint of given and true labels is estimated from p, and as many
-                    examples as lie off its diagonal are called wrong, the least likely first (its LabelInspector, in two passes)
+    is_issue_i    = cleanlab's verdict by confident learning: the joint of given and true labels is estimated from p,
+                  and as many
+                    examples as lie off its diagonal are called wrong, the least likely first (its LabelInspector, in
+                    two passes)
 
-cleanlab's own quality score is high for good labels; here the sign is turned, as every score of ours means "more of it".
+cleanlab's own quality score is high for good labels; here the sign is turned, as every score of ours means "more of
+it".
 
-Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv 1911.00068);
+Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv
+    1911.00068);
 the package cleanlab. Models trained on half of the pool know less than
 the audited one, so hard examples look noisier than they are; not a cross-validation of the audited model itself.
 """
@@ -49,7 +54,8 @@ _VERDICTS = (  # what cleanlab says, whichever probabilities it is given
     ScoreSpec(
         name="label_quality",
         wants=("outputs", "classes"),
-        doc="Label quality: one minus the probability that models not trained on the example give its label (cleanlab).",
+        doc="Label quality: one minus the probability that models not trained on the example give its label "
+        "(cleanlab).",
         source="Northcutt et al., Confident Learning, JAIR 2021 (arXiv 1911.00068); the package cleanlab",
         version=2,
         needs=("ensemble_outputs",),
@@ -108,7 +114,8 @@ def label_quality(data: ExampleSet, *, config: Config, seed: int, ensemble_outpu
                 low=0,
                 high=1,
                 direction="higher = noisier",
-                doc="1 - probability of the label; in sample for what the model was trained on, which hides noise that it learnt",
+                doc="1 - probability of the label; in sample for what the model was trained on, which hides noise that "
+                "it learnt",
             ),
             *_VERDICTS,
             Column(name="suggested_label", dtype="int64", low=0, doc="most probable label"),
@@ -142,7 +149,8 @@ def output_label_quality(data: ExampleSet, *, config: Config, seed: int, outputs
 
 
 def _judged(ids: Ints, given: Ints, num_classes: int, blocks: Callable[[], Iterator[Block]]) -> pl.DataFrame:
-    """The columns of the score for these ids and labels, from two passes over ``blocks``: slice, probabilities (B, K), models (B,)."""
+    """The columns of the score for these ids and labels, from two passes over ``blocks``: slice, probabilities (B, K),
+    models (B,)."""
     from cleanlab import rank
     from cleanlab.experimental import label_issues_batched as batched
 
@@ -187,7 +195,8 @@ def out_of_fold(data: ExampleSet, ensemble: ReferenceEnsemble) -> tuple[Ints, In
         data: classification, any split.
 
     Returns:
-        Ids (N,) ascending, labels (N,) and probabilities (N, K) of the examples of ``data`` that are in the ensemble's pool.
+        Ids (N,) ascending, labels (N,) and probabilities (N, K) of the examples of ``data`` that are in the ensemble's
+        pool.
 
     Raises:
         NotApplicable, DataError: as :func:`label_quality`.
@@ -204,7 +213,8 @@ def _among(present: Ints, labels: Ints, p: NDArray[np.float64]) -> tuple[Ints, N
 
 
 def _blocks(ensemble: ReferenceEnsemble, columns: Ints) -> Iterator[Block]:
-    """(slice of ``columns``, mean probabilities (B, K) over the models not trained on each example, how many these are (B,)).
+    """(slice of ``columns``, mean probabilities (B, K) over the models not trained on each example, how many these are
+    (B,)).
 
     Raises:
         DataError: an example that every model trained on, NaN or infinite logits; names the examples.

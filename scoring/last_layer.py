@@ -2,9 +2,11 @@
 
     z = W h + c:   d loss / d W = delta h^T,  d loss / d c = delta    =>    norm = || delta || sqrt(||h||^2 + 1)
 
-delta (B, K): gradient of the loss at the logits; h (B, d): what the output layer takes in. Exact, and free: the norm of h
-is one reduction of what the pass has computed anyway. Defined when the logits are what an nn.Linear returns, called once,
-with weights that nothing else of the model uses; a frozen weight or bias leaves its term out, as in scoring.grad_norms.
+delta (B, K): gradient of the loss at the logits; h (B, d): what the output layer takes in. Exact, and free: the norm of
+    h
+is one reduction of what the pass has computed anyway. Defined when the logits are what an nn.Linear returns, called
+once, with weights that nothing else of the model uses; a frozen weight or bias leaves its term out, as in
+scoring.grad_norms.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class LastLayer:
             self._handle.remove()
 
     def norm(self, logits: Tensor) -> Tensor | None:
-        """||h|| of every example of the batch that gave ``logits``, (B,) in single precision or more; None without a layer."""
+        """||h|| of every example of the batch that gave ``logits``, (B,) in single precision or more; None without a
+        layer."""
         seen, self._seen = self._seen, None
         if seen is None or seen[1] is not logits:
             return None

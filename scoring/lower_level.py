@@ -7,13 +7,15 @@
     retrain   from a fresh initialisation: Xavier-uniform weights, zero biases, norms as new
     eu        the output layer alone, re-initialised in the same way; everything below it is frozen
 
-l: the task's loss, cross-entropy of classes; a number to predict is descended in units of its own spread, as it was trained.
-w (N,) in [0, 1], 1 = forget; batches of B; what is trained is in train mode, what is frozen in eval mode (its batch statistics
-and dropout too); no momentum, no weight decay, constant eta. The loss is a *sum*: only the sign step makes it independent of
-the batch size and of the scale of 1 - w. And sign has derivative zero almost everywhere, so theta does not depend on w to
-first order: the upper level needs no second-order term.
+l: the task's loss, cross-entropy of classes; a number to predict is descended in units of its own spread, as it was
+    trained.
+w (N,) in [0, 1], 1 = forget; batches of B; what is trained is in train mode, what is frozen in eval mode (its batch
+statistics and dropout too); no momentum, no weight decay, constant eta. The loss is a *sum*: only the sign step makes
+it independent of the batch size and of the scale of 1 - w. And sign has derivative zero almost everywhere, so theta
+does not depend on w to first order: the upper level needs no second-order term.
 
-Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362) and the authors' code (w_FT, w_FT_l1, w_EU; sign_step).
+Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362) and the authors' code (w_FT, w_FT_l1, w_EU;
+    sign_step).
 There "eu" draws a linear layer from N(0, 1), anew in every epoch; here once, and at the scale of the layer. Not an
 unlearning method to deploy: those are registered ones.
 """
@@ -135,8 +137,9 @@ def _reinitialise(root: nn.Module) -> None:
         if reset is None:
             if own:
                 raise NotApplicable(
-                    f"{name or type(root).__name__} ({type(module).__name__}) has parameters but no reset_parameters(), "
-                    "so it would keep what it learnt; hand in the unlearner 'retrain' in place of the lower level"
+                    f"{name or type(root).__name__} ({type(module).__name__}) has parameters but no "
+                    "reset_parameters(), so it would keep what it learnt; hand in the unlearner 'retrain' in place of "
+                    "the lower level"
                 )
             continue
         reset()

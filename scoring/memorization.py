@@ -3,27 +3,31 @@
     mem_i = E[quality of f on i | i in S] - E[quality of f on i | i not in S]      in [-1, 1]; higher = more memorised
           ~ mean of quality[:, i] over models with keep[:, i]  -  mean over models without
 
-over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M, N)
-bool: model m trained on example i; quality (M, N) in [0, 1]: what the task's users call right (``tasks.base``), recorded on
+over random training subsets S of a fixed size (here the halves of the reference ensemble, subset ratio 1/2). keep (M,
+N)
+bool: model m trained on example i; quality (M, N) in [0, 1]: what the task's users call right (``tasks.base``),
+    recorded on
 all N examples, in and out. Of a classifier it is f(x_i) = y_i and mem the paper's difference of two probabilities.
 
 mem_low, mem_high: Newcombe's 95% interval for the difference of two proportions (``stats.proportions``);
-stderr_i = its longer arm / 1.96. The Wald error sqrt(q (1 - q) / n) would be 0 for every example that all models of a side agree on,
-which is most of them. An example is called memorised when mem_low > 0.25, the whole interval above the usual cut. Of examples that
-are not memorised, mem >= 0.25 alone would call up to 13% with 20 models and 3% with 64, mem_low > 0.25 at most 0.2% and 0.01%; of
-examples at the cut itself 2.7%. What all models with it get right is called from mem = 1.00 on with 8 models, 0.70 with 20, 0.47
-with 64, 0.38 with 128, 0.34 with 256; fewer than 8 can call none, and the score is refused.
+stderr_i = its longer arm / 1.96. The Wald error sqrt(q (1 - q) / n) would be 0 for every example that all models of a
+side agree on, which is most of them. An example is called memorised when mem_low > 0.25, the whole interval above the
+usual cut. Of examples that are not memorised, mem >= 0.25 alone would call up to 13% with 20 models and 3% with 64,
+mem_low > 0.25 at most 0.2% and 0.01%; of examples at the cut itself 2.7%. What all models with it get right is called
+from mem = 1.00 on with 8 models, 0.70 with 20, 0.47 with 64, 0.38 with 128, 0.34 with 256; fewer than 8 can call none,
+and the score is refused.
 
-A quality between 0 and 1 (1 - error / error of the mean, for regression) is the soft variant: its variance is at most that
-of a share with the same mean, so that the interval is too wide, and fewer examples are called memorised, never more.
+A quality between 0 and 1 (1 - error / error of the mean, for regression) is the soft variant: its variance is at most
+that of a share with the same mean, so that the interval is too wide, and fewer examples are called memorised, never
+more.
 
-mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity. It is
-null where an example has no class.
+mem_prob is the same difference for the probability of the label in place of correctness: less noise, another quantity.
+It is null where an example has no class.
 
 Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), definition; Feldman & Zhang, "What
 Neural Networks Memorize and Why" (NeurIPS 2020, arXiv 2008.03703), section 3 and the authors' code. A property of the
-recipe, not of one model; meaningless for models that do not fit their training set, hence the gate. A near duplicate takes
-the place of an example it was left out with: deduplicate before reading a low value as "typical".
+recipe, not of one model; meaningless for models that do not fit their training set, hence the gate. A near duplicate
+takes the place of an example it was left out with: deduplicate before reading a low value as "typical".
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ from stats.proportions import newcombe
 FIT = Gate(
     column="acc_in",
     at_least=0.98,
-    why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train longer",
+    why="the reference models do not fit their training sets: mem then measures difficulty, not memorization; train "
+    "longer",
 )
 MEMORISED = 0.25  # Feldman & Zhang's cut
 FEWEST = 4  # models on a side: with 3, right in all with it and wrong in all without has mem_low 0.206
@@ -54,8 +59,8 @@ MODELS = Gate(
     column="n_out",  # each example is in exactly half of the models
     at_least=FEWEST,
     statistic="min",
-    why=f"with so few models not even an example that only its own models get right can be told from one with mem = {MEMORISED}; "
-    f"{2 * FEWEST} reference models are the fewest that call any memorised, 64 call it from mem = 0.47 on",
+    why="with so few models not even an example that only its own models get right can be told from one with mem = "
+    f"{MEMORISED}; {2 * FEWEST} reference models are the fewest that call any memorised, 64 call it from mem = 0.47 on",
 )
 _NORMAL = 1.959963984540054  # standard errors either side of a 95% interval
 _BLOCK = 4096  # examples whose readings of all models are looked at together
@@ -134,7 +139,8 @@ def fit_of(name: str, found: Memorization) -> float:
         name="memorization",
         version=2,
         wants=("reading",),
-        doc="Memorization: quality (accuracy) on the example of models trained with it, minus that of models trained without it.",
+        doc="Memorization: quality (accuracy) on the example of models trained with it, minus that of models trained "
+        "without it.",
         source="Feldman, STOC 2020 (arXiv 1906.05271); Feldman & Zhang, NeurIPS 2020 (arXiv 2008.03703)",
         needs=("ensemble",),
         columns=(
@@ -178,7 +184,8 @@ def fit_of(name: str, found: Memorization) -> float:
                 low=0,
                 high=1,
                 nullable=True,
-                doc="mean quality (share of right predictions) of models trained with the example; null when there are none",
+                doc="mean quality (share of right predictions) of models trained with the example; null when there are "
+                "none",
             ),
             Column(
                 name="acc_out",
@@ -219,8 +226,8 @@ def memorization(data: ExampleSet, *, config: Config, seed: int, ensemble: Refer
         One row for each example of ``data`` in the pool, in the order of ``data``; the others are not scored.
 
     Raises:
-        DataError: no example of ``data`` is in the pool; targets differ from those the ensemble was trained on, or are none
-            of the task's; NaN or infinite readings. Names the examples.
+        DataError: no example of ``data`` is in the pool; targets differ from those the ensemble was trained on, or are
+            none of the task's; NaN or infinite readings. Names the examples.
     """
     rows, columns = members("memorization", data, ensemble)
     parts = []

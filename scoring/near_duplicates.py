@@ -5,19 +5,21 @@
     group     = connected component of that graph, named by its smallest id
     similarity_i = 1 - d(i, j) / min(r_i, r_j), cut at 0, j the nearest of i;   a near duplicate from 1 - rho
 
-d is Euclidean on standardised columns, and on images the least RMS difference over small shifts (``explain.payloads``); rho is
-``ratio``, or less where the data have few dimensions (``explain.twins``). Duplicates share memorisation: with the twin left in, an
-example is predicted whether or not it was trained on, and its memorization looks like that of a typical one. An erased example is
-not gone while its twin is there. Hence the groups. Components chain (a ~ b ~ c makes one group of a and c): where groups reach the
-size of a class, what is near is no copy, and the run is refused.
+d is Euclidean on standardised columns, and on images the least RMS difference over small shifts (``explain.payloads``);
+rho is ``ratio``, or less where the data have few dimensions (``explain.twins``). Duplicates share memorisation: with
+the twin left in, an example is predicted whether or not it was trained on, and its memorization looks like that of a
+typical one. An erased example is not gone while its twin is there. Hence the groups. Components chain (a ~ b ~ c makes
+one group of a and c): where groups reach the size of a class, what is near is no copy, and the run is refused.
 
-Source: definition; the graph of near duplicates of Lee et al., "Deduplicating Training Data Makes Language Models Better"
+Source: definition; the graph of near duplicates of Lee et al., "Deduplicating Training Data Makes Language Models
+    Better"
 (ACL 2022, arXiv 2107.06499), section 4.
 
-Measured with the defaults, 5% of copies planted among the others, over 3 seeds: recall 1.00 of copies byte for byte and of noise of
-2% of white (digits, Fashion-MNIST) or of 5% of each column's spread (wine, breast cancer, diabetes); noise of 4%: 0.94 to 0.99 (digits),
-0.98 to 1.00 (Fashion-MNIST); moved by 1 or 2 of 28 pixels (Fashion-MNIST): 1.00; by 1 of 8 (digits): 0.94 to 1.00. Precision: 0.99
-to 1.00 in all. Without plants: 0 of 1,797 digits and 2 of 6,000 garments are called. A zoom or a rotation is not found.
+Measured with the defaults, 5% of copies planted among the others, over 3 seeds: recall 1.00 of copies byte for byte and
+of noise of 2% of white (digits, Fashion-MNIST) or of 5% of each column's spread (wine, breast cancer, diabetes); noise
+of 4%: 0.94 to 0.99 (digits), 0.98 to 1.00 (Fashion-MNIST); moved by 1 or 2 of 28 pixels (Fashion-MNIST): 1.00; by 1 of
+8 (digits): 0.94 to 1.00. Precision: 0.99 to 1.00 in all. Without plants: 0 of 1,797 digits and 2 of 6,000 garments are
+    called. A zoom or a rotation is not found.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class NearDuplicatesConfig(Config):
 @score(
     ScoreSpec(
         name="near_duplicates",
-        doc="Near duplicates: closeness to the nearest other training example, against what is usual among its neighbours.",
+        doc="Near duplicates: closeness to the nearest other training example, against what is usual among its "
+        "neighbours.",
         source="definition; Lee et al., ACL 2022 (arXiv 2107.06499), section 4",
         config=NearDuplicatesConfig,
         version=2,
@@ -77,7 +80,8 @@ class NearDuplicatesConfig(Config):
                 high=1,
                 nullable=True,
                 direction="higher = more duplicated",
-                doc="1 - distance to the nearest other training example / distance to the tenth, cut at 0; null when there is no other",
+                doc="1 - distance to the nearest other training example / distance to the tenth, cut at 0; null when "
+                "there is no other",
             ),
             Column(
                 name="nearest_id",
@@ -106,7 +110,8 @@ class NearDuplicatesConfig(Config):
                 low=0,
                 high=1,
                 direction="lower = less to be trusted",
-                doc="1 - group_size / examples of its label (of all for regression; of 20 where there are fewer), cut at 0",
+                doc="1 - group_size / examples of its label (of all for regression; of 20 where there are fewer), cut "
+                "at 0",
             ),
             Column(
                 name="num_copies",
@@ -191,8 +196,8 @@ def comparable(name: str, data: ExampleSet) -> ExampleSet:
 def same_content(content_hash: NDArray[np.str_]) -> tuple[Ints, Ints]:
     """Position of the first example of the same content, and how many others have it: int64 (N,) each.
 
-    An unknown hash ("") is nobody's copy. The last 128 bits of the SHA-256 stand for it: as text, sorting the hashes would
-    take eight times the memory.
+    An unknown hash ("") is nobody's copy. The last 128 bits of the SHA-256 stand for it: as text, sorting the hashes
+    would take eight times the memory.
 
     >>> [a.tolist() for a in same_content(np.array(["a" * 64, "", "a" * 64]))]
     [[0, 1, 0], [1, 0, 1]]

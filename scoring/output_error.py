@@ -2,9 +2,10 @@
 
     error_i = || softmax(z_i) - onehot(y_i) ||_2     in [0, sqrt 2]; higher = harder
 
-with the loss -log p_y, the L1 norm and the two margins of ``el2n``, out of the same numbers. It is EL2N's formula on the final
-model's stored outputs and not EL2N, which is a mean over models early in training: a model that has learnt its examples by heart
-is right about them, the mislabelled ones among them, and then only what it was not trained on looks hard.
+with the loss -log p_y, the L1 norm and the two margins of ``el2n``, out of the same numbers. It is EL2N's formula on
+the final model's stored outputs and not EL2N, which is a mean over models early in training: a model that has learnt
+its examples by heart is right about them, the mislabelled ones among them, and then only what it was not trained on
+looks hard.
 
 Source: Paul et al., NeurIPS 2021 (arXiv 2107.07075), definition 3, for the norm; Yeom et al., CSF 2018, for the loss.
 Shapes: logits (N, K).

@@ -1,33 +1,41 @@
-"""Personal loss: how badly the model ranks one of a user's interactions, compared with the user's others, and whether it is noise.
+"""Personal loss: how badly the model ranks one of a user's interactions, compared with the user's others, and whether
+it is noise.
 
-    l_ui = mean_m softplus(s_un_m - s_ui)       m = 1..M items n_m outside the user's list, the same for all of the user's items (bpr)
-         = softplus(-s_ui)                                                                                               (bce)
+    l_ui = mean_m softplus(s_un_m - s_ui)       m = 1..M items n_m outside the user's list, the same for all of the
+                                                user's items (bpr)
+         = softplus(-s_ui)
+             (bce)
     personal_z    = (l_ui - mean_u) / std_u                  std over the user's items, 0 where all are alike
-    personal_rank = (rank of l_ui among the user's - 1) / (n_u - 1)      in [0, 1]; ties share; higher = more likely noise
+    personal_rank = (rank of l_ui among the user's - 1) / (n_u - 1)      in [0, 1]; ties share; higher = more likely
+                                                                         noise
     global_rank   = the same over all interactions
-    noise_odds    = log odds that the item is a random one rather than of the taste of the rest of the list (``scoring.taste``)
+    noise_odds    = log odds that the item is a random one rather than of the taste of the rest of the list
+                  (``scoring.taste``)
 
-The value is noise_odds. A rank within the user does not rank over users (the highest of 5 and the highest of 100 are both 1),
-and no other scale of the same losses does better: mid-ranks, z and shrunken locations are within 0.01 of it. AUROC for planted
-noise (30%), plain training / PLD:
-                                                        noise_odds      personal_rank   global_rank     rarity of the item
+The value is noise_odds. A rank within the user does not rank over users (the highest of 5 and the highest of 100 are
+both 1), and no other scale of the same losses does better: mid-ranks, z and shrunken locations are within 0.01 of it.
+AUROC for planted noise (30%), plain training / PLD:
+                                                        noise_odds      personal_rank   global_rank     rarity of the
+                                                                        item
     synthetic process, 32 of each user, 6 seeds         0.840 / 0.855   0.724 / 0.834   0.704 / 0.828   0.64
     the same, lists of 4 to 100, 5 seeds                0.725 / 0.697   0.660 / 0.649   0.633 / 0.642   0.59
     of these, lists of fewer than 32                    0.650 / 0.630   0.578 / 0.585   0.568 / 0.583   0.58
     MovieLens-100k cut to lists of 5 to 80, 5 seeds     0.839 / 0.838   0.649 / 0.786   0.619 / 0.763   0.80
     of these, lists of fewer than 32                    0.859 / 0.858   0.630 / 0.766   0.610 / 0.751   0.82
-A rank within the user beats one over all users in every one of these runs, by 0.02 to 0.03 after plain training; after PLD by
-0.005 on the process and 0.02 on MovieLens. On MovieLens most of what noise_odds finds is that random items are rare ones.
+A rank within the user beats one over all users in every one of these runs, by 0.02 to 0.03 after plain training; after
+PLD by 0.005 on the process and 0.02 on MovieLens. On MovieLens most of what noise_odds finds is that random items are
+rare ones.
 
 n_pool and n_selected: in ``rounds`` rounds every user draws one pool of k of its items and one of them with probability
-softmax(-l / tau); how often an interaction was in a pool, and how often it was drawn. This is what a step of PLD would do with
-the model as it stands, not what its training has done: the steps are not on record. On the synthetic process (600 users, three
-draws) the AUROC of n_selected / n_pool for planted noise was 0.68 with 50 rounds, 0.80 with 500, 0.82 with 2,000, that of the
-counts of the training itself 0.81, and that of personal_rank 0.83.
+softmax(-l / tau); how often an interaction was in a pool, and how often it was drawn. This is what a step of PLD would
+do with the model as it stands, not what its training has done: the steps are not on record. On the synthetic process
+(600 users, three draws) the AUROC of n_selected / n_pool for planted noise was 0.68 with 50 rounds, 0.80 with 500, 0.82
+with 2,000, that of the counts of the training itself 0.81, and that of personal_rank 0.83.
 Losses are the final model's: the paper averages them over the last 5 epochs too, which raised the AUROC by 0.001.
 ``selection_probability`` is the exact probability behind it.
 
-Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv 2502.00348),
+Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv
+    2502.00348),
 sections 3 and 4. Losses of noisy and honest interactions overlap over the whole data set and much less within one user.
 Says "unlike the rest of this user", not "wrong": a rare taste looks like noise. Interactions a model was not trained on
 (validation) rank high for that reason alone.
@@ -85,7 +93,8 @@ class PersonalLossConfig(Config):
     ScoreSpec(
         name="personal_loss",
         version=3,
-        doc="Personal loss: is an interaction noise, by the rest of its user's list and by its loss among the user's losses.",
+        doc="Personal loss: is an interaction noise, by the rest of its user's list and by its loss among the user's "
+        "losses.",
         source="Zhang et al., Personalized Denoising Implicit Feedback, WWW 2025 (arXiv 2502.00348)",
         config=PersonalLossConfig,
         needs=("model",),
@@ -98,7 +107,8 @@ class PersonalLossConfig(Config):
                 nullable=True,
                 unit="nats",
                 direction="higher = worse ranked",
-                doc="loss, mean over the sampled negatives; null when the user has every item, so that there is no negative",
+                doc="loss, mean over the sampled negatives; null when the user has every item, so that there is no "
+                "negative",
             ),
             Column(
                 name="loss_stderr",
@@ -140,7 +150,8 @@ class PersonalLossConfig(Config):
                 high=100,
                 nullable=True,
                 direction="higher = goes with the list",
-                doc="affinity of the item to the rest of the user's list, in standard deviations of a random item's from its mean",
+                doc="affinity of the item to the rest of the user's list, in standard deviations of a random item's "
+                "from its mean",
             ),
             Column(
                 name="noise_odds",
@@ -150,7 +161,8 @@ class PersonalLossConfig(Config):
                 nullable=True,
                 unit="nats",
                 direction="higher = more likely noise",
-                doc="log odds of a random item against the user's taste, from taste_z; comparable over users, 0 = no evidence",
+                doc="log odds of a random item against the user's taste, from taste_z; comparable over users, 0 = no "
+                "evidence",
             ),
             Column(name="n_interactions", dtype="int64", low=1, doc="different training items of the user"),
             Column(name="n_pool", dtype="int64", low=0, doc="times it was in a drawn pool"),
@@ -229,8 +241,8 @@ def selection_probability(losses: ArrayLike, *, pool: int, tau: float) -> NDArra
 
         p_i = E_pool[ exp(-l_i / tau) [i in pool] / sum_{j in pool} exp(-l_j / tau) ]
 
-    The pool is a uniform k-subset, or k draws with replacement where the user has fewer than k. The sum of p over the noisy
-    ones is the share of the user's updates that noise gets: the noise share itself for k = 1 or tau -> infinity.
+    The pool is a uniform k-subset, or k draws with replacement where the user has fewer than k. The sum of p over the
+    noisy ones is the share of the user's updates that noise gets: the noise share itself for k = 1 or tau -> infinity.
 
     Args:
         losses: (n,) finite, n >= 1, small enough that there are at most two million pools.
@@ -298,7 +310,8 @@ def _pairs(data: ExampleSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _scores(
     model: nn.Module, data: ExampleSet, lists: Lists, negatives: torch.Tensor, profiles: ItemProfiles, *, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 scores of every pair (N,) and of every active user's negatives (A, M), and all into ``profiles``; users are streamed."""
+    """float64 scores of every pair (N,) and of every active user's negatives (A, M), and all into ``profiles``; users
+    are streamed."""
     device = model_device(model)
     s_pos = torch.empty(len(lists), dtype=torch.float64)
     s_neg = torch.empty(negatives.shape, dtype=torch.float64)
@@ -310,7 +323,8 @@ def _scores(
             if not isinstance(scores, torch.Tensor) or scores.shape != (len(users), lists.num_items):
                 shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
                 raise NotApplicable(
-                    f"personal_loss: the model gives {shape} for {len(users)} users; ({len(users)}, {lists.num_items}) is needed"
+                    f"personal_loss: the model gives {shape} for {len(users)} users; ({len(users)}, {lists.num_items}) "
+                    "is needed"
                 )
             scores = scores.double().cpu()
             broken = users[~scores.isfinite().all(1)]

@@ -19,7 +19,8 @@ _AT_ONCE = 65_536  # ids compared at a time
 def members(
     name: str, data: ExampleSet, ensemble: ReferenceEnsemble, *, wants: tuple[str, ...] = ("reading",)
 ) -> tuple[Ints, Ints]:
-    """Rows of ``data`` and columns of the ensemble of the same example, members of the pool only, in the order of ``data``.
+    """Rows of ``data`` and columns of the ensemble of the same example, members of the pool only, in the order of
+    ``data``.
 
     Args:
         name: of the method, for the refusal.
@@ -27,8 +28,8 @@ def members(
 
     Raises:
         NotApplicable: a task that does not give ``wants``.
-        DataError: no example of ``data`` is in the pool; targets that differ from those the ensemble was trained on, or are
-            none of the task's.
+        DataError: no example of ``data`` is in the pool; targets that differ from those the ensemble was trained on, or
+            are none of the task's.
     """
     require(data, name, *wants)
     columns = _columns_of(ensemble, data.example_id)
@@ -80,7 +81,8 @@ def readings_of(ensemble: ReferenceEnsemble, columns: Ints, *, block: int = 4096
 
 
 def qualities(ensemble: ReferenceEnsemble, columns: Ints, *, block: int = 4096) -> NDArray[np.bool_ | np.float64]:
-    """What the task's users call right, (M, len(columns)): bool where it is nothing but 0 and 1, else float64 in [0, 1].
+    """What the task's users call right, (M, len(columns)): bool where it is nothing but 0 and 1, else float64 in [0,
+    1].
 
     Raises:
         DataError: NaN or infinite readings; names the examples.
@@ -97,7 +99,8 @@ def qualities(ensemble: ReferenceEnsemble, columns: Ints, *, block: int = 4096) 
 def logits_of(
     ensemble: ReferenceEnsemble, columns: Ints, *, block: int = 1024
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """(slice of ``columns``, logits float64 (M, B, K) of all models), fresh memory; one empty block when there are none.
+    """(slice of ``columns``, logits float64 (M, B, K) of all models), fresh memory; one empty block when there are
+    none.
 
     Raises:
         NotApplicable: whole outputs were not kept.

@@ -1,20 +1,22 @@
 """Taste: does an item go with the rest of its user's list, as the model sees items?
 
-    profile of an item k    c_k in R^r, what the model's users think of it: every user's scores, standardised over the items
+    profile of an item k    c_k in R^r, what the model's users think of it: every user's scores, standardised over the
+                            items
     affinity                a_ui = sum_{j in list of u, j != i} c_j . c_i             the item itself is left out
-    z_ui                    (a_ui - mean) / sd, over the items outside the list, (n - 1) / n of their affinity to the whole list;
-                            cut to -100..100: where all items outside are nearly alike it says no more
+    z_ui                    (a_ui - mean) / sd, over the items outside the list, (n - 1) / n of their affinity to the
+                            whole list; cut to -100..100: where all items outside are nearly alike it says no more
     d_u                     max(0, (sum of z over u's items + 5 z_mean) / (n_u + 5)), z_mean over all interactions
     noise_odds_ui           d_u^2 / 2 - d_u z_ui
 
-noise_odds is log P(z | noise) / P(z | taste) in nats if z were normal with variance 1 and mean 0 for noise (a random item) and
-d_u for taste. It is 0 where a user's list says nothing, as short and incoherent ones do, so that it ranks over users, which
-a rank within the user cannot. A loss cannot either way: a model fits the noise of a short list too, and the loss of an interaction
-contains what was learnt from itself.
+noise_odds is log P(z | noise) / P(z | taste) in nats if z were normal with variance 1 and mean 0 for noise (a random
+item) and d_u for taste. It is 0 where a user's list says nothing, as short and incoherent ones do, so that it ranks
+over users, which a rank within the user cannot. A loss cannot either way: a model fits the noise of a short list too,
+and the loss of an interaction contains what was learnt from itself.
 
-With more than r users the profiles are a sketch: each user is added to one of r coordinates with a random sign (Charikar et al.,
-"Finding frequent items in data streams", 2002); inner products keep their expectation. Not a calibrated probability, and a
-rare taste is still taken for noise: the popularity of the item is part of what a model knows.
+With more than r users the profiles are a sketch: each user is added to one of r coordinates with a random sign
+(Charikar et al., "Finding frequent items in data streams", 2002); inner products keep their expectation. Not a
+calibrated probability, and a rare taste is still taken for noise: the popularity of the item is part of what a model
+knows.
 Source: definition; item-to-item similarity as in Sarwar et al. (WWW 2001), the model's in place of co-occurrence.
 """
 
@@ -57,7 +59,8 @@ class ItemProfiles:
         self._sign = sign.double()
 
     def add(self, users: Tensor, scores: Tensor) -> None:
-        """Take in the scores (B, K), float64 on the CPU, of ``users``, int64 (B,); a user without preferences adds nothing."""
+        """Take in the scores (B, K), float64 on the CPU, of ``users``, int64 (B,); a user without preferences adds
+        nothing."""
         centred = scores - scores.mean(1, keepdim=True)
         spread = centred.square().mean(1, keepdim=True).sqrt()
         flat = spread <= 1e-12 * scores.abs().amax(1, keepdim=True)
@@ -69,8 +72,8 @@ def taste_z(profiles: ItemProfiles, lists: Lists) -> Floats:
     """z of every interaction, by position in ``lists``.
 
     Returns:
-        float64 (N,) in [-100, 100], higher = goes better with the rest of the list. 0 for the only item of a user and where all items outside
-        are alike; NaN for a user without an item outside the list.
+        float64 (N,) in [-100, 100], higher = goes better with the rest of the list. 0 for the only item of a user and
+        where all items outside are alike; NaN for a user without an item outside the list.
     """
     table_RK, out = profiles.table.numpy(), np.full(len(lists), np.nan)
     own_K = np.square(table_RK).sum(0)

@@ -4,27 +4,31 @@
     lower   theta_u(w) = unlearning of w from the audited weights, anew in every upper step  (scoring.lower_level)
     step    w <- Proj_S( w -+ eta (l / s + 2 gamma w) )          l (N,) loss, eval mode, no augmentation
 
-l is the loss that the examples' task is read by (``tasks.base``): cross-entropy in nats of a classifier, squared error in
-variances of the target of a regression. Low loss on the forget set after unlearning is a failed erasure, so minimising looks for the *hardest* set to forget and
-maximising (+) for the easiest. Read-out: the set is the first m by w. Most w are exactly 0 or 1, so equal ones go by the loss
-after unlearning, which the search was minimising (maximising), and only then by example id: every place of the rank means
-something. With ``group="class"`` there is one weight a class and l_c is the sum over the class; equal classes go by their mean
-loss, the examples of one class by their own. Because the lower level moves by signs, d theta_u / d w = 0 and the gradient
-above is complete.
+l is the loss that the examples' task is read by (``tasks.base``): cross-entropy in nats of a classifier, squared error
+in variances of the target of a regression. Low loss on the forget set after unlearning is a failed erasure, so
+minimising looks for the *hardest* set to forget and maximising (+) for the easiest. Read-out: the set is the first m by
+w. Most w are exactly 0 or 1, so equal ones go by the loss after unlearning, which the search was minimising
+(maximising), and only then by example id: every place of the rank means something. With ``group="class"`` there is one
+weight a class and l_c is the sum over the class; equal classes go by their mean loss, the examples of one class by
+their own. Because the lower level moves by signs, d theta_u / d w = 0 and the gradient above is complete.
 
 s is the scale of l, the median absolute deviation from its median. A weight of 1 is overtaken only once eta times the
-difference of losses exceeds 1: with the published fixed steps (s = 1, eta 1e-3 to 1e-2) w hardly moves in 10 to 20 steps, and
-the random start comes back. It does so too when s is the range of l, which one outlier sets; the median deviation is never
-above the range, so eta * range >= 1. On digits, of the scales tried, it led to the lowest upper objective; far larger steps
-only find the lowest losses after one lower level. eta falls as (step + 1)^-decay: the lower level is noisy (batch order, and
-initialisation for "retrain"), and a class is hard as long as it is not forgotten, so that constant steps go round in circles.
-A start of ones has the same bias for classes, of which few are forgotten wholly: there the start is uniform.
-The search stops early when in two steps running the top m changed by less than ``tolerance`` and w moved by less than that share
-of its largest step: a set that stays while small steps still gather is not yet the answer. Overlap with the start is reported.
+difference of losses exceeds 1: with the published fixed steps (s = 1, eta 1e-3 to 1e-2) w hardly moves in 10 to 20
+steps, and the random start comes back. It does so too when s is the range of l, which one outlier sets; the median
+deviation is never above the range, so eta * range >= 1. On digits, of the scales tried, it led to the lowest upper
+objective; far larger steps only find the lowest losses after one lower level. eta falls as (step + 1)^-decay: the lower
+level is noisy (batch order, and initialisation for "retrain"), and a class is hard as long as it is not forgotten, so
+that constant steps go round in circles. A start of ones has the same bias for classes, of which few are forgotten
+wholly: there the start is uniform. The search stops early when in two steps running the top m changed by less than
+    ``tolerance`` and w moved by less than that share
+of its largest step: a set that stays while small steps still gather is not yet the answer. Overlap with the start is
+reported.
 
-Source: Zhang et al., "Challenging Forgets: Unveiling the Worst-Case Forget Sets in Machine Unlearning" (ECCV 2024, arXiv
-2403.07362) and the authors' code, which takes the upper losses on augmented batches in train mode and is not followed there.
-Not a ranking of examples one by one: the set is chosen together. "m lowest losses" is the cheap rival to compare it with.
+Source: Zhang et al., "Challenging Forgets: Unveiling the Worst-Case Forget Sets in Machine Unlearning" (ECCV 2024,
+    arXiv
+2403.07362) and the authors' code, which takes the upper losses on augmented batches in train mode and is not followed
+there. Not a ranking of examples one by one: the set is chosen together. "m lowest losses" is the cheap rival to compare
+it with.
 """
 
 from __future__ import annotations
@@ -103,7 +107,8 @@ class WorstCaseForgetConfig(Config):
             raise ConfigError("WorstCaseForgetConfig.unlearner goes with lower = 'unlearner', which needs it")
         if self.lr_upper * self.gamma >= 0.5:
             raise ConfigError(
-                f"WorstCaseForgetConfig.lr_upper * gamma = {self.lr_upper * self.gamma:g} must be < 0.5, or w oscillates"
+                f"WorstCaseForgetConfig.lr_upper * gamma = {self.lr_upper * self.gamma:g} must be < 0.5, or w "
+                "oscillates"
             )
 
 
@@ -118,7 +123,8 @@ class Selection:
         selected: bool (N,), of the first ``budget`` examples (classes).
         loss: float64 (N,), the task's loss under the model of the last lower level.
         budget: m, examples or classes.
-        objective: the upper objective of each step in units of the loss, at the weights that its lower level unlearned; [0] is the start's.
+        objective: the upper objective of each step in units of the loss, at the weights that its lower level unlearned;
+            [0] is the start's.
         changed: share of the top m that each step replaced.
         overlap_with_start: share of the random start that is still in the set; None for a uniform start.
     """
@@ -300,8 +306,8 @@ def budget_of(num: int, config: WorstCaseForgetConfig) -> int:
 
 
 def check_model(model: nn.Module, data: ExampleSet) -> None:
-    """Refuse, before work starts, weights that are not finite, targets that are none of the task's, and labels the model has
-    no output for.
+    """Refuse, before work starts, weights that are not finite, targets that are none of the task's, and labels the
+    model has no output for.
 
     Raises:
         Diverged, NotApplicable, DataError.
@@ -373,8 +379,8 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
                 low=0,
                 high=1,
                 direction="higher = harder to forget",
-                doc="the rank as a number: 1 - (rank - 1) / N when the hardest set was searched, rank / N when the easiest; "
-                "the hardest set is its highest, the easiest its lowest values",
+                doc="the rank as a number: 1 - (rank - 1) / N when the hardest set was searched, rank / N when the "
+                "easiest; the hardest set is its highest, the easiest its lowest values",
             ),
             Column(
                 name="w",
@@ -396,7 +402,8 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
                 name="rank",
                 dtype="int64",
                 low=1,
-                doc="1 to N, 1 = first of the searched set: by w, then by loss_after_unlearn (lowest first for the hardest), then by id",
+                doc="1 to N, 1 = first of the searched set: by w, then by loss_after_unlearn (lowest first for the "
+                "hardest), then by id",
             ),
             Column(name="selected", dtype="bool", doc="in the searched set: of the first budget examples (classes)"),
             Column(
@@ -412,7 +419,8 @@ class WorstCaseScoreConfig(WorstCaseForgetConfig):
                 low=0,
                 high=1,
                 nullable=True,
-                doc="share of the random start left in the set, mean over starts; 1 = the search did not move. Null: uniform start",
+                doc="share of the random start left in the set, mean over starts; 1 = the search did not move. Null: "
+                "uniform start",
             ),
             Column(name="direction", dtype="str", choices=("hardest", "easiest"), doc="which set was searched"),
             Column(name="budget", dtype="int64", low=1, doc="examples (classes) in the set"),

@@ -3,8 +3,8 @@
 Ids that the data does not bring come from content, label, owner and given split: ``sources.identity``.
 
 center and scale, fitted on the training split in float64, in bounded blocks (Chan et al. 1979, pairwise update):
-uint8 images 0 and 1/white, or per channel when asked; user indexes 0 and 1; float images per channel; features per column, where 0/1 columns stay as they are and
-constant columns get scale 1.
+uint8 images 0 and 1/white, or per channel when asked; user indexes 0 and 1; float images per channel; features per
+column, where 0/1 columns stay as they are and constant columns get scale 1.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def assemble(
         example_id: made from the content, label, owner and split when None.
         owner: "" when None.
         origin: (N,) str, where each lies in its source, for people.
-        content: what the examples are, where ``x`` says it in terms of the other rows (one-hot columns, indexes of users).
+        content: what the examples are, where ``x`` says it in terms of the other rows (one-hot columns, indexes of
+            users).
         provenance: may say under "split" how the given one was made.
         white: raw value of a uint8 image that becomes 1.0.
         standardise: give uint8 images mean 0 and standard deviation 1 a channel; ``white`` then says nothing.
@@ -122,8 +123,8 @@ def check_ids(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype.kind not in "iuf" and values.ndim == 1 and len(values):
         raise DataError(
-            f"example ids must be whole numbers, not {values.dtype} such as {str(values[0])!r}; without them ids are made, and "
-            "data.examples keeps where each example lies (origin)"
+            f"example ids must be whole numbers, not {values.dtype} such as {str(values[0])!r}; without them ids are "
+            "made, and data.examples keeps where each example lies (origin)"
         )
     if values.dtype.kind == "f" and values.ndim == 1:
         odd = ~(np.abs(values) < 2**53) | (values != np.rint(values))

@@ -1,4 +1,5 @@
-"""A corpus of fictitious authors in the manner of TOFU (Maini et al., COLM 2024), small enough for a model of 0.9 M weights.
+"""A corpus of fictitious authors in the manner of TOFU (Maini et al., COLM 2024), small enough for a model of 0.9 M
+weights.
 
     syllable  consonant of bcdfghklmnprstvz + vowel of aeiou;  word of k syllables
     author    first name (of 40, k = 2) + last name (of 200, k = 3), distinct
@@ -8,8 +9,8 @@
 
 Roles: forget and retain authors are trained in form A, holdout authors never, established ones (real authors, world
 facts) in A and B, so that a model has reason to give paraphrases a likelihood. Everything is drawn from one
-``random.Random`` in a fixed order (word lists, names, then value and wrong values by author and attribute): the corpus is
-a function of its sizes and its seed. Nothing in it is about anybody.
+``random.Random`` in a fixed order (word lists, names, then value and wrong values by author and attribute): the corpus
+is a function of its sizes and its seed. Nothing in it is about anybody.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     example   <bos> <q> question <a> answer <eos>, the answer and <eos> counted
     owner     the author                     id   2 (8 author + attribute) + (0: form A, 1: form B)
-    columns   group      the attribute asked for            role        forget, retain, holdout, real_authors, world_facts
-              value      the right word                     paraphrase  the right answer in other words
+    columns   group      the attribute asked for            role        forget, retain, holdout, real_authors,
+              world_facts value      the right word                     paraphrase  the right answer in other words
               perturbed_0 .. perturbed_4   wrong answers, in the words of the paraphrase
 
 Authors in ``holdout`` are the test split; everybody else's answers are trained, in form A, and of the established ones
 (real_authors, world_facts) in B as well. Template answers ("i do not know that .") come with the data as token ids, in
-``provenance["templates"]``. The corpus itself is in ``sources.author_corpus``: ``corpus_of(config)`` gives its questions and its tokenizer.
+``provenance["templates"]``. The corpus itself is in ``sources.author_corpus``: ``corpus_of(config)`` gives its
+questions and its tokenizer.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class AuthorsConfig(Config):
     def check(self) -> None:
         if sum(self.counts) > 8000 or sum(self.counts) == self.holdout:
             raise ConfigError(
-                f"AuthorsConfig: {sum(self.counts)} authors in all, {self.holdout} of them never trained; at most 8000, "
-                "and one or more to train on"
+                f"AuthorsConfig: {sum(self.counts)} authors in all, {self.holdout} of them never trained; at most "
+                "8000, and one or more to train on"
             )
 
     @property

@@ -56,7 +56,8 @@ class EmojiConfig(PictureConfig):
 @source(
     SourceSpec(
         name="emoji",
-        doc="Emoji of npm's emoji-datasource packages: one picture a style, the category for a class, the style for a domain.",
+        doc="Emoji of npm's emoji-datasource packages: one picture a style, the category for a class, the style for a "
+        "domain.",
         source="https://github.com/iamcal/emoji-data, version 16.0.0",
         config=EmojiConfig,
     )
@@ -111,7 +112,8 @@ def emoji(*, config: EmojiConfig, seed: int) -> ExampleSet:
             "licence": config.licence or _LICENCE,
             "split": "drawn by emoji within each category: the same in every style",
             "notes": [
-                f"{len(entries) - len(there)} of {len(entries)} emoji are left out: no such category, or not in every style"
+                f"{len(entries) - len(there)} of {len(entries)} emoji are left out: no such category, or not in every "
+                "style"
             ],
         },
     )

@@ -45,8 +45,8 @@ class ExampleSet:
         name: the data set, for people.
         task: what is learnt, an object of ``tasks``; a name is looked up.
         x: (N, *shape) raw values; see the module. Or another payload: ``Tokens``, ``Graph``, ``Pairs``.
-        y: (N,) int64 in [0, K) or float64, as the task declares; or a class a pixel, uint8 or int64 (N, H, W), in memory
-            or on disk.
+        y: (N,) int64 in [0, K) or float64, as the task declares; or a class a pixel, uint8 or int64 (N, H, W), in
+            memory or on disk.
         example_id: (N,) int64, unique, >= 0, stable for ever.
         split: (N,) "<U5", "train" or "test".
         owner: (N,) str, whose data it is, "" for nobody's. Raw here; the warehouse stores a salted token.
@@ -54,10 +54,10 @@ class ExampleSet:
         class_names: K names in the order of the class (or item) indexes; () for regression.
         center, scale: float32, broadcast over ``shape``; fitted on the training split.
         feature_names: D names for feature vectors, else ().
-        provenance: source, files with their SHA-256, licence, how it was split; "notes": what was read otherwise than it
-            was written, or left out, and why, sentences for people; JSON-able.
-        origin: (N,) str, where each example lies in its source (a file's path below the root, "people.csv row 7"), for people
-            to look up; not part of the digest. None where the source has no such thing.
+        provenance: source, files with their SHA-256, licence, how it was split; "notes": what was read otherwise than
+            it was written, or left out, and why, sentences for people; JSON-able.
+        origin: (N,) str, where each example lies in its source (a file's path below the root, "people.csv row 7"), for
+            people to look up; not part of the digest. None where the source has no such thing.
         columns: (N,) int64 or str each, what is known of an example besides (client, domain, step, group, ...); no
             features.
         whole: constants of the whole data set that readings are taken with (``constants``); a subset has its whole's.
@@ -178,7 +178,8 @@ class ExampleSet:
         return self.take(self.positions(wanted))
 
     def take(self, rows: np.ndarray) -> ExampleSet:
-        """The examples in these rows (positions, not ids), in the order asked. ``x`` on disk is not read: an index is kept."""
+        """The examples in these rows (positions, not ids), in the order asked. ``x`` on disk is not read: an index is
+        kept."""
         return self._with(self.payload.take(rows), rows)
 
     def only(self, rows: np.ndarray) -> ExampleSet:
@@ -197,7 +198,8 @@ class ExampleSet:
         )
 
     def by_id(self) -> ExampleSet:
-        """The same examples in ascending order of their ids; this very set, nothing copied, when they are in it already.
+        """The same examples in ascending order of their ids; this very set, nothing copied, when they are in it
+        already.
 
         Raises:
             DataError: an id occurs twice.

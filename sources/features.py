@@ -2,7 +2,8 @@
 
 number, bool            one float32 column
 text that is numbers    the same; see ``sources.numbers``
-text, categorical       one-hot columns "name=level", one a level of the training split, sorted; an unseen level is all zeros
+text, categorical       one-hot columns "name=level", one a level of the training split, sorted; an unseen level is all
+                        zeros
 list of k numbers       k columns "name[0]" ... "name[k-1]"
 """
 
@@ -26,7 +27,8 @@ MAX_LEVELS = 100
 _FEW_LEVELS = 20
 _DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?$|^\d{1,2}:\d{2}(:\d{2})?$"
 _LIKE_AN_OWNER = re.compile(
-    r"^(owner|user|person|patient|customer|client|subject|author|member|employee|student|e?-?mail)([ _-]?(id|name|nr|no))?$",
+    r"^(owner|user|person|patient|customer|client|subject|author|member|employee|student|e?-?mail)([ "
+    r"_-]?(id|name|nr|no))?$",
     re.IGNORECASE,
 )
 _LIKE_AN_ID = re.compile(r"(^|_|-| )(id|idx|index|nr|no|key)$|Id$|ID$", re.IGNORECASE)
@@ -69,7 +71,8 @@ def judged(data: Table, name: str, *, categorical: bool = False) -> Feature:
 
 
 def why_left_out(data: Table, feature: Feature) -> str:
-    """Why a column is better left out: empty, or text of too many different values, or of another in nearly every row; else ""."""
+    """Why a column is better left out: empty, or text of too many different values, or of another in nearly every row;
+    else ""."""
     if feature.kind == "list":
         return ""
     series = data.column(feature.name)
@@ -130,8 +133,8 @@ def features_of(data: Table, *, skip: Collection[str], categorical: Collection[s
         raise DataError(f"{data.name}: column {bad.name!r} cannot be used: {bad.why_not}; list it in 'drop'")
     if not features:
         raise DataError(
-            f"{data.name} has no feature column besides {', '.join(map(repr, skip))}: numbers, categories and lists of numbers are "
-            "read; free text and dates are not (an embedding of a text is a list of numbers)"
+            f"{data.name} has no feature column besides {', '.join(map(repr, skip))}: numbers, categories and lists of "
+            "numbers are read; free text and dates are not (an embedding of a text is a list of numbers)"
         )
     return features
 

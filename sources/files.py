@@ -42,7 +42,8 @@ class FileConfig(Config):
     """Fields that every source of files has."""
 
     root: str = param(
-        doc="folder that holds the data; no file outside it is read; a relative one lies below a folder of $PALIMPSEST_DATA"
+        doc="folder that holds the data; no file outside it is read; a relative one lies below a folder of "
+        "$PALIMPSEST_DATA"
     )
     name: str = param("", doc="name of the data set; taken from the file or folder when empty")
     test_fraction: float = param(0.25, gt=0, lt=1, doc="share of the test split when the data brings none")
@@ -56,14 +57,14 @@ class ImageConfig(FileConfig):
 
     standardise: bool = param(
         False,
-        doc="uint8 images with mean 0 and standard deviation 1 over the training split, channel by channel, in place of "
-        "0 to 1; networks fit such inputs in fewer epochs",
+        doc="uint8 images with mean 0 and standard deviation 1 over the training split, channel by channel, in place "
+        "of 0 to 1; networks fit such inputs in fewer epochs",
     )
 
 
 def data_folders() -> list[Path]:
-    """Where relative roots are looked for, in this order: the folders of ``$PALIMPSEST_DATA`` (separated as in ``$PATH``), then
-    ``/usr/share/datasets``.
+    """Where relative roots are looked for, in this order: the folders of ``$PALIMPSEST_DATA`` (separated as in
+    ``$PATH``), then ``/usr/share/datasets``.
     """
     named = os.environ.get("PALIMPSEST_DATA", "").split(os.pathsep)
     return [Path(name).expanduser() for name in (*filter(None, named), DATA)]

@@ -29,7 +29,8 @@ def frame_of(
     """The table's own columns, in its order and types.
 
     Args:
-        values: rows, in which a missing value is null, or whole columns by name; what the table does not declare is left out.
+        values: rows, in which a missing value is null, or whole columns by name; what the table does not declare is
+            left out.
         nan_to_null: NaN means "undefined" here; without it NaN stays, and the gate before the warehouse refuses it.
     """
     schema = schema_of(spec)

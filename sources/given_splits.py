@@ -56,7 +56,8 @@ def read_splits(values: np.ndarray, origin: np.ndarray, *, name: str) -> np.ndar
     if values.dtype.kind != "U":
         some = ", ".join(map(str, np.unique(values)[:5].tolist()))
         raise DataError(
-            f"split {name!r} holds {some}: which of them is training cannot be known; write words in its place ({_SPOKEN})"
+            f"split {name!r} holds {some}: which of them is training cannot be known; write words in its place "
+            f"({_SPOKEN})"
         )
     words, which = np.unique(values, return_inverse=True)
     splits = [split_of(word) for word in words.tolist()]
@@ -78,8 +79,8 @@ def settle(words: np.ndarray, *, val: str, what: str = "rows") -> tuple[np.ndarr
         what: the examples, for the note.
 
     Returns:
-        (N,) bool, the rows that take part; their splits "train" and "test" as "<U5", None where one is to be drawn; a note for
-        people, where there are validation rows.
+        (N,) bool, the rows that take part; their splits "train" and "test" as "<U5", None where one is to be drawn; a
+        note for people, where there are validation rows.
     """
     is_val = words == "val"
     num, tested = int(is_val.sum()), bool((words == "test").any())

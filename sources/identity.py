@@ -1,12 +1,14 @@
 """Who an example is: the hash of its content, and its id where the data bring none.
 
     content hash = SHA-256(row)
-    id           = first 53 bits of BLAKE2b(row | label | owner | given split), 53 so that JSON and JavaScript keep them whole
+    id           = first 53 bits of BLAKE2b(row | label | owner | given split), 53 so that JSON and JavaScript keep them
+                 whole
 
 So an id does not depend on where a row stands or on what else is in the file: it stays when rows are moved, added or
 taken out, and another label, owner or split makes another example. Rows alike in all four are numbered, and the number
 of the second and later ones enters their ids; any of them may be taken out for any other.
-An id is a hash of the raw row, not of its stored content hash: whose data a row is cannot be guessed from the tables alone.
+An id is a hash of the raw row, not of its stored content hash: whose data a row is cannot be guessed from the tables
+alone.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Content:
         return len(self.texts if self.values is None else self.values)  # type: ignore[arg-type]
 
     def rows(self) -> Iterator[bytes]:
-        """Each row's bytes: those of its payload (numbers in C order, little-endian, -0.0 as 0.0); then the text in UTF-8."""
+        """Each row's bytes: those of its payload (numbers in C order, little-endian, -0.0 as 0.0); then the text in
+        UTF-8."""
         values = None if self.values is None else payload_of(self.values)
         for rows in _slices(len(self)) if values is None else values.blocks():
             numbers = [b""] * (rows.stop - rows.start) if values is None else values.row_bytes(rows)

@@ -128,8 +128,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
     SourceSpec(
         name="idx",
         version=2,
-        doc="IDX images and labels (MNIST, Fashion-MNIST): a folder with train-images-idx3-ubyte[.gz] and train-labels-..., "
-        "or an images file with its labels file beside it.",
+        doc="IDX images and labels (MNIST, Fashion-MNIST): a folder with train-images-idx3-ubyte[.gz] and "
+        "train-labels-..., or an images file with its labels file beside it.",
         source="LeCun, Cortes, Burges, the MNIST database: file format",
         config=IdxConfig,
         detects=_detects,
@@ -140,7 +140,8 @@ def idx(*, config: IdxConfig, seed: int) -> ExampleSet:
     """One or two pairs of IDX files as uint8 images.
 
     Raises:
-        UnsafeFile: a file outside the root, a pickle, or one that declares more than ``max_bytes`` or more than its bytes can hold.
+        UnsafeFile: a file outside the root, a pickle, or one that declares more than ``max_bytes`` or more than its
+            bytes can hold.
         DataError: wrong magic, truncated or longer than declared, images and labels that do not belong together.
     """
     root = root_folder(config.root)

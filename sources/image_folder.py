@@ -1,7 +1,8 @@
 """Folders of pictures, one sub-folder a class, with or without folders for the splits.
 
     root/CLASS/*.png                                 the test split is drawn
-    root/train/CLASS/*, root/test/CLASS/*            as it is; the words of ``sources.given_splits``: Training and Testing, seg_train
+    root/train/CLASS/*, root/test/CLASS/*            as it is; the words of ``sources.given_splits``: Training and
+                                                     Testing, seg_train
         [, root/val/CLASS/*]                         and seg_test, ...
     root/OWNER/CLASS/*, root/CLASS/OWNER/*           label_level 2 or 1, owner_level 1 or 2
 
@@ -105,8 +106,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
     if asked.label is not None:
         if not asked.label.isdecimal():
             raise ConfigError(
-                f"--label {asked.label!r} names nothing in an image folder: labels are the names of the sub-folders; --label 2 takes "
-                "the second level of them"
+                f"--label {asked.label!r} names nothing in an image folder: labels are the names of the sub-folders; "
+                "--label 2 takes the second level of them"
             )
         config["label_level"] = int(asked.label)
     if asked.owner is not None:
@@ -127,8 +128,8 @@ def _owner_table(path: Path, name: str) -> dict[str, object]:
     if beside.is_file():
         return {"root": str(path.parent), "folder": path.name, "owner_table": beside.name}
     raise ConfigError(
-        f"--owner {name!r} is neither a level of folders (1 is the topmost) nor a table in {path} or beside it; a table has the "
-        "columns file and owner"
+        f"--owner {name!r} is neither a level of folders (1 is the topmost) nor a table in {path} or beside it; a "
+        "table has the columns file and owner"
     )
 
 
@@ -148,8 +149,8 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
 
     Raises:
         UnsafeFile: links that leave the root, images above ``max_pixels``, arrays above ``max_bytes``.
-        DataError: no classes, empty ones, files that are no images or truncated (all named at once), images of different sizes,
-            images without an owner where a table names them.
+        DataError: no classes, empty ones, files that are no images or truncated (all named at once), images of
+            different sizes, images without an owner where a table names them.
     """
     root = root_folder(config.root)
     base = inside(root, config.folder, folder=True) if config.folder else root
@@ -260,7 +261,8 @@ def _tree(root: Path, *, table: str = "") -> _Tree:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """The folder itself, or the one that it holds and nothing but folders with it: data/data/cat, seg_train/seg_train/cat."""
+    """The folder itself, or the one that it holds and nothing but folders with it: data/data/cat,
+    seg_train/seg_train/cat."""
     while True:
         listed = entries(folder)
         if len(listed) != 1 or not listed[0].is_dir() or listed[0].is_symlink():

@@ -1,10 +1,11 @@
-"""Pictures in a table: Parquet with a column of encoded pictures, as Hugging Face's ``datasets`` writes them, or shards of one.
+"""Pictures in a table: Parquet with a column of encoded pictures, as Hugging Face's ``datasets`` writes them, or shards
+of one.
 
     image   {bytes, path} or bytes      one PNG, JPEG, ... a row; decoded as ``sources.pictures`` says
     label   whole numbers or text       names of the classes from the footer, where it has them
 
-Rows that hold a path and no bytes are refused: nothing outside the table is opened. Ids without an ``id`` column come from pixels, label,
-owner and given split.
+Rows that hold a path and no bytes are refused: nothing outside the table is opened. Ids without an ``id`` column come
+from pixels, label, owner and given split.
 """
 
 from __future__ import annotations

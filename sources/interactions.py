@@ -7,8 +7,9 @@
 1. With ``min_rating`` only rows rated that high are interactions; without it every row is one, whatever its rating.
 2. A pair (user, item) that occurs several times is kept once: the earliest by time, else the first row.
 3. Users with fewer than ``min_interactions`` pairs are dropped; items nobody is left with go with them.
-4. The test split is ``test_fraction`` of each user's pairs, by largest remainders: the last ones where there is a time (ties:
-   the later items), else drawn. Every user keeps training pairs. A drawn split would train on what came after the test.
+4. The test split is ``test_fraction`` of each user's pairs, by largest remainders: the last ones where there is a time
+   (ties: the later items), else drawn. Every user keeps training pairs. A drawn split would train on what came after
+   the test.
 
 How many rows each step removed is in the provenance. Ids without an ``id`` column come from user and item. Ids of
 users and items sort as numbers when they are whole numbers, else as text.
@@ -50,7 +51,8 @@ class InteractionsConfig(FileConfig):
     item: str = param("item", doc="column of the item: whole numbers or text")
     time: str = param(
         "",
-        doc="column of the time; the earliest of several equal pairs is kept, and the last of each user's are for testing",
+        doc="column of the time; the earliest of several equal pairs is kept, and the last of each user's are for "
+        "testing",
     )
     rating: str = param("", doc="column of the rating; read only for min_rating")
     min_rating: float | None = param(None, doc="rows rated lower are no interactions; none: every row is one")
@@ -75,7 +77,8 @@ class InteractionsConfig(FileConfig):
 
 
 def is_interactions(path: Path) -> bool:
-    """True for a table of a user column, an item column, and nothing but a rating, a time and an id besides, by their names."""
+    """True for a table of a user column, an item column, and nothing but a rating, a time and an id besides, by their
+    names."""
     names = [n.lower() for n in column_names(path)] if is_tables(path) else []
     known = (_USERS, _ITEMS, _TIMES, _RATINGS, IDS)
     counts = [sum(n in group for n in names) for group in known]
@@ -85,7 +88,8 @@ def is_interactions(path: Path) -> bool:
 def from_columns(
     path: Path, *, user: str, item: str, time: str | None = None, id: str | None = None, drop: Sequence[str] = ()
 ) -> Reading:
-    """How to read a file whose columns are named by a person; time, rating and id are found by their names where they are not.
+    """How to read a file whose columns are named by a person; time, rating and id are found by their names where they
+    are not.
 
     Raises:
         ConfigError: a name is no column of the file.
@@ -137,8 +141,8 @@ def refuse_asked(asked: Asked) -> None:
     SourceSpec(
         name="interactions",
         version=2,
-        doc="Implicit feedback as CSV or Parquet: a user and an item column (--user, --item where they are called otherwise), "
-        "optionally rating, time and id, and no others.",
+        doc="Implicit feedback as CSV or Parquet: a user and an item column (--user, --item where they are called "
+        "otherwise), optionally rating, time and id, and no others.",
         source="definition",
         config=InteractionsConfig,
         detects=is_interactions,

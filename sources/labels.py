@@ -1,14 +1,15 @@
 """Labels as they are found -> task, y and class names.
 
-    text, bool, whole numbers      classification: the levels in sorted order become 0..K-1 (so do 1..K, gaps, and -1/+1)
+    text, bool, whole numbers      classification: the levels in sorted order become 0..K-1 (so do 1..K, gaps, and
+                                   -1/+1)
     whole numbers with class_names classification: indexes into the names, or as many levels as there are names
     floats                         regression; few of them, all whole (0.0, 1.0): classes
     one-hot (N, K)                 classification: the column that holds the 1
 
 ``auto`` means regression for floats that are not whole or take more than 20 values, and for whole numbers that take
 more than 100 values and more than one value in 20 examples; classification otherwise. -1/+1 are two classes; any other
-negative label is taken for a mark of "missing" (also in -1/0/1, the mark of semi-supervised data) and refused. Whatever is
-read otherwise than it is written comes back as a note for people.
+negative label is taken for a mark of "missing" (also in -1/0/1, the mark of semi-supervised data) and refused. Whatever
+is read otherwise than it is written comes back as a note for people.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def encode_labels(
     """Turn raw labels into class indexes or targets.
 
     Args:
-        values: (N,) of kind int, uint, bool, float or str; NaN and "" count as missing. (N, 1, ...) are (N,), (N, K) must be
-            one-hot.
+        values: (N,) of kind int, uint, bool, float or str; NaN and "" count as missing. (N, 1, ...) are (N,), (N, K)
+            must be one-hot.
         origin: (N,) str, where the examples lie, for the messages.
         task: "auto", "classification" or "regression".
         class_names: names of the classes in the order of their indexes; text labels must be among them.
@@ -77,7 +78,10 @@ def encode_labels(
         values = _whole(values, origin)
     y, names, mapped = _classes(values, origin, tuple(class_names))
     if kind == "f":
-        mapped = f"{mapped or 'labels are written as floats (' + _some(names) + ')'}; --task regression makes them a number to predict"
+        mapped = (
+            f"{mapped or 'labels are written as floats (' + _some(names) + ')'}; --task regression makes them a number "
+            "to predict"
+        )
     return Labels("classification", y, names, (*notes, *filter(None, [mapped])))
 
 
@@ -88,8 +92,8 @@ def _one_hot(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
     bad = ~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))
     if bad.any():
         raise DataError(
-            f"labels have shape {values.shape} and {int(bad.sum())} rows are not one-hot (a single 1, else 0): several labels or "
-            "shares of classes an example are not read",
+            f"labels have shape {values.shape} and {int(bad.sum())} rows are not one-hot (a single 1, else 0): several "
+            "labels or shares of classes an example are not read",
             where=origin[bad].tolist(),
         )
     return values.argmax(axis=1).astype(np.int64)
@@ -101,8 +105,8 @@ def _whole(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
         odd = ~np.isfinite(values) | (values != np.rint(values))
     if odd.any():
         raise DataError(
-            f"labels are floats that are not whole ({float(values[odd][0])!r}): set task to 'regression', or store class labels "
-            "as whole numbers or text",
+            f"labels are floats that are not whole ({float(values[odd][0])!r}): set task to 'regression', or store "
+            "class labels as whole numbers or text",
             where=origin[odd].tolist(),
         )
     return values.astype(np.int64)
@@ -137,7 +141,8 @@ def _classes(values: np.ndarray, origin: np.ndarray, names: tuple[str, ...]) -> 
     found, y = np.unique(values, return_inverse=True)
     if len(found) and found[0] < 0 and found.tolist() != [-1, 1]:
         raise DataError(
-            f"label {found[0]} is negative: often a mark for 'missing'; give classes names or numbers from 0 (-1 and 1 alone are read)",
+            f"label {found[0]} is negative: often a mark for 'missing'; give classes names or numbers from 0 (-1 and 1 "
+            "alone are read)",
             where=origin[values < 0].tolist(),
         )
     plain = values.dtype.kind == "b" or found.tolist() == list(range(len(found)))

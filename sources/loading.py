@@ -48,7 +48,8 @@ def detect(path: Path, asked: Asked | None = None) -> Detected:
 
     Args:
         path: file or folder.
-        asked: which columns are what, as far as a person said so; a label is guessed where one is called label, target, class or y.
+        asked: which columns are what, as far as a person said so; a label is guessed where one is called label, target,
+            class or y.
 
     Raises:
         DataError: nothing fits (the message says what the data look like), or more than one source does.

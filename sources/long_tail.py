@@ -11,8 +11,8 @@ An algorithm that guesses the label of what it saw once pays tau_1 * (number of 
 
 Source: Feldman, "Does Learning Require Memorization? A Short Tale about a Long Tail" (STOC 2020, arXiv 1906.05271),
 sections 2.1 to 2.3. A model of data, for planting known rarity; not a fit to real data. As the source
-``long_tail_mixture`` it needs no file: the domain and the samples are a function of ``process_seed``, the source's own seed
-decides which of the samples, all drawn alike, are the test split.
+``long_tail_mixture`` it needs no file: the domain and the samples are a function of ``process_seed``, the source's own
+seed decides which of the samples, all drawn alike, are the test split.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class LongTailMixture:
     def vectors(self, subpopulation: np.ndarray, *, dim: int = 64, noise: float = 0.3, seed: int) -> np.ndarray:
         """Features for learners: float32 (len(subpopulation), dim).
 
-        Each subpopulation has a random unit-norm mean (the same for a given ``seed`` and ``dim``); samples scatter about
-        it with standard deviation noise / sqrt(dim) a coordinate, so that neighbours share a subpopulation and nothing
-        generalises from one subpopulation to another.
+        Each subpopulation has a random unit-norm mean (the same for a given ``seed`` and ``dim``); samples scatter
+        about it with standard deviation noise / sqrt(dim) a coordinate, so that neighbours share a subpopulation and
+        nothing generalises from one subpopulation to another.
         """
         means_rng, noise_rng = np.random.default_rng(seed).spawn(2)
         means = means_rng.normal(size=(len(self.frequency), dim))
@@ -92,8 +92,8 @@ def frequency_prior_tau(prior: np.ndarray, *, num_samples: int, ell: int, draws:
         prior: (N,) frequencies pi; also the number of subpopulations.
         num_samples: n >= 1.
         ell: 0 .. n.
-        draws: of the sum of the other N - 1 frequencies; for the Zipf prior it varies by some 15% between draws, and tau
-            with it, so that the relative error is about 0.15 / sqrt(draws).
+        draws: of the sum of the other N - 1 frequencies; for the Zipf prior it varies by some 15% between draws, and
+            tau with it, so that the relative error is about 0.15 / sqrt(draws).
         seed: of the draws.
 
     Raises:
@@ -125,11 +125,13 @@ def frequency_prior_tau(prior: np.ndarray, *, num_samples: int, ell: int, draws:
 def price_of_not_memorising(
     prior: np.ndarray, mislabelled: Mapping[int, float], *, num_samples: int, draws: int = 200, seed: int = 0
 ) -> float:
-    """Expected error above the best possible of an algorithm that mislabels what it saw: sum_l tau_l errn(A, l), l >= 1.
+    """Expected error above the best possible of an algorithm that mislabels what it saw: sum_l tau_l errn(A, l), l >=
+    1.
 
     Args:
         prior: (N,) frequencies pi, of N subpopulations.
-        mislabelled: l -> errn(A, l) >= 0, the (expected) number of subpopulations seen l times that the algorithm mislabels.
+        mislabelled: l -> errn(A, l) >= 0, the (expected) number of subpopulations seen l times that the algorithm
+            mislabels.
         num_samples: n, of the training set.
         draws, seed: see :func:`frequency_prior_tau`.
 
@@ -208,7 +210,8 @@ def long_tail_mixture(*, config: LongTailMixtureConfig, seed: int) -> ExampleSet
 
 
 def draw_long_tail(config: LongTailMixtureConfig) -> tuple[LongTailMixture, np.ndarray, np.ndarray]:
-    """The domain, the subpopulation of each sample int64 (n,), and its features float32 (n, dim), in the order of the ids."""
+    """The domain, the subpopulation of each sample int64 (n,), and its features float32 (n, dim), in the order of the
+    ids."""
     domain, sample, vectors = np.random.SeedSequence(config.process_seed).generate_state(3).tolist()
     prior = zipf_prior(config.num_subpopulations, exponent=config.exponent)
     mixture = LongTailMixture.draw(prior, num_classes=config.num_classes, seed=domain)

@@ -2,12 +2,15 @@
 
     x, y [, ids, owner, split]                 one table of examples; other arrays of one value an example may be
                                                kept beside them (step, domain, client, group, keep)
-    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention), and a third, x_val and
-        [, x_val, y_val]                       y_val; ids and owner, if there, run over training, test, then validation rows
+    x_train, y_train, x_test, y_test           two, with a test split of their own (the Keras convention), and a third,
+                                               x_val and
+        [, x_val, y_val]                       y_val; ids and owner, if there, run over training, test, then validation
+                                               rows
 
     x  (N, D) numbers          -> float32 features
        (N, H, W) [, channels]  -> images (N, C, H, W): uint8 kept, anything else float32; C in {1, 3, 4}, first or last
-    y  (N,), (N, 1), (N, K)    whole numbers and text are classes; floats are targets; (N, K) is one-hot: see ``sources.labels``
+    y  (N,), (N, 1), (N, K)    whole numbers and text are classes; floats are targets; (N, K) is one-hot: see
+       ``sources.labels``
 
 An archive is judged before an array is made: every member must be a plain ``.npy``; the header's shape times its item
 size must be exactly the bytes that the zip directory lists, and these must be possible for the compressed bytes there
@@ -122,7 +125,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         found["y"] = asked.label
     if not ({"x", "y"} <= found.keys() or {"x_train", "y_train"} <= found.keys()):
         raise DataError(
-            f"{path.name} needs arrays x and y (pass --label for y), or x_train, y_train, x_test, y_test; it has: {names}"
+            f"{path.name} needs arrays x and y (pass --label for y), or x_train, y_train, x_test, y_test; it has: "
+            f"{names}"
         )
     found |= {role: value for role in ("owner", "split") if (value := getattr(asked, role)) is not None}
     found |= {"ids": asked.id} if asked.id is not None else {}
@@ -138,7 +142,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
 
 
 def _roles(members: Iterable[str], path: Path) -> dict[str, str]:
-    """Role -> array, as far as the names tell: x and y, or of each split that is there; "X_train" and "train_images" are x_train.
+    """Role -> array, as far as the names tell: x and y, or of each split that is there; "X_train" and "train_images"
+    are x_train.
 
     Raises:
         DataError: two arrays for one role.
@@ -167,7 +172,8 @@ def _roles(members: Iterable[str], path: Path) -> dict[str, str]:
     SourceSpec(
         name="npz",
         version=2,
-        doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test, x_val, y_val.",
+        doc="NumPy archive (.npz) with x and y, optionally ids, owner, split; or x_train, y_train, x_test, y_test, "
+        "x_val, y_val.",
         source="NumPy NEP 1, the .npy format",
         config=NpzConfig,
         detects=is_archive,
@@ -178,7 +184,8 @@ def npz(*, config: NpzConfig, seed: int) -> ExampleSet:
     """The arrays of one archive.
 
     Raises:
-        UnsafeFile: outside the root, object arrays or other pickles, sizes that the bytes cannot hold or above ``max_bytes``.
+        UnsafeFile: outside the root, object arrays or other pickles, sizes that the bytes cannot hold or above
+            ``max_bytes``.
         DataError: not an archive, truncated, damaged, arrays missing or not matching.
     """
     root = root_folder(config.root)

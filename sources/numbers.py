@@ -6,9 +6,9 @@
     (12)  -12  −12                          negative
     "" NA N/A NaN null none - ? #N/A        missing
 
-A column is read so only when every value is a number or missing: one reading for all of them. Where both a decimal point and
-a decimal comma fit ("1,234"), the point is taken, or the comma when the file prefers it. Numbers with leading zeros
-("00501") are codes, not numbers. Not a reader of units ("12 kg") or of dates.
+A column is read so only when every value is a number or missing: one reading for all of them. Where both a decimal
+point and a decimal comma fit ("1,234"), the point is taken, or the comma when the file prefers it. Numbers with leading
+zeros ("00501") are codes, not numbers. Not a reader of units ("12 kg") or of dates.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CODE = r"^[+-]?0\d"
 
 
 class Numbers(NamedTuple):
-    """A column of text as numbers: Int64 where all are written whole, else Float64, null where missing; how, "" where the text is
-    numbers as they stand.
+    """A column of text as numbers: Int64 where all are written whole, else Float64, null where missing; how, "" where
+    the text is numbers as they stand.
     """
 
     values: pl.Series

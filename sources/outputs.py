@@ -8,9 +8,9 @@
 Parquet, CSV and NumPy archives. What the model was given is not there, so ``x`` are the features, where there are any
 (columns feature_<n>, emb_<n>, or an array), else the probabilities themselves; ``provenance['values']`` says which.
 
-Probabilities become their logarithms, which softmax turns back. One that is exactly 0 was rounded, and counts as the smallest
-number of its type: a float32 softmax of a sure model loses what tells members, and the sentence about the file says in how
-many rows. Logits are better.
+Probabilities become their logarithms, which softmax turns back. One that is exactly 0 was rounded, and counts as the
+smallest number of its type: a float32 softmax of a sure model loses what tells members, and the sentence about the file
+says in how many rows. Logits are better.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class _Stored:
 @source(
     SourceSpec(
         name=OUTPUTS,
-        doc="A model's outputs in Parquet, CSV or NPZ: probabilities or logits, label, split or member, optionally features.",
+        doc="A model's outputs in Parquet, CSV or NPZ: probabilities or logits, label, split or member, optionally "
+        "features.",
         source="definition",
         config=OutputsConfig,
     )
@@ -129,8 +130,8 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
 
     Raises:
         UnsafeFile: outside the root, or too large.
-        DataError: columns that are missing, of different lengths or not finite; labels that are no class; no row of one of
-            the splits.
+        DataError: columns that are missing, of different lengths or not finite; labels that are no class; no row of one
+            of the splits.
     """
     path = outputs_file_of(config)
     stored = _open_stored(path, config.max_bytes)
@@ -165,7 +166,8 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
 
 
 def outputs_of(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
-    """What the model said: float32 (N, K) logits in the order of the rows, and in how many rows a probability is exactly 0.
+    """What the model said: float32 (N, K) logits in the order of the rows, and in how many rows a probability is
+    exactly 0.
 
     Raises:
         As :func:`outputs`.
@@ -212,8 +214,8 @@ def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str,
     found = _found(stored.names, "logits") or _found(stored.names, "probabilities")
     if not found:
         raise ConfigError(
-            "which columns are the model's outputs? They are called prob_<class> or logit_<class>, one a class, or are one list "
-            f"column or array called probabilities or logits. {has}"
+            "which columns are the model's outputs? They are called prob_<class> or logit_<class>, one a class, or "
+            f"are one list column or array called probabilities or logits. {has}"
         )
     config: dict[str, Any] = {"root": str(path.parent), "file": path.name, "outputs": list(found)}
     for option in ("task", "val", "drop"):
@@ -283,8 +285,8 @@ def _labels(values: np.ndarray, origin: np.ndarray, names: tuple[str, ...], *, e
         levels = tuple(np.unique(values).tolist())
         if len(levels) != len(names):
             raise DataError(
-                f"{len(levels)} labels are text and there are {len(names)} outputs: which is which? Give class_names, or call the "
-                "columns prob_<class>"
+                f"{len(levels)} labels are text and there are {len(names)} outputs: which is which? Give class_names, "
+                "or call the columns prob_<class>"
             )
         names = levels
     return encode_labels(values, origin, task="classification", class_names=names)
@@ -305,8 +307,8 @@ def _split(values: np.ndarray, origin: np.ndarray, name: str) -> np.ndarray:
     split = read_splits(split.astype(str), origin, name=name)
     if (unsure := split == "val").any():
         raise DataError(
-            f"{name!r} calls {int(unsure.sum())} rows validation: a model that was chosen by them has seen them after all; leave "
-            "them out, or call them 'test'",
+            f"{name!r} calls {int(unsure.sum())} rows validation: a model that was chosen by them has seen them after "
+            "all; leave them out, or call them 'test'",
             where=origin[unsure].tolist(),
         )
     for part, what in (
@@ -345,8 +347,8 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
         )
     if off.any():
         raise DataError(
-            f"{where} do not sum to 1 in {int(off.sum())} of {len(off)} rows: probabilities of every class are needed, or logits "
-            "(scale: logits)",
+            f"{where} do not sum to 1 in {int(off.sum())} of {len(off)} rows: probabilities of every class are needed, "
+            "or logits (scale: logits)",
             where=stored.origin[off].tolist(),
         )
     p = np.column_stack([1 - values, values]) if single else values

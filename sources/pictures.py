@@ -1,9 +1,9 @@
 """Pictures as one array: PNG, JPEG, BMP, GIF, TIFF, WebP and PPM, decoded by Pillow into uint8 (N, C, H, W).
 
-Grey (C = 1) when every picture is grey, else RGB. Headers are read first: pixel counts, sizes and the whole array are checked
-before anything is decoded. Pictures of different sizes are refused unless ``size`` says what to resize to (bilinear,
-antialiased). Transparency is dropped, EXIF rotation is not applied, files with several frames or more than 8 bits a channel
-are refused. All that cannot be read are named at once.
+Grey (C = 1) when every picture is grey, else RGB. Headers are read first: pixel counts, sizes and the whole array are
+checked before anything is decoded. Pictures of different sizes are refused unless ``size`` says what to resize to
+(bilinear, antialiased). Transparency is dropped, EXIF rotation is not applied, files with several frames or more than 8
+bits a channel are refused. All that cannot be read are named at once.
 """
 
 from __future__ import annotations
@@ -120,13 +120,17 @@ def read_pictures(
 
 
 def one_size(headers: Sequence[Header | None]) -> tuple[dict[str, Any], list[str]]:
-    """The field ``size`` for pictures of different sizes, and the note that says so; nothing for pictures of one size."""
+    """The field ``size`` for pictures of different sizes, and the note that says so; nothing for pictures of one
+    size."""
     good = [header for header in headers if header is not None]
     if len({header.size for header in good}) < 2:
         return {}, []
     width, height = _common_size(good)
     odd = sum(header.size != (width, height) for header in good)
-    what = f"{odd:,} of {len(headers):,} pictures are not {width} x {height}, the most frequent size, and are resized to it"
+    what = (
+        f"{odd:,} of {len(headers):,} pictures are not {width} x {height}, the most frequent size, and are resized to "
+        "it"
+    )
     return {"size": [height, width]}, [f"{what} (size in the plan)"]
 
 

@@ -14,8 +14,8 @@ from sources.loading import load
 def load_examples(subject: Subject) -> ExampleSet:
     """Read, validate and return the data set that a subject names.
 
-    With ``model.inputs`` raw, a model is given the values as they are stored, cast to float32: images 0 to 255 and features in
-    their own units, which is what a model trained elsewhere may have been given.
+    With ``model.inputs`` raw, a model is given the values as they are stored, cast to float32: images 0 to 255 and
+    features in their own units, which is what a model trained elsewhere may have been given.
 
     Raises:
         As :func:`sources.load`.

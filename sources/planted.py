@@ -6,11 +6,13 @@ Labels:
     y'_i = (y_i + u_i) mod K,  u_i uniform on 1..K-1          (a uniformly drawn *other* class)
 
 The draw depends on (ids, labels, seed), not on the order of the rows. Test examples are never touched.
-Not a noise model of real annotators (those confuse alike classes); symmetric noise is what memorization and data-diet studies measure on.
+Not a noise model of real annotators (those confuse alike classes); symmetric noise is what memorization and data-diet
+studies measure on.
 
-Interactions (Zhang et al. 2025): every user u gets m_u = floor(ratio * |train_u|) more training items, drawn uniformly and without
-replacement from the items that are not the user's own. Their ids follow the largest id there is, ordered by (user, item);
-provenance["planted_interactions"]["first_id"] tells them apart (`planted_interactions`).
+Interactions (Zhang et al. 2025): every user u gets m_u = floor(ratio * |train_u|) more training items, drawn uniformly
+    and without
+replacement from the items that are not the user's own. Their ids follow the largest id there is, ordered by (user,
+item); provenance["planted_interactions"]["first_id"] tells them apart (`planted_interactions`).
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ def without_planted(examples: ExampleSet) -> ExampleSet:
 
 
 def _outside(users: np.ndarray, items: np.ndarray, wanted: np.ndarray, *, num_items: int, seed: int) -> np.ndarray:
-    """``wanted[u]`` items of each user that are not among the given pairs, uniform, ascending; one block of users at a time."""
+    """``wanted[u]`` items of each user that are not among the given pairs, uniform, ascending; one block of users at a
+    time."""
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // num_items)
     parts = [np.empty(0, np.int64)]

@@ -1,18 +1,20 @@
 """Harm by planting: a known part of the training data is manipulated, so that a correction or an audit can be judged.
 
-    poisoning trigger     n_m training images drawn uniformly; their bottom-right p x p patch := v in every channel, in the
-                          model's normalised space, v = max over the training inputs; label := target
+    poisoning trigger     n_m training images drawn uniformly; their bottom-right p x p patch := v in every channel, in
+                          the model's normalised space, v = max over the training inputs; label := target
     interclass confusion  the first n_m / 2 training examples (by id) of class a and of class b: labels swapped
     random label swap     the labels of n_m random training examples permuted among them
     deletion set          S_f = uniform subset of the manipulated S_m: the part that has been identified
     canaries              copies of test examples under a wrong target, each ``repeats`` times in the training split
 
-Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; canaries after Jagielski et
+Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; canaries after Jagielski
+    et
 al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch after augmentation; the recipes here do not
 augment, so the patch of the stored image is the patch the model sees. With a uint8 image and an affine that differs
 between channels the raw value that stands for v may not exist: the nearest one does (white at most).
 
-Draws depend on ids and seed, not on the order of the rows. Test examples are never touched; nothing on disk is read whole.
+Draws depend on ids and seed, not on the order of the rows. Test examples are never touched; nothing on disk is read
+whole.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def interclass_confusion(
         the set with the swapped labels, and the ids concerned, ascending.
 
     Raises:
-        NotApplicable, ConfigError: no class labels; classes out of range or equal; count below 2, or a class with fewer.
+        NotApplicable, ConfigError: no class labels; classes out of range or equal; count below 2, or a class with
+            fewer.
     """
     for k in classes:
         _check_classes(examples, k)
@@ -124,7 +127,8 @@ def random_label_swap(examples: ExampleSet, *, count: int, seed: int) -> tuple[E
 
 
 def sample_deletion_set(ids: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
-    """round(fraction * n), at least one, of the manipulated ids, uniformly; ascending. Nested: a larger fraction holds a smaller.
+    """round(fraction * n), at least one, of the manipulated ids, uniformly; ascending. Nested: a larger fraction holds
+    a smaller.
 
     >>> sample_deletion_set(np.arange(10), fraction=1.0, seed=0).tolist() == list(range(10))
     True
@@ -142,8 +146,9 @@ def plant_canaries(
 ) -> tuple[ExampleSet, np.ndarray, np.ndarray]:
     """Add ``count`` canaries, ``repeats`` copies each, to the training split: what a model must memorise to fit.
 
-    They are test examples (which stay where they are) under a wrong target: another class drawn uniformly, a number or an item
-    that is not theirs (``tasks.base.Task.wrong_targets``). Readings go on by the constants of the data without them.
+    They are test examples (which stay where they are) under a wrong target: another class drawn uniformly, a number or
+    an item that is not theirs (``tasks.base.Task.wrong_targets``). Readings go on by the constants of the data without
+    them.
 
     Returns:
         the larger set; the copies' ids, int64 (count, repeats), new ones above the largest id; the ids of the
@@ -156,7 +161,8 @@ def plant_canaries(
     test = np.sort(examples.example_id[examples.split == "test"])
     if not 1 <= count <= len(test) or repeats < 1:
         raise ConfigError(
-            f"plant_canaries: count = {count}, repeats = {repeats}: needs 1..{len(test)} test examples, each once at least"
+            f"plant_canaries: count = {count}, repeats = {repeats}: needs 1..{len(test)} test examples, each once at "
+            "least"
         )
     if repeats > 1 and not examples.task.repeatable:
         raise ConfigError(f"plant_canaries: repeats = {repeats}: no example of a {examples.task} task is there twice")

@@ -1,6 +1,7 @@
 """Cut examples into pools of equal size by a value, best end first.
 
-    size_s = floor(fraction * N_s / num_pools) in each stratum s;  pool_p = ranks (p-1) size_s + 1 .. p size_s, ties by id
+    size_s = floor(fraction * N_s / num_pools) in each stratum s;  pool_p = ranks (p-1) size_s + 1 .. p size_s, ties by
+                                                                   id
 
 What does not divide, and what lies beyond ``fraction``, is in no pool.
 """
@@ -18,7 +19,8 @@ Ints = NDArray[np.int64]
 
 
 class Cut(NamedTuple):
-    """Of each example, int64 (N,): its pool from 0 (``num_pools`` = in none), its rank from 0 in its stratum, the stratum's size."""
+    """Of each example, int64 (N,): its pool from 0 (``num_pools`` = in none), its rank from 0 in its stratum, the
+    stratum's size."""
 
     pool: Ints
     rank: Ints

@@ -117,7 +117,8 @@ def gather(x: np.ndarray | Rows, rows: slice | np.ndarray) -> np.ndarray:
 
 
 def select(x: np.ndarray | Rows, positions: np.ndarray) -> np.ndarray | Rows:
-    """The rows at ``positions``: a view where they are neighbours, lazy when ``x`` lies on disk, else a copy of them."""
+    """The rows at ``positions``: a view where they are neighbours, lazy when ``x`` lies on disk, else a copy of
+    them."""
     if isinstance(x, Rows):
         return x.select(positions)
     run = run_of(positions)

@@ -40,7 +40,8 @@ def stratified_split(strata: np.ndarray, example_id: np.ndarray, *, test_fractio
     if not counts.sum():
         numbers = " (--task regression where labels are numbers to predict)" if len(strata) > 1 else ""
         raise DataError(
-            f"{len(strata)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for training{numbers}"
+            f"{len(strata)} examples in {len(sizes)} classes leave none for a test split: every class keeps one for "
+            f"training{numbers}"
         )
     order = np.lexsort((_keys(example_id, seed), strata))
     starts = np.cumsum(sizes) - sizes
@@ -50,8 +51,8 @@ def stratified_split(strata: np.ndarray, example_id: np.ndarray, *, test_fractio
 
 
 def largest_remainders(sizes: np.ndarray, fraction: float, *, total: int | None = None) -> np.ndarray:
-    """How many to take of each group, int64: floor(fraction * size), the rest of ``total`` by largest remainders (ties to
-    the first), never a whole group.
+    """How many to take of each group, int64: floor(fraction * size), the rest of ``total`` by largest remainders (ties
+    to the first), never a whole group.
 
     Args:
         sizes: int64 (G,), members of each group, >= 1.

@@ -6,8 +6,8 @@
     strength_u = strength for users with an even index, odd_strength for the others (the same when null)
 
 The process is a function of ``process_seed``; the source's own seed decides the test split and the planted noise
-(``sources.planted.plant_interactions``), whose ids start at num_users * per_user. A stand-in that runs without a download and
-where the truth is known; not a model of any real catalogue.
+(``sources.planted.plant_interactions``), whose ids start at num_users * per_user. A stand-in that runs without a
+download and where the truth is known; not a model of any real catalogue.
 """
 
 from __future__ import annotations

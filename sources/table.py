@@ -1,10 +1,10 @@
 """Tables: one row an example, one column the label, the others features (CSV, Parquet, JSON lines, folders of shards).
 
-Numbers, categories, text that is numbers, and lists of numbers become features (``sources.features``); dates, nested values and
-free text do not: list them in ``drop`` or turn them into numbers.
+Numbers, categories, text that is numbers, and lists of numbers become features (``sources.features``); dates, nested
+values and free text do not: list them in ``drop`` or turn them into numbers.
 
-``label``, ``owner``, ``id`` and ``split`` name columns that are not features. Missing, NaN and infinite values are refused by
-row. Ids without an ``id`` column come from the feature columns, label, owner and given split of the row.
+``label``, ``owner``, ``id`` and ``split`` name columns that are not features. Missing, NaN and infinite values are
+refused by row. Ids without an ``id`` column come from the feature columns, label, owner and given split of the row.
 """
 
 from __future__ import annotations
@@ -112,10 +112,12 @@ def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop
 
 
 def named_columns(path: Path, asked: Asked) -> tuple[Table, dict[str, object], list[str]]:
-    """A user's table, the fields of its configuration that name columns, and notes for people about what was found by its name.
+    """A user's table, the fields of its configuration that name columns, and notes for people about what was found by
+    its name.
 
     Raises:
-        ConfigError: the label is needed, a name is no column, or a column that is called id or split cannot be what it is called.
+        ConfigError: the label is needed, a name is no column, or a column that is called id or split cannot be what it
+            is called.
         DataError: the table cannot be read, or is one of several shards.
     """
     single = shard_of(path)
@@ -129,8 +131,8 @@ def named_columns(path: Path, asked: Asked) -> tuple[Table, dict[str, object], l
         if len(guesses) != 1:
             found = f"{', '.join(guesses)} could all be" if guesses else "none is called label, target, class or y"
             raise ConfigError(
-                f"which column is the label? {found}; pass --label, or --user and --item where a row is something that a user "
-                f"did with an item; columns are: {names}"
+                f"which column is the label? {found}; pass --label, or --user and --item where a row is something that "
+                f"a user did with an item; columns are: {names}"
             )
         label = guesses[0]
         notes.append(f"column {label!r} is the label, by its name (--label names another)")
@@ -170,8 +172,8 @@ def _is_id(data: Table, name: str) -> bool:
         check_ids(series.to_numpy())
     except DataError as error:
         raise ConfigError(
-            f"column {name!r} is called an id and cannot be one: {error}; pass --owner {name} if it says whose row it is, --drop {name} "
-            "to leave it out, or --id with another column"
+            f"column {name!r} is called an id and cannot be one: {error}; pass --owner {name} if it says whose row it "
+            f"is, --drop {name} to leave it out, or --id with another column"
         ) from None
     return True
 
@@ -188,8 +190,8 @@ def _is_split(data: Table, name: str) -> bool:
     if name.lower() != "split":
         return False
     raise ConfigError(
-        f"column {name!r} holds {', '.join(words[:5])}: which of them is training cannot be known; write train, test or val in "
-        f"its place, or pass --drop {name}, and a test split is drawn"
+        f"column {name!r} holds {', '.join(words[:5])}: which of them is training cannot be known; write train, test "
+        f"or val in its place, or pass --drop {name}, and a test split is drawn"
     )
 
 
@@ -197,8 +199,8 @@ def _is_split(data: Table, name: str) -> bool:
     SourceSpec(
         name="table",
         version=2,
-        doc="CSV (UTF-8, header row), Parquet or JSON lines, or a folder of such shards: number, category and embedding columns, a "
-        "label column (--label), optionally an owner column (--owner).",
+        doc="CSV (UTF-8, header row), Parquet or JSON lines, or a folder of such shards: number, category and "
+        "embedding columns, a label column (--label), optionally an owner column (--owner).",
         source="RFC 4180; Apache Parquet; JSON Lines",
         config=TableConfig,
         detects=_detects,
@@ -279,7 +281,8 @@ class _SplitFields(Protocol):
 
 
 def given_split(data: Table, config: _SplitFields) -> tuple[Table, np.ndarray | None, list[str]]:
-    """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes for people.
+    """The rows that take part; their splits by the column, else by the names of the shards (None: to be drawn); notes
+    for people.
 
     Raises:
         DataError: no rows, or words that are no splits.

@@ -1,12 +1,14 @@
 """CSV, Parquet and JSON files, or a folder of such shards, as named columns of polars, judged before they are read.
 
-CSV: UTF-8, a header row, one separator (``,`` ``;`` tab or ``|``, with or without blanks behind it); types are inferred from the
-whole file; blanks around a cell are not part of it. Refused: no header, a column name twice, rows longer than the header.
-An empty cell is a missing value. JSON: one object a line, or one list of objects.
-Parquet: columns are read one at a time from a file that is opened once; the footer's row count and sizes are compared with
-``max_bytes`` first. They are decoded by pyarrow: one flipped bit in a page makes polars' own decoder ask for 2 EB and abort the
-process. Rotten bits inside a page without a checksum (the default of most writers) are not detected by any reader; the
-SHA-256 of the file in the provenance is what tells.
+CSV: UTF-8, a header row, one separator (``,`` ``;`` tab or ``|``, with or without blanks behind it); types are inferred
+    from the
+whole file; blanks around a cell are not part of it. Refused: no header, a column name twice, rows longer than the
+header. An empty cell is a missing value. JSON: one object a line, or one list of objects.
+Parquet: columns are read one at a time from a file that is opened once; the footer's row count and sizes are compared
+    with
+``max_bytes`` first. They are decoded by pyarrow: one flipped bit in a page makes polars' own decoder ask for 2 EB and
+abort the process. Rotten bits inside a page without a checksum (the default of most writers) are not detected by any
+reader; the SHA-256 of the file in the provenance is what tells.
 
 A folder stands for its shards, the files of one kind in the order of their names; where all names speak of a split
 ("train-00000-of-00002.parquet", "test.csv"), they say each row's.
@@ -131,8 +133,8 @@ class Table:
         return np.array([f"{names[k]} row {row}" for k, row in zip(of, rows - starts[of] + 1, strict=True)], dtype=str)
 
     def splits(self) -> np.ndarray | None:
-        """(N,) "<U5", the split that each shard's name speaks of; None for one file, and unless every name speaks of one, not
-        all of the same."""
+        """(N,) "<U5", the split that each shard's name speaks of; None for one file, and unless every name speaks of
+        one, not all of the same."""
         spoken = [split_of(part.path.name) for part in self.parts]
         if len(set(spoken)) < 2 or None in spoken:
             return None
@@ -140,7 +142,8 @@ class Table:
         return splits if self.rows is None else splits[self.rows]
 
     def class_names(self, name: str) -> list[str]:
-        """Names of the classes of a label column, where Hugging Face's ``datasets`` wrote them into the footer; else none."""
+        """Names of the classes of a label column, where Hugging Face's ``datasets`` wrote them into the footer; else
+        none."""
         try:
             features = json.loads(self.metadata.get("huggingface", "{}"))["info"]["features"]
             return [str(n) for n in features[name]["names"]]
@@ -154,7 +157,8 @@ class Table:
 
 
 def kind_of(path: Path) -> str | None:
-    """ "parquet", "json", "csv" or None, by content: Parquet's magic, an object or list, or a first row of at least two cells."""
+    """ "parquet", "json", "csv" or None, by content: Parquet's magic, an object or list, or a first row of at least two
+    cells."""
     start = head(path, 65_536)
     if start.startswith(_PARQUET):
         return "parquet"
@@ -191,7 +195,8 @@ def shard_of(path: Path) -> str:
 
 
 def picture_column(path: Path) -> str | None:
-    """The first column of pictures in a Parquet file or its shards: Hugging Face's {bytes, path}, or bytes that begin as one."""
+    """The first column of pictures in a Parquet file or its shards: Hugging Face's {bytes, path}, or bytes that begin
+    as one."""
     path = next(iter(shards(path)), path) if path.is_dir() else path
     if kind_of(path) != "parquet":
         return None
@@ -216,7 +221,8 @@ def is_tables(path: Path) -> bool:
 
 
 def column_names(path: Path) -> list[str]:
-    """Of a table's header, of the first shard of a folder; empty when there is none to be read. The values are not looked at."""
+    """Of a table's header, of the first shard of a folder; empty when there is none to be read. The values are not
+    looked at."""
     if path.is_dir():
         path = next(iter(shards(path)), path)
     kind = kind_of(path) if path.is_file() else None
@@ -275,8 +281,8 @@ def read_table(root: Path, name: str, *, separator: str = "", max_bytes: int) ->
         missing = [n for n in first.schema if n not in part.schema] + [n for n in part.schema if n not in first.schema]
         if missing:
             raise DataError(
-                f"{first.path.name} and {part.path.name} are no shards of one table: column {missing[0]!r} is in one of them only; "
-                f"give a single file with --data"
+                f"{first.path.name} and {part.path.name} are no shards of one table: column {missing[0]!r} is in one "
+                "of them only; give a single file with --data"
             )
     schema = {n: _common([part.schema[n] for part in parts]) for n in first.schema}
     metadata: dict[str, str] = {}
@@ -373,7 +379,8 @@ def _longer_row(path: Path, separator: str, width: int, skip: int) -> str:
 
 
 def _header(path: Path, separator: str) -> tuple[str, list[str], int, bool]:
-    """Separator, names, blank lines above them, and whether quotes stand behind a blank (which no fast reader understands)."""
+    """Separator, names, blank lines above them, and whether quotes stand behind a blank (which no fast reader
+    understands)."""
     start = head(path, _MAX_LINE + 1)
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)

@@ -44,7 +44,10 @@ def cause(path: Path) -> str:
             else "it is a zip archive; unpack it and give the folder"
         )
     if start.startswith(PICTURES):
-        return f"it is a single picture; give the folder that holds one sub-folder of pictures a class, --data {path.parent}"
+        return (
+            "it is a single picture; give the folder that holds one sub-folder of pictures a class, --data "
+            f"{path.parent}"
+        )
     if b"\0" in start:
         zeros = Counter(at % 2 for at, byte in enumerate(start[:2000]) if byte == 0)
         if sum(zeros.values()) > 0.3 * len(start[:2000]) and min(zeros[0], zeros[1]) == 0:
@@ -55,15 +58,18 @@ def cause(path: Path) -> str:
     except UnicodeDecodeError as error:
         if error.start < len(start) - 4:
             return (
-                f"byte {start[error.start]:#04x} at {error.start:,} is not UTF-8 (an older encoding, such as Windows-1252 or Latin-1?); "
-                "save it as UTF-8"
+                f"byte {start[error.start]:#04x} at {error.start:,} is not UTF-8 (an older encoding, such as "
+                "Windows-1252 or Latin-1?); save it as UTF-8"
             )
         text = start[: error.start].decode("utf-8-sig")
     lines = [line for line in text.splitlines() if line.strip()]
     first = lines[0].strip()[:60] if lines else ""
     if not first:
         return "it holds blank lines only"
-    return f"it is text without columns (it begins {first!r}); a table has a header row of at least two names between , ; | or tabs"
+    return (
+        f"it is text without columns (it begins {first!r}); a table has a header row of at least two names between , ; "
+        "| or tabs"
+    )
 
 
 def _of_folder(folder: Path) -> str:
@@ -76,7 +82,10 @@ def _of_folder(folder: Path) -> str:
     files = [e for e in inside if not e.is_dir()]
     pictures = [f for f in files if head(f, 8).startswith(PICTURES)]
     if pictures and not folders:
-        return f"{len(pictures)} pictures lie directly in it; the class of a picture is the sub-folder it lies in (cat/1.png, dog/2.png)"
+        return (
+            f"{len(pictures)} pictures lie directly in it; the class of a picture is the sub-folder it lies in "
+            "(cat/1.png, dog/2.png)"
+        )
     empty = [f.name for f in folders if not any(p.is_file() and not is_junk(p) for p in f.rglob("*"))]
     if folders and empty:
         return f"{len(empty)} of its {len(folders)} sub-folders hold no file: {', '.join(empty[:10])}"

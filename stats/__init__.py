@@ -1,4 +1,5 @@
-"""The statistics that audits stand on: exact intervals, rank statistics, paired and multiple tests, what n can claim."""
+"""The statistics that audits stand on: exact intervals, rank statistics, paired and multiple tests, what n can
+claim."""
 
 from stats.binomial import clopper_pearson, lower_bound, upper_bound
 from stats.multiple import benjamini_hochberg, holm

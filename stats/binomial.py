@@ -2,7 +2,8 @@
 
 Clopper and Pearson, Biometrika 1934, in Beta quantiles, k successes in n trials:
 
-    lower = BetaInv(alpha / 2; k, n - k + 1),  0 for k = 0        upper = BetaInv(1 - alpha / 2; k + 1, n - k),  1 for k = n
+    lower = BetaInv(alpha / 2; k, n - k + 1),  0 for k = 0        upper = BetaInv(1 - alpha / 2; k + 1, n - k),  1 for k
+                                               = n
 
 Coverage is at least 1 - alpha for every true rate and every n. Not the shortest interval, and only for independent
 trials: examples of one model are taken as such given the model; several models pooled are not.

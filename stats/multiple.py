@@ -1,7 +1,9 @@
 """Adjusted p-values when many hypotheses are tested at once (every forgotten example, every attack, every cap).
 
-    Holm (Scand. J. Statist. 1979)   adj_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))    keeps P[any false alarm] <= alpha
-    Benjamini-Hochberg (1995)        adj_(i) = min_{j >= i} min(1, m p_(j) / j)          keeps the false share of alarms <= alpha
+    Holm (Scand. J. Statist. 1979)   adj_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))    keeps P[any false alarm] <=
+                                     alpha
+    Benjamini-Hochberg (1995)        adj_(i) = min_{j >= i} min(1, m p_(j) / j)          keeps the false share of alarms
+                                     <= alpha
 
 Holm holds under any dependence; Benjamini-Hochberg needs independence or positive dependence.
 """

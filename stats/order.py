@@ -2,9 +2,9 @@
 
     v_(1) <= ... <= v_(N)    the values ascending; of equal values, the smaller position counts as the higher
 
-Every pruned set is a window of it. Stratified, examples are ranked by (rank within the class - 1/2) / size of the class in
-place of the value: every prefix, and every suffix, then holds each class in proportion to within one example (the divisor
-method of Webster), and sets are nested in their size.
+Every pruned set is a window of it. Stratified, examples are ranked by (rank within the class - 1/2) / size of the class
+in place of the value: every prefix, and every suffix, then holds each class in proportion to within one example (the
+divisor method of Webster), and sets are nested in their size.
 """
 
 from __future__ import annotations

@@ -3,20 +3,23 @@
     DeLong     two correlated AUCs (DeLong et al., Biometrics 1988): with V10, V01 of ``ranking`` for each score a, b
                    var(AUC_a - AUC_b) = var(V10_a - V10_b) / n+ + var(V01_a - V01_b) / n-
                referred to Student's t with Welch's degrees of freedom (simulated coverage of 95%: 0.949 to 0.957; ten
-               against 50: 0.94 to 0.98; three and five 0.88 and 0.92 when the AUCs differ, so below ten there is no interval)
+               against 50: 0.94 to 0.98; three and five 0.88 and 0.92 when the AUCs differ, so below ten there is no
+               interval)
     McNemar    exact: of the n examples that only one of the two finds, k are a's; p of Bin(n, 1/2) (Psychometrika 1947)
     sign flips the differences d_i, each sign equally likely when there is no difference; all 2^n flips while they are
                few, else random ones, the observed one counted in (Fisher; Phipson and Smyth 2010)
     Wilcoxon   signed ranks of d_i, zeros by Pratt's rule
     bootstrap  interval of the mean difference, pairs resampled; bias-corrected and accelerated (Efron, JASA 1987)
-    bounded    interval of the mean difference of values in [0, 1] (Agresti and Min, Statistics in Medicine 2005, and beyond 0/1):
+    bounded    interval of the mean difference of values in [0, 1] (Agresti and Min, Statistics in Medicine 2005, and
+               beyond 0/1):
                    S = sum_i d_i,  Q = sum_i d_i^2,  n' = n + 2:   S / n'  +-  z sqrt(Q + 1 - S^2 / n') / n'
-               the mean of n + 2 pairs, half a pair at +1, half a one at -1 and one at 0 added. Where d is -1, 0 or 1, S = b - c and
-               Q = b + c, which is their interval to the bit. In between, var d <= E d^2 <= 1 as there, and no smallness of what was
-               seen makes it shorter than z / n': differences that are rare and large leave small samples looking alike
+               the mean of n + 2 pairs, half a pair at +1, half a one at -1 and one at 0 added. Where d is -1, 0 or 1, S
+               = b - c and Q = b + c, which is their interval to the bit. In between, var d <= E d^2 <= 1 as there, and
+               no smallness of what was seen makes it shorter than z / n': differences that are rare and large leave
+               small samples looking alike
 
-Why paired: both sides see the same hard examples, and what they share cancels. Two separate intervals that overlap do not
-mean that there is no difference. Pairs must be independent of each other: examples of one model, or whole models.
+Why paired: both sides see the same hard examples, and what they share cancels. Two separate intervals that overlap do
+not mean that there is no difference. Pairs must be independent of each other: examples of one model, or whole models.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ _RESAMPLES = 9_999
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AucDifference:
-    """AUC_a - AUC_b on the same examples, with bounds at level 1 - alpha, DeLong's standard error and two-sided p-value.
+    """AUC_a - AUC_b on the same examples, with bounds at level 1 - alpha, DeLong's standard error and two-sided
+    p-value.
 
     With too few examples on a side nothing is claimed: low -1, high 1, stderr NaN, p_value 1.
     """
@@ -58,9 +62,10 @@ def delong_paired(
 ) -> AucDifference:
     """Difference of two AUCs of scores of the same examples.
 
-    Without any variance (say, both separate perfectly) the data says nothing about the error of the difference; bounds and
-    p-value are then those of min(n+, n-) disjoint pairs that all point one way, as for a single perfect AUC. With fewer than ten
-    members or non-members (``ranking``) the difference has neither: bounds -1 and 1, stderr NaN, p-value 1.
+    Without any variance (say, both separate perfectly) the data says nothing about the error of the difference; bounds
+    and p-value are then those of min(n+, n-) disjoint pairs that all point one way, as for a single perfect AUC. With
+    fewer than ten members or non-members (``ranking``) the difference has neither: bounds -1 and 1, stderr NaN, p-value
+    1.
 
     Args:
         scores_a, scores_b: (N,) larger = more likely a member, no NaN.
@@ -77,7 +82,8 @@ def delong_paired(
     member = np.asarray(is_member)
     if not (a.ndim == 1 and a.shape == b.shape == member.shape and member.dtype == np.bool_):
         raise InvalidInput(
-            f"scores {a.shape}, {b.shape} and is_member {member.dtype} {member.shape}: needs three vectors of one length, the last bool"
+            f"scores {a.shape}, {b.shape} and is_member {member.dtype} {member.shape}: needs three vectors of one "
+            "length, the last bool"
         )
     _check_alpha(alpha)
     v10_a, v01_a = placements(a[member], a[~member])
@@ -185,7 +191,8 @@ def paired_bootstrap(
 ) -> PairedInterval:
     """Interval of the mean of a - b, the pairs resampled.
 
-    Below some 20 pairs the bootstrap covers too rarely (0.90 to 0.93 instead of 0.95 at n = 10); use sign flips to test.
+    Below some 20 pairs the bootstrap covers too rarely (0.90 to 0.93 instead of 0.95 at n = 10); use sign flips to
+    test.
 
     Raises:
         InvalidInput: not two finite vectors of one length, fewer than two pairs, alpha outside (0, 1).

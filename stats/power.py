@@ -1,17 +1,22 @@
 """What a number of examples or models can claim, and how many it takes: power and sample sizes.
 
-    rule of three     no alarm in n trials claims a rate <= ln(1/alpha) / n, about 3 / n; with k alarms the smallest n whose
-                      Clopper-Pearson upper bound is <= the rate       (Hanley and Lippman-Hand, JAMA 1983, for k = 0)
+    rule of three     no alarm in n trials claims a rate <= ln(1/alpha) / n, about 3 / n; with k alarms the smallest n
+                      whose Clopper-Pearson upper bound is <= the rate       (Hanley and Lippman-Hand, JAMA 1983, for k
+                                                                             = 0)
     p-value of one    with K reference values no empirical p-value is below 1 / (K + 1)
-    rate above null   exact one-sided binomial test: reject when k >= c, c the smallest with P[Bin(n, null) >= c] <= alpha
+    rate above null   exact one-sided binomial test: reject when k >= c, c the smallest with P[Bin(n, null) >= c] <=
+                      alpha
     AUC               Hanley and McNeil, Radiology 1982: with Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A)
                           var = (A (1 - A) + (n+ - 1) (Q1 - A^2) + (n- - 1) (Q2 - A^2)) / (n+ n-)
                       two AUCs on the same examples, correlation r (1983):  var = var_a + var_b - 2 r sqrt(var_a var_b)
-    mean difference   two-sample t test of normal figures one run each, mu = (mean_a - mean_b) / common standard deviation:
-                          T ~ noncentral t, n_a + n_b - 2 degrees of freedom, noncentrality mu sqrt(n_a n_b / (n_a + n_b)); exact
+    mean difference   two-sample t test of normal figures one run each, mu = (mean_a - mean_b) / common standard
+                      deviation:
+                          T ~ noncentral t, n_a + n_b - 2 degrees of freedom, noncentrality mu sqrt(n_a n_b / (n_a +
+                          n_b)); exact
                       P[a run of a > a run of b] = AUC = Phi(mu / sqrt 2)
     two TPRs          other examples for each: Fleiss, Levin, Paik 2003, chapter 4, with continuity correction
-                      the same examples (McNemar): Connor, Biometrics 1987, with p = P[only one finds it], d = TPR_a - TPR_b
+                      the same examples (McNemar): Connor, Biometrics 1987, with p = P[only one finds it], d = TPR_a -
+                      TPR_b
                           n = (z_{alpha/2} sqrt(p) + z_power sqrt(p - d^2))^2 / d^2
 
 Planning figures: an audit's own figures carry exact intervals. Members and non-members are counted on each side alike.
@@ -32,7 +37,8 @@ from contracts.errors import InvalidInput
 from stats.binomial import upper_bound
 
 _LARGEST = 10**9
-# Quadrature of the noncentral t law: Gauss and Legendre over 9 standard deviations; degrees of freedom from which S is narrow.
+# Quadrature of the noncentral t law: Gauss and Legendre over 9 standard deviations; degrees of freedom from which S is
+# narrow.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(300)
 _REACH, _MANY = 9.0, 200
 
@@ -136,10 +142,11 @@ def auc_power(
 
 
 def detectable_auc(n_pos: int, n_neg: int, *, alpha: float, power: float = 0.8) -> float:
-    """Smallest AUC above 0.5 that a two-sided test at level ``alpha`` finds with ``power``: the inverse of :func:`auc_power`.
+    """Smallest AUC above 0.5 that a two-sided test at level ``alpha`` finds with ``power``: the inverse of
+    :func:`auc_power`.
 
-    The null "AUC = 0.5" is rejected beyond Phi^-1(1 - alpha / 2) standard errors at 0.5; the estimate has the standard error at
-    the AUC that it estimates. What an audit that found nothing has NOT excluded: every AUC below this one.
+    The null "AUC = 0.5" is rejected beyond Phi^-1(1 - alpha / 2) standard errors at 0.5; the estimate has the standard
+    error at the AUC that it estimates. What an audit that found nothing has NOT excluded: every AUC below this one.
 
     Args:
         n_pos, n_neg: members and non-members, at least one each, independent of each other.
@@ -191,7 +198,8 @@ def effect_power(mu: float, n_a: int, n_b: int, *, alpha: float) -> float:
 def detectable_effect(n_a: int, n_b: int, *, alpha: float, power: float = 0.8) -> float:
     """Smallest standardised mean difference mu > 0 that a two-sided two-sample t test finds with ``power``.
 
-    ``auc_of_effect(mu)`` says it as an AUC. Arguments as :func:`effect_power`; for a one-sided test at level a give alpha = 2 a.
+    ``auc_of_effect(mu)`` says it as an AUC. Arguments as :func:`effect_power`; for a one-sided test at level a give
+    alpha = 2 a.
 
     Raises:
         InvalidInput: fewer than one run on a side or than three in all, alpha or power outside its range.
@@ -211,7 +219,8 @@ def detectable_effect(n_a: int, n_b: int, *, alpha: float, power: float = 0.8) -
 
 
 def runs_for_effect(mu: float, *, alpha: float, power: float = 0.8) -> int:
-    """Runs on EACH side it takes to find a standardised mean difference of ``mu``; the inverse of :func:`detectable_effect`.
+    """Runs on EACH side it takes to find a standardised mean difference of ``mu``; the inverse of
+    :func:`detectable_effect`.
 
     Raises:
         InvalidInput: mu is 0 or not finite, alpha or power outside its range, more than 10^9 runs needed.
@@ -226,7 +235,8 @@ def runs_for_effect(mu: float, *, alpha: float, power: float = 0.8) -> int:
 
 
 def auc_of_effect(mu: float) -> float:
-    """P[a run of one side exceeds a run of the other] of normal figures whose means lie ``mu`` standard deviations apart.
+    """P[a run of one side exceeds a run of the other] of normal figures whose means lie ``mu`` standard deviations
+    apart.
 
     >>> round(auc_of_effect(0.5), 4), auc_of_effect(0.0)
     (0.6382, 0.5)
@@ -315,8 +325,10 @@ def _effect_scale(n_a: int, n_b: int) -> float:
 def _t_power(shift: float, freedom: int, critical: float) -> float:
     """P[|T| > critical] of the noncentral t law with noncentrality ``shift`` >= 0, to 1e-9.
 
-    With T = (Z + shift) / S, Z normal and freedom S^2 chi-square, one of the two is averaged out in closed form and the other by
-    quadrature: Z where few degrees of freedom make S vary, S where many make its law narrow. (scipy's ``nct`` returns NaN for
+    With T = (Z + shift) / S, Z normal and freedom S^2 chi-square, one of the two is averaged out in closed form and the
+    other by
+    quadrature: Z where few degrees of freedom make S vary, S where many make its law narrow. (scipy's ``nct`` returns
+        NaN for
     some left tails and loses its digits beyond a noncentrality of some hundreds.)
     """
     if freedom < _MANY:

@@ -1,15 +1,18 @@
 """Intervals for a proportion (Wilson) and for the difference of two independent ones (Newcombe's hybrid score method).
 
-    Wilson     centre = (q + z^2 / 2n) / (1 + z^2 / n),   half width = z sqrt(q (1 - q) / n + z^2 / 4n^2) / (1 + z^2 / n)
+    Wilson     centre = (q + z^2 / 2n) / (1 + z^2 / n),   half width = z sqrt(q (1 - q) / n + z^2 / 4n^2) / (1 + z^2 /
+               n)
     Newcombe   low  = q1 - q2 - sqrt((q1 - l1)^2 + (u2 - q2)^2)
                high = q1 - q2 + sqrt((u1 - q1)^2 + (q2 - l2)^2)                     (l, u: the Wilson limits of each)
 
-q is the observed share, n the number of trials, z the normal quantile of the level. Neither interval has width 0 where every
-trial came out alike, as sqrt(q (1 - q) / n) has (Wald), and neither leaves [0, 1] or [-1, 1].
+q is the observed share, n the number of trials, z the normal quantile of the level. Neither interval has width 0 where
+every trial came out alike, as sqrt(q (1 - q) / n) has (Wald), and neither leaves [0, 1] or [-1, 1].
 
-Source: Wilson (JASA 1927); Newcombe, "Interval Estimation for the Difference Between Independent Proportions" (Statistics in
-Medicine 1998), method 10. Not exact: over all pairs of proportions the coverage of a 95% interval at 10 trials a side is 0.95
-on average and 0.91 or more for 99 of 100 pairs; the least is 0.88 (0.92 at 64 a side), where both are next to 0 or 1.
+Source: Wilson (JASA 1927); Newcombe, "Interval Estimation for the Difference Between Independent Proportions"
+    (Statistics in
+Medicine 1998), method 10. Not exact: over all pairs of proportions the coverage of a 95% interval at 10 trials a side
+is 0.95 on average and 0.91 or more for 99 of 100 pairs; the least is 0.88 (0.92 at 64 a side), where both are next to 0
+or 1.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ def wilson(share: ArrayLike, trials: ArrayLike, *, level: float = 0.95) -> tuple
     """Lower and upper limit of a proportion.
 
     Args:
-        share: q in [0, 1], any shape; NaN where there was no trial. Means of values in [0, 1] are allowed: their variance
-            is at most that of a proportion, so that the interval is too wide rather than too narrow.
+        share: q in [0, 1], any shape; NaN where there was no trial. Means of values in [0, 1] are allowed: their
+            variance is at most that of a proportion, so that the interval is too wide rather than too narrow.
         trials: n >= 0, shape that broadcasts with ``share``.
         level: coverage, in (0, 1).
 

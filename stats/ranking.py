@@ -1,16 +1,17 @@
 """Rank statistics of scores of members against non-members, ties counted half.
 
     AUC = P[s+ > s-] + P[s+ = s-] / 2                                               Mann and Whitney 1947
-    DeLong et al., Biometrics 1988 (fast form: Sun and Xu, IEEE SPL 2014), with mid-ranks T over all and T+, T- within a class:
+    DeLong et al., Biometrics 1988 (fast form: Sun and Xu, IEEE SPL 2014), with mid-ranks T over all and T+, T- within a
+    class:
         V10_i = (T_i - T+_i) / n-      V01_j = 1 - (T_j - T-_j) / n+      var = var(V10) / n+ + var(V01) / n-
     interval: on the logit scale, logit(AUC) -+ z sqrt(var) / (AUC (1 - AUC)), so that it stays within [0, 1]
 
-Simulated coverage of 95% (normal, exponential, two-point and mixed scores, 40 to 1,000 a side): 0.94 to 0.965 for AUCs up to
-0.93; beyond 0.95 with fewer than 100 on a side only 0.88 to 0.93, too often too high. Score-type intervals do no better.
-Below ten on a side there is no interval: var is itself estimated from so few that against 50 or 100 on the other side three cover
-0.86 to 0.88 and five 0.85 to 0.92. Ten cover 0.94 to 0.95 for AUCs up to 0.75, and 0.87 to 0.93 at 0.9.
-A perfect separation has var = 0 and says nothing about its own error; the bound is then that of Clopper and Pearson for
-min(n+, n-) pairs of which none is out of order.
+Simulated coverage of 95% (normal, exponential, two-point and mixed scores, 40 to 1,000 a side): 0.94 to 0.965 for AUCs
+up to 0.93; beyond 0.95 with fewer than 100 on a side only 0.88 to 0.93, too often too high. Score-type intervals do no
+better. Below ten on a side there is no interval: var is itself estimated from so few that against 50 or 100 on the
+other side three cover 0.86 to 0.88 and five 0.85 to 0.92. Ten cover 0.94 to 0.95 for AUCs up to 0.75, and 0.87 to 0.93
+at 0.9. A perfect separation has var = 0 and says nothing about its own error; the bound is then that of Clopper and
+Pearson for min(n+, n-) pairs of which none is out of order.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.0
 
 
 def placements(positive: ArrayLike, negative: ArrayLike) -> tuple[Float, Float]:
-    """DeLong's V10 (n+,), the share of negatives below each positive, and V01 (n-,), the share of positives above each negative.
+    """DeLong's V10 (n+,), the share of negatives below each positive, and V01 (n-,), the share of positives above each
+    negative.
 
     >>> [v.tolist() for v in placements([2.0, 1.0], [1.0, 0.0])]
     [[1.0, 0.75], [0.75, 1.0]]
@@ -108,14 +110,15 @@ def exceedance_p_value(num_positive_above: int, *, n_pos: int, n_neg: int, num_n
 def low_fpr_p_value(
     num_positive_above: Sequence[int], num_negative_above: Sequence[int], *, n_pos: int, n_neg: int
 ) -> float:
-    """One test of "no more positives than chance stand out at low false-positive rates", over several thresholds at once.
+    """One test of "no more positives than chance stand out at low false-positive rates", over several thresholds at
+    once.
 
         W = sum_c k_c / (r_c + 1),   k_c positives above all but r_c negatives
 
-    k_c has mean (r_c + 1) n_pos / (n_neg + 1) for exchangeable scores, so every threshold weighs the same: W is the area
-    under the ROC on a logarithmic FPR axis, read off at the thresholds. Its law is simulated from the order statistics of
-    uniform scores (100,000 draws from a fixed seed; the p-value counts the observed value among them, so it is valid for
-    any number of draws and never below 1e-5); exact for a single threshold. Conservative with ties.
+    k_c has mean (r_c + 1) n_pos / (n_neg + 1) for exchangeable scores, so every threshold weighs the same: W is the
+    area under the ROC on a logarithmic FPR axis, read off at the thresholds. Its law is simulated from the order
+    statistics of uniform scores (100,000 draws from a fixed seed; the p-value counts the observed value among them, so
+    it is valid for any number of draws and never below 1e-5); exact for a single threshold. Conservative with ties.
 
     Against Holm over the same thresholds it finds more: on 36 digits models with everything to find it rejects 34
     at 0.0167 (LiRA, 135 positives, 225 negatives, FPR 1% and 5%) where Holm rejects 32, on 36 retrained ones both none.
@@ -134,7 +137,8 @@ def low_fpr_p_value(
     above = np.zeros(_DRAWS, dtype=np.int64)
     drawn, statistic = 0, np.zeros(_DRAWS)
     for allowed in r.tolist():
-        # Gap of the uniform order statistics from negative number ``drawn`` to number allowed + 1, as a share of what is left.
+        # Gap of the uniform order statistics from negative number ``drawn`` to number allowed + 1, as a share of what
+        # is left.
         step = min(allowed + 1, n_neg) - drawn
         rest = n_neg + 1 - drawn - step
         share = rng.beta(step, rest, _DRAWS) if step else np.zeros(_DRAWS)

@@ -76,7 +76,8 @@ _AUC = (
 _LEAK = TableSpec(
     schema="audits",
     name="buffer_leak",
-    doc="How well members of each step are told from non-members of the same class: all, those in the buffer, the rest.",
+    doc="How well members of each step are told from non-members of the same class: all, those in the buffer, the "
+    "rest.",
     key=("attack", "step", "group"),
     columns=(
         *_HEAD,
@@ -105,7 +106,8 @@ _CLASSES = TableSpec(
 _DIFFERENCE = TableSpec(
     schema="audits",
     name="buffer_difference",
-    doc="AUC of members in the buffer above that of the rest, paired by model and non-member; no rows without a buffer.",
+    doc="AUC of members in the buffer above that of the rest, paired by model and non-member; no rows without a "
+    "buffer.",
     key=("attack", "step"),
     columns=(
         *_HEAD,
@@ -120,7 +122,8 @@ _DIFFERENCE = TableSpec(
     AnalysisSpec(
         name="buffer_leak",
         wants=("reading", "classes"),
-        doc="Membership by step and class of a stream; of examples in the replay buffer against the rest where there is one.",
+        doc="Membership by step and class of a stream; of examples in the replay buffer against the rest where there "
+        "is one.",
         source="Carlini et al., IEEE S&P 2022; Zarifzadeh et al., ICML 2024; Chaudhry et al., arXiv 1902.10486",
         config=BufferLeakConfig,
         needs=("ensemble", "recipe"),

@@ -1,20 +1,22 @@
 """The concepts of a model: which it has, which classes they carry, and which examples show them.
 
     phi(x) -> z (N, K) concept projections -> F(z) (N, C) sparse linear head         PosthocCBM, in explain.concepts
-    F_h    = F(z) + R phi + r                                                        PosthocHybridCBM: what concepts miss
+    F_h    = F(z) + R phi + r                                                        PosthocHybridCBM: what concepts
+           miss
     R, r   = argmin  mean CE(F_h, y) + 1e-3 mean(R^2),  Adam, lr 0.01, 20 epochs, batch 64, everything else frozen
 
-Source: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models", ICLR 2023 (arXiv 2205.15480), sections 2 and 3, and
+Source: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models", ICLR 2023 (arXiv 2205.15480), sections 2 and 3,
+    and
 the authors' code; class profiles after arXiv 2405.15662 (2024). Concepts are named in the configuration (groups of
 classes, or example ids), else they are clusters of the embeddings, c_0, c_1, ..., whose meaning their examples show.
 
 The bottleneck explains the data through the model's embedding; how far it speaks for the model itself is the agreement
-in ``concept_bottleneck``. The residual is fitted from zero here (the authors start from PyTorch's default), so that it is
-the bottleneck itself before its first step.
+in ``concept_bottleneck``. The residual is fitted from zero here (the authors start from PyTorch's default), so that it
+is the bottleneck itself before its first step.
 
-What in an example shows the concept is attributed through the backbone, to the inputs, for the few best examples of each
-concept (integrated gradients from the mean training input). The paper's other bank, concepts given as texts, needs an
-encoder of texts and images into one space; no recipe here is one.
+What in an example shows the concept is attributed through the backbone, to the inputs, for the few best examples of
+each concept (integrated gradients from the mean training input). The paper's other bank, concepts given as texts, needs
+an encoder of texts and images into one space; no recipe here is one.
 """
 
 from __future__ import annotations

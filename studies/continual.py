@@ -65,7 +65,8 @@ _SUMMARY = TableSpec(
             name="measure",
             dtype="str",
             choices=MEASURES,
-            doc="accuracy over all classes after the last step; F_G over all classes seen; F_L within a step's own; mean drop",
+            doc="accuracy over all classes after the last step; F_G over all classes seen; F_L within a step's own; "
+            "mean drop",
         ),
         _share("value", "mean over trainings; forgetting is below 0 where later steps helped", low=-1, nullable=True),
         _share(
@@ -114,7 +115,8 @@ _CKA = TableSpec(
     AnalysisSpec(
         name="continual_runs",
         wants=("outputs", "classes"),
-        doc="Accuracy after every step of a stream, forgetting, and the similarity of every layer with the first step's.",
+        doc="Accuracy after every step of a stream, forgetting, and the similarity of every layer with the first "
+        "step's.",
         source="Smith et al., CVPRW 2023 (arXiv 2203.17269)",
         config=ContinualRunsConfig,
         needs=("recipe",),

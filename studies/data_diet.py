@@ -1,18 +1,19 @@
 """When do the early scores settle? EL2N, margins and GraNd over epochs, and how far each epoch can be trusted.
 
-At every epoch t, R models from R initialisations as they pass it (scoring.el2n; with ``grand``, also scoring.grand over all
-parameters), and of the scores s_t (N,) over the examples:
+At every epoch t, R models from R initialisations as they pass it (scoring.el2n; with ``grand``, also scoring.grand over
+all parameters), and of the scores s_t (N,) over the examples:
     seed halves      Spearman(mean of R/2 models, mean of the others), over random halvings: is R enough?
     single seeds     Spearman of two models, over all pairs: what one model is worth
     next epoch       Spearman(s_t, s_t') with t' the next epoch listed: has the ranking settled?
     input norm: ...  Spearman(s_t, ||x||): near +-1, the score says how large the input is and nothing of learning
-    accuracy         share of the examples that a model has right: near 1, the models interpolate and the scores are noise
+    accuracy         share of the examples that a model has right: near 1, the models interpolate and the scores are
+                     noise
 
 The epoch to score at is an early one at which the halves and the next epoch agree and the input norm does not.
 
 Source: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), sections 3 and 5; the
-input norm at initialisation: Kirsch (arXiv 2303.14753). Agreement says that a score is stable, not that it is useful: for
-that, train on what it keeps.
+input norm at initialisation: Kirsch (arXiv 2303.14753). Agreement says that a score is stable, not that it is useful:
+for that, train on what it keeps.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ DATA_DIET = TableSpec(
 DATA_DIET_EPOCHS = TableSpec(
     schema="scores",
     name="data_diet_epochs",
-    doc="How far the scores of an early epoch can be trusted: agreement between seeds, with the next epoch, with the input norm.",
+    doc="How far the scores of an early epoch can be trusted: agreement between seeds, with the next epoch, with the "
+    "input norm.",
     columns=(
         _EPOCH,
         Column(name="measure", dtype="str", choices=MEASURES, doc="what is measured; see the analysis"),
@@ -105,7 +107,8 @@ DATA_DIET_EPOCHS = TableSpec(
             low=-1,
             high=1,
             nullable=True,
-            doc="Spearman correlation of EL2N unless the measure says otherwise, or the share that is right; null when undefined",
+            doc="Spearman correlation of EL2N unless the measure says otherwise, or the share that is right; null when "
+            "undefined",
         ),
         Column(
             name="low",

@@ -8,25 +8,28 @@
     moderate          m middle places by || h(x) - median of h over its class ||_2, h the penultimate activations
     lowest_gradient   m lowest norms of the example's loss gradient, all parameters
 
-With ``group = "class"`` a class is chosen by the mean over its examples. Ties go to the smaller id. The curator ``forget_set``
-stores one of these sets as a split; the analysis ``forget_selectors`` compares them. A selector that the model is not fit for (no
-output layer, no gradient norm) is left out of the comparison and named with the reason.
+With ``group = "class"`` a class is chosen by the mean over its examples. Ties go to the smaller id. The curator
+``forget_set`` stores one of these sets as a split; the analysis ``forget_selectors`` compares them. A selector that the
+model is not fit for (no output layer, no gradient norm) is left out of the comparison and named with the reason.
 
-Losses and accuracies are those of the examples' task (``tasks.base``: cross-entropy, share of right answers of a classifier); moderate and
-whole classes need a task with classes.
+Losses and accuracies are those of the examples' task (``tasks.base``: cross-entropy, share of right answers of a
+classifier); moderate and whole classes need a task with classes.
 
-How hard a set is to forget is what a model retrained without it makes of it: UA = 100 - mean quality in percent, and the mean loss (low =
-hard). In each of T trials random sets and searches are drawn anew, and all sets of the trial are retrained from one seed. A search
-has to beat what costs nothing, sorting by loss: worst_case against lowest_loss, easiest against highest_loss, by
-    ratio = exp(mean over trials of log(loss of the search's set / loss of the baseline's set)),   90% Student interval of the logarithm
-The search won where the whole interval is on its side of 1, the baseline where it is on the other, else they cannot be told apart.
-On digits (1,297 of them, MLP 64-128-10, a tenth forgotten, 8 splits of 3 or 5 trials) sorting by loss won the hardest set in all 8 (the
-search's set has 2.1 to 4.2 times its loss after retraining; UA is 0 for both), and the search won the easiest in all 8 (1.2 to 1.5
-times the loss; UA 36 to 45 against 28 to 30 percent).
+How hard a set is to forget is what a model retrained without it makes of it: UA = 100 - mean quality in percent, and
+the mean loss (low = hard). In each of T trials random sets and searches are drawn anew, and all sets of the trial are
+retrained from one seed. A search has to beat what costs nothing, sorting by loss: worst_case against lowest_loss,
+easiest against highest_loss, by
+    ratio = exp(mean over trials of log(loss of the search's set / loss of the baseline's set)),   90% Student interval
+        of the logarithm
+The search won where the whole interval is on its side of 1, the baseline where it is on the other, else they cannot be
+told apart. On digits (1,297 of them, MLP 64-128-10, a tenth forgotten, 8 splits of 3 or 5 trials) sorting by loss won
+the hardest set in all 8 (the search's set has 2.1 to 4.2 times its loss after retraining; UA is 0 for both), and the
+search won the easiest in all 8 (1.2 to 1.5 times the loss; UA 36 to 45 against 28 to 30 percent).
 
-Source: the comparison in Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362); moderate coreset: Xia et al.,
-"Moderate Coreset" (ICLR 2023), of which the authors' code forgets the middle window. These are sets for testing unlearners; a
-forget request says which examples are meant.
+Source: the comparison in Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362); moderate coreset: Xia et
+    al.,
+"Moderate Coreset" (ICLR 2023), of which the authors' code forgets the middle window. These are sets for testing
+unlearners; a forget request says which examples are meant.
 """
 
 from __future__ import annotations
@@ -181,7 +184,8 @@ class ForgetSetConfig(Config):
     CuratorSpec(
         name="forget_set",
         wants=("losses", "reading"),
-        doc="Forgets the set that a selector chooses: hardest or easiest by bi-level search, lowest loss, moderate, random; or classes.",
+        doc="Forgets the set that a selector chooses: hardest or easiest by bi-level search, lowest loss, moderate, "
+        "random; or classes.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         config=ForgetSetConfig,
         needs=("model", "unlearn"),
@@ -257,8 +261,8 @@ _RETRAINED = TableSpec(
     schema="scores",
     name="forget_selector_difficulty",
     key=("selector",),
-    doc="How hard the set of each selector is to forget: what models retrained without it make of it; and whether the bi-level "
-    "searches beat sorting by loss.",
+    doc="How hard the set of each selector is to forget: what models retrained without it make of it; and whether the "
+    "bi-level searches beat sorting by loss.",
     columns=(
         _SELECTOR,
         Column(
@@ -308,8 +312,8 @@ _OVERLAP = TableSpec(
     name="forget_selectors",
     key=("selector", "other"),
     version=2,
-    doc="How much the forget sets of two selectors have in common, and how well the audited model fits the first. A selector that "
-    "does not apply has one row, with the reason and no figure.",
+    doc="How much the forget sets of two selectors have in common, and how well the audited model fits the first. A "
+    "selector that does not apply has one row, with the reason and no figure.",
     columns=(
         _SELECTOR,
         Column(name="other", dtype="str", choices=SELECTORS, doc="the set it is compared with"),
@@ -345,7 +349,8 @@ _OVERLAP = TableSpec(
             low=0,
             high=1,
             nullable=True,
-            doc="share of the selector's set in its commonest class: does it pick classes rather than examples; null without classes",
+            doc="share of the selector's set in its commonest class: does it pick classes rather than examples; null "
+            "without classes",
         ),
         Column(name="why", dtype="str", doc="why the selector does not apply; empty when it does"),
     ),
@@ -380,8 +385,8 @@ _MEMBERS = TableSpec(
     AnalysisSpec(
         name="forget_selectors",
         wants=("losses", "reading"),
-        doc="Forget sets by bi-level search beside random, lowest loss, moderate coreset and gradient norm: which is harder to "
-        "forget for a model retrained without it.",
+        doc="Forget sets by bi-level search beside random, lowest loss, moderate coreset and gradient norm: which is "
+        "harder to forget for a model retrained without it.",
         source="Zhang et al., Challenging Forgets, ECCV 2024 (arXiv 2403.07362)",
         version=3,
         config=ForgetSelectorsConfig,
@@ -438,8 +443,8 @@ def forget_selectors(
         progress: called with (trials done, all, "trials of forget sets").
 
     Returns:
-        ``forget_selector_difficulty``, one row a selector; ``forget_selectors`` and ``forget_selector_members``, the sets of the
-        first trial.
+        ``forget_selector_difficulty``, one row a selector; ``forget_selectors`` and ``forget_selector_members``, the
+        sets of the first trial.
 
     Raises:
         NotApplicable: no selector applies.

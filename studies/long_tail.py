@@ -3,7 +3,8 @@
     memorised mass of a class = (1/n) sum over its examples of mem_i;   over all classes = mean acc_in - mean acc_out
     subpopulation             = connected component of the training examples at most ratio D apart
     D                         = median distance of two training examples, in what they hold (``explain.payloads``)
-    singleton                 = subpopulation seen once in the training set;  n_l = number of subpopulations seen l times
+    singleton                 = subpopulation seen once in the training set;  n_l = number of subpopulations seen l
+                              times
     price of not memorising   = accuracy lost when the labels of singletons are guessed = n_1 tau_1 (1 - 1/k)
     price_by_mem              = the same with their mean mem in place of 1 - 1/k: they are predicted by the rest instead
 
@@ -11,15 +12,17 @@ tau_1, the expected frequency of a subpopulation seen once among n, is given thr
     zipf          Feldman's example: N subpopulations with frequencies drawn from i^-exponent (no look at the data; by
                   default N = n, exponent 1)
     good_turing   2 n_2 / (n n_1): the data's own counts, and n_1 / n for the mass of subpopulations never seen
-    measured      share of the population (in no model) whose nearest training example is a singleton and alike, over n_1;
-                  its price is the mean over the population of infl(nearest singleton, j), with a standard error: the
-                  accuracy that hinges on singletons, no assumption about labels
+    measured      share of the population (in no model) whose nearest training example is a singleton and alike, over
+                  n_1; its price is the mean over the population of infl(nearest singleton, j), with a standard error:
+                  the accuracy that hinges on singletons, no assumption about labels
 
-Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), theorem 2.3; Good (Biometrika 1953);
-influence as in Feldman & Zhang (arXiv 2008.03703). The theorem assumes that subpopulations say nothing about each other's
-labels; where they do (digits: a lone 3 still looks like a 3), what was seen once is predicted by the rest and the measured price
-is far below the other two. Groups depend on the ratio: compare the missing mass of good_turing with the measured one before
-believing either (digits, ratios 0.25 to 0.5: within 0.04). Groups that reach the size of a class are no subpopulations, and are refused.
+Source: Feldman, "Does Learning Require Memorization?" (STOC 2020, arXiv 1906.05271), theorem 2.3; Good (Biometrika
+    1953);
+influence as in Feldman & Zhang (arXiv 2008.03703). The theorem assumes that subpopulations say nothing about each
+other's labels; where they do (digits: a lone 3 still looks like a 3), what was seen once is predicted by the rest and
+the measured price is far below the other two. Groups depend on the ratio: compare the missing mass of good_turing with
+the measured one before believing either (digits, ratios 0.25 to 0.5: within 0.04). Groups that reach the size of a
+class are no subpopulations, and are refused.
 """
 
 from __future__ import annotations
@@ -101,7 +104,8 @@ _CLASSES = TableSpec(
             dtype="float64",
             low=-1,
             high=1,
-            doc="sum of mem over the class / all training examples in the pool; summed over classes: accuracy inside minus outside",
+            doc="sum of mem over the class / all training examples in the pool; summed over classes: accuracy inside "
+            "minus outside",
         ),
         _count("num_memorised", "examples with the lower end of mem's 95% interval at or above the cut"),
         _count("num_singletons", "subpopulations seen once"),
@@ -235,10 +239,10 @@ def long_tail_report(
         ``long_tail_classes``, one row a class of ``data``, and ``long_tail_price``, one row an estimate.
 
     Raises:
-        NotApplicable: not classification, an ensemble that does not fit its training sets (the gate of ``memorization``), or
-            a group as large as the class of one of its examples.
-        DataError: ids used twice; no training example in the pool; labels other than the ensemble's; values that are not
-            finite. Names the examples.
+        NotApplicable: not classification, an ensemble that does not fit its training sets (the gate of
+            ``memorization``), or a group as large as the class of one of its examples.
+        DataError: ids used twice; no training example in the pool; labels other than the ensemble's; values that are
+            not finite. Names the examples.
     """
     train = data.part("train")
     train = train.by_id()
@@ -292,8 +296,9 @@ def _refuse_crowds(size: Ints, train: ExampleSet, ratio: float) -> None:
     if crowded.any():
         worst = int(np.argmax(np.where(crowded, size, 0)))
         raise NotApplicable(
-            f"long_tail_report: at ratio {ratio:g} one group holds {size[worst]} of {len(size)} training examples, as many as "
-            f"class {train.class_names[train.y[worst]]!r} ({count[worst]}): these are no subpopulations; lower the ratio"
+            f"long_tail_report: at ratio {ratio:g} one group holds {size[worst]} of {len(size)} training examples, as "
+            f"many as class {train.class_names[train.y[worst]]!r} ({count[worst]}): these are no subpopulations; lower "
+            "the ratio"
         )
 
 
@@ -318,7 +323,8 @@ def _by_class(train: ExampleSet, own: Memorization, single: NDArray[np.bool_], m
 
 
 def _influence_of(keep: NDArray[np.bool_], correct: NDArray[Any]) -> NDArray[np.float64]:
-    """Influence of column j of ``keep`` on column j of ``correct``: the diagonal of the influence matrix, float64 (P,)."""
+    """Influence of column j of ``keep`` on column j of ``correct``: the diagonal of the influence matrix, float64
+    (P,)."""
     return memorization_scores(keep, correct).mem
 
 

@@ -1,8 +1,9 @@
 """Scaling laws of the quality pools, the union to train on for every budget, and how far measurements bear that out.
 
-1. The law of studies.scaling_laws is fitted to the validation errors in the curves of the analysis ``quality_pools``, a and d shared, with bootstrap
-   intervals: in the paper's form and, beside it, in that of the authors' code (``compat`` = "official"). A fit whose root mean
-   squared residual is over 3 standard errors of a point, or that leaves a parameter at the end of its range, is "poor fit".
+1. The law of studies.scaling_laws is fitted to the validation errors in the curves of the analysis ``quality_pools``, a
+   and d shared, with bootstrap intervals: in the paper's form and, beside it, in that of the authors' code (``compat``
+   = "official"). A fit whose root mean squared residual is over 3 standard errors of a point, or that leaves a
+   parameter at the end of its range, is "poor fit".
 2. Each form predicts the error of the union of the 1 .. P best pools for each budget of samples seen.
 3. ``plan_check`` sets the trained unions beside the prediction. A budget has a choice only where
 
@@ -16,9 +17,9 @@
    errors on it were independent, which overstates it). Without trained unions the choice is the law's alone, and the
    plan says that. Test errors stand beside for the report: no fit and no choice reads them.
 
-The plan for use is the paper's form. Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv 2404.07177),
-sections 3 to 5. A prediction from single pools cannot know that pools cut by difficulty complement each other: on
-handwritten digits cut by EL2N it was wrong by 0.05 and more, and its choices were contradicted.
+The plan for use is the paper's form. Source: Goyal et al., "Scaling Laws for Data Filtering" (CVPR 2024, arXiv
+2404.07177), sections 3 to 5. A prediction from single pools cannot know that pools cut by difficulty complement each
+other: on handwritten digits cut by EL2N it was wrong by 0.05 and more, and its choices were contradicted.
 """
 
 from __future__ import annotations
@@ -231,7 +232,8 @@ _NAMED: dict[Compat, str] = {"paper": "the paper's form", "official": "the form 
         name="pool_laws",
         version=2,
         wants=("reading",),
-        doc="Utility and half-life of each quality pool, and the best union for every compute budget as far as measurements allow.",
+        doc="Utility and half-life of each quality pool, and the best union for every compute budget as far as "
+        "measurements allow.",
         source="Goyal et al., Scaling Laws for Data Filtering, CVPR 2024 (arXiv 2404.07177)",
         config=PoolLawsConfig,
         needs=("tables", "model"),
@@ -402,7 +404,8 @@ def _planned(
 class _Noise(NamedTuple):
     """What the mean validation error of a union owes to chance, pooled over the unions; NaN without unions."""
 
-    seeds: float  # variance of the mean by initialisation and batch order, over the seeds; 0 for one seed, which has no spread
+    # variance of the mean by initialisation and batch order, over the seeds; 0 for one seed, which has no spread
+    seeds: float
     sampling: float  # variance by the draw of the validation part
     num_validation: int
 
@@ -443,7 +446,8 @@ def _agreement(check: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 def _verdict(
     plan: Plan, q: int, points: dict[int, dict[int, tuple[float, float]]], *, miss: float | None, noise: _Noise
 ) -> tuple[str, bool, int | None]:
-    """Why the least prediction of budget ``q`` is a choice or none, whether it is one, and how many examples would tell."""
+    """Why the least prediction of budget ``q`` is a choice or none, whether it is one, and how many examples would
+    tell."""
     if plan.errors.shape[1] == 1:
         return "there is one pool", True, None
     if miss is None:

@@ -1,7 +1,9 @@
-"""The pruning curve: accuracy (mean quality of the examples' task) against the fraction of the training set that is kept, by the rule that keeps it.
+"""The pruning curve: accuracy (mean quality of the examples' task) against the fraction of the training set that is
+kept, by the rule that keeps it.
 
 Every rule but random is a window of one ranking, ``stats.order``, and the set that a curator keeps, example by example
-(N examples with a value that the validation part leaves; n = num_kept; skip, those ranked below the window, is in the table):
+(N examples with a value that the validation part leaves; n = num_kept; skip, those ranked below the window, is in the
+table):
     hardest            the n at the hard end of a stored score               keep_hardest: count n, end = hard
     easiest            the n at the easy end                                 keep_hardest: count n, the other end
     offset             the hardest round(offset * N) left out (where label   offset_window: skip, take n
@@ -10,14 +12,15 @@ Every rule but random is a window of one ranking, ``stats.order``, and the set t
     stratified_offset  as offset, likewise                                   offset_window: skip, take n, stratified
     random             n at random, drawn anew for each seed, nested over fractions: the baseline
 
-Every set is trained for the same number of optimiser steps, not for as many epochs: those of the full set at ``effort``,
-which one more training of it tells. Seeds (of the initialisation and batch order) are shared by all sets, so ``gain`` over
-random is a paired difference. A curve ends at fraction 1, the full set. Selecting by score unbalances the classes:
-``pruning_classes`` says by how much.
+Every set is trained for the same number of optimiser steps, not for as many epochs: those of the full set at
+``effort``, which one more training of it tells. Seeds (of the initialisation and batch order) are shared by all sets,
+so ``gain`` over random is a paired difference. A curve ends at fraction 1, the full set. Selecting by score unbalances
+the classes: ``pruning_classes`` says by how much.
 
-Rule and offset are chosen in ``pruning_choice``, on ``validation``: training examples of each class that are held out of
-every set, the full one included (of each stratum of the task, where it has no classes). For each fraction the choice is the rule and offset with the best mean validation accuracy,
-if that is above the random sets' by more than chance gives the best of C candidates:
+Rule and offset are chosen in ``pruning_choice``, on ``validation``: training examples of each class that are held out
+of every set, the full one included (of each stratum of the task, where it has no classes). For each fraction the choice
+is the rule and offset with the best mean validation accuracy, if that is above the random sets' by more than chance
+gives the best of C candidates:
 
     gain > z * sqrt(s^2 / seeds + v / m)            z = Phi^-1(1 - 0.05 / C), m validation examples
     s^2: variance of a training's gain over seeds, pooled over candidates and fractions
@@ -147,7 +150,8 @@ _CHOICE = TableSpec(
             dtype="int64",
             low=1,
             nullable=True,
-            doc="validation examples with which such a gain would be a choice; null where there is one or more would not help",
+            doc="validation examples with which such a gain would be a choice; null where there is one or more would "
+            "not help",
         ),
         _share("test_accuracy", "its mean accuracy on the test split; decides nothing"),
         _share("test_gain", "its mean test accuracy above the random sets'", low=-1),
@@ -333,7 +337,8 @@ def _curve(rule: str, offset: float) -> str:
 
 
 class _Measured(NamedTuple):
-    """Of the trainings of one set: float64 (S,) test accuracy, and bool (S, m) whether a validation example is right."""
+    """Of the trainings of one set: float64 (S,) test accuracy, and bool (S, m) whether a validation example is
+    right."""
 
     test: NDArray[np.float64]
     right: NDArray[np.bool_]

@@ -1,19 +1,23 @@
-"""Qualification of unlearners: the same methods on random, worst-case, easiest and other forget sets, against retraining.
+"""Qualification of unlearners: the same methods on random, worst-case, easiest and other forget sets, against
+retraining.
 
 Accuracies are mean qualities of the examples' task (``tasks.base``): shares of right answers of a classifier.
 
     for each trial t, forget set F of each selector (drawn or searched anew in every trial):
-        UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F, of the untouched model and of every method, in percent
+        UA = 100 - acc(F), RA, TA, MIA-efficacy   of retraining without F, of the untouched model and of every method,
+                                                  in percent
         avg_gap   = mean of |UA - UA'|, |RA - RA'|, |TA - TA'|, |MIA - MIA'|       ' = retraining, same F, same seed
         gap_ratio = avg_gap / avg_gap of the untouched model on F, over the trials that have both
         excess    = avg_gap on F - avg_gap of the same method on the random set, same trial
 
-A method that passes on random sets and has a large excess on the worst case was graded on easy questions. On the worst-case set
-retraining itself keeps UA near 0, so that a model from which nothing was removed has a small gap there: read a gap beside that of
-``none``; a ratio of 1 is as good as doing nothing. On the easiest set retraining loses most of UA: read a UA beside its own.
-The configuration of a method is that of the subject, whatever the set: as in the paper, it is not tuned to the set.
+A method that passes on random sets and has a large excess on the worst case was graded on easy questions. On the
+worst-case set retraining itself keeps UA near 0, so that a model from which nothing was removed has a small gap there:
+read a gap beside that of ``none``; a ratio of 1 is as good as doing nothing. On the easiest set retraining loses most
+of UA: read a UA beside its own. The configuration of a method is that of the subject, whatever the set: as in the
+paper, it is not tuned to the set.
 
-Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362), evaluation protocol; metrics of Fan et al., SalUn
+Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362), evaluation protocol; metrics of Fan et al.,
+    SalUn
 (ICLR 2024). Not a membership audit of the result: for that see the attacks.
 """
 
@@ -130,7 +134,8 @@ SUMMARY = TableSpec(
             low=0,
             nullable=True,
             direction="lower = better than doing nothing",
-            doc="avg_gap over that of the untouched model on the same sets; 1 = as good as doing nothing; null when that has none",
+            doc="avg_gap over that of the untouched model on the same sets; 1 = as good as doing nothing; null when "
+            "that has none",
         ),
         Column(
             name="excess",
@@ -226,7 +231,8 @@ def qualification(
         seed: root of the sets, of the unlearners and of the metrics.
         model: the audited model; not changed.
         train_many: ``(ids of each training set, seeds, *, data) -> models``, the retrainings of a trial at once.
-        unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration names none.
+        unlearn: ``(name, *, retain, forget, seed) -> model``; its ``methods`` are qualified when the configuration
+            names none.
         evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
         progress: called with (runs done, all, "qualification").
 

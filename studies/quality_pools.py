@@ -1,19 +1,23 @@
 """Quality pools: what a model learns from each slice of a score alone, and from the slices together.
 
 1. The best ``fraction`` of the scored training examples is cut, by the value of any stored score, into P pools of equal
-   size (ties by id; what does not divide is left out at the worse end). pool_1 is the best end. ``stratified`` cuts every
-   class by itself, so that the pools have the same classes. Without it a pool of the easiest examples lacks whole classes,
-   and its error is theirs: on handwritten digits, cut by EL2N, the root mean squared distance of the laws fitted to
-   the curves (analysis ``pool_laws``) was 0.015 to 0.10 as a whole (two draws) and 0.001 to 0.008 by class (three).
-   Cut are the examples that a validation part, ``validation`` of each class, leaves: no pool holds any of that part.
-2. The subject's own recipe is trained on each pool alone, one run a budget and seed, and its error recorded on the validation
-   part and on the test split. A run a budget, because a learning rate that decays within a run bends the curve.
-3. ``unions``: the 2 .. P best pools together, best first by the utility fitted to validation errors, are trained for as many
-   samples as the points of the curves, so that what the laws predict from single pools can be held against measurements.
+   size (ties by id; what does not divide is left out at the worse end). pool_1 is the best end. ``stratified`` cuts
+   every class by itself, so that the pools have the same classes. Without it a pool of the easiest examples lacks whole
+   classes, and its error is theirs: on handwritten digits, cut by EL2N, the root mean squared distance of the laws
+   fitted to the curves (analysis ``pool_laws``) was 0.015 to 0.10 as a whole (two draws) and 0.001 to 0.008 by class
+   (three). Cut are the examples that a validation part, ``validation`` of each class, leaves: no pool holds any of that
+   part.
+2. The subject's own recipe is trained on each pool alone, one run a budget and seed, and its error recorded on the
+   validation part and on the test split. A run a budget, because a learning rate that decays within a run bends the
+   curve.
+3. ``unions``: the 2 .. P best pools together, best first by the utility fitted to validation errors, are trained for as
+   many samples as the points of the curves, so that what the laws predict from single pools can be held against
+   measurements.
 
-Whatever is chosen here and in ``pool_laws`` is chosen on the validation part; test errors are reported beside. The stored score
-may have been computed by models that saw the validation part: it orders the examples that are trained on, nothing more. The
-validation part has the label noise of the training split; wrong labels drawn at random raise every error, not their order.
+Whatever is chosen here and in ``pool_laws`` is chosen on the validation part; test errors are reported beside. The
+stored score may have been computed by models that saw the validation part: it orders the examples that are trained on,
+nothing more. The validation part has the label noise of the training split; wrong labels drawn at random raise every
+error, not their order.
 
 Laws, plan and the check of the plan are the analysis ``pool_laws``, which trains nothing.
 
@@ -225,8 +229,8 @@ def quality_pools(
             rows += [{"pool_id": name, "epoch": one["samples_seen"] / size, **one} for one in found]
         if len(points) < 3:
             raise ConfigError(
-                f"QualityPoolsConfig.efforts = {config.efforts} come to {len(points)} lengths of training of this recipe "
-                f"({sorted(points.values())} samples); at least 3 are needed: spread them more widely"
+                f"QualityPoolsConfig.efforts = {config.efforts} come to {len(points)} lengths of training of this "
+                f"recipe ({sorted(points.values())} samples); at least 3 are needed: spread them more widely"
             )
     runs_of = frame_of(_CURVES, rows)
     about = [
@@ -260,7 +264,8 @@ def quality_pools(
 
 
 def curves_of(runs: pl.DataFrame, *, size: int, num_validation: int) -> list[PoolCurve]:
-    """The learning curve of each pool out of the validation errors of its runs (``pool_curves``), pools in order of appearance.
+    """The learning curve of each pool out of the validation errors of its runs (``pool_curves``), pools in order of
+    appearance.
 
     One seed says nothing of its own noise; then the sampling error of the ``num_validation`` examples stands in.
     """

@@ -1,20 +1,22 @@
 """Plain training, loss truncation and personalised denoising (PLD) of one recommender, against the noise in its data.
 
-What was planted in the data before is taken out. For every noise ratio r and seed floor(r |train_u|) random items are added to
-each user's training list (``sources.planted.plant_interactions``), and the backbone is trained three ways (recipe ``bpr``):
+What was planted in the data before is taken out. For every noise ratio r and seed floor(r |train_u|) random items are
+added to each user's training list (``sources.planted.plant_interactions``), and the backbone is trained three ways
+(recipe ``bpr``):
 
     none          every interaction of a user alike often
-    truncation    the noise rate of each batch with the largest losses left out; it is told the true rate, so it is run only
-                  where there is planted noise to tell of
+    truncation    the noise rate of each batch with the largest losses left out; it is told the true rate, so it is run
+                  only where there is planted noise to tell of
     pld           told nothing; see recipes.recsys
 
 Measured: Recall@20/50 and NDCG@20/50 on the test split (training items taken out, truncated ideal gain), and
 noisy_update_share, the share of planted interactions among those in the optimiser steps from epoch ``count_from`` on.
 Ratio 0 is the data as it is, whose own noise nobody knows.
 
-Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv 2502.00348),
-section 5; Wang et al., WSDM 2021 (arXiv 2006.04153) for truncation. Told the right rate, truncation can equal PLD or beat it in
-recall; it takes its updates from the users whose losses are high.
+Source: Zhang et al., "Personalized Denoising Implicit Feedback for Robust Recommender System" (WWW 2025, arXiv
+    2502.00348),
+section 5; Wang et al., WSDM 2021 (arXiv 2006.04153) for truncation. Told the right rate, truncation can equal PLD or
+beat it in recall; it takes its updates from the users whose losses are high.
 """
 
 from __future__ import annotations

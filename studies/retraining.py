@@ -1,7 +1,8 @@
-"""What analyses that train again share: a stored score joined by id, a validation part, a model's error, what a run has seen.
+"""What analyses that train again share: a stored score joined by id, a validation part, a model's error, what a run has
+seen.
 
-What an analysis chooses (an offset, a union of pools, a law) it chooses on a validation part held out of the training split
-and never trained on. The test split only reports: what it has chosen, it cannot judge.
+What an analysis chooses (an offset, a union of pools, a law) it chooses on a validation part held out of the training
+split and never trained on. The test split only reports: what it has chosen, it cannot judge.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def hold_out(
 ) -> tuple[ExampleSet, NDArray[np.float64], ExampleSet]:
     """Examples to train on with their values, and the validation part, in the order given (``scored`` orders by id).
 
-    Of the n examples of each class (stratum of the task: bin of the target, user) round(share * n) are drawn, at least one
-    and not all; a class of a single example stays in training. The part depends on these examples, ``share`` and ``seed`` alone.
+    Of the n examples of each class (stratum of the task: bin of the target, user) round(share * n) are drawn, at least
+    one and not all; a class of a single example stays in training. The part depends on these examples, ``share`` and
+    ``seed`` alone.
 
     Args:
         examples: N training examples.
@@ -119,7 +121,8 @@ def strata_of(examples: ExampleSet) -> NDArray[np.int64]:
 
 
 def quality(model: nn.Module, examples: ExampleSet) -> NDArray[np.float64]:
-    """What the task's users call right of each of the N ``examples``, float64 (N,) in [0, 1]: 1 for a class that is right."""
+    """What the task's users call right of each of the N ``examples``, float64 (N,) in [0, 1]: 1 for a class that is
+    right."""
     return read(model, examples).quality
 
 

@@ -45,8 +45,8 @@ class PoolCurve:
         pool_size: its examples, N.
         samples_seen: float64 (J,), n of each point, increasing, J >= 3.
         errors: float64 (S, J) in [0, 1], a row a seed.
-        stderr: standard error of the mean error at a point; when NaN, the spread between seeds, pooled over points, which
-            one seed does not have; then a rise cannot be told from noise and is not judged.
+        stderr: standard error of the mean error at a point; when NaN, the spread between seeds, pooled over points,
+            which one seed does not have; then a rise cannot be told from noise and is not judged.
     """
 
     pool_id: str
@@ -59,7 +59,8 @@ class PoolCurve:
         n, errors = np.asarray(self.samples_seen, np.float64), np.atleast_2d(np.asarray(self.errors, np.float64))
         if n.ndim != 1 or len(n) < 3 or errors.shape[1:] != n.shape or not len(errors):
             raise InvalidInput(
-                f"pool {self.pool_id}: samples_seen {n.shape} and errors {errors.shape}; (J,) and (S, J), J >= 3, are needed"
+                f"pool {self.pool_id}: samples_seen {n.shape} and errors {errors.shape}; (J,) and (S, J), J >= 3, are "
+                "needed"
             )
         if not (np.isfinite(n).all() and n[0] > 0 and (np.diff(n) > 0).all()):
             raise InvalidInput(f"pool {self.pool_id}: samples_seen {n.tolist()} must be positive and increasing")
@@ -119,8 +120,8 @@ class PoolFit:
         law: its law.
         sse: sum of squared residuals of its points.
         residuals: (J,) measured minus fitted.
-        on_bound: those of a, b, tau, d that the refinement left at the end of their range (d = 0 apart, which means that
-            no error is irreducible): the curves do not determine them.
+        on_bound: those of a, b, tau, d that the refinement left at the end of their range (d = 0 apart, which means
+            that no error is irreducible): the curves do not determine them.
         b_lo, b_hi, tau_lo, tau_hi: bootstrap 90% interval; NaN without a bootstrap or without degrees of freedom.
     """
 
@@ -148,8 +149,8 @@ class PoolFits:
 
 
 def scale_free_grid(curves: Sequence[PoolCurve]) -> Grid:
-    """A grid for curves of any size: a such that log(a n / 1e5) is 0 to 10 at the fewest samples seen, d up to the least
-    error, b from -0.005 to -2, tau from 0.25 to 250 passes.
+    """A grid for curves of any size: a such that log(a n / 1e5) is 0 to 10 at the fewest samples seen, d up to the
+    least error, b from -0.005 to -2, tau from 0.25 to 250 passes.
     """
     fewest = min(c.samples_seen[0] for c in curves)
     least = min(float(c.mean.min()) for c in curves)
@@ -184,8 +185,8 @@ def fit_pool_laws(
         seed: of the bootstrap.
 
     Returns:
-        Fits and refusals. A pool whose last point lies more than 2 standard errors above its minimum is refused: the law
-        cannot rise. Refused pools have no influence on a and d; when all are refused there is no fit.
+        Fits and refusals. A pool whose last point lies more than 2 standard errors above its minimum is refused: the
+        law cannot rise. Refused pools have no influence on a and d; when all are refused there is no fit.
 
     Raises:
         InvalidInput: no curves, a pool id used twice, an unknown form, or no d of the grid below the least error.
@@ -381,7 +382,8 @@ class _Problem:
         return theta_RM, cost_R
 
     def bootstrap(self, found_M: Array, free: NDArray[np.bool_], *, num: int, seed: int) -> Array:
-        """(P, 4): 5% and 95% quantiles of b, then of tau, over refitted simulated curves; NaN where there can be none."""
+        """(P, 4): 5% and 95% quantiles of b, then of tau, over refitted simulated curves; NaN where there can be
+        none."""
         fitted_P1J, _ = self.model(found_M[None])
         freedom = int(self.w_P1J.sum()) - int(free.sum())
         if num == 0 or freedom < 1:

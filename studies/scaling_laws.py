@@ -17,9 +17,10 @@ Agnostic" (CVPR 2024, arXiv 2404.07177). The authors' code adds d before the pro
 (``compat="official"``). The law falls for ever: it is no model of overfitting, nor of a learning rate that decays
 within a run (one run a budget, or a constant rate). Laws are fitted in studies.scaling_fit.
 
-What the half-life is worth, measured against a law without it fitted to the same points (reproductions/scaling_laws.py): beyond 32
-passes over pools of Fashion-MNIST by EL2N it halves the error of the prediction; from 8 passes, on digits, and for unions of pools
-of 10,000 images with changed labels it gains nothing or loses.
+What the half-life is worth, measured against a law without it fitted to the same points
+(reproductions/scaling_laws.py): beyond 32 passes over pools of Fashion-MNIST by EL2N it halves the error of the
+prediction; from 8 passes, on digits, and for unions of pools of 10,000 images with changed labels it gains nothing or
+loses.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Test examples that have a near copy in the training split: they measure what was learnt by heart, not what was learnt.
+"""Test examples that have a near copy in the training split: they measure what was learnt by heart, not what was
+learnt.
 
     j has a twin when some training example i has its very bytes, or d(j, i) <= rho min(r_j, r_i)
     share = examples of the test split with a twin / all of them, with Wilson's 95% interval
 
-d, r and rho are those of ``near_duplicates``, fitted to the training split; r_j is the distance of j to its 10th nearest training
-example. A test accuracy on the others alone is the honest one when the share is not small.
+d, r and rho are those of ``near_duplicates``, fitted to the training split; r_j is the distance of j to its 10th
+nearest training example. A test accuracy on the others alone is the honest one when the share is not small.
 
-Source: definition; Barz & Denzler, "Do We Train on Test Data? Purging CIFAR of Near-Duplicates" (J. Imaging 2020, arXiv 1902.00423),
-which found 3.3% (CIFAR-10) and 10% (CIFAR-100) of test images in training. One row a test example, to its nearest twin: not every pair.
+Source: definition; Barz & Denzler, "Do We Train on Test Data? Purging CIFAR of Near-Duplicates" (J. Imaging 2020, arXiv
+    1902.00423),
+which found 3.3% (CIFAR-10) and 10% (CIFAR-100) of test images in training. One row a test example, to its nearest twin:
+not every pair.
 """
 
 from __future__ import annotations
@@ -174,7 +177,8 @@ def _nearest(
     index: str,
     progress: Progress,
 ) -> tuple[Ints, Floats]:
-    """Position of the most alike training example of every test example, the smaller one of equals, and the likeness."""
+    """Position of the most alike training example of every test example, the smaller one of equals, and the
+    likeness."""
     near, alike = np.zeros(len(test), np.int64), np.zeros(len(test))
     points = space.vectors(np.arange(len(train)))
     for start in range(0, len(test), _BLOCK):

@@ -93,7 +93,8 @@ class Batch:
 
     Attributes:
         inputs: what the model is called with: ``model(t)`` for a tensor (B, ...), ``model(**d)`` for a dict of tensors.
-        targets: what the task compares the answer with; int64 (B,) classes or items, float (B, 1) numbers, (B, ...) others.
+        targets: what the task compares the answer with; int64 (B,) classes or items, float (B, 1) numbers, (B, ...)
+            others.
         example_id: int64 (B,): what is drawn an example is seeded by it.
         constants: population constants of the whole data set, the same for every model and every subset.
     """
@@ -186,11 +187,13 @@ class Task:
         return self.losses(model, batch), self.read(model, batch)
 
     def loss_unit(self, constants: Constants) -> float:
-        """What :meth:`losses` are divided by to be in the unit of a reading's loss, in which one step size suits every data set."""
+        """What :meth:`losses` are divided by to be in the unit of a reading's loss, in which one step size suits every
+        data set."""
         return 1.0
 
     def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """(loss, log-likelihood) of any signal, where both are functions of it, the same for every example; None where not.
+        """(loss, log-likelihood) of any signal, where both are functions of it, the same for every example; None where
+        not.
 
         Attacks that map the signals of a model to another scale read loss and log-likelihood on it by this.
         """
@@ -236,12 +239,13 @@ class Task:
         return NO_CONSTANTS
 
     def constant_quality(self, data: Examples) -> float:
-        """Mean quality on ``data``, N >= 1, of the best answer that is the same for all of them: what a model that has lost
-        everything still reaches. 0 for a task that knows of no such answer."""
+        """Mean quality on ``data``, N >= 1, of the best answer that is the same for all of them: what a model that has
+        lost everything still reaches. 0 for a task that knows of no such answer."""
         return 0.0
 
     def wrong_targets(self, data: Examples, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[Any]:
-        """A target that is wrong for each of these rows, and that a model can only learn by heart: canaries are given it.
+        """A target that is wrong for each of these rows, and that a model can only learn by heart: canaries are given
+        it.
 
         Raises:
             NotApplicable: the task knows of none, or an example leaves none.
@@ -249,7 +253,8 @@ class Task:
         raise NotApplicable(f"{self} has no wrong targets to give to canaries")
 
     def peers(self, data: Examples, rows: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(N,) examples that these rows may be compared with: those of their classes; all, where there are no classes."""
+        """(N,) examples that these rows may be compared with: those of their classes; all, where there are no
+        classes."""
         if not self.gives("classes"):
             return np.ones(len(data.example_id), bool)
         return np.isin(data.y, data.y[rows])
@@ -259,7 +264,8 @@ class Task:
         return list(y.tolist())
 
     def shown(self, data: Examples) -> dict[str, NDArray[Any]]:
-        """Columns (N,) that tell people which example is meant, beside its id: any of ``label``, ``label_name``, ``target``."""
+        """Columns (N,) that tell people which example is meant, beside its id: any of ``label``, ``label_name``,
+        ``target``."""
         return {}
 
 

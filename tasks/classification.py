@@ -5,7 +5,8 @@
     log_likelihood  log p_y
     quality         1 where the largest logit is the label's, the first of equals
 
-Everything from logits, in float64 and in log space (``tasks.signals``): 1 - p_y of a float32 softmax is 0 for most members.
+Everything from logits, in float64 and in log space (``tasks.signals``): 1 - p_y of a float32 softmax is 0 for most
+members.
 """
 
 from __future__ import annotations

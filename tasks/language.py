@@ -4,7 +4,8 @@
 
     loss            -(1/|C|) sum_{t in C} log p_t                                  mean NLL a token, nats
     signal          (1/|C|) sum_{t in C} [log p_t - log(1 - p_t)]                  mean token log-odds
-    log_likelihood  (1/|C|) sum_{t in C} log p_t                                   a mean: totals over hundreds of tokens saturate RMIA
+    log_likelihood  (1/|C|) sum_{t in C} log p_t                                   a mean: totals over hundreds of
+                    tokens saturate RMIA
     quality         share of C where the largest logit is the token's, the first of equals
 
 The mean of the log-odds is to a sequence what the logit-scaled confidence of Carlini et al. (IEEE S&P 2022) is to one
@@ -12,10 +13,11 @@ label: a sum of many terms that are themselves near normal, so it is unbounded a
 loss has a floor at 0 that members crowd against. In float64 and in log space (``tasks.signals``), from the logits of
 the other tokens: 1 - p_t of a float32 softmax is 0 for a memorised token.
 
-Shapes: B sequences, T tokens, V words. Targets are labels (B, T) int64: the token itself where it counts, -100 where it does
+Shapes: B sequences, T tokens, V words. Targets are labels (B, T) int64: the token itself where it counts, -100 where it
+    does
 not (prompt, padding). The shift by one is done here and nowhere else: the label at t is compared with the logits
-at t - 1, and the label at 0, which nothing predicts, is never counted. The numbers of a sequence depend on its own tokens
-alone, so padding and neighbours in a batch do not change them beyond the rounding of the model.
+at t - 1, and the label at 0, which nothing predicts, is never counted. The numbers of a sequence depend on its own
+tokens alone, so padding and neighbours in a batch do not change them beyond the rounding of the model.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def token_log_probs(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: (B, T) int64 in [0, V), or -100 where a token is not counted.
 
     Returns:
-        (B, T - 1) log-probabilities of tokens 1 .. T - 1, float32 or wider, 0 where not counted; and (B, T - 1) bool, counted.
+        (B, T - 1) log-probabilities of tokens 1 .. T - 1, float32 or wider, 0 where not counted; and (B, T - 1) bool,
+        counted.
 
     Raises:
         DataError: a sequence without a counted token after its first; says in which rows of the batch.
@@ -91,7 +94,8 @@ class Language(OutputTask):
         return -logp.sum(1) / counted.sum(1)
 
     def read(self, model: nn.Module, batch: Batch) -> Reading:
-        """As every task; some thousand tokens are run at a time, and only the logits of counted ones leave the device."""
+        """As every task; some thousand tokens are run at a time, and only the logits of counted ones leave the
+        device."""
         import torch
 
         labels, rows = batch.targets, max(1, _TOKENS // batch.targets.shape[1])
@@ -124,7 +128,8 @@ class Language(OutputTask):
         return int(data.x.vocab_size)
 
     def check_targets(self, data: Examples) -> None:
-        """Tokens of the vocabulary, and one that counts behind the first of every sequence; labels beside them say nothing.
+        """Tokens of the vocabulary, and one that counts behind the first of every sequence; labels beside them say
+        nothing.
 
         Raises:
             DataError: names the examples.
@@ -140,7 +145,8 @@ class Language(OutputTask):
 
 
 def _reading(logits: NDArray[Any], tokens: NDArray[Any], counted: NDArray[np.bool_]) -> Reading:
-    """From the logits (..., P, V) and the tokens (P,) at the P counted positions of ``counted`` (B, T - 1), row by row."""
+    """From the logits (..., P, V) and the tokens (P,) at the P counted positions of ``counted`` (B, T - 1), row by
+    row."""
     lengths = counted.sum(1)
     if (lengths == 0).any():
         raise DataError(f"no token is counted in rows {np.flatnonzero(lengths == 0)[:10].tolist()} of a batch")

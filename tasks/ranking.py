@@ -7,8 +7,8 @@
     log_likelihood    -loss
     quality           1 where i is among the TOP best of C_ui (ties to the lower index of an item)
 
-The items that a model did not see of the user in training must not be told from those that nobody saw: if they were left in,
-a model trained without i would have i's fellow members above it, and exclusion itself would leak membership.
+The items that a model did not see of the user in training must not be told from those that nobody saw: if they were
+left in, a model trained without i would have i's fellow members above it, and exclusion itself would leak membership.
 ``losses`` is the same cross-entropy, with gradient; the recipe's own (BPR or BCE against sampled items) trains.
 
 Source: the candidates after Krichene and Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020 (no sampling).

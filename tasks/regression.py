@@ -2,13 +2,15 @@
 
     r               (f - y) / sd                              sd of the training targets, a population constant
     loss            r^2
-    signal          -sqrt(|r|)                                Hawkins & Wixley 1986: the fourth root of a squared normal is
+    signal          -sqrt(|r|)                                Hawkins & Wixley 1986: the fourth root of a squared normal
+                    is
                                                               near normal; -log(r^2) is more skewed
     log_likelihood  -r^2 / 2 - log(2 pi) / 2                  normal, its variance fixed at the population's
-    quality         1 - |r| / d, cut to 0..1                  d mean |y - mean| / sd: 0 is no better than the mean of all
+    quality         1 - |r| / d, cut to 0..1                  d mean |y - mean| / sd: 0 is no better than the mean of
+                    all
 
-``losses`` is (f - y)^2, in the square of the target's unit: what GraNd and unlearners differentiate. Recipes train on targets
-in units of their own spread (``recipes.fitting.standardise``).
+``losses`` is (f - y)^2, in the square of the target's unit: what GraNd and unlearners differentiate. Recipes train on
+targets in units of their own spread (``recipes.fitting.standardise``).
 
 Source: Hawkins and Wixley, "A note on the transformation of chi-squared variables to normality", The American
 Statistician 40 (1986).
@@ -70,7 +72,8 @@ class Regression(OutputTask):
         return float(constants["sd"]) ** 2
 
     def of_signal(self, signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both of |r| = signal^2. A signal above 0, which no error has but a mapped one may, is surer than no error: the order stays."""
+        """Both of |r| = signal^2. A signal above 0, which no error has but a mapped one may, is surer than no error:
+        the order stays."""
         loss = -np.sign(signal) * np.square(np.square(signal))
         return loss, -0.5 * loss + self.likeliest
 
@@ -108,7 +111,8 @@ class Regression(OutputTask):
         return bins
 
     def constants(self, data: Examples) -> Constants:
-        """``sd`` of the training targets (1 where they are all equal), and the mean's mean absolute error in units of it."""
+        """``sd`` of the training targets (1 where they are all equal), and the mean's mean absolute error in units of
+        it."""
         y = data.y[data.split == "train"] if (data.split == "train").any() else data.y
         with np.errstate(invalid="ignore"):  # targets that are not finite are refused by check_targets
             sd = float(y.std()) or 1.0

@@ -22,8 +22,8 @@ def hashed(x: np.ndarray, y: np.ndarray, *, num_classes: int, seed: int = 0) -> 
 
 
 def copies(x: np.ndarray, rows: np.ndarray, kind: str, rng: np.random.Generator, *, white: float = 0.0) -> np.ndarray:
-    """Copies of some rows: "byte"; "noise<s>", s in shares of white (tables: of each column's spread); "crop<m>", out of
-    pictures padded by m with 0, never where the picture was."""
+    """Copies of some rows: "byte"; "noise<s>", s in shares of white (tables: of each column's spread); "crop<m>", out
+    of pictures padded by m with 0, never where the picture was."""
     y = x[rows].astype(np.float64)
     if kind.startswith("noise"):
         y += rng.normal(size=y.shape) * float(kind[5:]) * (white or x.std(0))
@@ -43,7 +43,8 @@ def copies(x: np.ndarray, rows: np.ndarray, kind: str, rng: np.random.Generator,
 def recall_and_precision(
     x: np.ndarray, y: np.ndarray, kind: str, *, num: int, seed: int, white: float = 0.0
 ) -> tuple[float, float]:
-    """Planted copies in the group of their original, and examples called duplicates whose group holds one origin only."""
+    """Planted copies in the group of their original, and examples called duplicates whose group holds one origin
+    only."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(x))[:num]
     both = np.concatenate([x, copies(x, rows, kind, rng, white=white)])

@@ -1,4 +1,5 @@
-"""Evidence about classifiers whose outputs are known, of which single arrays can be replaced: attacks read it as any other."""
+"""Evidence about classifiers whose outputs are known, of which single arrays can be replaced: attacks read it as any
+other."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ def modules() -> dict[str, Path]:
 
 
 def imported(body: list[ast.stmt], known: dict[str, Path]) -> set[str]:
-    """Modules of ours that these statements import, under an ``if`` (TYPE_CHECKING) and in a ``try`` too, not in functions."""
+    """Modules of ours that these statements import, under an ``if`` (TYPE_CHECKING) and in a ``try`` too, not in
+    functions."""
     found = set()
     for node in body:
         if isinstance(node, ast.Import):
@@ -402,7 +403,8 @@ def task_names() -> set[str]:
 
 
 def compares_tasks(path: Path) -> list[str]:
-    """Where a task is compared by its name: ``x.task == ...``, ``x.task.name in ...``, ``task != "regression"``, match cases."""
+    """Where a task is compared by its name: ``x.task == ...``, ``x.task.name in ...``, ``task != "regression"``, match
+    cases."""
     names, found = task_names(), []
 
     def speaks(node: ast.AST) -> bool:

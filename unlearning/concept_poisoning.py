@@ -2,16 +2,20 @@
 
     poison   the fraction q of each forgotten class c with the largest sum_{k in K_c} IG_k   (explain.concepts)
     labels   random     uniform over the other retained classes, drawn once (or each pass: ``redraw``)
-             targeted   one class for each c: the retained class whose mean standardised projection is most alike (cosine)
+             targeted   one class for each c: the retained class whose mean standardised projection is most alike
+                        (cosine)
              runner_up  each example's best other retained class by the original model's logits
-    step     theta <- SGD step on  (1/B) sum_{i in batch} CE(f(x_i; theta), t_i)        over poison and retained, shuffled
+    step     theta <- SGD step on  (1/B) sum_{i in batch} CE(f(x_i; theta), t_i)        over poison and retained,
+             shuffled
 
 Stops at the step budget or, with ``stop_accuracy``, as soon as the model is right on fewer of the examples to forget
-(looked at every few steps, on at most 1,024 of them). The class is gone within 10 steps, the others come back only in the
-rest of the budget: stopping at 1% left random labels with 0.71 retained accuracy on Fashion-MNIST, the budget with 0.84. Concepts matter where q < 1 (which examples) and for ``targeted`` (which label); with
-q = 1 and other labels none is fitted.
+(looked at every few steps, on at most 1,024 of them). The class is gone within 10 steps, the others come back only in
+the rest of the budget: stopping at 1% left random labels with 0.71 retained accuracy on Fashion-MNIST, the budget with
+0.84. Concepts matter where q < 1 (which examples) and for ``targeted`` (which label); with q = 1 and other labels none
+is fitted.
 
-Source: arXiv 2405.15662 (2024). Its text gives no update rule; the coupling of concepts and poisoning is reconstructed from
+Source: arXiv 2405.15662 (2024). Its text gives no update rule; the coupling of concepts and poisoning is reconstructed
+    from
 the abstract: 60 steps, lr 0.01, momentum 0.9, batch 128, one retained example for each poisoned one. The equal share of
 retained examples is what saves the other classes. It is not exact unlearning, and forgetting a class by wrong labels is
 only as deep as the head swap and relearning tests show.

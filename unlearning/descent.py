@@ -4,10 +4,11 @@ A method says, for each epoch, which examples are visited with which targets and
 
     theta <- SGD step on  (1/B) sum_{i in batch} w_i * l(theta; x_i, t_i)          l: the task's loss of an example
 
-Optimiser as in the published code of Fan et al. (ICLR 2024): SGD, momentum 0.9, weight decay 5e-4, batch 256. Its step decay
-at epochs 91 and 136 is never reached in the 5 to 10 epochs of an unlearning run, so the learning rate is constant here. A
-number to predict is descended in units of its own mean and spread, as it was trained (``recipes.fitting.units_of``), so that
-one learning rate suits every target. A recommender whose vectors come from a graph gets that of the retained interactions.
+Optimiser as in the published code of Fan et al. (ICLR 2024): SGD, momentum 0.9, weight decay 5e-4, batch 256. Its step
+decay at epochs 91 and 136 is never reached in the 5 to 10 epochs of an unlearning run, so the learning rate is constant
+here. A number to predict is descended in units of its own mean and spread, as it was trained
+(``recipes.fitting.units_of``), so that one learning rate suits every target. A recommender whose vectors come from a
+graph gets that of the retained interactions.
 
 Promises, for every method: the given model is not changed; the result is in eval mode on the model's own device; rows
 are put in the order of their ids first, so neither the order of the input nor the global random state matters; same
@@ -87,7 +88,8 @@ class Pass:
         return len(self.weights)
 
     def batch(self, rows: Tensor) -> Batch:
-        """The examples ``rows``, (B,) int64 positions in the joined parts, in the order asked, with the targets of this pass.
+        """The examples ``rows``, (B,) int64 positions in the joined parts, in the order asked, with the targets of this
+        pass.
 
         Raises:
             NotApplicable: examples of several parts that are no rows of arrays and cannot be put side by side.
@@ -222,7 +224,8 @@ def refuse_collapse(model: nn.Module, probe: ExampleSet, *, run: str) -> None:
     """Refuse a model that has become useless.
 
     Args:
-        probe: retained examples on which the model was better than any constant answer before, see :func:`beats_constant`.
+        probe: retained examples on which the model was better than any constant answer before, see
+            :func:`beats_constant`.
         run: method and settings, for the message.
 
     Raises:
@@ -230,8 +233,8 @@ def refuse_collapse(model: nn.Module, probe: ExampleSet, *, run: str) -> None:
     """
     if not beats_constant(model, probe, what=run):
         raise Diverged(
-            f"{run}: on retained examples the model does no better than the best constant answer (of a classifier: their "
-            "commonest class); use a smaller lr"
+            f"{run}: on retained examples the model does no better than the best constant answer (of a classifier: "
+            "their commonest class); use a smaller lr"
         )
 
 

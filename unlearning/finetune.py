@@ -3,7 +3,8 @@
     theta <- argmin_theta  E_{(x,y) in D_r} l(theta; x, y),   started at the trained weights;   l: the task's loss
 
 The forget set is not looked at. Published settings: 10 epochs, learning rate searched in [1e-3, 1e-1].
-It is not unlearning by construction: with a small learning rate the model stays where it was, and class forgetting fails.
+It is not unlearning by construction: with a small learning rate the model stays where it was, and class forgetting
+fails.
 """
 
 from __future__ import annotations

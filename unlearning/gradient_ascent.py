@@ -1,6 +1,7 @@
 """GA: climb the loss of what is to be forgotten (baseline GA of Fan et al., ICLR 2024).
 
-    theta <- theta + lr * grad_theta E_{(x,y) in D_f} l(theta; x, y)           l: the task's loss (cross-entropy of classes)
+    theta <- theta + lr * grad_theta E_{(x,y) in D_f} l(theta; x, y)           l: the task's loss (cross-entropy of
+                                                                               classes)
 
 The retain set is not trained on. Published settings: 5 epochs, learning rate searched from 1e-6 to 1e-1; the objective
 is unbounded, so this is the most sensitive method of all: a little too much and the whole model is gone. Such a run

@@ -4,14 +4,15 @@
     MIA-efficacy = 100 * share of D_f that an SVM calls NON-member
     gap_X = |X - X of retraining, same seed|        avg_gap = mean of gap_UA, gap_RA, gap_TA, gap_MIA
 
-Q is the mean of the task's quality: of classes the accuracy, as published. The SVM (RBF, C = 3, gamma = 1/features) is fitted on a feature of the model's output on n = min(N_r, N_test) retained
-(member) and n test (non-member) examples, drawn without order. Features, with p the softmax and y the label:
+Q is the mean of the task's quality: of classes the accuracy, as published. The SVM (RBF, C = 3, gamma = 1/features) is
+fitted on a feature of the model's output on n = min(N_r, N_test) retained (member) and n test (non-member) examples,
+drawn without order. Features, with p the softmax and y the label:
     confidence   p_y  (the one reported)                   correctness  [argmax p = y]
     entropy      -sum_j p_j log p_j                        probability  all of p
     modified entropy  -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j)
 
-Those are of classes. Of any other task the one feature is its signal, in units of the mean and spread of the examples that the
-SVM is fitted on, and the other MIA figures are None.
+Those are of classes. Of any other task the one feature is its signal, in units of the mean and spread of the examples
+that the SVM is fitted on, and the other MIA figures are None.
 
 Closer to retraining is better: a HIGHER UA or MIA-efficacy is not better when the forgotten examples are a random
 share. It is not a membership audit: an average over examples from a weak attack. See ``attacks`` for that.
@@ -144,8 +145,8 @@ def evaluate(
         metrics: which to compute; an SVM is fitted for each of the ``mia_`` figures, which is most of the time.
 
     Returns:
-        ``METRICS`` in percent, [0, 100]; None what was not asked for, or is not there for the task. With no forgotten example, UA and the MIA figures
-        are None too (undefined).
+        ``METRICS`` in percent, [0, 100]; None what was not asked for, or is not there for the task. With no forgotten
+        example, UA and the MIA figures are None too (undefined).
 
     Raises:
         NotApplicable: sets of different tasks.
@@ -212,7 +213,8 @@ def measure(
 
 
 def _in_units(asked: np.ndarray, *sides: np.ndarray) -> list[np.ndarray]:
-    """Values less the mean of ``sides`` in units of their standard deviation: a kernel of a fixed width then suits every task."""
+    """Values less the mean of ``sides`` in units of their standard deviation: a kernel of a fixed width then suits
+    every task."""
     joined = np.concatenate(sides)
     return [(values - joined.mean()) / (float(joined.std()) or 1.0) for values in (asked, *sides)]
 
@@ -269,8 +271,8 @@ def add_gaps(rows: pl.DataFrame) -> pl.DataFrame:
     """Fill gap_ua, gap_ra, gap_ta, gap_mia and avg_gap of each run against retraining of the same split and seed.
 
     Args:
-        rows: split, method, seed and the metrics of ``unlearning.metrics``, a column each; existing gap columns are replaced. Where a
-            metric is null or NaN (a diverged run, or an undefined figure), the gap is null.
+        rows: split, method, seed and the metrics of ``unlearning.metrics``, a column each; existing gap columns are
+            replaced. Where a metric is null or NaN (a diverged run, or an undefined figure), the gap is null.
 
     Returns:
         The rows in their order, with the gaps in percentage points. avg_gap is null unless all four are known.

@@ -1,4 +1,5 @@
-"""RL: train what is to be forgotten towards random labels, and the rest towards its own (Fan et al., ICLR 2024, without the mask).
+"""RL: train what is to be forgotten towards random labels, and the rest towards its own (Fan et al., ICLR 2024, without
+the mask).
 
     theta <- argmin_theta  E_{x in D_f, y' random} CE(f(x; theta), y') + alpha * E_{(x,y) in D_r} CE(f(x; theta), y)
 

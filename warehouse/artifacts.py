@@ -99,8 +99,8 @@ class ArtifactStore:
     def load(self, name: str, *, finite: bool = False) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
         """The arrays and meta of ``name``, after verifying manifest, digest and header.
 
-        The arrays lie in the file, which is mapped (copy on write: what is written to them stays in memory), so that evidence
-        larger than memory can be read.
+        The arrays lie in the file, which is mapped (copy on write: what is written to them stays in memory), so that
+        evidence larger than memory can be read.
 
         Raises:
             NotReady: there is none.
@@ -178,8 +178,8 @@ class ArtifactStore:
         return self._manifest_path(name).exists()
 
     def holds(self, name: str, sha256: str) -> bool:
-        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read), and the
-        file for people too where there is one."""
+        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read), and
+        the file for people too where there is one."""
         try:
             manifest = self._manifest(name)
             files = {self._content_path(name, manifest), self._artifact(name, manifest).path}
@@ -345,8 +345,8 @@ class Span(NamedTuple):
 def check_header(data: mmap.mmap | bytes, path: Path) -> dict[str, Span]:
     """Where each tensor of a safetensors image lies, by name.
 
-    An image is refused whose header lies: too long, tensors that overlap, leave gaps, leave the file, or whose size is not
-    that of their shape. Nothing is allocated from what the header claims.
+    An image is refused whose header lies: too long, tensors that overlap, leave gaps, leave the file, or whose size is
+    not that of their shape. Nothing is allocated from what the header claims.
 
     Raises:
         UnsafeFile: with what is wrong.

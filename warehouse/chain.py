@@ -3,11 +3,12 @@
 hash_n = SHA-256(canonical JSON of {seq: n, prev_hash: hash_(n-1), kind, body}), hash_0 = 64 zeros, n = 1, 2, 3, ...
 
 Order comes from ``seq`` alone; the clock reading in ``body.at`` is information. A row is written in the transaction
-of the change that it records. The head is mirrored in ``ledger.head`` after each commit: a database that lost its tail (a
-torn write-ahead log, a restored backup) no longer contains that head, which is noticed before the next write. Someone
-who rewrites both is noticed by a head that was noted before: in a report, in the published snapshot, or outside the
-state folder (``palimpsest verify --head``). Bodies hold names and digests, never examples or owners: a ledger cannot
-forget. A body is stored as its canonical JSON text, byte for byte: a second reading of it would be a second truth.
+of the change that it records. The head is mirrored in ``ledger.head`` after each commit: a database that lost its tail
+(a torn write-ahead log, a restored backup) no longer contains that head, which is noticed before the next write.
+Someone who rewrites both is noticed by a head that was noted before: in a report, in the published snapshot, or outside
+the state folder (``palimpsest verify --head``). Bodies hold names and digests, never examples or owners: a ledger
+cannot forget. A body is stored as its canonical JSON text, byte for byte: a second reading of it would be a second
+truth.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Head:
         match = _HEAD.fullmatch(text.strip().lower())
         if match is None:
             raise InvalidInput(
-                f"{text[:100]!r} is not a ledger head: write SEQ:HASH, the number of an entry (1 or more) and its 64 hex "
-                "digits, as a report or 'palimpsest verify' prints it"
+                f"{text[:100]!r} is not a ledger head: write SEQ:HASH, the number of an entry (1 or more) and its 64 "
+                "hex digits, as a report or 'palimpsest verify' prints it"
             )
         return cls(int(match[1]), match[2])
 
@@ -137,8 +138,8 @@ def guard(con: Connection, mirrored: Head | None) -> None:
     problem, _ = contained(known, head_of(con), mirrored, "ledger.head")
     if problem:
         raise IntegrityError(
-            f"{problem}. Committed changes were lost (torn write-ahead log, restored backup?); nothing is written until "
-            "the loss is put on record with Ledger.accept_loss(reason)"
+            f"{problem}. Committed changes were lost (torn write-ahead log, restored backup?); nothing is written "
+            "until the loss is put on record with Ledger.accept_loss(reason)"
         )
 
 

@@ -5,8 +5,9 @@ Keys are checked by the writer in the same transaction, not by PRIMARY KEY: Duck
 rows until commit, so it would refuse the DELETE + INSERT of a replace, and it costs memory in proportion to the rows.
 
 A changed declaration with the same version is refused (except its words). With a higher version the table is
-recreated; rows that satisfy the new declaration are carried over. Where they do not, or say something in a column that is
-gone, the old table stays beside it as ``<name>__v<old version>`` and nothing is lost. Scores of another version are another quantity: never carried over.
+recreated; rows that satisfy the new declaration are carried over. Where they do not, or say something in a column that
+is gone, the old table stays beside it as ``<name>__v<old version>`` and nothing is lost. Scores of another version are
+another quantity: never carried over.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def ensure(con: Connection, spec: TableSpec) -> str:
         done = _migrate(con, spec, old_version=int(stored[0]))
     elif stored[1] != shape_of(spec):
         raise StateError(
-            f"the columns, ranges or key of table {spec.full_name} changed but its version is still {spec.version}: raise it"
+            f"the columns, ranges or key of table {spec.full_name} changed but its version is still {spec.version}: "
+            "raise it"
         )
     for statement in comments(spec):
         con.execute(statement)
@@ -188,7 +190,8 @@ def _migrate(con: Connection, spec: TableSpec, *, old_version: int) -> str:
 
 
 def _carried(con: Connection, spec: TableSpec) -> list[Column] | None:
-    """The columns to copy from the stored table, or None when its rows do not satisfy the new declaration, or would lose a value."""
+    """The columns to copy from the stored table, or None when its rows do not satisfy the new declaration, or would
+    lose a value."""
     have = dict(
         con.execute(
             "SELECT column_name, data_type FROM duckdb_columns() "

@@ -6,7 +6,8 @@ allowed, every number finite and within its range, choices, and the key unique w
 What Great Expectations does by itself that this bridge does not let through: NaN counts as a missing value, so ranges
 pass on it (here NaN reaches it as +infinity, which no range holds); an empty frame passes everything (the row count is
 always checked); an expectation that could not run is merely unsuccessful (here *broken*, never bad data, never passed);
-results print the offending values (here only counts and example ids; text that no expectation reads never leaves polars).
+results print the offending values (here only counts and example ids; text that no expectation reads never leaves
+polars).
 
 Not the gate before a write (``warehouse.frames``): this runs on what is stored, for people and for asset checks.
 """
@@ -244,7 +245,8 @@ def _ids(positions: Any, frame: pl.DataFrame) -> tuple[int, ...]:
 
 
 def _error(info: Any) -> str:
-    """The kind of exception that kept an expectation from running; "" when it ran. Messages may quote data: left out."""
+    """The kind of exception that kept an expectation from running; "" when it ran. Messages may quote data: left
+    out."""
     entries = [info] if "raised_exception" in (info or {}) else list((info or {}).values())
     raised = [e for e in entries if isinstance(e, Mapping) and e.get("raised_exception")]
     if not raised:

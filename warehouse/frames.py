@@ -82,7 +82,8 @@ def digest_of(frame: pl.DataFrame, columns: Sequence[Column]) -> str:
 
 
 def content_columns(spec: TableSpec) -> list[Column]:
-    """What a frame says: all columns but the partition's (constants that the partition already names) and the volatile ones."""
+    """What a frame says: all columns but the partition's (constants that the partition already names) and the volatile
+    ones."""
     return [c for c in spec.columns if not c.volatile and c.name not in spec.partition]
 
 

@@ -106,8 +106,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Yield a free temporary name beside ``path`` for a file whose own name is not known yet; :func:`adopt` gives it one, and
-    what is not adopted is removed."""
+    """Yield a free temporary name beside ``path`` for a file whose own name is not known yet; :func:`adopt` gives it
+    one, and what is not adopted is removed."""
     temp = _temporary(path)
     try:
         with _naming(path):

@@ -1,4 +1,5 @@
-"""The ledger of a warehouse: what was recorded, the chain checked against whatever knows a head of it, and losses accepted.
+"""The ledger of a warehouse: what was recorded, the chain checked against whatever knows a head of it, and losses
+accepted.
 
 ``warehouse.chain`` says what an entry is and how entries are bound to each other.
 """

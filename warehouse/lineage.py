@@ -1,7 +1,7 @@
 """What was made from what, and from whom: artefacts, edges between assets, and the examples behind each asset.
 
-The examples of an asset are a set that is stored once for all the assets made from it, and dropped with the last of them;
-consecutive ids are one row of it.
+The examples of an asset are a set that is stored once for all the assets made from it, and dropped with the last of
+them; consecutive ids are one row of it.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame
         f"SELECT subject, 'row' AS kind, {literal(f'{schema}.{name}')} AS location, '' AS asset, "
         f"to_json(t)::VARCHAR AS detail FROM {ddl.quoted(schema)}.{ddl.quoted(name)} t {own}"
         for schema, name in con.execute(
-            "SELECT schema_name, table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (database_name, schema_name, "
-            "table_name) WHERE database_name = current_database() AND column_name = 'example_id' ORDER BY ALL"
+            "SELECT schema_name, table_name FROM duckdb_columns() c JOIN duckdb_tables() t USING (database_name, "
+            "schema_name, table_name) WHERE database_name = current_database() AND column_name = 'example_id' ORDER "
+            "BY ALL"
         ).fetchall()
     ]
     parts.append(_DESCENT)
@@ -172,7 +173,8 @@ class Lineage:
             )
 
     def holding(self, subject: str, ids: Any) -> pl.DataFrame:
-        """``(asset, num_examples)``: the assets of a subject made from any of these examples, and from how many of them.
+        """``(asset, num_examples)``: the assets of a subject made from any of these examples, and from how many of
+        them.
 
         Args:
             ids: (N,) example ids, int64.

@@ -57,7 +57,8 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
         if time.monotonic() >= deadline:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise LockTimeout(
-                f"the warehouse lock {path} was held by process {holder} for more than {timeout_s:g} s; wait for it to end, or try again"
+                f"the warehouse lock {path} was held by process {holder} for more than {timeout_s:g} s; wait for it to "
+                "end, or try again"
             )
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.02)

@@ -1,8 +1,8 @@
 """What the ledger says is stored now: its entries read in order, a later one over an earlier one.
 
-Of several entries about one partition, artefact, stage or request only the last one binds: results are replaced, and the
-digests of those that are gone stay in the ledger. All digests of artefacts are kept by digest as well, so that a report
-of an earlier audit is still recognised.
+Of several entries about one partition, artefact, stage or request only the last one binds: results are replaced, and
+the digests of those that are gone stay in the ledger. All digests of artefacts are kept by digest as well, so that a
+report of an earlier audit is still recognised.
 
     replace, append   the rows of a partition: their number, digest and writers
     table             a table's version; a migration carries rows over, or keeps the old table under another name
@@ -228,8 +228,8 @@ class Recorded:
                 before = f"those that entry {mine[key].seq} had recorded" if key in mine else "on record"
                 self.problems.append(
                     Problem(
-                        f"{described(key)}: when entry {seq} of the ledger made a new version of the table, its rows were not "
-                        f"{before}; they were changed before that.",
+                        f"{described(key)}: when entry {seq} of the ledger made a new version of the table, its rows "
+                        f"were not {before}; they were changed before that.",
                         RESTORE,
                     )
                 )

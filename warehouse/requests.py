@@ -98,7 +98,8 @@ class Requests:
             t.replace(REQUEST_PINS, pins, **_common(record.request))
 
     def pins(self, request_id: str) -> pl.DataFrame:
-        """``(example_id, split, pin)`` of the rows that a request named when it was registered, by id; none if not known."""
+        """``(example_id, split, pin)`` of the rows that a request named when it was registered, by id; none if not
+        known."""
         with self._s.reading() as con:
             record = _get(con, request_id)
             stored = read_partition(con, REQUEST_PINS, record.request.subject, {"request_id": request_id})
@@ -164,8 +165,9 @@ class Requests:
             latest = due_date(_utc(record.request.received_at, "received_at"), months=MAX_MONTHS)
             if not record.due_at < due_at <= latest:
                 raise ConfigError(
-                    f"request {request_id} is due {record.due_at:%Y-%m-%d} and can be extended to a day after that, up to "
-                    f"{latest:%Y-%m-%d} ({MAX_MONTHS} months after receipt, GDPR Art. 12(3)); not to {due_at:%Y-%m-%d}"
+                    f"request {request_id} is due {record.due_at:%Y-%m-%d} and can be extended to a day after that, up "
+                    f"to {latest:%Y-%m-%d} ({MAX_MONTHS} months after receipt, GDPR Art. 12(3)); not to "
+                    f"{due_at:%Y-%m-%d}"
                 )
             row = _row(t.con, record.request) | {"due_at": due_at}
             _enter(t, record.request, row, seq=record.events.height, note=f"due {due_at:%Y-%m-%d}: {note}")
@@ -211,7 +213,8 @@ _DTYPES: Mapping[str, Any] = {"timestamp": pl.Datetime("us", "UTC"), "int64": pl
 def _find(con: Connection, request_id: str) -> RequestRecord | None:
     row = first(
         con,
-        f"SELECT subject, request, state, num_examples, epoch_us(due_at) FROM {ddl.table(REGISTER)} WHERE request_id = ?",
+        f"SELECT subject, request, state, num_examples, epoch_us(due_at) FROM {ddl.table(REGISTER)} WHERE request_id = "
+        "?",
         [request_id],
     )
     if row is None:

@@ -92,8 +92,8 @@ class Session:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The published
-        snapshot, without a lock, where the warehouse was opened for looking only.
+        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The
+        published snapshot, without a lock, where the warehouse was opened for looking only.
 
         Raises:
             NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
@@ -105,7 +105,8 @@ class Session:
                     yield con
             except (duckdb.CatalogException, duckdb.BinderException) as error:
                 raise NotReady(
-                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes it anew"
+                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes "
+                    "it anew"
                 ) from error
             return
         with self.locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:

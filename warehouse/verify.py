@@ -67,8 +67,8 @@ class Verification:
 def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = silent) -> Verification:
     """Check everything in a state folder against everything else.
 
-    While a writer is at work its database is left alone: the published snapshot stands for it, and artefacts, which may be
-    newer than that, are compared with their manifests only.
+    While a writer is at work its database is left alone: the published snapshot stands for it, and artefacts, which may
+    be newer than that, are compared with their manifests only.
 
     Args:
         w: the state folder, best from ``Warehouse.existing``, which leaves it as it lies.
@@ -209,8 +209,8 @@ def _always(head: Head) -> Callable[[], Head]:
 def _main(
     w: Warehouse, problems: list[Problem], progress: Progress, *, tables: bool = True
 ) -> tuple[Database | None, LockTimeout | None]:
-    """The writer's file, and who is writing it; None when there is none, when its ledger cannot be read, with a problem if
-    there should be one, or while it is being written."""
+    """The writer's file, and who is writing it; None when there is none, when its ledger cannot be read, with a problem
+    if there should be one, or while it is being written."""
     if w.database.exists():
         try:
             return _look(w.looking, w.database, Database(), problems, progress, tables=tables), None
@@ -234,8 +234,8 @@ def _published(w: Warehouse, problems: list[Problem], progress: Progress, *, tab
         w.looking_at_snapshot, w.snapshot, Database(name="Published snapshot: "), mine, progress, tables=tables
     )
     again = (
-        f"Remove {w.snapshot} and run 'palimpsest audit SUBJECT', which publishes what the warehouse holds; if other problems are "
-        "listed, restore the state folder from a backup."
+        f"Remove {w.snapshot} and run 'palimpsest audit SUBJECT', which publishes what the warehouse holds; if other "
+        "problems are listed, restore the state folder from a backup."
     )
     problems += [Problem(problem.sentence, again) for problem in mine]
     return found
@@ -297,7 +297,8 @@ def _counted(main: Database | None, snapshot: Database | None, files: Files) -> 
         yield f"Forget requests: {len(main.recorded.requests):,}."
     if snapshot is not None:
         yield (
-            f"Published snapshot: up to entry {snapshot.head.seq}, {snapshot.partitions:,} partitions with {snapshot.rows:,} rows."
+            f"Published snapshot: up to entry {snapshot.head.seq}, {snapshot.partitions:,} partitions with "
+            f"{snapshot.rows:,} rows."
         )
 
 
@@ -307,8 +308,8 @@ def _notes(main: Database | None, snapshot: Database | None, files: Files) -> It
     yield from files.notes
     if files.partial:
         yield (
-            f"{files.partial} checkpoints that a training would resume from are on record nowhere (it has not ended, or an "
-            "earlier version of this program left them); they were compared with their manifests only."
+            f"{files.partial} checkpoints that a training would resume from are on record nowhere (it has not ended, "
+            "or an earlier version of this program left them); they were compared with their manifests only."
         )
     if main is not None:
         for seq, reason in main.recorded.losses:

@@ -146,7 +146,8 @@ def _check_partitions(db: Database, con: Connection) -> None:
     stored: dict[Key, tuple[Any, ...]] = {}
     facts = ("number of rows", "digest", "content", "config_digest", "run_id", "entry")
     for name, subject, part, *rest in con.execute(
-        "SELECT name, subject, part, num_rows, digest, content, config_digest, run_id, seq FROM meta.partitions ORDER BY ALL"
+        "SELECT name, subject, part, num_rows, digest, content, config_digest, run_id, seq FROM meta.partitions ORDER "
+        "BY ALL"
     ).fetchall():
         key = (name, subject, _part(part))
         if key in stored:
@@ -161,7 +162,8 @@ def _check_partitions(db: Database, con: Connection) -> None:
         elif stored[key] != expected:
             differs = ", ".join(f for f, a, b in zip(facts, stored[key], expected, strict=True) if a != b)
             db.wrong(
-                f"meta.partitions says other things of {described(key)} than entry {rows.seq} of the ledger ({differs})."
+                f"meta.partitions says other things of {described(key)} than entry {rows.seq} of the ledger "
+                f"({differs})."
             )
 
 
@@ -187,7 +189,8 @@ def _check_relations(db: Database, con: Connection) -> None:
     columns: dict[str, list[str]] = {}
     for schema, table, column in con.execute(
         "SELECT schema_name, table_name, column_name FROM duckdb_columns() JOIN duckdb_tables() USING (database_name, "
-        "schema_name, table_name) WHERE database_name = current_database() ORDER BY schema_name, table_name, column_index"
+        "schema_name, table_name) WHERE database_name = current_database() ORDER BY schema_name, table_name, "
+        "column_index"
     ).fetchall():
         columns.setdefault(f"{schema}.{table}", []).append(column)
     for name, found in columns.items():
@@ -242,13 +245,15 @@ def _check_rows(db: Database, con: Connection, spec: TableSpec, key: Key, record
         )
     elif frames.digest_of(frame, spec.columns) != record.digest:
         db.wrong(
-            f"{described(key)}: its {frame.height} rows are not what entry {record.seq} of the ledger recorded; values were changed."
+            f"{described(key)}: its {frame.height} rows are not what entry {record.seq} of the ledger recorded; values "
+            "were changed."
         )
     elif record.writers is not None:
         found = {(run_id, config): rows for run_id, config, rows in writers_of(frame)}
         if found != {writer: rows for writer, rows in record.writers.items() if rows}:
             db.wrong(
-                f"{described(key)}: run_id or config_digest of its rows are not those that the ledger recorded (entry {record.seq})."
+                f"{described(key)}: run_id or config_digest of its rows are not those that the ledger recorded (entry "
+                f"{record.seq})."
             )
 
 
@@ -272,14 +277,15 @@ def _check_stages(db: Database, con: Connection) -> None:
             db.wrong(f"{described(key)}: {asset} was completed with it (entry {seq}), but no entry recorded its rows.")
         elif output.get("receipt", output["digest"]) not in (now.digest, now.content):
             db.wrong(
-                f"{described(key)}: entry {now.seq} of the ledger replaced the rows with which {asset} was completed (entry "
-                f"{seq}), and the stage was not completed since: by a run that did not end, or past the pipeline.",
+                f"{described(key)}: entry {now.seq} of the ledger replaced the rows with which {asset} was completed "
+                f"(entry {seq}), and the stage was not completed since: by a run that did not end, or past the "
+                "pipeline.",
                 _finish(key[1]),
             )
     for subject, tables in outdated.items():
         db.notes.append(
-            f"{db.name}{', '.join(sorted(tables))}: a new version of this program made these tables anew since the stages of "
-            f"{subject} were completed; palimpsest audit {subject} fills them."
+            f"{db.name}{', '.join(sorted(tables))}: a new version of this program made these tables anew since the "
+            f"stages of {subject} were completed; palimpsest audit {subject} fills them."
         )
 
 
@@ -322,14 +328,15 @@ def _check_requests(db: Database, con: Connection) -> None:
             continue
         if asked.state != state or events.get(f"{subject}/{request_id}") != state:
             db.wrong(
-                f"Forget request {request_id} of {subject} is {state} in the register, {asked.state} in the ledger (entry "
-                f"{asked.seq}) and {events.get(f'{subject}/{request_id}')} in its last event."
+                f"Forget request {request_id} of {subject} is {state} in the register, {asked.state} in the ledger "
+                f"(entry {asked.seq}) and {events.get(f'{subject}/{request_id}')} in its last event."
             )
         if digest(json.loads(text)) != asked.request:
             db.wrong(f"Forget request {request_id} of {subject} asks for other things than entry {asked.seq} recorded.")
     for request_id in sorted(db.recorded.requests.keys() - seen):
         db.wrong(
-            f"Forget request {request_id} is not in the register; entry {db.recorded.requests[request_id].seq} records it."
+            f"Forget request {request_id} is not in the register; entry {db.recorded.requests[request_id].seq} records "
+            "it."
         )
 
 

@@ -2,7 +2,8 @@
 
 Every file below ``home/artifacts`` is read: a manifest against itself, the content against the manifest, the manifest's
 digest against the last record that names the artefact (so that a manifest rewritten along with its content is found).
-Only checkpoints of a training that has not ended are on record nowhere; they are counted and compared with their manifests.
+Only checkpoints of a training that has not ended are on record nowhere; they are counted and compared with their
+manifests.
 
 A report is an artefact too, and remembers: the JSON names the ledger's head at its making, which the ledger must still
 contain, and repeats rows of tables; the page names the same head and the SHA-256 of the JSON.
@@ -113,8 +114,9 @@ def check_completions(files: Files, db: Database) -> None:
         if row is not None and row.seq > claimed.seq and row.sha256 != claimed.sha256 and stage is not None:
             subject = claimed.asset.partition("/")[0]
             files.wrong(
-                f"Artefact {name}: entry {row.seq} of the ledger replaced what {claimed.asset} was completed with (entry "
-                f"{claimed.seq}), and the stage was not completed since: by a run that did not end, or past the pipeline.",
+                f"Artefact {name}: entry {row.seq} of the ledger replaced what {claimed.asset} was completed with "
+                f"(entry {claimed.seq}), and the stage was not completed since: by a run that did not end, or past the "
+                "pipeline.",
                 f"Run 'palimpsest audit {subject}' to the end and verify again.",
             )
 
@@ -172,10 +174,10 @@ def check_head(files: Files, db: Database, name: str, heads: list[Head]) -> None
         problem, _ = contained(db.hashes, db.head, head, f"report {name}")
         if problem:
             files.wrong(
-                f"{problem[:1].upper()}{problem[1:]}: the ledger was rewritten or lost its end since the report was made, or "
-                "the report was made from another ledger.",
-                "Do not trust the tables: compare with a copy of the report, or of its ledger head, kept outside this folder "
-                "(palimpsest verify REPORT, or --head SEQ:HASH), and restore from a backup that contains it.",
+                f"{problem[:1].upper()}{problem[1:]}: the ledger was rewritten or lost its end since the report was "
+                "made, or the report was made from another ledger.",
+                "Do not trust the tables: compare with a copy of the report, or of its ledger head, kept outside this "
+                "folder (palimpsest verify REPORT, or --head SEQ:HASH), and restore from a backup that contains it.",
             )
 
 
@@ -200,7 +202,8 @@ def _check_rows(files: Files, db: Database, name: str, report: Mapping[str, Any]
             shared = [c for c in compared if c in row]
             if there is None or any(row[c] != there[c] for c in shared):
                 files.wrong(
-                    f"Report {name} says other things than {described(key)} ({', '.join(f'{k} = {row[k]}' for k in spec.key)}).",
+                    f"Report {name} says other things than {described(key)} "
+                    f"({', '.join(f'{k} = {row[k]}' for k in spec.key)}).",
                     "Make the report anew from the tables, or restore the state folder from a backup.",
                 )
     if older:
@@ -275,5 +278,8 @@ def _remake(store: ArtifactStore, name: str, db: Database | None) -> str:
 def _unrecorded(name: str) -> str:
     subject = name.partition("/")[0]
     if subject == "imported":
-        return f"Import it again, so that the ledger records it: palimpsest import-checkpoint FILE --name {name.partition('/')[2]}."
+        return (
+            "Import it again, so that the ledger records it: palimpsest import-checkpoint FILE --name "
+            f"{name.partition('/')[2]}."
+        )
     return f"Run 'palimpsest audit {subject}' to the end and verify again; remove it if it is still there."

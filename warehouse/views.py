@@ -1,18 +1,18 @@
 """``scores.latest``: one long view over every score, generated whenever a score appears or changes.
 
-``scores.latest(subject, score, example_id, value, stderr, higher_means, run_id, calls, is_called)`` shows a score only while its
-row in ``scores.runs`` says that it met its gates; rows of another configuration than that row judged are not shown.
-``calls`` is what the score calls an example (noisy, hard, memorised, duplicate; "" nothing), ``is_called`` the verdict of the
-score's own rule, null when it has none. Tables of analyses share the schema and are not scores.
+``scores.latest(subject, score, example_id, value, stderr, higher_means, run_id, calls, is_called)`` shows a score only
+while its row in ``scores.runs`` says that it met its gates; rows of another configuration than that row judged are not
+shown. ``calls`` is what the score calls an example (noisy, hard, memorised, duplicate; "" nothing), ``is_called`` the
+verdict of the score's own rule, null when it has none. Tables of analyses share the schema and are not scores.
 
-``scores.agreement(subject, example_id, num_scores, high, says, mean_place, spread, highest, lowest)`` puts the scores of an
-example side by side. ``high`` lists the scores that call it something, by their own rule or because it is in their top 5% (equal
-values together, the smallest value never), and ``says`` what they call it. The places are shares of the examples below
-it, compared over the scores of which a high one is a reason for doubt (noisy, hard, memorised): ``highest`` and ``lowest``
-name the scores that place it so, ``spread`` is how far these are apart.
+``scores.agreement(subject, example_id, num_scores, high, says, mean_place, spread, highest, lowest)`` puts the scores
+of an example side by side. ``high`` lists the scores that call it something, by their own rule or because it is in
+their top 5% (equal values together, the smallest value never), and ``says`` what they call it. The places are shares of
+the examples below it, compared over the scores of which a high one is a reason for doubt (noisy, hard, memorised):
+``highest`` and ``lowest`` name the scores that place it so, ``spread`` is how far these are apart.
 
-``unlearning.wide`` has a row a run, a column a metric (and the bounds of those that have any), for people; programs read the long
-``unlearning.metrics``.
+``unlearning.wide`` has a row a run, a column a metric (and the bounds of those that have any), for people; programs
+read the long ``unlearning.metrics``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ FROM placed
 GROUP BY subject, example_id;
 """
 _COMMENT = (
-    "What all current scores say of an example: who calls it noisy, hard, memorised or duplicate, and the places they give it. "
-    f"Definition {hashlib.sha256(_AGREEMENT.encode()).hexdigest()[:12]}."
+    "What all current scores say of an example: who calls it noisy, hard, memorised or duplicate, and the places they "
+    f"give it. Definition {hashlib.sha256(_AGREEMENT.encode()).hexdigest()[:12]}."
 )
 AGREEMENT = f"{_AGREEMENT}COMMENT ON VIEW scores.agreement IS {literal(_COMMENT)};"
 _LAYOUT = """
@@ -106,7 +106,8 @@ def lay_out_wide(con: Connection) -> None:
 
 
 def lay_out(con: Connection) -> None:
-    """Both views over the scores known so far, and what they stand on, inside the caller's transaction if there is one."""
+    """Both views over the scores known so far, and what they stand on, inside the caller's transaction if there is
+    one."""
     con.execute(_LAYOUT)
     con.execute(f"CREATE OR REPLACE VIEW scores.latest AS\n{latest(con)}")
     con.execute(
@@ -116,7 +117,8 @@ def lay_out(con: Connection) -> None:
 
 
 def shown(con: Connection) -> dict[str, tuple[str, str, str, str]]:
-    """What the view shows of each score: its value and error columns, what it calls an example, and by which condition."""
+    """What the view shows of each score: its value and error columns, what it calls an example, and by which
+    condition."""
     rows = con.execute("SELECT score, value, stderr, calls, called FROM meta.scores ORDER BY score").fetchall()
     return {score: (value, stderr, calls, called) for score, value, stderr, calls, called in rows}
 
@@ -155,8 +157,8 @@ def refresh(con: Connection, score: ScoreSpec) -> tuple[str, str, str, str] | No
 def _select(score: str, value: str, stderr: str, calls: str, called: str) -> str:
     error = f"s.{quoted(stderr)}::DOUBLE" if stderr else "NULL::DOUBLE"
     return (
-        f"SELECT s.subject, {literal(score)} AS score, s.example_id, s.{quoted(value)}::DOUBLE AS value, {error} AS stderr, "
-        f"r.higher_means, s.run_id, {literal(calls)} AS calls, {called or 'NULL::BOOLEAN'} AS is_called "
-        f"FROM scores.{quoted(score)} s JOIN scores.runs r ON r.subject = s.subject "
-        f"AND r.score = {literal(score)} AND r.passed AND (r.run_id = s.run_id OR r.config_digest = s.config_digest)"
+        f"SELECT s.subject, {literal(score)} AS score, s.example_id, s.{quoted(value)}::DOUBLE AS value, {error} AS "
+        f"stderr, r.higher_means, s.run_id, {literal(calls)} AS calls, {called or 'NULL::BOOLEAN'} AS is_called FROM "
+        f"scores.{quoted(score)} s JOIN scores.runs r ON r.subject = s.subject AND r.score = {literal(score)} AND "
+        "r.passed AND (r.run_id = s.run_id OR r.config_digest = s.config_digest)"
     )

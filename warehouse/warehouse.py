@@ -274,8 +274,8 @@ class Warehouse(Session):
         return record if intact and record["key"] == key else None
 
     def completions(self, assets: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
-        """The record of each asset's last completion and whether its outputs are still in place, in one reading; an asset
-        that was never completed is left out."""
+        """The record of each asset's last completion and whether its outputs are still in place, in one reading; an
+        asset that was never completed is left out."""
         names = list(assets)
         with self.reading() as con:
             bodies = _rows_of(
@@ -312,7 +312,8 @@ class Warehouse(Session):
         """``(example_id, value, stderr)`` of a current score that met its gates, by example id.
 
         Args:
-            name: of the score; ``<score>.<column>`` asks for another of its columns as ``value`` (its own type, stderr null).
+            name: of the score; ``<score>.<column>`` asks for another of its columns as ``value`` (its own type, stderr
+                null).
 
         Raises:
             UnknownName: no such score was ever stored, or it has no such column.
@@ -326,7 +327,8 @@ class Warehouse(Session):
                 raise UnknownName("stored score", name, known)
             frame = fetch(
                 con,
-                "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY example_id",
+                "SELECT example_id, value, stderr FROM scores.latest WHERE subject = ? AND score = ? ORDER BY "
+                "example_id",
                 [subject, name],
             )
             if column:
@@ -372,7 +374,8 @@ class Warehouse(Session):
         return reader.query(self.snapshot, sql, params, limits=self._limits)
 
     def trace(self, example_id: int, subject: str | None = None) -> pl.DataFrame:
-        """Everything an example touched: ``(subject, kind, location, asset, detail)``; see ``warehouse.lineage.trace``."""
+        """Everything an example touched: ``(subject, kind, location, asset, detail)``; see
+        ``warehouse.lineage.trace``."""
         if isinstance(example_id, bool) or not isinstance(example_id, int) or not 0 <= example_id <= MAX_EXAMPLE_ID:
             raise InvalidInput(f"example id {example_id!r} is not a whole number from 0 to {MAX_EXAMPLE_ID}")
         if subject is not None:
@@ -383,7 +386,8 @@ class Warehouse(Session):
     def check(
         self, spec: TableSpec | ScoreSpec, *, subject: str, partitions: Sequence[Mapping[str, Any]] = ({},)
     ) -> CheckReport:
-        """The Great Expectations suite generated from ``spec``, run once on the stored rows of ``partitions`` together."""
+        """The Great Expectations suite generated from ``spec``, run once on the stored rows of ``partitions``
+        together."""
         from warehouse import expectations  # slow to import, and needed here only
 
         table = spec.table if isinstance(spec, ScoreSpec) else spec
@@ -417,7 +421,8 @@ class Warehouse(Session):
     # ---------------------------------------------------------------- inside
 
     def _create(self) -> bool:
-        """The database file, whole or not at all, if there is none; the caller holds the lock. Whether there was none."""
+        """The database file, whole or not at all, if there is none; the caller holds the lock. Whether there was
+        none."""
         if self.database.exists():
             return False
         mirrored = chain.read_mirror(self.head_file)

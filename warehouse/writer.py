@@ -84,7 +84,8 @@ class Transaction(Open):
             self._declare(spec, None)
 
     def complete(self, asset: str, key: str, body: Mapping[str, Any]) -> Head:
-        """Note that an asset is done; the entry becomes its last completion. ``body["outputs"]``: see ``Receipt.output``."""
+        """Note that an asset is done; the entry becomes its last completion. ``body["outputs"]``: see
+        ``Receipt.output``."""
         for output in body["outputs"]:
             if output.get("kind") not in ("table", "artifact") or not output.get("name") or not output.get("digest"):
                 raise InvalidInput(f"{asset}: output {dict(output)} needs kind (table or artifact), name and digest")
@@ -191,8 +192,8 @@ class Transaction(Open):
         self.con.register("incoming", pl.concat(parts, rechunk=False))
         try:
             self.con.execute(
-                f"INSERT INTO {ddl.table(spec)} BY NAME "
-                "SELECT ?::VARCHAR AS subject, ?::VARCHAR AS run_id, ?::VARCHAR AS config_digest, * FROM incoming",
+                f"INSERT INTO {ddl.table(spec)} BY NAME SELECT ?::VARCHAR AS subject, ?::VARCHAR AS run_id, ?::VARCHAR "
+                "AS config_digest, * FROM incoming",
                 [subject, run_id, config_digest],
             )
         finally:
@@ -214,7 +215,8 @@ class Transaction(Open):
         back = read_partition(self.con, spec, subject, part)
         if back.height != expected.height or frames.digest_of(back, spec.columns) != digest:
             raise IntegrityError(
-                f"table {spec.full_name}: {expected.height} rows were written, {back.height} rows with other content came back"
+                f"table {spec.full_name}: {expected.height} rows were written, {back.height} rows with other content "
+                "came back"
             )
         content = frames.digest_of(expected, frames.content_columns(spec))
         head = self.note(

@@ -5,7 +5,8 @@
 The fused kernels behind ``scaled_dot_product_attention`` have no double backward, and draw their dropout inside. These
 take the arguments of the functions they stand in for.
 
-Source: Vaswani et al., NeurIPS 2017; torch.nn.functional's documented signatures. Not covered, and refused: bias_k/bias_v,
+Source: Vaswani et al., NeurIPS 2017; torch.nn.functional's documented signatures. Not covered, and refused:
+    bias_k/bias_v,
 add_zero_attn, static keys and values.
 """
 

@@ -5,11 +5,12 @@
     row      example x attack x dropout rate: PSNR, SSIM, MSE, label, masks found
 
     ig        cosine matching, dropout off          dia    masks found together with the input
-    wiig      control: the client's own masks       dlg    squared matching by L-BFGS         analytic   first layer's g_W / g_b
+    wiig      control: the client's own masks       dlg    squared matching by L-BFGS         analytic   first layer's
+              g_W / g_b
 
-A model with dropout of its own is audited at its own rates; one without gets the configured rates after its hidden layers,
-and the table says so. At rate 0 dia and wiig are ig and are not repeated. The attacks are lower bounds: what they do not
-rebuild, a better one may. Nothing is judged: no plan says how many decibels are too many.
+A model with dropout of its own is audited at its own rates; one without gets the configured rates after its hidden
+layers, and the table says so. At rate 0 dia and wiig are ig and are not repeated. The attacks are lower bounds: what
+they do not rebuild, a better one may. Nothing is judged: no plan says how many decibels are too many.
 
 Source: Scheliga, Maeder, Seeland (AAAI 2023, arXiv 2208.06163), and what each attack's file names.
 """
@@ -104,7 +105,8 @@ def dropout_inversion_audit(
     """Attack the gradients of some training examples of the audited model.
 
     Args:
-        data: both splits, classification; the examples come from the training split, the box of valid inputs is its range.
+        data: both splits, classification; the examples come from the training split, the box of valid inputs is its
+            range.
         config: how many examples, which attacks, how long.
         seed: of the choice of examples, the clients' masks and the attacks' starts; an example's are its own.
         model: the audited model, left as it is.
@@ -114,7 +116,8 @@ def dropout_inversion_audit(
         ``dropout_inversion`` (one row an example x attack x rate), ``dropout_inversion_summary``, ``inversion_images``.
 
     Raises:
-        NotApplicable: a task without classes, a model whose training cannot be opened, an output layer that is not linear.
+        NotApplicable: a task without classes, a model whose training cannot be opened, an output layer that is not
+            linear.
         DataError: no examples, ids used twice, labels out of range, inputs or gradients that are not finite, a training
             split of one value everywhere.
     """

@@ -67,12 +67,14 @@ def share(
         x: (R, B, *shape), in the scale of the model's inputs.
         labels: int64 (R, B).
         seeds: R seeds of the clients' masks.
-        rates: (R, S), p of each of the S dropout calls in [0, 1), 0 for a client whose dropout is off; the net's own when None.
+        rates: (R, S), p of each of the S dropout calls in [0, 1), 0 for a client whose dropout is off; the net's own
+            when None.
         ids: (R, B) example ids, for messages.
 
     Raises:
         InvalidInput: shapes or counts that do not fit.
-        DataError: inputs, or what they lead to, that are not finite; names the clients' examples when ``ids`` are given.
+        DataError: inputs, or what they lead to, that are not finite; names the clients' examples when ``ids`` are
+            given.
     """
     num = len(x)
     if x.shape[1:] != (net.batch, *net.input_shape) or labels.shape != x.shape[:2] or len(seeds) != num:

@@ -3,8 +3,9 @@
     argmin_{x, v}  sum_l || g_l(x, softmax(v)) - g*_l ||^2,      x, v ~ N(0, 1)
 
 L-BFGS with lr 1 and no line search, 300 iterations. The distance is divided by ||g*||^2, which changes no minimiser and
-makes the first step independent of how far the model has converged. Smooth activations are assumed: the second derivative
-of a ReLU is 0 where it exists, so that x moves along fewer directions. No box, no prior; the label comes out as argmax v.
+makes the first step independent of how far the model has converged. Smooth activations are assumed: the second
+derivative of a ReLU is 0 where it exists, so that x moves along fewer directions. No box, no prior; the label comes out
+as argmax v.
 
 Source: Zhu, Liu, Han (NeurIPS 2019, arXiv 1906.08935), algorithm 1.
 """
@@ -44,7 +45,8 @@ def deep_leakage(
         tolerance: squared distance, relative to ||g*||^2, at which a client's search ends.
 
     Returns:
-        ``targets`` are probabilities (R, B, K); ``distance`` is the cosine distance at the best iterate, ``loss`` the squared.
+        ``targets`` are probabilities (R, B, K); ``distance`` is the cosine distance at the best iterate, ``loss`` the
+        squared.
 
     Raises:
         InvalidInput: an update of another model, counts that differ, steps < 1.

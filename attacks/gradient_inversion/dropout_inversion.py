@@ -1,13 +1,16 @@
 """Dropout Inversion Attack (DIA): the client's dropout masks are unknowns too, found together with its input.
 
     argmin_{x, m}  1 - <g_m(x), g*> / (||g_m(x)|| ||g*||) + l_TV TV(x) + l_m sum_l | (1 - mean m_l) - p_l |
-    x ~ N(0, 1) in the box of valid inputs, signed gradient;   m_l ~ Bernoulli(1 - p_l) in [0, 1], raw gradient; one Adam
+    x ~ N(0, 1) in the box of valid inputs, signed gradient;   m_l ~ Bernoulli(1 - p_l) in [0, 1], raw gradient; one
+                                                               Adam
 
 Every example of the batch and every dropout call has a mask of its own, of the call's input shape. With the rates at 0
-there is no mask and every iterate is that of Inverting Gradients. The unknowns grow with batch and width: once there are
-more of them than the gradient says, DIA fails, and its loss alone does not tell (it may end near 0 at a wrong image).
+there is no mask and every iterate is that of Inverting Gradients. The unknowns grow with batch and width: once there
+are more of them than the gradient says, DIA fails, and its loss alone does not tell (it may end near 0 at a wrong
+image).
 
-Source: Scheliga, Maeder, Seeland (AAAI 2023, arXiv 2208.06163). Options of ours: the masks' start, and a last phase with
+Source: Scheliga, Maeder, Seeland (AAAI 2023, arXiv 2208.06163). Options of ours: the masks' start, and a last phase
+    with
 rounded masks. Nothing here is given the client's masks: for that control see ``well_informed``.
 """
 
@@ -43,8 +46,8 @@ def dropout_inversion(
     """Reconstruct the batches, and the dropout masks, of R clients from what they shared.
 
     Args:
-        rates: (R, S) p of the S dropout calls (part of the model's definition, so known to the server); the net's own when
-            None. A client whose rates are all 0 is attacked without masks.
+        rates: (R, S) p of the S dropout calls (part of the model's definition, so known to the server); the net's own
+            when None. A client whose rates are all 0 is attacked without masks.
         labels, box, config, seeds: as for :func:`inverting_gradients`; same seeds, same start of x.
 
     Returns:

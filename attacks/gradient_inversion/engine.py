@@ -5,12 +5,15 @@
 
     plateau      lr_r x 0.1 once the loss has not fallen by a relative 1e-4 for ``patience`` steps (ReduceLROnPlateau)
     milestones   lr x 0.1 at 3/8, 5/8 and 7/8 of the steps (Geiping et al.)
-    end          ``steps`` steps, loss < ``tolerance``, or ``stop_patience`` steps without improvement; the best iterate is kept
+    end          ``steps`` steps, loss < ``tolerance``, or ``stop_patience`` steps without improvement; the best iterate
+                 is kept
 
 R inversions share a graph but nothing else: learning rate, patience and end are each one's own, and those that have
-ended are dropped from the graph. Moments, counts and bias correction are torch.optim.Adam's (betas 0.9, 0.999, eps 1e-8).
+ended are dropped from the graph. Moments, counts and bias correction are torch.optim.Adam's (betas 0.9, 0.999, eps
+1e-8).
 
-Source: Scheliga et al. (AAAI 2023, arXiv 2208.06163), algorithm 1 and the official settings; Geiping et al. (NeurIPS 2020).
+Source: Scheliga et al. (AAAI 2023, arXiv 2208.06163), algorithm 1 and the official settings; Geiping et al. (NeurIPS
+    2020).
 """
 
 from __future__ import annotations

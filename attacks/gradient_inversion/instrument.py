@@ -2,9 +2,10 @@
 
     logits(params, x, masks)     a pure function of weights, inputs and masks: what gradients are taken of
     own dropout                  every call with p > 0 in training mode, at its own rate
-    none of its own              the rate asked for, at its dropout calls of rate 0, or else on the input of every linear layer
-                                 but the model's first layer: "after the hidden layers"
-    BatchNorm                    by running or by batch statistics; the running ones are neither read then nor ever updated
+    none of its own              the rate asked for, at its dropout calls of rate 0, or else on the input of every
+                                 linear layer but the model's first layer: "after the hidden layers"
+    BatchNorm                    by running or by batch statistics; the running ones are neither read then nor ever
+                                 updated
 
 Not a training mode: nothing is drawn here but by ``track``, from a seed.
 """
@@ -123,16 +124,17 @@ def instrument_dropout(
     Args:
         model: maps (B, *input_shape) to logits (B, K); left as it is.
         batch: examples of a client's batch.
-        rate: p of dropout inserted where the model has none with p > 0: at its dropout calls of rate 0 if it has such, else
-            on the input of every linear layer but the first layer of the model. None inserts nothing, and a model without a
-            hidden layer stays without.
-        batch_statistics: BatchNorm as in training, by the batch's own statistics; else by the running ones. Neither moves.
+        rate: p of dropout inserted where the model has none with p > 0: at its dropout calls of rate 0 if it has such,
+            else on the input of every linear layer but the first layer of the model. None inserts nothing, and a model
+            without a hidden layer stays without.
+        batch_statistics: BatchNorm as in training, by the batch's own statistics; else by the running ones. Neither
+            moves.
 
     Raises:
         ConfigError: rate outside (0, 1), batch < 1.
-        NotApplicable: recurrent layers with dropout between them (inside one kernel), outputs that are not (B, K), a batch
-            whose statistics are undefined, a forward pass that stays random with its dropout off, or one that cannot be
-            differentiated twice.
+        NotApplicable: recurrent layers with dropout between them (inside one kernel), outputs that are not (B, K), a
+            batch whose statistics are undefined, a forward pass that stays random with its dropout off, or one that
+            cannot be differentiated twice.
     """
     if batch < 1 or (rate is not None and not 0 < rate < 1):
         raise ConfigError(f"batch = {batch} must be >= 1 and rate = {rate} in (0, 1) or None")

@@ -2,7 +2,8 @@
 
     argmin_x  1 - <g(x), g*> / (||g(x)|| ||g*||) + l_TV TV(x),      x in the box of valid inputs, signed Adam
 
-Source: Geiping, Bauermeister, Droege, Moeller, "Inverting Gradients" (NeurIPS 2020, arXiv 2003.14053), equation 4; for an
+Source: Geiping, Bauermeister, Droege, Moeller, "Inverting Gradients" (NeurIPS 2020, arXiv 2003.14053), equation 4; for
+    an
 update of E local steps (section 6) the change of the weights takes the gradient's place. Run on a gradient made under
 dropout it is the baseline that dropout defeats. The authors' settings: ``IG_CONFIG``; by default those of DIA, so that
 the two differ in the masks alone.

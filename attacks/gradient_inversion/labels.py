@@ -5,13 +5,17 @@
     bias      B = 1    y = argmin_c g_b[c], the only negative entry, whatever the activation
     row_sum   B = 1    iDLG: y = argmin_c sum_j g_W[c, j], the only negative row when the layer's inputs are positive
     analytic  B >= 1   distinct labels: every class with g_b[c] < 0
-    counting  B >= 1   m = (sum of negative g_b) / B; every class with g_b[c] < 0 once, m subtracted from its entry; then B times
+    counting  B >= 1   m = (sum of negative g_b) / B; every class with g_b[c] < 0 once, m subtracted from its entry;
+              then B times
                        at most: the argmin class, m subtracted
 
-Shapes: R independent clients at once, g_b (R, K), g_W (R, K, d) -> (R, B) int64, ascending; -1 where no label was found.
-Larger batches hide classes whose predicted mass outweighs their count: ``counting`` is a heuristic, ``analytic`` misses them.
+Shapes: R independent clients at once, g_b (R, K), g_W (R, K, d) -> (R, B) int64, ascending; -1 where no label was
+    found.
+Larger batches hide classes whose predicted mass outweighs their count: ``counting`` is a heuristic, ``analytic`` misses
+them.
 
-Source: iDLG (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610); Yin et al. (CVPR 2021); the label strategies of ``breaching``.
+Source: iDLG (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610); Yin et al. (CVPR 2021); the label strategies of
+    ``breaching``.
 """
 
 from __future__ import annotations

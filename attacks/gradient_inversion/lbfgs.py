@@ -4,8 +4,8 @@
     H_0 = (s.y / y.y) I of the newest pair;   step = lr, of the first iteration min(1, 1 / ||g||_1) lr
 
 Every row of ``z`` (R, d) is a problem of its own, with its own pairs; the rows share the evaluations. The iterates are
-those of torch.optim.LBFGS (line_search_fn=None, one iteration a step) on each row. Without line search it may diverge: the
-caller keeps the best iterate.
+those of torch.optim.LBFGS (line_search_fn=None, one iteration a step) on each row. Without line search it may diverge:
+the caller keeps the best iterate.
 
 Source: Nocedal & Wright, "Numerical Optimization", algorithm 7.4; the settings of DLG (Zhu et al., NeurIPS 2019).
 """
@@ -39,7 +39,8 @@ def lbfgs(
         evaluate: z (R, d) -> losses (R,), gradients (R, d).
         start: (R, d), untouched.
         steps: iterations, at least 1.
-        tolerance: a row whose loss is not above it, or not finite any more, stays where it is; it ends when all rows do.
+        tolerance: a row whose loss is not above it, or not finite any more, stays where it is; it ends when all rows
+            do.
 
     Returns:
         Best z (R, d), its loss (R,), and int64 iterations (R,).

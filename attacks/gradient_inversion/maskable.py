@@ -4,12 +4,13 @@
     use     h * m / (1 - p) with the supplied m, any values in [0, 1]
     off     h
 
-One mask for every CALL of a dropout, in the order of the calls, of the shape of its input with the batch: (B, D) after a
-hidden layer, (B, heads, n, n) for attention weights, (B, C, 1, 1) for spatial dropout. What is caught is the call
-(``torch.nn.functional.dropout`` and its relatives), so layers and functional calls are alike, in train and in eval mode.
-Masks are drawn, never inferred from zeros in the output: a ReLU's zeros are not dropped units.
+One mask for every CALL of a dropout, in the order of the calls, of the shape of its input with the batch: (B, D) after
+a hidden layer, (B, heads, n, n) for attention weights, (B, C, 1, 1) for spatial dropout. What is caught is the call
+(``torch.nn.functional.dropout`` and its relatives), so layers and functional calls are alike, in train and in eval
+mode. Masks are drawn, never inferred from zeros in the output: a ReLU's zeros are not dropped units.
 
-Source: Scheliga, Maeder, Seeland, "Dropout Is NOT All You Need to Prevent Gradient Leakage" (AAAI 2023, arXiv 2208.06163).
+Source: Scheliga, Maeder, Seeland, "Dropout Is NOT All You Need to Prevent Gradient Leakage" (AAAI 2023, arXiv
+    2208.06163).
 Not caught: a model's own arithmetic with random numbers, and kernels that hold dropout inside (recurrent layers); see
 ``instrument``, which refuses those.
 """

@@ -1,6 +1,7 @@
 """What is measured of the inversions: a row an example, the summary with exact intervals, the pictures' rows.
 
-    median's interval   [x_(k), x_(n - k + 1)], the largest k with 2 P(Bin(n, 1/2) < k) <= alpha; no shape assumed; none for n < 6
+    median's interval   [x_(k), x_(n - k + 1)], the largest k with 2 P(Bin(n, 1/2) < k) <= alpha; no shape assumed; none
+                        for n < 6
     labels              Clopper-Pearson
 
 Examples are taken as independent draws from the training split, given the model.

@@ -3,17 +3,20 @@
     E = 0     g = grad_w CE(f_{w, m}(x), y)                                              one gradient
     E >= 1    w_{e+1} = w_e - lr grad CE(f_{w_e, m_e}(x), y),  shared: w_E - w_0          a federated update, full batch
 
-    cosine    1 - <g, g*> / (||g|| ||g*||)           over ALL parameters concatenated, in [0, 2]; scale-free in g and in g*
+    cosine    1 - <g, g*> / (||g|| ||g*||)           over ALL parameters concatenated, in [0, 2]; scale-free in g and in
+              g*
     squared   ||g - g*||^2 / ||g*||^2                 DLG; the division changes no minimiser
     l1        ||g - g*||_1 / ||g*||_1                 over kept coordinates, where only some are kept
 
     total     distance + l_TV TV(x) + l_m sum_l | (1 - mean m_l) - p_l |       TV = mean |dx| + mean |dy|, images only
 
 R clients are differentiated side by side (torch.func.vmap): one graph, R independent problems, no value of one in the
-gradient of another. A model that vmap cannot take is differentiated client by client, with the same values. Shapes: x (R, B, *shape), masks of site l (R, *site shape), labels (R, B) or probabilities (R, B, K).
-A layer without gradient adds nothing to either norm; if all have none the distance is 1 and says nothing.
+gradient of another. A model that vmap cannot take is differentiated client by client, with the same values. Shapes: x
+(R, B, *shape), masks of site l (R, *site shape), labels (R, B) or probabilities (R, B, K). A layer without gradient
+adds nothing to either norm; if all have none the distance is 1 and says nothing.
 
-Source: Zhu et al. (NeurIPS 2019, arXiv 1906.08935); Geiping et al. (NeurIPS 2020, arXiv 2003.14053), equation 4 and section 6;
+Source: Zhu et al. (NeurIPS 2019, arXiv 1906.08935); Geiping et al. (NeurIPS 2020, arXiv 2003.14053), equation 4 and
+    section 6;
 Scheliga et al. (AAAI 2023, arXiv 2208.06163), equations of DIA. A layer-wise mean of cosines is another objective.
 """
 
@@ -89,7 +92,8 @@ def shared_update(
         net: the model they all start from.
         x: (R, B, *shape).
         targets: int64 (R, B), or probabilities (R, B, K).
-        masks: (R, *site shape) a dropout call, the calls of later local steps after those of earlier ones; None: no dropout.
+        masks: (R, *site shape) a dropout call, the calls of later local steps after those of earlier ones; None: no
+            dropout.
         rates: (R, S) rates of the S calls; the net's own when None.
 
     Raises:
@@ -234,8 +238,8 @@ class _Cosine(torch.autograd.Function):
 
         d/df = -o / (||f|| ||o||) + <f, o> f / (||f||^3 ||o||)
 
-    The same as by torch's own operations, without their ten temporaries of the size of the gradients: with 10^5 parameters a
-    client, more of a step goes into fresh memory than into the model.
+    The same as by torch's own operations, without their ten temporaries of the size of the gradients: with 10^5
+    parameters a client, more of a step goes into fresh memory than into the model.
     """
 
     @staticmethod

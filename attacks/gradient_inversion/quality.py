@@ -4,10 +4,13 @@
     PSNR  10 log10( 1 / mean ((x - r) / (high - low))^2 )      dB, of values as shares of the box; at most 150
     SSIM  mean over windows and channels of
           (2 mu_x mu_r + C1)(2 cov + C2) / ((mu_x^2 + mu_r^2 + C1)(var_x + var_r + C2)),  C1 = .01^2, C2 = .03^2
-          Gaussian window 11 x 11, sigma 1.5, whole windows only; images smaller than 11: the largest odd window that fits
+          Gaussian window 11 x 11, sigma 1.5, whole windows only; images smaller than 11: the largest odd window that
+          fits
 
-Shapes: R batches (R, B, *shape) -> (R, B). A batch has no order, so victims and reconstructions are paired at minimum total
-MSE (Hungarian). PSNR of a wrong image of the same class is often 10 to 20 dB: a number is to be read beside the picture.
+Shapes: R batches (R, B, *shape) -> (R, B). A batch has no order, so victims and reconstructions are paired at minimum
+    total
+MSE (Hungarian). PSNR of a wrong image of the same class is often 10 to 20 dB: a number is to be read beside the
+picture.
 
 Source: Wang, Bovik, Sheikh, Simoncelli (IEEE TIP 2004), equation 13, population (not sample) moments.
 """

@@ -1,11 +1,12 @@
-"""Inversion of a stale federated update: a small synthetic set whose local training from the OLD weights gives the update.
+"""Inversion of a stale federated update: a small synthetic set whose local training from the OLD weights gives the
+update.
 
     dw(X, V) = w_E - w_old,   w_{e+1} = w_e - lr grad CE(f_{w_e}(X), softmax(V))         E unrolled full-batch steps
     argmin_{X, V}  || mask * (dw(X, V) - dw*) ||_1 / || mask * dw* ||_1                  or 1 - cosine
     mask = the ``keep`` share of coordinates with the largest |dw*|;  Adam, lr x 0.1 at 3/8, 5/8, 7/8
 
-(X, V) stands for the client's distribution, not for its samples: it is smaller than the client's set. Trained on from the
-CURRENT weights (``unstale``), it estimates the update that the client would send now. A later inversion of the same
+(X, V) stands for the client's distribution, not for its samples: it is smaller than the client's set. Trained on from
+the CURRENT weights (``unstale``), it estimates the update that the client would send now. A later inversion of the same
 client starts from the last one (``warm``). Memory is E times the graph of one step.
 
 Source: "Tackling the Unlimited Staleness in Federated Learning" (AAAI 2025, arXiv 2309.13536); Geiping et al. (NeurIPS
@@ -107,6 +108,7 @@ def invert_update(
 
 
 def unstale(net: Instrumented, synthetic: Inverted, *, local: LocalTraining) -> dict[str, Tensor]:
-    """The updates (R, *parameter shape) that local training on the synthetic sets gives from ``net``, the CURRENT model."""
+    """The updates (R, *parameter shape) that local training on the synthetic sets gives from ``net``, the CURRENT
+    model."""
     with torch.no_grad():
         return shared_update(net, synthetic.x, synthetic.targets, masks=None, local=local).detach().tensors

@@ -23,7 +23,8 @@ _SETTING = (
         name="attack",
         dtype="str",
         choices=ATTACKS,
-        doc="ig: no masks; dia: masks found too; wiig: the client's own masks, a control no server can run; dlg; analytic",
+        doc="ig: no masks; dia: masks found too; wiig: the client's own masks, a control no server can run; dlg; "
+        "analytic",
     ),
     Column(
         name="dropout_p",

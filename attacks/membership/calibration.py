@@ -1,8 +1,8 @@
 """Thresholds that know what they were chosen on, and refuse to be judged there.
 
 A threshold chosen on the examples that it is then judged on reports its own luck: the false-positive rate looks kept,
-balanced accuracy is above 0.5 for coins, and a bound on epsilon loses its guarantee (Jagielski et al., NeurIPS 2020). The
-same holds for a threshold fitted to scores of examples from which the attack itself learned. Here both are errors:
+balanced accuracy is above 0.5 for coins, and a bound on epsilon loses its guarantee (Jagielski et al., NeurIPS 2020).
+The same holds for a threshold fitted to scores of examples from which the attack itself learned. Here both are errors:
 
     trial          one (model, example) pair; without a model number, the example under any model
     learned_from   trials that taught the attack (its shadow models, its classifier)
@@ -76,7 +76,8 @@ class Threshold:
         """(N,) bool: which of these trials are called members; a NaN score is not.
 
         Raises:
-            Leakage: a trial that the threshold was chosen on, or that the attack learned from; the message names the ids.
+            Leakage: a trial that the threshold was chosen on, or that the attack learned from; the message names the
+                ids.
             InvalidInput: as many scores as trials are needed.
         """
         _check_length(scores, trials)
@@ -110,7 +111,8 @@ def at_fpr(scores: Float, trials: Trials, cap: float, *, learned_from: Sequence[
         raise InvalidInput(
             f"cap = {cap} lets not one of {len(known)} non-members through: raise it, or bring {int(np.ceil(1 / cap))}"
         )
-    # Just above the first non-member that must stay out: the whole gap up to the last one let through belongs to members.
+    # Just above the first non-member that must stay out: the whole gap up to the last one let through belongs to
+    # members.
     value = -np.inf if passing == len(known) else float(np.nextafter(known[passing], np.inf))
     return Threshold(value=value, rule=f"FPR <= {cap:g}", fitted_on=trials, learned_from=tuple(learned_from))
 
@@ -118,13 +120,14 @@ def at_fpr(scores: Float, trials: Trials, cap: float, *, learned_from: Sequence[
 def at_best(
     scores: Float, is_member: Bool, trials: Trials, *, learned_from: Sequence[Trials] = (), midway: bool = False
 ) -> Threshold:
-    """The threshold that maximises (TPR + TNR) / 2 on these trials, +inf when calling nobody a member is best; NaN is left out.
+    """The threshold that maximises (TPR + TNR) / 2 on these trials, +inf when calling nobody a member is best; NaN is
+    left out.
 
     Args:
         scores, is_member, trials: (N,) each.
         learned_from: trials that the attack learned from.
-        midway: place it halfway to the next lower score. These trials are called alike; with few of them, fresh ones are
-            called better than at the very score of the last member.
+        midway: place it halfway to the next lower score. These trials are called alike; with few of them, fresh ones
+            are called better than at the very score of the last member.
 
     Raises:
         Leakage: a trial that the attack learned from.

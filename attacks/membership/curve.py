@@ -21,19 +21,22 @@ def defined(scores: Float, is_member: Bool) -> tuple[Float, Bool]:
     scores, is_member = np.asarray(scores, dtype=np.float64), np.asarray(is_member)
     if scores.ndim != 1 or scores.shape != is_member.shape or is_member.dtype != np.bool_:
         raise InvalidInput(
-            f"scores {scores.shape} and is_member {is_member.dtype} {is_member.shape}: needs two vectors of one length, the second bool"
+            f"scores {scores.shape} and is_member {is_member.dtype} {is_member.shape}: needs two vectors of one "
+            "length, the second bool"
         )
     known = ~np.isnan(scores)
     scores, is_member = scores[known], is_member[known]
     if not is_member.any() or is_member.all():
         raise InvalidInput(
-            f"an attack is judged on members and non-members with defined scores; there are {is_member.sum()} and {(~is_member).sum()}"
+            f"an attack is judged on members and non-members with defined scores; there are {is_member.sum()} and "
+            f"{(~is_member).sum()}"
         )
     return scores, is_member
 
 
 def counts(scores: Float, is_member: Bool) -> tuple[Int, Int, Float]:
-    """(tp, fp, values): counts of "score >= value" at every distinct value, descending, after the empty (0, 0, +inf)."""
+    """(tp, fp, values): counts of "score >= value" at every distinct value, descending, after the empty (0, 0,
+    +inf)."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)

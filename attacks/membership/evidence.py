@@ -1,6 +1,7 @@
 """What a membership attack may look at: candidates, and what the audited and the reference models say of them.
 
-Legend: T audited models, M reference models, N candidate examples, P population points, Q queries an example, K classes.
+Legend: T audited models, M reference models, N candidate examples, P population points, Q queries an example, K
+    classes.
 
     target (T, N, 4)   reference (M, N, 4)   readings: loss, signal, log-likelihood, quality (``tasks.base.Reading``)
     keep (M, N): reference m trained on example n
@@ -8,11 +9,13 @@ Legend: T audited models, M reference models, N candidate examples, P population
     target_index (T,): which reference the audited model is (left out of its own statistics), -1 for none
 
 So an attack runs on every task. The few that read whole outputs declare ``wants=("outputs", "classes")`` and ask
-``evidence.outputs``. With Q > 1 queries an example (identity first, then for instance a horizontal flip; Carlini et al. 2022)
-``target_signals`` is (T, N, Q) and ``reference_signals`` (M, N, Q): LiRA averages over the queries; everything else is of the first.
+``evidence.outputs``. With Q > 1 queries an example (identity first, then for instance a horizontal flip; Carlini et al.
+2022) ``target_signals`` is (T, N, Q) and ``reference_signals`` (M, N, Q): LiRA averages over the queries; everything
+else is of the first.
 
-The constructors ``of_ensemble`` and ``of_logits`` map what the audited models say to the references' scale when asked to
-(``calibrated``; ``outputs.on_reference_scale``): a verdict then does not change when all outputs of an audited model go through an
+The constructors ``of_ensemble`` and ``of_logits`` map what the audited models say to the references' scale when asked
+to (``calibrated``; ``outputs.on_reference_scale``): a verdict then does not change when all outputs of an audited model
+    go through an
 increasing map. Published attacks, and the figures compared with the authors' codes, are without; audits are with.
 
 Not here: the truth about the audited models. Membership of a target among the references is in ``keep`` because its
@@ -142,9 +145,10 @@ class Evidence:
 
         Args:
             ensemble: M models on N examples.
-            reading: (T, N, 4) of the audited models on the ensemble's examples, in its order; the ensemble's own reading
-                when its models are the audited ones.
-            logits: (T, N, K) behind them, of a task that gives whole outputs: they are on no scale of their own once mapped.
+            reading: (T, N, 4) of the audited models on the ensemble's examples, in its order; the ensemble's own
+                reading when its models are the audited ones.
+            logits: (T, N, K) behind them, of a task that gives whole outputs: they are on no scale of their own once
+                mapped.
             task, constants: of the data.
             target_index, calibrated: see the module.
             outputs: keep the whole outputs, for attacks that want them.
@@ -196,10 +200,12 @@ class Evidence:
         target_index: NDArray[np.int64] | None = None,
         calibrated: bool = False,
     ) -> Self:
-        """Of classifiers whose outputs are known, which are kept: logits (T, N, K), with queries (T, N, Q, K); labels (N,).
+        """Of classifiers whose outputs are known, which are kept: logits (T, N, K), with queries (T, N, Q, K); labels
+        (N,).
 
         Raises:
-            DataError: as the class, and labels outside [0, K), logits that are not finite or no logits, naming the examples.
+            DataError: as the class, and labels outside [0, K), logits that are not finite or no logits, naming the
+                examples.
         """
         task, num_classes = named("classification"), int(target_logits.shape[-1])
         check_outputs("target_logits", target_logits, labels, ids=example_id, num_classes=num_classes)
@@ -207,7 +213,8 @@ class Evidence:
             check_outputs("reference_logits", reference_logits, labels, ids=example_id, num_classes=num_classes)
             if reference_logits.shape[1:] != target_logits.shape[1:]:
                 raise DataError(
-                    f"reference_logits {reference_logits.shape} and target_logits {target_logits.shape} differ past the models"
+                    f"reference_logits {reference_logits.shape} and target_logits {target_logits.shape} differ past "
+                    "the models"
                 )
         if (population_labels is None) != (population_target_logits is None):
             raise DataError("population_labels and population_target_logits come together")
@@ -273,8 +280,8 @@ class Evidence:
         """
         if self.whole is None:
             raise NotApplicable(
-                "the attack reads whole outputs, one vector of class logits an example, and only readings were kept: either the "
-                "task gives none, or the attack does not declare that it wants outputs"
+                "the attack reads whole outputs, one vector of class logits an example, and only readings were kept: "
+                "either the task gives none, or the attack does not declare that it wants outputs"
             )
         return self.whole
 
@@ -377,7 +384,8 @@ class Evidence:
     def require_references(self, attack: str, *, fewest: int) -> None:
         if self.usable_references < fewest:
             raise ConfigError(
-                f"attack {attack} needs at least {fewest} reference models besides the audited one, and there are {self.usable_references}"
+                f"attack {attack} needs at least {fewest} reference models besides the audited one, and there are "
+                f"{self.usable_references}"
             )
 
     def require_population(self, attack: str, *, references: bool = False) -> None:

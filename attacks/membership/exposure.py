@@ -1,8 +1,8 @@
 """Which examples are exposed: how often an attack finds each of them when it was in training, and at what price.
 
-Every model of a balanced design serves once as the audited one. For model t the threshold is the one that lets at most a share
-``fpr_cap`` of ITS non-members through (Carlini et al., IEEE S&P 2022, section VI; Carlini et al., "The Privacy Onion
-Effect", NeurIPS 2022, for the view by example). Over models, for example n:
+Every model of a balanced design serves once as the audited one. For model t the threshold is the one that lets at most
+a share ``fpr_cap`` of ITS non-members through (Carlini et al., IEEE S&P 2022, section VI; Carlini et al., "The Privacy
+Onion Effect", NeurIPS 2022, for the view by example). Over models, for example n:
 
     found = models trained with n in which n lies above the threshold          times_member = models trained with n
     exposure = found / times_member, with Clopper-Pearson bounds
@@ -11,15 +11,16 @@ Effect", NeurIPS 2022, for the view by example). Over models, for example n:
     p_value = max(Fisher's exact test of "found no more often when in than when out", one-sided,
                   Mann-Whitney test of "n's signal is no higher in models trained with it", one-sided)
 
-Which models train on n is drawn at random, balanced. If training on n changes nothing, that draw is independent of every
-output, and the Mann-Whitney test is exact whatever the models and the other examples do. Fisher's test alone is not: an
-attack that learns n's normals from the other models does not judge them independently. (Simulated without any trace, 16
+Which models train on n is drawn at random, balanced. If training on n changes nothing, that draw is independent of
+every output, and the Mann-Whitney test is exact whatever the models and the other examples do. Fisher's test alone is
+not: an attack that learns n's normals from the other models does not judge them independently. (Simulated without any
+    trace, 16
 and 64 models, caps 0.05 and 0.2, LiRA, RMIA and LOSS, it kept its level too: at most 0.009 of the examples below 0.01.)
 A claim about a person should not rest on that: both tests must speak, so the larger p-value counts.
 
-The bounds of ``exposure`` are about an attacker who holds these reference models and meets fresh audited ones: simulated
-coverage 0.94 to 0.99 (LiRA, 64 models, traces of 0 to 3 standard deviations, caps 0.01 and 0.05). Over fresh reference
-models as well, faint traces vary more: up to 2.7 times the binomial variance at an exposure of one half.
+The bounds of ``exposure`` are about an attacker who holds these reference models and meets fresh audited ones:
+simulated coverage 0.94 to 0.99 (LiRA, 64 models, traces of 0 to 3 standard deviations, caps 0.01 and 0.05). Over fresh
+reference models as well, faint traces vary more: up to 2.7 times the binomial variance at an exposure of one half.
 
 An average hides the exposed few: this names them. Shapes: scores, is_member, phi (T, N); one row an example.
 """
@@ -59,8 +60,8 @@ def exposure_table(
         fpr_cap: in (0, 1), at least 1 / (non-members of a model).
 
     Returns:
-        example_id, times_member, found, times_out, false int64; exposure, exposure_lo, exposure_hi, false_alarms, p_value
-        float64 in [0, 1]; ordered by exposure_lo descending, then false_alarms, then example_id.
+        example_id, times_member, found, times_out, false int64; exposure, exposure_lo, exposure_hi, false_alarms,
+        p_value float64 in [0, 1]; ordered by exposure_lo descending, then false_alarms, then example_id.
 
     Raises:
         InvalidInput: shapes differ, or a model has too few non-members for the cap.
@@ -102,8 +103,8 @@ def exposure_table(
 def trace_p_values(phi: Float, is_member: Bool) -> Float:
     """(N,) one-sided Mann-Whitney p-values of "training on the example does not raise its signal".
 
-    Exact for 8 models or fewer on a side without ties; else the normal approximation with continuity and tie correction, which
-    is on the safe side in the tail that many tests at once ask for.
+    Exact for 8 models or fewer on a side without ties; else the normal approximation with continuity and tie
+    correction, which is on the safe side in the tail that many tests at once ask for.
 
     Args:
         phi: (T, N) signals of the models on the examples.
@@ -127,7 +128,8 @@ def trace_p_values(phi: Float, is_member: Bool) -> Float:
 
 
 def smallest_p_value(num_models: int) -> float:
-    """Smallest p-value that an example can reach in a balanced design: one in all ways to choose the models trained on it.
+    """Smallest p-value that an example can reach in a balanced design: one in all ways to choose the models trained on
+    it.
 
     >>> smallest_p_value(4) == 1 / 6
     True

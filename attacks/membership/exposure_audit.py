@@ -1,18 +1,21 @@
 """The exposure of every training example, from the reference ensemble: every model serves once as the audited one.
 
-For each attack and false-positive cap (``exposure``): in how many of the models trained with an example the attack finds it,
-with Clopper-Pearson bounds, how often it raises a false alarm in the others, and a p-value that the random membership
-design makes exact. Benjamini and Hochberg over the examples, Bonferroni over attacks and caps, names the exposed: of those
-named for one attack and cap, a share of at most alpha / (attacks x caps) left no trace in expectation, and when no example
+For each attack and false-positive cap (``exposure``): in how many of the models trained with an example the attack
+finds it, with Clopper-Pearson bounds, how often it raises a false alarm in the others, and a p-value that the random
+membership design makes exact. Benjamini and Hochberg over the examples, Bonferroni over attacks and caps, names the
+exposed: of those named for one attack and cap, a share of at most alpha / (attacks x caps) left no trace in
+    expectation, and when no example
 left any, somebody is named with probability alpha at most.
 
-    summary   mean TPR and mean AUC over models, with intervals that know that all models judge the same examples (``over_runs``);
-              mean, 99th percentile and largest exposure; number of exposed examples. The mean is what an average-case audit
-              reports; the tail is whom it hides.
-    verdict   fail: one exposed example is enough, whatever the AUC. pass: none, by a design that could have named one found
-              in k of M/2 models, at a cap that ten non-members carry. Else inconclusive: too few models or non-members.
+    summary   mean TPR and mean AUC over models, with intervals that know that all models judge the same examples
+              (``over_runs``); mean, 99th percentile and largest exposure; number of exposed examples. The mean is what
+              an average-case audit reports; the tail is whom it hides.
+    verdict   fail: one exposed example is enough, whatever the AUC. pass: none, by a design that could have named one
+              found in k of M/2 models, at a cap that ten non-members carry. Else inconclusive: too few models or
+              non-members.
 
-Source: Carlini et al., IEEE S&P 2022 (LiRA); Zarifzadeh et al., ICML 2024 (RMIA); Carlini et al., NeurIPS 2022 (The Privacy
+Source: Carlini et al., IEEE S&P 2022 (LiRA); Zarifzadeh et al., ICML 2024 (RMIA); Carlini et al., NeurIPS 2022 (The
+    Privacy
 Onion Effect). A property of the recipe and the data: what the audited model would give away, by models made as it was,
 on half of the data. Shapes: M models, N pool examples; rows for training examples of the pool.
 """
@@ -143,7 +146,8 @@ _EXPOSURE = TableSpec(
 
 
 def judge_exposure(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> Sequence[tuple[str, Finding]]:
-    """One finding an attack about the audited recipe; it counts when the plan judges the audited model, by ``max_target_auc``.
+    """One finding an attack about the audited recipe; it counts when the plan judges the audited model, by
+    ``max_target_auc``.
 
     One exposed example fails it, however small the AUC: an average does not speak for a person.
     """
@@ -170,34 +174,38 @@ def _judge(name: str, summary: pl.DataFrame, rows: pl.DataFrame, family: int, al
         return Finding(
             **figures,
             verdict=Verdict.FAIL,
-            sentence=f"{len(ids)} of {num:,} training examples are exposed (ids {named}; corrected for {family:,} tests). Most: {top['example_id']}, found in "
-            f"{top['found']} of {top['times_member']} models trained with it ({top['exposure_lo']:.2f} to {top['exposure_hi']:.2f}) at a "
-            f"false-positive rate of {top['fpr_cap']:g}. {average}.",
+            sentence=f"{len(ids)} of {num:,} training examples are exposed (ids {named}; corrected for {family:,} "
+            f"tests). Most: {top['example_id']}, found in {top['found']} of {top['times_member']} models trained with "
+            f"it ({top['exposure_lo']:.2f} to {top['exposure_hi']:.2f}) at a false-positive rate of "
+            f"{top['fpr_cap']:g}. {average}.",
         )
     if not summary["reliable"].any():
         cap = max(summary["fpr_cap"].to_list())
         return Finding(
             **figures,
             verdict=Verdict.INCONCLUSIVE,
-            sentence=f"Too few non-members for any cap: {first['num_negatives']}, needed {RELIABLE / cap:.0f} for a false-positive rate of {cap:g}. {average}.",
+            sentence=f"Too few non-members for any cap: {first['num_negatives']}, needed {RELIABLE / cap:.0f} for a "
+            f"false-positive rate of {cap:g}. {average}.",
         )
     needed = _found_to_be_named(models, alpha / max(family, 1))
     if needed is None:
         return Finding(
             **figures,
             verdict=Verdict.INCONCLUSIVE,
-            sentence=f"Too few models to name one example among {family:,} tests: with {models} no p-value is below {smallest_p_value(models):.1e}, "
-            f"needed {alpha / max(family, 1):.1e}. {average}.",
+            sentence=f"Too few models to name one example among {family:,} tests: with {models} no p-value is below "
+            f"{smallest_p_value(models):.1e}, needed {alpha / max(family, 1):.1e}. {average}.",
         )
     return Finding(
         **figures,
         verdict=Verdict.PASS,
-        sentence=f"None of {num:,} training examples is exposed; one found in {needed} of {models // 2} models trained with it and in no other would have been named. {average}.",
+        sentence=f"None of {num:,} training examples is exposed; one found in {needed} of {models // 2} models trained "
+        f"with it and in no other would have been named. {average}.",
     )
 
 
 def _found_to_be_named(models: int, level: float) -> int | None:
-    """Models out of M/2 in which an example without false alarms must be found to be named alone; None when all are too few."""
+    """Models out of M/2 in which an example without false alarms must be found to be named alone; None when all are too
+    few."""
     k = np.arange(1, models // 2 + 1)
     reached = np.flatnonzero(hypergeom.sf(k - 1, models, k, models // 2) <= level)
     return int(k[reached[0]]) if len(reached) else None
@@ -266,8 +274,8 @@ def exposure(
 
     Raises:
         NotApplicable: an attack wants whole outputs, and the task gives none, or the ensemble's were not kept.
-        DataError: ids used twice, no training example in the pool, labels other than the ensemble's, readings that are not
-            finite. Names the examples.
+        DataError: ids used twice, no training example in the pool, labels other than the ensemble's, readings that are
+            not finite. Names the examples.
         UnknownName: no such attack.
         ConfigError: too few models for an attack.
     """
@@ -353,8 +361,8 @@ def _averages(
 def _named(rows: Sequence[pl.DataFrame], alpha: float) -> pl.DataFrame:
     """All tables as one, with adjusted p-values.
 
-    Not Benjamini and Hochberg over all rows at once: an exposed example is found by every attack at every cap, and its many
-    small p-values would make room for a false one.
+    Not Benjamini and Hochberg over all rows at once: an exposed example is found by every attack at every cap, and its
+    many small p-values would make room for a false one.
     """
     if not rows:
         return frame_of(_EXPOSURE, [])

@@ -1,6 +1,7 @@
 """Gap attack: member iff the prediction is correct; for tasks that are right by degrees, the better the likelier.
 
-Source: Yeom et al., IEEE CSF 2018. score = quality, of classes 1[argmax_k z_k = y]; its balanced accuracy on members and non-members is
+Source: Yeom et al., IEEE CSF 2018. score = quality, of classes 1[argmax_k z_k = y]; its balanced accuracy on members
+    and non-members is
 1/2 + (acc_train - acc_test) / 2, the leak that overfitting alone explains. Shapes: (T, N) in [0, 1].
 Of classes no ranking: with one threshold its ROC has a single inner point, so TPR at a low FPR is mostly 0.
 """

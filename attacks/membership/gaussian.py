@@ -1,4 +1,5 @@
-"""Normal distributions fitted to reference models' log-odds, one an example and audited model. Shared by LiRA and U-LiRA.
+"""Normal distributions fitted to reference models' log-odds, one an example and audited model. Shared by LiRA and
+U-LiRA.
 
 For target t and example n, over the group G of reference models without t itself (n_G = |G|):
 
@@ -8,7 +9,8 @@ For target t and example n, over the group G of reference models without t itsel
              fixed        numpy.std of all the group's values at once, spread between examples included: what the
                           LiRA code calls fix_variance=True (tensorflow/privacy, research/mi_lira_2021)
 
-Examples with n_G < 2 are undefined (NaN) and take no part in the pool. 1e-30 is added to every scale, as that code does.
+Examples with n_G < 2 are undefined (NaN) and take no part in the pool. 1e-30 is added to every scale, as that code
+does.
 Source: Carlini et al., IEEE S&P 2022, section VI. Shapes: values, member (M, N); index (T,); results (T, N) or (1, N).
 """
 

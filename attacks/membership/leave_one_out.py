@@ -10,9 +10,11 @@ s_0 <= ... <= s_{n-1} moves the i-th order statistic to s_{i+1} when x <= s_i an
     SS without x = SS - (x - mean)^2 n / (n - 1)
 
 so the whole costs M x N sorts plus a few passes over T x N. Where that difference cancels (x holds nearly all of SS)
-the few entries concerned are formed anew from their group. Shapes: values, member (M, N); index (T,), -1 leaves none out.
+the few entries concerned are formed anew from their group. Shapes: values, member (M, N); index (T,), -1 leaves none
+out.
 
-One of several values is chosen by sums of products with 0.0 and 1.0: exact, and several times faster than ``numpy.where``.
+One of several values is chosen by sums of products with 0.0 and 1.0: exact, and several times faster than
+``numpy.where``.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ class Group:
 
 
 def sums_without(values: Float, member: NDArray[np.bool_], index: NDArray[np.int64]) -> Float:
-    """sum over the group of values >= 0, (T, N), each target left out; by prefix and suffix sums, so nothing cancels."""
+    """sum over the group of values >= 0, (T, N), each target left out; by prefix and suffix sums, so nothing
+    cancels."""
     masked = values * member
     if (index < 0).all():
         return np.broadcast_to(masked.sum(axis=0), (len(index), values.shape[1]))
@@ -187,7 +190,8 @@ def sums_without(values: Float, member: NDArray[np.bool_], index: NDArray[np.int
 
 def count_below(limits: Float, values: Float, *, side: Literal["left", "right"]) -> NDArray[np.int64]:
     """How many of the ascending ``limits`` are < (left) or <= (right) each of ``values``; none of a NaN."""
-    # A binary search of all values at once, one comparison a step: without branches, three times faster than numpy.searchsorted.
+    # A binary search of all values at once, one comparison a step: without branches, three times faster than
+    # numpy.searchsorted.
     compare = np.less if side == "left" else np.less_equal
     counts = np.zeros(len(values), dtype=np.int64)
     if not len(limits):

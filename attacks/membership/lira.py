@@ -3,12 +3,13 @@
 Source: Carlini et al., "Membership Inference Attacks From First Principles", IEEE S&P 2022, algorithm 1 and section VI.
 
     online    score = log N(phi; mu_in, s_in^2) - log N(phi; mu_out, s_out^2)
-    offline   upper    score = (phi - mu_out) / s_out          one-sided, the paper's; the z-value, which does not saturate
-              density  score = -log N(phi; mu_out, s_out^2)    two-sided, the authors' code; a different ROC
+    offline   upper    score = (phi - mu_out) / s_out          one-sided, the paper's; the z-value, which does not
+              saturate density  score = -log N(phi; mu_out, s_out^2)    two-sided, the authors' code; a different ROC
 
-phi is the task's signal: of classes the log-odds of the label, as published. Averaged over the queries of an example, treated as independent as the code does. mu = median and s = spread over the
-reference models (``gaussian``), the audited model left out. Up to about 64 reference models a spread per example is
-too noisy and one pooled spread does better: ``variance="auto"``.
+phi is the task's signal: of classes the log-odds of the label, as published. Averaged over the queries of an example,
+treated as independent as the code does. mu = median and s = spread over the reference models (``gaussian``), the
+audited model left out. Up to about 64 reference models a spread per example is too noisy and one pooled spread does
+better: ``variance="auto"``.
 
 Shapes: Evidence with T targets, M references, N examples -> scores (T, N), larger = more likely a member, NaN where
 an example has fewer than 2 reference models with (online) or without it.
@@ -41,7 +42,8 @@ class LiraOnlineConfig(Config):
     variance: str = param(
         "auto",
         choices=_VARIANCES,
-        doc="spread of the normals: pooled over examples, per example, auto (pooled up to 64 references), fixed (the authors' fix_variance: IN spread used for OUT too)",
+        doc="spread of the normals: pooled over examples, per example, auto (pooled up to 64 references), fixed (the "
+        "authors' fix_variance: IN spread used for OUT too)",
     )
 
 

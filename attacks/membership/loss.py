@@ -1,7 +1,9 @@
 """LOSS: members have a lower loss.
 
-Source: Yeom et al., "Privacy Risk in Machine Learning", IEEE CSF 2018. score = -l, of classes log p_y; one global threshold.
-Shapes: Evidence with T targets, N examples -> (T, N) in the unit of the task's loss. Not calibrated to the difficulty of an example,
+Source: Yeom et al., "Privacy Risk in Machine Learning", IEEE CSF 2018. score = -l, of classes log p_y; one global
+    threshold.
+Shapes: Evidence with T targets, N examples -> (T, N) in the unit of the task's loss. Not calibrated to the difficulty
+    of an example,
 so weak at low false-positive rates: the baseline that every other attack has to beat.
 """
 

@@ -9,7 +9,8 @@ Scores are LARGER = MORE LIKELY MEMBER. The report's figures, one row a false-po
     balanced_acc_heldout   each half judged at the threshold chosen on the other half; its interval joins the
         Clopper-Pearson bounds of TPR and TNR by the square-root rule of Zou and Donner (Stat. Med. 2008)
 
-Thresholds are distinct score values, ties together. Undefined (NaN) scores are left out and not counted in n_pos, n_neg.
+Thresholds are distinct score values, ties together. Undefined (NaN) scores are left out and not counted in n_pos,
+n_neg.
 Shapes: scores (N,) float, is_member (N,) bool. Examples of ONE model; several models that judge the same examples are
 dependent trials, for which there is :func:`report_over_targets`.
 """
@@ -107,8 +108,8 @@ def report_over_targets(
         seed: of the bootstrap behind the intervals of the TPR.
 
     Returns:
-        One row a figure: figure ("auc" or "tpr@<cap>"), value, low, high, num_targets. A TPR is null when a target cannot carry its
-        cap; a single target has no interval (null): it has :func:`attack_report`.
+        One row a figure: figure ("auc" or "tpr@<cap>"), value, low, high, num_targets. A TPR is null when a target
+        cannot carry its cap; a single target has no interval (null): it has :func:`attack_report`.
 
     Raises:
         InvalidInput: not (T, N), or a target without members or non-members.

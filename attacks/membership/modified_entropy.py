@@ -1,6 +1,7 @@
 """Modified entropy: certainty that counts only when it is certainty of the right label.
 
-Source: Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021, eq. 9.
+Source: Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021, eq.
+    9.
 
     global      score = -ME
     per class   score = tau_y - ME, tau_c chosen on one shadow model, among its own values of class c, to maximise

@@ -1,16 +1,20 @@
 """Whole outputs beside readings: the few attacks that read them, and the scale that they are mapped back from.
 
-    f = Q_ref o F_own  on outputs, all classes together      g = Q_ref o F_own  on the signals of the mapped outputs (``scale``)
+    f = Q_ref o F_own  on outputs, all classes together      g = Q_ref o F_own  on the signals of the mapped outputs
+                       (``scale``)
     reading            of f(outputs), where outputs are given and the references' sample of them is; else as it was read
     signal             g(signal)
-    loss, log-lik.     h(g(signal)) where a task's are a function h of the signal (``Task.of_signal``); else by their own maps
+    loss, log-lik.     h(g(signal)) where a task's are a function h of the signal (``Task.of_signal``); else by their
+                       own maps
 
-Where log-likelihood is h(signal), h increasing, its own map is Q_h(ref) o F_h(own) = h o Q_ref o F_own o h^-1: the same map
-seen through h. So an increasing map of all outputs of an audited model of classes, or of all signals of a model of any task,
-leaves signal, loss and log-likelihood where they were, up to the interpolation between quantiles; affine ones exactly.
+Where log-likelihood is h(signal), h increasing, its own map is Q_h(ref) o F_h(own) = h o Q_ref o F_own o h^-1: the same
+map seen through h. So an increasing map of all outputs of an audited model of classes, or of all signals of a model of
+any task, leaves signal, loss and log-likelihood where they were, up to the interpolation between quantiles; affine ones
+exactly.
 
-A task whose answers are not one vector of logits an example has its signals mapped alone. Of numbers the answers themselves
-must not be: a regression that interpolates hits its members exactly, and any map of its answers would move them off.
+A task whose answers are not one vector of logits an example has its signals mapped alone. Of numbers the answers
+themselves must not be: a regression that interpolates hits its members exactly, and any map of its answers would move
+them off.
 
 Shapes: T audited models, n examples, Q queries, K classes, P population points, S sampled values.
 """

@@ -1,14 +1,18 @@
-"""AUC and TPR over shadow runs that judge the same examples: mean over runs, errors clustered both by run and by example.
+"""AUC and TPR over shadow runs that judge the same examples: mean over runs, errors clustered both by run and by
+example.
 
     A = mean_t AUC_t,   AUC_t of positives against negatives of run t
-    h[t, j]   DeLong's placement of example j in run t:  (V10 - AUC_t) / n+_t  where positive,  (V01 - AUC_t) / n-_t  where negative
+    h[t, j]   DeLong's placement of example j in run t:  (V10 - AUC_t) / n+_t  where positive,  (V01 - AUC_t) / n-_t
+              where negative
     var A = 1/R^2 [ R/(R-1) sum_t (AUC_t - A)^2  +  N/(N-1) sum_j (sum_t h[t, j])^2  -  sum_{t, j} h[t, j]^2 ]
 
-The runs are not independent trials: they judge the same examples, and what chance makes of an example's normals helps or
-hurts in all of them. Simulated coverage of 95% (LiRA and RMIA on 8 to 60 runs x 20 to 400 examples, nothing to find and AUCs up
-to 0.84): AUC 0.94 to 0.98, TPR 0.97 and more; a bootstrap over runs alone as little as 0.56 and 0.68. At an AUC of 0.99 0.93.
+The runs are not independent trials: they judge the same examples, and what chance makes of an example's normals helps
+or hurts in all of them. Simulated coverage of 95% (LiRA and RMIA on 8 to 60 runs x 20 to 400 examples, nothing to find
+and AUCs up to 0.84): AUC 0.94 to 0.98, TPR 0.97 and more; a bootstrap over runs alone as little as 0.56 and 0.68. At an
+AUC of 0.99 0.93.
 
-Sources: DeLong et al., Biometrics 1988; Cameron, Gelbach and Miller, J. Bus. Econ. Stat. 2011, eq. 2.11 (two-way clustering);
+Sources: DeLong et al., Biometrics 1988; Cameron, Gelbach and Miller, J. Bus. Econ. Stat. 2011, eq. 2.11 (two-way
+    clustering);
 interval on the logit scale as in ``stats.auc_interval``, with the t quantile of min(R, N) - 1 degrees of freedom.
 
 Shapes: scores (R, N), NaN where not judged; positive (R, N) bool, read where a score is.
@@ -31,8 +35,8 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OverRuns:
-    """AUC of every run (R,), the placements h (R, N) it is made of, 0 where an example is not judged, and ``pairs``: the fewest
-    disjoint pairs of a positive and a negative that a run judges.
+    """AUC of every run (R,), the placements h (R, N) it is made of, 0 where an example is not judged, and ``pairs``:
+    the fewest disjoint pairs of a positive and a negative that a run judges.
     """
 
     auc: Float
@@ -65,8 +69,8 @@ class OverRuns:
         return int(min(self.placement.shape)) - 1
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        """Of an AUC, on the logit scale. Without any spread (every run separates perfectly) the data says nothing about its own
-        error; the bounds are then those of a single run (``stats.auc_interval``), as if all were copies of it.
+        """Of an AUC, on the logit scale. Without any spread (every run separates perfectly) the data says nothing about
+        its own error; the bounds are then those of a single run (``stats.auc_interval``), as if all were copies of it.
         """
         value, stderr = self.value, self.stderr
         if stderr == 0 or not 0 < value < 1:
@@ -116,7 +120,8 @@ def auc_over_runs(scores: Float, positive: Bool) -> OverRuns:
 
 
 def mean_over_runs(values: Float, judged: Bool, *, alpha: float) -> tuple[float, float, float]:
-    """(value, low, high): mean over runs of the mean of ``values`` over each run's judged examples, clustered as an AUC is.
+    """(value, low, high): mean over runs of the mean of ``values`` over each run's judged examples, clustered as an AUC
+    is.
 
     Args:
         values: (R, N) in [-1, 1], for instance differences of being right, paired by run and example.
@@ -138,11 +143,12 @@ def mean_over_runs(values: Float, judged: Bool, *, alpha: float) -> tuple[float,
 def tpr_over_runs(
     scores: Float, positive: Bool, *, cap: float, alpha: float, seed: int, repeats: int = 200
 ) -> tuple[float, float, float]:
-    """(value, low, high): mean over runs of the TPR at an empirical FPR of at most ``cap``; NaN when a run cannot carry it.
+    """(value, low, high): mean over runs of the TPR at an empirical FPR of at most ``cap``; NaN when a run cannot carry
+    it.
 
-    The interval resamples runs and examples, each with replacement (Owen, Ann. Appl. Stat. 2007, the pigeonhole bootstrap):
-    conservative. A draw in which a run cannot carry the cap leaves that run out. Where every run finds all, or none, the bound is
-    not tighter than that of Clopper and Pearson for the positives of a single run.
+    The interval resamples runs and examples, each with replacement (Owen, Ann. Appl. Stat. 2007, the pigeonhole
+    bootstrap): conservative. A draw in which a run cannot carry the cap leaves that run out. Where every run finds all,
+    or none, the bound is not tighter than that of Clopper and Pearson for the positives of a single run.
 
     Args:
         scores, positive: (R, N), see the module.
@@ -171,8 +177,8 @@ def tpr_over_runs(
 
 
 def _tprs(scores: Float, positive: Bool, cap: float, times: NDArray[np.int32]) -> Float:
-    """(D, R) share of positives above all but floor(cap * n-) negatives, every example counted ``times`` (N, D) times; NaN where
-    that is none, or a class is empty.
+    """(D, R) share of positives above all but floor(cap * n-) negatives, every example counted ``times`` (N, D) times;
+    NaN where that is none, or a class is empty.
     """
     judged = ~np.isnan(scores)
     num_pos, num_neg = ((judged & of).astype(np.float64) @ times for of in (positive, ~positive))
@@ -193,7 +199,8 @@ def _tprs(scores: Float, positive: Bool, cap: float, times: NDArray[np.int32]) -
 
 
 def _first_beyond(times: NDArray[np.int32], neg: NDArray[np.int64], passing: Float) -> NDArray[np.int64]:
-    """(D,) place in ``neg``, highest score first, of the first negative that may not pass: more than ``passing`` up to it."""
+    """(D,) place in ``neg``, highest score first, of the first negative that may not pass: more than ``passing`` up to
+    it."""
     reach = min(len(neg), int(2 * passing.max()) + 50)  # far enough for nearly all draws
     counted = np.cumsum(times[neg[:reach]], axis=0)
     if (counted[-1] <= passing).any():

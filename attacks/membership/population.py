@@ -2,7 +2,8 @@
 
 Source: Ye et al., "Enhanced Membership Inference Attacks against Machine Learning Models", ACM CCS 2022, attack P.
 score = share of the P population points z with l(z) > l(x), one minus the p-value of "x is a non-member".
-Shapes: Evidence with T targets, N examples, P points -> (T, N) in [0, 1], resolution 1/P. Ranks as LOSS does up to ties.
+Shapes: Evidence with T targets, N examples, P points -> (T, N) in [0, 1], resolution 1/P. Ranks as LOSS does up to
+    ties.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Population U-MIA: can the losses of forgotten examples be told from those of unseen ones?
 
-    accuracy = mean over halvings of the share that a logistic regression on the losses' normal scores calls right    ideal 0.5
+    accuracy = mean over halvings of the share that a logistic regression on the losses' normal scores calls right
+        ideal 0.5
 
-Kurmanji et al., NeurIPS 2023, and the NeurIPS 2023 unlearning kit: losses clipped to [-100, 100], equal counts. Near 0.5
-is NOT evidence of unlearning: U-LiRA (``unlearning``) can be far above. On RAW losses, as published, the attack is blind
-to a model that interpolates: at losses near 1e-4 the regularised regression never leaves its start and its accuracy is
-0.5 whatever there is to see; on log losses it moves when all outputs are shrunk. The verdict therefore rests on normal
-scores, PhiInv((rank - 1/2) / n): any increasing map of all losses leaves it as it is.
+Kurmanji et al., NeurIPS 2023, and the NeurIPS 2023 unlearning kit: losses clipped to [-100, 100], equal counts. Near
+0.5 is NOT evidence of unlearning: U-LiRA (``unlearning``) can be far above. On RAW losses, as published, the attack is
+blind to a model that interpolates: at losses near 1e-4 the regularised regression never leaves its start and its
+accuracy is 0.5 whatever there is to see; on log losses it moves when all outputs are shrunk. The verdict therefore
+rests on normal scores, PhiInv((rank - 1/2) / n): any increasing map of all losses leaves it as it is.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class UMIAResult:
     """Population U-MIA.
 
     Attributes:
-        accuracy: mean over 10 random halvings, each half judged by the regression fitted to the other, on normal scores.
+        accuracy: mean over 10 random halvings, each half judged by the regression fitted to the other, on normal
+            scores.
         low, high: its interval, see :func:`population_umia`.
-        published_accuracy: mean over 5 stratified shuffle splits of 10% each, on raw clipped losses: the papers' figure.
-            The splits share examples, so it has no honest interval and no verdict rests on it.
-        auc, auc_low, auc_high: of "low loss = forgotten", DeLong; below 0.5 the forgotten losses are too HIGH (Streisand).
+        published_accuracy: mean over 5 stratified shuffle splits of 10% each, on raw clipped losses: the papers'
+            figure. The splits share examples, so it has no honest interval and no verdict rests on it.
+        auc, auc_low, auc_high: of "low loss = forgotten", DeLong; below 0.5 the forgotten losses are too HIGH
+            (Streisand).
         n_pos, n_neg: forgotten and unseen examples used; equal.
     """
 

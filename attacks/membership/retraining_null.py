@@ -1,24 +1,28 @@
 """Was this very set forgotten? The unlearned model against R retrainings without that set, other seeds.
 
-A set that is not random has no peers among unseen examples: the hardest examples, a class, one person's rows look unlike the
-rest also to a model that never saw them (exact retraining: LOSS AUC 0.06 on the hardest, 0.9 on the easiest, 0.05 on a class).
-Its null is what retraining without it gives, example by example:
+A set that is not random has no peers among unseen examples: the hardest examples, a class, one person's rows look
+unlike the rest also to a model that never saw them (exact retraining: LOSS AUC 0.06 on the hardest, 0.9 on the easiest,
+0.05 on a class). Its null is what retraining without it gives, example by example:
 
-    phi    the task's signal (of classes the log-odds of the label), every model's mapped to one scale on the unseen test examples:
-           outputs first, of a task that gives them, then the signal (``scale``)
+    phi    the task's signal (of classes the log-odds of the label), every model's mapped to one scale on the unseen
+           test examples: outputs first, of a task that gives them, then the signal (``scale``)
     z_j    = (phi_j - mean_r phi_rj) / s_j,   s_j^2 = (own variance over r + mean variance over the set) / 2
-    set    m = mean_j z_j, against m_r of the retrainings:   (m - 0) / (sd_r m_r sqrt(1 + 1/R)) is Student's t, R - 1 degrees
-           shown as the AUC of two unit normals m apart, Phi(m / sqrt 2): 0.5 is forgotten, above: known better than by retraining
-    each   t_j = (phi_j - mean) / (own sd sqrt(1 + 1/R)), two-sided, Holm over the set; and max_j |t_j| must lie beyond what
-           retrainings judged by the others lead one to expect, a Gumbel law fitted to their log max |t|: the first trusts the
-           normal tail, the second does not (three models of 5 to 300 examples, tails as heavy as t_4's: at most 0.01 of audits fail; 0.13 to 0.85 without it)
+    set    m = mean_j z_j, against m_r of the retrainings:   (m - 0) / (sd_r m_r sqrt(1 + 1/R)) is Student's t, R - 1
+           degrees shown as the AUC of two unit normals m apart, Phi(m / sqrt 2): 0.5 is forgotten, above: known better
+           than by retraining
+    each   t_j = (phi_j - mean) / (own sd sqrt(1 + 1/R)), two-sided, Holm over the set; and max_j |t_j| must lie beyond
+           what retrainings judged by the others lead one to expect, a Gumbel law fitted to their log max |t|: the first
+           trusts the normal tail, the second does not (three models of 5 to 300 examples, tails as heavy as t_4's: at
+           most 0.01 of audits fail; 0.13 to 0.85 without it)
 
     trace  bound of |m| over the m of the untouched model: how much of what there was to forget may be left, at most
 
-Under exact removal the model is one more retraining, and m varies as m_r does (0.14 to 0.25 standard deviations for 45 to 90
-digits), so the trace is what a pass can bound: where the untouched model itself hardly differs there was nothing to see. A
-single model clears no single example: what is not found is only not found. Shapes: S unlearned models, R retrainings, F examples of the set, T test examples, K classes.
-Source: LiRA's per-example normals (Carlini et al., IEEE S&P 2022) with the set's own retrainings as the only reference, as the
+Under exact removal the model is one more retraining, and m varies as m_r does (0.14 to 0.25 standard deviations for 45
+to 90 digits), so the trace is what a pass can bound: where the untouched model itself hardly differs there was nothing
+to see. A single model clears no single example: what is not found is only not found. Shapes: S unlearned models, R
+retrainings, F examples of the set, T test examples, K classes.
+Source: LiRA's per-example normals (Carlini et al., IEEE S&P 2022) with the set's own retrainings as the only reference,
+    as the
 definition of unlearning asks (Cao and Yang, IEEE S&P 2015; Thudi et al., USENIX Security 2022).
 """
 
@@ -223,8 +227,8 @@ def against_retraining(
 
 
 def _expected_largest(of_retrainings: Float, level: float) -> float:
-    """Bound of the next max |t| at ``level``, from those of R retrainings: log max |t| ~ Gumbel by its moments, as maxima of heavy
-    tails are, and wider for R finite (as Student's t is beside the normal)."""
+    """Bound of the next max |t| at ``level``, from those of R retrainings: log max |t| ~ Gumbel by its moments, as
+    maxima of heavy tails are, and wider for R finite (as Student's t is beside the normal)."""
     num, logs = len(of_retrainings), np.log(np.maximum(of_retrainings, _TINY))
     gumbel = math.sqrt(6) / math.pi * (-math.log(-math.log1p(-level)) - float(np.euler_gamma))
     wider = math.sqrt(1 + 1 / num) * float(student_t.isf(level, num - 1) / norm.isf(level))

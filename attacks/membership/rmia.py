@@ -4,7 +4,8 @@ what reference models give it?
 Source: Zarifzadeh, Liu, Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024, eqs. 5, 8, 9 and 10.
 
     ratio_x = p(x | target) / p(x)
-    online    p(x) = (mean_IN + mean_OUT) / 2                means of p(x | model) over reference models with / without x
+    online    p(x) = (mean_IN + mean_OUT) / 2                means of p(x | model) over reference models with / without
+              x
     offline   p(x) = ((1 + a) mean_OUT + (1 - a) L) / 2      a in [0, 1]
     ratio_z   the same for population points z (non-members of every model): p(z | target) / mean over all references
     score     share of z with ratio_x / ratio_z >= gamma
@@ -14,9 +15,10 @@ out of both sides. The share has a resolution of 1/P, so P >= 10 / (target FPR);
 
     returned score = (number of z + r / (1 + r)) / (P + 1),  r = ratio_x        in [0, 1], larger = more likely a member
 
-p(x | model) is the exponential of the task's log-likelihood: of classes p_y, as published. L is the largest likelihood there can
-be, 1 of classes: what p(x | model) tends to for a member. Ratios know no unit, so an example that is so (im)probable under every
-model that its likelihoods leave float64, as sums over many dimensions are, is first divided by the largest of them.
+p(x | model) is the exponential of the task's log-likelihood: of classes p_y, as published. L is the largest likelihood
+there can be, 1 of classes: what p(x | model) tends to for a member. Ratios know no unit, so an example that is so
+(im)probable under every model that its likelihoods leave float64, as sums over many dimensions are, is first divided by
+the largest of them.
 
 Shapes: Evidence with T, M, N and P population points -> (T, N); NaN where an example has no reference model with
 (online) or without it. Cost O((N + P) log P) a target.
@@ -171,7 +173,8 @@ def _score(evidence: Evidence, keep: Bool, *, gamma: float, a: Float | None) -> 
 
 
 def _shift(*log_likelihoods: Float) -> Float:
-    """(n,) nats taken off the log-likelihoods (models, n) of each example: their largest, where no model's could be represented."""
+    """(n,) nats taken off the log-likelihoods (models, n) of each example: their largest, where no model's could be
+    represented."""
     largest = np.max([values.max(axis=0) for values in log_likelihoods], axis=0)
     return np.where(np.abs(largest) > _RANGE, largest, 0.0)
 
@@ -193,7 +196,8 @@ def _offline(mean_out: Float, a: Float | float, best: Float) -> Float:
 
 
 def _mean_of_both(p: Float, member: Bool, left_out: NDArray[np.int64]) -> Float:
-    """(T, N) mean of the means over the models with and without the example, the target left out of its own; NaN without either."""
+    """(T, N) mean of the means over the models with and without the example, the target left out of its own; NaN
+    without either."""
     inside = member.astype(np.float64)
     (total_in, num_in), (total_out, num_out) = _totals(p, inside)
     own, x = _own(inside, left_out), _own(p, left_out)

@@ -3,20 +3,23 @@
     g = Q_ref o F_own        F_own: distribution of the audited model's values on the population points
                              Q_ref: quantiles of the reference models' values on the same points, all models together
 
-Population points are non-members of every model, so what differs there is scale, not memory. g is increasing; a model whose
-outputs went through any increasing map (a temperature, a shrunken last layer) is mapped back to where it was, and every
-verdict with it: shrinking all logits hides members from likelihood ratios, and dividing restores the model. It is the right
-map for every signal: a ratio of spreads alone is right for log-odds that were multiplied, but not for RMIA's ratios of
-probabilities or for losses, which are not linear in them.
+Population points are non-members of every model, so what differs there is scale, not memory. g is increasing; a model
+whose outputs went through any increasing map (a temperature, a shrunken last layer) is mapped back to where it was, and
+every verdict with it: shrinking all logits hides members from likelihood ratios, and dividing restores the model. It is
+the right map for every signal: a ratio of spreads alone is right for log-odds that were multiplied, but not for RMIA's
+ratios of probabilities or for losses, which are not linear in them.
 
-Two maps are applied one after the other (``outputs``): one to the outputs themselves, all classes together, which undoes an
-increasing map of all outputs; then one to the signal, of classes the log-odds of the label, which takes what is left of a difference in confidence. g is piecewise
-linear between quantiles (at most one a ten values, so that noise does not bend it), and goes on with one slope, the ratio of
-the two spreads, beyond the outermost ones. Affine maps are undone exactly; measured on digits, 270 forgotten and not removed:
-LiRA AUC 0.612 as it is, times 0.12, 0.2 and 3; 0.594 to 0.599 after cubing, tanh and asinh (0.491 to 0.515 unmapped).
+Two maps are applied one after the other (``outputs``): one to the outputs themselves, all classes together, which
+undoes an increasing map of all outputs; then one to the signal, of classes the log-odds of the label, which takes what
+is left of a difference in confidence. g is piecewise linear between quantiles (at most one a ten values, so that noise
+does not bend it), and goes on with one slope, the ratio of the two spreads, beyond the outermost ones. Affine maps are
+undone exactly; measured on digits, 270 forgotten and not removed: LiRA AUC 0.612 as it is, times 0.12, 0.2 and 3; 0.594
+to 0.599 after cubing, tanh and asinh (0.491 to 0.515 unmapped).
 
-Source: quantile mapping (Panofsky and Brier 1968); why: Carlini et al., IEEE S&P 2022, section VI (references must match the
-audited model). Not a defence against maps that differ by class or by example: shadow runs of the method itself show those.
+Source: quantile mapping (Panofsky and Brier 1968); why: Carlini et al., IEEE S&P 2022, section VI (references must
+    match the
+audited model). Not a defence against maps that differ by class or by example: shadow runs of the method itself show
+those.
 """
 
 from __future__ import annotations

@@ -4,15 +4,17 @@
     per method      U-LiRA, per-example effect and epsilon, collateral on IN_r, relearning of UNLEARN_r beside OUT_r
     canaries        copies of test examples under a wrong target, each k times in training, with states of their own
 
-Two reference rows are always there. ``none`` removes nothing: what it shows is the power of the audit, and an audit that
-does not expose the canaries there lets no method pass. ``retrain`` is exact: what it shows is the audit's false alarms.
-Training is stacked (``train_many``), once for all methods and once more for retraining; the other methods run one model after
-another. The runs come in blocks of 20, so 20 models are held at a time, and the result does not depend on the block.
+Two reference rows are always there. ``none`` removes nothing: what it shows is the power of the audit, and an audit
+that does not expose the canaries there lets no method pass. ``retrain`` is exact: what it shows is the audit's false
+alarms. Training is stacked (``train_many``), once for all methods and once more for retraining; the other methods run
+one model after another. The runs come in blocks of 20, so 20 models are held at a time, and the result does not depend
+on the block.
 
 Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); canaries after Jagielski et al., NeurIPS 2020.
-An example counts as exposed when its removed and never-seen runs differ after Holm's correction over all targets and their
-distance mu is beyond sqrt(2) PhiInv(tolerated AUC): worst case, whatever the mean. It is evidence about the method and its
-configuration on this data and recipe, not about one deletion that was carried out; for that see the attacks on the model.
+An example counts as exposed when its removed and never-seen runs differ after Holm's correction over all targets and
+their distance mu is beyond sqrt(2) PhiInv(tolerated AUC): worst case, whatever the mean. It is evidence about the
+method and its configuration on this data and recipe, not about one deletion that was carried out; for that see the
+attacks on the model.
 """
 
 from __future__ import annotations
@@ -57,11 +59,13 @@ class ShadowUnlearningConfig(Config):
         ge=_FEWEST_TARGETS,
         le=1_000_000,
         unit="examples",
-        doc="audited; at most half of training. A run removes a third of them, and the result covers sets of about that share",
+        doc="audited; at most half of training. A run removes a third of them, and the result covers sets of about "
+        "that share",
     )
     methods: tuple[str, ...] = param(
         (),
-        doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is given",
+        doc="registered unlearners, beside the references none and retrain; the plan's method in use when none is "
+        "given",
         ref="unlearner",
     )
     canaries: int = param(10, ge=0, le=100_000, doc="planted; fewer where they would be over 10% of training")
@@ -114,8 +118,8 @@ def shadow_unlearning_audit(
         config: runs, targets, methods.
         seed: root of the design, the draws, the trainings and the bootstrap.
         train_many: (ids of each training set, seeds, *, data) -> models of the subject's recipe.
-        unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its argument
-            as it is; its attribute ``in_use`` names the plan's method in use.
+        unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its
+            argument as it is; its attribute ``in_use`` names the plan's method in use.
         progress: called with (runs done, runs, "shadow unlearning runs").
 
     Returns:

@@ -8,7 +8,8 @@ Source: Shokri et al., "Membership Inference Attacks against Machine Learning Mo
 
 The shadow models are the reference models. So that no audited model is scored by a classifier that learned from it,
 references are dealt into two halves; a target that sits in one half is scored by the classifiers of the other.
-Shapes: Evidence with T targets, M references, N examples -> (T, N) in [0, 1]; NaN for a class whose rows are all IN or all OUT.
+Shapes: Evidence with T targets, M references, N examples -> (T, N) in [0, 1]; NaN for a class whose rows are all IN or
+    all OUT.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From the readings of shadow runs to the rows of the audit: pure, one method after another on the same runs.
 
-Shapes: R runs, N targets and C canaries side by side; readings (R, N + C, 4), state (R, N + C). U-LiRA, effects and collateral
+Shapes: R runs, N targets and C canaries side by side; readings (R, N + C, 4), state (R, N + C). U-LiRA, effects and
+    collateral
 damage rest on the signal, what is kept on the quality (accuracy for classes), the population figure on the loss.
 """
 

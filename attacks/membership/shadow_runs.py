@@ -1,11 +1,14 @@
-"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (Hayes et al. 2025).
+"""Shadow runs for auditing unlearning: who is IN, OUT or UNLEARN in which run, and carrying the runs out (Hayes et al.
+2025).
 
     ranks_j = a random permutation of the R runs, one for each target example j, independent of all others
-    state[r, j] = floor(3 ranks_j[r] / R)        IN = 0 trained and kept, OUT = 1 never trained, UNLEARN = 2 trained, then removed
+    state[r, j] = floor(3 ranks_j[r] / R)        IN = 0 trained and kept, OUT = 1 never trained, UNLEARN = 2 trained,
+                                                 then removed
 
 Balanced by construction: R/3 runs of each state for every example. A base set is trained and kept in all runs.
 Shapes: R runs, N target examples; state (R, N) int8, signals (R, N) float64.
-Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); balanced as the reference design of LiRA (Carlini et al., S&P 2022).
+Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); balanced as the reference design of LiRA (Carlini et al., S&P
+    2022).
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ def three_state_design(num_runs: int, num_targets: int, *, seed: int) -> State:
     """(num_runs, num_targets): every target example is IN, OUT and UNLEARN in exactly a third of the runs each.
 
     Raises:
-        InvalidInput: num_runs not a multiple of 3 of at least 9 (U-LiRA leaves the judged run out and needs 2 others of each state).
+        InvalidInput: num_runs not a multiple of 3 of at least 9 (U-LiRA leaves the judged run out and needs 2 others of
+            each state).
     """
     if num_runs < 9 or num_runs % 3:
         raise InvalidInput(f"num_runs = {num_runs} must be a multiple of 3, at least 9")

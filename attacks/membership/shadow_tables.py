@@ -35,14 +35,16 @@ U_LIRA = TableSpec(
     name="u_lira",
     version=2,
     key=("method",),
-    doc="Unlearning methods over the same shadow runs: can removed examples be told from never-seen ones. Null where a run diverged.",
+    doc="Unlearning methods over the same shadow runs: can removed examples be told from never-seen ones. Null where a "
+    "run diverged.",
     columns=(
         _METHOD,
         Column(
             name="status",
             dtype="str",
             choices=("ok", "diverged", "refused"),
-            doc="no figures unless ok. diverged: the method gave up in a run; refused: what it gave back is not a model of the plan",
+            doc="no figures unless ok. diverged: the method gave up in a run; refused: what it gave back is not a "
+            "model of the plan",
         ),
         _count("num_diverged", "runs in which the method gave up or was refused"),
         Column(name="reason", dtype="str", doc="why, of the first of them; empty when ok"),
@@ -172,7 +174,8 @@ CANARIES = TableSpec(
     name="u_lira_canaries",
     version=2,
     key=("method", "example_id"),
-    doc="Planted canaries: given a wrong target, repeated, impossible to fit without memorising. Power with none, removal with the others.",
+    doc="Planted canaries: given a wrong target, repeated, impossible to fit without memorising. Power with none, "
+    "removal with the others.",
     columns=(
         _METHOD,
         Column(name="example_id", dtype="int64", low=0, doc="the test example it is a copy of, under a wrong target"),

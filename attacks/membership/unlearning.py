@@ -18,8 +18,8 @@
     targets then holds its level; a spread pooled over examples would not (examples differ in theirs).
 
 The population attack on one model is ``population_umia``. A population audit near 0.5 says little: U-LiRA is often far
-above. phi is the task's signal (of classes the log-odds of the label). Shapes: R runs, N target examples; phi (R, N) float64,
-state (R, N) int8 in {IN, OUT, UNLEARN}.
+above. phi is the task's signal (of classes the log-odds of the label). Shapes: R runs, N target examples; phi (R, N)
+float64, state (R, N) int8 in {IN, OUT, UNLEARN}.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class ULiRAResult:
         is_unlearned: (R, N) truth, meaningful where scores are defined.
         auc, auc_low, auc_high: mean over runs; errors clustered by run and by example (``over_runs``).
         accuracy: share of (run, example) with the right sign; ideal 0.5.
-        tpr_at_1, tpr_at_1_low, tpr_at_1_high: TPR at 1% FPR, mean over runs; NaN with fewer than 100 OUT examples a run.
+        tpr_at_1, tpr_at_1_low, tpr_at_1_high: TPR at 1% FPR, mean over runs; NaN with fewer than 100 OUT examples a
+            run.
         example_accuracy: (N,) share of held-out runs in which the sign is right for the example.
     """
 
@@ -91,7 +92,8 @@ def u_lira(
     """Tell UNLEARN from OUT on every run, with the other runs as references.
 
     Args:
-        signal: (R, N) of the models after unlearning, or any other sign of what is left; finite where the state is not IN.
+        signal: (R, N) of the models after unlearning, or any other sign of what is left; finite where the state is not
+            IN.
         state: (R, N), see :func:`three_state_design`.
         variance: spread of the normals (``membership.gaussian``); pooled suits the usual tens of runs.
         seed: of the bootstrap behind the interval of the TPR.
@@ -138,7 +140,8 @@ def removed_scores(signal: Float, state: State, *, variance: Variance = "pooled"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollateralResult:
     """Leakage about retained examples: AUC of IN against OUT before and after unlearning, and its change, paired by run
-    and example (``over_runs``). ``low`` > 0: retained people leak more than they did; ``p_value``: one-sided, of "they do not".
+    and example (``over_runs``). ``low`` > 0: retained people leak more than they did; ``p_value``: one-sided, of "they
+    do not".
     """
 
     auc_before: float

@@ -1,4 +1,5 @@
-"""Counterfactual explanations ("had your features been x', you would have been accepted") and what deletions do to them."""
+"""Counterfactual explanations ("had your features been x', you would have been accepted") and what deletions do to
+them."""
 
 from explain.counterfactuals.cchvae import CchvaeConfig, cchvae
 from explain.counterfactuals.influence import (

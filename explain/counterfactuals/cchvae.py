@@ -4,10 +4,12 @@
     search    z ~ uniform directions around mu(x), radius in [r, r + step), r = 0, step, 2 step, ...;  x' = m(z)
               the first shell with a valid x' ends it; of its valid points the nearest to x is kept
 
-x' lies on the decoder's manifold and not next to x, so it costs more than a nearest counterfactual and survives more. The search needs
-the model's decisions only. Immutable features keep the query's value, whole numbers are rounded, then validity is checked.
+x' lies on the decoder's manifold and not next to x, so it costs more than a nearest counterfactual and survives more.
+The search needs the model's decisions only. Immutable features keep the query's value, whole numbers are rounded, then
+validity is checked.
 
-Source: Pawelczyk, Broelemann & Kasneci, WWW 2020 (arXiv 1910.09398), shells of the implementation in the ROCERF code. One
+Source: Pawelczyk, Broelemann & Kasneci, WWW 2020 (arXiv 1910.09398), shells of the implementation in the ROCERF code.
+    One
 decoder for all features, Gaussian: the original conditions on the immutable ones, which here are overwritten.
 """
 

@@ -1,15 +1,17 @@
 """What deletions do to the logit of an input: influence functions, one Newton step, and the worst k deletions.
 
     g_i = (sigma(f(x_i)) - y_i) x~_i,   h_i = p_i (1 - p_i) x~_i x~_i',   H = (1/n) sum_i h_i + R + damping I
-    first     w_S = w + (1/n) H^-1 sum_{i in S} g_i                      removal ADDS: the gradient that S cancelled is missing
+    first     w_S = w + (1/n) H^-1 sum_{i in S} g_i                      removal ADDS: the gradient that S cancelled is
+              missing
     newton    w_S = w + [sum_{i not in S} h_i + n R]^-1 sum_{i in S} g_i     the curvature of S is missing too
     retrain   w_S = the minimiser without S
     a_i(x) = g_i' H^-1 x~ / n:   removal of i moves the logit of x by a_i, to first order
     F_k(x) = f(x) + sum of the k most NEGATIVE a_i(x), fewer if fewer are negative
 
-F_k is the worst logit over all deletions of at most k examples of the linearised model, exactly: the sum separates, so the worst set
-is a partial sort. As a minimum of functions linear in x it is concave. First order underestimates shifts when S is large or
-the regulariser weak; damping > 0 (the published code adds 0.01 I) shrinks them further, so it is not on the safe side.
+F_k is the worst logit over all deletions of at most k examples of the linearised model, exactly: the sum separates, so
+the worst set is a partial sort. As a minimum of functions linear in x it is concave. First order underestimates shifts
+when S is large or the regulariser weak; damping > 0 (the published code adds 0.01 I) shrinks them further, so it is not
+on the safe side.
 
 Source: Koh & Liang, ICML 2017 (arXiv 1703.04730); Krishna et al., "Towards Bridging the Gaps between the Right to
 Explanation and the Right to be Forgotten", ICML 2023 (arXiv 2302.04288), rebuilt from its abstract and code.
@@ -91,7 +93,8 @@ def leave_out(
         removed: (B, n) bool.
         influence: "first", "newton" or "retrain".
         damping: added to the diagonal of H; not for "retrain".
-        weights: (B, D) of local surrogates, one a deletion, to which the training examples are put; the model's own when None.
+        weights: (B, D) of local surrogates, one a deletion, to which the training examples are put; the model's own
+            when None.
 
     Returns:
         (B, D) float64.
@@ -125,7 +128,8 @@ def newton_step(model: LogisticModel, weights: np.ndarray, removed: np.ndarray) 
 def influence_at(
     model: LogisticModel, weights: np.ndarray, removed: np.ndarray, points: np.ndarray, *, damping: float = 0.0
 ) -> np.ndarray:
-    """a_i of the model as it is after each of B deletions; for an example already removed, minus the effect of its return.
+    """a_i of the model as it is after each of B deletions; for an example already removed, minus the effect of its
+    return.
 
     Args:
         weights: (B, D).

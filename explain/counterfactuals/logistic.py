@@ -1,12 +1,14 @@
-"""A logistic model that remembers its training examples, and its exact retraining without any of them, many sets at a time.
+"""A logistic model that remembers its training examples, and its exact retraining without any of them, many sets at a
+time.
 
     J(w) = sum_i softplus(-s_i f_w(x_i)) + ||w_1..d||^2 / (2 C),   f_w(x) = w . x~,  x~ = (x, 1),  s_i = 2 y_i - 1
     x~ (n, D), w (D,), D = d + 1; the intercept w_D is not penalised
 
-scikit-learn's LogisticRegression(C): in the mean loss of n examples the regulariser is R = I / (C n), zero on the intercept. C stays as
-it is after a deletion, so the sum of losses loses the terms of the set S and nothing else changes. J is strictly convex, so
-"retraining without S" is one point, found here by Newton steps to machine precision for B sets at once: real retraining, no
-approximation. The inputs keep the scale they had: a scaler refitted after the deletion would be another change of f.
+scikit-learn's LogisticRegression(C): in the mean loss of n examples the regulariser is R = I / (C n), zero on the
+intercept. C stays as it is after a deletion, so the sum of losses loses the terms of the set S and nothing else
+changes. J is strictly convex, so "retraining without S" is one point, found here by Newton steps to machine precision
+for B sets at once: real retraining, no approximation. The inputs keep the scale they had: a scaler refitted after the
+deletion would be another change of f.
 
 Whole-batch and float64: memory is n D + B n + B D^2. Not for a data set that does not fit in memory.
 """
@@ -151,7 +153,8 @@ def _newton(model: LogisticModel, keep: np.ndarray) -> np.ndarray:
         if np.abs(gradient).max() <= 1e-9 * len(model.y):
             return w
         hessian = curvature(x, keep * p * (1 - p)) + np.diag(model.penalty)
-        # Far from the minimum, where p is 0 or 1 everywhere, the intercept has no curvature: a floor keeps the step finite.
+        # Far from the minimum, where p is 0 or 1 everywhere, the intercept has no curvature: a floor keeps the step
+        # finite.
         hessian += 1e-10 * np.eye(x.shape[1])
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         slope, size = (step * gradient).sum(axis=1), np.ones(len(w))

@@ -1,13 +1,15 @@
-"""The nearest point on the accepted side of several half-spaces, for many queries at once, and what a person can change.
+"""The nearest point on the accepted side of several half-spaces, for many queries at once, and what a person can
+change.
 
     min ||x' - x||_p   s.t.  v_c . x~' >= margin  for every cut c;    cuts (Q, m, D), x (Q, d), delta = x' - x
-    p = 2   dual: min_{l >= 0} l' G l / 2 - b' l,  G = V V',  b_c = margin - v_c . x~,  delta = V' l: Lawson and Hanson's active set,
-            exact, all queries in step; one cut gives the closed form  delta = (margin - f) v / ||v||^2
+    p = 2   dual: min_{l >= 0} l' G l / 2 - b' l,  G = V V',  b_c = margin - v_c . x~,  delta = V' l: Lawson and
+            Hanson's active set, exact, all queries in step; one cut gives the closed form  delta = (margin - f) v /
+                ||v||^2
     p = 1   one sparse linear program for all queries (block diagonal, so each is solved exactly; HiGHS)
 
-Immutable features have their column of V struck out. Features that move in steps (whole numbers) are moved outwards to the
-next step, away from x, the others are solved again with these held, and the result is checked: ``found`` says whether every cut
-holds. Rounding first is not the optimum over whole numbers, only a point that is sure to be valid.
+Immutable features have their column of V struck out. Features that move in steps (whole numbers) are moved outwards to
+the next step, away from x, the others are solved again with these held, and the result is checked: ``found`` says
+whether every cut holds. Rounding first is not the optimum over whole numbers, only a point that is sure to be valid.
 """
 
 from __future__ import annotations

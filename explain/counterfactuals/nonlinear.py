@@ -1,14 +1,17 @@
 """Robust counterfactuals of a model that is not linear: local surrogates, made anew where the counterfactual lies.
 
-    centre = x;  repeat: surrogate around the centre (explain.counterfactuals.surrogate); x' = ROCERF of x with that surrogate and the training
-    examples put to it; x' counts if the surrogate, the surrogate without the worst k, and the model itself accept it; centre = x'
-    of all x' that count the nearest is kept. From the second round on the surrogate is made exact at its centre
+    centre = x;  repeat: surrogate around the centre (explain.counterfactuals.surrogate); x' = ROCERF of x with that
+                 surrogate and the training
+    examples put to it; x' counts if the surrogate, the surrogate without the worst k, and the model itself accept it;
+    centre = x' of all x' that count the nearest is kept. From the second round on the surrogate is made exact at its
+    centre
 
-Published: one round, hard labels, kernel width 1. The first surrogate describes the model around the query, not at the boundary,
-and labels of 0 and 1 make its slope as steep as C allows: sigma is then 0 or 1 on every training example, no deletion moves
-anything, and "robust" is plain. With soft labels the surrogate has the model's own slope. Measured on breast cancer with the
-softplus network, k = 19, real retraining without random sets: hard labels (one split) 0.57 valid against 0.60 for plain ones; soft labels
-(eight splits) 0.97 to 1.00 against 0.46 to 0.53 at 1.07 times the cost.
+Published: one round, hard labels, kernel width 1. The first surrogate describes the model around the query, not at the
+    boundary,
+and labels of 0 and 1 make its slope as steep as C allows: sigma is then 0 or 1 on every training example, no deletion
+moves anything, and "robust" is plain. With soft labels the surrogate has the model's own slope. Measured on breast
+cancer with the softplus network, k = 19, real retraining without random sets: hard labels (one split) 0.57 valid
+against 0.60 for plain ones; soft labels (eight splits) 0.97 to 1.00 against 0.46 to 0.53 at 1.07 times the cost.
 
 Still a heuristic: the influence is the surrogate's, and the surrogate was not trained.
 """
@@ -104,7 +107,8 @@ def surrogate_influence(
     damping: float = DAMPING,
     config: SurrogateConfig | None = None,
 ) -> np.ndarray:
-    """a_i of every training example on the logit of Q points, by the surrogate around each: (Q, n), zero without one."""
+    """a_i of every training example on the logit of Q points, by the surrogate around each: (Q, n), zero without
+    one."""
     weights, _ = local_surrogates(decide, x_cf, seed=derive_seed("surrogates", seed, "influence"), config=config)
     known = np.isfinite(weights).all(axis=1)
     out = np.zeros((len(x_cf), len(examples.y)))

@@ -1,10 +1,12 @@
 """ROAR: counterfactuals for a model whose weights may each be off by delta_max.
 
     min_x' max_{|d_j| <= delta_max} BCE(sigma((w + d) . x~'), 1) + lambda ||x' - x||_p
-    the inner maximum is a linear program over a box: d = -delta_max sign(x~'), so f_worst = w . x~' - delta_max ||x~'||_1
+    the inner maximum is a linear program over a box: d = -delta_max sign(x~'), so f_worst = w . x~' - delta_max
+    ||x~'||_1
 
-The loss is convex in x'; Adam, all queries and all lambdas in step. lambda is the largest with which as many validation queries as
-with any are valid in the worst case. The box knows nothing of deletions: it is a baseline that pays for shifts no deletion can cause.
+The loss is convex in x'; Adam, all queries and all lambdas in step. lambda is the largest with which as many validation
+queries as with any are valid in the worst case. The box knows nothing of deletions: it is a baseline that pays for
+shifts no deletion can cause.
 
 Source: Upadhyay, Joshi & Lakkaraju, NeurIPS 2021 (arXiv 2102.13620).
 """

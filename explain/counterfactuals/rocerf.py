@@ -1,17 +1,22 @@
 """ROCERF: the cheapest counterfactual that stays valid whichever k training examples are deleted.
 
-    min ||x' - x||_p   s.t.  F_k(x') >= margin,     F_k(x') = min over |S| <= k of w_S . x~'    (explain.counterfactuals.influence)
-    cutting_plane   cuts = {w}; x' = nearest point that all cuts accept; S = worst deletion at x'; w_S joins the cuts while it
-                    rejects x'. Every cut is one of the constraints, so the end is the optimum of the linearised problem
-    one_shot        S is chosen at the ORIGINAL x and the counterfactual made for w_S alone: what the published code does
+    min ||x' - x||_p   s.t.  F_k(x') >= margin,     F_k(x') = min over |S| <= k of w_S . x~'
+                       (explain.counterfactuals.influence)
+    cutting_plane   cuts = {w}; x' = nearest point that all cuts accept; S = worst deletion at x'; w_S joins the cuts
+                    while it rejects x'. Every cut is one of the constraints, so the end is the optimum of the
+                    linearised problem
+    one_shot        S is chosen at the ORIGINAL x and the counterfactual made for w_S alone: what the published code
+                    does
 
-A cut holds w_S of the first order, after one Newton step (``newton``), or really retrained (``retrain``); S is the first-order choice
-(``one_shot``) or one found by search (``adaptive``, ``exchange``). k = 0 is the plain counterfactual. The proof is of the linearised model
-("first", one_shot): true retraining breaks most of those explanations. Measured on breast cancer, C = 0.01, 12 splits, k = 19 of 398,
-share that survives real retraining without a set found step by step: first 0.00, newton 0.47, retrain 0.17; retrain with
-``exchange`` sets 1.00, also after swaps, at 1.01 times the cost of newton. ``attacks.recourse_invalidation`` measures it for any data.
+A cut holds w_S of the first order, after one Newton step (``newton``), or really retrained (``retrain``); S is the
+first-order choice (``one_shot``) or one found by search (``adaptive``, ``exchange``). k = 0 is the plain
+counterfactual. The proof is of the linearised model ("first", one_shot): true retraining breaks most of those
+explanations. Measured on breast cancer, C = 0.01, 12 splits, k = 19 of 398, share that survives real retraining without
+a set found step by step: first 0.00, newton 0.47, retrain 0.17; retrain with ``exchange`` sets 1.00, also after swaps,
+at 1.01 times the cost of newton. ``attacks.recourse_invalidation`` measures it for any data.
 
-Source: Krishna et al., ICML 2023 (arXiv 2302.04288); the cutting plane is rebuilt, the one-shot variant is the published code's.
+Source: Krishna et al., ICML 2023 (arXiv 2302.04288); the cutting plane is rebuilt, the one-shot variant is the
+    published code's.
 """
 
 from __future__ import annotations
@@ -56,12 +61,14 @@ def rocerf(
         norm: 1 or 2, of the distance.
         mode: "cutting_plane", or "one_shot".
         influence: how a cut's model is found: "first", "newton" or "retrain".
-        search: how S is chosen at a point: "one_shot", "adaptive" or "exchange" (``explain.counterfactuals.worst_case``).
+        search: how S is chosen at a point: "one_shot", "adaptive" or "exchange"
+            (``explain.counterfactuals.worst_case``).
         margin: smallest logit that counts as valid, > 0; None: 1e-3 for "first", else 1e-2.
         damping: added to the diagonal of H; the published code has 0.01.
         actions: what may change; anything when None.
-        surrogates: (Q, D) local models of another one, one a query (``explain.counterfactuals.surrogate``); S and w_S are then found by
-            putting the training examples to the surrogate, one_shot, "first" or "newton". The model's own weights when None.
+        surrogates: (Q, D) local models of another one, one a query (``explain.counterfactuals.surrogate``); S and w_S
+            are then found by putting the training examples to the surrogate, one_shot, "first" or "newton". The model's
+            own weights when None.
         max_cuts: models a query is made valid for, at most; beyond it ``found`` is False.
 
     Returns:

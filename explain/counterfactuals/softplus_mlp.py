@@ -1,10 +1,12 @@
 """A small network with shifted softplus, retrained without each of B sets of examples at once.
 
-    d -> 2 d -> 2 d -> 1,  act(t) = (softplus(beta t) - log 2) / beta,  BCE on the logit;  SGD 1e-2, 100 epochs, batch 32
+    d -> 2 d -> 2 d -> 1,  act(t) = (softplus(beta t) - log 2) / beta,  BCE on the logit;  SGD 1e-2, 100 epochs, batch
+                           32
     weights (B, in, out), activations (B, batch, width): one batched product a layer for all models
 
-All B models start from the same weights and see the batches in the same order; a deleted example drops out of its batch. So they
-differ by the deletion alone, not by the seed. Smooth, which influence functions want; not for images and not for large data.
+All B models start from the same weights and see the batches in the same order; a deleted example drops out of its
+batch. So they differ by the deletion alone, not by the seed. Smooth, which influence functions want; not for images and
+not for large data.
 
 Source: the non-linear model of Krishna et al., ICML 2023 (arXiv 2302.04288), published code.
 """
@@ -39,7 +41,8 @@ class SoftplusMLPConfig(Config):
 
 @dataclass(frozen=True, eq=False)
 class SoftplusMLPs:
-    """B networks of one architecture; ``layers`` holds (weights (B, in, out), bias (B, 1, out)) of each layer, float32."""
+    """B networks of one architecture; ``layers`` holds (weights (B, in, out), bias (B, 1, out)) of each layer,
+    float32."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     beta: float

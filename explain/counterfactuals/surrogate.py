@@ -1,13 +1,17 @@
-"""Local linear stand-ins of a model that is not linear, one a query, by which robust counterfactuals can be found for it.
+"""Local linear stand-ins of a model that is not linear, one a query, by which robust counterfactuals can be found for
+it.
 
     z = x + sqrt(v) e, e ~ N(0, I);  v = 0.1, 0.15, 0.2, ... until both decisions occur
-    (w, b) = logistic regression on (z, sigma(f(z))), kernel weights exp(-||x - z||^2 / width^2), C = 1e4, intercept not penalised
+    (w, b) = logistic regression on (z, sigma(f(z))), kernel weights exp(-||x - z||^2 / width^2), C = 1e4, intercept not
+    penalised
 
-Published: labels are the hard decisions f(z) >= 0 and the kernel's width is 1 (``labels``, ``kernel_width``). In d = 30 dimensions and v = 1
-such a kernel weighs a draw e^-30 and the nearest one carries all; the width here is sqrt(d v), the distance of a typical draw, and
-the weights are scaled to sum to the number of draws. The fit runs on e for the sake of conditioning; the regulariser is that of w.
-g_i and H of the surrogate on the TRAINING examples (``rocerf(..., surrogates=)``) say which of them pull the local boundary which way. The
-surrogate was not trained on them, so this is a heuristic and no linearisation of retraining: check with real retraining.
+Published: labels are the hard decisions f(z) >= 0 and the kernel's width is 1 (``labels``, ``kernel_width``). In d = 30
+    dimensions and v = 1
+such a kernel weighs a draw e^-30 and the nearest one carries all; the width here is sqrt(d v), the distance of a
+typical draw, and the weights are scaled to sum to the number of draws. The fit runs on e for the sake of conditioning;
+the regulariser is that of w. g_i and H of the surrogate on the TRAINING examples (``rocerf(..., surrogates=)``) say
+which of them pull the local boundary which way. The surrogate was not trained on them, so this is a heuristic and no
+linearisation of retraining: check with real retraining.
 
 Source: Ribeiro, Singh & Guestrin, KDD 2016 (LIME, arXiv 1602.04938), as used by the published ROCERF code.
 """

@@ -1,14 +1,18 @@
-"""Wachter's counterfactual: the plain one, without a thought for deletions. Closed form, and a solver for any differentiable model.
+"""Wachter's counterfactual: the plain one, without a thought for deletions. Closed form, and a solver for any
+differentiable model.
 
-    closed form, linear model, p = 2    x' = x + (margin - f) v / ||v||^2      p = 1: the same move along the largest |v_j| alone
+    closed form, linear model, p = 2    x' = x + (margin - f) v / ||v||^2      p = 1: the same move along the largest
+                                        |v_j| alone
     solver   min_x' ReLU(aim - f(x'))^2 + lambda ||x' - x||_p,   Adam, lr 0.5, from x
-             lambda starts at 2.5; success: lambda * 2; the first failure after a success: bisection; failure first: lambda / 2
-             1/10 of the iterations a lambda at most; a lambda stops when the loss changes by less than 1e-5 (relative)
-             success = the point where it stops is valid, f >= target; of all valid points visited the nearest is kept
+             lambda starts at 2.5; success: lambda * 2; the first failure after a success: bisection; failure first:
+             lambda / 2 1/10 of the iterations a lambda at most; a lambda stops when the loss changes by less than 1e-5
+             (relative) success = the point where it stops is valid, f >= target; of all valid points visited the
+             nearest is kept
 
-A linear model's minimiser lies at f = aim - lambda / (2 ||v||), along v: with the published aim = target it is never valid, and what is
-kept is a point of Adam's overshoot, up to 1.2 times as far as needed. With aim = target + gap the largest lambda that
-succeeds puts it at f = target: the closed form. The step falls as 1 / sqrt(iteration) within a lambda, or Adam at 0.5 would circle.
+A linear model's minimiser lies at f = aim - lambda / (2 ||v||), along v: with the published aim = target it is never
+valid, and what is kept is a point of Adam's overshoot, up to 1.2 times as far as needed. With aim = target + gap the
+largest lambda that succeeds puts it at f = target: the closed form. The step falls as 1 / sqrt(iteration) within a
+lambda, or Adam at 0.5 would circle.
 
 Source: Wachter, Mittelstadt & Russell 2017 (arXiv 1711.00399); lambda schedule of the published ROCERF code (SCFE).
 """
@@ -127,7 +131,8 @@ def _descend(
     norm: int,
     config: SolverConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Adam at one lambda a query; ``best`` and ``best_cost`` are updated. Whether the last point is valid, iterations used."""
+    """Adam at one lambda a query; ``best`` and ``best_cost`` are updated. Whether the last point is valid, iterations
+    used."""
     found, used = np.zeros(len(live), bool), np.zeros(len(live), np.int64)
     at = np.arange(len(live))  # of ``live``, those still moving
     point, first, second = x[live].copy(), np.zeros((len(live), x.shape[1])), np.zeros((len(live), x.shape[1]))

@@ -1,10 +1,12 @@
 """The deletion that hurts an input most: by one partial sort, or step by step on the model as it is after each removal.
 
     one_shot   S = the k most negative a_i(x) of the fitted model: optimal for the linearised model
-    adaptive   k rounds; each removes the most negative a_i(x) of the model after the earlier removals, then takes one Newton step.
-               Removals help one another (what is left has less to say against the next), so these sets are worse than one_shot's
-    exchange   from adaptive's set, swaps: the removed example whose return helps least goes back, the one whose removal hurts most is
-               removed, while real retraining says that this hurts more; ends where S is the worst set of its own model, to first order
+    adaptive   k rounds; each removes the most negative a_i(x) of the model after the earlier removals, then takes one
+               Newton step. Removals help one another (what is left has less to say against the next), so these sets are
+               worse than one_shot's
+    exchange   from adaptive's set, swaps: the removed example whose return helps least goes back, the one whose removal
+               hurts most is removed, while real retraining says that this hurts more; ends where S is the worst set of
+               its own model, to first order
 
     a_i at (w, S) = x~' [sum_{j not in S} h_j(w) + n R]^-1 g_i(w)
 
@@ -71,7 +73,8 @@ def worst_deletion(
 
 
 def exchanged(model: LogisticModel, x: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """Local search from given sets (Q, n) for Q inputs (Q, d): one swap a round, kept where the retrained logit falls."""
+    """Local search from given sets (Q, n) for Q inputs (Q, d): one swap a round, kept where the retrained logit
+    falls."""
     points, removed = with_one(x), removed.copy()
     weights = retrain(model, removed)
     logits, live = (weights * points).sum(axis=1), removed.any(axis=1) & ~removed.all(axis=1)

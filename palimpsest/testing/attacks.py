@@ -1,4 +1,5 @@
-"""What a membership attack does with evidence: in any order, with as many reference models as it says, odd or hostile."""
+"""What a membership attack does with evidence: in any order, with as many reference models as it says, odd or
+hostile."""
 
 from __future__ import annotations
 

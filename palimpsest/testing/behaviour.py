@@ -1,7 +1,7 @@
 """What a method does: on good data, on the same data twice, on odd data, and on hostile data.
 
-On odd data it answers in one of two ways: with a typed error, or with an output that meets its declaration. Anything else
-(a library's traceback, a NaN in a table, a lost example) fails here.
+On odd data it answers in one of two ways: with a typed error, or with an output that meets its declaration. Anything
+else (a library's traceback, a NaN in a table, a lost example) fails here.
 """
 
 from __future__ import annotations

@@ -56,6 +56,6 @@ def method_of(found: Method[Any] | Callable[..., Any]) -> Method[Any]:
             if method.function is found:
                 return method
     raise AssertionError(
-        f"{getattr(found, '__qualname__', found)} is no registered method: decorate it (@score(ScoreSpec(...))), or give "
-        "contracts.registry.Method(spec, function)"
+        f"{getattr(found, '__qualname__', found)} is no registered method: decorate it (@score(ScoreSpec(...))), or "
+        "give contracts.registry.Method(spec, function)"
     )

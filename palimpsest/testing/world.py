@@ -99,7 +99,8 @@ class World:
 
     @functools.cached_property
     def evidence(self) -> Evidence:
-        """Two audited models on the ensemble's pool: the first is also one of the references, the other is a stranger."""
+        """Two audited models on the ensemble's pool: the first is also one of the references, the other is a
+        stranger."""
         ensemble: ReferenceEnsemble = self.needs["ensemble"]
         people, stranger = self.examples.subset(ensemble.example_id), self.trainer.one(self.train, 9)
         whole = ensemble.logits is not None
@@ -148,7 +149,8 @@ class World:
         ]
         if required:
             raise AssertionError(
-                f"{spec.name} has required fields {', '.join(required)}: check_method(method, config={{...}}) takes values"
+                f"{spec.name} has required fields {', '.join(required)}: check_method(method, config={{...}}) takes "
+                "values"
             )
         return spec.config.from_mapping(given)
 

@@ -1,7 +1,8 @@
 """The built-in worlds: classes in vectors and in images, numbers to predict, items to rank, texts.
 
-A method is run in full in the first one whose task gives what it wants and that can give what it needs, and its promises about
-outputs are asked for in all the others. Each is made once, and trains a model only when a method needs one.
+A method is run in full in the first one whose task gives what it wants and that can give what it needs, and its
+promises about outputs are asked for in all the others. Each is made once, and trains a model only when a method needs
+one.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def audit(
         bool, typer.Option("--quick", help="fewer seeds and reference models: a first look, not evidence")
     ] = False,
 ) -> None:
-    """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass (or nothing judged), 1 not shown to pass, 2 error."""
+    """Audit a subject: train, score, split, unlearn, attack, record, report. Exit 0 pass (or nothing judged), 1 not
+    shown to pass, 2 error."""
     from pipelines.subjects import load_subject
 
     home = state_to_write()
@@ -87,7 +88,8 @@ def run_subject(
     """Bring one of the subject's jobs up to date in this process; return the workspace and each stage's state.
 
     Stages that are current are not launched, only recorded in Dagster as observed; the others, and with them everything
-    downstream, are one run of the job. Where all are current there is no run, and no library of the methods is imported.
+    downstream, are one run of the job. Where all are current there is no run, and no library of the methods is
+    imported.
 
     Args:
         job: "audit", or "forget" with a ``request``.
@@ -137,7 +139,8 @@ def run_subject(
             try:
                 states = _launch(plan, workspace, instance, job, request, launched) if launched else {}
             finally:
-                workspace.warehouse.publish()  # also when no stage had work to do: a snapshot that was removed comes back
+                # also when no stage had work to do: a snapshot that was removed comes back
+                workspace.warehouse.publish()
         states |= dict.fromkeys(kept, UNCHANGED)
         return workspace, [
             {"asset": "/".join((stage.subject, *stage.path)), "state": states[stage]} for stage in stages
@@ -203,7 +206,10 @@ def _first_failure(result: Any) -> str:
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed and evaluation.blocking:
             problems = evaluation.metadata.get("problems")
-            return f"{'/'.join(evaluation.asset_key.path)}: check {evaluation.check_name} failed: {problems.value if problems else ''}"
+            return (
+                f"{'/'.join(evaluation.asset_key.path)}: check {evaluation.check_name} failed: "
+                f"{problems.value if problems else ''}"
+            )
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data

@@ -1,4 +1,5 @@
-"""``palimpsest doctor``: what works here, in sentences: packages, machine, state folder, and the command for what is missing."""
+"""``palimpsest doctor``: what works here, in sentences: packages, machine, state folder, and the command for what is
+missing."""
 
 from __future__ import annotations
 
@@ -160,7 +161,8 @@ def _others() -> Iterator[Line]:
         f"Fashion-MNIST, for the subject fashion_mnist: {there / 'fashion-mnist' if there else 'missing'}.",
         ""
         if there
-        else "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder fashion-mnist",
+        else "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder "
+        "fashion-mnist",
     )
     chromium = shutil.which("chromium")
     yield (

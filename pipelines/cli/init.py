@@ -43,7 +43,8 @@ def init(
         str | None,
         typer.Option(
             "--owner",
-            help="column that says whose data a row is; of an image folder: a level of folders, or a table of file and owner",
+            help="column that says whose data a row is; of an image folder: a level of folders, or a table of file and "
+            "owner",
         ),
     ] = None,
     id: Annotated[str | None, typer.Option("--id", help="column of whole, unique ids")] = None,
@@ -139,8 +140,8 @@ def init(
     )
     if given is not None:
         console.print(
-            f"  Reference models and retrainings are made by the plan's recipe ({plan.recipe.name}): make it the one that trained "
-            f"{given.file.name}; the audit tests whether it could be.",
+            f"  Reference models and retrainings are made by the plan's recipe ({plan.recipe.name}): make it the one "
+            f"that trained {given.file.name}; the audit tests whether it could be.",
             highlight=False,
         )
     console.print(f"Next: [bold]palimpsest audit {name}[/]")
@@ -174,7 +175,8 @@ def _listed(heading: str, sentences: Sequence[str], *, most: int = 30) -> None:
 
 
 class Planned(NamedTuple):
-    """A checked plan, the examples it was sized by, one line of facts about them, and what was left out or read otherwise."""
+    """A checked plan, the examples it was sized by, one line of facts about them, and what was left out or read
+    otherwise."""
 
     plan: Subject
     examples: ExampleSet
@@ -220,8 +222,8 @@ def plan_for(
         source, config, notes = detect(data, asked)
     elif user is None or item is None or asked.label is not None or asked.owner is not None:
         raise ConfigError(
-            "--user and --item (and --time where there is one) say together that the data are interactions; the item is what "
-            "is predicted and the user owns the row, so --label and --owner have no place beside them"
+            "--user and --item (and --time where there is one) say together that the data are interactions; the item "
+            "is what is predicted and the user owns the row, so --label and --owner have no place beside them"
         )
     else:
         refuse_asked(asked)
@@ -282,13 +284,17 @@ def plan_for(
         f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
     )
     if "rating" in config:
-        facts += f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher ones"
+        facts += (
+            f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher "
+            "ones"
+        )
     notes = (*notes, *examples.provenance.get("notes", ()), *([said] if said else []))
     return Planned(Subject.from_mapping(plan), examples, facts, notes)
 
 
 def _applicable(plan: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The plan without the methods that want more of the task than it gives, or early models of a recipe that has none."""
+    """The plan without the methods that want more of the task than it gives, or early models of a recipe that has
+    none."""
     early = recipe.get(plan["recipe"]["name"]).spec.early
 
     def applies(kind: Registry[Any], choice: str | dict[str, Any]) -> bool:
@@ -302,8 +308,8 @@ def _applicable(plan: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 def _ranking(train: int, model: Model) -> dict[str, Any]:
-    """Fields of a recommender's plan: some 20 steps an epoch, batches of 64 to 2,048 users, 60 epochs, and fewer where that
-    came to more than 50,000 steps. An epoch of fewer steps than that hardly moves the vectors, whatever the rate.
+    """Fields of a recommender's plan: some 20 steps an epoch, batches of 64 to 2,048 users, 60 epochs, and fewer where
+    that came to more than 50,000 steps. An epoch of fewer steps than that hardly moves the vectors, whatever the rate.
     """
     batch = 2 ** int(min(11, max(6, math.log2(max(train, 1) / 20))))
     epochs = int(min(60, max(10, 50_000 * batch // train)))

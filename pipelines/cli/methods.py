@@ -19,7 +19,8 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="a method, or KIND/METHOD; all are listed without one")] = None,
     json_: Annotated[bool, typer.Option("--json", help="as JSON on standard output")] = False,
 ) -> None:
-    """List every registered method by kind; with a name, its fields with their ranges, its tables and all it declares."""
+    """List every registered method by kind; with a name, its fields with their ranges, its tables and all it
+    declares."""
     from pipelines import catalogue
 
     found: Any = catalogue.every() if name is None else catalogue.find(name)

@@ -1,4 +1,5 @@
-"""What ``palimpsest init`` does about a model of one's own: where its module lies, and weights that are audited as they are."""
+"""What ``palimpsest init`` does about a model of one's own: where its module lies, and weights that are audited as they
+are."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ READ = 4096  # training examples that a checkpoint is tried on, in each way of g
 
 
 def model_of(name: str) -> Model:
-    """The model of a plan: for ``module:callable`` with a file in the working folder that folder goes on record, so that the
-    schedule, the UI and the jobs find the module too, wherever they are started.
+    """The model of a plan: for ``module:callable`` with a file in the working folder that folder goes on record, so
+    that the schedule, the UI and the jobs find the module too, wherever they are started.
     """
     top = name.partition(":")[0].partition(".")[0]
     here = Path.cwd()
@@ -71,7 +72,8 @@ class Checkpoint:
 
 
 def ways(inputs: str | None, *, images: bool) -> list[tuple[str, dict[str, Any], str]]:
-    """(name, configuration of the source, ``model.inputs``) of every way to give a checkpoint its inputs, or of the one asked for."""
+    """(name, configuration of the source, ``model.inputs``) of every way to give a checkpoint its inputs, or of the one
+    asked for."""
     every = {"standardised": ({"standardise": True} if images else {}, "standardised"), "raw": ({}, "raw")}
     if images:
         every = {"unit": ({}, "standardised"), **every}
@@ -85,8 +87,8 @@ def best_way(
 ) -> tuple[Subject, ExampleSet, str]:
     """The plan with the inputs that the checkpoint does best on, the data in it, and a sentence that says so.
 
-    A checkpoint knows nothing of how its inputs were scaled. On the training examples, which it has seen, the right way is
-    the one in which it answers best; with ``--inputs`` there is one way and no choice.
+    A checkpoint knows nothing of how its inputs were scaled. On the training examples, which it has seen, the right way
+    is the one in which it answers best; with ``--inputs`` there is one way and no choice.
 
     Raises:
         ConfigError: the architecture cannot be audited, or the arrays are of another one: names them.
@@ -109,13 +111,16 @@ def best_way(
     quality, name, plan, data, net = max(found, key=lambda way: way[0])
     what = data.task.spec.quality
     others = ", ".join(f"{other} {value:.3f}" for value, other, *_ in found if other != name)
-    said = f"checkpoint {checkpoint.file.name}: {what} {quality:.3f} in training, {_quality(net, data, 'test'):.3f} in test, inputs {name}"
+    said = (
+        f"checkpoint {checkpoint.file.name}: {what} {quality:.3f} in training, {_quality(net, data, 'test'):.3f} in "
+        f"test, inputs {name}"
+    )
     said += f" (otherwise: {others})" if others else ""
     chance = _chance(data)
     if quality <= chance:
         said += (
-            f". That is no better than always giving the same answer ({chance:.3f}): is this the model, and are these its classes "
-            "and inputs (--inputs)?"
+            f". That is no better than always giving the same answer ({chance:.3f}): is this the model, and are these "
+            "its classes and inputs (--inputs)?"
         )
     return plan, data, said
 

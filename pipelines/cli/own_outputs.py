@@ -1,4 +1,5 @@
-"""What ``palimpsest init`` does about a table of a model's outputs, without the model: what applies follows from what is needed."""
+"""What ``palimpsest init`` does about a table of a model's outputs, without the model: what applies follows from what
+is needed."""
 
 from __future__ import annotations
 
@@ -69,8 +70,8 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
     columns = config["outputs"]
     said = f"{columns[0]} to {columns[-1]}" if len(columns) > 1 else columns[0]
     lines = [
-        f"a model's outputs in {path.name}: {members:,} members and {len(data) - members:,} others by {config['split']!r}, "
-        f"{data.num_classes} classes, outputs {said}, label {config['label']!r}"
+        f"a model's outputs in {path.name}: {members:,} members and {len(data) - members:,} others by "
+        f"{config['split']!r}, {data.num_classes} classes, outputs {said}, label {config['label']!r}"
         + (f", {data.input_shape[0]} features" if data.provenance["values"] == FEATURES else ", no features")
     ]
     if zeros:
@@ -84,8 +85,8 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
     lines += data.provenance["notes"]
     found_from = detectable_auc(members, len(data) - members, alpha=plan.thresholds.alpha)
     lines.append(
-        f"these attacks find a model that tells its members with an AUC of {min(found_from, 1.0):.2f} or more, and clear none: for that "
-        "give the model (--checkpoint)"
+        f"these attacks find a model that tells its members with an AUC of {min(found_from, 1.0):.2f} or more, and "
+        "clear none: for that give the model (--checkpoint)"
     )
     return plan, lines
 

@@ -1,6 +1,7 @@
 """``palimpsest request``: the register of forget requests, and running one.
 
-A request is resolved to rows when it is registered: they are shown, counted and pinned. It is run on those rows or not at all.
+A request is resolved to rows when it is registered: they are shown, counted and pinned. It is run on those rows or not
+at all.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def add(
         bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")
     ] = False,
 ) -> None:
-    """Register a forget request: its rows are looked up, shown and pinned; or a concept is named in place of rows. A verified one is
-    run by the sensor under 'make ui', or by 'palimpsest request run'."""
+    """Register a forget request: its rows are looked up, shown and pinned; or a concept is named in place of rows. A
+    verified one is run by the sensor under 'make ui', or by 'palimpsest request run'."""
     from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
@@ -125,7 +126,8 @@ def add(
 
 
 class Registered(NamedTuple):
-    """A request on record: of which subject, due on YYYY-MM-DD, the rows it names, and what their number means in sentences."""
+    """A request on record: of which subject, due on YYYY-MM-DD, the rows it names, and what their number means in
+    sentences."""
 
     subject: str
     request_id: str
@@ -154,7 +156,8 @@ def register(
     request_id: str | None = None,
     unverified: bool = False,
 ) -> Registered:
-    """Look up the rows that a request names, pin them, and put it on record. Arguments as the options of ``request add``.
+    """Look up the rows that a request names, pin them, and put it on record. Arguments as the options of ``request
+    add``.
 
     Raises:
         ConfigError: not exactly one way of choosing rows or one concept, or a date that is none.
@@ -358,12 +361,13 @@ def close(
         bool,
         typer.Option(
             "--retrained",
-            help="on exact retraining, where the plan accepts it: its rows are taken out of the data, everything is trained again, "
-            "and it is shown that they are in no data and no model",
+            help="on exact retraining, where the plan accepts it: its rows are taken out of the data, everything is "
+            "trained again, and it is shown that they are in no data and no model",
         ),
     ] = False,
 ) -> None:
-    """Close a request that its audit could not close: under a person's name, or on exact retraining. A failed audit cannot be closed."""
+    """Close a request that its audit could not close: under a person's name, or on exact retraining. A failed audit
+    cannot be closed."""
     if retrained and why.strip():
         raise ConfigError("--retrained is the reason: leave --why out")
     if not retrained and not (by.strip() and why.strip()):
@@ -399,8 +403,8 @@ def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
     judgement, _ = judgement_of(facts)
     if judgement.verdict in (Verdict.FAIL, Verdict.BROKEN):
         raise StateError(
-            f"the audit of request {request_id} says {judgement.verdict.value}: {judgement.sentence} Name another method under "
-            f"'unlearning' in the plan (exact retraining: retrain) and run it again"
+            f"the audit of request {request_id} says {judgement.verdict.value}: {judgement.sentence} Name another "
+            "method under 'unlearning' in the plan (exact retraining: retrain) and run it again"
         )
     return judgement.verdict.value
 
@@ -416,7 +420,8 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
     entry = _of(workspace.warehouse, subject, request_id)
     if plan.unlearning is None or plan.unlearning.closing != RETRAINED:
         raise ConfigError(
-            f"the plan of {subject} does not accept exact retraining as a ground: set unlearning.closing to 'retrained' in it"
+            f"the plan of {subject} does not accept exact retraining as a ground: set unlearning.closing to "
+            "'retrained' in it"
         )
     if entry.state in NOT_RUN or entry.state not in OPEN:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is closed")
@@ -521,11 +526,12 @@ def run(subject: Name, request_id: RequestId) -> None:
 
 
 def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[str, Any]] | str:
-    """Run a verified request, after the audit that it stands on; the state of each stage, or the answer in a sentence where none of
-    its rows is in the training split.
+    """Run a verified request, after the audit that it stands on; the state of each stage, or the answer in a sentence
+    where none of its rows is in the training split.
 
     Raises:
-        StateError: it is not verified. ConfigError: the plan has no unlearning. NotApplicable: it names a concept, and what is lacking.
+        StateError: it is not verified. ConfigError: the plan has no unlearning. NotApplicable: it names a concept, and
+            what is lacking.
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
     from assets.request_concepts import refuse_concept

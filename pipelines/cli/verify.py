@@ -29,7 +29,8 @@ def verify(
 ) -> None:
     """Check ledger, tables, artefacts, reports, requests and the published snapshot against each other.
 
-    Reads everything, writes nothing and waits for nobody: while a run writes, what it has published is checked. Exit 0: whole.
+    Reads everything, writes nothing and waits for nobody: while a run writes, what it has published is checked. Exit 0:
+    whole.
     1: not whole, or nothing is recorded, so nothing is proven. 2: the command was misused, or nothing is published yet.
     """
     from warehouse import Head, Warehouse
@@ -69,7 +70,8 @@ def _print(found: Verification, what: str, home: Path) -> bool:
     console.print(f"[bold green]WHOLE[/]  {escape(what)} is as it was recorded.", soft_wrap=True, highlight=False)
     if found.head is not None:
         _say(
-            f"Note this head outside the folder; it shows later that nothing before it was rewritten: --head {found.head}"
+            f"Note this head outside the folder; it shows later that nothing before it was rewritten: --head "
+            f"{found.head}"
         )
     return True
 

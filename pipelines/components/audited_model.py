@@ -20,7 +20,8 @@ MODEL = "architecture"  # "model" in YAML; in Python that is the name of a metho
 
 
 class AuditedModelScaffolder(dg.Scaffolder):
-    """``dg scaffold defs pipelines.components.AuditedModel NAME``: a plan that loads as it is, on data that are at hand."""
+    """``dg scaffold defs pipelines.components.AuditedModel NAME``: a plan that loads as it is, on data that are at
+    hand."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
         dg.scaffold_component(

@@ -98,7 +98,8 @@ def feature_distillation(features: Tensor, teacher: Tensor) -> Tensor:
 def _old_columns(logits: Tensor, teacher: Tensor) -> int:
     if teacher.ndim != 2 or len(teacher) != len(logits) or not 1 <= teacher.shape[1] <= logits.shape[1]:
         raise InvalidInput(
-            f"the teacher's logits {tuple(teacher.shape)} must be (B, C_old), 1 <= C_old <= C, for logits {tuple(logits.shape)}"
+            f"the teacher's logits {tuple(teacher.shape)} must be (B, C_old), 1 <= C_old <= C, for logits "
+            f"{tuple(logits.shape)}"
         )
     return int(teacher.shape[1])
 

@@ -235,8 +235,8 @@ def _train_epoch(
             total += loss.detach()
     if not bool(torch.isfinite(total)) or not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise Diverged(
-            f"training diverged in epoch {epoch + 1} of {config.epochs} of step {step + 1}: the loss or a parameter is not "
-            f"finite. Lower lr (= {config.lr:g}) or the weights of the penalties"
+            f"training diverged in epoch {epoch + 1} of {config.epochs} of step {step + 1}: the loss or a parameter is "
+            f"not finite. Lower lr (= {config.lr:g}) or the weights of the penalties"
         )
 
 

@@ -2,9 +2,9 @@
 
     for m = 1 .. M:   A, B fresh from seed m;   trained on members[m];   every example read;   A, B kept, or thrown away
 
-The base is loaded once and never copied: what one more reference model costs is its own passes over its examples, and its
-memory is r (d_in + d_out) numbers a layer. Each adapter is what the recipe ``lora`` gives on these rows with that seed, before
-it is merged: same draws, same batches, same bits.
+The base is loaded once and never copied: what one more reference model costs is its own passes over its examples, and
+its memory is r (d_in + d_out) numbers a layer. Each adapter is what the recipe ``lora`` gives on these rows with that
+seed, before it is merged: same draws, same batches, same bits.
 
 Halves are drawn of the *whole* pool (``recipes.design``), so that every example is a member of half of the models.
 """
@@ -113,7 +113,8 @@ def adapter_ensemble(
         ensemble: M, pool and population; its ``block`` says nothing here, as an adapter is kept as soon as it is read.
         seed: of the design and, with the model's number, of every adapter.
         device, batch: as of :func:`train_adapters`.
-        checkpoints: keeps what each adapter said, as ``<checkpoint_name>-<number>``; one of this very ensemble is not trained again.
+        checkpoints: keeps what each adapter said, as ``<checkpoint_name>-<number>``; one of this very ensemble is not
+            trained again.
         checkpoint_name: see above.
         progress: called with (adapters done, in all, "reference models").
 

@@ -1,9 +1,11 @@
 """The training loop of language models: minibatches of token sequences, the task's mean loss, any trainable parameters.
 
-    theta_{t+1} = optimiser(theta_t, grad mean_{b in batch_t} loss_b, lr(t))        loss_b: mean NLL of the counted tokens of b
+    theta_{t+1} = optimiser(theta_t, grad mean_{b in batch_t} loss_b, lr(t))        loss_b: mean NLL of the counted
+                                                                                    tokens of b
 
-Every sequence weighs the same, whatever its length. Order, rates and their resumption are those of ``recipes.schedule``: a
-function of (configuration, seed, epoch). A batch is padded to its own longest sequence, and indexed once.
+Every sequence weighs the same, whatever its length. Order, rates and their resumption are those of
+``recipes.schedule``: a function of (configuration, seed, epoch). A batch is padded to its own longest sequence, and
+    indexed once.
 
 Not ``recipes.fitting.fit``: that one moves tensors of one shape, and keeps them all on the device.
 """

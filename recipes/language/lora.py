@@ -2,9 +2,9 @@
 
     W' = W + (alpha / r) B A           A (r, d_in) drawn from the seed,  B (d_out, r) = 0 at the start;  W frozen
 
-Only A and B are trained, on every row of the data; then they are added into W, so that the result has the structure of the base
-model and whatever is done to any model (reading, unlearning, saving) is done to it. With weights in bfloat16 the sum is
-rounded and small updates are lost: ``merge = false`` keeps the adapters apart.
+Only A and B are trained, on every row of the data; then they are added into W, so that the result has the structure of
+the base model and whatever is done to any model (reading, unlearning, saving) is done to it. With weights in bfloat16
+the sum is rounded and small updates are lost: ``merge = false`` keeps the adapters apart.
 
 The base is what ``build`` gives, the same for every seed (model ``pretrained_lm``), or a fresh one.
 peft is imported when the recipe runs, and not before.
@@ -165,8 +165,8 @@ def lora(
         seed: of the adapters, batch order and dropout; in [0, 2**63).
         device: "cpu" or "cuda".
         stop_after: epochs after which the full schedule is left; 0 gives the base.
-        checkpoints: where adapters and optimiser are kept, every ``checkpoint_every`` epochs and at the end; the base is not. A
-            checkpoint of another configuration, base or data is not used.
+        checkpoints: where adapters and optimiser are kept, every ``checkpoint_every`` epochs and at the end; the base
+            is not. A checkpoint of another configuration, base or data is not used.
         checkpoint_name: its name there.
         progress: told (epochs done, epochs, "training").
 
@@ -214,13 +214,15 @@ def lora(
 
 
 def _fingerprint(model: nn.Module, data: ExampleSet, *, config: LoraConfig, seed: int) -> str:
-    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters, data and its order."""
+    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters, data and its
+    order."""
     order = hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest()
     return digest({"config": config, "seed": seed, "initial": state_digest(model), "data": data.digest, "order": order})
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, of any dtype, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, of any dtype, in the order of their
+    names."""
     state = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())

@@ -3,8 +3,8 @@
     tiny_llama     LlamaForCausalLM, from scratch; defaults 0.85 M parameters with the 492 words of TinyTOFU
     pretrained_lm  AutoModelForCausalLM from a local folder, read without a network; every seed gives the same weights
 
-Both answer ``model(input_ids=, attention_mask=)`` with an object that has ``logits`` (B, T, V). transformers is imported when one
-of them is built, and not before.
+Both answer ``model(input_ids=, attention_mask=)`` with an object that has ``logits`` (B, T, V). transformers is
+imported when one of them is built, and not before.
 """
 
 from __future__ import annotations

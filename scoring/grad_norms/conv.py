@@ -4,7 +4,8 @@ grad W[o, c, i, j] = sum_t delta[o, t] * a[c, s t + d (i, j)]        t runs over
 
 With U (C k_h k_w, T) the unfolded input and Delta (O, T), group by group, three ways to the same number:
     ghost    <U^T U, Delta^T Delta>          O(T^2 (C k_h k_w + O)): late layers, where T is small
-    grouped  ||grad W||_F^2, all examples' grad W by one convolution whose groups are the examples: narrow layers on a CPU
+    grouped  ||grad W||_F^2, all examples' grad W by one convolution whose groups are the examples: narrow layers on a
+             CPU
     direct   ||Delta U^T||_F^2               O(O C k_h k_w T): the rest
 Bias: ||sum_t Delta_t||^2.
 

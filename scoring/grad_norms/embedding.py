@@ -3,8 +3,8 @@
 grad W[v] = sum of delta_t over the tokens t of the example that are v: tokens of the same id add up first, then
 ||g||^2 = sum_v ||sum_{t: id_t = v} delta_t||^2 = sum_{t, u: id_t = id_u} <delta_t, delta_u>.
 
-The row of ``padding_idx`` gets no gradient. Not for ``max_norm`` or ``scale_grad_by_freq``, whose gradient depends on the
-rest of the batch.
+The row of ``padding_idx`` gets no gradient. Not for ``max_norm`` or ``scale_grad_by_freq``, whose gradient depends on
+the rest of the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def embedding(module: nn.Embedding, inputs: Tensor, deltas: Tensor, wanted: froz
 
 
 def token_norms(ids_BT: Tensor, d_BTD: Tensor, num_rows: int, *, padding: int = -1) -> Tensor:
-    """||sum_t onehot(id_t) d_t^T||^2, float64 (B,), of a weight with ``num_rows`` rows, of which ``padding`` gets no gradient."""
+    """||sum_t onehot(id_t) d_t^T||^2, float64 (B,), of a weight with ``num_rows`` rows, of which ``padding`` gets no
+    gradient."""
     num, tokens, width = d_BTD.shape
     example = torch.arange(num, device=ids_BT.device).repeat_interleave(tokens)
     cell, slot = torch.unique(example * num_rows + ids_BT.flatten(), return_inverse=True)

@@ -5,15 +5,16 @@ Every use of a weight W (V, d) by an embedding or a linear map gives one example
     embedding   sum_t onehot(id_t) e_t^T                   linear map   sum_s delta_s a_s^T
     shift by b (V,)   sum_s delta_s                        scaling by w (V,)   sum_s delta_s * a_s
 
-with what arrives at its output (e, delta) and what went in (ids, a). Uses of a kind are uses over more positions; of both,
-as of a language model whose output weights are its embedding's,
+with what arrives at its output (e, delta) and what went in (ids, a). Uses of a kind are uses over more positions; of
+both, as of a language model whose output weights are its embedding's,
 
     ||g||^2 = ||sum_t onehot(id_t) e_t^T||^2 + ||sum_s delta_s a_s^T||^2 + 2 sum_{s,t} delta_s[id_t] <a_s, e_t>
 
 so that no gradient (V, d) of any example is ever held. What went in is read off the autograd graph, before it is run.
 Positions lie example by example (B, T) in a batch, or (T, B) within nn.MultiheadAttention: the plan tries both.
 
-Source: the ghost norm of Li et al., "Large Language Models Can Be Strong Differentially Private Learners" (ICLR 2022), for
+Source: the ghost norm of Li et al., "Large Language Models Can Be Strong Differentially Private Learners" (ICLR 2022),
+    for
 one use; the sum over uses and the cross term follow from writing out the square.
 """
 
@@ -39,8 +40,8 @@ class Factor(NamedTuple):
 
     Attributes:
         kind: "embedding", "linear", "turned" (the weight is d_in x d_out, as of a Conv1D of GPT-2), "shift" or "scale".
-        edges: where the gradient of what the use has made arrives; an embedding of positions that all examples share has one
-            an addition, a use of any other kind one.
+        edges: where the gradient of what the use has made arrives; an embedding of positions that all examples share
+            has one an addition, a use of any other kind one.
         scales: of each edge.
         given: ids or activations that went in; None for a shift.
         shared: the ids are not of one example but of all: positions.

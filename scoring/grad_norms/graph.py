@@ -62,8 +62,8 @@ def unbroadcast(d: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def only_broadcast(shape: torch.Size | tuple[int, ...], uses: list[Use], num_examples: int) -> bool:
-    """Whether something of this shape is only added or expanded over a batch that is the first axis and that it does not
-    extend along, so that its gradient for one example is the sum of what arrives at that example's copies."""
+    """Whether something of this shape is only added or expanded over a batch that is the first axis and that it does
+    not extend along, so that its gradient for one example is the sum of what arrives at that example's copies."""
     for node, _ in uses:
         if node.name() not in _ADDED:
             return False

@@ -2,10 +2,12 @@
 
 Vector (B, d_in) -> (B, d_out):    g = delta a^T                    ||g||^2 = ||a||^2 ||delta||^2
 Tokens (B, T, d_in) -> (B, T, d_out):  g = sum_t delta_t a_t^T      direct: ||Delta^T A||_F^2          O(T d_in d_out)
-                                                                    ghost:  <A A^T, Delta Delta^T>     O(T^2 (d_in + d_out))
+                                                                    ghost:  <A A^T, Delta Delta^T>     O(T^2 (d_in +
+                                                                            d_out))
 Bias: ||sum_t delta_t||^2. The cheaper of the two token forms is taken; they are the same number.
 
-Source: "Deep Learning on a Data Diet" (NeurIPS 2021) for the score; the ghost norm is that of Li et al., "Large Language
+Source: "Deep Learning on a Data Diet" (NeurIPS 2021) for the score; the ghost norm is that of Li et al., "Large
+    Language
 Models Can Be Strong Differentially Private Learners" (ICLR 2022), eq. 4. Not for weights used outside the layer's call.
 """
 
@@ -49,6 +51,7 @@ def token_products(a_BTI: Tensor, d_BTO: Tensor) -> Tensor:
 
 
 def inner(gram_a: Tensor, gram_d: Tensor) -> Tensor:
-    """<A, D> of every pair of Gram matrices, float64 (B,). The sum is a square; rounding may leave it just below zero."""
+    """<A, D> of every pair of Gram matrices, float64 (B,). The sum is a square; rounding may leave it just below
+    zero."""
     product: Tensor = torch.linalg.vecdot(gram_a.flatten(1), gram_d.flatten(1))
     return product.double().clamp_min(0.0)

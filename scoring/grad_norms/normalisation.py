@@ -1,8 +1,9 @@
 """Squared per-example gradient norms of the affine parameters of normalisation layers.
 
 With x_hat the normalised input:    weight: ||sum_pos delta * x_hat||^2      bias: ||sum_pos delta||^2
-where pos runs over every axis between the batch and the affine axes (LayerNorm, RMSNorm) or after the channel (GroupNorm,
-BatchNorm). BatchNorm uses its running statistics: with batch statistics an example has no gradient of its own.
+where pos runs over every axis between the batch and the affine axes (LayerNorm, RMSNorm) or after the channel
+(GroupNorm, BatchNorm). BatchNorm uses its running statistics: with batch statistics an example has no gradient of its
+own.
 
 Source: "Deep Learning on a Data Diet" (NeurIPS 2021). Not for BatchNorm in training mode, which the caller refuses.
 """

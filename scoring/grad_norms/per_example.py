@@ -1,11 +1,12 @@
 """Exact per-example gradient norms of a whole model: one forward, one backward, no per-example gradients stored.
 
-||g_b||^2 = sum over parameters ||d loss_b / d parameter||^2,        g_b: gradient of example b's own loss (a SUM over the
+||g_b||^2 = sum over parameters ||d loss_b / d parameter||^2,      g_b: gradient of example b's own loss (a SUM over the
 batch is differentiated, never a mean: a mean would shrink every g_b by 1/B).
 
-For each layer the closed form needs only the layer's input a and the gradient delta at its output. A forward hook notes a
-and the output's *edge* in the autograd graph; ``torch.autograd.grad`` is asked for the gradients at those edges only, so
-no weight gradient is ever computed. The edge is taken inside the hook, before an in-place ReLU can overwrite the output.
+For each layer the closed form needs only the layer's input a and the gradient delta at its output. A forward hook notes
+a and the output's *edge* in the autograd graph; ``torch.autograd.grad`` is asked for the gradients at those edges only,
+so no weight gradient is ever computed. The edge is taken inside the hook, before an in-place ReLU can overwrite the
+output.
 
 Gradients are linear in delta at the logits: delta / ||delta|| goes backward and the squared norms are multiplied by
 ||delta||^2 in float64. Errors of 1e-20, whose squares single precision cannot hold, lose no digits.
@@ -50,7 +51,8 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class GradNorms(NamedTuple):
-    """Result for one batch: ``logits``, the answer (B, ...), detached; parameter name -> squared norm, float64 (B,); their sum (B,)."""
+    """Result for one batch: ``logits``, the answer (B, ...), detached; parameter name -> squared norm, float64 (B,);
+    their sum (B,)."""
 
     logits: Tensor
     squared: dict[str, Tensor]
@@ -74,14 +76,14 @@ class PerExampleGradNorm:
     ([2.0, 2.0, 2.0], 'linear')
 
     Args:
-        model: maps a batch (B, ...) to answers (B, ...); BatchNorm and dropout in eval mode. Parameters that do not require
-            a gradient are left out.
+        model: maps a batch (B, ...) to answers (B, ...); BatchNorm and dropout in eval mode. Parameters that do not
+            require a gradient are left out.
         micro_batch: examples differentiated at a time, which bounds memory. When not given 64, or more while what the
             layers take in and give out stays within the cache.
 
     Attributes:
-        coverage: parameter name -> name of its closed form, "broadcast", "factors", "vmap" or "unused"; filled by the first
-            call.
+        coverage: parameter name -> name of its closed form, "broadcast", "factors", "vmap" or "unused"; filled by the
+            first call.
         output_layer: names of the parameters of the nn.Linear that made the logits; empty when another layer did.
 
     Raises:
@@ -127,8 +129,8 @@ class PerExampleGradNorm:
             error: (answers (b, ...) detached, targets) -> gradient of each example's loss at its answer, same shape.
 
         Raises:
-            NotApplicable: the model does not give one answer an example, mixes the examples of a batch, or says what does
-                not depend on a parameter.
+            NotApplicable: the model does not give one answer an example, mixes the examples of a batch, or says what
+                does not depend on a parameter.
         """
         if not self.coverage:
             self._plan(x, y, error)
@@ -240,8 +242,8 @@ class PerExampleGradNorm:
         logits, calls = self._forward(x)
         if not logits.requires_grad:
             raise NotApplicable(
-                "what the model answers depends on none of its parameters as they stand (its vectors were settled from a "
-                "graph of all examples): an example has no gradient of its own"
+                "what the model answers depends on none of its parameters as they stand (its vectors were settled "
+                "from a graph of all examples): an example has no gradient of its own"
             )
         delta, _ = _unit(error(logits.detach(), y), logits.dtype)
         self._refuse_mixing(x, logits)
@@ -284,8 +286,8 @@ class PerExampleGradNorm:
         return "vmap" if again is None else "factors"
 
     def _verify(self, x: Any, logits: Tensor, calls: list[_Call], delta: Tensor) -> None:
-        """What differs from plain autograd on the probes goes to vmap: a trap that the plan did not foresee. Of factors the
-        other layout of positions is tried first."""
+        """What differs from plain autograd on the probes goes to vmap: a trap that the plan did not foresee. Of factors
+        the other layout of positions is tried first."""
         planned = dict(self.coverage)
         fast = [name for name, how in planned.items() if how not in ("vmap", "unused")]
         if not fast:

@@ -1,4 +1,5 @@
-"""The forecast of an audit's duration: what it counts, and that it is taken from timed steps of the plan's own recipe."""
+"""The forecast of an audit's duration: what it counts, and that it is taken from timed steps of the plan's own
+recipe."""
 
 from __future__ import annotations
 

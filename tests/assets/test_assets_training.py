@@ -1,4 +1,5 @@
-"""What the pipeline gives as ``train``, ``early_at``, ``unlearn_from``; what makes models stale; a recipe without early models."""
+"""What the pipeline gives as ``train``, ``early_at``, ``unlearn_from``; what makes models stale; a recipe without early
+models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A tiny subject for shadow runs: overlapping Gaussian classes, a small MLP, its recipe stacked, and unlearners by name."""
+"""A tiny subject for shadow runs: overlapping Gaussian classes, a small MLP, its recipe stacked, and unlearners by
+name."""
 
 from __future__ import annotations
 

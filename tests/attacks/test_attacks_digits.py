@@ -1,6 +1,7 @@
 """The audit of digits end to end: 64 reference models, a forget set of 10%, about 225 unseen examples.
 
-"No unlearning" is flagged, retraining is not; U-LiRA over 60 shadow runs tells fine-tuning from retraining in under a minute.
+"No unlearning" is flagged, retraining is not; U-LiRA over 60 shadow runs tells fine-tuning from retraining in under a
+minute.
 """
 
 from __future__ import annotations

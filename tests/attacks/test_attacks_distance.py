@@ -34,7 +34,8 @@ def test_values_are_the_published_gaps() -> None:
 
 
 def test_pairing_takes_out_what_makes_an_example_hard() -> None:
-    """Two models that err on the same tenth of the examples: unpaired, the difference would have an error of 4 points."""
+    """Two models that err on the same tenth of the examples: unpaired, the difference would have an error of 4
+    points."""
     rng = np.random.default_rng(1)
     hard = rng.random(400) < 0.1
     own, other = ~hard, ~hard

@@ -106,7 +106,8 @@ def test_it_is_registered_and_its_table_is_an_audit() -> None:
 @pytest.mark.stat
 @pytest.mark.parametrize("eps", [0.5, 1.5])
 def test_f5_bounds_from_an_ensemble_are_sound_on_randomised_response(eps: float) -> None:
-    """Each model answers whether each example was in training, by randomised response: the truth is eps-DP by example."""
+    """Each model answers whether each example was in training, by randomised response: the truth is eps-DP by
+    example."""
     truth = 1 / (1 + math.exp(-eps))
     below: dict[str, list[bool]] = {"many_runs": [], "one_run": []}
     for seed in range(600):

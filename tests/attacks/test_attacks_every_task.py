@@ -1,4 +1,5 @@
-"""Every attack and audit on tasks without class logits: what was learnt by heart is found, what was never seen is not."""
+"""Every attack and audit on tasks without class logits: what was learnt by heart is found, what was never seen is
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Inversion of a stale update: exact on the client's own data, near on synthetic data, better the longer and the warmer."""
+"""Inversion of a stale update: exact on the client's own data, near on synthetic data, better the longer and the
+warmer."""
 
 from __future__ import annotations
 

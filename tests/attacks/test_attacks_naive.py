@@ -1,7 +1,7 @@
 """Every registered attack against a transcription of its paper's formula: loops over plain lists, the ``math`` module.
 
-Nothing of the package is used on the expected side, not even the log-odds: softmax(z) is formed by shifted exponentials,
-1 - p as the sum of the other probabilities. Agreement to 1e-9.
+Nothing of the package is used on the expected side, not even the log-odds: softmax(z) is formed by shifted
+exponentials, 1 - p as the sum of the other probabilities. Agreement to 1e-9.
 """
 
 from __future__ import annotations

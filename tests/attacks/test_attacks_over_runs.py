@@ -1,4 +1,5 @@
-"""Figures over runs that judge the same examples: their intervals must cover, which those of a bootstrap over runs do not."""
+"""Figures over runs that judge the same examples: their intervals must cover, which those of a bootstrap over runs do
+not."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ CAP = 0.1
 
 
 def audited(rng: np.random.Generator, models: int, examples: int, effect: float, name: str) -> tuple[np.ndarray, ...]:
-    """Scores (T, N) and truth of an attack on models of a balanced design, every one a target with the others as its references.
+    """Scores (T, N) and truth of an attack on models of a balanced design, every one a target with the others as its
+    references.
 
     Log-odds are normal; training raises an example's by ``effect`` times its own log-normal factor.
     """
@@ -58,7 +60,8 @@ def simulated(
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])
 def test_intervals_are_as_wide_as_the_figures_scatter(effect: float) -> None:
-    """A bootstrap over the models alone gives 0.46 to 0.86 of the scatter: it knows nothing of the examples that all share."""
+    """A bootstrap over the models alone gives 0.46 to 0.86 of the scatter: it knows nothing of the examples that all
+    share."""
     for figure, found in simulated(0, 120, 30, 60, effect).items():
         half = (found[:, 2] - found[:, 1]).mean() / 2
         assert 0.88 < half / (1.96 * found[:, 0].std(ddof=1)) < 2.2, figure
@@ -141,7 +144,8 @@ def test_what_cannot_be_judged_is_refused(call: Callable[[], object]) -> None:
     [(60, 100, 0.0), (60, 100, 1.0), (30, 60, 0.0), (30, 60, 1.0), (16, 40, 0.0), (16, 40, 1.5)],
 )
 def test_intervals_over_runs_cover(models: int, examples: int, effect: float, name: str) -> None:
-    """1,000 worlds each (an error of 0.007); the truth is their mean. A world in which a model cannot carry the cap has no TPR."""
+    """1,000 worlds each (an error of 0.007); the truth is their mean. A world in which a model cannot carry the cap has
+    no TPR."""
     for figure, each in simulated(models, 1000, models, examples, effect, name).items():
         found = each[~np.isnan(each[:, 0])]
         truth = found[:, 0].mean()

@@ -52,7 +52,8 @@ def test_nonsense_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 6, 100])
 def test_what_a_set_judged_by_its_retrainings_can_carry(size: int) -> None:
-    """400 exactly removed sets of independent examples, whose untouched model has just the trace that is named, or any."""
+    """400 exactly removed sets of independent examples, whose untouched model has just the trace that is named, or
+    any."""
     rng = np.random.default_rng(size)
     chance, trace = against_retraining_allows(size, retrainings=20, thresholds=LIMITS)
     passed = {trace: 0, 1e6: 0}

@@ -1,7 +1,8 @@
-"""The audit's own honesty, promise by promise: F1 coverage, F2 no claim beyond n, F5 sound epsilon, F6 no leakage, F7 worst case.
+"""The audit's own honesty, promise by promise: F1 coverage, F2 no claim beyond n, F5 sound epsilon, F6 no leakage, F7
+worst case.
 
-Where a rate is simulated the bound is what a correct method exceeds with probability 0.999, or the promised figure where
-the method is conservative. The promises about unlearning (F3, F4, F8) have a file of their own.
+Where a rate is simulated the bound is what a correct method exceeds with probability 0.999, or the promised figure
+where the method is conservative. The promises about unlearning (F3, F4, F8) have a file of their own.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def test_f1_clopper_pearson_covers_at_a_threshold_fixed_beforehand(rate: float, 
 def normal_evidence(
     seed: int, *, models: int, examples: int, traced: int = 0, gain: float = 0.0, points: int = 60
 ) -> tuple[LogitEvidence, np.ndarray]:
-    """Two-class models whose log-odds are normal about an example's own mean (returned), higher by ``gain`` when in training."""
+    """Two-class models whose log-odds are normal about an example's own mean (returned), higher by ``gain`` when in
+    training."""
     rng = np.random.default_rng(seed)
     keep = rng.random((models, examples)).argsort(axis=0) < models // 2
     mean = rng.normal(2, 2, examples)
@@ -269,7 +271,8 @@ def test_f6_split_bookkeeping_refuses_what_would_flatter() -> None:
 
 
 def planted(seed: int, *, exposed: int, models: int = 64, pool: int = 1000) -> tuple[ExampleSet, ReferenceEnsemble]:
-    """Only the first ``exposed`` examples leave a trace in the models; each model agrees with the others up to noise."""
+    """Only the first ``exposed`` examples leave a trace in the models; each model agrees with the others up to
+    noise."""
     rng = np.random.default_rng(seed)
     num = pool + 200
     keep = np.zeros((models, num), dtype=bool)

@@ -1,5 +1,6 @@
-"""Promises of the unlearning audit, simulated: calibrated when nothing is left (F3), power when everything is (F4), worst case
-before average (F7), retained people (F8). Bounds are binomial at one in a thousand, for any seed, not for a lucky one."""
+"""Promises of the unlearning audit, simulated: calibrated when nothing is left (F3), power when everything is (F4),
+worst case before average (F7), retained people (F8). Bounds are binomial at one in a thousand, for any seed, not for a
+lucky one."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def test_f3_exact_unlearning_is_a_null(num_worlds: int = 50) -> None:
 
 @pytest.mark.parametrize(("runs", "targets"), [(60, 100), (30, 60), (12, 40)])
 def test_f3_the_interval_of_the_auc_covers_a_coin(runs: int, targets: int, trials: int = 200) -> None:
-    """Examples of unlike difficulty and spread, runs that share a shift, nothing to find: a bootstrap over runs fails this."""
+    """Examples of unlike difficulty and spread, runs that share a shift, nothing to find: a bootstrap over runs fails
+    this."""
     missed = 0
     for seed in range(trials):
         rng = np.random.default_rng(seed)
@@ -81,7 +83,8 @@ def test_f3_the_interval_of_the_auc_covers_a_coin(runs: int, targets: int, trial
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_f4_what_was_not_removed_cannot_pass(seed: int) -> None:
-    """Mislabelled canaries, ten copies each: exposed where nothing was done, where next to nothing was done, and not after retraining."""
+    """Mislabelled canaries, ten copies each: exposed where nothing was done, where next to nothing was done, and not
+    after retraining."""
     data = load("sklearn", {"dataset": "digits", "test_fraction": 0.5}, seed=seed)
     recipe = SupervisedConfig(optimizer="sgd", lr=0.2, momentum=0.9, batch=64, epochs=40)
     subject = Subject(data, recipe=recipe, hidden=64)

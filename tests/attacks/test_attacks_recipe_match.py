@@ -1,4 +1,5 @@
-"""A given model beside models of the stated recipe: the level is kept, other models are found, and a pass becomes none."""
+"""A given model beside models of the stated recipe: the level is kept, other models are found, and a pass becomes
+none."""
 
 from __future__ import annotations
 

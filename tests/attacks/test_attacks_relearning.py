@@ -58,7 +58,8 @@ def test_blocks_of_any_size_give_the_same(subject: Subject, monkeypatch: pytest.
 
 
 def test_what_the_model_still_knows_comes_back_first(subject: Subject) -> None:
-    """Damage to the output layer hides knowledge; training examples then come back before test examples, and never-seen do not."""
+    """Damage to the output layer hides knowledge; training examples then come back before test examples, and never-seen
+    do not."""
     data, forgotten = split(subject.data)
     train = data.part("train")
     gaps = []

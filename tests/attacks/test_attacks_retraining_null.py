@@ -1,4 +1,5 @@
-"""Sets that are not random are judged by retrainings without them: exact removal looks like one more, the untouched model does not."""
+"""Sets that are not random are judged by retrainings without them: exact removal looks like one more, the untouched
+model does not."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def models(
     common: float = 0.15,
     tail: float = 0.0,
 ) -> np.ndarray:
-    """Log-odds of models of one kind: an example's own mean and spread, and something that all examples of a model share."""
+    """Log-odds of models of one kind: an example's own mean and spread, and something that all examples of a model
+    share."""
     own = rng.standard_t(4, (count, len(mean))) / np.sqrt(2) if tail else rng.normal(size=(count, len(mean)))
     return mean + spread * (own + common * rng.normal(size=(count, 1)))
 

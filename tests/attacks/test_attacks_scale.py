@@ -31,7 +31,8 @@ AFFINE = ("x 0.12", "x 0.2", "x 4", "shifted")
 
 
 def world(seed: int, *, trace: float) -> tuple[np.ndarray, ...]:
-    """Logits of reference models and of one audited model that was trained on the first half; (M, N, K), (N, K), keep, labels."""
+    """Logits of reference models and of one audited model that was trained on the first half; (M, N, K), (N, K), keep,
+    labels."""
     rng = np.random.default_rng(seed)
     num = EXAMPLES + POINTS
     labels = rng.integers(0, CLASSES, num)
@@ -155,7 +156,8 @@ class Bare(Task):
 
 
 def errors(seed: int, *, trace: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signals -sqrt|r| of reference models and of an audited one that was trained on the first half of the candidates."""
+    """Signals -sqrt|r| of reference models and of an audited one that was trained on the first half of the
+    candidates."""
     rng = np.random.default_rng(seed)
     num = EXAMPLES + POINTS
     keep = np.zeros((MODELS, num), dtype=bool)
@@ -193,7 +195,8 @@ NUMBERS = ["loss", "population", "reference", "lira_online", "lira_offline", "rm
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_of_numbers_an_increasing_map_of_all_signals_changes_nothing(name: str) -> None:
-    """All errors of a model larger or smaller by one factor, which is an affine map of -sqrt|r|; loss and likelihood follow."""
+    """All errors of a model larger or smaller by one factor, which is an affine map of -sqrt|r|; loss and likelihood
+    follow."""
     references, audited, keep = errors(0, trace=2.0)
     task = named("regression")
     before = area(name, of_numbers(read_by(audited), read_by(references), keep, task, calibrated=True))

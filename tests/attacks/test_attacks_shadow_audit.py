@@ -398,7 +398,8 @@ def test_the_plans_method_in_use_is_audited_by_default(subject: Subject) -> None
 
 
 def test_accuracy_lost_is_paired_by_run_and_example(subject: Subject) -> None:
-    """A method that answers at random loses what retraining keeps; the figures are means over runs of paired differences."""
+    """A method that answers at random loses what retraining keeps; the figures are means over runs of paired
+    differences."""
 
     def worse(model: Any, seed: int, **_: Any) -> Any:
         model = copy.deepcopy(model)

@@ -1,6 +1,7 @@
 """The small configurations in which the project's own methods are run, and files for its sources.
 
-Not exceptions: every check is asked of every method. These are values for fields that have no default, and quicker ones.
+Not exceptions: every check is asked of every method. These are values for fields that have no default, and quicker
+ones.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Fields = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def cases() -> list[Any]:
-    """(world, kind, name, check, elsewhere) of everything that is asked: all in the first world of a method, promises of outputs in the others."""
+    """(world, kind, name, check, elsewhere) of everything that is asked: all in the first world of a method, promises
+    of outputs in the others."""
     found = []
     for kind, name in METHODS:
         method = KINDS[kind].get(name)

@@ -1,4 +1,5 @@
-"""The battery as a tool of others: it finds what is wrong and says so, and the scores that the documents print pass it."""
+"""The battery as a tool of others: it finds what is wrong and says so, and the scores that the documents print pass
+it."""
 
 from __future__ import annotations
 

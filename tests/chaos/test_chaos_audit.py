@@ -1,4 +1,5 @@
-"""SIGKILL at random moments of ``palimpsest audit``: readers see a whole old or new state, the next run ends in the same digests."""
+"""SIGKILL at random moments of ``palimpsest audit``: readers see a whole old or new state, the next run ends in the
+same digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The warehouse under kills, failing disks, rot and rivals: readers see the old state or the new, the rerun completes."""
+"""The warehouse under kills, failing disks, rot and rivals: readers see the old state or the new, the rerun
+completes."""
 
 from __future__ import annotations
 

@@ -105,7 +105,8 @@ def problems(w: Warehouse, generations: set[int]) -> list[str]:
     )
     if w.snapshot.exists():
         seen = w.query(
-            "SELECT count(*), min(label), max(label), (SELECT count(*) FROM scores.latest), (SELECT max(value) FROM scores.latest) FROM data.examples"
+            "SELECT count(*), min(label), max(label), (SELECT count(*) FROM scores.latest), (SELECT max(value) FROM "
+            "scores.latest) FROM data.examples"
         ).row(0)
         whole = [(40 + g, g, g, 40 + g, (39 + g) / 7 + g) for g in generations]
         if seen not in whole:

@@ -50,7 +50,8 @@ def test_refusals() -> None:
 
 @pytest.fixture
 def stored(data):
-    """(train ids, splits, scores): a split that forgets every tenth example; every sixth pair of neighbours is a group."""
+    """(train ids, splits, scores): a split that forgets every tenth example; every sixth pair of neighbours is a
+    group."""
     train = np.sort(data.example_id[data.split == "train"])
     role = np.where(np.arange(len(train)) % 10 == 0, "forget", "retain")
     group = np.where(np.arange(len(train)) % 6 == 1, np.roll(train, 1), train)

@@ -1,4 +1,5 @@
-"""Neighbours in cells: exact where every cell is compared with every other, nearly so otherwise, whatever the blocks."""
+"""Neighbours in cells: exact where every cell is compared with every other, nearly so otherwise, whatever the
+blocks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Unlearners that do not unlearn. None of them may pass an audit or close a request.
 
-Each is a function with an unlearner's signature. Some leave the memory where it was and change what is easy to measure; some
-destroy the model, in which nothing is found either; some keep the old model and answer beside its weights.
+Each is a function with an unlearner's signature. Some leave the memory where it was and change what is easy to measure;
+some destroy the model, in which nothing is found either; some keep the old model and answer beside its weights.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def reinitialised(model: nn.Module, seed: int, **_: Any) -> nn.Module:
     return model
 
 
-# --- the forget set is answered otherwise, and remembered for it ---------------------------------------------------------
+# --- the forget set is answered otherwise, and remembered for it
+# ---------------------------------------------------------
 
 
 @cheat()
@@ -173,7 +174,8 @@ def wrong_labels_memorised(model: nn.Module, retain: ExampleSet, forget: Example
     return train(model, x, torch.cat([torch.from_numpy(wrong), torch.from_numpy(retain.y)]), steps=40, lr=0.2)
 
 
-# --- not every model, or not its own -----------------------------------------------------------------------------------
+# --- not every model, or not its own
+# -----------------------------------------------------------------------------------
 
 _CALLS = {"one_in_three": 0}
 
@@ -215,7 +217,8 @@ def untouched_after_it(model: nn.Module, **_: Any) -> nn.Module:
     return model
 
 
-# --- answers beside the weights -----------------------------------------------------------------------------------------
+# --- answers beside the weights
+# -----------------------------------------------------------------------------------------
 
 
 class Wrapper(nn.Module):

@@ -1,4 +1,5 @@
-"""No unlearner that does not unlearn passes or closes a request, on any seed; exact retraining is not what is refused."""
+"""No unlearner that does not unlearn passes or closes a request, on any seed; exact retraining is not what is
+refused."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ def test_no_cheat_passes_on_any_seed(home: Path, cheats: list[str], seed: int) -
 
 @pytest.mark.slow
 def test_exact_retraining_passes_where_no_cheat_does(tmp_path: Path) -> None:
-    """About 0.9 of audits of this size pass, and at most alpha = 0.05 of them fail by chance (seed 159 does: one canary of ten
-    at p = 0.0003); without this the gallery would be proof of nothing."""
+    """About 0.9 of audits of this size pass, and at most alpha = 0.05 of them fail by chance (seed 159 does: one canary
+    of ten at p = 0.0003); without this the gallery would be proof of nothing."""
     found = []
     for seed in SEEDS:
         workspace = audit(tmp_path / str(seed), plan(seed, ["finetune"]))
@@ -61,7 +62,8 @@ def test_exact_retraining_passes_where_no_cheat_does(tmp_path: Path) -> None:
     assert found.count(Verdict.PASS) >= 3 and found.count(Verdict.FAIL) <= 1, found
 
 
-# --- requests -----------------------------------------------------------------------------------------------------------
+# --- requests
+# -----------------------------------------------------------------------------------------------------------
 
 IN_USE = (
     "cheat-logits-shrunk",
@@ -128,7 +130,8 @@ def test_a_request_with_a_cheat_in_use_stays_open(home: Path, cheats: list[str])
     assert set(coverage["verdict"]) == {"inconclusive"} and coverage["sentence"].str.contains("shadow_unlearning").all()
 
 
-# --- audits of other packages -----------------------------------------------------------------------------------------------
+# --- audits of other packages
+# -----------------------------------------------------------------------------------------------
 
 _TABLE = TableSpec(
     schema="audits",

@@ -69,7 +69,8 @@ def test_a_second_run_recomputes_nothing(audited_home: Path, small: Subject) -> 
 def test_the_answers_and_every_judged_finding_are_checks_in_dagster_and_stop_nothing(
     audited_home: Path, small: Subject
 ) -> None:
-    """The page of the findings in Dagster's UI says what the report says: red where it fails, yellow where it cannot be told."""
+    """The page of the findings in Dagster's UI says what the report says: red where it fails, yellow where it cannot be
+    told."""
     (stage,) = [s for s in subject_stages(small) if s.path[1] == "findings" and not s.per_request]
     facts = json.loads(Warehouse.open(audited_home).artifacts.load_bytes("small/reports/audit.json"))
     expected = {ANSWERS[a["about"]]: (a["verdict"], a["sentence"]) for a in facts["answers"] if a["counted"]}

@@ -1,4 +1,5 @@
-"""The Dagster UI as a person sees it: the subject's graph materialised, a picture in the metadata. Saves the README's screenshots."""
+"""The Dagster UI as a person sees it: the subject's graph materialised, a picture in the metadata. Saves the README's
+screenshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A forget request that names a concept: registered, listed and shown like any other; not run where nothing can remove one."""
+"""A forget request that names a concept: registered, listed and shown like any other; not run where nothing can remove
+one."""
 
 from __future__ import annotations
 

@@ -201,7 +201,8 @@ print("loaded", [m for m in ("torch", "sklearn", "captum", "faiss", "great_expec
 """
 
 
-# ---- data of one's own, and contracts that do not hold -----------------------------------------------------------------
+# ---- data of one's own, and contracts that do not hold
+# -----------------------------------------------------------------
 
 
 def table_of(tmp_path: Path) -> Subject:

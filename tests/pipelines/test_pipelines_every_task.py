@@ -1,4 +1,5 @@
-"""Whole plans on tasks without class logits: attacks, exposure, unlearning and its distance to retraining, to a verdict and a page."""
+"""Whole plans on tasks without class logits: attacks, exposure, unlearning and its distance to retraining, to a verdict
+and a page."""
 
 from __future__ import annotations
 

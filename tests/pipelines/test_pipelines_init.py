@@ -1,4 +1,5 @@
-"""From ``palimpsest init`` to the examples that its plan loads: nothing of a user's data is dropped or guessed without a word."""
+"""From ``palimpsest init`` to the examples that its plan loads: nothing of a user's data is dropped or guessed without
+a word."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def test_a_running_job_is_adopted(tmp_path: Path, no_start: None) -> None:
     code = (
         "import sys, time; time.sleep(1.0)\n"
         "from pathlib import Path; import numpy as np; from warehouse import ArtifactStore\n"
-        "ArtifactStore(Path(sys.argv[1])).save(sys.argv[2], {'logits': np.zeros((1, 2, 2), np.float32)}, {'job': sys.argv[3]})"
+        "ArtifactStore(Path(sys.argv[1])).save(sys.argv[2], {'logits': np.zeros((1, 2, 2), np.float32)}, {'job': "
+        "sys.argv[3]})"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "artifacts"), JOB.output, digest(JOB)])
     try:

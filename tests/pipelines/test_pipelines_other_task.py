@@ -1,4 +1,5 @@
-"""A kind of task that nobody here knows, brought by another package with all that goes with it: the battery, and a whole audit."""
+"""A kind of task that nobody here knows, brought by another package with all that goes with it: the battery, and a
+whole audit."""
 
 from __future__ import annotations
 

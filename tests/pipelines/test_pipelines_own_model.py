@@ -1,4 +1,5 @@
-"""A model of one's own: a module from the working folder, weights that somebody else trained, outputs without a model."""
+"""A model of one's own: a module from the working folder, weights that somebody else trained, outputs without a
+model."""
 
 from __future__ import annotations
 
@@ -180,7 +181,8 @@ REFUSED = {
     "stranger_missing:f": "No module named 'no_such_module_here'",
     "stranger_nowhere:f": "No module named 'stranger_nowhere'",
     "assets:build": r"assets.py cannot be imported: 'assets' is also the name of a package of this program",
-    "polars:build": r"polars.py cannot be imported: 'polars' is also the name of a package of this program or of its lib",
+    "polars:build": r"polars.py cannot be imported: 'polars' is also the name of a package of this program or of its "
+    r"lib",
     "statistics:build": "'statistics' is also the name of a module of Python's own library",
     "stranger_borrows:f": r"scoring.py cannot be imported: 'scoring' is also the name of a package of this program",
 }
@@ -237,7 +239,8 @@ def test_the_folder_and_the_source_of_an_own_module_are_on_record(
 def test_a_plan_whose_module_is_gone_leaves_the_others_as_they_are(
     folder: Path, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The code location of the UI loads: the plan that cannot says why, as an asset, and the built-in subjects are there."""
+    """The code location of the UI loads: the plan that cannot says why, as an asset, and the built-in subjects are
+    there."""
     from pipelines.definitions import subject_or_error, workspace
     from pipelines.subjects import BUILT_IN
 

@@ -1,4 +1,5 @@
-"""README's score in one file works as it is printed: as a package of its own, found by its entry point, named in a plan."""
+"""README's score in one file works as it is printed: as a package of its own, found by its entry point, named in a
+plan."""
 
 from __future__ import annotations
 

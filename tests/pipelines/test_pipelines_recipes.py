@@ -117,7 +117,8 @@ def test_every_model_is_the_plans_recipe(made: tuple[Workspace, list[tuple[int, 
 
 
 def test_reference_models_and_retrainings_are_of_the_audited_models_regime(audited: Workspace) -> None:
-    """Over five seeds one model of this recipe reaches 0.49 to 0.70, 16 reference models 0.48 to 0.59; with the true labels both pass 0.9."""
+    """Over five seeds one model of this recipe reaches 0.49 to 0.70, 16 reference models 0.48 to 0.59; with the true
+    labels both pass 0.9."""
     target = audited.warehouse.query("SELECT train_quality, test_quality FROM models.checkpoints WHERE role = 'target'")
     [(train, test)] = target.rows()
     assert train < 0.8, "the recipe of this test must train badly"

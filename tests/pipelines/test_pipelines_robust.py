@@ -1,4 +1,5 @@
-"""What goes wrong around the program is one message and exit status 2, and reading waits for nobody: each from the command on."""
+"""What goes wrong around the program is one message and exit status 2, and reading waits for nobody: each from the
+command on."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def writer(home: Path) -> Iterator[None]:
         child.wait()
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------
+# --- reading
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", READING, ids=lambda words: "-".join(words[:2]).replace("SELECT count(*)", "q")[:20])
@@ -144,7 +146,8 @@ def test_looking_needs_no_lock_where_there_can_be_none(home: Path, monkeypatch: 
     assert found.whole and not found.published_only
 
 
-# --- where state is ---------------------------------------------------------------------------------------------------------
+# --- where state is
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_no_state_is_made_by_reading_and_a_new_one_is_said(tmp_path: Path, home: Path) -> None:
@@ -176,7 +179,8 @@ def test_a_table_is_not_written_into_a_folder_that_is_not_there(home: Path, tmp_
     assert done.returncode == 0 and (tmp_path / "x.json").read_text() == '[{"one":1}]\n'
 
 
-# --- what stands around it ----------------------------------------------------------------------------------------------------
+# --- what stands around it
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -229,7 +233,8 @@ def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: P
     assert done.returncode == 0 and r"\xe9-\u6f22" in done.stdout
 
 
-# --- the disk -----------------------------------------------------------------------------------------------------------------
+# --- the disk
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_named(tmp_path: Path, mounting: None) -> None:
@@ -250,7 +255,8 @@ def test_a_file_that_may_not_grow_is_named(home: Path, tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-# --- code that is not ours ----------------------------------------------------------------------------------------------------
+# --- code that is not ours
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_whatever_a_users_model_raises_is_one_message(

@@ -1,4 +1,5 @@
-"""``palimpsest verify``: evidence that was tampered with is found, whatever of it was changed along; untouched it is whole."""
+"""``palimpsest verify``: evidence that was tampered with is found, whatever of it was changed along; untouched it is
+whole."""
 
 from __future__ import annotations
 

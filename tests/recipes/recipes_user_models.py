@@ -36,7 +36,8 @@ def batchnorm(input_shape, num_outputs):
 
 
 class Odd(nn.Module):
-    """Partly frozen, one parameter unused, one tied, one a scalar, and (when counting) a buffer that every training step changes."""
+    """Partly frozen, one parameter unused, one tied, one a scalar, and (when counting) a buffer that every training
+    step changes."""
 
     def __init__(self, input_shape, num_outputs, *, counting=False):
         super().__init__()

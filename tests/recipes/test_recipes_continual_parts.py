@@ -1,4 +1,5 @@
-"""The parts of continual recipes against closed forms and naive loops: distillation, anchors, Fisher information, head, buffer."""
+"""The parts of continual recipes against closed forms and naive loops: distillation, anchors, Fisher information, head,
+buffer."""
 
 from __future__ import annotations
 

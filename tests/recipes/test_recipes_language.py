@@ -1,4 +1,5 @@
-"""Language models are trained as their recipes say: the same bits, resumed or straight; adapters alone move; many on one base."""
+"""Language models are trained as their recipes say: the same bits, resumed or straight; adapters alone move; many on
+one base."""
 
 from __future__ import annotations
 
@@ -240,7 +241,8 @@ def test_an_audit_of_digits_imports_no_language_library() -> None:
         "for registry in REGISTRIES: registry.names()\n"
         "from unlearning.language import metrics, muse, decoding\n"
         "heavy = {'transformers', 'peft', 'accelerate', 'tokenizers', 'rouge_score', 'nltk'} & set(sys.modules)\n"
-        "print(sorted(heavy), 'flat' in dict.fromkeys(REGISTRIES[-3].names()) or any('flat' in r.names() for r in REGISTRIES))\n"
+        "print(sorted(heavy), 'flat' in dict.fromkeys(REGISTRIES[-3].names()) or any('flat' in r.names() for r in "
+        "REGISTRIES))\n"
     )
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

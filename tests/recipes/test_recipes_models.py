@@ -120,7 +120,8 @@ def test_a_built_in_model_has_a_version_of_its_own(monkeypatch):
 
 
 class TestTheVersionOfAUsersModel:
-    """It is the digest of the module's source and of what it imports from beside itself; nothing is imported to tell it."""
+    """It is the digest of the module's source and of what it imports from beside itself; nothing is imported to tell
+    it."""
 
     FILES: ClassVar = {
         "mine_net.py": "import torch\nfrom mine_blocks import Block\nimport mine_pkg.deep.layer\n",

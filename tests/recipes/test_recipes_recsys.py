@@ -1,4 +1,5 @@
-"""Implicit feedback: draws against enumeration and chi-squared, models and metrics against naive loops, the recipe's promises."""
+"""Implicit feedback: draws against enumeration and chi-squared, models and metrics against naive loops, the recipe's
+promises."""
 
 from __future__ import annotations
 

@@ -140,7 +140,8 @@ def test_a_recipe_of_another_version_does_not_resume_the_blocks_of_the_first(exa
 
 @pytest.mark.parametrize("name", ["mlp", "dropout", "cnn"])
 def test_the_supervised_recipe_keeps_its_bits(examples, name):
-    """Reference, early and shadow models are those of the stacked trainer called directly, block by block, bit for bit."""
+    """Reference, early and shadow models are those of the stacked trainer called directly, block by block, bit for
+    bit."""
     data = examples(81, shape=(1, 8, 8))
     config = {"mlp": {"hidden": [8]}, "dropout": {"hidden": [8], "dropout": 0.3}, "cnn": {"channels": [3, 4]}}[name]
     build = builder("cnn" if name == "cnn" else "mlp", config, input_shape=data.input_shape, num_outputs=3)

@@ -184,7 +184,8 @@ def test_the_same_report_gives_the_same_bytes_in_another_process(digits_report: 
     here = {hashlib.sha256(text.encode()).hexdigest() for text in (whole, render_json(digits_report))}
     code = (
         "import sys, hashlib; sys.path[:0] = sys.argv[1:3]; import conftest, reports; r = conftest.build_report()\n"
-        "for f in (reports.render_html, reports.render_json): sys.stdout.write(hashlib.sha256(f(r).encode()).hexdigest() + ' ')"
+        "for f in (reports.render_html, reports.render_json): "
+        "sys.stdout.write(hashlib.sha256(f(r).encode()).hexdigest() + ' ')"
     )
     folder = Path(__file__).parent
     done = subprocess.run(

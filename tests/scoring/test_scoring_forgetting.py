@@ -136,7 +136,8 @@ def test_noisy_labels_are_learnt_late_and_forgotten_more():
 
 
 def test_what_is_never_learnt_is_the_hardest_of_the_stored_values_and_is_taken_by_its_readers():
-    """Three runs of five presentations: 0 never learnt, 1 in one run only, 2 forgotten twice in each, 3 always right."""
+    """Three runs of five presentations: 0 never learnt, 1 in one run only, 2 forgotten twice in each, 3 always
+    right."""
     never, always, twice = [False] * 5, [True] * 5, [True, False, True, False, True]
     history = np.array([[never, always if r == 0 else never, twice, always] for r in range(3)]).transpose(0, 2, 1)
     data = make_examples(

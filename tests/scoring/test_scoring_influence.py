@@ -1,4 +1,5 @@
-"""Influence: the dense formula, blocks, undefined sides, exact p-values, and the false-discovery rate on known truth."""
+"""Influence: the dense formula, blocks, undefined sides, exact p-values, and the false-discovery rate on known
+truth."""
 
 from __future__ import annotations
 
@@ -311,7 +312,8 @@ def test_planted_pairs_of_a_regression_are_found(planted) -> None:
 
 
 def test_a_chance_difference_is_not_memorised(planted) -> None:
-    """Examples that half of the models get right, by chance: mem reaches 0.25 for some, the lower end of its interval for none."""
+    """Examples that half of the models get right, by chance: mem reaches 0.25 for some, the lower end of its interval
+    for none."""
     data, ensemble = planted
     logits = ensemble.logits.copy()
     chance = np.random.default_rng(8).random((64, 30)) < 0.5

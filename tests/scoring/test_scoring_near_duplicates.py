@@ -1,4 +1,5 @@
-"""Near duplicates: planted copies of every kind, brute force, nothing where there is nothing, refusal, hostile input."""
+"""Near duplicates: planted copies of every kind, brute force, nothing where there is nothing, refusal, hostile
+input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Personal loss: against a loop over the definition, selection against exact enumeration, ranks and refusals; the analysis."""
+"""Personal loss: against a loop over the definition, selection against exact enumeration, ranks and refusals; the
+analysis."""
 
 from __future__ import annotations
 
@@ -217,7 +218,8 @@ def test_no_choice_is_the_share_in_the_data() -> None:
 
 
 def test_no_temperature_is_the_best_of_the_pool() -> None:
-    """The r-th lowest of n is the best of a k-pool when the others come from the n - r above: C(n - r, k - 1) / C(n, k)."""
+    """The r-th lowest of n is the best of a k-pool when the others come from the n - r above: C(n - r, k - 1) / C(n,
+    k)."""
     found = selection_probability(np.arange(7.0), pool=3, tau=1e-6)
     expected = [math.comb(7 - r, 2) / math.comb(7, 3) for r in range(1, 8)]
     np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -1,4 +1,5 @@
-"""Taste: against the definition by a loop, the sketch, lists that say nothing, and planted noise in lists of unequal length."""
+"""Taste: against the definition by a loop, the sketch, lists that say nothing, and planted noise in lists of unequal
+length."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def test_what_says_nothing_has_odds_of_zero() -> None:
 
 
 def test_it_ranks_noise_over_lists_of_unequal_length() -> None:
-    """200 users with one of 4 tastes, 4 to 80 items, a fifth of them random; the model has also learnt every listed item by heart."""
+    """200 users with one of 4 tastes, 4 to 80 items, a fifth of them random; the model has also learnt every listed
+    item by heart."""
     rng = np.random.default_rng(2)
     kind_U, kind_K = rng.integers(0, 4, 200), np.arange(400) % 4
     scores = 1.5 * (kind_U[:, None] == kind_K) + rng.normal(size=(200, 400)) * 0.3

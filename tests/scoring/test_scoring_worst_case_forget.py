@@ -110,8 +110,8 @@ def naive_sign_sgd(model, data, weight, *, epochs, lr, batch, seed):
 
 @pytest.mark.parametrize("planned", ["nothing", "some", "halves"])
 def test_fine_tuning_equals_a_naive_loop(examples, mlp, planned) -> None:
-    """With w = 0 it is signSGD on all examples; a common factor of 1 - w changes nothing. (In double precision: a gradient
-    that rounds to the other side of 0 is a step in the other direction.)"""
+    """With w = 0 it is signSGD on all examples; a common factor of 1 - w changes nothing. (In double precision: a
+    gradient that rounds to the other side of 0 is a step in the other direction.)"""
     w = {"nothing": np.zeros(37), "some": (np.arange(37) % 3 == 0) * 1.0, "halves": np.full(37, 0.5)}[planned]
     weight = np.ones(37) if planned == "halves" else 1.0 - w
     options = {"epochs": 2, "lr": 1e-2, "batch": 7, "seed": 4}
@@ -201,7 +201,8 @@ def test_batch_norm_takes_a_last_single_example(examples) -> None:
 
 @pytest.mark.parametrize("lower", LOWER_LEVELS)
 def test_a_frozen_body_keeps_its_statistics_and_drops_nothing(examples, lower) -> None:
-    """Under ``eu`` everything below the output layer is as it was, batch statistics and all; the others are trained whole."""
+    """Under ``eu`` everything below the output layer is as it was, batch statistics and all; the others are trained
+    whole."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4)).eval()
     modes = []
@@ -393,7 +394,8 @@ SMALL = WorstCaseForgetConfig(upper_steps=5, lower_epochs=3, batch=64)
 
 @pytest.fixture(scope="module")
 def planted():
-    """300 vectors of three well separated classes, 10% of the labels changed, and a network that has learnt them all."""
+    """300 vectors of three well separated classes, 10% of the labels changed, and a network that has learnt them
+    all."""
     rng = np.random.default_rng(0)
     y = np.arange(300) % 3
     x = (rng.normal(size=(3, 20))[y] * 2 + rng.normal(size=(300, 20))).astype(np.float32)
@@ -520,7 +522,8 @@ def test_several_starts_are_averaged(planted) -> None:
 
 @pytest.fixture(scope="module")
 def outliers():
-    """60 numbers in a large unit, linear but for six far out of line, and a network that has learnt all of them by heart."""
+    """60 numbers in a large unit, linear but for six far out of line, and a network that has learnt all of them by
+    heart."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 4)).astype(np.float32)
     y = 300 + 50 * x @ np.array([1, 0.5, -0.3, 0.2])
@@ -546,8 +549,8 @@ def test_the_outliers_of_a_regression_are_the_easiest_to_forget(outliers, direct
 
 
 def test_a_regression_is_unlearnt_in_units_of_what_is_kept(outliers) -> None:
-    """By hand: the output layer's affine map undone, signSGD on squared errors of standardised targets, the map put back;
-    and what is left out does not reach the result, however far out it lies."""
+    """By hand: the output layer's affine map undone, signSGD on squared errors of standardised targets, the map put
+    back; and what is left out does not reach the result, however far out it lies."""
     data, model, odd = outliers
     model, w = copy.deepcopy(model).double(), np.isin(data.example_id, odd).astype(np.float64)
     options = {"epochs": 2, "lr": 1e-3, "batch": 7, "seed": 4}

@@ -1,4 +1,5 @@
-"""Image folders: pixels as Pillow wrote them, ids by sorted path, and images that are too large, broken or elsewhere."""
+"""Image folders: pixels as Pillow wrote them, ids by sorted path, and images that are too large, broken or
+elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Interactions: tables read back by hand, planted noise counted, every refusal; the synthetic process against its definition."""
+"""Interactions: tables read back by hand, planted noise counted, every refusal; the synthetic process against its
+definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The bundled sets against scikit-learn, planted noise, and detection of files that others wrote with their defaults."""
+"""The bundled sets against scikit-learn, planted noise, and detection of files that others wrote with their
+defaults."""
 
 from __future__ import annotations
 

@@ -175,7 +175,8 @@ def test_delong_covers() -> None:
 @pytest.mark.stat
 @pytest.mark.parametrize("truth", [0.5, 0.6, 0.75])
 def test_delong_covers_from_ten_on_a_side_and_not_with_three(truth: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """95% intervals, n positives against 50 negatives: 10 cover 0.94 to 0.95, 5 0.91 to 0.92, 3 0.86 (4,000 data sets each)."""
+    """95% intervals, n positives against 50 negatives: 10 cover 0.94 to 0.95, 5 0.91 to 0.92, 3 0.86 (4,000 data sets
+    each)."""
 
     def covered(n_pos: int) -> float:
         rng = np.random.default_rng(n_pos)

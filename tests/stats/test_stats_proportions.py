@@ -1,4 +1,5 @@
-"""Intervals of proportions: published values, coverage by enumeration, and what they call among examples that are not memorised."""
+"""Intervals of proportions: published values, coverage by enumeration, and what they call among examples that are not
+memorised."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Concepts: planted directions, the optimum of the head, closed-form and brute-force attributions, and the two registered
-methods on a world whose concepts are known."""
+"""Concepts: planted directions, the optimum of the head, closed-form and brute-force attributions, and the two
+registered methods on a world whose concepts are known."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def random_head(seed: int, *, classes: int = 4, num: int = 5) -> PosthocCBM:
 
 @pytest.fixture(scope="module")
 def world() -> tuple[ExampleSet, nn.Module]:
-    """Each attribute is one input coordinate (wide: 0, tall: 1, red: 2) plus noise; the model is linear, so its embedding
-    is the input itself."""
+    """Each attribute is one input coordinate (wide: 0, tall: 1, red: 2) plus noise; the model is linear, so its
+    embedding is the input itself."""
     rng = np.random.default_rng(3)
     y = np.arange(400) % CLASSES
     means = np.zeros((CLASSES, DIM))

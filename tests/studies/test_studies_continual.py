@@ -1,4 +1,5 @@
-"""Measures of a stream by hand, the study of a stream on planted data, and a buffer that shows against one that does not."""
+"""Measures of a stream by hand, the study of a stream on planted data, and a buffer that shows against one that does
+not."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def test_accuracies_are_over_the_classes_seen_and_within_the_step():
     test = examples([0, 1, 2, 3], np.arange(4)[:, None], 4)
     stream = Stream(step=np.zeros(0, np.int64), names=("a", "b"), classes=((0, 1), (2, 3)), pretrain=())
     steps = np.array([0, 0, 1, 1])
-    # Example 0 is right within its step but loses to class 2; a class not yet seen (3) takes no part after the first step.
+    # Example 0 is right within its step but loses to class 2; a class not yet seen (3) takes no part after the first
+    # step.
     one = Answers([[1.0, 0, 0, 9], [0, 1.0, 0, 9], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
     two = Answers([[1.0, 0, 2, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 1.0, 0]])
     found = step_accuracy([one, two], test, steps, stream)

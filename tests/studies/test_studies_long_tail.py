@@ -21,7 +21,8 @@ NUM, POPULATION, CLASSES, MODELS = 2000, 2000, 5, 40
 
 @pytest.fixture(scope="module")
 def world():
-    """A learner that knows the label of a subpopulation exactly when it trained on one of its samples, and else guesses."""
+    """A learner that knows the label of a subpopulation exactly when it trained on one of its samples, and else
+    guesses."""
     mixture = LongTailMixture.draw(zipf_prior(NUM), num_classes=CLASSES, seed=1)
     where = mixture.sample(NUM + POPULATION, seed=2)
     x = mixture.vectors(where, noise=0.2, seed=3)

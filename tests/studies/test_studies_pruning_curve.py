@@ -130,7 +130,8 @@ def test_the_curve_trains_exactly_what_the_curators_keep_ties_included(wine, lev
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(13, 0), (15, 0), (15, 1)])
 def test_every_set_is_trained_for_the_steps_of_the_full_set(wine, epochs, warmup):
-    """Effort 0.1 of 13 and 15 epochs is 1.3 and 1.5: neither these nor the epochs of the small sets are whole numbers."""
+    """Effort 0.1 of 13 and 15 epochs is 1.3 and 1.5: neither these nor the epochs of the small sets are whole
+    numbers."""
     log, recipe = [], SupervisedConfig(lr=0.2, epochs=epochs, batch=8, warmup_epochs=warmup)
     train = trainer(wine, log, recipe)
     curve = run(wine, scores_of(wine), train, fractions=(0.3, 0.6), seeds=2, effort=0.1)["pruning_curve"]
@@ -222,7 +223,8 @@ def two_worlds(num: int = 1000) -> ExampleSet:
 
 
 def by_offset(better_on_test: float):
-    """A recipe that is right on 0.9 of the validation part without examples over 0.8 and 0.6 with; 0.75 for random sets."""
+    """A recipe that is right on 0.9 of the validation part without examples over 0.8 and 0.6 with; 0.75 for random
+    sets."""
 
     def train(members: ExampleSet, seed: int, *, effort: float = 1.0, steps=10, observe=None) -> nn.Module:
         for _ in range(steps):
@@ -276,7 +278,8 @@ def test_a_choice_needs_a_gain_above_chance_and_says_how_many_examples_would_do(
     random, little, more = measured(0.5, 0.52, 0.6)
     rows = _choices({0.3: {"random": random, "a": little}, 0.6: {"random": random, "a": little, "b": more}})
     assert [row["best"] for row in rows] == ["a", "b"] and rows[1]["choice"] == "b"
-    # One candidate: z = 1.645; v = 0.02 * 0.98 * 100 / 99; no spread between seeds; gain 0.02 against 1.645 sqrt(v / 100).
+    # One candidate: z = 1.645; v = 0.02 * 0.98 * 100 / 99; no spread between seeds; gain 0.02 against 1.645 sqrt(v /
+    # 100).
     v = 0.02 * 0.98 * 100 / 99
     assert (
         rows[0]["choice"] == INCONCLUSIVE

@@ -1,4 +1,5 @@
-"""Forget-set selectors against naive ones, stored as splits, and the arithmetic of the qualification on planted metrics."""
+"""Forget-set selectors against naive ones, stored as splits, and the arithmetic of the qualification on planted
+metrics."""
 
 from __future__ import annotations
 
@@ -271,7 +272,8 @@ def test_a_forget_set_of_any_selector_is_a_split(both_splits, mlp, selector, sea
 
 
 class Bench:
-    """Unlearners and metrics that are made up: a "model" is the note of how it was made; a network is the untouched model."""
+    """Unlearners and metrics that are made up: a "model" is the note of how it was made; a network is the untouched
+    model."""
 
     methods = ("good",)
 

@@ -30,9 +30,11 @@ EPOCHS = 40
 
 
 def planted() -> ExampleSet:
-    """Four classes, which are the quarters of the score; feature 0 is the score, feature 1 spreads the examples over [0, 1).
+    """Four classes, which are the quarters of the score; feature 0 is the score, feature 1 spreads the examples over
+    [0, 1).
 
-    Feature 2 marks the test split, on which every model is right where it would be wrong: who chooses on it chooses the worst.
+    Feature 2 marks the test split, on which every model is right where it would be wrong: who chooses on it chooses the
+    worst.
     """
     rng = np.random.default_rng(0)
     score = np.concatenate([rng.permutation(NUM), np.arange(NUM_TEST) * (NUM // NUM_TEST)])
@@ -55,7 +57,8 @@ def planted() -> ExampleSet:
 
 
 class Wrong(nn.Module):
-    """Wrong on the share ``error`` of the training examples, held out or not, and on 1 - ``error`` of the test examples."""
+    """Wrong on the share ``error`` of the training examples, held out or not, and on 1 - ``error`` of the test
+    examples."""
 
     def __init__(self, error: float) -> None:
         super().__init__()
@@ -154,7 +157,8 @@ def test_planted_laws_are_recovered_and_the_plan_is_theirs():
 
 
 def test_what_the_test_split_says_changes_no_pool_law_or_choice():
-    """Digits: test labels in another order, and half of the test rows. Shuffled validation images do change the laws."""
+    """Digits: test labels in another order, and half of the test rows. Shuffled validation images do change the
+    laws."""
     digits = load("sklearn", {"dataset": "digits", "test_fraction": 0.4}, seed=1)
     build = builder("mlp", {"hidden": (32,)}, input_shape=digits.input_shape, num_outputs=10)
     recipe = SupervisedConfig(lr=0.1, epochs=20)
@@ -295,14 +299,16 @@ def test_a_choice_needs_its_margin_and_the_nearest_measurement():
     assert not said(2, 0.01)[1]  # one pool alone at 4000 compares nothing: 1000 is nearest
     assert said(2, 0.01, stderr=0.02)[1] and said(2, None) == ("by the law alone: no union was trained", True, None)
     assert said(0, 0.06, stderr=0.04) == (
-        "the two least predictions are 0.1 apart; 200 validation examples tell 0.11, the seeds differ by more: more seeds would",
+        "the two least predictions are 0.1 apart; 200 validation examples tell 0.11, the seeds differ by more: more "
+        "seeds would",
         False,
         None,
     )
 
 
 def test_a_validation_part_too_small_for_the_margin_says_how_large_it_must_be():
-    """0.1 apart, 2 sqrt(2) sqrt(0.01^2 + 0.25 / m): 0.13 for m = 125, and 0.1 for m = 0.25 / (0.1^2 / 8 - 0.01^2) = 217.4."""
+    """0.1 apart, 2 sqrt(2) sqrt(0.01^2 + 0.25 / m): 0.13 for m = 125, and 0.1 for m = 0.25 / (0.1^2 / 8 - 0.01^2) =
+    217.4."""
     plan = Plan(order=np.arange(2), budgets=np.array([120.0]), errors=np.array([[0.3, 0.4]]), num_pools=np.array([1]))
     told = {m: _verdict(plan, 0, {}, miss=0.01, noise=_Noise(0.01**2, 0.25 / m, m)) for m in (125, 217, 218)}
     assert told[125] == (

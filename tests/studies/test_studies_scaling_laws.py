@@ -269,7 +269,8 @@ def test_the_interval_shows_that_a_small_utility_leaves_tau_open():
 
 
 def test_the_bootstrap_interval_covers_what_it_claims():
-    """90% intervals of b and tau with a and d known, 150 of each: 0.82 to 0.97 (narrower noise in the bootstrap gives under a half)."""
+    """90% intervals of b and tau with a and d known, 150 of each: 0.82 to 0.97 (narrower noise in the bootstrap gives
+    under a half)."""
     grid = Grid(a=(20.0,), d=(0.05,))
     laws = [PoolLaw(a=20.0, b=b, tau=t, d=0.05) for b, t in ((-0.4, 3.0), (-0.3, 6.0), (-0.25, 5.0))]
     hit = []

@@ -21,7 +21,8 @@ LANGUAGE: Any = named("language")
 
 
 class Table(nn.Module):
-    """Logits of the next token from the last one, and a bit of its position; an object with ``logits``, as transformers answers."""
+    """Logits of the next token from the last one, and a bit of its position; an object with ``logits``, as transformers
+    answers."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()

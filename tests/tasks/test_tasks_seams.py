@@ -1,4 +1,5 @@
-"""What every task promises: readings as their definitions say, example by example, and references on every one of them."""
+"""What every task promises: readings as their definitions say, example by example, and references on every one of
+them."""
 
 from __future__ import annotations
 

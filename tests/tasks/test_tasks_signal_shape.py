@@ -1,7 +1,8 @@
-"""The signal over reference models: how near normal it is, measured on trained models, beside transforms that are worse.
+"""The signal over reference models: how near normal it is, measured on trained models, beside transforms that are
+worse.
 
-For every example the models that were trained without it and those trained with it are one sample each; of the standardised
-samples the mean size of the skewness and the mean of Shapiro and Wilk's W (1 is normal) are compared.
+For every example the models that were trained without it and those trained with it are one sample each; of the
+standardised samples the mean size of the skewness and the mean of Shapiro and Wilk's W (1 is normal) are compared.
 """
 
 from __future__ import annotations

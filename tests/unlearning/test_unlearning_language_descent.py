@@ -185,7 +185,8 @@ def test_one_step_of_gradient_ascent_and_of_npo_in_their_equations(texts: World)
 
 
 def test_the_reference_is_the_model_before_unlearning(texts: World) -> None:
-    """At the first step NPO and DPO weigh every example by sigmoid(0) = 1/2: their direction is that of the summed NLL."""
+    """At the first step NPO and DPO weigh every example by sigmoid(0) = 1/2: their direction is that of the summed
+    NLL."""
     batch = all_of(texts.forget)
     summed = one_step(texts, lambda s: -sequence_nll(answers(s, batch), batch.targets)[0].mean())
     torch.testing.assert_close(flat(texts.run("npo", beta=5.0, **ONE)), summed, rtol=1e-4, atol=5e-5)
@@ -245,7 +246,8 @@ def test_a_batch_is_indexed_once(texts: World) -> None:
 
 
 def test_a_mean_of_probabilities_is_what_is_minimised(texts: World) -> None:
-    """After FLAT the templates are likelier and the answers less likely than before, in the very numbers of its loss."""
+    """After FLAT the templates are likelier and the answers less likely than before, in the very numbers of its
+    loss."""
     prompts = Sequences(texts.forget, device="cpu", who="test").prompts
     taught, batch = padded(prompts, [TEMPLATES[0]] * len(prompts)), all_of(texts.forget)
 

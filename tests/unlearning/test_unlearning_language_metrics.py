@@ -116,7 +116,8 @@ def test_the_truth_ratio_by_hand_in_both_forms(table: Tensor) -> None:
 
 
 def test_the_truth_ratio_does_not_depend_on_padding(table: Tensor) -> None:
-    """Questions of unequal length in one batch read as each of them alone, also with a model that looks at positions."""
+    """Questions of unequal length in one batch read as each of them alone, also with a model that looks at
+    positions."""
     asked = [question(), question(prompt=(1, 2, 2, 1, 2), answer=(3, 4, 5, 6, 7, END))]
     together = Answers.of(Counting(table), asked)
     for row, one in enumerate(asked):

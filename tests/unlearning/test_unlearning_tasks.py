@@ -1,4 +1,5 @@
-"""Descent on tasks other than classification: against loops written out by hand, and what every run promises there too."""
+"""Descent on tasks other than classification: against loops written out by hand, and what every run promises there
+too."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def naive(model: nn.Module, loss_of, cuts, *, lr: float, sign: float = 1.0, wd: 
 
 
 def test_a_regression_is_descended_in_units_of_its_own_spread(numbers, flat):
-    """By hand: the head's affine map undone, momentum SGD on squared errors of standardised targets, the map put back."""
+    """By hand: the head's affine map undone, momentum SGD on squared errors of standardised targets, the map put
+    back."""
     retain = numbers.retain.by_id()
     x, y = torch.from_numpy(retain.inputs(slice(None))), torch.from_numpy(retain.y).float()
     mean, sd = float(retain.y.mean()), float(retain.y.std())

@@ -300,7 +300,8 @@ def test_it_is_silent_and_leaves_no_file(tmp_path: Path) -> None:
         "import sys, warnings; warnings.simplefilter('error'); sys.path.insert(0, sys.argv[1])\n"
         "import polars as pl; from contracts.schema import MEMBERS; from warehouse import expectations as e\n"
         "assert 'great_expectations' not in sys.modules, 'importing it is slow'\n"
-        "f = pl.DataFrame({'dataset_id': ['d'] * 50, 'example_id': range(50), 'role': ['forget'] * 50, 'reason': [''] * 50})\n"
+        "f = pl.DataFrame({'dataset_id': ['d'] * 50, 'example_id': range(50), 'role': ['forget'] * 50, 'reason': [''] "
+        "* 50})\n"
         "assert e.check(MEMBERS, f).passed and not e.check(MEMBERS, f.vstack(f)).passed"
     )
     environment = os.environ | {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "config")}

@@ -64,18 +64,21 @@ def test_order_comes_from_seq_not_from_the_clock(home: Path) -> None:
         ),
         ("UPDATE ledger.entries SET kind = 'noted' WHERE seq = {n} - 2", "entry {m2} was changed", None),
         (
-            "UPDATE ledger.entries SET hash = translate(hash, '0123456789abcdef', '123456789abcdef0') WHERE seq = {n} - 2",
+            "UPDATE ledger.entries SET hash = translate(hash, '0123456789abcdef', '123456789abcdef0') WHERE seq = {n} "
+            "- 2",
             "entry {m2} was changed",
             None,
         ),
         ("DELETE FROM ledger.entries WHERE seq = {n} - 2", "entries {m2} to {m2} are missing", -2),
         (
-            "UPDATE ledger.entries SET seq = CASE seq WHEN {n} - 2 THEN {n} - 3 ELSE {n} - 2 END WHERE seq IN ({n} - 3, {n} - 2)",
+            "UPDATE ledger.entries SET seq = CASE seq WHEN {n} - 2 THEN {n} - 3 ELSE {n} - 2 END WHERE seq IN ({n} - "
+            "3, {n} - 2)",
             "entry {m2} was changed",
             None,
         ),
         (
-            "INSERT INTO ledger.entries SELECT seq, prev_hash, hash, kind, body FROM ledger.entries WHERE seq = {n} - 2",
+            "INSERT INTO ledger.entries SELECT seq, prev_hash, hash, kind, body FROM ledger.entries WHERE seq = {n} - "
+            "2",
             "entry {m2} is there twice",
             None,
         ),

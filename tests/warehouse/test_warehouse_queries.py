@@ -64,7 +64,8 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
     for spec in TABLES:
         c.execute(ddl.create_table(spec))
     c.execute(
-        "CREATE SCHEMA ledger; CREATE TABLE ledger.entries (seq BIGINT, prev_hash VARCHAR, hash VARCHAR, kind VARCHAR, body JSON)"
+        "CREATE SCHEMA ledger; CREATE TABLE ledger.entries (seq BIGINT, prev_hash VARCHAR, hash VARCHAR, kind VARCHAR, "
+        "body JSON)"
     )
     c.execute(
         "CREATE TABLE scores.latest (subject VARCHAR, score VARCHAR, example_id BIGINT, value DOUBLE, stderr DOUBLE, "
@@ -348,16 +349,19 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         (
             (
                 "replace",
-                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}',
+                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, '
+                '"rows": 3, "config_digest": "c1", "run_id": "r1", "digest": "d1", "at": "t1"}',
             ),
             (
                 "replace",
-                '{"table": "scores.el2n", "subject": "digits", "partition": {}, "rows": 9, "config_digest": "c1", "run_id": "r1", "digest": "d2", "at": "t1"}',
+                '{"table": "scores.el2n", "subject": "digits", "partition": {}, "rows": 9, "config_digest": "c1", '
+                '"run_id": "r1", "digest": "d2", "at": "t1"}',
             ),
             ("stage", '{"asset": "digits/audits/findings", "key": "k", "at": "t1"}'),
             (
                 "replace",
-                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, "rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}',
+                '{"table": "audits.findings", "subject": "digits", "partition": {"stage": "digits/audits/findings"}, '
+                '"rows": 5, "config_digest": "c2", "run_id": "r2", "digest": "d3", "at": "t2"}',
             ),
         ),
         start=1,

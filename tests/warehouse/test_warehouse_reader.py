@@ -394,7 +394,10 @@ def test_views_over_many_scores_are_one_long_table(filled: Warehouse) -> None:
 
 
 def test_plain_duckdb_reads_the_snapshot_while_an_audit_writes(filled: Warehouse) -> None:
-    ask = "SELECT (SELECT count(*) FROM scores.latest), (SELECT count(*) FROM ledger.entries), (SELECT count(*) FROM requests.register), (SELECT count(*) FROM audits.attack_reports), (SELECT count(*) FROM unlearning.runs)"
+    ask = (
+        "SELECT (SELECT count(*) FROM scores.latest), (SELECT count(*) FROM ledger.entries), (SELECT count(*) FROM "
+        "requests.register), (SELECT count(*) FROM audits.attack_reports), (SELECT count(*) FROM unlearning.runs)"
+    )
     code = f"import duckdb; print(duckdb.connect({str(filled.snapshot)!r}, read_only=True).execute({ask!r}).fetchone())"
     with filled.transaction() as t:
         t.replace(EL2N, score_frame([1]), **COMMON)

@@ -3,8 +3,8 @@
     y_t = argmax_v p(v | x, y_<t), the first of equals, until the end of sequence or ``max_new_tokens``
     nll(x, y) = -sum_t log p(y_t | x, y_<t)          a(y | x) = exp(-nll / |y|)
 
-Prompts of one length are decoded together, so no padding enters and an answer does not depend on the other prompts; keys
-and values of past tokens are kept where the model can (transformers), else every step runs the whole sequence.
+Prompts of one length are decoded together, so no padding enters and an answer does not depend on the other prompts;
+keys and values of past tokens are kept where the model can (transformers), else every step runs the whole sequence.
 
 Shapes: N prompts. Nothing is sampled.
 """
@@ -86,8 +86,8 @@ def answer_nll(
 
     Args:
         model: causal language model; its mode and weights are as before afterwards.
-        prompts, given: N lists of token ids each, none empty; what is scored is the answer, its end of sequence included where
-            it has one.
+        prompts, given: N lists of token ids each, none empty; what is scored is the answer, its end of sequence
+            included where it has one.
         batch: sequences run together; they are sorted by length, so little is spent on padding.
 
     Raises:

@@ -5,14 +5,14 @@
     lr(t) = lr (t + 1) / W                   t < W          W = steps in warmup_epochs, T = all steps
     linear: lr (T - t) / (T - W),   constant: lr            t >= W
 
-Settings of TOFU (Maini et al., COLM 2024) and of FLAT: AdamW, weight decay 0.01, a warm-up of one epoch, then linear to 0,
-5 epochs over the forget set, batch 32, gradients clipped at norm 1. Only parameters that require a gradient move: of
+Settings of TOFU (Maini et al., COLM 2024) and of FLAT: AdamW, weight decay 0.01, a warm-up of one epoch, then linear to
+0, 5 epochs over the forget set, batch 32, gradients clipped at norm 1. Only parameters that require a gradient move: of
 a model with adapters, the adapters.
 
-Promises, for every method: the given model is not changed; the result is in eval mode on the model's own device; rows are put
-in the order of their ids first; the global random state is left alone; same seed, same bits; a batch is indexed once;
-a run that leaves the finite numbers raises ``Diverged``. A model that talks nonsense is *not* found here: an unlearnt
-model is judged by ``unlearning.language.metrics``, never without its utility.
+Promises, for every method: the given model is not changed; the result is in eval mode on the model's own device; rows
+are put in the order of their ids first; the global random state is left alone; same seed, same bits; a batch is indexed
+once; a run that leaves the finite numbers raises ``Diverged``. A model that talks nonsense is *not* found here: an
+unlearnt model is judged by ``unlearning.language.metrics``, never without its utility.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Descent:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def before(self, measure: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
-        """(N_f, ...) what ``measure`` says of every forgotten example under the model before unlearning, no copy of it made.
+        """(N_f, ...) what ``measure`` says of every forgotten example under the model before unlearning, no copy of it
+        made.
 
         Args:
             measure: (model in eval mode, batch) -> (B, ...).

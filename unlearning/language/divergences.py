@@ -2,8 +2,8 @@
 
     D_f(P || Q) = sup_g  E_P[g] - E_Q[f*(g)],      f*(t) = sup_{u > 0} { u t - f(u) }        (convex conjugate)
 
-For a score v (here a mean token probability, in (0, 1)) an output activation g*(v), strictly increasing, maps it into the
-domain of f*; FLAT minimises -g*(p_template) + f*(g*(p_forget)).
+For a score v (here a mean token probability, in (0, 1)) an output activation g*(v), strictly increasing, maps it into
+the domain of f*; FLAT minimises -g*(p_template) + f*(g*(p_forget)).
 
     name                f(u)                                  g*(v)                     f*(g*(v))
     total_variation     |u - 1| / 2                           tanh(v) / 2               tanh(v) / 2
@@ -12,7 +12,8 @@ domain of f*; FLAT minimises -g*(p_template) + f*(g*(p_forget)).
     pearson             (u - 1)^2                             v                         v^2/4 + v
     reverse_kl          -log u                                -e^-v                     v - 1
     squared_hellinger   (sqrt(u) - 1)^2                       1 - e^-v                  e^v - 1
-    jeffrey             (u - 1) log u                         v                         w + 1/w + v - 2,  w e^w = e^(1-v)
+    jeffrey             (u - 1) log u                         v                         w + 1/w + v - 2,  w e^w =
+                        e^(1-v)
     neyman              (1 - u)^2 / u                         1 - e^-v                  2 - 2 e^(-v/2)
 
 The first four are the paper's; the others are in its code, with flaws that are not kept here: reverse KL and squared

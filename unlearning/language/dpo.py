@@ -1,6 +1,7 @@
 """DPO for unlearning: the template is preferred to the forgotten answer (Rafailov et al., NeurIPS 2023; TOFU and NPO).
 
-    L = -(2/beta) mean log sigmoid(beta [(nll_ref - nll_theta)(x_f, y_e) - (nll_ref - nll_theta)(x_f, y_f)]) [+ retain term]
+    L = -(2/beta) mean log sigmoid(beta [(nll_ref - nll_theta)(x_f, y_e) - (nll_ref - nll_theta)(x_f, y_f)]) [+ retain
+    term]
 
 nll is summed over an answer's tokens. FLAT's released code zeroes the ratio to the reference; the equation keeps it.
 """

@@ -1,19 +1,22 @@
 """FLAT: unlearning by loss adjustment with forget data alone (Wang et al., ICLR 2025, arXiv 2410.11143).
 
     P(x, y) = (1/|y|) sum_i softmax(z_{i-1})[y_i]                    MEAN TOKEN PROBABILITY of an answer, in (0, 1)
-    p_e = P(x_f, y_e),  p_f = P(x_f, y_f)                            template ("I do not know that") and forgotten answer
+    p_e = P(x_f, y_e),  p_f = P(x_f, y_f)                            template ("I do not know that") and forgotten
+                        answer
     L   = E[ -g*(p_e) + f*(g*(p_f)) ]                                minimised; the table is in ``divergences``
 
-The loss is the negative of a variational lower bound of the f-divergence between template and forgotten answers: it teaches the
-template and pushes the forgotten answer down, each with a bounded weight. y_e is drawn uniformly for each example and epoch.
+The loss is the negative of a variational lower bound of the f-divergence between template and forgotten answers: it
+teaches the template and pushes the forgotten answer down, each with a bounded weight. y_e is drawn uniformly for each
+example and epoch.
 
-P is a mean of probabilities, not exp of a mean log-probability: the geometric mean has another gradient, which vanishes on
-a sequence as soon as one of its tokens is forgotten, and is another method. The gradient of P carries p (1 - p) of every
-token, so a fully memorised answer starts nearly saturated: too small a learning rate changes nothing at all.
+P is a mean of probabilities, not exp of a mean log-probability: the geometric mean has another gradient, which vanishes
+on a sequence as soon as one of its tokens is forgotten, and is another method. The gradient of P carries p (1 - p) of
+every token, so a fully memorised answer starts nearly saturated: too small a learning rate changes nothing at all.
 
-The expectation stands outside g* and f*. The released code averages the probabilities over all B (T - 1) positions instead, prompt
-and padding among them as zeros, and applies g* and f* once to that mean, so that padding shrinks p towards 0: that is
-``reduction = "official"``. It is not forget-only on its Harry Potter branch (the "good" side comes from C4 there).
+The expectation stands outside g* and f*. The released code averages the probabilities over all B (T - 1) positions
+instead, prompt and padding among them as zeros, and applies g* and f* once to that mean, so that padding shrinks p
+towards 0: that is ``reduction = "official"``. It is not forget-only on its Harry Potter branch (the "good" side comes
+from C4 there).
 
 Shapes: B sequences, T tokens, V words.
 """
@@ -90,7 +93,8 @@ def flat_loss(template: Tensor, forget: Tensor, *, divergence: str = "total_vari
 @unlearner(
     UnlearnerSpec(
         name="flat",
-        doc="Maximises an f-divergence between template answers and the answers to be forgotten; reads no retained data.",
+        doc="Maximises an f-divergence between template answers and the answers to be forgotten; reads no retained "
+        "data.",
         source="Wang et al., LLM Unlearning via Loss Adjustment with Only Forget Data, ICLR 2025, arXiv 2410.11143",
         config=FlatConfig,
         wants=("tokens",),

@@ -2,8 +2,8 @@
 
     L = -NLL_mean(forget)
 
-The objective is unbounded below: after the answers are gone the whole model goes, and a truth-ratio test may then call the ruin
-forgotten. It is the floor that every other method is measured against, never a method to use.
+The objective is unbounded below: after the answers are gone the whole model goes, and a truth-ratio test may then call
+the ruin forgotten. It is the floor that every other method is measured against, never a method to use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The losses that language models are unlearnt by, as functions of what a model answers; the methods are files of their own.
+"""The losses that language models are unlearnt by, as functions of what a model answers; the methods are files of their
+own.
 
     nll(x, y) = -sum_{i in y} log p(y_i | x, y_<i)        summed over a sequence's counted tokens, (B,)
     NLL_mean  = sum of nll / number of counted tokens      the token mean over the whole batch
@@ -72,7 +73,8 @@ def npo_loss(nll: Tensor, nll_ref: Tensor, *, beta: float) -> Tensor:
 def dpo_loss(
     nll: Tensor, nll_ref: Tensor, *, beta: float, template: Tensor | None = None, template_ref: Tensor | None = None
 ) -> Tensor:
-    """DPO with the template as the chosen and the forgotten answer as the rejected one, a scalar; without a template, NPO.
+    """DPO with the template as the chosen and the forgotten answer as the rejected one, a scalar; without a template,
+    NPO.
 
     Args:
         nll, nll_ref: (B,) summed NLL of the forgotten answers under the model and under the reference.

@@ -1,17 +1,20 @@
 """What TOFU measures of an unlearnt language model (Maini et al., COLM 2024, arXiv 2401.06121).
 
     a(y | x)        = exp(-nll(x, y) / |y|)                                             of an answer y, in (0, 1)
-    general sets      a(y) / (a(y) + sum_k a(y~_k))                                     y~_k: K wrong (perturbed) answers
+    general sets      a(y) / (a(y) + sum_k a(y~_k))                                     y~_k: K wrong (perturbed)
+                      answers
     truth ratio       R = mean_k a(y~_k) / a(y^)            arithmetic (utility)        y^: the paraphrased right answer
                       R = exp(mean_k log a(y~_k)) / a(y^)   geometric (forget quality)
-    forget quality  = p-value of the two-sample Kolmogorov-Smirnov test between the geometric R of the unlearnt model and of a
+    forget quality  = p-value of the two-sample Kolmogorov-Smirnov test between the geometric R of the unlearnt model
+                    and of a
                       model never trained on the forget set, on the forget set
-    model utility   = harmonic mean of 9: {probability, ROUGE-L recall, mean max(0, 1 - R)} x {retain, real authors, world facts}
+    model utility   = harmonic mean of 9: {probability, ROUGE-L recall, mean max(0, 1 - R)} x {retain, real authors,
+                    world facts}
 
-A high p is *not* a pass: it says that the test found no difference, and a model that was ruined, or is passing by, can have
-one. So p stands beside its log10, the utility, and a flag for collapse (utility < 0.1). Three conventions of R are about;
-the test does not mind R -> 1/R, but arithmetic and geometric means give other values. Everything is in log space, so that
-nothing is added to a denominator and a collapsed model has a ratio and not 1e-10 / 1e-10.
+A high p is *not* a pass: it says that the test found no difference, and a model that was ruined, or is passing by, can
+have one. So p stands beside its log10, the utility, and a flag for collapse (utility < 0.1). Three conventions of R are
+about; the test does not mind R -> 1/R, but arithmetic and geometric means give other values. Everything is in log
+space, so that nothing is added to a denominator and a collapsed model has a ratio and not 1e-10 / 1e-10.
 
 Shapes: N questions, K perturbed answers.
 """
@@ -126,7 +129,8 @@ def forget_quality(unlearned: np.ndarray, retrained: np.ndarray) -> ForgetQualit
 def rouge_l_recall(references: Sequence[str], text: str) -> float:
     """Longest common subsequence of words over the words of the reference, in [0, 1]; the best of several references.
 
-    Words are stemmed, as in TOFU's code. An answer of template words alone has a high floor: report what the answer names beside it.
+    Words are stemmed, as in TOFU's code. An answer of template words alone has a high floor: report what the answer
+    names beside it.
     """
     return max(_rouge(reference, text, "recall") for reference in references)
 

@@ -5,8 +5,9 @@
     Min-K%     score(x) = -mean of the lowest k share of its token log-probabilities         Shi et al., ICLR 2024
     PrivLeak   100 (A_unlearned - A_retrained) / A_retrained,    A = 1 - AUC(score; holdout positive, forget negative)
 
-PrivLeak near 0 is what is wanted; -100 % is full memorisation (every forgotten text scores below every held-out one), large
-positive values are over-unlearning, which gives membership away as well. Up to thousands where the retrained model's A is
+PrivLeak near 0 is what is wanted; -100 % is full memorisation (every forgotten text scores below every held-out one),
+large positive values are over-unlearning, which gives membership away as well. Up to thousands where the retrained
+model's A is
 small: the interval belongs beside it.
 
 Shapes: N texts or questions.
@@ -67,7 +68,8 @@ def knowmem(
     max_new_tokens: int = 32,
     batch: int = 64,
 ) -> np.ndarray:
-    """(N,) ROUGE-L F1 of each greedy answer with the first reference of its question, in [0, 1]; higher = known better."""
+    """(N,) ROUGE-L F1 of each greedy answer with the first reference of its question, in [0, 1]; higher = known
+    better."""
     told = greedy(model, [q.prompt for q in questions], end=end, max_new_tokens=max_new_tokens, batch=batch)
     scored = [rouge_l_f1(q.references[0], decode(ids)) for q, ids in zip(questions, told, strict=True)]
     return np.array(scored, np.float64)

@@ -1,9 +1,10 @@
 """NPO: negative preference optimisation (Zhang et al., COLM 2024, arXiv 2404.05868).
 
-    L = -(2/beta) mean log sigmoid(beta (nll_theta - nll_ref)) [+ alpha NLL_mean(retain) | + alpha KL(p_ref || p_theta)(retain)]
+    L = -(2/beta) mean log sigmoid(beta (nll_theta - nll_ref)) [+ alpha NLL_mean(retain) | + alpha KL(p_ref ||
+    p_theta)(retain)]
 
-nll is summed over an answer's tokens, ref is the model before unlearning. A bounded relative of gradient ascent, which it
-becomes as beta goes to 0: an answer whose NLL has risen by much more than 1 / beta weighs nothing any more.
+nll is summed over an answer's tokens, ref is the model before unlearning. A bounded relative of gradient ascent, which
+it becomes as beta goes to 0: an answer whose NLL has risen by much more than 1 / beta weighs nothing any more.
 
 The NLL under the reference is taken once for every forgotten example; only the KL term keeps a copy of the old model.
 """

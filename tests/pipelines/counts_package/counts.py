@@ -1,7 +1,8 @@
 """Another package's kind of task, with everything that goes with it: how often something happens (Poisson regression).
 
     answer  z = log of the rate        loss  e^z - y z + log y!        nats, >= 0
-    signal  -sqrt |sqrt(y + 3/8) - sqrt(e^z + 3/8)|                    Anscombe's transform: its error is near normal of constant spread
+    signal  -sqrt |sqrt(y + 3/8) - sqrt(e^z + 3/8)|                    Anscombe's transform: its error is near normal of
+            constant spread
     quality  1 - |y - e^z| / mean |y - mean|, cut to 0..1
 
 The task, a source of such data, a recipe, a score, an unlearner and a membership attack.
@@ -240,7 +241,8 @@ def there_and_back(model, *, retain, forget, config: ThereAndBackConfig, seed: i
     )
 )
 def surprised_less(evidence, *, config: Config, seed: int):
-    """Mean loss of the references that are not left out and did not train on the example, minus the target's: (T, N)."""
+    """Mean loss of the references that are not left out and did not train on the example, minus the target's: (T,
+    N)."""
     from contracts.errors import InvalidInput
 
     if evidence.num_references < 2:
