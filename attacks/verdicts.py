@@ -369,7 +369,7 @@ def at_level(value: float, low: float, high: float, *, alpha: float, level: floa
     (a/2)^(1/n).
 
     >>> [round(v, 3) for v in at_level(0.7, 0.6, 0.785, alpha=0.05, level=0.05)]
-    [0.601, 0.784]
+    [0.6, 0.785]
     """
     if (low <= 0 and high >= 1) or level == alpha:
         return low, high

@@ -286,7 +286,7 @@ def upper_tail(hits: NDArray[np.integer[Any]], right: Ints, n_in: Ints, num_mode
         n_in: (N,).
         num_models: M.
 
-    >>> float(upper_tail(np.array([[2]]), np.array([2]), np.array([2]), 4)[0, 0]) == 1 / 6
+    >>> bool(np.isclose(upper_tail(np.array([[2]]), np.array([2]), np.array([2]), 4)[0, 0], 1 / 6))
     True
     """
     p = np.empty(hits.shape)

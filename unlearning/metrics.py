@@ -102,7 +102,7 @@ def modified_entropy(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         (n,) float64, >= 0, finite also where some p_j rounds to 1.
 
-    >>> float(modified_entropy(np.log([[0.5, 0.5]]), np.array([0])).round(6))
+    >>> float(modified_entropy(np.log([[0.5, 0.5]]), np.array([0]))[0].round(6))
     0.693147
     """
     p = np.exp(log_p)
