@@ -13,6 +13,7 @@ from contracts.methods import Picture
 from reports import Examples
 from reports.plots import is_picture
 from sources.example_set import ExampleSet
+from sources.rows import Rows
 
 MOST, SHEET = 8, 64  # examples of a group, and on a sheet of them
 
@@ -23,16 +24,20 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
     rows = data.positions(ids)
     pictures = is_picture(data.input_shape)
     labels = labels_of(data.subset(ids))
-    values = np.asarray(data.x[rows])
+    # What has no label of its own (a text) is told by where it lies.
+    said = labels[labels.columns[1]].to_list() if labels.width > 1 else [""] * len(ids)
+    if labels.width == 1 and data.origin is not None:
+        said = data.origin[rows].tolist()
     features = None
-    if not pictures and values.ndim == 2:
+    if not pictures and isinstance(data.x, (np.ndarray, Rows)) and data.x.ndim == 2:
+        values = np.asarray(data.x[rows])
         names = data.feature_names or tuple(f"x{i}" for i in range(values.shape[1]))
         features = pl.DataFrame({n: values[:, i] for i, n in enumerate(names[:8])})
     return Examples(
         heading=heading,
         example_id=ids,
         value=frame[column].to_numpy().astype(np.float64),
-        label=[str(v) for v in labels[labels.columns[1]]],
+        label=[str(v) for v in said],
         images=data.inputs(rows) if pictures else None,  # the scale of the model's input, whatever the raw values' is
         rows=features,
     )

@@ -23,7 +23,7 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
     if not spec.random:
         num = None if spec.needs else _forgotten(subject, data, split.name, split.method, split.config).size
         said.append(f"The split {split.name} is not random. " + against_retrainings(subject, num))
-    elif not spec.needs and data.task.gives("outputs"):
+    elif not spec.needs:
         said.append(_of_random(subject, data, split.method, split.config, split.name))
     if plan.decides != NONE and not unlearner.get(plan.decides).spec.exact:
         audited = any(choice.name == "shadow_unlearning" for choice in subject.analyses)

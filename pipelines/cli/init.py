@@ -240,8 +240,8 @@ def plan_for(
         base["source"] = probe.source
     else:
         examples = load_examples(probe)
-        if examples.task.gives("interactions") and model == "mlp":
-            model = "mf"
+        if model == "mlp" and (fits := _own_default(examples.task)):
+            model = fits
             probe = dataclasses.replace(probe, model=model_of(model))
         tried_model(probe, examples)  # refuses what the audit would, before anything is written
     train = int((examples.split == "train").sum())
@@ -277,6 +277,8 @@ def plan_for(
     }
     if examples.task.gives("interactions"):
         plan |= _ranking(train, probe.model)
+    elif examples.task.gives("tokens"):
+        plan |= _texts(train, probe.model)
     plan = _applicable(plan, examples.task)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
@@ -290,6 +292,34 @@ def plan_for(
         )
     notes = (*notes, *examples.provenance.get("notes", ()), *([said] if said else []))
     return Planned(Subject.from_mapping(plan), examples, facts, notes)
+
+
+def _own_default(task: Task) -> str:
+    """The model that a person who names none gets for what is no vector and no image; "" for these.
+
+    Raises:
+        ConfigError: no recipe trains on such examples.
+    """
+    views = {"features": "", "interactions": "mf", "tokens": "tiny_llama"}
+    fits = [model for view, model in views.items() if task.gives(view)]
+    if fits and not task.gives("pixels"):  # a class a pixel: no built-in network answers so
+        return fits[0]
+    raise ConfigError(f"the data are read ({task}), but no recipe here trains on them yet; a package may bring one")
+
+
+def _texts(train: int, model: Model) -> dict[str, Any]:
+    """Fields of a small language model's plan: some 30 passes, fewer of many texts, and eight reference models."""
+    epochs = int(min(30, max(3, 60_000 // max(train, 1))))
+    small = {"hidden": 64, "intermediate": 128, "layers": 2, "heads": 2} if model.name == "tiny_llama" else {}
+    config = {"lr": 0.005, "batch": 32, "epochs": epochs, "warmup_epochs": 1}
+    return {
+        "model": dataclasses.replace(model, config=small),
+        "recipe": {"name": "causal_lm", "config": config},
+        "ensemble": {"num_models": 20, "block": 4} if train <= 1_000 else {"num_models": 8, "block": 4},
+        "scores": ["memorization"],
+        "analyses": ["influence", "exposure"],
+        "unlearning": {"split": "random", "methods": ["retrain"], "seeds": 1},
+    }
 
 
 def _applicable(plan: dict[str, Any], task: Task) -> dict[str, Any]:

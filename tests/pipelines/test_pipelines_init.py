@@ -640,3 +640,27 @@ def test_fashion_mnist_is_found_in_a_folder_of_ones_own(tmp_path: Path, monkeypa
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 40) + y.tobytes())
     monkeypatch.setenv("PALIMPSEST_DATA", str(tmp_path))
     assert len(load_examples(load_subject("fashion_mnist", tmp_path / "state"))) == 40
+
+
+# Texts, and what is read but not trained on
+
+
+def test_texts_are_planned_for_a_small_language_model(tmp_path: Path) -> None:
+    lines = [f'{{"prompt": "who wrote book {i}?", "answer": "number {i * 7 % 13} did"}}' for i in range(60)]
+    (tmp_path / "qa.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = read(tmp_path / "qa.jsonl")
+    plan = found.plan
+    assert (found.examples.task.name, plan.model.name, plan.recipe.name) == ("language", "tiny_llama", "causal_lm")
+    assert [c.name for c in plan.attacks] == ["loss", "lira_online", "rmia_online"] and plan.unlearning is not None
+    assert [c.name for c in plan.scores] == ["memorization"]
+
+
+def test_what_nothing_here_trains_on_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for folder, mode in (("images", "L"), ("masks", "L")):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for i in range(6):
+            array = np.full((8, 8), 40 * i if folder == "images" else 255 * (i % 2), np.uint8)
+            array[:4] = 0
+            Image.fromarray(array, mode).save(tmp_path / "set" / folder / f"{i}.png")
+    with pytest.raises(ConfigError, match="no recipe here trains on them yet"):
+        read(tmp_path / "set")
