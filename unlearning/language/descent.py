@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, NotApplicable
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
+from recipes.predict import eval_mode
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from tasks.base import Batch, require
@@ -129,8 +131,9 @@ class Descent:
         """The forget set, in the order of its ids: ``Step.rows`` are positions in it."""
         return Sequences(self.forget, device=self.device, who=self.name)
 
+    @cached_property
     def frozen(self) -> nn.Module:
-        """A copy of the model before unlearning, in eval mode, without gradients."""
+        """A copy of the model before unlearning, in eval mode, without gradients; one for all who ask."""
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def before(self, measure: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
@@ -141,17 +144,11 @@ class Descent:
             measure: (model in eval mode, batch) -> (B, ...).
         """
         forget = self.sequences()
-        was = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                parts = [
-                    measure(self.model, forget.batch(torch.arange(s, min(s + self.config.batch, len(forget)))))
-                    for s in range(0, len(forget), self.config.batch)
-                ]
-        finally:
-            for module, training in was.items():
-                module.training = training
+        with eval_mode(self.model), torch.no_grad():
+            parts = [
+                measure(self.model, forget.batch(torch.arange(s, min(s + self.config.batch, len(forget)))))
+                for s in range(0, len(forget), self.config.batch)
+            ]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
     def run(self, objective: Objective, *, after_epoch: AfterEpoch = nothing, progress: Progress = silent) -> nn.Module:

@@ -20,19 +20,15 @@ from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, Step, TemplateConfig, nothing
 from unlearning.language.losses import dpo_loss, sequence_nll
-from unlearning.language.retaining import retain_term
+from unlearning.language.retaining import kind_param, retain_term, weight_param
 from unlearning.language.sequences import template_answers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DpoConfig(TemplateConfig):
     beta: float = param(0.1, gt=0, le=100, doc="inverse temperature")
-    retain_term: str = param(
-        "none",
-        choices=("none", "gd", "kl"),
-        doc="gd: NLL of retained examples; kl: divergence from the old model on them",
-    )
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="of the retain term")
+    retain_term: str = kind_param("none")
+    retain_weight: float = weight_param()
 
 
 @unlearner(
@@ -83,7 +79,7 @@ def dpo(
         uses_retain=config.retain_term != "none",
     )
     before = descent.before(lambda old, batch: sequence_nll(answers(old, batch), batch.targets)[0])
-    reference = descent.frozen()
+    reference = descent.frozen
     hold = retain_term(descent, config.retain_term, weight=config.retain_weight)
 
     def objective(student: nn.Module, step: Step) -> Tensor:

@@ -18,12 +18,13 @@ from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
 from unlearning.language.losses import token_mean_nll
+from unlearning.language.retaining import retain_term, weight_param
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradDiffConfig(LanguageDescentConfig):
     forget_weight: float = param(1.0, ge=0, le=1000, doc="gamma, of the ascent")
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="alpha, of the retained examples' NLL")
+    retain_weight: float = weight_param("alpha, of the retained examples' NLL")
 
 
 @unlearner(
@@ -73,8 +74,10 @@ def grad_diff(
         uses_retain=True,
     )
 
+    hold = retain_term(descent, "gd", weight=config.retain_weight)
+
     def objective(student: nn.Module, step: Step) -> Tensor:
-        gone, kept = (token_mean_nll(answers(student, b), b.targets) for b in (step.forget, step.retain))
-        return config.retain_weight * kept - config.forget_weight * gone
+        gone = token_mean_nll(answers(student, step.forget), step.forget.targets)
+        return hold(student, step) - config.forget_weight * gone
 
     return descent.run(objective, after_epoch=after_epoch, progress=progress)

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from contracts.methods import UnlearnerSpec, unlearner
-from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
-from unlearning.language.losses import kl_to_reference, token_mean_nll
+from unlearning.language.losses import token_mean_nll
+from unlearning.language.retaining import retain_term, weight_param
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KLMinConfig(LanguageDescentConfig):
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="alpha, of the KL divergence on retained examples")
+    retain_weight: float = weight_param("alpha, of the KL divergence on retained examples")
 
 
 @unlearner(
@@ -72,13 +71,10 @@ def kl_min(
         seed=seed,
         uses_retain=True,
     )
-    reference = descent.frozen()
+    hold = retain_term(descent, "kl", weight=config.retain_weight)
 
     def objective(student: nn.Module, step: Step) -> Tensor:
-        kept = step.retain
-        with torch.no_grad():
-            aim = answers(reference, kept)
         gone = token_mean_nll(answers(student, step.forget), step.forget.targets)
-        return config.retain_weight * kl_to_reference(answers(student, kept), aim, kept.targets) - gone
+        return hold(student, step) - gone
 
     return descent.run(objective, after_epoch=after_epoch, progress=progress)

@@ -22,18 +22,14 @@ from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
 from unlearning.language.losses import npo_loss, sequence_nll
-from unlearning.language.retaining import retain_term
+from unlearning.language.retaining import kind_param, retain_term, weight_param
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NpoConfig(LanguageDescentConfig):
     beta: float = param(0.1, gt=0, le=100, doc="inverse temperature; small = gradient ascent")
-    retain_term: str = param(
-        "none",
-        choices=("none", "gd", "kl"),
-        doc="gd: NLL of retained examples; kl: divergence from the old model on them",
-    )
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="of the retain term")
+    retain_term: str = kind_param("none")
+    retain_weight: float = weight_param()
 
 
 @unlearner(

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from contracts.methods import UnlearnerSpec, unlearner
-from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, Step, TemplateConfig, nothing
 from unlearning.language.losses import token_mean_nll
+from unlearning.language.retaining import retain_term, weight_param
 from unlearning.language.sequences import template_answers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceOptimizationConfig(TemplateConfig):
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="alpha, of the retained examples' NLL")
+    retain_weight: float = weight_param("alpha, of the retained examples' NLL")
 
 
 @unlearner(
@@ -74,8 +74,10 @@ def preference_optimization(
         uses_retain=True,
     )
 
+    hold = retain_term(descent, "gd", weight=config.retain_weight)
+
     def objective(student: nn.Module, step: Step) -> Tensor:
-        taught, kept = (token_mean_nll(answers(student, b), b.targets) for b in (step.template, step.retain))
-        return taught + config.retain_weight * kept
+        taught = token_mean_nll(answers(student, step.template), step.template.targets)
+        return taught + hold(student, step)
 
     return descent.run(objective, after_epoch=after_epoch, progress=progress)

@@ -2,17 +2,34 @@
 
     none  0         gd  alpha NLL_mean(retain)         kl  alpha KL(p_ref || p_theta) over the counted tokens of retain
 
-The terms that NPO, DPO and SimNPO have in common (NPO-GD, NPO-KL, ... in Zhang et al., COLM 2024).
+The terms that GradDiff, KL minimisation, PO, NPO, DPO and SimNPO have in common (NPO-GD, NPO-KL, ... in Zhang et al.,
+COLM 2024).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from contracts.params import param
 from tasks.base import answers
 from unlearning.language.descent import Descent, Objective, Step
 from unlearning.language.losses import kl_to_reference, token_mean_nll
+
+KINDS = ("none", "gd", "kl")
+
+
+def kind_param(default: str) -> Any:
+    """The configuration field that says what holds the retained answers."""
+    doc = "gd: NLL of retained examples; kl: divergence from the old model on them"
+    return param(default, choices=KINDS, doc=doc)
+
+
+def weight_param(doc: str = "of the retain term") -> Any:
+    """The configuration field alpha."""
+    return param(1.0, ge=0, le=1000, doc=doc)
 
 
 def retain_term(descent: Descent, kind: str, *, weight: float) -> Objective:
@@ -25,7 +42,7 @@ def retain_term(descent: Descent, kind: str, *, weight: float) -> Objective:
     """
     if kind == "none":
         return lambda student, step: torch.zeros((), device=descent.device)
-    reference = descent.frozen() if kind == "kl" else None
+    reference = descent.frozen if kind == "kl" else None
 
     def term(student: nn.Module, step: Step) -> Tensor:
         batch = step.retain

@@ -18,7 +18,7 @@ from sources.example_set import ExampleSet
 from tasks.base import answers
 from unlearning.language.descent import AfterEpoch, Descent, LanguageDescentConfig, Step, nothing
 from unlearning.language.losses import sequence_nll, simnpo_loss
-from unlearning.language.retaining import retain_term
+from unlearning.language.retaining import kind_param, retain_term, weight_param
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,12 +26,8 @@ class SimNpoConfig(LanguageDescentConfig):
     beta: float = param(4.5, gt=0, le=100, doc="inverse temperature, a token")
     delta: float = param(0.0, ge=0, le=100, unit="nats", doc="NLL a token that a forgotten answer has to exceed")
     forget_weight: float = param(0.125, ge=0, le=1000, doc="gamma, of the forget term")
-    retain_term: str = param(
-        "gd",
-        choices=("none", "gd", "kl"),
-        doc="gd: NLL of retained examples; kl: divergence from the old model on them",
-    )
-    retain_weight: float = param(1.0, ge=0, le=1000, doc="of the retain term")
+    retain_term: str = kind_param("gd")
+    retain_weight: float = weight_param()
 
 
 @unlearner(
