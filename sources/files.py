@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -100,6 +100,23 @@ def entries(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not is_junk(entry))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}") from None
+
+
+def files_below(root: Path, folder: Path) -> Iterator[Path]:
+    """Every file of a folder and of those in it, in the order of ``entries``; lazily.
+
+    Raises:
+        UnsafeFile: a linked folder, or a folder that leads out of ``root``.
+        DataError: a folder that cannot be listed.
+    """
+    inside(root, folder.relative_to(root), folder=True)
+    for entry in entries(folder):
+        if not entry.is_dir():
+            yield entry
+        elif entry.is_symlink():
+            raise UnsafeFile(f"{entry.relative_to(root)} is a linked folder: it could lead round in a circle")
+        else:
+            yield from files_below(root, entry)
 
 
 def is_junk(path: Path) -> bool:

@@ -32,7 +32,7 @@ from contracts.params import param
 from sources.assemble import assemble
 from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
-from sources.files import MAX_BYTES, PICTURES, check_size, entries, head, inside, is_junk, root_folder
+from sources.files import MAX_BYTES, PICTURES, check_size, entries, files_below, head, inside, is_junk, root_folder
 from sources.given_splits import VAL, WORDS, settle, spoken_for
 from sources.loading import only
 from sources.mask_folders import mask_folders
@@ -237,7 +237,7 @@ def _tree(root: Path, *, table: str = "") -> _Tree:
         beside += [e.name for e in listed if not e.is_dir()]
         of_split = []
         for folder in (e for e in listed if e.is_dir()):
-            files = list(_files(root, folder))
+            files = list(files_below(root, folder))
             empty += [folder.relative_to(root).as_posix()] if not files else []
             of_split += [(p.relative_to(root).as_posix(), p.relative_to(base).parts[:-1], split) for p in files]
         found += sorted(of_split)
@@ -271,17 +271,6 @@ def _unwrapped(folder: Path) -> Path:
         if not below or not all(e.is_dir() for e in below):
             return folder
         folder = listed[0]
-
-
-def _files(root: Path, folder: Path) -> Iterator[Path]:
-    inside(root, folder.relative_to(root), folder=True)
-    for entry in entries(folder):
-        if not entry.is_dir():
-            yield entry
-        elif entry.is_symlink():
-            raise UnsafeFile(f"{entry.relative_to(root)} is a linked folder: it could lead round in a circle")
-        else:
-            yield from _files(root, entry)
 
 
 def _level(tree: _Tree, rows: np.ndarray, level: int, *, what: str) -> np.ndarray:

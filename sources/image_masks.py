@@ -32,11 +32,11 @@ from contracts.params import param
 from sources.assemble import assemble
 from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
-from sources.files import check_size, inside, root_folder
+from sources.files import check_size, files_below, inside, root_folder
 from sources.given_splits import VAL, settle, split_of, without_splits
 from sources.image_folder import columns_of
 from sources.loading import only
-from sources.mask_folders import files_below, mask_folders
+from sources.mask_folders import mask_folders
 from sources.pictures import PictureConfig, one_size, opened, read_headers, read_pictures
 
 _MODES = ("1", "L", "P")
@@ -192,7 +192,7 @@ def _found(root: Path, config: ImageMasksConfig) -> _Found:
     for image_base, mask_base in bases:
         sides = []
         for base in (image_base, mask_base):
-            names = files_below(root, base)
+            names = sorted(files_below(root, base))
             stems = {name: name.relative_to(base).with_suffix("").as_posix() for name in names}
             counts = Counter(stems.values())
             doubled += [n.relative_to(root).as_posix() for n, stem in stems.items() if counts[stem] > 1]

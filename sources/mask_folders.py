@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from contracts.errors import DataError, UnsafeFile
-from sources.files import PICTURES, entries, head
+from sources.files import PICTURES, entries, files_below, head
 from sources.given_splits import split_of
 
 _IMAGES = ("images", "image", "imgs", "img")
@@ -28,25 +27,6 @@ def mask_folders(path: Path) -> list[tuple[Path, Path]]:
     return [pair for _, pair in found if pair] if found and all(pair for _, pair in found) else []
 
 
-def files_below(root: Path, folder: Path) -> list[Path]:
-    """Every file below a folder, in the order of the paths.
-
-    Raises:
-        UnsafeFile: linked folders.
-    """
-    return sorted(_walk(root, folder))
-
-
-def _walk(root: Path, folder: Path) -> Iterator[Path]:
-    for entry in entries(folder):
-        if not entry.is_dir():
-            yield entry
-        elif entry.is_symlink():
-            raise UnsafeFile(f"{entry.relative_to(root)} is a linked folder: it could lead round in a circle")
-        else:
-            yield from _walk(root, entry)
-
-
 def _pair(folder: Path) -> tuple[Path, Path] | None:
     """The two folders in this one, where both hold a picture."""
     named = {entry.name.lower(): entry for entry in entries(folder) if entry.is_dir() and not entry.is_symlink()}
@@ -59,6 +39,6 @@ def _pair(folder: Path) -> tuple[Path, Path] | None:
 
 def _has_picture(folder: Path) -> bool:
     try:
-        return any(head(file, 4).startswith(PICTURES) for file in files_below(folder, folder)[:50])
+        return any(head(file, 4).startswith(PICTURES) for file in sorted(files_below(folder, folder))[:50])
     except (DataError, UnsafeFile):
         return False

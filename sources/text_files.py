@@ -6,11 +6,10 @@ that say whose, when, or which a row is: a label or a number to learn from makes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from contracts.errors import DataError, UnsafeFile
-from sources.files import check_size, entries, inside
+from sources.files import check_size, files_below, inside
 from sources.table_files import column_names, is_tables
 
 TEXTS = ("text", "content", "document", "body")
@@ -61,7 +60,7 @@ def is_text_folder(path: Path) -> bool:
     if not path.is_dir():
         return False
     try:
-        files = list(_files(path, path))
+        files = list(files_below(path, path))
     except (DataError, UnsafeFile):
         return False
     if not files or any(file.suffix.lower() != ".txt" for file in files):
@@ -77,7 +76,7 @@ def read_texts(root: Path, *, max_bytes: int) -> tuple[list[Path], list[str], li
         UnsafeFile: links out of the root, or more than ``max_bytes`` together.
         DataError: none, or files that are no UTF-8 text, all of them named.
     """
-    paths = [path for path in _files(root, root) if path.suffix.lower() == ".txt"]
+    paths = [path for path in files_below(root, root) if path.suffix.lower() == ".txt"]
     if not paths:
         raise DataError(f"{root} holds no .txt files")
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -96,13 +95,3 @@ def read_texts(root: Path, *, max_bytes: int) -> tuple[list[Path], list[str], li
             f"{len(bad)} of {len(names)} files are not UTF-8: {', '.join(bad[:_SHOWN])}{more}; save them as UTF-8"
         )
     return paths, names, texts
-
-
-def _files(root: Path, folder: Path) -> Iterator[Path]:
-    for entry in entries(folder):
-        if not entry.is_dir():
-            yield entry
-        elif entry.is_symlink():
-            raise UnsafeFile(f"{entry.relative_to(root)} is a linked folder: it could lead round in a circle")
-        else:
-            yield from _files(root, entry)
