@@ -40,13 +40,13 @@ from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.checkpoints import load_arrays, to_arrays
 from recipes.fitting import Observe
+from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
 from recipes.models import Build
 from recipes.recsys_lists import Lists
 from recipes.recsys_models import Ranker
 from recipes.recsys_topk import evaluate_topk
 from recipes.rng import generator, local_rng
 from recipes.schedule import epochs_to_train
-from recipes.supervised import optimizer_arrays, resume, run_fingerprint
 from sources.example_set import ExampleSet
 
 
@@ -129,8 +129,7 @@ def bpr(
         IntegrityError: the stored checkpoint is damaged.
     """
     last = epochs_to_train(config.epochs, stop_after)
-    if checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
+    keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     everything = Lists.of(data)
     model = build(seed).to(device)
     _check_model(model, data)
@@ -140,11 +139,11 @@ def bpr(
     rows = torch.from_numpy(everything.order[lists.order] if lists is not everything else lists.order)
     if not len(lists.active):
         raise DataError(f"{data.name}: no user has an item left as a negative", example_ids=data.example_id)
-    run = run_fingerprint(model, data, config=config, seed=seed)  # type: ignore[arg-type] - any configuration
+    run = run_fingerprint(model, data, config=config, seed=seed)
     assert isinstance(model, Ranker)
     model.set_graph(lists.users, lists.items)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    stored = checkpoints.load(checkpoint_name)
+    stored = keeping.load()
     start = resume(model, optimizer, stored, run=run, last=last)
     best = _best_of(stored) if start else None
     watch = None if observe is None else lambda at, losses: observe(rows[at], losses)
@@ -157,10 +156,14 @@ def bpr(
             recall = evaluate_topk(model, known=lists, test=held_out, ks=(20,))["recall20"]
             if best is None or recall > best[0]:
                 best = recall, to_arrays(model)
-        if not isinstance(checkpoints, NoStore) and (done == last or done % checkpoint_every == 0):
-            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | optimizer_arrays(optimizer)
-            arrays |= {f"best/{n}": a for n, a in best[1].items()} if best else {}
-            checkpoints.save(checkpoint_name, arrays, {"run": run, "epoch": done, "best": best[0] if best else None})
+        reached, kept = best or (None, {})
+        keeping.after(
+            done,
+            last=last,
+            arrays=lambda kept=kept: run_arrays(model, optimizer) | {f"best/{n}": a for n, a in kept.items()},
+            run=run,
+            best=reached,
+        )
         progress(done, last, "training")
     if best is not None:
         load_arrays(model, best[1])

@@ -9,20 +9,14 @@ No augmentation: the audits of this project compare what a model says of an exam
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
-from contracts.digests import digest
-from contracts.errors import ConfigError
 from contracts.methods import RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
-from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
 from recipes.fitting import (
     Observe,
     check_trainable,
@@ -33,6 +27,7 @@ from recipes.fitting import (
     trainable,
 )
 from recipes.inputs import Inputs, model_dtype
+from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
 from recipes.stacked import StackedTrainer
@@ -110,21 +105,17 @@ def supervised(
         Diverged: the loss is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
     """
-    if checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
+    keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     model = build(seed).to(device)
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     check_trainable(model, inputs)
     last = epochs_to_train(num_epochs(len(data), config, smallest=smallest_batch(model)), stop_after)
     run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    stored = checkpoints.load(checkpoint_name) if observe is None else None
-    start = resume(model, optimizer, stored, run=run, last=last)
+    start = resume(model, optimizer, keeping.load() if observe is None else None, run=run, last=last)
 
     def after_epoch(done: int) -> None:
-        if not isinstance(checkpoints, NoStore) and (done == last or done % checkpoint_every == 0):
-            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | optimizer_arrays(optimizer)
-            checkpoints.save(checkpoint_name, arrays, {"run": run, "epoch": done})
+        keeping.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
         progress(done, last, "training")
 
     rows = np.arange(len(data))
@@ -143,54 +134,3 @@ def supervised(
     )
     fold(model)
     return model
-
-
-def run_fingerprint(model: nn.Module, data: ExampleSet, *, config: SupervisedConfig, seed: int) -> str:
-    """What a checkpoint must agree on to be resumed: configuration, seed, initial weights, data and its order."""
-    return digest(
-        {
-            "config": config,
-            "seed": seed,
-            "initial": arrays_digest(to_arrays(model)),
-            "data": data.digest,
-            "order": hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest(),
-        }
-    )
-
-
-def resume(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stored: tuple[dict[str, Any], dict[str, Any]] | None,
-    *,
-    run: str,
-    last: int,
-) -> int:
-    """Load a checkpoint of this very run that is not past ``last``; return the epochs it has done, else 0."""
-    if stored is None or stored[1].get("run") != run or stored[1]["epoch"] > last:
-        return 0
-    arrays, meta = stored
-    load_arrays(model, {n.removeprefix("model/"): a for n, a in arrays.items() if n.startswith("model/")})
-    load_optimizer(optimizer, arrays)
-    return int(meta["epoch"])
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Any]) -> None:
-    """Put the state that :func:`optimizer_arrays` gave, among other arrays, into a fresh optimiser of the same
-    parameters."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, array in arrays.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    """The optimiser's state as arrays ``optimizer/<index>/<key>``, copied."""
-    return {
-        f"optimizer/{index}/{key}": value.detach().cpu().numpy().copy()
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
-    }

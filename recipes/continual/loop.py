@@ -36,11 +36,11 @@ from recipes.continual.qkv import trainable_qkv
 from recipes.continual.stream import Stream, StreamConfig, stream_of
 from recipes.fitting import check_trainable, deterministic, smallest_batch
 from recipes.inputs import Inputs, model_dtype
+from recipes.keeping import run_fingerprint
 from recipes.models import Build
 from recipes.retention import Retained, retain
 from recipes.rng import generator, local_rng
 from recipes.schedule import SupervisedConfig, batches_of, epochs_to_train
-from recipes.supervised import run_fingerprint
 from sources.example_set import ExampleSet
 from tasks.base import require
 
@@ -135,7 +135,7 @@ def train_stream(
         raise DataError(f"{data.name}: no example of any step to train on", example_ids=data.example_id)
     total = stream.num_steps * config.epochs
     ends = [epochs_to_train(total, end) for end in plan.ends]
-    fingerprint = run_fingerprint(model, data, config=config, seed=seed)  # type: ignore[arg-type] - any configuration
+    fingerprint = run_fingerprint(model, data, config=config, seed=seed)
     head = GrowingHead(model, data.num_classes)
     labels = torch.from_numpy(data.y).to(inputs.device)
     found: dict[int, nn.Module] = {}

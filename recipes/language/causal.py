@@ -12,16 +12,14 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from contracts.errors import ConfigError
 from contracts.methods import RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
-from recipes.checkpoints import to_arrays
 from recipes.fitting import make_optimizer, trainable
+from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.models import Build
 from recipes.schedule import epochs_to_train, num_epochs
-from recipes.supervised import optimizer_arrays, resume, run_fingerprint
 from sources.example_set import ExampleSet
 
 
@@ -73,18 +71,15 @@ def causal_lm(
         Diverged: the loss is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
     """
-    if checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
+    keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     model = build(seed).to(device)
     last = epochs_to_train(num_epochs(max(len(data), 1), config), stop_after)
     run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    start = resume(model, optimizer, checkpoints.load(checkpoint_name), run=run, last=last)
+    start = resume(model, optimizer, keeping.load(), run=run, last=last)
 
     def after_epoch(done: int) -> None:
-        if not isinstance(checkpoints, NoStore) and (done == last or done % checkpoint_every == 0):
-            arrays = {f"model/{n}": a for n, a in to_arrays(model).items()} | optimizer_arrays(optimizer)
-            checkpoints.save(checkpoint_name, arrays, {"run": run, "epoch": done})
+        keeping.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
         progress(done, last, "training")
 
     fit_tokens(

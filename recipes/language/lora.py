@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.digests import derive_seed, digest
+from contracts.digests import derive_seed
 from contracts.errors import ConfigError
 from contracts.methods import RecipeSpec, recipe
 from contracts.params import param
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.fitting import make_optimizer, trainable
+from recipes.keeping import Keeping, load_optimizer, optimizer_arrays, run_fingerprint
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.models import Build
 from recipes.rng import generator, local_rng
 from recipes.schedule import epochs_to_train, num_epochs
-from recipes.supervised import load_optimizer, optimizer_arrays
 from sources.example_set import ExampleSet
 
 
@@ -180,23 +180,21 @@ def lora(
         Diverged: the loss is no longer finite (names the epoch).
         IntegrityError: the stored checkpoint is damaged.
     """
-    if checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every = {checkpoint_every} must be >= 1 epochs")
+    keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     model = attach(build(seed), config, seed=seed).to(device)
     last = epochs_to_train(num_epochs(max(len(data), 1), config), stop_after)
-    keeps = not isinstance(checkpoints, NoStore)
-    run = _fingerprint(model, data, config=config, seed=seed) if keeps else ""
+    run = ""
+    if keeping.active:  # a base may be large: its digest is taken only where it is asked for
+        run = run_fingerprint(model, data, config=config, seed=seed, initial=state_digest(model))
     optimizer = make_optimizer(trainable(model), config)
-    stored, start = checkpoints.load(checkpoint_name), 0
+    stored, start = keeping.load(), 0
     if stored is not None and stored[1].get("run") == run and stored[1]["epoch"] <= last:
         arrays, start = dict(stored[0]), int(stored[1]["epoch"])
         load_adapter(model, {n: np.asarray(a) for n, a in arrays.items() if not n.startswith("optimizer/")})
         load_optimizer(optimizer, arrays)
 
     def after_epoch(done: int) -> None:
-        if keeps and (done == last or done % checkpoint_every == 0):
-            kept = adapter_arrays(model) | optimizer_arrays(optimizer)
-            checkpoints.save(checkpoint_name, kept, {"run": run, "epoch": done})
+        keeping.after(done, last=last, arrays=lambda: adapter_arrays(model) | optimizer_arrays(optimizer), run=run)
         progress(done, last, "training")
 
     fit_tokens(
@@ -211,13 +209,6 @@ def lora(
         after_epoch=after_epoch,
     )
     return merged(model) if config.merge else model
-
-
-def _fingerprint(model: nn.Module, data: ExampleSet, *, config: LoraConfig, seed: int) -> str:
-    """What a checkpoint must agree on to be resumed: configuration, seed, base and first adapters, data and its
-    order."""
-    order = hashlib.sha256(np.ascontiguousarray(data.example_id)).hexdigest()
-    return digest({"config": config, "seed": seed, "initial": state_digest(model), "data": data.digest, "order": order})
 
 
 def state_digest(model: nn.Module) -> str:
