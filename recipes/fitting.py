@@ -80,28 +80,66 @@ def fit(
         ConfigError, DataError: a network with BatchNorm, and batches or a training set of one example.
         Diverged: the loss or a parameter is not finite; names the epoch.
     """
-    smallest = smallest_batch(model)
-    _check_batches(len(rows), smallest, config)
-    optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
+    _check_batches(len(rows), smallest_batch(model), config)
     loss_of = _loss(inputs.data.task, config)
-    members = torch.from_numpy(rows).to(inputs.device)
-    batches = batches_of(len(rows), config, smallest=smallest)
+
+    def cost(at: Tensor) -> Tensor:
+        outputs = model(inputs.gather(at))
+        loss = loss_of(outputs, inputs.targets[at])
+        if observe is not None:
+            observe(at, outputs.detach())
+        return loss
+
+    descend(
+        model,
+        torch.from_numpy(rows).to(inputs.device),
+        cost,
+        config=config,
+        seed=seed,
+        stop_after=stop_after,
+        optimizer=optimizer,
+        start=start,
+        after_epoch=after_epoch,
+    )
+
+
+def descend(
+    model: nn.Module,
+    members: Tensor,
+    cost: Callable[[Tensor], Tensor],
+    *,
+    config: SupervisedConfig,
+    seed: int,
+    stop_after: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    start: int = 0,
+    after_epoch: Callable[[int], None] = lambda done: None,
+) -> None:
+    """The loop behind :func:`fit`, for any loss of a batch of positions: epochs ``start`` to ``stop_after`` (excluded).
+
+    Args:
+        members: int64 (n,), n >= 1, positions on the device; the epoch's order permutes them.
+        cost: positions (b,) -> the batch's loss, a scalar with gradient.
+        optimizer, after_epoch: as of :func:`fit`.
+
+    Raises:
+        Diverged: the loss or a parameter is not finite; names the epoch.
+    """
+    num, device, smallest = len(members), members.device, smallest_batch(model)
+    optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
+    batches = batches_of(num, config, smallest=smallest)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     for epoch in range(start, stop_after):
-        order = members[epoch_order(len(rows), seed=seed, epoch=epoch).to(inputs.device)]
-        targets = inputs.targets[order]
-        total = torch.zeros((), device=inputs.device)
+        order = members[epoch_order(num, seed=seed, epoch=epoch).to(device)]
+        total = torch.zeros((), device=device)
         # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the
         # same.
-        with local_rng(derive_seed("noise", seed, epoch), device=inputs.device), deterministic(inputs.device):
+        with local_rng(derive_seed("noise", seed, epoch), device=device), deterministic(device):
             # An epoch that config.steps cuts short has fewer rates than batches.
             rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
             for lr, batch in zip(rates, batches, strict=False):
-                outputs = model(inputs.gather(order[batch]))
-                loss = loss_of(outputs, targets[batch])
-                if observe is not None:
-                    observe(order[batch], outputs.detach())
+                loss = cost(order[batch])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.grad_clip is not None:
@@ -113,7 +151,7 @@ def fit(
         check_finite(
             [total, *(p.detach() for p in parameters)],
             epoch=epoch,
-            epochs=num_epochs(len(rows), config, smallest=smallest),
+            epochs=num_epochs(num, config, smallest=smallest),
             config=config,
         )
         after_epoch(epoch + 1)

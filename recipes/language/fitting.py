@@ -5,9 +5,9 @@
 
 Every sequence weighs the same, whatever its length. Order, rates and their resumption are those of
 ``recipes.schedule``: a function of (configuration, seed, epoch). A batch is padded to its own longest sequence, and
-    indexed once.
+indexed once.
 
-Not ``recipes.fitting.fit``: that one moves tensors of one shape, and keeps them all on the device.
+The loop itself is ``recipes.fitting.descend``; ``fit`` beside it moves tensors of one shape, all on the device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError
 from contracts.params import param
-from recipes.fitting import check_finite, deterministic, make_optimizer, trainable
+from recipes.fitting import descend
 from recipes.inputs import Inputs, model_dtype
-from recipes.rng import local_rng
-from recipes.schedule import SupervisedConfig, batches_of, epoch_order, learning_rates, num_epochs
+from recipes.schedule import SupervisedConfig
 from sources.example_set import ExampleSet
 from tasks.base import require
 
@@ -80,29 +78,15 @@ def fit_tokens(
         raise DataError(f"{data.name}: there is no example to train on")
     data.check_targets()
     device = next(model.parameters()).device
-    optimizer = make_optimizer(trainable(model), config) if optimizer is None else optimizer
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    batches = batches_of(len(rows), config)
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
-    model.train()
-    for epoch in range(start, stop_after):
-        order = torch.from_numpy(rows)[epoch_order(len(rows), seed=seed, epoch=epoch)]
-        total = torch.zeros((), device=device)
-        with local_rng(derive_seed("noise", seed, epoch), device=device), deterministic(device):
-            # An epoch that config.steps cuts short has fewer rates than batches.
-            rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
-            for lr, part in zip(rates, batches, strict=False):
-                loss = data.task.losses(model, inputs.batch(order[part])).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.grad_clip is not None:
-                    nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                total += loss.detach()
-        epochs = num_epochs(len(rows), config)
-        check_finite([total, *(p.detach() for p in parameters)], epoch=epoch, epochs=epochs, config=config)
-        after_epoch(epoch + 1)
-    optimizer.zero_grad(set_to_none=True)
-    model.eval()
+    descend(
+        model,
+        torch.from_numpy(rows).to(device),
+        lambda at: data.task.losses(model, inputs.batch(at)).mean(),
+        config=config,
+        seed=seed,
+        stop_after=stop_after,
+        optimizer=optimizer,
+        start=start,
+        after_epoch=after_epoch,
+    )
