@@ -110,10 +110,11 @@ def _given(run: Run) -> Output:
 
 
 def _stored_outputs(run: Run) -> Output:
+    from recipes.predict import reading_of_outputs
     from sources.outputs import outputs_of
 
     logits, zeros = outputs_of(run.subject.source.config)
-    reading = reading_of(run.data, logits)
+    reading = reading_of_outputs(run.data, logits)
     made = {"trained_by": trained_by(run.stage)}
     stored = run.save(_said(run.data, reading, logits), made, READINGS)
     row = {
@@ -158,14 +159,13 @@ def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tup
 def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
     """Weights, readings of every example with the outputs behind them, and the row of models.checkpoints."""
     from recipes.checkpoints import to_arrays
-    from recipes.predict import predict_logits, read
+    from recipes.predict import read_with_outputs
     from recipes.retention import retained_of
 
     subject, data = run.subject, run.data
     # One vector an example: a recommender's scores of all items for every interaction would be N x K numbers nobody
     # reads.
-    outputs = predict_logits(model, data) if data.task.gives("features") else None
-    reading = read(model, data) if outputs is None else reading_of(data, outputs)
+    reading, outputs = read_with_outputs(model, data, outputs=data.task.gives("features"))
     made = {"trained_by": trained_by(run.stage)}
     weights = run.save(to_arrays(model), {"role": "target", "seed": subject.seed, **made}, "weights")
     said = run.save(_said(data, reading, outputs), made, READINGS)
@@ -185,11 +185,6 @@ def _audited_model(run: Run, model: nn.Module, wall_s: float) -> Output:
 
 READINGS = "readings"
 RETAINED = "retained"  # what the recipe still holds of the data besides the weights
-
-
-def reading_of(data: ExampleSet, outputs: np.ndarray) -> Reading:
-    """The four numbers of stored outputs (..., N, K) on every example of the data set."""
-    return data.task.reading_of(outputs, data.targets(slice(None)), data.constants)  # type: ignore[attr-defined, no-any-return]
 
 
 def _said(data: ExampleSet, reading: Reading, outputs: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     """
     from recipes.as_saved import as_saved
     from recipes.checkpoints import load_arrays, to_arrays
-    from recipes.predict import predict_logits, read
+    from recipes.predict import read_with_outputs
     from unlearning.metrics import measure
 
     subject = Subject.from_mapping(job.subject)
@@ -85,8 +85,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     provider = JobProvider(subject, data, model, load=stored, progress=progress)
-    untouched = predict_logits(model, data) if whole else None
-    untouched_reading = read(model, data)
+    untouched_reading, untouched = read_with_outputs(model, data, outputs=whole)
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
         status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from contracts.errors import DataError, Diverged, InvalidInput, NotTheModel
+from contracts.errors import Diverged, InvalidInput, NotTheModel
 from recipes.checkpoints import load_arrays, to_arrays
 from recipes.inputs import Inputs, model_device, model_dtype
-from recipes.predict import eval_mode
+from recipes.predict import eval_mode, not_finite
 from sources.example_set import ExampleSet
 from tasks.base import READING, OutputTask, Reading, answers
 
@@ -108,11 +108,7 @@ def refuse_unlike(
             changed[rows] = (own != theirs).any(axis=1)
             broken[rows] = ~(np.isfinite(own) & np.isfinite(theirs)).all(axis=1)
     if broken.any():
-        ids = DataError(
-            f"the model's outputs on {int(broken.sum())} of {len(data)} examples are not finite",
-            example_ids=data.example_id[broken],
-        )
-        raise Diverged(f"{what}: {ids}")
+        raise Diverged(f"{what}: {not_finite(broken, data)}")
     if changed.any():
         raise NotTheModel(_changed(what, f"{int(changed.sum())} of {len(data)} examples"))
     return Reading(values), np.concatenate(kept) if kept else None

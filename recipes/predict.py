@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from contracts.errors import DataError
 from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
-from tasks.base import READING, Reading
+from tasks.base import READING, OutputTask, Reading
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,12 +40,7 @@ def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndar
     """As :func:`predict_logits`, on inputs that may already be in memory."""
     parts = [outputs for _, outputs in outputs_of(model, inputs, batch=batch)]
     logits = np.concatenate(parts) if parts else np.empty((0, max(inputs.data.num_classes, 1)), np.float32)
-    broken = ~np.isfinite(logits).all(axis=1)
-    if broken.any():
-        raise DataError(
-            f"the model's outputs on {int(broken.sum())} of {len(logits)} examples are not finite",
-            example_ids=inputs.data.example_id[broken],
-        )
+    _refuse_broken(~np.isfinite(logits).all(axis=1), inputs.data)
     return logits
 
 
@@ -72,6 +67,23 @@ def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:
     return reading_of(model, inputs, batch=batch)
 
 
+def read_with_outputs(model: nn.Module, data: ExampleSet, *, outputs: bool) -> tuple[Reading, np.ndarray | None]:
+    """:func:`read`, and the outputs (N, K) behind it when they are asked for, in one pass.
+
+    Raises:
+        DataError: as :func:`read`.
+    """
+    if not outputs:
+        return read(model, data), None
+    said = predict_logits(model, data)
+    return reading_of_outputs(data, said), said
+
+
+def reading_of_outputs(data: ExampleSet, outputs: np.ndarray) -> Reading:
+    """The four numbers of known outputs (..., N, K) on every row of ``data``, of an ``OutputTask``."""
+    return cast(OutputTask, data.task).reading_of(outputs, data.targets(slice(None)), data.constants)
+
+
 def reading_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> Reading:
     """As :func:`read`, on inputs that may already be in memory."""
     data, values = inputs.data, np.empty((len(inputs), len(READING)))
@@ -89,13 +101,21 @@ def finite_reading(values: np.ndarray, data: ExampleSet) -> Reading:
     Raises:
         DataError: a value that is not finite, naming the examples.
     """
-    broken = ~np.isfinite(values).all(axis=1)
-    if broken.any():
-        raise DataError(
-            f"the model's outputs on {int(broken.sum())} of {len(values)} examples are not finite",
-            example_ids=data.example_id[broken],
-        )
+    _refuse_broken(~np.isfinite(values).all(axis=1), data)
     return Reading(values)
+
+
+def not_finite(broken: np.ndarray, data: ExampleSet) -> DataError:
+    """The error about outputs on the examples in a mask (N,)."""
+    return DataError(
+        f"the model's outputs on {int(broken.sum())} of {len(data)} examples are not finite",
+        example_ids=data.example_id[broken],
+    )
+
+
+def _refuse_broken(broken: np.ndarray, data: ExampleSet) -> None:
+    if broken.any():
+        raise not_finite(broken, data)
 
 
 @contextmanager
