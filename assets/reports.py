@@ -37,7 +37,6 @@ from reports import (
     render_html,
     render_json,
 )
-from sources.example_set import ExampleSet
 from warehouse import queries
 
 SHOWN, REMOVED_SHOWN = 16, 10
@@ -234,7 +233,7 @@ def _audited(run: Run) -> dict[str, dict[str, Any]]:
             "source": subject.source.name,
             **{k: v for k, v in subject.source.config.items() if isinstance(v, (str, int, float))},
             "examples": f"{data.num_examples:,} ({train:,} train, {data.num_examples - train:,} test)",
-            **_outputs(data),
+            "task": f"{data.task}: {data.task.describe(data)}",
             "shape": " × ".join(map(str, data.input_shape)),
         },
         "Model": {**_model(subject, row["num_parameters"]), **share},
@@ -267,10 +266,6 @@ def _made(subject: Subject) -> dict[str, dict[str, Any]]:
             "unlearning": f"{subject.unlearning.seeds} runs a method" if subject.unlearning else "none",
         },
     }
-
-
-def _outputs(data: ExampleSet) -> dict[str, Any]:
-    return {"task": f"{data.task}: {data.task.describe(data)}"}
 
 
 def _score_section(run: Run, name: str) -> ScoreSection:

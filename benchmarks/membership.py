@@ -1,11 +1,10 @@
 """LiRA and RMIA for 64 audited models at once, against forming the log-odds once. Run: python -m benchmarks.membership
 
-64 models x 60,000 examples x 10 classes (float32 logits, as an ensemble stores them) and 2,000 population points;
-every model serves once as the target with the other 63 as its references. Everything starts from the logits and a
-fresh ``Evidence``, its checks included; "lira + rmia" is one audit that runs both on one ``Evidence``, where they share
-the log-odds.
-Pairs of CPU times, turn by turn in one process, so that other load on the machine slows both sides alike; the median
-ratio of ``--repeats`` pairs; exit status 1 above ``LIMIT``.
+64 models x 60,000 examples x 10 classes (float32 logits, as an ensemble stores them) and 2,000 population points; every
+model serves once as the target with the other 63 as its references. Everything starts from the logits and a fresh
+``Evidence``, its checks included; "lira + rmia" is one audit that runs both on one ``Evidence``, where they share the
+log-odds. Pairs of CPU times, turn by turn in one process, so that other load on the machine slows both sides alike; the
+median ratio of ``--repeats`` pairs; exit status 1 above ``LIMIT``.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ it".
 
 Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021, arXiv
     1911.00068);
-the package cleanlab. Models trained on half of the pool know less than
-the audited one, so hard examples look noisier than they are; not a cross-validation of the audited model itself.
+the package cleanlab. Models trained on half of the pool know less than the audited one, so hard examples look noisier
+than they are; not a cross-validation of the audited model itself.
 """
 
 from __future__ import annotations

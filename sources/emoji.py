@@ -6,10 +6,9 @@ fixed.
     root/emoji-datasource-twitter/  emoji.json, img/twitter/64/*.png      and root is the folder node_modules
 
 One example is one emoji in one style: the picture on white, the class its category, column ``domain`` the style and
-``group`` its code
-point. An emoji is in the same split in every style, drawn within its category: a test picture is of something that no
-training picture shows.
-Variants by skin tone are not read. What of an emoji is there in one style only is left out.
+``group`` its code point. An emoji is in the same split in every style, drawn within its category: a test picture is of
+something that no training picture shows. Variants by skin tone are not read. What of an emoji is there in one style
+only is left out.
 
 Licences: art of the Google style Apache-2.0 (Noto), of the Twitter style CC-BY-4.0 (Twitter, Inc and other
 contributors: attribution);

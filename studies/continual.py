@@ -1,10 +1,9 @@
 """A stream, step by step: what is learnt, what is forgotten, and how far every layer moves.
 
 The plan's recipe is trained again, ``seeds`` times, each time as one run with a snapshot after every step, and every
-snapshot is measured on
-the test split (studies.step_accuracy). It is trained again, and not recorded while the audited model was trained,
-because a recipe sees
-no test example, and because one run has no interval: the spread over seeds is what tells a change from chance.
+snapshot is measured on the test split (studies.step_accuracy). It is trained again, and not recorded while the audited
+model was trained, because a recipe sees no test example, and because one run has no interval: the spread over seeds is
+what tells a change from chance.
 
     continual_summary    final accuracy, global and local forgetting, mean drop: mean over seeds with 90% Student
     intervals

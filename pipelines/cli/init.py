@@ -282,8 +282,9 @@ def plan_for(
     plan = _applicable(plan, examples.task)
     owners = len(set(examples.owner.tolist()) - {""})
     facts = (
-        f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, {_outputs(examples)}, "
-        f"shape {' x '.join(map(str, examples.input_shape))}" + (f", {owners:,} owners" if owners else "")
+        f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, "
+        f"{examples.task.describe(examples)}, shape {' x '.join(map(str, examples.input_shape))}"
+        + (f", {owners:,} owners" if owners else "")
     )
     if "rating" in config:
         facts += (
@@ -362,7 +363,3 @@ def _ranking(train: int, model: Model) -> dict[str, Any]:
         ],
         "unlearning": {"split": "random", "methods": ["retrain"], "seeds": 1},
     }
-
-
-def _outputs(examples: ExampleSet) -> str:
-    return examples.task.describe(examples)

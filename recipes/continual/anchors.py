@@ -12,9 +12,8 @@ a, the anchor, is a copy of the parameters, moved after every step. F of step n 
     online    F <- decay F + F_n                                     (Schwarz et al. 2018)
 
 Anchored is the encoder. Rows of a growing head that belong to new classes must never be: the anchor would hold them at
-their
-random start. Old rows may be (``rows``).
-An L2 anchor stores weights and nothing else of the data; F is a second moment of per-example gradients of old data.
+their random start. Old rows may be (``rows``). An L2 anchor stores weights and nothing else of the data; F is a second
+moment of per-example gradients of old data.
 
 Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks" (PNAS 2017, arXiv 1612.00796);
 Schwarz et al.,

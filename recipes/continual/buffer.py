@@ -7,8 +7,7 @@ Every example draws a priority, uniform in (0, 1), when its step ends; low ones 
     examples allow
 
 An example that has left does not come back. Which examples are in the buffer depends on their ids, classes and steps
-and on the seed,
-never on the model or the order of the rows.
+and on the seed, never on the model or the order of the rows.
 
 Source: Vitter, "Random sampling with a reservoir" (ACM TOMS 1985); Prabhu et al., "GDumb" (ECCV 2020), greedy class
 balance;

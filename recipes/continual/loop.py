@@ -4,12 +4,9 @@
     learner's end of step
 
 The learner says what a batch costs and what is kept from one step to the next. An epoch's batches depend on (seed,
-step, epoch)
-alone, Adam is fresh in every step, and after every step the run is stored: one that is killed starts again at the last
-step
-that ended, with the same bits. Epochs are counted over all steps, the pre-training not: ``stop_after = n * epochs``
-leaves the
-model after n steps, 0 the pre-trained encoder with every class closed.
+step, epoch) alone, Adam is fresh in every step, and after every step the run is stored: one that is killed starts again
+at the last step that ended, with the same bits. Epochs are counted over all steps, the pre-training not:
+``stop_after = n * epochs`` leaves the model after n steps, 0 the pre-trained encoder with every class closed.
 """
 
 from __future__ import annotations

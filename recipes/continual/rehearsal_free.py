@@ -11,9 +11,8 @@ ones, L2 only):
     ce    L_class softmax over the seen classes (``mask_old``: over this step's), L_pred softened, T = 2
 
 Penalties are on the encoder; ``anchor_old_rows`` adds the head's rows of classes seen before, never those of new ones.
-F is the
-empirical Fisher information of every step just ended, of -log p of the plain loss over the classes seen by then,
-accumulated.
+F is the empirical Fisher information of every step just ended, of -log p of the plain loss over the classes seen by
+then, accumulated.
 
 Source: Smith, Tian, Halbe, Hsu, Kira, "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv
 2203.17269);

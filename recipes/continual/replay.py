@@ -4,10 +4,9 @@ data.
     L = 1/(B + R) [ sum_{i in batch} l_i + sum_{j in R drawn from the buffer} l_j ]     l: over all classes seen so far
 
 The buffer holds examples of earlier steps; those of a step join it when the step ends (recipes.continual.buffer). R are
-drawn without
-replacement for every batch. Classes, loss and schedule are those of ``rehearsal_free``, so that the two differ in what
-they keep.
-The ids of what is in the buffer after the last step come with the model (``recipes.retention``).
+drawn without replacement for every batch. Classes, loss and schedule are those of ``rehearsal_free``, so that the two
+differ in what they keep. The ids of what is in the buffer after the last step come with the model
+(``recipes.retention``).
 
 Source: Chaudhry et al., "On Tiny Episodic Memories in Continual Learning" (arXiv 1902.10486); Rolnick et al.,
 "Experience Replay for
