@@ -109,6 +109,7 @@ class TaskSpec:
     """A kind of thing that can be learnt; the decorated class is a ``tasks.base.Task``.
 
     Attributes:
+        version: of how it reads models; one later than the first is part of the data digest: results are made anew.
         gives: the views of its examples that methods may want, words of ``VIEWS``; every task gives ``EVERY_TASK``.
         quality: what its quality (0..1, the reading that its users call right) is, for people ("accuracy").
         loss: what its loss is, for people ("cross-entropy (nats)").

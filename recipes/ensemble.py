@@ -121,9 +121,7 @@ class ReferenceEnsemble:
             NotApplicable: they were not kept.
         """
         if self.logits is None:
-            raise NotApplicable(
-                "the whole outputs of the reference models were not kept: no listed method declares them"
-            )
+            raise NotApplicable(NOT_KEPT)
         return self.logits
 
     def by_id(self) -> Self:
@@ -162,6 +160,7 @@ class ReferenceEnsemble:
 
 _ARRAYS = ("example_id", "pool", "labels", "keep", "reading")
 SPOKEN = 2_000_000
+NOT_KEPT = "the whole outputs of the reference models were not kept: no listed method declares them"
 
 
 def train_ensemble(

@@ -126,9 +126,13 @@ class ExampleSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id;
-        over columns and what examples share, where there are any."""
+        over columns and what examples share, where there are any; over the task's version, once it is not the first.
+
+        Everything that is read of the data stands on it, so a task that reads models otherwise makes it all anew."""
         order = np.argsort(self.example_id, kind="stable")
         about = {"task": self.task.name, "class_names": self.class_names} | digested(self.columns, self.payload.shared)
+        if self.task.spec.version > 1:
+            about["task_version"] = self.task.spec.version
         state = hashlib.sha256(canonical_json(about).encode())
         for start in range(0, len(order), 65536):
             rows = order[start : start + 65536]

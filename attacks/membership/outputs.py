@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from attacks.membership.scale import OUTPUT_KNOTS, to_reference_scale
 from contracts.errors import DataError, NotApplicable
+from recipes.ensemble import NOT_KEPT
 from tasks.base import NO_CONSTANTS, Constants, OutputTask, Reading, Task
 
 Float = NDArray[np.float64]
@@ -61,9 +62,7 @@ class Outputs:
             NotApplicable: they were not kept.
         """
         if self.reference is None:
-            raise NotApplicable(
-                "the whole outputs of the reference models were not kept: no listed method declares them"
-            )
+            raise NotApplicable(NOT_KEPT)
         return self.reference
 
 

@@ -175,3 +175,13 @@ def test_loss_and_likelihood_of_a_signal_are_those_of_the_reading_and_keep_its_o
     np.testing.assert_allclose(
         losses.detach().numpy() / data.task.loss_unit(data.constants), reading.loss, rtol=1e-4, atol=1e-6
     )
+
+
+def test_a_later_version_of_a_task_makes_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the former version read is then no longer current; the first version is not told, for digests of old."""
+    data, task_of = classes(), type(named("classification"))
+    first = data.digest
+    monkeypatch.setattr(task_of, "spec", dataclasses.replace(task_of.spec, version=2))
+    second = dataclasses.replace(data).digest
+    monkeypatch.setattr(task_of, "spec", dataclasses.replace(task_of.spec, version=3))
+    assert len({first, second, dataclasses.replace(data).digest}) == 3
