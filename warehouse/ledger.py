@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from contracts.errors import IntegrityError
+from contracts.errors import IntegrityError, LockTimeout
 from warehouse.chain import Anchor, Head, LedgerReport, entries_of, examine, head_of, read_mirror
 from warehouse.connection import fetch
 from warehouse.session import Open, Session
@@ -46,9 +46,25 @@ class Ledger:
 
         Detects a changed, deleted, swapped, inserted or truncated entry; a whole chain rewritten with fresh hashes is
         detected only through an anchor. Tables and artefacts are not looked at: see ``warehouse.verify``.
+
+        The writer's file is read, with what has not been published yet. While a writer is at work, a warehouse opened
+        for looking only reads the published snapshot, in which no later head is looked for.
+
+        Raises:
+            LockTimeout: a writer is at work, and the warehouse was opened for writing.
+            NotReady: opened for looking only, and nothing has been published.
         """
+        known = self._anchors(anchors)
+        if self._s.database.exists():
+            try:
+                with self._s.looking() as con:
+                    return examine(entries_of(con), known)
+            except LockTimeout:
+                if not self._s.looks:
+                    raise
+                known = known[len(known) - len(anchors) :]
         with self._s.reading() as con:
-            return examine(entries_of(con), self._anchors(anchors))
+            return examine(entries_of(con), known)
 
     def accept_loss(self, reason: str) -> Head:
         """Put on record that committed entries are gone, and let writing go on from what is left."""

@@ -57,7 +57,7 @@ class Session:
         self.database = self.folder / "palimpsest.duckdb"
         self.snapshot = self.folder / "palimpsest.read.duckdb"
         self.head_file = self.folder / "ledger.head"
-        self._limits, self._lock_timeout_s, self._clock, self._looks = limits, lock_timeout_s, clock, looks
+        self._limits, self._lock_timeout_s, self._clock, self.looks = limits, lock_timeout_s, clock, looks
 
     @contextmanager
     def writing(self, kind: type[T], *, guarded: bool = True) -> Iterator[T]:
@@ -98,7 +98,7 @@ class Session:
         Raises:
             NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
         """
-        if self._looks:
+        if self.looks:
             connection.refuse_unpublished(self.snapshot)
             try:
                 with self.looking_at_snapshot() as con:

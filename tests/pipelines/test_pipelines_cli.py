@@ -23,6 +23,7 @@ from pipelines.cli.init import _ranking, plan_for
 from pipelines.cli.terminal import not_on_path, summary
 from pipelines.subjects import load_subject
 from reports import findings_frame, rows
+from warehouse import Warehouse
 
 runner = CliRunner()
 
@@ -209,9 +210,10 @@ def test_what_is_printed_to_try_can_be_typed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_doctor_says_in_sentences_what_is_there_and_how_to_get_the_rest(audited_home: Path) -> None:
+    Warehouse.open(audited_home).ledger.append("note", {"what": "an entry that is not published yet"})
     code, out = palimpsest("doctor")
     out = " ".join(out.split())  # however narrow the terminal is
-    assert code == 0 and "Nothing that is needed is missing." in out
+    assert code == 0 and "Nothing that is needed is missing." in out, out
     assert f"State: {audited_home} (named by PALIMPSEST_HOME)" in out and "entries, whole up to" in out
     assert not re.search(r"[A-Z]\w+\(|PosixPath|<[a-z_.]+ ", out), "no Python objects"
     readme = (Path(__file__).parents[2] / "README.md").read_text()

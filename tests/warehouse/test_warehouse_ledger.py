@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_a_restored_backup_is_noticed(home: Path, w: Warehouse) -> None:
     (w.folder / "palimpsest.duckdb").write_bytes(backup)
     report = w.ledger.verify()
     assert report.first_missing == n - 2 and "head mismatch" in report.problems[0]
+
+
+def test_what_is_not_published_yet_is_no_loss(home: Path, w: Warehouse) -> None:
+    """Another process looks while entries stand behind the snapshot, and while a writer is at work."""
+    w.publish()
+    w.ledger.append("note", {})
+    seen = Warehouse.existing(home)
+    assert seen.ledger.verify().ok and seen.ledger.verify().head == w.ledger.head()
+    with w.transaction(), ThreadPoolExecutor(1) as another:
+        report = another.submit(seen.ledger.verify).result()
+        assert report.ok and report.head.seq < chain.read_mirror(w.head_file).seq
+        later = Head(report.head.seq + 9, "0" * 64)
+        assert not another.submit(seen.ledger.verify, anchors=[later]).result().ok
+    tamper(w, "DELETE FROM ledger.entries WHERE seq > 1")
+    assert not seen.ledger.verify().ok
 
 
 def test_a_database_that_is_gone_is_not_silently_made_anew(home: Path, written: Warehouse) -> None:
