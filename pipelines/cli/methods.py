@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.terminal import console
+from pipelines.cli.terminal import console, print_data
 
 _UNSET = "(required)"
 
@@ -25,22 +25,25 @@ def methods(
 
     found: Any = catalogue.every() if name is None else catalogue.find(name)
     if json_:
-        typer.echo(json.dumps(found, indent=2))
+        print_data(json.dumps(found, indent=2))
         return
     if name is None:
         for kind, known in found.items():
             _print_kind(kind, known)
+        console.print("One in full, with its paper and its fields: [bold]palimpsest methods NAME[/]", highlight=False)
         return
     for method in found:
         _print_method(method)
 
 
 def _print_kind(kind: str, known: Iterable[Mapping[str, Any]]) -> None:
-    table = Table("name", "what it is", "source", "wants of a task", "needs", "v", title=kind, title_justify="left")
+    table = Table(title=kind, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for method in known:
-        words = (", ".join(method["wants"]), ", ".join(method["needs"]), str(method["version"]))
-        table.add_row(*(escape(text) for text in (method["name"], _line(method["doc"]), method["source"], *words)))
+        table.add_row(escape(method["name"]), escape(_line(method["doc"])))
     console.print(table)
+    console.print()
 
 
 def _line(doc: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pipelines.cli.terminal import console, live_progress
+from pipelines.cli.terminal import console, live_progress, print_data
 
 
 def reproduce(
@@ -30,8 +29,7 @@ def reproduce(
             result = reproductions.run(known.name, seed=seed, progress=progress)
         passed &= result["passed"]
         if json_:
-            sys.stdout.write(json.dumps(result) + "\n")
-            sys.stdout.flush()
+            print_data(json.dumps(result))
             continue
         table = Table(
             "claim",

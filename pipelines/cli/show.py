@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from contracts.errors import ConfigError, NotReady
-from pipelines.cli.terminal import console, state_to_read
+from pipelines.cli.terminal import console, print_data, state_to_read
 
 
 class Format(enum.StrEnum):
@@ -64,11 +64,10 @@ def sql(
         frame.write_parquet(out)
         return
     text = frame.write_json() if format is Format.JSON else frame.write_csv()
-    data = (text if text.endswith("\n") else text + "\n").encode()  # UTF-8 whatever the terminal can print: it is data
     if out is None:
-        typer.echo(data, nl=False)
+        print_data(text)
     else:
-        out.write_bytes(data)
+        out.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
 
 
 def _params(given: list[str], known: dict[str, Any]) -> dict[str, Any]:

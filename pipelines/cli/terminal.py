@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,8 +23,22 @@ from pipelines.home import DEFAULT, state_home
 if TYPE_CHECKING:
     from reports import Judgement, Row
 
-console = Console()
-errors = Console(stderr=True)
+NOBODY_READS = 141  # 128 + SIGPIPE, as a shell reports any program whose reader has gone
+
+
+class _Terminal(Console):
+    """A console whose output may be piped into a program that stops reading, such as head."""
+
+    def on_broken_pipe(self) -> None:
+        """End with the status that a shell expects: 1 would say that something was not shown to pass."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(NOBODY_READS) from None
+
+
+console = _Terminal()
+errors = _Terminal(stderr=True)
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "broken": "magenta", "not judged": "cyan"}
 
 
@@ -46,6 +61,14 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     found = error.object[error.start : error.end]
     plain = ("*" if "\u2800" <= c <= "\u28ff" else _SPELLED.get(c) or ascii(c)[1:-1] for c in found)
     return "".join(plain), error.end
+
+
+def print_data(text: str) -> None:
+    """Text as it is, for other programs: UTF-8 whatever the terminal can print, no wrapping, no colours."""
+    try:
+        typer.echo(text.encode(), nl=not text.endswith("\n"))
+    except BrokenPipeError:
+        console.on_broken_pipe()
 
 
 def not_on_path() -> str:

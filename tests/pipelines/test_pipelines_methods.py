@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -79,11 +81,20 @@ def test_what_a_recipe_retains_is_shown(monkeypatch, run):
 
 def test_the_command_lists_and_shows_and_speaks_json(run):
     listed = run.invoke(app, ["methods"])
-    assert listed.exit_code == 0 and "memorization" in listed.output and "early_models" in listed.output
+    assert listed.exit_code == 0 and all(method.spec.name in listed.output for _, method in METHODS)
     shown = run.invoke(app, ["methods", "el2n"])
     assert shown.exit_code == 0 and "scores.el2n" in shown.output and "examples a forward pass" in shown.output
     assert set(json.loads(run.invoke(app, ["methods", "--json"]).stdout)) == set(catalogue.every())
     assert json.loads(run.invoke(app, ["methods", "el2n", "--json"]).stdout) == catalogue.find("el2n")
+
+
+@pytest.mark.parametrize("words", [["methods"], ["methods", "--json"]])
+def test_a_reader_that_goes_away_is_no_verdict(words):
+    """As in ``palimpsest methods | head -1``: 141, as of any program there, not the 1 of an audit that is not passed."""
+    code = f"import sys; sys.argv = ['palimpsest', *{words}]; from pipelines.cli.app import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b"" and running.wait() == 141
 
 
 def test_an_unknown_name_says_what_is_near_it_with_status_2(run, monkeypatch, capsys):
