@@ -37,7 +37,9 @@ def methods(
 
 
 def _print_kind(kind: str, known: Iterable[Mapping[str, Any]]) -> None:
-    table = Table(title=kind, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=kind, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for method in known:

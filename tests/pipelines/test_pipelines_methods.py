@@ -90,7 +90,7 @@ def test_the_command_lists_and_shows_and_speaks_json(run):
 
 @pytest.mark.parametrize("words", [["methods"], ["methods", "--json"]])
 def test_a_reader_that_goes_away_is_no_verdict(words):
-    """As in ``palimpsest methods | head -1``: 141, as of any program there, not the 1 of an audit that is not passed."""
+    """As in ``palimpsest methods | head -1``: 141, as of any program there, not the 1 of an audit not passed."""
     code = f"import sys; sys.argv = ['palimpsest', *{words}]; from pipelines.cli.app import main; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
