@@ -1,6 +1,6 @@
 """A table of what a model said: outputs, labels, who was a member, and optionally features; no model.
 
-    outputs   (N, K) probabilities or logits: columns prob_<class> (p_, proba_, logit_), one list column, or one array;
+    outputs   (N, K) probabilities or logits: columns prob_<class> (p_, proba_, logit_, p0), one list column, or one array;
               a single column is the probability (or log-odds) of the second of two classes
     label     one of the K classes: its name in the columns, or its place among them
     split     'train' and 'test', or true and false (1 and 0): was the row in the model's training set
@@ -190,7 +190,8 @@ def outputs_file_of(config: OutputsConfig) -> Path:
 def looks_like_outputs(path: Path) -> bool:
     """Whether a file has columns that are called as a model's outputs are, and one that says who was a member.
 
-    Of a table whose columns only happen to be called so a person can say that it is none.
+    Columns p0, p1, ... are also what features are called: they are outputs where their rows sum to 1. Of a table whose
+    columns only happen to be called so a person can say that it is none.
     """
     if is_archive(path):
         with open_archive(path) as archive:
@@ -198,7 +199,12 @@ def looks_like_outputs(path: Path) -> bool:
     else:
         names = column_names(path)
     said = _found(names, "logits") or _found(names, "probabilities")
-    return bool(said) and any(name.lower() in _SPLITS for name in names)
+    if not said or not any(name.lower() in _SPLITS for name in names):
+        return False
+    if not re.fullmatch(r"p\d+", said[0], re.IGNORECASE):
+        return True
+    rows = _open_stored(path.resolve(), MAX_BYTES).matrix(said)
+    return bool(np.all((rows >= 0) & (rows <= 1)) and np.all(abs(rows.sum(1) - 1) <= _SUM))
 
 
 def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -255,7 +261,7 @@ def _found(names: Sequence[str], role: str) -> tuple[str, ...]:
         if match := [name for name in names if name.lower() == whole]:
             return (match[0],)
     for prefix in _COLUMNS[role]:
-        match = [name for name in names if re.match(rf"{prefix}[_.].", name, re.IGNORECASE)]
+        match = [name for name in names if re.match(rf"{prefix}([_.].|\d+$)", name, re.IGNORECASE)]
         if len(match) > 1:
             return tuple(match)
     return ()
@@ -265,7 +271,7 @@ def _suffixes(config: OutputsConfig) -> tuple[str, ...]:
     """What the columns call the classes: ``cat`` of ``prob_cat``."""
     if len(config.outputs) < 2:
         return ()
-    return tuple(re.split(r"[_.]", name, maxsplit=1)[-1] for name in config.outputs)
+    return tuple(re.split(r"[_.]|(?<=[a-zA-Z])(?=\d+$)", name, maxsplit=1)[-1] for name in config.outputs)
 
 
 def _class_names(config: OutputsConfig, num_classes: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ model."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -439,6 +440,16 @@ class TestOutputsOnly:
         assert {c.name for c in load_subject("a", home).scores} == {"output_error", "output_label_quality"}
         palimpsest("init", "b", "--data", "looks.csv", "--no-outputs")
         assert not load_subject("b", home).outputs_only
+
+    def test_columns_called_p0_and_on_are_outputs_where_they_sum_to_1(self, table: pl.DataFrame, home: Path) -> None:
+        said = [name for name in table.columns if re.match(r"p(rob|roba)?[_.]", name)]
+        numbered = table.select(pl.exclude("^emb_.*$")).rename({name: f"p{k}" for k, name in enumerate(said)})
+        numbered.write_parquet("numbered.parquet")
+        assert "a model's outputs in numbered.parquet" in palimpsest("init", "c", "--data", "numbered.parquet")
+        assert load_subject("c", home).outputs_only
+        numbered.with_columns(p0=pl.col("p0") + 0.1).write_parquet("pixels.parquet")
+        palimpsest("init", "d", "--data", "pixels.parquet")
+        assert not load_subject("d", home).outputs_only
 
     @pytest.mark.parametrize(
         ("gap", "verdict", "words"),
