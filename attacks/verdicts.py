@@ -115,11 +115,14 @@ def judge_attack(
         return Finding(
             **figures, verdict=Verdict.INCONCLUSIVE, sentence=f"The interval reaches past the tolerance: {shown}."
         )
+    told = "does not tell members"
+    if low > 0.5 or (two_sided and high < 0.5):
+        told = "hardly tells members: within what is tolerated, and nobody stands out"
     return Finding(
         **figures,
         verdict=Verdict.PASS,
-        sentence=f"The attack does not tell members, down to a false-positive rate of {claim_fpr:g}; an AUC of "
-        f"{found_from:.3f} would have been found: {shown}.",
+        sentence=f"The attack {told}, down to a false-positive rate of {claim_fpr:g}; an AUC of {found_from:.3f} would "
+        f"have been found: {shown}.",
     )
 
 

@@ -263,7 +263,7 @@ def intervals_png(
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(xlabel)
         axes.grid(axis="x", color=_RULE, linewidth=0.6)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(len(present), 5), frameon=False)
+        axes.get_figure().legend(loc="outside lower center", ncols=min(len(present), 5), frameon=False)
 
     lines = sum(len(group) for group in groups.values())
     return _figure(draw, title="", size=(6.4, max(2.4, 1.2 + 0.13 * lines + 0.16 * len(groups))))

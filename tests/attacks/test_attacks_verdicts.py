@@ -46,6 +46,14 @@ def test_alike_passes_with_its_interval_in_the_sentence() -> None:
     assert f"{finding.low:.3f} to {finding.high:.3f}" in finding.sentence and "0.05" in finding.sentence
 
 
+def test_a_pass_says_whether_the_interval_holds_a_coin() -> None:
+    middle = np.linspace(0, 1, 1000)  # nobody stands out at the top; AUC 0.55
+    frame = attack_report(np.r_[np.minimum(middle + 0.05, 0.95), middle], np.arange(2000) < 1000)
+    finding = judge(frame)
+    assert finding.verdict is Verdict.PASS and finding.low > 0.5 and "hardly tells members" in finding.sentence
+    assert "does not tell members" in judge(report(0.0)).sentence
+
+
 def test_different_fails_on_both_sides() -> None:
     assert judge(report(1.0)).verdict is Verdict.FAIL
     streisand = judge(report(-1.0))
