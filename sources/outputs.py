@@ -1,6 +1,6 @@
 """A table of what a model said: outputs, labels, who was a member, and optionally features; no model.
 
-    outputs   (N, K) probabilities or logits: columns prob_<class> (p_, proba_, logit_, p0), one list column, or one array;
+    outputs   (N, K) probabilities or logits: columns prob_<class> (p_, p0, proba_, logit_), one list column, one array;
               a single column is the probability (or log-odds) of the second of two classes
     label     one of the K classes: its name in the columns, or its place among them
     split     'train' and 'test', or true and false (1 and 0): was the row in the model's training set
