@@ -24,12 +24,12 @@ HEAD = 10
 
 
 def analyses(
-    subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+    subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], curated: Mapping[str, Stage]
 ) -> dict[str, Stage]:
     """``[subject, analyses | audits, <name>]`` for every analysis the subject lists."""
     made: dict[str, Stage] = {}
     for choice in subject.analyses:  # an analysis may read those listed before it
-        made[choice.name] = _stage(subject, choice, upstream, scores, splits, made)
+        made[choice.name] = _stage(subject, choice, upstream, scores, curated, made)
     return made
 
 
@@ -38,7 +38,7 @@ def _stage(
     choice: Choice,
     upstream: Mapping[str, Stage],
     scores: Mapping[str, Stage],
-    splits: Mapping[str, Stage],
+    curated: Mapping[str, Stage],
     before: Mapping[str, Stage],
 ) -> Stage:
     spec = analysis.get(choice.name).spec
@@ -49,7 +49,7 @@ def _stage(
         doc=f"{spec.doc} {spec.source}",
         config={"analysis": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
-        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=splits, analyses=before),
+        deps=needs.stages_of(spec, config, upstream, scores=scores, curated=curated, analyses=before),
         tables=spec.tables,
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),

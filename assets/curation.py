@@ -1,4 +1,5 @@
-"""Stage 4, curation: forget/retain splits of the training examples, each with the reason for every example's role."""
+"""Stage 4, curation: splits of the training examples, each with the reason for every example's role, and data sets of
+new examples that were made out of them."""
 
 from __future__ import annotations
 
@@ -13,10 +14,14 @@ from assets import needs
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import canonical_json, derive_seed, digest
-from contracts.errors import NotTrusted
-from contracts.methods import curator
-from contracts.subject import Split, Subject
+from contracts.errors import NotApplicable, NotTrusted
+from contracts.methods import curator, maker
+from contracts.subject import Dataset, Split, Subject
+from reports import plots
+from sources.made import Made
 from warehouse import empty
+
+_SHOWN = 10  # made examples in the picture of a data set
 
 
 def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -42,12 +47,101 @@ def _stage(
         doc=f"{spec.doc} Roles: {', '.join(spec.roles)}.",
         config={"method": split.method, "config": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
-        deps=needs.stages_of(spec, config, upstream, scores=scores, splits=before),
+        deps=needs.stages_of(spec, config, upstream, scores=scores, curated=before),
         tables=(schema.MEMBERS, schema.DATASETS),
         warnings=(APPLIES,),
         trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: curate(run, split.name, split.method, config, upstream),
     )
+
+
+def datasets(
+    subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage], splits: Mapping[str, Stage]
+) -> dict[str, Stage]:
+    """``[subject, curation, <data set>]`` for every data set the subject makes."""
+    made: dict[str, Stage] = {}
+    for plan in subject.datasets:
+        spec = maker.get(plan.method).spec
+        config = spec.config.from_mapping(plan.config)
+        made[plan.name] = Stage(
+            subject=subject,
+            path=("curation", plan.name),
+            doc=spec.doc,
+            config={"method": plan.method, "config": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
+            version=spec.version,
+            deps=needs.stages_of(spec, config, upstream, scores=scores, curated=splits),
+            tables=(schema.MEMBERS, schema.DATASETS, schema.DRAWN_FROM, *spec.tables),
+            warnings=(APPLIES,),
+            kinds=frozenset({"torch", "duckdb"}),
+            trains=bool(needs.TRAINING & set(spec.needs)),
+            work=lambda run, plan=plan, config=config: _make(run, plan, config, upstream),
+        )
+    return made
+
+
+def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -> Output:
+    """Run a maker and store what it made: examples as an artifact, what they were drawn from and the rest as tables."""
+    method, partition = maker.get(plan.method), {"dataset_id": plan.name}
+    tables = (schema.MEMBERS, schema.DATASETS, schema.DRAWN_FROM, *method.spec.tables)
+    try:
+        needs.refuse(run, method.spec, "maker")
+        made: Made = method(
+            run.train,
+            config=config,
+            seed=derive_seed(run.subject.seed, "dataset", plan.name) % 2**31,
+            progress=run.progress,
+            **needs.provided(run, method.spec, upstream),
+        ).validate(run.train)
+    except (NotApplicable, NotTrusted) as error:
+        return Output(
+            tables=[(table, empty(table), partition) for table in tables],
+            warnings={APPLIES: f"data set {plan.name} was not made: {error}"},
+        )
+    arrays, meta = made.kept()
+    stored = run.save(arrays, meta | {"dataset_id": plan.name, "method": plan.method})
+    drawn = np.isin(train := np.sort(run.train.example_id), made.sources)
+    members = pl.DataFrame({"example_id": train, "role": np.where(drawn, "source", "unused")})
+    row = {
+        "dataset_id": plan.name,
+        "method": plan.method,
+        "num_examples": len(made.examples),
+        "digest": made.examples.digest,
+        "config": canonical_json(config),
+    }
+    frames = [members.with_columns(reason=pl.lit("")), pl.DataFrame([row]), made.drawn_from]
+    frames += [made.tables[table.name] for table in method.spec.tables]
+    named = [frame.with_columns(dataset_id=pl.lit(plan.name)) for frame in frames]
+    return Output(
+        tables=[(table, frame, partition) for table, frame in zip(tables, named, strict=True)],
+        artifacts=[stored],
+        members=made.sources,
+        metadata={
+            "made examples": len(made.examples),
+            "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",
+            "after an erasure": method.spec.after_erasure,
+        },
+        pictures=_pictures(run, made),
+        warnings={APPLIES: ""},
+    )
+
+
+def _pictures(run: Run, made: Made) -> dict[str, bytes]:
+    """Some made examples, each above one that it was drawn from, where they are pictures."""
+    data = made.examples
+    if not plots.is_picture(data.input_shape):
+        return {}
+    rows = np.unique(np.linspace(0, len(data) - 1, _SHOWN).astype(int))
+    first = made.drawn_from.group_by("made_id").agg(pl.col("example_id").min()).sort("made_id")["example_id"].to_numpy()
+    originals = run.train.subset(np.unique(first[rows]))
+    lower = originals.x[originals.positions(first[rows])]
+    return {
+        "made examples": plots.grid_png(
+            np.concatenate([data.x[rows], lower]),
+            [*(f"{data.class_names[c]} (made)" if data.class_names else "made" for c in data.y[rows])]
+            + [f"#{i}" for i in first[rows]],
+            lengths=[len(rows)] * 2,
+        )
+    }
 
 
 def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> Output:

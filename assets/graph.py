@@ -31,8 +31,9 @@ def subject_stages(subject: Subject) -> list[Stage]:
         upstream["ensemble"] = models.ensemble(subject, examples, outputs="outputs" in read)
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
-    analysed = analyses.analyses(subject, upstream, scored, splits)
-    later = [*scored.values(), *splits.values(), *analysed.values()]
+    made = curation.datasets(subject, upstream, scored, splits)
+    analysed = analyses.analyses(subject, upstream, scored, splits | made)
+    later = [*scored.values(), *splits.values(), *made.values(), *analysed.values()]
     match = audits.recipe_match(subject, upstream)
     later += [match] if match else []
     if subject.unlearning is None:

@@ -6,6 +6,7 @@ runs and load nothing before they are called. What a job gives stands beside it 
 
 from __future__ import annotations
 
+import hmac
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from assets.references import methods
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
-from contracts.methods import MethodSpec, attack, recipe, source, unlearner
+from contracts.methods import MethodSpec, attack, maker, recipe, source, unlearner
 from contracts.params import references
 from contracts.progress import Progress
 from contracts.subject import OUTPUTS, Subject
+from contracts.tables import TableSpec
 from sources.example_set import ExampleSet
+from sources.made import Made, made_from
 from tasks.base import require
 
 if TYPE_CHECKING:
@@ -60,14 +63,14 @@ def stages_of(
     upstream: Mapping[str, Stage],
     *,
     scores: Mapping[str, Stage],
-    splits: Mapping[str, Stage],
+    curated: Mapping[str, Stage],
     analyses: Mapping[str, Stage] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """The stages a method reads, the examples first: those of its needs, of the scores, splits and analyses that its
-    configuration names, and of the analyses that it reads. The plan's names were checked before
+    """The stages a method reads, the examples first: those of its needs, of the scores, splits, data sets and analyses
+    that its configuration names, and of the analyses that it reads. The plan's names were checked before
     (``assets.references``)."""
     wanted = [upstream["examples"], *models_of(spec, upstream).values()]
-    listed = {"score": scores, "split": splits, "analysis": analyses}
+    listed = {"score": scores, "split": curated, "dataset": curated, "analysis": analyses}
     wanted += [listed[found.kind][found.name] for found in references(config) if found.kind in listed]
     wanted += [analyses[name] for name in getattr(spec, "reads", ())]
     if _UNLEARNING & set(spec.needs) and (plan := upstream["examples"].subject.unlearning):
@@ -140,13 +143,14 @@ def refuse_unavailable(subject: Subject) -> None:
 
 
 def available(kind: str) -> frozenset[str]:
-    """The needs that can be met for methods of a kind ("split" for a plan's curators); nothing is kept from the
-    analyses but rows imported for scores."""
+    """The needs that can be met for methods of a kind ("split" for a plan's curators, "dataset" for its makers);
+    nothing is kept from the analyses but rows imported for scores, and the secrets of makers."""
     everything = StageProvider.meets()
     return {
-        "score": everything - {"splits", "tables"},
-        "split": everything - {"tables", "imported"},
-        "analysis": everything - {"imported"},
+        "score": everything - {"splits", "tables", "made", "secret"},
+        "split": everything - {"tables", "imported", "made", "secret"},
+        "dataset": everything - {"tables", "imported", "made"},
+        "analysis": everything - {"imported", "secret"},
         "unlearner": JobProvider.meets() - {"model"},  # it is called with the model that it changes
     }.get(kind, frozenset())
 
@@ -240,6 +244,12 @@ class StageProvider(Provider):
     def select_where(self) -> Callable[[str], Any]:
         return self.run.select_where
 
+    def made(self) -> Callable[[str], Made]:
+        return lambda name: _made(self.run, name)
+
+    def secret(self) -> bytes:
+        return hmac.digest(self.run.warehouse.salt(), f"made data set {self.run.asset}".encode(), "sha256")
+
     def imported(self) -> pl.DataFrame:
         return imported.rows_of(self.run)
 
@@ -263,6 +273,27 @@ def _table(run: Run, name: str) -> pl.DataFrame:
     if reason := run.why_not(dep):
         raise NotApplicable(reason)
     return run.read(table)
+
+
+def _made(run: Run, name: str) -> Made:
+    """A made data set that the stage reads.
+
+    Raises:
+        NotTrusted: it was not made, and why.
+    """
+    dep = next(dep for dep in run.stage.deps if dep.path == ("curation", name))
+    if reason := run.why_not(dep):
+        raise NotTrusted(reason)
+    arrays, meta = run.load(dep)
+
+    def stored(table: TableSpec) -> pl.DataFrame:
+        return run.read(table, {"dataset_id": name}).select(c.name for c in table.columns if c.name != "dataset_id")
+
+    return Made(
+        examples=made_from(arrays, meta),
+        drawn_from=stored(schema.DRAWN_FROM),
+        tables={table.name: stored(table) for table in maker.get(meta["method"]).spec.tables},
+    )
 
 
 def _split(run: Run, name: str) -> pl.DataFrame:

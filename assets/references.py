@@ -1,8 +1,8 @@
 """Every name that a plan gives, and that the configurations of its methods give, stands for something: else the plan is
 refused as it loads, naming the field, before any work starts.
 
-    a score, split or analysis   one that the plan lists, and lists before what reads it
-    an unlearner, attack, ...    one that is registered
+    a score, split, data set or analysis   one that the plan lists, and lists before what reads it
+    an unlearner, attack, ...              one that is registered
 """
 
 from __future__ import annotations
@@ -11,11 +11,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from contracts.errors import ConfigError, UnknownName
-from contracts.methods import REGISTRIES, MethodSpec, analysis, attack, curator, recipe, score, source, unlearner
+from contracts.methods import (
+    REGISTRIES,
+    MethodSpec,
+    analysis,
+    attack,
+    curator,
+    maker,
+    recipe,
+    score,
+    source,
+    unlearner,
+)
 from contracts.params import REFERENCES, Config, references
 from contracts.subject import Choice, Subject
 
-LISTED = ("score", "split", "analysis")  # what a plan lists; the other kinds are registered
+LISTED = ("score", "split", "dataset", "analysis")  # what a plan lists; the other kinds are registered
 _REGISTRIES = {registry.kind: registry for registry in REGISTRIES}
 
 
@@ -42,13 +53,15 @@ def methods(subject: Subject) -> Iterator[Listed]:
     for where, kind, registry, choices in (
         ("scores", "score", score, subject.scores),
         ("splits", "split", curator, [Choice(name=s.method, config=s.config) for s in subject.splits]),
+        ("datasets", "dataset", maker, [Choice(name=d.method, config=d.config) for d in subject.datasets]),
         ("analyses", "analysis", analysis, subject.analyses),
         ("unlearning.methods", "unlearner", unlearner, subject.unlearning.methods if subject.unlearning else ()),
         ("attacks", "attack", attack, subject.attacks),
     ):
         for i, choice in enumerate(choices):
             found = _listed(f"{where}[{i}]", kind, registry, choice)
-            yield found._replace(name=subject.splits[i].name) if kind == "split" else found
+            named = {"split": subject.splits, "dataset": subject.datasets}.get(kind)
+            yield found._replace(name=named[i].name) if named else found
 
 
 def check_references(subject: Subject) -> None:
@@ -59,7 +72,7 @@ def check_references(subject: Subject) -> None:
         ConfigError: a method's configuration is outside its range.
     """
     splits = [s.name for s in subject.splits]
-    _check(subject, "", {"score": [c.name for c in subject.scores], "split": splits, "analysis": []})
+    _check(subject, "", {"score": [c.name for c in subject.scores], "split": splits, "dataset": [], "analysis": []})
     before: dict[str, list[str]] = {kind: [] for kind in LISTED}
     for method in methods(subject):
         _check(method.config, f"{method.where}.config", before)

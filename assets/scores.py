@@ -41,7 +41,7 @@ def _stage(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], befo
         doc=f"{spec.doc} Higher means {spec.higher_means}. {spec.source}",
         config={"score": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
-        deps=needs.stages_of(spec, config, upstream, scores=before, splits={}),
+        deps=needs.stages_of(spec, config, upstream, scores=before, curated={}),
         tables=(spec.table, schema.SCORE_RUNS),
         warnings=("gates",),
         kinds=frozenset({"torch", "duckdb"}),

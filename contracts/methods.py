@@ -24,6 +24,7 @@ VIEWS = {
     "outputs": "one vector of class logits an example",
     "classes": "the target of an example is one of K classes",
     "features": "an example is a vector or an image of numbers",
+    "images": "an example is an image of numbers: channels, height, width",
     "interactions": "an example is a user who met an item",
     "tokens": "an example is a sequence of tokens",
     "pixels": "the target of an example is one of K classes a pixel",
@@ -66,6 +67,9 @@ NEEDS = {
     "declaration ``reads``",
     "imported": "polars.DataFrame: the rows that were imported from elsewhere for this very score, with example_id; "
     "those of examples that are no longer in the data, or have another label now, are gone",
+    "made": "Callable[[str], sources.made.Made]: a made data set of the plan by its name",
+    "secret": "bytes: 32 of them, for this data set alone, derived from that of the state folder: the same folder "
+    "gives the same; they go into no table, artefact or log",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 
@@ -208,6 +212,23 @@ class ScoreSpec(MethodSpec):
         )
 
 
+MADE_ID = Column(name="made_id", dtype="int64", low=0, doc="id of the made example within its data set")
+DATASET_ID = Column(name="dataset_id", dtype="str", doc="name of the split or curated set")
+
+
+def made_table(name: str, *, doc: str, columns: Sequence[Column], version: int = 1) -> TableSpec:
+    """A table of a maker, a row a made example: ``columns`` stand beside the data set's name and ``made_id``."""
+    return TableSpec(
+        schema="curation",
+        name=name,
+        doc=doc,
+        version=version,
+        columns=(DATASET_ID, MADE_ID, *columns),
+        key=("dataset_id", "made_id"),
+        partition=("dataset_id",),
+    )
+
+
 EXAMPLE_ID = Column(name="example_id", dtype="int64", low=0, doc="stable id of the example; every join is on it")
 
 
@@ -300,6 +321,22 @@ class CuratorSpec(MethodSpec):
 
     roles: tuple[str, ...] = ("forget", "retain")
     random: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakerSpec(MethodSpec):
+    """Makes new examples out of the training examples: protected, distilled, aggregated ones. The function takes
+    ``(data, *, config, seed, progress, <needs>)``, with ``data`` the training split, and returns a
+    ``sources.made.Made``.
+
+    Attributes:
+        tables: what it says of what it made, besides; replaced as a whole for each data set. Their key is ``made_id``.
+        after_erasure: what has to be done with the made set when examples that it was made from are erased: "drop" the
+            rows that were made from them, or "remake" the whole.
+    """
+
+    tables: tuple[TableSpec, ...] = ()
+    after_erasure: Literal["drop", "remake"] = "remake"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,8 +451,9 @@ analysis: Registry[AnalysisSpec] = Registry(
     "analysis", group="palimpsest.analyses", homes=("studies", "scoring", "attacks")
 )
 curator: Registry[CuratorSpec] = Registry("curator", group="palimpsest.curators", homes=("curation", "studies"))
+maker: Registry[MakerSpec] = Registry("maker", group="palimpsest.makers", homes=("curation",))
 unlearner: Registry[UnlearnerSpec] = Registry("unlearner", group="palimpsest.unlearners", homes=("unlearning",))
 attack: Registry[AttackSpec] = Registry("attack", group="palimpsest.attacks", homes=("attacks",))
 recipe: Registry[RecipeSpec] = Registry("recipe", group="palimpsest.recipes", homes=("recipes",))
 source: Registry[SourceSpec] = Registry("source", group="palimpsest.sources", homes=("sources",))
-REGISTRIES: tuple[Registry, ...] = (task, source, recipe, score, analysis, curator, unlearner, attack)  # type: ignore[type-arg]
+REGISTRIES: tuple[Registry, ...] = (task, source, recipe, score, analysis, curator, maker, unlearner, attack)  # type: ignore[type-arg]

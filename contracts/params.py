@@ -26,9 +26,11 @@ REFERENCES = {
     "score": "a stored score of the plan",
     "split": "a stored split of the plan",
     "analysis": "an analysis of the plan",
+    "dataset": "a made data set of the plan",
     "unlearner": "a registered unlearner",
     "attack": "a registered attack",
     "curator": "a registered curator",
+    "maker": "a registered maker of data sets",
     "source": "a registered source",
     "recipe": "a registered recipe",
 }

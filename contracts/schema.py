@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.methods import EXAMPLE_ID
+from contracts.methods import DATASET_ID, EXAMPLE_ID, MADE_ID
 from contracts.tables import Column, TableSpec
 
 _VERDICTS = ("pass", "fail", "inconclusive", "broken")
@@ -114,7 +114,7 @@ DATASETS = TableSpec(
     key=("dataset_id",),
     partition=("dataset_id",),
     columns=(
-        _text("dataset_id", "name of the split or curated set"),
+        DATASET_ID,
         _text("method", "curator"),
         _count("num_examples", "members of all roles"),
         _text("digest", "SHA-256 over (example_id, role), ordered by id"),
@@ -129,11 +129,20 @@ MEMBERS = TableSpec(
     key=("dataset_id", "example_id"),
     partition=("dataset_id",),
     columns=(
-        _text("dataset_id", "name of the split or curated set"),
+        DATASET_ID,
         EXAMPLE_ID,
         _text("role", "forget, retain, keep, drop, ..."),
         _text("reason", "why it has this role"),
     ),
+)
+
+DRAWN_FROM = TableSpec(
+    schema="curation",
+    name="drawn_from",
+    doc="Which examples a made example was computed from.",
+    key=("dataset_id", "made_id", "example_id"),
+    partition=("dataset_id",),
+    columns=(DATASET_ID, MADE_ID, EXAMPLE_ID),
 )
 
 METRICS = {
@@ -451,6 +460,7 @@ TABLES: tuple[TableSpec, ...] = (
     SCORE_RUNS,
     DATASETS,
     MEMBERS,
+    DRAWN_FROM,
     UNLEARNING_RUNS,
     UNLEARNING_METRICS,
     ATTACK_SCORES,

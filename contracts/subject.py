@@ -67,6 +67,18 @@ class Split(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset(Config):
+    """A named data set of new examples, made out of the training examples by a registered maker."""
+
+    name: str = param(doc="name of the data set")
+    method: str = param(doc="registered maker", ref="maker")
+    config: dict[str, Any] = param({}, doc="fields of the maker's configuration")
+
+    def check(self) -> None:
+        check_name(self.name, kind="data set")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Early(Config):
     """The early checkpoints that EL2N and GraNd read (Paul et al. 2021): R seeds stopped at one epoch of the full
     recipe."""
@@ -186,6 +198,7 @@ class Subject(Config):
     scores: tuple[Choice, ...] = param(())
     analyses: tuple[Choice, ...] = param(())
     splits: tuple[Split, ...] = param(())
+    datasets: tuple[Dataset, ...] = param(())
     unlearning: Unlearning | None = param(None)
     attacks: tuple[Choice, ...] = param((), ref="attack")
     thresholds: Thresholds = param(Thresholds())
@@ -221,7 +234,7 @@ class Subject(Config):
         for kind, names in (
             ("score", [c.name for c in self.scores]),
             ("analysis", [c.name for c in self.analyses]),
-            ("split", [s.name for s in self.splits]),
+            ("split or data set", [s.name for s in self.splits] + [d.name for d in self.datasets]),
             ("attack", [c.name for c in self.attacks]),
             ("unlearner", [c.name for c in self.unlearning.methods] if self.unlearning else []),
         ):

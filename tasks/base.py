@@ -331,21 +331,23 @@ def names() -> tuple[str, ...]:
     return methods.task.names()
 
 
-def lacking(task: Task, views: Sequence[str]) -> str:
-    """What a method wants and the task does not give, as a sentence; "" when it gives everything.
+def gives(data: Any, *views: str) -> bool:
+    """Whether the task of a data set gives all of these views, or its examples do: images are no matter of the task."""
+    of_task = [view for view in views if view != "images"]
+    return data.task.gives(*of_task) and ("images" not in views or len(data.input_shape) == 3)
 
-    >>> lacking(named("regression"), ("reading",))
-    ''
-    """
-    missing = [VIEWS[view] for view in views if not task.gives(view)]
+
+def lacking(data: Any, views: Sequence[str]) -> str:
+    """What a method wants and a data set does not give, as a sentence; "" when it gives everything."""
+    missing = [VIEWS[view] for view in views if not gives(data, view)]
     return f"it wants that {'; and that '.join(missing)}" if missing else ""
 
 
 def require(data: Any, who: str, *views: str) -> None:
-    """Refuse a data set whose task does not give what a method wants, before any work.
+    """Refuse a data set that does not give what a method wants, before any work.
 
     Raises:
         NotApplicable: names the method, the data set, its task, and what is missing.
     """
-    if why := lacking(data.task, views):
+    if why := lacking(data, views):
         raise NotApplicable(f"{who} does not apply to {data.name}, a {data.task} task: {why}")

@@ -14,8 +14,8 @@ from palimpsest.testing.world import World
 from palimpsest.testing.worlds import WORLDS, world_for, worlds_for
 
 Check = Callable[[World, Method[Any]], None]
-_ALL = ("score", "analysis", "curator", "attack", "source", "recipe", "unlearner")
-_ON_DATA = ("score", "analysis", "curator", "unlearner", "recipe")
+_ALL = ("score", "analysis", "curator", "maker", "attack", "source", "recipe", "unlearner")
+_ON_DATA = ("score", "analysis", "curator", "maker", "unlearner", "recipe")
 
 # check -> the kinds that it is for
 CHECKS: dict[Check, tuple[str, ...]] = {
@@ -23,11 +23,11 @@ CHECKS: dict[Check, tuple[str, ...]] = {
     **dict.fromkeys((declarations.ranges, declarations.fields), _ALL),
     behaviour.untouched: _ON_DATA,
     **dict.fromkeys((behaviour.output, behaviour.repeatable), _ALL),
-    behaviour.order: ("score", "analysis", "curator", "unlearner"),
+    behaviour.order: ("score", "analysis", "curator", "maker", "unlearner"),
     behaviour.batch_of_one: ("score",),
     behaviour.double_precision: ("score",),
     behaviour.odd_data: _ON_DATA,
-    behaviour.spoilt_target: ("score", "analysis", "unlearner", "recipe"),
+    behaviour.spoilt_target: ("score", "analysis", "maker", "unlearner", "recipe"),
     behaviour.same_id_twice: _ON_DATA,
     behaviour.broken_model: ("score", "analysis", "unlearner"),
     behaviour.other_task: _ON_DATA,

@@ -25,6 +25,7 @@ from palimpsest.testing.world import World, halves
 from sources.example_set import ExampleSet
 from sources.identity import Content
 from sources.payloads.tokens import Tokens
+from tasks.base import gives
 
 _LOOKS = {"model", "encoder", "outputs", "early_models", "early_at", "ensemble", "ensemble_outputs"}
 
@@ -278,7 +279,7 @@ def other_task(world: World, method: Method[Any]) -> None:
     from palimpsest.testing.worlds import WORLDS
 
     others = (make().data(method) for make in WORLDS.values())
-    data = next((d for d in others if not d.task.gives(*method.spec.wants)), None)
+    data = next((d for d in others if not gives(d, *method.spec.wants)), None)
     if data is not None:
         _refusal(lambda: world.run(method, data=data), NotApplicable, f"data of a {data.task} task")
 

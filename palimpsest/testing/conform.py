@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import polars as pl
 
 from contracts.errors import PalimpsestError
 from contracts.registry import Method
-from contracts.tables import Column
+from contracts.tables import Column, TableSpec
 from palimpsest.testing.kinds import kind_of
 from sources.example_set import ExampleSet
+from sources.made import Made, made_from
 
 DTYPES: dict[str, Any] = {
     "int64": pl.Int64,
@@ -80,6 +81,13 @@ def check_output(method: Method[Any], out: Any, data: ExampleSet) -> None:
             out["reason"].null_count() == 0 and (out["reason"] != "").all(),
             "every role has a reason, for people to read",
         )
+    elif kind == "maker":
+        claim(isinstance(out, Made), f"a maker gives a sources.made.Made, not {type(out).__name__}")
+        out.validate(data)
+        claim((np.diff(out.examples.example_id) > 0).all(), "made examples are in ascending order of their ids")
+        claim(set(out.examples.owner) == {""}, "a made example bears an owner's name")
+        claim(made_from(*out.kept()).digest == out.examples.digest, "what is kept of it is not what was made")
+        _check_frames(spec.tables, {n: f.with_columns(dataset_id=pl.lit("made")) for n, f in out.tables.items()})
     elif kind == "source":
         claim(isinstance(out, ExampleSet), f"a source gives an ExampleSet, not {type(out).__name__}")
         out.validate()
@@ -106,19 +114,23 @@ def _check_score(spec: Any, out: Any, data: ExampleSet) -> None:
 def _check_tables(spec: Any, out: Any) -> None:
     from reports.plots import table_png
 
-    names = {table.name for table in spec.tables}
+    _check_frames(spec.tables, out)
+    for picture in spec.pictures:
+        if picture.is_chart:
+            drawn = table_png(picture, out[picture.table])
+            claim(drawn.startswith(b"\x89PNG"), f"picture {picture.title!r} cannot be drawn")
+
+
+def _check_frames(tables: Sequence[TableSpec], out: Mapping[str, pl.DataFrame]) -> None:
+    names = {table.name for table in tables}
     claim(set(out) == names, f"tables {set(out)} are not the declared {names}")
-    for table in spec.tables:
+    for table in tables:
         frame = out[table.name]
         columns = {c.name for c in table.columns}
         claim(set(frame.columns) == columns, f"{table.name}: columns {frame.columns} are not the declared {columns}")
         for column in table.columns:
             check_column(frame[column.name], column)
         claim(not frame.select(table.key).is_duplicated().any(), f"{table.name}: key {table.key} is not unique")
-    for picture in spec.pictures:
-        if picture.is_chart:
-            drawn = table_png(picture, out[picture.table])
-            claim(drawn.startswith(b"\x89PNG"), f"picture {picture.title!r} cannot be drawn")
 
 
 def comparable(method: Method[Any], out: Any) -> Any:
@@ -126,6 +138,10 @@ def comparable(method: Method[Any], out: Any) -> Any:
     kind = kind_of(method)
     if kind in ("score", "curator"):
         return out.sort("example_id")
+    if kind == "maker":
+        data = out.examples
+        made = pl.DataFrame({"made_id": data.example_id, "y": data.y, "content": data.content_hash})
+        return {"examples": made, "drawn_from": out.drawn_from, **{k: out.tables[k] for k in sorted(out.tables)}}
     if kind == "analysis":
         return {name: frame.sort(frame.columns) for name, frame in sorted(out.items())}
     return out.digest if kind == "source" else out

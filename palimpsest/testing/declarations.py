@@ -20,13 +20,14 @@ CALLED_WITH = {
     "score": {"config", "seed"},
     "analysis": {"config", "seed", "progress"},
     "curator": {"config", "seed"},
+    "maker": {"config", "seed", "progress"},
     "attack": {"config", "seed"},
     "source": {"config", "seed"},
     "recipe": {"config", "seed"},
     "unlearner": {"retain", "forget", "config", "seed", "progress"},
 }
 _OPTIONAL = {"recipe": {"checkpoints", "progress", "device", "stop_after", "observe"}}  # given to those that take them
-_PUBLISHED = {"score", "analysis", "unlearner", "attack", "recipe"}
+_PUBLISHED = {"score", "analysis", "maker", "unlearner", "attack", "recipe"}
 
 
 def complete(world: World, method: Method[Any]) -> None:
@@ -60,10 +61,16 @@ def signature(world: World, method: Method[Any]) -> None:
 
 
 def columns(world: World, method: Method[Any]) -> None:
-    """A score says what its columns hold; a curator has at least two roles."""
+    """A score says what its columns hold; a curator has at least two roles; a maker's tables are of made examples."""
     spec, kind = method.spec, kind_of(method)
     if kind == "curator":
         claim(len(spec.roles) >= 2 and len(set(spec.roles)) == len(spec.roles), f"roles {spec.roles}: two, distinct")
+    if kind == "maker":
+        key = ("dataset_id", "made_id")
+        claim(
+            all(t.key == key and t.schema == "curation" for t in spec.tables),
+            "a table is no contracts.methods.made_table",
+        )
     if kind != "score":
         return
     claim(spec.higher_means, "higher_means says what a high value is")

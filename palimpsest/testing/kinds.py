@@ -10,6 +10,7 @@ from contracts.methods import (
     AnalysisSpec,
     AttackSpec,
     CuratorSpec,
+    MakerSpec,
     RecipeSpec,
     ScoreSpec,
     SourceSpec,
@@ -26,13 +27,14 @@ _OF = {
     ScoreSpec: "score",
     AnalysisSpec: "analysis",
     CuratorSpec: "curator",
+    MakerSpec: "maker",
     UnlearnerSpec: "unlearner",
     AttackSpec: "attack",
 }
 
 
 def kind_of(method: Method[Any]) -> str:
-    """ "score", "analysis", "curator", "unlearner", "attack", "recipe", "source" or "task".
+    """ "score", "analysis", "curator", "maker", "unlearner", "attack", "recipe", "source" or "task".
 
     Raises:
         AssertionError: the declaration is none of ``contracts.methods``.

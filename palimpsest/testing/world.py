@@ -2,7 +2,7 @@
 
 ``World.run(method, ...)`` returns a method's output in one comparable form:
     score, curator   the polars frame              attack   float64 (T, N)
-    analysis   {table: polars frame}
+    analysis   {table: polars frame}               maker    the sources.made.Made
     unlearner, recipe   all parameters and buffers, float64 (d,)       source   the ExampleSet
 """
 
@@ -34,7 +34,9 @@ from recipes.ensemble import ReferenceEnsemble, train_ensemble
 from recipes.predict import predict_logits, read
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
+from sources.made import Made
 from sources.payloads.tokens import Tokens
+from tasks.base import gives
 
 Spoil = Callable[[ExampleSet, int, str], ExampleSet]
 _EARLY_SEEDS = (3, 4)
@@ -127,7 +129,7 @@ class World:
         """Whether the task gives what the method wants, and the world what it needs."""
         spec = method.spec
         own = {"tables", "imported"} if kind_of(method) in ("analysis", "score") else set()
-        wants = self.examples.task.gives(*getattr(spec, "wants", ()))
+        wants = gives(self.examples, *getattr(spec, "wants", ()))
         return bool(wants and set(getattr(spec, "needs", ())) - own <= set(self.needs))
 
     def data(self, method: Method[Any]) -> ExampleSet:
@@ -190,7 +192,7 @@ class World:
         if kind == "recipe":
             return flat(method(self.trainer.build, data, config=config, seed=seed))
         given = self.needs_of(method, needs)
-        if kind == "analysis":
+        if kind in ("analysis", "maker"):
             return method(data, config=config, seed=seed, progress=silent, **given)
         if kind in ("score", "curator"):
             return method(data, config=config, seed=seed, **given)
@@ -296,6 +298,15 @@ def flat(model: nn.Module) -> np.ndarray:
     return torch.cat([t.detach().double().flatten() for t in model.state_dict().values()]).numpy()
 
 
+def _same_examples(train: ExampleSet) -> Made:
+    """The training examples themselves, each made from itself."""
+    ids = np.sort(train.example_id)
+    return Made(
+        examples=dataclasses.replace(train.subset(ids), owner=np.full(len(ids), "")),
+        drawn_from=pl.DataFrame({"made_id": ids, "example_id": ids}),
+    )
+
+
 def _makers(world: World) -> dict[str, Callable[[], Any]]:
     """need -> what makes it; those that task or recipe cannot give are left out."""
     from unlearning.metrics import evaluate
@@ -341,6 +352,8 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "splits": lambda: (
             lambda name: pl.DataFrame({"example_id": train.example_id, "role": np.where(chosen, "forget", "retain")})
         ),
+        "secret": lambda: bytes(range(32)),
+        "made": lambda: lambda name: _same_examples(train),
         "select_where": lambda: lambda where: train.example_id[chosen],
     }
     if examples.task.gives("outputs"):

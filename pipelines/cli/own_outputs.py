@@ -8,6 +8,7 @@ from pathlib import Path
 from contracts.errors import DataError
 from contracts.methods import Asked
 from contracts.subject import OUTPUTS, Subject
+from tasks.base import gives
 
 MAX_AUC = 0.60  # whether the model tells its members is the one question there is, so the plan judges it
 
@@ -51,7 +52,7 @@ def plan_for_outputs(name: str, path: Path, asked: Asked) -> tuple[Subject, list
     applies: dict[str, list[str]] = {}
     without: dict[bool, list[str]] = {True: [], False: []}  # for want of features, or of a model
     for kind, registry in (("score", score), ("analysis", analysis), ("attack", attack)):
-        every = [m.spec for m in registry if data.task.gives(*m.spec.wants)]
+        every = [m.spec for m in registry if gives(data, *m.spec.wants)]
         applies[kind] = [spec.name for spec in every if not lacks(spec, kind, data) and not _reads_others(spec)]
         for spec in every:
             if why := lacks(spec, kind, data):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from attacks.gradient_inversion import matched, mse, psnr, ssim
 from attacks.gradient_inversion.measures import median_interval
-from attacks.gradient_inversion.quality import MAX_PSNR, in_order
+from attacks.gradient_inversion.quality import in_order
 from contracts.errors import InvalidInput
+from explain.image_quality import MAX_PSNR
 
 BOX = (torch.tensor(0.0), torch.tensor(1.0))
 

@@ -96,7 +96,7 @@ def test_a_broken_home_says_so_each_time(monkeypatch):
 
 
 def test_the_registries_have_their_own_groups_and_homes():
-    kinds = ["task", "source", "recipe", "score", "analysis", "curator", "unlearner", "attack"]
+    kinds = ["task", "source", "recipe", "score", "analysis", "curator", "maker", "unlearner", "attack"]
     assert [r.kind for r in REGISTRIES] == kinds and len({r.group for r in REGISTRIES}) == len(kinds)
 
 

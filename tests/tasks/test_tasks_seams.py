@@ -64,7 +64,7 @@ def test_a_task_is_one_object_however_it_is_found() -> None:
 
 
 def test_what_a_task_lacks_is_said() -> None:
-    assert lacking(named("regression"), ("reading", "losses", "features")) == ""
+    assert lacking(numbers(), ("reading", "losses", "features")) == ""
     with pytest.raises(
         NotApplicable, match=r"by_class does not apply to .* a regression task: it wants that the target"
     ):

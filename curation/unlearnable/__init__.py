@@ -1,0 +1,1 @@
+"""Data sets that are of no use to whoever trains on them."""

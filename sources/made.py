@@ -1,0 +1,151 @@
+"""Examples that were made out of others: protected, distilled, aggregated ones; and how they are kept as arrays.
+
+    made example m   values x'_m and a target y'_m of the task of the originals, under an id of its own
+    drawn_from       (m, i) for every original i that the values or the target of m were computed from
+
+An example that was made from one original may bear its id; one made from many has an id that no original has. The
+owner of a made example is nobody: whose data it is follows from what it was drawn from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from contracts.errors import DataError, NotApplicable
+from sources.example_set import ExampleSet
+from sources.identity import Content
+
+_KEPT = ("x", "y", "example_id", "center", "scale")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Made:
+    """A data set of made examples.
+
+    Attributes:
+        examples: (M) of them, all of the training split, in ascending order of their ids.
+        drawn_from: (made_id, example_id), int64, sorted, each pair once; every made example has at least one.
+        tables: what its maker says of the made examples besides, ``{table.name: frame}``, without the data set's name.
+    """
+
+    examples: ExampleSet
+    drawn_from: pl.DataFrame
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Ids of the originals that it was made from, ascending."""
+        return self.drawn_from["example_id"].unique().sort().to_numpy()
+
+    def validate(self, originals: ExampleSet) -> Self:
+        """Refuse what cannot be kept; return self.
+
+        Raises:
+            DataError: examples that are none (``ExampleSet.validate``), a made example drawn from nothing, or drawn
+                from what is no training example of ``originals``.
+        """
+        self.examples.validate()
+        wanted = {"made_id": pl.Int64, "example_id": pl.Int64}
+        if dict(self.drawn_from.schema) != wanted:
+            raise DataError(f"drawn_from is {dict(self.drawn_from.schema)}, not {wanted}")
+        if self.drawn_from.is_duplicated().any():
+            raise DataError("drawn_from names a pair twice")
+        made, named = self.examples.example_id, self.drawn_from["made_id"].unique().to_numpy()
+        if len(nothing := np.setdiff1d(made, named)):
+            raise DataError(f"{len(nothing)} made examples are drawn from nothing", example_ids=nothing)
+        if len(unknown := np.setdiff1d(named, made)):
+            raise DataError(
+                f"drawn_from speaks of {len(unknown)} made examples that there are not", example_ids=unknown
+            )
+        train = originals.example_id[originals.split == "train"]
+        if len(strange := np.setdiff1d(self.sources, train)):
+            raise DataError(
+                f"{len(strange)} examples that it was made from are no training examples of {originals.name}",
+                example_ids=strange,
+            )
+        return self
+
+    def kept(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The examples as arrays and a JSON-able meta, for the store; :func:`made_from` reads them back.
+
+        Raises:
+            NotApplicable: examples that are not arrays of numbers.
+        """
+        data = self.examples
+        if not isinstance(data.x, np.ndarray):
+            raise NotApplicable(
+                f"{data.name}: made data sets are kept as arrays of numbers, not {type(data.x).__name__}"
+            )
+        meta = {
+            "name": data.name,
+            "task": data.task.name,
+            "class_names": list(data.class_names),
+            "feature_names": list(data.feature_names),
+            "provenance": dict(data.provenance),
+        }
+        return {name: np.ascontiguousarray(getattr(data, name)) for name in _KEPT}, meta
+
+
+def made_examples(
+    like: ExampleSet,
+    *,
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    example_id: np.ndarray,
+    provenance: Mapping[str, Any],
+) -> ExampleSet:
+    """Made examples of the task, classes and input scale of others.
+
+    Args:
+        like: the originals.
+        x: (M, *shape) of the originals' dtype; y: (M,) targets; example_id: (M,) int64.
+        provenance: how they were made, JSON-able; no secrets.
+    """
+    num = len(example_id)
+    return dataclasses.replace(
+        like,
+        name=name,
+        x=x,
+        y=y,
+        example_id=example_id,
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, "", "<U1"),
+        content_hash=Content(x).hashes(),
+        origin=None,
+        columns={},
+        whole=None,
+        provenance=provenance,
+    ).by_id()
+
+
+def made_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> ExampleSet:
+    """The examples that :meth:`Made.kept` gave.
+
+    Raises:
+        DataError: arrays are missing, or do not fit together.
+    """
+    if missing := sorted(set(_KEPT) - set(arrays)):
+        raise DataError(f"a made data set lacks {', '.join(missing)}")
+    num = len(arrays["example_id"])
+    return ExampleSet(
+        name=meta["name"],
+        task=meta["task"],
+        x=arrays["x"],
+        y=arrays["y"],
+        example_id=arrays["example_id"],
+        split=np.full(num, "train", "<U5"),
+        owner=np.full(num, "", "<U1"),
+        content_hash=Content(arrays["x"]).hashes(),
+        class_names=tuple(meta["class_names"]),
+        center=arrays["center"],
+        scale=arrays["scale"],
+        feature_names=tuple(meta["feature_names"]),
+        provenance=meta["provenance"],
+    ).validate()
