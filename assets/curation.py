@@ -138,7 +138,7 @@ def _pictures(run: Run, made: Made) -> dict[str, bytes]:
         "made examples": plots.grid_png(
             np.concatenate([data.x[rows], lower]),
             [*(f"{data.class_names[c]} (made)" if data.class_names else "made" for c in data.y[rows])]
-            + [f"#{i}" for i in first[rows]],
+            + ["original"] * len(rows),
             lengths=[len(rows)] * 2,
         )
     }

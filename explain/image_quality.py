@@ -47,12 +47,10 @@ def ssim(x: Tensor, other: Tensor) -> Tensor:
     first, second = x.double(), other.double()
     size = min(_WINDOW, *x.shape[-2:])
     size -= 1 - size % 2
-    at = torch.arange(size, dtype=torch.float64, device=x.device) - size // 2
-    line = torch.exp(-(at**2) / (2 * _SIGMA**2))
-    window = (line[:, None] * line / line.sum() ** 2).expand(x.shape[1], 1, size, size)
+    rows, columns = (_windows(side, size, x.device) for side in x.shape[-2:])
 
-    def local_mean(values: Tensor) -> Tensor:
-        return F.conv2d(values, window, groups=values.shape[1])
+    def local_mean(values: Tensor) -> Tensor:  # the window is a product of two lines, and a line's means are a product
+        return rows @ values @ columns.T
 
     mean1, mean2 = local_mean(first), local_mean(second)
     var1, var2 = local_mean(first * first) - mean1**2, local_mean(second * second) - mean2**2
@@ -60,6 +58,13 @@ def ssim(x: Tensor, other: Tensor) -> Tensor:
     top = (2 * mean1 * mean2 + _C1) * (2 * cov + _C2)
     value = top / ((mean1**2 + mean2**2 + _C1) * (var1 + var2 + _C2))
     return value.flatten(1).mean(1).clamp(-1, 1)
+
+
+def _windows(side: int, size: int, device: torch.device) -> Tensor:
+    """(side - size + 1, side) float64: in each row one whole Gaussian window, which sums to 1."""
+    at = torch.arange(size, dtype=torch.float64, device=device) - size // 2
+    line = torch.exp(-(at**2) / (2 * _SIGMA**2))
+    return torch.stack([F.pad(line / line.sum(), (k, side - size - k)) for k in range(side - size + 1)])
 
 
 def _same(x: Tensor, other: Tensor) -> None:
