@@ -1,7 +1,9 @@
-"""A stored table of a subject, a score or a curated set, for other programs: a file, pandas, Hugging Face ``datasets``.
+"""What a subject holds, for other programs: a score or the members of a curated set as a table, or the examples of a
+curated set as a data set.
 
 What is exported says where it is from: subject, asset, what a row is, the run and configuration that made it, and the
-ledger's head. Parquet keeps that as key-value metadata, pandas in ``attrs``, ``datasets`` in ``info.description``.
+ledger's head. Parquet keeps that as key-value metadata, pandas in ``attrs``, ``datasets`` in ``info.description``, a
+data set in its manifest and data sheet.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""``palimpsest export SUBJECT SET --to DIR --format F``, from the audit to a folder that somebody else opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from recorded_state import run
+from typer.testing import CliRunner
+
+from contracts import schema
+from contracts.errors import ConfigError, UnknownName
+from contracts.subject import Subject
+from curation.export.formats import verify_export
+from palimpsest.testing.worlds import images
+from pipelines.cli.app import app
+from pipelines.subjects import write_subject
+from warehouse import Warehouse
+
+PLAN = {
+    "subject": "pictures",
+    "title": "three kinds of pictures | of <8 x 8>",
+    "model": {"name": "mlp", "config": {"hidden": [8]}},
+    "recipe": {"name": "supervised", "config": {"epochs": 2}},
+    "scores": ["near_duplicates", "knn_disagreement"],
+    "splits": [
+        {"name": "dense", "method": "keep_hardest", "config": {"score": "knn_disagreement", "fraction": 0.5}},
+        {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
+    ],
+    "datasets": [{"name": "protected", "method": "cuda_unlearnable"}],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, data = tmp_path_factory.mktemp("pictures"), images().examples
+    np.savez(folder / "p.npz", x=data.x, y=data.y, ids=data.example_id, split=data.split, owner=data.owner)
+    config = {"root": str(folder), "file": "p.npz", "licence": "CC-BY-4.0"}
+    plan = Subject.from_mapping(PLAN | {"source": {"name": "npz", "config": config}})
+    home = folder / "state"
+    write_subject(plan, home, comment="a test")
+    run(home, plan).publish()
+    return home
+
+
+@pytest.fixture(autouse=True)
+def in_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(home))
+
+
+def palimpsest(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def test_what_stays_of_a_split_is_written(home: Path, tmp_path: Path) -> None:
+    said = palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "folder")
+    assert "27 examples of pictures/curation/dense" in said and verify_export(tmp_path / "out") == 27 + 5
+    members = Warehouse.open(home).read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
+    kept = set(members.filter(pl.col("role") == "keep")["example_id"])
+    written = {int(path.stem): path for path in (tmp_path / "out").rglob("*.png")}
+    assert set(written) == kept
+    data = images().examples
+    for example, path in written.items():
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image)[None], data.x[data.positions([example])[0]])
+    assert "ann" not in (tmp_path / "out/README.md").read_text(), "no owner in the data sheet"
+
+
+def test_another_role_and_the_test_examples(tmp_path: Path) -> None:
+    words = ("export", "pictures", "random", "--format", "npz", "--role", "forget", "--test")
+    palimpsest(*words, "--to", str(tmp_path / "out"))
+    with np.load(tmp_path / "out/data.npz") as archive:
+        train, test = ((archive["split"] == split).sum() for split in ("train", "test"))
+        assert (train, test) == (11, 36) and len(set(archive["ids"])) == 47
+
+
+def test_the_data_sheet_says_what_was_done_and_left_out(tmp_path: Path) -> None:
+    palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "parquet")
+    sheet = (tmp_path / "out/README.md").read_text()
+    for said in ("27 in train", "CC-BY-4.0", "knn_disagreement", "keep_hardest", "near duplicate, by near_duplicates"):
+        assert said in sheet, said
+    assert "three kinds of pictures \\| of &lt;8 x 8&gt;" in sheet, "a title is no table and no tag"
+    left = sheet[sheet.index("## Left out") :]
+    assert "drop; the reason of each is in excluded.csv | 27 |" in left
+    excluded = pl.read_csv(tmp_path / "out/excluded.csv")
+    assert excluded.height == 27 and excluded["reason"].str.contains("rank").all()
+    page = (tmp_path / "out/datasheet.html").read_text()
+    assert "&lt;8 x 8&gt;" in page and "<8 x 8>" not in page and "http" not in page.replace("https://doi", "")
+    croissant = json.loads((tmp_path / "out/croissant.json").read_text())
+    files = json.loads((tmp_path / "out/manifest.json").read_text())["files"]
+    [file] = croissant["distribution"]
+    assert file["sha256"] == files["data/train-00000-of-00001.parquet"]["sha256"]
+    assert croissant["license"] == "CC-BY-4.0" and croissant["conformsTo"].endswith("croissant/1.0")
+
+
+def test_a_made_set_is_written_too(tmp_path: Path) -> None:
+    palimpsest("export", "pictures", "protected", "--to", str(tmp_path / "out"), "--format", "idx")
+    content = (tmp_path / "out/train-images-idx3-ubyte").read_bytes()
+    assert np.frombuffer(content, np.uint8, offset=16).reshape(54, 64).max(1).min() == 255
+    assert "cuda_unlearnable made the set" in (tmp_path / "out/README.md").read_text()
+    palimpsest("export", "pictures", "protected", "--to", str(tmp_path / "a"), "--format", "npz", "--test")
+    with np.load(tmp_path / "a/data.npz") as archive:
+        assert archive["x"].shape == (90, 1, 8, 8)
+    with pytest.raises(ConfigError, match="has no roles"):
+        palimpsest("export", "pictures", "protected", "--to", str(tmp_path / "b"), "--format", "npz", "--role", "keep")
+
+
+def test_wrong_words_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    to = ("--to", str(tmp_path / "out"))
+    for words, kind, says in (
+        (("dense", *to, "--format", "tfrecord"), UnknownName, "webdataset"),
+        (("dense", *to, "--format", "npz", "--role", "forget"), UnknownName, "known: drop, keep"),
+        (("nothing", *to, "--format", "npz"), UnknownName, "dense"),
+        (("dense", *to, "--role", "keep"), ConfigError, "give --format"),
+        (("dense", *to), ConfigError, "must end in one of"),
+    ):
+        with pytest.raises(kind, match=says):
+            palimpsest("export", "pictures", *words)
+    assert not list(tmp_path.iterdir())
