@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def verify(
     report: Annotated[
         Path | None,
-        typer.Argument(help="a report (.html or .json), or a copy of one kept elsewhere: check it against the ledger"),
+        typer.Argument(
+            help="a report (.html or .json), or a copy of one kept elsewhere: check it against the ledger; or the "
+            "folder of an exported data set: check it against its manifest"
+        ),
     ] = None,
     ledger: Annotated[
         bool, typer.Option("--ledger", help="check the whole state folder against its ledger (so it is without REPORT)")
@@ -37,6 +40,9 @@ def verify(
     from warehouse.verify import verify as verify_all
     from warehouse.verify import verify_report
 
+    if report is not None and report.is_dir():
+        _export(report)
+        return
     anchors = [Head.parse(text) for text in head or ()]
     w = Warehouse.existing(state_to_read())
     whole = True
@@ -48,6 +54,27 @@ def verify(
         what = "what has been published of the state folder" if found.published_only else "the state folder"
         whole &= _print(found, f"{what} {w.home}", w.home)
     raise typer.Exit(0 if whole else 1)
+
+
+def _export(folder: Path) -> None:
+    """Compare an exported data set with its manifest; that needs no state folder.
+
+    Raises:
+        typer.Exit: 1 where it is not what was exported.
+    """
+    from contracts.errors import IntegrityError
+    from curation.export.formats import verify_export
+
+    try:
+        num = verify_export(folder)
+    except IntegrityError as error:
+        console.print(f"[bold red]NOT WHOLE[/]  {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+    console.print(
+        f"[bold green]WHOLE[/]  {num} files of {escape(str(folder))} are as they were exported.",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _print(found: Verification, what: str, home: Path) -> bool:

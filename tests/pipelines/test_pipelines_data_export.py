@@ -113,6 +113,15 @@ def test_a_made_set_is_written_too(tmp_path: Path) -> None:
         palimpsest("export", "pictures", "protected", "--to", str(tmp_path / "b"), "--format", "npz", "--role", "keep")
 
 
+def test_an_export_is_verified_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "webdataset")
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "nowhere"))
+    assert "WHOLE 5 files" in palimpsest("verify", str(tmp_path / "out"))
+    (tmp_path / "out/excluded.csv").write_text("example_id,role,reason\n")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert result.exit_code == 1 and "excluded.csv was changed" in " ".join(result.output.split())
+
+
 def test_wrong_words_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     to = ("--to", str(tmp_path / "out"))
     for words, kind, says in (
