@@ -290,7 +290,10 @@ FINDINGS = TableSpec(
         _text("about", "target, <split>/<method>, shadow/<method>, or what another audit names"),
         _text("what", "what was judged"),
         _text("method", "unlearning method it is about; empty for none"),
-        _text("kind", "attack, quality, distance, result, coverage or concept; empty where the judge did not say"),
+        _text(
+            "kind",
+            "attack, quality, distance, result, coverage, concept, protection; empty where nobody said",
+        ),
         Column(name="value", dtype="float64", doc="figure", nullable=True),
         Column(name="low", dtype="float64", doc="lower bound", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),

@@ -32,6 +32,7 @@ RESULT = "result"  # what a method gave back is a model of this plan
 COVERAGE = "coverage"  # whether the evidence is about this method and this kind of set
 # of a request that names one: how often it is still produced, what of its neighbours is kept, attacks for it
 CONCEPT = "concept"
+PROTECTION = "protection"  # whether data that were made to teach nothing teach nothing
 INFORMATION = "information"  # a figure that decides nothing here, whatever it is
 
 

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import ConfigError, NotApplicable
 from contracts.methods import MakerSpec, made_table, maker
 from contracts.params import Config, param
 from contracts.progress import Progress
@@ -33,6 +32,7 @@ from curation.unlearnable.class_filters import ClassFilters
 from explain.image_quality import MAX_PSNR, psnr, ssim
 from sources.example_set import ExampleSet
 from sources.made import Made, made_examples
+from sources.pixels import full_brightness, pixels
 from tasks.base import require
 
 _BLOCK = 2048  # images that are read, filtered and compared at a time
@@ -113,7 +113,7 @@ def cuda_unlearnable(data: ExampleSet, *, config: CudaConfig, seed: int, progres
         )
     data.check_targets()
     data = data.by_id()
-    num, white = len(data), _white(data)
+    num, white = len(data), full_brightness(data)
     filters = ClassFilters.drawn(
         data.num_classes, size=config.kernel_size, blur=config.blur, rng=_stream(secret, _FILTERS)
     )
@@ -123,7 +123,7 @@ def cuda_unlearnable(data: ExampleSet, *, config: CudaConfig, seed: int, progres
     scale, like, noise = np.ones(num), np.ones(num), np.full(num, MAX_PSNR)
     for start in range(0, num, _BLOCK):
         rows = slice(start, min(start + _BLOCK, num))
-        clean = torch.from_numpy(_shares(data, rows, white))
+        clean = torch.from_numpy(pixels(data, rows))
         changed = torch.from_numpy(protected[rows])
         filtered, divisor = filters(clean[changed], torch.from_numpy(data.y[rows])[changed])
         shown = clean.clone()
@@ -169,27 +169,3 @@ def cuda_unlearnable(data: ExampleSet, *, config: CudaConfig, seed: int, progres
 def _stream(key: bytes, purpose: int) -> np.random.Generator:
     """Random numbers for one purpose under the key, whatever is drawn for others."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(key), spawn_key=(purpose,))))
-
-
-def _white(data: ExampleSet) -> float:
-    """The stored value that is full brightness: where the input scale says so, else 255 of bytes and 1 of floats."""
-    if data.x.dtype != np.uint8:
-        return 1.0
-    plain = not np.any(data.center) and data.scale.size == 1
-    return float(np.round(1 / data.scale.item())) if plain else 255.0
-
-
-def _shares(data: ExampleSet, rows: slice, white: float) -> NDArray[np.float32]:
-    """(B, C, H, W) float32 in [0, 1].
-
-    Raises:
-        DataError: values outside; names the examples.
-    """
-    values = np.asarray(data.x[rows], np.float32) / np.float32(white)
-    outside = ((values < 0) | (values > 1)).any((1, 2, 3))
-    if outside.any():
-        raise DataError(
-            f"{data.name}: cuda_unlearnable needs images with values from 0 to {white:g}",
-            example_ids=data.example_id[rows][outside],
-        )
-    return values

@@ -84,6 +84,7 @@ def _of_any(world: World) -> Fields:
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
+        ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
         ("analysis", "recourse_audit"): {"favourable": "green"},
         ("analysis", "continual_runs"): {"seeds": 2},
         ("analysis", "recsys_eval"): {

@@ -1,0 +1,1 @@
+"""What undoes the protection of an unlearnable data set: defences, and the audit that takes the best of them."""

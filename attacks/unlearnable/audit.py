@@ -1,0 +1,445 @@
+"""Does anybody learn from a protected data set who tries to? The best of the defences decides.
+
+    reference   accuracy on test images of networks trained on the originals
+    defences    the same of networks trained on the protected images with each of ``defences``, and after the filters of
+                the classes were estimated from a few pairs and taken out
+    controls    other made sets (one filter for all, a weaker dose), and the unprotected images alone: plain training
+    learnt      (best defence - chance) / (reference - chance), chance the share of the largest class
+
+Test images are as they are; ``protected_accuracy`` is on test images under the estimated filters of their classes, and
+``permuted_accuracy`` under those of the next class: what a network learnt of the filter. Both are empty where no filter
+explains the protection.
+
+Training: the plan's recipe, on pixels in [0, 1] and the plan's input scale. A set passes when even the upper end of the
+best defence's interval has learnt no more than ``tolerated``; what no defence undid here may be undone by another.
+
+Sources: Sadasivan et al., CUDA (CVPR 2023, arXiv 2303.04278), section 5; Kim et al. (AdvML-Frontiers, NeurIPS 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attacks.unlearnable import defences
+from attacks.unlearnable.defences import NAMES, PLAIN, Defence
+from attacks.unlearnable.filter_estimation import deconvolved, estimate_filter
+from contracts.digests import derive_seed
+from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.methods import AnalysisSpec, Picture, analysis
+from contracts.params import Config, param
+from contracts.progress import Progress
+from contracts.subject import Thresholds
+from contracts.tables import Column, TableSpec
+from contracts.verdicts import PROTECTION, Finding, Verdict
+from recipes.fitting import descend, smallest_batch
+from recipes.schedule import num_epochs
+from recipes.training import Trainer
+from sources.example_set import ExampleSet
+from sources.frames import frame_of
+from sources.made import Made
+from sources.pixels import full_brightness, pixels
+from stats import clopper_pearson
+from tasks.base import require
+
+ESTIMATED = "filter_estimation"
+_FITS = 0.05  # of the protected images left unexplained by an estimated filter: no filter made them
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnlearnabilityConfig(Config):
+    dataset: str = param(doc="the protected data set", ref="dataset")
+    controls: tuple[str, ...] = param((), doc="other made sets that are trained on without defence", ref="dataset")
+    defences: tuple[str, ...] = param(
+        ("none", "rsk_ff", "pgd", ESTIMATED), doc=f"of {', '.join((*NAMES, ESTIMATED))}; none is always run"
+    )
+    seeds: int = param(1, ge=1, le=100, doc="trainings of each kind")
+    eps: float = param(8 / 255, gt=0, le=1, doc="pgd: largest change of a pixel, in shares of full brightness")
+    pgd_steps: int = param(3, ge=1, le=1000, doc="pgd: steps of the ascent")
+    pairs: int = param(5, ge=1, le=10_000, unit="images", doc="pairs of a class from which its filter is estimated")
+    tolerated: float = param(
+        0.5, gt=0, lt=1, doc="share of what the originals teach above chance that the best defence may learn"
+    )
+    alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
+
+    def check(self) -> None:
+        known = (*NAMES, ESTIMATED)
+        if strange := [name for name in self.defences if name not in known]:
+            raise ConfigError(f"UnlearnabilityConfig.defences: {', '.join(strange)}; known: {', '.join(known)}")
+        if len(set(self.defences)) < len(self.defences):
+            raise ConfigError(f"UnlearnabilityConfig.defences = {self.defences} lists something twice")
+
+
+def _accuracy(name: str, doc: str, *, nullable: bool = False) -> Column:
+    return Column(
+        name=name, dtype="float64", low=0, high=1, nullable=nullable, doc=doc, direction="higher = more was learnt"
+    )
+
+
+TRAININGS = TableSpec(
+    schema="audits",
+    name="unlearnability",
+    key=("trained_on", "defence", "repeat"),
+    doc="What networks learnt from protected images, by what was done against the protection.",
+    columns=(
+        Column(name="trained_on", dtype="str", doc="originals, unprotected (the part that is), or a made data set"),
+        Column(name="defence", dtype="str", doc="what was done against the protection; none is plain training"),
+        Column(name="repeat", dtype="int64", low=0, doc="number of the training"),
+        Column(name="examples", dtype="int64", low=1, doc="trained on"),
+        _accuracy("accuracy", "on test images as they are (as the defence shows them)"),
+        _accuracy("low", "lower end, Clopper-Pearson"),
+        _accuracy("high", "upper end"),
+        _accuracy("protected_accuracy", "on test images under the estimated filters", nullable=True),
+        _accuracy("permuted_accuracy", "on test images under the filters of the next class", nullable=True),
+    ),
+)
+SUMMARY = TableSpec(
+    schema="audits",
+    name="unlearnability_summary",
+    key=("dataset",),
+    doc="How much the best defence learnt of what the originals teach.",
+    columns=(
+        Column(name="dataset", dtype="str", doc="the protected data set"),
+        _accuracy("reference", "mean accuracy of networks trained on the originals"),
+        Column(name="chance", dtype="float64", low=0, high=1, doc="share of the largest class among test examples"),
+        Column(name="best", dtype="str", doc="the defence that learnt most"),
+        _accuracy("best_accuracy", "its mean accuracy"),
+        Column(name="learnt", dtype="float64", doc="share above chance of what the originals teach; may leave 0 to 1"),
+        Column(name="learnt_low", dtype="float64", doc="lower end of its interval"),
+        Column(name="learnt_high", dtype="float64", doc="upper end"),
+        Column(name="tolerated", dtype="float64", low=0, high=1, doc="largest share that passes"),
+        Column(
+            name="unexplained",
+            dtype="float64",
+            low=0,
+            nullable=True,
+            doc="of protected images by the estimated filters; null for sets that no filters were looked for in",
+        ),
+    ),
+)
+
+
+def _how(defence: str) -> str:
+    return " (which knows some originals beside their protected images)" if defence == ESTIMATED else ""
+
+
+def judged(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> Sequence[tuple[str, Finding]]:
+    """Whether the protection holds against the best defence; an interval across what is tolerated is inconclusive."""
+    rows = tables[SUMMARY.name]
+    if rows.is_empty():
+        return []
+    row = rows.row(0, named=True)
+    low, high, limit = row["learnt_low"], row["learnt_high"], row["tolerated"]
+    verdict = Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    said = {
+        Verdict.PASS: "No defence that was tried learns much",
+        Verdict.FAIL: f"{row['best']} learns from it nevertheless",
+        Verdict.INCONCLUSIVE: f"Whether {row['best']} learns too much cannot be told",
+    }[verdict]
+    finding = Finding(
+        what="unlearnability",
+        kind=PROTECTION,
+        verdict=verdict,
+        value=row["learnt"],
+        low=low,
+        high=high,
+        threshold=limit,
+        sentence=f"{said}: the best defence, {row['best']}{_how(row['best'])}, reaches an accuracy of "
+        f"{row['best_accuracy']:.1%}, the originals {row['reference']:.1%}, chance {row['chance']:.1%}; that is "
+        f"{row['learnt']:.0%} ({low:.0%} to {high:.0%}) of what there is to learn, tolerated {limit:.0%}. Another "
+        "defence may do better.",
+    )
+    return [(f"data set {row['dataset']}", finding)]
+
+
+@analysis(
+    AnalysisSpec(
+        name="unlearnability_audit",
+        doc="Trains on a protected data set as somebody would who wants to undo the protection, and takes the best.",
+        source="Sadasivan et al., CVPR 2023 (arXiv 2303.04278); Kim et al., AdvML-Frontiers at NeurIPS 2024",
+        config=UnlearnabilityConfig,
+        needs=("recipe", "made"),
+        wants=("outputs", "classes", "images"),
+        tables=(SUMMARY, TRAININGS),
+        pictures=(
+            Picture(
+                table=TRAININGS.name,
+                title="What is learnt from protected images",
+                kind="dots",
+                x="defence",
+                y="accuracy",
+                series="trained_on",
+                low="low",
+                high="high",
+            ),
+        ),
+        judge=judged,
+        finds=lambda config, thresholds, in_use: ("unlearnability",),
+    )
+)
+def unlearnability_audit(
+    data: ExampleSet,
+    *,
+    config: UnlearnabilityConfig,
+    seed: int,
+    progress: Progress,
+    recipe: Trainer,
+    made: Callable[[str], Made],
+) -> dict[str, pl.DataFrame]:
+    """See the module.
+
+    Args:
+        recipe: the plan's: ``supervised``, whose loop is the one that defences change.
+
+    Raises:
+        NotApplicable: no images, another recipe, or a made set of other examples or another shape.
+        DataError: no test examples.
+    """
+    require(data, "unlearnability_audit", "outputs", "classes", "images")
+    data.check_targets()
+    if recipe.spec.name != "supervised":
+        raise NotApplicable(
+            f"unlearnability_audit changes batches of the recipe supervised; the plan's is {recipe.spec.name}"
+        )
+    bench = _Bench.of(data, recipe)
+    protected = _Set.of(config.dataset, made(config.dataset), bench)
+    filters, unexplained = _estimated(protected, bench, config, seed=seed)
+    runs = list(_runs(config, protected, [_Set.of(n, made(n), bench) for n in config.controls], bench, filters))
+    rows = []
+    for number, (trained_on, defence, shown, labels) in enumerate(runs):
+        for repeat in range(config.seeds):
+            trained = bench.trained(shown, labels, defence, seed=derive_seed(seed, "training", repeat) % 2**31)
+            right = bench.right(trained, bench.test, defence, seed=seed)
+            low, high = clopper_pearson(int(right.sum()), len(right), alpha=config.alpha)
+            under = [bench.right(trained, f, defence, seed=seed).mean() if f is not None else None for f in filters]
+            rows.append(
+                {
+                    "trained_on": trained_on,
+                    "defence": defence.name,
+                    "repeat": repeat,
+                    "examples": len(labels),
+                    "accuracy": float(right.mean()),
+                    "low": float(low),
+                    "high": float(high),
+                    "protected_accuracy": under[0],
+                    "permuted_accuracy": under[1],
+                }
+            )
+            progress(number * config.seeds + repeat + 1, len(runs) * config.seeds, "trainings")
+    trainings = frame_of(TRAININGS, rows)
+    return {
+        SUMMARY.name: _summary(trainings, config, chance=bench.chance, unexplained=unexplained),
+        TRAININGS.name: trainings,
+    }
+
+
+_Run = tuple[str, Defence, Tensor, Tensor]
+
+
+def _runs(
+    config: UnlearnabilityConfig,
+    protected: _Set,
+    controls: Sequence[_Set],
+    bench: _Bench,
+    filters: Sequence[Tensor | None],
+) -> Iterator[_Run]:
+    """What is trained on, and how."""
+    yield "originals", PLAIN, bench.originals, bench.labels
+    if len(protected.untouched) and len(protected.untouched) < len(protected.labels):
+        yield "unprotected", PLAIN, protected.pixels[protected.untouched], protected.labels[protected.untouched]
+    for control in controls:
+        yield control.name, PLAIN, control.pixels, control.labels
+    for name in dict.fromkeys(("none", *config.defences)):
+        if name != ESTIMATED:
+            how = defences.named(name, eps=config.eps, pgd_steps=config.pgd_steps)
+            yield protected.name, how, protected.pixels, protected.labels
+        elif protected.undone is not None:
+            yield protected.name, dataclasses.replace(PLAIN, name=ESTIMATED), protected.undone, protected.labels
+
+
+@dataclass(eq=False)
+class _Set:
+    """A made set as pixels, in the order of its ids; ``untouched`` rows are as the originals were."""
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+    originals: Tensor
+    untouched: Tensor
+    undone: Tensor | None = None
+
+    @classmethod
+    def of(cls, name: str, made: Made, bench: _Bench) -> _Set:
+        examples = made.examples
+        if (
+            examples.input_shape != bench.train.input_shape
+            or not np.isin(examples.example_id, bench.train.example_id).all()
+        ):
+            raise NotApplicable(
+                f"unlearnability_audit compares images with their originals; data set {name} has others than "
+                f"{bench.train.name}"
+            )
+        pixels = _pixels(examples)
+        originals = bench.originals[torch.from_numpy(bench.train.positions(examples.example_id))]
+        same = (pixels - originals).abs().amax((1, 2, 3)) <= 0.5 / 255 + 1e-6
+        return cls(name, pixels, torch.from_numpy(examples.y), originals, torch.nonzero(same)[:, 0])
+
+
+def _estimated(
+    protected: _Set, bench: _Bench, config: UnlearnabilityConfig, *, seed: int
+) -> tuple[list[Tensor | None], float | None]:
+    """Test images under the estimated filters of their classes, and of the next classes; what the filters leave
+    unexplained. The protected set gets its images with the filters taken out."""
+    nothing: list[Tensor | None] = [None, None]
+    if ESTIMATED not in config.defences:
+        return nothing, None
+    changed = torch.ones(len(protected.labels), dtype=torch.bool)
+    changed[protected.untouched] = False
+    rng = np.random.default_rng(derive_seed(seed, "pairs"))
+    found, missed = [], []
+    for k in range(bench.train.num_classes):
+        mine = torch.nonzero(changed & (protected.labels == k))[:, 0].numpy()
+        if not len(mine):
+            return nothing, None
+        some = torch.from_numpy(np.sort(rng.permutation(mine)[: config.pairs]))
+        size = min(3, *protected.pixels.shape[2:])
+        each = [
+            estimate_filter(protected.originals[some], protected.pixels[some], size=side)
+            for side in range(size, min(9, *protected.pixels.shape[2:]) + 1, 2)
+        ]
+        best = next((pair for pair in each if pair[1] <= _FITS), each[-1])
+        found.append(best[0])
+        missed.append(best[1])
+    side = max(one.shape[-1] for one in found)
+    filters = torch.stack([nn.functional.pad(one, [(side - one.shape[-1]) // 2] * 4) for one in found])
+    if max(missed) > _FITS:
+        return nothing, max(missed)
+    undone = deconvolved(protected.pixels, filters, protected.labels)
+    undone[protected.untouched] = protected.pixels[protected.untouched]
+    protected.undone = undone
+    shown = [_filtered(bench.test, filters[(bench.answers + turn) % len(filters)]) for turn in (0, 1)]
+    return list(shown), max(missed)
+
+
+def _filtered(x: Tensor, own: Tensor) -> Tensor:
+    """Images, each under its own filter (k, k), rescaled to a maximum of 1."""
+    out = []
+    for start in range(0, len(x), _BLOCK):
+        part, kernels = x[start : start + _BLOCK], own[start : start + _BLOCK]
+        num, channels = part.shape[:2]
+        weight = kernels.repeat_interleave(channels, 0)[:, None]
+        flat = part.reshape(1, num * channels, *part.shape[2:])
+        z = nn.functional.conv2d(flat, weight, padding=own.shape[-1] // 2, groups=num * channels).view_as(part)
+        out.append((z / z.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp(0, 1))
+    return torch.cat(out)
+
+
+@dataclass(eq=False)
+class _Bench:
+    """Originals and test images as pixels in [0, 1], and how networks see them.
+
+    Attributes:
+        train: the training examples. ``answers``: labels of ``test``.
+        low, span: the stored value of pixel 0 and 1 on the plan's input scale, broadcast over (C, H, W).
+    """
+
+    train: ExampleSet
+    recipe: Trainer
+    originals: Tensor
+    labels: Tensor
+    test: Tensor
+    answers: Tensor
+    low: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, data: ExampleSet, recipe: Trainer) -> _Bench:
+        train, test = data.part("train").by_id(), data.part("test").by_id()
+        if not len(test):
+            raise DataError(f"{data.name}: unlearnability_audit needs test examples")
+        return cls(
+            train=train,
+            recipe=recipe,
+            originals=_pixels(train),
+            labels=torch.from_numpy(train.y),
+            test=_pixels(test),
+            answers=torch.from_numpy(test.y),
+            low=torch.from_numpy(-train.center * train.scale),
+            span=torch.from_numpy(np.float32(full_brightness(train)) * train.scale),
+        )
+
+    @property
+    def chance(self) -> float:
+        return float(self.answers.bincount().max() / len(self.answers))
+
+    def trained(self, shown: Tensor, labels: Tensor, defence: Defence, *, seed: int) -> nn.Module:
+        """A fresh network after the plan's recipe with every batch as the defence has it."""
+        config, device = self.recipe.config, self.recipe.device
+        model = self.recipe.build(seed).to(device)
+        rng = torch.Generator().manual_seed(derive_seed("defence", seed) % 2**63)
+        see = self._eyes(model)
+
+        def cost(rows: Tensor) -> Tensor:
+            at = rows.cpu()
+            return defence.cost(see, shown[at].to(device), labels[at].to(device), rng)
+
+        last = num_epochs(len(labels), config, smallest=smallest_batch(model))
+        descend(model, torch.arange(len(labels), device=device), cost, config=config, seed=seed, stop_after=last)
+        return model
+
+    def right(self, model: nn.Module, images: Tensor, defence: Defence, *, seed: int) -> NDArray[np.bool_]:
+        """Which test images are answered rightly, shown as the defence shows them."""
+        rng, see = torch.Generator().manual_seed(derive_seed("shown", seed) % 2**63), self._eyes(model)
+        said = []
+        with torch.no_grad():
+            for start in range(0, len(images), _BLOCK):
+                shown = defence.see(images[start : start + _BLOCK], rng).to(self.recipe.device)
+                said.append(see(shown).argmax(1).cpu())
+        found: NDArray[np.bool_] = (torch.cat(said) == self.answers).numpy()
+        return found
+
+    def _eyes(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        low, span = self.low.to(self.recipe.device), self.span.to(self.recipe.device)
+        return lambda p: model(low + span * p)
+
+
+def _pixels(data: ExampleSet) -> Tensor:
+    return torch.from_numpy(pixels(data, slice(0, len(data))))
+
+
+def _summary(
+    trainings: pl.DataFrame, config: UnlearnabilityConfig, *, chance: float, unexplained: float | None
+) -> pl.DataFrame:
+    """The best defence, and what it learnt of what there is to learn: its widest interval over the repeats, against
+    the reference's."""
+    mean = trainings.group_by("trained_on", "defence", maintain_order=True).agg(
+        pl.col("accuracy").mean(), pl.col("low").min(), pl.col("high").max()
+    )
+    reference = mean.filter(pl.col("trained_on") == "originals").row(0, named=True)
+    tried = mean.filter(pl.col("trained_on") == config.dataset).sort("accuracy", descending=True, maintain_order=True)
+    best = tried.row(0, named=True)
+
+    def learnt(accuracy: float, of: float) -> float:
+        return (accuracy - chance) / (of - chance) if of > chance else 1.0
+
+    row = {
+        "dataset": config.dataset,
+        "reference": reference["accuracy"],
+        "chance": chance,
+        "best": best["defence"],
+        "best_accuracy": best["accuracy"],
+        "learnt": learnt(best["accuracy"], reference["accuracy"]),
+        "learnt_low": learnt(best["low"], reference["high"]),
+        "learnt_high": learnt(best["high"], reference["low"]),
+        "tolerated": config.tolerated,
+        "unexplained": unexplained,
+    }
+    return frame_of(SUMMARY, [row])
