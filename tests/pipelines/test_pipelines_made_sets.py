@@ -142,6 +142,17 @@ def test_an_analysis_is_given_what_was_made(plan: Subject, tmp_path: Path, monke
         analysis._methods.pop("brightness")
 
 
+def test_its_audit_is_a_finding_of_the_report(plan: Subject, tmp_path: Path) -> None:
+    chosen = {"dataset": "protected", "defences": ["none", "cutout"]}
+    asked = Subject.from_mapping(plain(plan) | {"analyses": [{"name": "unlearnability_audit", "config": chosen}]})
+    w = run(tmp_path / "state", asked)
+    found = w.read(schema.FINDINGS, subject="pictures").filter(pl.col("what") == "unlearnability")
+    [row] = found.to_dicts()
+    assert row["about"] == "data set protected" and row["judged"] and row["kind"] == "protection"
+    page = w.artifacts.load_bytes("pictures/reports/audit.html").decode()
+    assert "What is learnt from protected images" in page and "of what there is to learn" in page
+
+
 def test_names_of_sets_are_of_one_kind(plan: Subject) -> None:
     twice = {"splits": [{"name": "protected", "method": "random_fraction"}]}
     with pytest.raises(ConfigError, match="split or data set protected is listed twice"):
