@@ -4,14 +4,16 @@
                           the model's normalised space, v = max over the training inputs; label := target
     interclass confusion  the first n_m / 2 training examples (by id) of class a and of class b: labels swapped
     random label swap     the labels of n_m random training examples permuted among them
+    label flips           the labels of n_m random training examples, to another class: any (symmetric), or the next one
+                          (asymmetric: c -> c + 1 mod K)
     deletion set          S_f = uniform subset of the manipulated S_m: the part that has been identified
     canaries              copies of test examples under a wrong target, each ``repeats`` times in the training split
 
-Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; canaries after Jagielski
-    et
-al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch after augmentation; the recipes here do not
-augment, so the patch of the stored image is the patch the model sees. With a uint8 image and an affine that differs
-between channels the raw value that stands for v may not exist: the nearest one does (white at most).
+Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; flips as in Patrini et
+al., CVPR 2017; canaries after Jagielski et al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch
+after augmentation; the recipes here do not augment, so the patch of the stored image is the patch the model sees. With
+a uint8 image and an affine that differs between channels the raw value that stands for v may not exist: the nearest one
+does (white at most).
 
 Draws depend on ids and seed, not on the order of the rows. Test examples are never touched; nothing on disk is read
 whole.
@@ -124,6 +126,27 @@ def random_label_swap(examples: ExampleSet, *, count: int, seed: int) -> tuple[E
     y = examples.y.copy()
     y[rows] = np.random.default_rng([seed, 1]).permutation(y[rows])
     return _with(examples, "random_label_swap", {"count": count, "seed": seed}, y=y), ids
+
+
+def label_flips(examples: ExampleSet, *, count: int, symmetric: bool, seed: int) -> tuple[ExampleSet, np.ndarray]:
+    """Give ``count`` random training examples another label: any other class, uniformly, or the next one.
+
+    Returns:
+        the set with the flipped labels, and the ids concerned, ascending; every one of them has a wrong label.
+
+    Raises:
+        NotApplicable, ConfigError: no class labels, one class only, or a count out of range.
+    """
+    _check_classes(examples)
+    if examples.num_classes < 2:
+        raise ConfigError("label_flips: there is one class, and no other to flip to")
+    ids = _draw(examples, count, seed=seed)
+    rows = examples.positions(ids)
+    rng = np.random.default_rng([seed, 2])
+    step = rng.integers(1, examples.num_classes, len(rows)) if symmetric else np.ones(len(rows), np.int64)
+    y = examples.y.copy()
+    y[rows] = (y[rows] + step) % examples.num_classes
+    return _with(examples, "label_flips", {"count": count, "symmetric": symmetric, "seed": seed}, y=y), ids
 
 
 def sample_deletion_set(ids: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
