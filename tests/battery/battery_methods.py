@@ -76,6 +76,7 @@ def _of_any(world: World) -> Fields:
         ("curator", "top_score"): {"score": "el2n", "fraction": 0.2},
         ("curator", "forget_set"): {"selector": "worst_case"},
         ("curator", "keep_hardest"): {"score": "el2n", "fraction": 0.5},
+        **{("curator", name): {"fraction": 0.4} for name in ("k_center", "herding", "facility_location")},
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("analysis", "pruning_curve"): {"validation": share, "seeds": 2},
         ("analysis", "quality_pools"): {"validation": share, "seeds": 1},

@@ -1,0 +1,1 @@
+"""Subsets that cover what they are chosen from, in what the audited model sees."""
