@@ -33,7 +33,7 @@ from sources.example_set import ExampleSet
 from tasks.base import require
 
 MOST = 20_000  # examples of a group: 1.6 GB of similarities
-_LOOK = 64  # candidates that are looked at again at a time
+_LOOK = 16  # candidates that are looked at again at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
