@@ -1,4 +1,4 @@
-"""Stage 1, data: the examples of a subject, by stable id, with their owners and content hashes."""
+"""Stage 1, data: the examples of a subject, by stable id, with their owners, content hashes and columns."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contracts.methods import source
 from contracts.subject import Subject
 from reports import plots
 from sources.example_set import ExampleSet
+from warehouse import empty
 
 
 def examples(subject: Subject) -> Stage:
@@ -21,16 +22,17 @@ def examples(subject: Subject) -> Stage:
     return Stage(
         subject=subject,
         path=("data", "examples"),
-        version=2,
-        doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash. "
-        "The values stay in their source and are re-read and compared by digest.",
+        version=3,
+        doc=f"Examples of {subject.title or subject.subject}: stable id, split, label, owner token, content hash; "
+        "data.columns has their step, domain, client or group where the source keeps any. The values stay in their "
+        "source and are re-read and compared by digest.",
         config={
             "source": subject.source,
             "version": source.get(subject.source.name).spec.version,
             "seed": subject.seed,
         },
         reads="data",
-        tables=(schema.EXAMPLES,),
+        tables=(schema.EXAMPLES, schema.COLUMNS),
         kinds=frozenset({"duckdb", "polars"}),
         work=_examples,
     )
@@ -56,7 +58,7 @@ def _examples(run: Run) -> Output:
         }
     )
     return Output(
-        tables=[(schema.EXAMPLES, frame, {})],
+        tables=[(schema.EXAMPLES, frame, {}), (schema.COLUMNS, _columns(data, tokens), {})],
         members=data.example_id,
         metadata=_facts(data, frame),
         pictures={
@@ -72,12 +74,45 @@ def _told(data: ExampleSet, tokens: Mapping[str, str]) -> list[str]:
     return ["/".join(tokens[owner] if part and part == owner else part for part in at.split("/")) for at, owner in rows]
 
 
+def _columns(data: ExampleSet, tokens: Mapping[str, str]) -> pl.DataFrame:
+    """The columns that stand beside the examples, one below the other: 40 bytes a row besides long texts."""
+    parts = [
+        pl.DataFrame(
+            {
+                "example_id": data.example_id,
+                "name": pl.repeat(name, data.num_examples, eager=True),
+                "value": _without_names(values, data.owner, tokens),
+            }
+        )
+        for name, values in data.columns.items()
+    ]
+    return pl.concat(parts) if parts else empty(schema.COLUMNS)
+
+
+def _without_names(values: np.ndarray, owner: np.ndarray, tokens: Mapping[str, str]) -> pl.Series:
+    """A column as text in which no owner is named: a text that is an owner's name becomes the owner's token.
+
+    A whole number may be an owner's name by chance, a step for instance: numbers become tokens only in the column that
+    names every row's owner.
+    """
+    found, place = np.unique(values, return_inverse=True)
+    spelled = found.astype(str)
+    owned = owner != ""
+    names_owner = bool(owned.any()) and bool((spelled[place[owned]] == owner[owned]).all())
+    said = [
+        tokens[text] if text in tokens and (names_owner or not text.lstrip("-").isdecimal()) else text
+        for text in spelled.tolist()
+    ]
+    return pl.Series(said, dtype=pl.String).gather(place)
+
+
 def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
     duplicated = frame.height - frame["content_hash"].n_unique()
     return {
         "examples": data.num_examples,
         "classes": data.num_classes,
         "input_shape": " x ".join(map(str, data.input_shape)),
+        "columns": ", ".join(data.columns),
         "owners": int(frame["owner"].n_unique() - (frame["owner"] == "").any()),
         "exact_duplicates": int(duplicated),
         "source_digest": data.digest,

@@ -59,6 +59,19 @@ EXAMPLES = TableSpec(
     ),
 )
 
+COLUMNS = TableSpec(
+    schema="data",
+    name="columns",
+    doc="What is known of each example beside its values, label and owner: step, domain, client, group and whatever "
+    "else the source keeps; a row an example and column, none where the source keeps none.",
+    key=("name", "example_id"),
+    columns=(
+        EXAMPLE_ID,
+        _text("name", "name of the column, as the plan's source keeps it"),
+        _text("value", "its value as text; try_cast(value AS BIGINT) orders numbers; an owner's name as the token"),
+    ),
+)
+
 CHECKPOINTS = TableSpec(
     schema="models",
     name="checkpoints",
@@ -459,6 +472,7 @@ LINEAGE_SETS = TableSpec(
 
 TABLES: tuple[TableSpec, ...] = (
     EXAMPLES,
+    COLUMNS,
     CHECKPOINTS,
     SCORE_RUNS,
     DATASETS,

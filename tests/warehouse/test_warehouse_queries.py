@@ -17,6 +17,7 @@ from contracts.schema import (
     ATTACK_REPORTS,
     ATTACK_SCORES,
     CHECKPOINTS,
+    COLUMNS,
     EDGES,
     EXAMPLES,
     FINDINGS,
@@ -116,6 +117,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         ],
         "wine",
     )
+    insert(c, COLUMNS, [{"example_id": i, "name": "step", "value": str(i // 3 * 10)} for i in range(6)])
     insert(
         c,
         MEMBERS,
@@ -390,8 +392,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_three_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 23
+def test_there_are_twenty_four_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 24
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")
@@ -576,6 +578,15 @@ def test_ledger_tail_says_where_the_chain_is_broken(ask: Ask) -> None:
     assert column(ask("ledger-tail", kind="stage"), "seq") == [3]
 
 
+def test_a_score_by_step_is_that_of_the_examples_of_each_step(ask: Ask) -> None:
+    rows = ask("score-by-step", score="el2n")
+    shown = [(r["step"], r["split"], r["num_examples"], r["mean"], r["median"]) for r in rows]
+    assert shown[0] == ("0", "train", 3, pytest.approx(0.5), 0.5)
+    assert shown[1:] == [("10", "train", 1, 0.3, 0.3), ("10", "test", 2, pytest.approx(0.45), pytest.approx(0.45))]
+    assert rows[0]["stderr"] == pytest.approx(np.std(EL2N[:3], ddof=1) / math.sqrt(3))
+    assert ask("score-by-step", column="domain") == []
+
+
 def test_recipes_against_audits_show_each_attack_once_at_the_lowest_reliable_rate(ask: Ask) -> None:
     rows = ask("recipe-audit-matrix")
     assert [(r["recipe"], r["attack"], r["fpr_cap"], r["tpr"], r["test_quality"]) for r in rows] == [
@@ -612,6 +623,7 @@ def test_what_an_example_touched(ask: Ask) -> None:
     rows = ask("touched", example_id=2, subject="digits")
     assert {(r["place"], r["what"], r["detail"]) for r in rows} == {
         ("data.examples", "train split", "digit 1"),
+        ("data.columns", "step", "0"),
         ("scores.el2n", "score", "0.5"),
         ("scores.memorization", "score", "0.1"),
         ("curation.members", "random: retain", "chosen"),

@@ -1,4 +1,4 @@
--- What one example touched: its row, its scores, its place in curated sets, the attacks that saw it, and every asset
+-- What one example touched: its row and columns, its scores, its place in curated sets, the attacks that saw it, and every asset
 -- made from it, directly or through another. `palimpsest trace` shows the same with whole rows.
 -- $example_id = 0: the example
 -- $subject = null: which subject; all of them when null
@@ -11,6 +11,9 @@ WITH RECURSIVE reached(subject, asset, how) AS (
     FROM reached r JOIN lineage.edges e ON e.subject = r.subject AND e.parent = r.asset
 )
 SELECT subject, 'data.examples' AS place, split || ' split' AS what, label_name AS detail FROM data.examples
+WHERE example_id = $example_id AND ($subject::VARCHAR IS NULL OR subject = $subject)
+UNION ALL
+SELECT subject, 'data.columns', name, value FROM data.columns
 WHERE example_id = $example_id AND ($subject::VARCHAR IS NULL OR subject = $subject)
 UNION ALL
 SELECT subject, 'scores.' || score, 'score', value::VARCHAR FROM scores.latest
