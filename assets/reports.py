@@ -17,7 +17,7 @@ from polars import selectors as cs
 from assets.examples import examples_in, examples_of
 from assets.request_closing import RETRAINED
 from assets.requests import GROUPS as CLOSURE
-from assets.stage import Output, Run, Stage
+from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import digest, plain
@@ -32,11 +32,14 @@ from reports import (
     Curve,
     Examples,
     Histogram,
+    Matrix,
     Removed,
     ScoreSection,
+    matrix_of,
     render_html,
     render_json,
 )
+from reports.matrix import REMOVAL
 from warehouse import queries
 
 SHOWN, REMOVED_SHOWN = 16, 10
@@ -59,7 +62,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against "
         "retraining, attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=7,
+        version=8,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -150,7 +153,28 @@ def assemble(
         max_gap=subject.thresholds.max_gap,
         decides=subject.unlearning.decides if subject.unlearning else None,
         computed=_computed(run, scores, analyses),
+        matrix=None if run.request else recipes_against_audits(run),
     )
+
+
+def recipes_against_audits(run: Run) -> Matrix:
+    """Every subject of the state folder, as it stands, with what each audit found of it."""
+    query = queries.get("recipe-audit-findings")
+    found = run.query(query.sql, dict(query.params))
+
+    def why_not(subject: str, audit: str) -> str:
+        """What an empty cell lacks."""
+        warehouse = run.warehouse
+        if warehouse.last_complete(f"{subject}/audits/findings") is None:
+            return f"Not audited to the end; run: palimpsest audit {subject}"
+        if audit == REMOVAL:
+            return "Its plan names no removal that counts; it needs unlearning."
+        record = warehouse.last_complete(f"{subject}/audits/{audit}")
+        if record is None:
+            return f"Not in its plan; it needs {audit}."
+        return record["warnings"].get(APPLIES) or "It ran and found nothing to judge."
+
+    return matrix_of(found, why_not=why_not)
 
 
 def _request(subject: Subject, request: ForgetRequest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from reports.audit import facts, render_html, render_json
     from reports.closing import render_closing
     from reports.contents import AnalysisSection, AuditReport, Examples, Removed, ScoreSection
+    from reports.matrix import Matrix, matrix_of
     from reports.series import Curve, Histogram
     from reports.summary import Judgement, Row, findings_frame, judge, rows
 
@@ -20,12 +21,14 @@ _MODULES = {
     "Examples": "contents",
     "Histogram": "series",
     "Judgement": "summary",
+    "Matrix": "matrix",
     "Removed": "contents",
     "Row": "summary",
     "ScoreSection": "contents",
     "facts": "audit",
     "findings_frame": "summary",
     "judge": "summary",
+    "matrix_of": "matrix",
     "render_closing": "closing",
     "render_html": "audit",
     "render_json": "audit",
@@ -38,12 +41,14 @@ __all__ = [
     "Examples",
     "Histogram",
     "Judgement",
+    "Matrix",
     "Removed",
     "Row",
     "ScoreSection",
     "facts",
     "findings_frame",
     "judge",
+    "matrix_of",
     "render_closing",
     "render_html",
     "render_json",

@@ -7,8 +7,8 @@ alone: the only time in them is ``created_at``, so the same report gives the sam
 
 The order is the reader's. The first screen: the answers, the verdict, what was removed, every method under every
 attack, gap against time, the audited model's ROC. Then what was audited, the findings, the scores with their examples
-(behind a line each), the unlearning methods against retraining, the attacks, what is inconclusive and why, how to do it
-again.
+(behind a line each), the unlearning methods against retraining, the attacks, what is inconclusive and why, recipes
+against audits over all subjects, how to do it again.
 
 Everything that comes from data (labels, class names, notes) is escaped by the template; nothing is interpreted as HTML
 or Markdown. Not a certificate: nothing here is signed.
@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 
 from contracts.digests import canonical_json
-from reports import page
+from reports import matrix, page
 from reports.contents import AuditReport, Examples
 
 
@@ -100,6 +100,7 @@ def facts(report: AuditReport) -> dict[str, Any]:
             "max_gap": report.max_gap,
             "attacks": report.attacks,
             "curves": {a: {name: c.facts() for name, c in group.items()} for a, group in report.curves.items()},
+            "matrix": None if report.matrix is None else matrix.facts(report.matrix),
             "inconclusive": [{"what": w, "why": y} for w, y in page.open_questions(report)],
             "reproduce": {
                 "commands": list(report.commands),

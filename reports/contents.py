@@ -20,6 +20,7 @@ from contracts.schema import ATTACK_REPORTS, INTERVALS, METRICS, UNLEARNING_METR
 from contracts.tables import TableSpec
 from contracts.verdicts import Finding
 from reports import plots, summary
+from reports.matrix import Matrix
 from reports.series import Curve, Histogram
 
 MAX_EXAMPLES = 24
@@ -153,6 +154,7 @@ class AuditReport:
         controls: methods that must fail; see :mod:`reports.summary`.
         decides: the unlearning method in use, whose verdict counts; None when the plan has none.
         computed: what was computed and what a verdict would need, for an audit that judged nothing.
+        matrix: recipes against audits over all subjects of the state folder, as they stood; None for none.
         max_gap: the plan's largest tolerated average gap to retraining, drawn as a line; None for no line.
 
     Raises:
@@ -182,6 +184,7 @@ class AuditReport:
     controls: Sequence[str] = summary.CONTROLS
     decides: str | None = None
     computed: str = ""
+    matrix: Matrix | None = None
     max_gap: float | None = None
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ _METRICS = {  # metric, or column of unlearning.runs -> heading, shorter heading
     "mia_efficacy": ("Membership eff. %", "Membership eff."),
     "wall_s": ("Seconds", "Seconds"),
 }
+_REASONED = (Verdict.FAIL, Verdict.BROKEN, Verdict.INCONCLUSIVE)
 _SHOWN_COLUMNS = 8
 _SHOWN_CLASSES = 12
 _SHOWN_ITEMS = 40
@@ -59,6 +60,7 @@ def render(report: AuditReport, *, digest: str) -> str:
         for audited, curves in report.curves.items()
         if curves
     }
+    table = report.matrix if report.matrix and len(report.matrix.rows) > 1 else None
     return template("audit.html.j2").render(
         report=report,
         judgement=judgement,
@@ -77,6 +79,8 @@ def render(report: AuditReport, *, digest: str) -> str:
         attacks=_attacks(report.attacks),
         rocs=list(rocs.values()),
         questions=open_questions(report),
+        matrix=table,
+        matrix_reasons=[(r.subject, c) for r in table.rows for c in r.cells if c.verdict in _REASONED] if table else [],
         digest=digest,
     )
 

@@ -253,7 +253,7 @@ def _powerless(every: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(split for split, found in caught.items() if not found))
 
 
-def _deciding(group: Sequence[Row]) -> Row:
+def worst(group: Sequence[Row]) -> Row:
     """The worst verdict; among equals the figure nearest to, or furthest beyond, its limit."""
 
     def nearness(row: Row) -> float:
@@ -274,7 +274,7 @@ def _about_model(every: Sequence[Row]) -> Answer | None:
     found = [r for r in every if r.about == TARGET and not r.method]
     if not found:
         return None
-    deciding = _deciding(found)
+    deciding = worst(found)
     answer = {Verdict.FAIL: "yes", Verdict.PASS: "no sign found"}.get(deciding.verdict, "cannot be told")
     counted = any(r.counted for r in found)
     limit = "" if counted else " Reported, not judged: the plan sets no thresholds.max_target_auc."
@@ -292,7 +292,7 @@ def _about_removal(every: Sequence[Row], decides: str | None, powerless: Sequenc
     found = [r for r in every if r.counted and r.method]
     if not found:
         return None
-    deciding, verdict = _deciding(found), overall(r.verdict for r in found)
+    deciding, verdict = worst(found), overall(r.verdict for r in found)
     blind = [split for split in powerless if any(r.about.rsplit("/", 1)[0] == split for r in found)]
     sentence = _said(deciding)
     if verdict is Verdict.PASS and blind:
@@ -312,7 +312,7 @@ def _about_rest(every: Sequence[Row]) -> Answer | None:
     found = [r for r in every if r.counted and not r.method and r.about != TARGET]
     if not found:
         return None
-    deciding = _deciding(found)
+    deciding = worst(found)
     return Answer(
         about=OTHERS,
         question="Do the other audits pass?",

@@ -1,20 +1,15 @@
 """Rehearsal-free continual learning (Smith et al., CVPRW 2023) on Fashion-MNIST: what protects a classifier, what an
 encoder.
 
-Setting of 1 to 4: steps {2, 5}, {3, 7}, {4, 6}; 400 training and 150 test images a class; MLP 784-200-100, Adam 1e-3, 8
-epochs a step, batch 64. Pre-training on classes 0, 1, 8, 9, 400 images each, 8 epochs.
+Images are standardised. Setting of 1 to 4: steps {2, 5}, {3, 7}, {4, 6}; 400 training and 150 test images a class; MLP
+784-200-100, Adam 1e-3, 8 epochs a step, batch 64. Pre-training on classes 0, 1, 8, 9, 400 images each, 8 epochs.
 Setting of 5: three strided convolutions 16-32-64 and one hidden layer 1024-64; 200 images a class in the steps;
 pre-training 4 epochs on 1,000 images of each of the four classes in four rotations, 16 labels, Adam 2e-3.
-Every figure is a mean over four (5: six) draws of the data and initialisations, the same for all methods: differences
-are paired.
+A draw chooses the images, the initialisation and their order, the same for all methods: differences are paired. Every
+figure is a mean over six draws, in 5 over four encoders with three draws each.
 
 ``forgetting`` here is the mean accuracy that steps 1 and 2 lose from right after them to the end, over all classes
 seen; it reaches 1, which the weighted F_G does not (studies.step_accuracy).
-
-Provisional: the thresholds of 4 (EWC, change of forgetting) and 5 were set after looking at a few draws. Single draws
-    of 5 gave
-a gain of L2 with pre-training of 0.033, 0.027, 0.073 and -0.027, and without of -0.007, 0.010, -0.075 and 0.053: the
-flip of the order that the paper reports is not confirmed at this scale.
 """
 
 from __future__ import annotations
@@ -43,11 +38,15 @@ from recipes.training import Trainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from sources.example_set import ExampleSet
 from sources.loading import load
-from studies.step_accuracy import forgetting, mean_drop, step_accuracy
+from studies.step_accuracy import StepAccuracy, forgetting, mean_drop, step_accuracy
 
-FASHION_MNIST = {"root": "fashion-mnist"}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
+FASHION_MNIST = {
+    "root": "fashion-mnist",
+    "standardise": True,
+}  # below $PALIMPSEST_DATA, or where Debian's dataset-fashion-mnist puts it
 STEPS, FIRST = ((2, 5), (3, 7), (4, 6)), (0, 1, 8, 9)
-REPEATS, FLIP_REPEATS = 4, 6  # two leave a difference of 0.03 to chance
+REPEATS = 6  # two leave a difference of 0.03 to chance
+ENCODERS, FLIP_REPEATS = 4, 3
 PLAIN = RehearsalFreeConfig(steps=STEPS, pred=0.0)
 PREDKD = RehearsalFreeConfig(steps=STEPS)
 ON_FIRST = {"pretrain": FIRST, "pretrain_epochs": 8, "pretrain_lr": 1e-3}
@@ -55,7 +54,7 @@ ON_ROTATIONS = {"pretrain": FIRST, "pretrain_epochs": 4, "pretrain_lr": 2e-3, "r
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Means over repeats: accuracy after the last step, and what earlier steps have lost by then."""
 
     accuracy: float
@@ -106,36 +105,37 @@ def _measured(
     *,
     train: int,
     first: int,
+    encoders: int,
     repeats: int,
     seed: int,
     progress: Progress,
-) -> dict[str, _Found]:
-    """Every setting on the same draws; those that are pre-trained alike start from the same encoder, trained once a
-    draw."""
+) -> dict[str, Found]:
+    """Every setting on the same ``repeats`` draws for each of the ``encoders``; a setting that is pre-trained starts
+    from the encoder, which is trained once."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
-    for repeat in range(repeats):
-        data = _drawn(fashion, train=train, first=first, seed=derive_seed("draw", seed, repeat))
-        part, test, run_seed = data.part("train"), data.part("test"), derive_seed("run", seed, repeat)
-        encoders: dict[str, dict[str, Tensor]] = {}
-        for number, (name, config) in enumerate(settings.items()):
-            built = build
-            if config.pretrain:
-                key = f"{config.rotations}"
-                if key not in encoders:
-                    start = Trainer(recipe="rehearsal_free", build=build, config=config)
-                    state = start.one(part, run_seed, stop_after=0).state_dict()
-                    encoders[key] = {n: v for n, v in state.items() if not n.startswith("head.")}
-                built = _with(build, encoders[key])
-                config = dataclasses.replace(config, pretrain=(), built_pretrained=True)
+    total, done = encoders * repeats * len(settings), 0
+    for number in range(encoders):
+        trained: dict[str, Tensor] = {}
+        for repeat in range(repeats):
+            data = _drawn(fashion, train=train, first=first, seed=derive_seed("draw", seed, number, repeat))
+            part, test = data.part("train"), data.part("test")
             stream = part.take(np.flatnonzero(~np.isin(part.y, FIRST)))
-            trainer = Trainer(recipe="rehearsal_free", build=built, config=config)
-            ends = [(n + 1) * config.epochs for n in range(len(STEPS))]
-            models = trainer.snapshots(stream, members=[np.arange(len(stream))], seeds=[run_seed], epochs=ends)
-            steps = stream_of(test, config).step
-            measured = step_accuracy([m[0] for m in models], test, steps, stream_of(stream, config))
-            found[name].append((measured.final, mean_drop(measured.overall)))
-            progress(repeat * len(settings) + number + 1, repeats * len(settings), "streams trained")
-    return {name: _Found(*map(float, np.mean(values, axis=0))) for name, values in found.items()}
+            run_seed = derive_seed("run", seed, number, repeat)
+            for name, config in settings.items():
+                if config.pretrain and not trained:
+                    trained = _encoder(build, part, config, run_seed)
+                measured = _streamed(
+                    _with(build, trained) if config.pretrain else build, stream, test, config, run_seed
+                )
+                found[name].append((measured.final, mean_drop(measured.overall)))
+                progress(done := done + 1, total, "streams trained")
+    return {name: Found(*map(float, np.mean(values, axis=0))) for name, values in found.items()}
+
+
+def _encoder(build: Build, data: ExampleSet, config: RehearsalFreeConfig, seed: int) -> dict[str, Tensor]:
+    """Weights outside the head after the pre-training of ``config``."""
+    state = Trainer(recipe="rehearsal_free", build=build, config=config).one(data, seed, stop_after=0).state_dict()
+    return {n: v for n, v in state.items() if not n.startswith("head.")}
 
 
 def _with(build: Build, encoder: dict[str, Tensor]) -> Build:
@@ -149,14 +149,26 @@ def _with(build: Build, encoder: dict[str, Tensor]) -> Build:
     return built
 
 
+def _streamed(
+    build: Build, stream: ExampleSet, test: ExampleSet, config: RehearsalFreeConfig, seed: int
+) -> StepAccuracy:
+    """Accuracies of one training through the steps of ``config``; pre-trained weights are in ``build`` already."""
+    config = dataclasses.replace(config, pretrain=(), built_pretrained=bool(config.pretrain))
+    trainer = Trainer(recipe="rehearsal_free", build=build, config=config)
+    ends = [(n + 1) * config.epochs for n in range(len(STEPS))]
+    models = trainer.snapshots(stream, members=[np.arange(len(stream))], seeds=[seed], epochs=ends)
+    return step_accuracy([m[0] for m in models], test, stream_of(test, config).step, stream_of(stream, config))
+
+
 def _mlp(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
     build = builder("mlp", {"hidden": (200, 100)}, input_shape=fashion.input_shape, num_outputs=10)
     settings = {
         "bce": PLAIN,
         "ce": dataclasses.replace(PLAIN, loss="ce"),
-        "predkd": PREDKD,
+        "bce, pre-trained": dataclasses.replace(PLAIN, **ON_FIRST),
         "l2 alone": dataclasses.replace(PLAIN, l2=0.1),
         "l2 alone, pre-trained": dataclasses.replace(PLAIN, l2=0.1, **ON_FIRST),
+        "predkd": PREDKD,
         "predkd, pre-trained": dataclasses.replace(PREDKD, **ON_FIRST),
         "L2 0.01": dataclasses.replace(PREDKD, l2=0.01),
         "L2 0.1": dataclasses.replace(PREDKD, l2=0.1),
@@ -169,11 +181,17 @@ def _mlp(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
         settings,
         train=400,
         first=400,
-        repeats=REPEATS,
+        encoders=REPEATS,
+        repeats=1,
         seed=derive_seed("mlp", seed),
         progress=progress,
     )
-    predkd = found["predkd"]
+    return mlp_claims(found)
+
+
+def mlp_claims(found: dict[str, Found]) -> list[Claim]:
+    """Claims 1 to 4."""
+    predkd, pretrained = found["predkd"], found["predkd, pre-trained"]
     claims = [
         at_most("1. plain BCE: final accuracy", found["bce"].accuracy, 0.30),
         at_least("1. plain BCE: forgetting", found["bce"].lost, 0.95),
@@ -184,11 +202,12 @@ def _mlp(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
         at_most("2. L2 without PredKD: final accuracy", found["l2 alone"].accuracy, 0.36),
         at_most("2. L2 without PredKD, pre-trained: final accuracy", found["l2 alone, pre-trained"].accuracy, 0.36),
         at_least("2. PredKD above L2 alone", predkd.accuracy - found["l2 alone"].accuracy, 0.10),
-        at_least("3. PredKD, pre-trained: final accuracy", found["predkd, pre-trained"].accuracy, 0.42),
+        at_most("3. plain BCE, pre-trained: final accuracy", found["bce, pre-trained"].accuracy, 0.36),
+        at_least("3. PredKD, pre-trained: final accuracy", pretrained.accuracy, 0.42),
+        at_least("3. PredKD, pre-trained, above random weights", pretrained.accuracy - predkd.accuracy, 0.0),
     ]
-    # EWC 100: 0.02 was not kept, 0.015 measured over two draws and 0.036 over four (both on standardised images).
-    for name, most in (("L2 0.01", 0.02), ("L2 0.1", 0.02), ("EWC 100", 0.06), ("Feat 0.01", 0.02)):
-        claims.append(at_most(f"4. PredKD + {name}: gain in accuracy", found[name].accuracy - predkd.accuracy, most))
+    for name in ("L2 0.01", "L2 0.1", "EWC 100", "Feat 0.01"):
+        claims.append(at_most(f"4. PredKD + {name}: gain in accuracy", found[name].accuracy - predkd.accuracy, 0.02))
         claims.append(at_most(f"4. PredKD + {name}: change of forgetting", found[name].lost - predkd.lost, 0.02))
     return claims
 
@@ -207,23 +226,26 @@ def _flip(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
         settings,
         train=200,
         first=1000,
+        encoders=ENCODERS,
         repeats=FLIP_REPEATS,
         seed=derive_seed("conv", seed),
         progress=progress,
     )
+    return flip_claims(found)
+
+
+def flip_claims(found: dict[str, Found]) -> list[Claim]:
+    """Claim 5."""
     gain = found["pre-trained, L2"].accuracy - found["pre-trained"].accuracy
     change = found["random, L2"].accuracy - found["random"].accuracy
-    # The published reading has a gain of 0.09 and asks for 0.04, 0.01 and 0.10. Single draws here spread by 0.04 in the
-    # gain and 0.05 in
-    # the change: gain 0.033, 0.027, 0.073, -0.027; change -0.007, 0.010, -0.075, 0.053; forgetting taken away 0.14,
-    # 0.23, -0.02, 0.17.
     return [
-        at_least("5. pre-trained convolutional encoder: gain of L2 0.1", gain, 0.0),
-        at_most("5. from random weights: change by L2 0.1", change, 0.05),
+        at_least("5. pre-trained convolutional encoder: gain of L2 0.1", gain, 0.04),
+        at_most("5. from random weights: change by L2 0.1", change, 0.01),
+        at_least("5. the flip: gain above change", gain - change, 0.0),
         at_least(
             "5. from random weights: forgetting that L2 0.1 takes away",
             found["random"].lost - found["random, L2"].lost,
-            0.05,
+            0.10,
         ),
     ]
 

@@ -15,6 +15,8 @@ examples are no others
 than the rest: a difference of the two AUCs is what being kept does. Examples of the last step may be in the buffer but
 have never been drawn
 from it, a control; examples that have left the buffer count as rest, which can only make the difference smaller.
+The largest difference over the steps is a finding (for information): it fails where the buffer shows by more than what
+the plan tolerates of an attack above guessing, ``max_auc`` - 0.5, all steps together at the plan's level.
 A recipe that keeps no example has ``members`` alone. ``accuracy`` of examples that a model was not trained on says what
 of the step is
 retained: forgetting a step and forgetting who was in it are not the same.
@@ -24,12 +26,14 @@ Sources: Carlini et al. (IEEE S&P 2022) and Zarifzadeh et al. (ICML 2024) for th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from attacks.membership.evidence import Evidence
 from attacks.membership.over_runs import OverRuns, auc_over_runs
@@ -37,7 +41,9 @@ from contracts.digests import derive_seed
 from contracts.methods import AnalysisSpec, Picture, analysis, attack
 from contracts.params import Config, param
 from contracts.progress import Progress
+from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
+from contracts.verdicts import INFORMATION, Finding, Verdict
 from recipes.continual.stream import stream_of
 from recipes.ensemble import ReferenceEnsemble
 from recipes.training import Trainer
@@ -118,6 +124,35 @@ _DIFFERENCE = TableSpec(
 )
 
 
+def judge_buffer_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
+    """For each attack, the step whose buffer shows most; nothing for a recipe without a buffer.
+
+    The interval of that step is widened as if all m steps had been chosen beforehand (Bonferroni): by
+    z(1 - alpha / 2m) / z(1 - alpha / 2).
+    """
+    limit, found = round(thresholds.max_auc - 0.5, 6), []
+    for (name,), steps in tables["buffer_difference"].group_by("attack", maintain_order=True):
+        wider = norm.isf(thresholds.alpha / (2 * steps.height)) / norm.isf(thresholds.alpha / 2)
+        row = steps.sort("difference", descending=True).row(0, named=True)
+        value = row["difference"]
+        low, high = value - wider * (value - row["low"]), value + wider * (row["high"] - value)
+        verdict = Verdict.FAIL if low > limit else Verdict.PASS if high < limit else Verdict.INCONCLUSIVE
+        sentence = (
+            f"Members that the buffer still holds are told from non-members better than other members of step "
+            f"{row['step']} ({row['step_name']}), by {value:.3f} of AUC ({low:.3f} to {high:.3f}), the most of "
+            f"{steps.height} steps; an attack is tolerated {limit:g} above guessing."
+        )
+        figures = {"value": value, "low": max(low, -1.0), "high": min(high, 1.0), "threshold": limit}
+        what = f"buffer_leak/{name}"
+        found.append(
+            (
+                "buffer",
+                Finding(what=what, verdict=verdict, sentence=sentence, kind=INFORMATION, judged=False, **figures),
+            )
+        )
+    return found
+
+
 @analysis(
     AnalysisSpec(
         name="buffer_leak",
@@ -151,6 +186,8 @@ _DIFFERENCE = TableSpec(
                 where=(("attack", "lira_online"),),
             ),
         ),
+        judge=judge_buffer_leak,
+        finds=lambda config, limits, _: [],  # none counts
     )
 )
 def buffer_leak(

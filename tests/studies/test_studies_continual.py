@@ -14,7 +14,7 @@ from torch import nn
 
 from contracts.errors import InvalidInput, NotApplicable
 from contracts.progress import silent
-from contracts.subject import Ensemble
+from contracts.subject import Ensemble, Thresholds
 from recipes.continual.rehearsal_free import RehearsalFreeConfig
 from recipes.continual.replay import ReplayConfig
 from recipes.continual.stream import Stream
@@ -23,7 +23,7 @@ from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
-from studies.buffer_leak import BufferLeakConfig, buffer_leak
+from studies.buffer_leak import BufferLeakConfig, buffer_leak, judge_buffer_leak
 from studies.continual import ContinualRunsConfig, continual_runs
 from studies.step_accuracy import forgetting, mean_drop, step_accuracy
 
@@ -219,3 +219,42 @@ def test_without_a_buffer_there_are_members_alone(hard):
     plan = trainer(hard, "supervised", SupervisedConfig())
     with pytest.raises(NotApplicable, match="buffer_leak is about recipes"):
         buffer_leak(hard, config=BufferLeakConfig(), seed=0, progress=silent, ensemble=ensemble, recipe=plan)
+
+
+def differences(*rows: tuple[str, int, float, float, float]) -> dict[str, pl.DataFrame]:
+    names = ["attack", "step", "difference", "low", "high"]
+    frame = pl.DataFrame(rows, schema=names, orient="row").with_columns(step_name=pl.format("{}+", "step"))
+    return {"buffer_difference": frame}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.14, 0.26, "fail"), (0.02, 0.38, "inconclusive"), (-0.02, 0.04, "pass")]
+)
+def test_the_step_whose_buffer_shows_most_is_judged_with_all_steps_together(low, high, verdict):
+    value, limits = (low + high) / 2, Thresholds(max_auc=0.6)
+    rows = [("lira", n, value if n == 3 else value - 0.2, low, high) for n in (1, 2, 3, 4)]
+    ((about, finding),) = judge_buffer_leak(differences(*rows), limits)
+    assert (about, finding.what, finding.verdict.value, finding.judged) == (
+        "buffer",
+        "buffer_leak/lira",
+        verdict,
+        False,
+    )
+    assert "step 3 (3+)" in finding.sentence and finding.threshold == pytest.approx(0.1)
+    half = 2.4977 / 1.95996 * (high - low) / 2  # z at 0.05 / 8, over z at 0.05 / 2
+    assert finding.value == value
+    assert (finding.low, finding.high) == (pytest.approx(value - half, abs=1e-4), pytest.approx(value + half, abs=1e-4))
+
+
+def test_a_single_step_keeps_its_interval_and_no_buffer_has_no_finding():
+    limits = Thresholds(max_auc=0.6)
+    found = judge_buffer_leak(differences(("lira", 1, 0.2, 0.1, 0.3), ("rmia", 1, 0.2, 0.15, 0.3)), limits)
+    assert [(f.what, f.low, f.high) for _, f in found] == [
+        ("buffer_leak/lira", pytest.approx(0.1), pytest.approx(0.3)),
+        ("buffer_leak/rmia", pytest.approx(0.15), pytest.approx(0.3)),
+    ]
+    assert (
+        judge_buffer_leak(differences(("lira", 1, 0.9, 0.8, 1.0), ("lira", 2, 0.1, 0.0, 0.2)), limits)[0][1].high == 1
+    )
+    empty = {"buffer_difference": differences(("lira", 1, 0.2, 0.1, 0.3))["buffer_difference"].clear()}
+    assert judge_buffer_leak(empty, limits) == []

@@ -392,8 +392,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_four_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 24
+def test_there_are_twenty_five_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 25
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")
