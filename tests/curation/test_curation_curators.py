@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -130,6 +132,46 @@ def test_random_fraction_is_uniform_over_examples(data):
     assert _forgotten(_run("random_fraction", data, seed=1), data) != _forgotten(
         _run("random_fraction", data, seed=2), data
     )
+
+
+@given(fraction=st.floats(0.02, 0.8), seed=st.integers(0, 2**31), num=st.integers(4, 40))
+def test_random_fraction_by_a_column_takes_whole_values_and_no_more_than_needed(data, fraction, seed, num):
+    scene = np.random.default_rng(seed).integers(num, size=80)
+    grouped = dataclasses.replace(data, columns={"scene": scene.astype(np.int64)})
+    of = dict(zip(data.example_id.tolist(), scene.tolist(), strict=True))
+    train = _train(data)
+    try:
+        once = _forgotten(_run("random_fraction", grouped, seed=seed, fraction=fraction, by="scene"), data)
+    except DataError as error:  # what is needed for the fraction is all there is
+        assert "nothing would be retained" in str(error)
+        return
+    taken = {of[i] for i in once}
+    assert once == [i for i in train if of[i] in taken], "whole values, and nothing else"
+    sizes = sorted(sum(of[i] == value for i in train) for value in taken)
+    wanted = round(fraction * 60)
+    assert len(once) >= wanted > len(once) - sizes[-1], "without one of them it would not be enough"
+    order = np.random.default_rng(seed).permutation(80)
+    assert once == _forgotten(
+        _run("random_fraction", grouped.take(order), seed=seed, fraction=fraction, by="scene"), data
+    )
+    less = _forgotten(
+        _run("random_fraction", grouped, seed=seed, fraction=fraction / 2, by="scene", allow_empty=True), data
+    )
+    assert set(less) <= set(once)  # nested
+
+
+def test_random_fraction_by_a_column_draws_every_value_alike(data):
+    grouped = dataclasses.replace(data, columns={"scene": np.repeat(np.arange(40), 2)})
+    train, seeds = np.array(_train(data)), 400
+    scene = grouped.columns["scene"][grouped.positions(train)]
+    alone = np.array([(scene == value).sum() == 1 for value in scene])
+    hits = np.zeros(60)
+    for seed in range(seeds):
+        hits += (_run("random_fraction", grouped, seed=seed, fraction=0.3, by="scene")["role"] == "forget").to_numpy()
+    assert abs(hits[alone].mean() - hits[~alone].mean()) / seeds < 0.05
+    assert np.abs(hits / seeds - hits.mean() / seeds).max() < 5 * np.sqrt(0.3 * 0.7 / seeds)
+    with pytest.raises(ConfigError, match="by = 'client' is no column of small; its columns: 'scene'"):
+        _run("random_fraction", grouped, by="client")
 
 
 def _score(ids, values):
