@@ -124,32 +124,35 @@ _DIFFERENCE = TableSpec(
 )
 
 
-def judge_buffer_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
-    """For each attack, the step whose buffer shows most; nothing for a recipe without a buffer.
+def most_shown(steps: pl.DataFrame, thresholds: Thresholds) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The step with the largest ``difference`` of AUCs: its row, and verdict and figures of a finding.
 
-    The interval of that step is widened as if all m steps had been chosen beforehand (Bonferroni): by
-    z(1 - alpha / 2m) / z(1 - alpha / 2).
+    It fails above max_auc - 0.5 and passes below. The interval (``low``, ``high``) is widened as if all m steps had
+    been chosen beforehand (Bonferroni): by z(1 - alpha / 2m) / z(1 - alpha / 2).
     """
-    limit, found = round(thresholds.max_auc - 0.5, 6), []
+    limit = round(thresholds.max_auc - 0.5, 6)
+    wider = norm.isf(thresholds.alpha / (2 * steps.height)) / norm.isf(thresholds.alpha / 2)
+    row = steps.sort("difference", descending=True).row(0, named=True)
+    value = row["difference"]
+    low = max(-1.0, value - wider * (value - row["low"]))
+    high = min(1.0, value + wider * (row["high"] - value))
+    verdict = Verdict.FAIL if low > limit else Verdict.PASS if high < limit else Verdict.INCONCLUSIVE
+    return row, {"verdict": verdict, "value": value, "low": low, "high": high, "threshold": limit}
+
+
+def judge_buffer_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
+    """For each attack, the step whose buffer shows most; nothing for a recipe without a buffer."""
+    found = []
     for (name,), steps in tables["buffer_difference"].group_by("attack", maintain_order=True):
-        wider = norm.isf(thresholds.alpha / (2 * steps.height)) / norm.isf(thresholds.alpha / 2)
-        row = steps.sort("difference", descending=True).row(0, named=True)
-        value = row["difference"]
-        low, high = value - wider * (value - row["low"]), value + wider * (row["high"] - value)
-        verdict = Verdict.FAIL if low > limit else Verdict.PASS if high < limit else Verdict.INCONCLUSIVE
+        row, figures = most_shown(steps, thresholds)
         sentence = (
             f"Members that the buffer still holds are told from non-members better than other members of step "
-            f"{row['step']} ({row['step_name']}), by {value:.3f} of AUC ({low:.3f} to {high:.3f}), the most of "
-            f"{steps.height} steps; an attack is tolerated {limit:g} above guessing."
+            f"{row['step']} ({row['step_name']}), by {figures['value']:.3f} of AUC ({figures['low']:.3f} to "
+            f"{figures['high']:.3f}), the most of {steps.height} steps; an attack is tolerated "
+            f"{figures['threshold']:g} above guessing."
         )
-        figures = {"value": value, "low": max(low, -1.0), "high": min(high, 1.0), "threshold": limit}
-        what = f"buffer_leak/{name}"
-        found.append(
-            (
-                "buffer",
-                Finding(what=what, verdict=verdict, sentence=sentence, kind=INFORMATION, judged=False, **figures),
-            )
-        )
+        reported = {"what": f"buffer_leak/{name}", "kind": INFORMATION, "judged": False}
+        found.append(("buffer", Finding(sentence=sentence, **reported, **figures)))
     return found
 
 

@@ -21,9 +21,8 @@ Shapes: examples (N, *shape), labels (N,); F as the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -58,28 +57,47 @@ def empirical_fisher_diagonal(
     Raises:
         InvalidInput: no examples, or a name that the model does not have or has frozen.
     """
-    own = dict(model.named_parameters())
-    wrong = [name for name in names if name not in own or not own[name].requires_grad]
-    if wrong or not names:
-        raise InvalidInput(f"parameters {', '.join(wrong) or '(none)'} are not trainable parameters of the model")
-    total = {name: torch.zeros_like(own[name], requires_grad=False) for name in names}
-    count, block = 0, max(1, _BLOCK_VALUES // sum(own[name].numel() for name in names))
-    with eval_mode(model):
-        for x, y in batches:
-            for start in range(0, len(x), block):
-                part_x, part_y = x[start : start + block], y[start : start + block]
-                for name, squares in _squares(model, part_x, part_y, loss_of, names, vectorised).items():
-                    total[name] += squares
-            count += len(x)
+    total: dict[str, Tensor] = {}
+    count = 0
+    for gradients in per_example_gradients(model, batches, loss_of=loss_of, names=names, vectorised=vectorised):
+        for name, g in gradients.items():
+            total[name] = total.get(name, 0) + g.square().sum(0)
+        count += len(gradients[names[0]])
     if not count:
         raise InvalidInput("the Fisher information of no examples is not defined")
     return {name: value / count for name, value in total.items()}
 
 
-def _squares(
+def per_example_gradients(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    loss_of: LossOf,
+    names: Sequence[str],
+    vectorised: bool = True,
+) -> Iterator[dict[str, Tensor]]:
+    """name -> d loss(x_i, y_i) / d theta of the examples of a block, (b, *shape of the parameter), in their order.
+
+    Arguments and errors as :func:`empirical_fisher_diagonal`; nothing for no examples. The model is in eval mode while
+    this is read.
+    """
+    own = dict(model.named_parameters())
+    wrong = [name for name in names if name not in own or not own[name].requires_grad]
+    if wrong or not names:
+        raise InvalidInput(f"parameters {', '.join(wrong) or '(none)'} are not trainable parameters of the model")
+    block = max(1, _BLOCK_VALUES // sum(own[name].numel() for name in names))
+    with eval_mode(model):
+        for x, y in batches:
+            for start in range(0, len(x), block):
+                yield from _gradients(
+                    model, x[start : start + block], y[start : start + block], loss_of, names, vectorised
+                )
+
+
+def _gradients(
     model: nn.Module, x: Tensor, y: Tensor, loss_of: LossOf, names: Sequence[str], vectorised: bool
-) -> dict[str, Tensor]:
-    """name -> sum over the examples of the squared gradient."""
+) -> Iterator[dict[str, Tensor]]:
+    """Of all examples at once, or one by one."""
     state = {name: p.detach() for name, p in model.named_parameters()}
     fixed = {name: p for name, p in state.items() if name not in names}
     fixed |= {name: b.detach() for name, b in model.named_buffers()}
@@ -94,9 +112,7 @@ def _squares(
         except (RuntimeError, ValueError, NotImplementedError):
             pass  # an operation that vmap does not know: the loop below gives the same
         else:
-            return {name: g.square().sum(0) for name, g in found.items()}
-    total = {name: torch.zeros_like(p) for name, p in params.items()}
+            yield found
+            return
     for one, label in zip(x, y, strict=True):
-        for name, g in grad(loss)(params, one, label).items():
-            total[name] += g.square()
-    return total
+        yield {name: g[None] for name, g in grad(loss)(params, one, label).items()}

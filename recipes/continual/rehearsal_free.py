@@ -1,7 +1,7 @@
 """Continual learning without a stored example: distillation and weight penalties hold what earlier steps have taught.
 
-Step n, classes seen C_n, teacher = the model at the end of step n-1, anchor = its parameters (n = 1: the pre-trained
-ones, L2 only):
+Step n, classes seen C_n, teacher = the model at the end of step n-1, anchor = its parameters; n = 1: the pre-trained
+model where there is one, for features and L2 alone (it has no logits of these classes, and EWC no F):
 
     L = L_class + pred L_pred + feat (1/B) sum_i ||phi_n(x_i) - phi_{n-1}(x_i)||^2 + l2 sum_j (theta_j - a_j)^2
         + ewc sum_j F_j (theta_j - a_j)^2
@@ -11,6 +11,8 @@ ones, L2 only):
     ce    L_class softmax over the seen classes (``mask_old``: over this step's), L_pred softened, T = 2
 
 Penalties are on the encoder; ``anchor_old_rows`` adds the head's rows of classes seen before, never those of new ones.
+After an erasure, a teacher or anchor made before it must not be used again: the next step would teach what was removed
+(tests/recipes/test_recipes_continual_stale.py). Here both are made anew from the model at the start of every step.
 F is the empirical Fisher information of every step just ended, of -log p of the plain loss over the classes seen by
 then, accumulated.
 
@@ -67,7 +69,7 @@ class RehearsalFreeConfig(StreamConfig):
     fisher_decay: float = param(0.9, ge=0, le=1, doc="online only")
     fisher_cap: float = param(CAP, gt=0, le=1e9, doc="average only: largest value that takes part")
     built_pretrained: bool = param(
-        False, doc="the model is built with pre-trained weights: an L2 penalty holds them from the first step on"
+        False, doc="the model is built with pre-trained weights: L2 and feat hold to them from the first step on"
     )
     anchor_old_rows: bool = param(False, doc="penalties also on the head's rows of classes seen before")
     mask_old: bool = param(False, doc="ce only: softmax over this step's classes alone; logits of others take no part")
@@ -97,14 +99,15 @@ class RehearsalFreeLearner:
         classes = torch.tensor(run.stream.classes[step], dtype=torch.int64, device=device)
         self._own = run.head.places(classes)
         self._teacher = None
-        if old and (config.pred or config.feat):
+        pretrained = run.pretrained or config.built_pretrained
+        if (old and config.pred) or ((old or pretrained) and config.feat):
             frozen = copy.deepcopy(run.model).eval().requires_grad_(False)
             self._teacher = frozen, frozen.get_submodule(run.head.name)  # type: ignore[assignment]
         own_names = self._anchored(run) if old else encoder_names(run.model, run.head.name)
         params = {n: p for n, p in run.model.named_parameters() if n in own_names}
         rows = {n: self._old for n in params if n.startswith(f"{run.head.name}.")}
         self._anchors = []
-        if config.l2 and params and (old or run.pretrained or config.built_pretrained):
+        if config.l2 and params and (old or pretrained):
             self._anchors.append((config.l2, L2Anchor(params, rows=rows)))
         if config.ewc and params and self.fisher is not None:
             self._anchors.append((config.ewc, EWCAnchor(params, self.fisher, rows=rows)))
@@ -131,7 +134,7 @@ class RehearsalFreeLearner:
                 taught = frozen(x).index_select(1, self._old)
             if config.feat:
                 total = total + config.feat * feature_distillation(features[0], old_features[0])
-        if not config.pred:
+        if not config.pred or not len(self._old):
             taught = None
         if config.loss == "bce":
             total = total + bce_with_distilled_targets(
@@ -196,6 +199,7 @@ def _batches(run: Run, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
 @recipe(
     RecipeSpec(
         name="rehearsal_free",
+        version=2,  # the features of a pre-trained model are distilled in the first step, too
         wants=("outputs", "classes"),
         doc="A stream of steps without a stored example: distilled predictions and features, L2 and EWC penalties.",
         source="Smith et al., CVPRW 2023 (arXiv 2203.17269)",

@@ -364,3 +364,32 @@ def test_refusals():
         rehearsal_free(lambda s: nn.Linear(6, 5, bias=False), examples, config=EVERYTHING, seed=0)
     with pytest.raises(NotApplicable, match="transformers"):
         run("rehearsal_free", examples, dataclasses.replace(EVERYTHING, train="qkv"))
+
+
+@pytest.mark.parametrize("how", ["built_pretrained", "pretrain"])
+def test_features_of_a_pretrained_model_are_distilled_from_the_first_step_on(how):
+    """A large weight leaves the features of the first step's examples where pre-training put them; without it they
+    move."""
+    examples = data(200)
+    config = RehearsalFreeConfig(steps=((0, 1),), pretrain=(2, 3, 4), pretrain_epochs=3, epochs=10, lr=0.01, batch=16)
+    build = mlp(examples)
+    part = examples.take(np.flatnonzero(examples.y < 2))
+    start = rehearsal_free(build, examples, config=config, seed=0, stop_after=0)
+    if how == "built_pretrained":
+        config, examples = dataclasses.replace(config, pretrain=(), built_pretrained=True), part
+        build = lambda seed: copy.deepcopy(start).train()  # noqa: E731
+
+    def moved(feat: float) -> float:
+        model = rehearsal_free(build, examples, config=dataclasses.replace(config, feat=feat), seed=0)
+        x = torch.from_numpy(part.inputs(slice(None)))
+        with torch.no_grad():
+            return float((torch.relu(model.hidden[0](x)) - torch.relu(start.hidden[0](x))).square().sum(1).mean())
+
+    assert moved(100.0) < 0.1 * moved(0.0)
+
+
+def test_features_of_a_random_start_are_held_to_nothing():
+    examples = data(60, classes=2)
+    plain = RehearsalFreeConfig(steps=((0, 1),), epochs=2)
+    held_to = dataclasses.replace(plain, feat=100.0)
+    assert state(run("rehearsal_free", examples, plain)) == state(run("rehearsal_free", examples, held_to))
