@@ -198,7 +198,7 @@ def halves(labels: NDArray[np.int64], steps: NDArray[np.int64], *, num: int, see
     rng, keep = np.random.default_rng(seed), np.zeros((num, len(labels)), bool)
     _, kind = np.unique(np.stack([steps, labels]), axis=1, return_inverse=True)
     for k in range(0, num, 2):
-        for value in range(int(kind.max()) + 1):
+        for value in np.unique(kind):
             rows = rng.permutation(np.flatnonzero(kind == value))
             keep[k, rows[: (len(rows) + int(rng.integers(2))) // 2]] = True
         keep[k + 1] = ~keep[k]

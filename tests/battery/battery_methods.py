@@ -24,6 +24,7 @@ from palimpsest.testing import EVERYWHERE, WORLDS, World, checks_of, kind_of, wo
 from palimpsest.testing.battery import name_of
 from palimpsest.testing.kinds import KINDS
 from palimpsest.testing.worlds import NUM_CLASSES
+from recipes.continual.rehearsal_free import RehearsalFreeConfig
 from recipes.continual.replay import ReplayConfig
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
@@ -49,14 +50,18 @@ def cases() -> list[Any]:
     return found
 
 
+_IN_STEPS = {"steps": ((0,), (1, 2)), "epochs": 2, "batch": 32}
+STREAMS = {"replay": ReplayConfig(**_IN_STEPS, buffer=12), "rehearsal_free": RehearsalFreeConfig(**_IN_STEPS, ewc=1.0)}
+RECIPES = {"fisher_leak": "rehearsal_free"}  # the plan's recipe that an analysis is about; of the others replay
+
+
 @functools.cache
-def configured(name: str, folder: Path | None = None) -> World:
+def configured(name: str, folder: Path | None = None, *, recipe: str = "replay") -> World:
     """The built-in world with configurations that suit it; sources read files in ``folder``."""
     world = WORLDS[name]()
     configs = {**_of_any(world), **(_of_files(world.examples, folder) if folder is not None else {})}
     if name == "classes":
-        replay = ReplayConfig(steps=((0,), (1, 2)), epochs=2, buffer=12, batch=32)
-        given = {"recipe": Trainer(recipe="replay", build=world.trainer.build, config=replay)}
+        given = {"recipe": Trainer(recipe=recipe, build=world.trainer.build, config=STREAMS[recipe])}
         return dataclasses.replace(world, configs=configs, given=given, _others={}, _refusals={})
     return dataclasses.replace(world, configs=configs, _others={}, _refusals={})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from battery_methods import configured
+from battery_methods import RECIPES, configured
 
 from palimpsest.testing import World
 
@@ -17,6 +17,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def world_of(folder: Path) -> Callable[[str, str], World]:
+def world_of(folder: Path) -> Callable[[str, str, str], World]:
     """(name of a world, kind of a method) -> the world."""
-    return lambda name, kind: configured(name, folder if kind == "source" else None)
+    return lambda world, kind, name: configured(
+        world, folder if kind == "source" else None, recipe=RECIPES.get(name, "replay")
+    )

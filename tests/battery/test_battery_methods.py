@@ -14,9 +14,9 @@ from palimpsest.testing.kinds import KINDS
 
 @pytest.mark.parametrize(("world", "kind", "name", "check", "elsewhere"), cases())
 def test_it_keeps_its_promises(
-    world_of: Callable[[str, str], World], world: str, kind: str, name: str, check: Check, elsewhere: bool
+    world_of: Callable[[str, str, str], World], world: str, kind: str, name: str, check: Check, elsewhere: bool
 ) -> None:
-    run_check(check, world_of(world, kind), method_named(kind, name), elsewhere=elsewhere)
+    run_check(check, world_of(world, kind, name), method_named(kind, name), elsewhere=elsewhere)
 
 
 @pytest.mark.parametrize("name", WORLDS)
