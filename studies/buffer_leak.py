@@ -8,18 +8,28 @@ Every reference model m is attacked in turn, with the others as its references (
     rest      AUC of its other members, against the same
 
 within each class of each step, then averaged over the classes of the step by their number of examples: what tells
-classes or
-steps apart tells nobody's membership. Mean over the M models, errors clustered by model and by example
+classes or steps apart tells nobody's membership. Mean over the M models, errors clustered by model and by example
 (attacks.membership.over_runs). The buffer is chosen without looking at the model, so within a step and class its
-examples are no others
-than the rest: a difference of the two AUCs is what being kept does. Examples of the last step may be in the buffer but
-have never been drawn
-from it, a control; examples that have left the buffer count as rest, which can only make the difference smaller.
+examples are no others than the rest: a difference of the two AUCs is what being kept does. Examples of the last step
+may be in the buffer but have never been drawn from it, a control; examples that have left the buffer count as rest,
+which can only make the difference smaller.
 The largest difference over the steps is a finding (for information): it fails where the buffer shows by more than what
 the plan tolerates of an attack above guessing, ``max_auc`` - 0.5, all steps together at the plan's level.
 A recipe that keeps no example has ``members`` alone. ``accuracy`` of examples that a model was not trained on says what
 of the step is
 retained: forgetting a step and forgetting who was in it are not the same.
+
+Measured on Fashion-MNIST in five steps of two classes (subjects fashion_replay and fashion_stream, 40 models, LiRA):
+
+    step                        1       2       3       4       5 (control)
+    in the buffer of 200        0.607   0.717   0.697   0.705   0.553
+    not in it                   0.514   0.525   0.514   0.556   0.563
+    difference                  0.092   0.192   0.183   0.150  -0.009         95% intervals +- 0.02
+    without rehearsal           0.507   0.524   0.497   0.493   0.503         all members
+
+So the buffer leaks what is in it, and little besides (RMIA: differences 0.156, 0.247, 0.245, 0.212, -0.004). The recipe
+without one shows next to nothing at the end, and has forgotten more: accuracy of steps 1 to 4 on examples that were not
+trained on 0.47, 0.26, 0.47, 0.29 against 0.80, 0.65, 0.67, 0.71.
 
 Sources: Carlini et al. (IEEE S&P 2022) and Zarifzadeh et al. (ICML 2024) for the attacks.
 """

@@ -2,11 +2,9 @@
 
     bce    L = mean_i [ sum_{c own} BCE(sigmoid(o_ic), 1[y_i = c]) + mu sum_{c old} BCE(sigmoid(o_ic), sigmoid(t_ic)) ]
            own: the classes that this step brings labels of; old: the first C_{n-1} columns. mu = 0 is no distillation:
-           every
-           seen class is then own. With mu = 1 and own = the new classes these are the targets of LwF.MC, which replaces
-           those
-           of the old classes by the teacher's sigmoids. A class that comes again (domains) has its own label and the
-           teacher's.
+           every seen class is then own. With mu = 1 and own = the new classes these are the targets of LwF.MC, which
+           replaces those of the old classes by the teacher's sigmoids. A class that comes again (domains) has its own
+           label and the teacher's.
     ce     L = -mean_i sum_{c old} q_ic log p_ic,   q = softmax(t / T), p = softmax(o_old / T), T = 2, no factor T^2
     feat   L = mean_i || phi(x_i) - phi_teacher(x_i) ||^2
 
@@ -14,9 +12,9 @@ The sum over classes is about C_n times the mean over classes: weights of penalt
 Shapes: o logits (B, C_n) of the classes seen so far, in the order in which they came, t logits (B, C_{n-1}) of the
 teacher.
 
-Source: Li and Hoiem, "Learning without Forgetting" (ECCV 2016, arXiv 1606.09282); Rebuffi et al., "iCaRL" (CVPR 2017),
-LwF.MC;
-Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269), section 3.
+Source: Li and Hoiem, "Learning without Forgetting" (ECCV 2016, arXiv 1606.09282); Rebuffi et al., "iCaRL" (CVPR
+2017), LwF.MC; Smith et al., "A Closer Look at Rehearsal-Free Continual Learning" (CVPRW 2023, arXiv 2203.17269),
+section 3.
 Not: softmax cross-entropy on new data alone, which pushes old logits down whatever protects the encoder.
 """
 
