@@ -36,6 +36,7 @@ Sources: Carlini et al. (IEEE S&P 2022) and Zarifzadeh et al. (ICML 2024) for th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,8 @@ _DIFFERENCE = TableSpec(
 )
 
 
-def most_shown(steps: pl.DataFrame, thresholds: Thresholds) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The step with the largest ``difference`` of AUCs: its row, and verdict and figures of a finding.
+def most_shown(steps: pl.DataFrame, thresholds: Thresholds, *, what: str) -> tuple[dict[str, Any], Finding]:
+    """The step with the largest ``difference`` of AUCs: its row, and a finding that lacks its sentence.
 
     It fails above max_auc - 0.5 and passes below. The interval (``low``, ``high``) is widened as if all m steps had
     been chosen beforehand (Bonferroni): by z(1 - alpha / 2m) / z(1 - alpha / 2).
@@ -147,22 +148,32 @@ def most_shown(steps: pl.DataFrame, thresholds: Thresholds) -> tuple[dict[str, A
     low = max(-1.0, value - wider * (value - row["low"]))
     high = min(1.0, value + wider * (row["high"] - value))
     verdict = Verdict.FAIL if low > limit else Verdict.PASS if high < limit else Verdict.INCONCLUSIVE
-    return row, {"verdict": verdict, "value": value, "low": low, "high": high, "threshold": limit}
+    finding = Finding(
+        what=what,
+        verdict=verdict,
+        sentence="",
+        value=value,
+        low=low,
+        high=high,
+        threshold=limit,
+        kind=INFORMATION,
+        judged=False,
+    )
+    return row, finding
 
 
 def judge_buffer_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
     """For each attack, the step whose buffer shows most; nothing for a recipe without a buffer."""
     found = []
     for (name,), steps in tables["buffer_difference"].group_by("attack", maintain_order=True):
-        row, figures = most_shown(steps, thresholds)
+        row, finding = most_shown(steps, thresholds, what=f"buffer_leak/{name}")
         sentence = (
             f"Members that the buffer still holds are told from non-members better than other members of step "
-            f"{row['step']} ({row['step_name']}), by {figures['value']:.3f} of AUC ({figures['low']:.3f} to "
-            f"{figures['high']:.3f}), the most of {steps.height} steps; an attack is tolerated "
-            f"{figures['threshold']:g} above guessing."
+            f"{row['step']} ({row['step_name']}), by {finding.value:.3f} of AUC ({finding.low:.3f} to "
+            f"{finding.high:.3f}), the most of {steps.height} steps; an attack is tolerated "
+            f"{finding.threshold:g} above guessing."
         )
-        reported = {"what": f"buffer_leak/{name}", "kind": INFORMATION, "judged": False}
-        found.append(("buffer", Finding(sentence=sentence, **reported, **figures)))
+        found.append(("buffer", dataclasses.replace(finding, sentence=sentence)))
     return found
 
 

@@ -18,6 +18,7 @@ Source: Smith et al. (CVPRW 2023, arXiv 2203.17269) for the recipe; Kirkpatrick 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import INFORMATION, Finding
+from contracts.verdicts import Finding
 from recipes.continual.fisher import per_example_gradients
 from recipes.continual.loop import classification_loss
 from recipes.continual.stream import StreamConfig, stream_of
@@ -103,14 +104,13 @@ def judge_fisher_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds
     steps = tables["fisher_difference"]
     if not steps.height:
         return []
-    row, figures = most_shown(steps, thresholds)
+    row, finding = most_shown(steps, thresholds, what="fisher_leak/fisher")
     sentence = (
         f"The Fisher information kept of step {row['step']} ({row['step_name']}) tells its members by "
-        f"{figures['value']:.3f} of AUC ({figures['low']:.3f} to {figures['high']:.3f}) better than that of other "
-        f"examples, the most of {steps.height} steps; an attack is tolerated {figures['threshold']:g} above guessing."
+        f"{finding.value:.3f} of AUC ({finding.low:.3f} to {finding.high:.3f}) better than that of other "
+        f"examples, the most of {steps.height} steps; an attack is tolerated {finding.threshold:g} above guessing."
     )
-    reported = {"what": "fisher_leak/fisher", "kind": INFORMATION, "judged": False}
-    return [("fisher", Finding(sentence=sentence, **reported, **figures))]
+    return [("fisher", dataclasses.replace(finding, sentence=sentence))]
 
 
 @analysis(
