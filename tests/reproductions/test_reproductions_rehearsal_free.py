@@ -8,7 +8,7 @@ import pytest
 from reproductions.rehearsal_free import Found, flip_claims, mlp_claims
 
 PLAIN = Found(accuracy=0.28, lost=1.0)
-MEASURED = {  # means over five seeds
+MEASURED = {  # near the means over five seeds
     "bce": PLAIN,
     "ce": Found(accuracy=0.28, lost=1.0),
     "bce, pre-trained": Found(accuracy=0.28, lost=1.0),
