@@ -180,6 +180,7 @@ def judge_buffer_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds
 @analysis(
     AnalysisSpec(
         name="buffer_leak",
+        version=2,
         wants=("reading", "classes"),
         doc="Membership by step and class of a stream; of examples in the replay buffer against the rest where there "
         "is one.",

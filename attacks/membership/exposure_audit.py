@@ -214,7 +214,7 @@ def _found_to_be_named(models: int, level: float) -> int | None:
 @analysis(
     AnalysisSpec(
         name="exposure",
-        version=2,
+        version=3,
         wants=("reading",),
         doc="Which training examples membership attacks find, how often, and at which false-positive rate.",
         source="Carlini et al., IEEE S&P 2022; Zarifzadeh et al., ICML 2024; Carlini et al., NeurIPS 2022",

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted_logits import LogitEvidence
 
-from attacks.membership import gaussian, leave_one_out, lira
-from attacks.membership.lira import LiraOfflineConfig, LiraOnlineConfig, lira_offline, lira_online
+from attacks.membership import Evidence, gaussian, leave_one_out, lira
+from attacks.membership.lira import LiraOfflineConfig, LiraOnlineConfig, lira_offline, lira_online, log_ratio
 from contracts.errors import ConfigError
+from stats import auc
+from tasks.base import Reading
 from tasks.signals import log_odds
 
 TINY = 1e-30
@@ -35,6 +37,13 @@ def naive_spread(phi: np.ndarray, member: np.ndarray, n: int, variance: str) -> 
     return float(np.sqrt(squares / freedom)) + TINY
 
 
+def not_beyond_the_vertex(x: float, a: float, s: float, b: float, t: float) -> float:
+    """x, or the vertex of the parabola log N(.; a, s^2) - log N(.; b, t^2) where it lies between x and the centres."""
+    below, here, above = (log_normal(u, a, s) - log_normal(u, b, t) for u in (-1.0, 0.0, 1.0))
+    vertex = (below - above) / (2 * (above + below - 2 * here))
+    return float(vertex if (x - vertex) * ((a + b) / 2 - vertex) < 0 else x)
+
+
 def naive_lira(evidence: LogitEvidence, rows_of, variance: str, mode: str) -> np.ndarray:
     queries = evidence.target_logits.ndim == 4
     shape = (evidence.target_logits if queries else evidence.target_logits[:, :, None]).shape
@@ -57,9 +66,10 @@ def naive_lira(evidence: LogitEvidence, rows_of, variance: str, mode: str) -> np
                 if mode == "online":
                     s_in = all_in if shared else naive_spread(phi, keep, n, variance)
                     s_out = s_in if variance == "fixed" else s_out
-                    per_query[q, n] = log_normal(x[n], np.median(inside), s_in) - log_normal(
-                        x[n], np.median(outside), s_out
-                    )
+                    a, b = np.median(inside), np.median(outside)
+                    at = x[n] if variance != "pooled" else not_beyond_the_vertex(x[n], a, s_in, b, s_out)
+                    ratio = log_normal(at, a, s_in) - log_normal(at, b, s_out)
+                    per_query[q, n] = ratio + (a - b) * (x[n] - at) / max(s_in, s_out) ** 2
                 elif mode == "upper":
                     per_query[q, n] = (x[n] - np.median(outside)) / s_out
                 else:
@@ -194,6 +204,66 @@ def test_with_equal_variances_the_score_is_linear_in_the_log_odds(planted) -> No
     scores = lira_online(swept, config=LiraOnlineConfig(variance="fixed"), seed=0)
     assert np.abs(np.diff(scores, n=2, axis=0)).max() < 1e-9
     assert np.abs(np.diff(scores, axis=0)).max() > 0.01
+
+
+def overshooting(
+    *, beyond: float, spread_in: float, spread_out: float, num: int = 200, models: int = 8, seed: int = 0
+) -> tuple[Evidence, np.ndarray]:
+    """Signals 3 higher with an example than without it, in every reference; the audited model, which learnt more, puts
+    its members ``beyond`` higher still. Returns evidence and who is a member."""
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(size=num)
+    keep = rng.random((models, num)).argsort(axis=0) < models // 2
+    member = np.arange(num) % 2 == 0
+    noise = rng.normal(size=(models + 1, num))
+    inside = np.vstack([keep, member])
+    signal = centre + np.where(inside, 3 + spread_in * noise, spread_out * noise)
+    signal[-1] += np.where(member, beyond, 0.0)
+    reading = Reading.of(
+        loss=-signal, signal=signal, log_likelihood=-np.logaddexp(0, -signal), quality=np.ones_like(signal)
+    ).values
+    evidence = Evidence(example_id=np.arange(num), target=reading[-1:], reference=reading[:-1], keep=keep)
+    return evidence, member
+
+
+@pytest.mark.parametrize(("spread_in", "spread_out"), [(0.3, 1.0), (1.0, 0.3), (0.5, 0.5)])
+@pytest.mark.parametrize("beyond", [0.0, 5.0, 30.0])
+def test_a_model_that_is_surer_than_its_references_gives_its_members_away(
+    beyond: float, spread_in: float, spread_out: float
+) -> None:
+    evidence, member = overshooting(beyond=beyond, spread_in=spread_in, spread_out=spread_out)
+    scores = lira_online(evidence, config=LiraOnlineConfig(), seed=0)[0]
+    assert auc(scores[member], scores[~member]) > 0.98
+
+
+def test_as_published_the_ratio_of_unequal_spreads_turns_over_beyond_the_centres() -> None:
+    """What the pooled form is kept from: the surest members would be called the surest non-members."""
+    evidence, member = overshooting(beyond=5.0, spread_in=0.3, spread_out=1.0)
+    keep, signal = evidence.keep, evidence.target_signal[0]
+    published = log_ratio(signal, evidence.reference_signal[0], keep, ~keep, evidence.left_out, variance="pooled")[0]
+    assert auc(published[member], published[~member]) < 0.1
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.05, 5), st.floats(0.05, 5), st.sampled_from([5, 8, 40]), st.floats(-2, 4))
+def test_with_pooled_spreads_the_score_never_falls_on_the_way_from_out_to_in_and_beyond(
+    seed: int, spread_in: float, spread_out: float, models: int, gap: float
+) -> None:
+    """Swept from one far tail to the other it only rises where IN lies above OUT, and only falls where it lies below;
+    between the centres it is the published ratio."""
+    rng = np.random.default_rng(seed)
+    keep = rng.random((models, 6)).argsort(axis=0) < models // 2
+    reference = rng.normal(size=6) + np.where(keep, gap + spread_in * rng.normal(size=keep.shape), 0.0)
+    reference += np.where(keep, 0.0, spread_out * rng.normal(size=keep.shape))
+    target = np.linspace(-50, 50, 401)[:, None] * np.ones(6)
+    nobody = np.full(len(target), -1)
+    found, published = (
+        log_ratio(target, reference, keep, ~keep, nobody, variance="pooled", monotone=m) for m in (True, False)
+    )
+    a, b = (np.array([np.median(reference[side[:, n], n]) for n in range(6)]) for side in (keep, ~keep))
+    rise = np.diff(found, axis=0) * np.sign(a - b)
+    assert (rise >= -1e-9 * np.abs(found).max()).all()
+    between = (target >= np.minimum(a, b)) & (target <= np.maximum(a, b))
+    np.testing.assert_array_equal(found[between], published[between])
 
 
 def test_own_row_of_the_references_is_not_used(planted) -> None:

@@ -83,6 +83,20 @@ def log_normal(x: float, mu: float, s: float) -> float:
     return -0.5 * math.log(2 * math.pi) - math.log(s) - 0.5 * ((x - mu) / s) ** 2
 
 
+def log_ratio(x: float, a: float, s: float, b: float, t: float) -> float:
+    return log_normal(x, a, s) - log_normal(x, b, t)
+
+
+def online_pooled(x: float, a: float, s: float, b: float, t: float) -> float:
+    """The log ratio up to its turning point; from there on that of two normals of the wider spread."""
+    below, here, above = (log_ratio(u, a, s, b, t) for u in (-1.0, 0.0, 1.0))
+    vertex = (below - above) / (2 * (above + below - 2 * here))
+    if (x - vertex) * ((a + b) / 2 - vertex) >= 0:
+        return log_ratio(x, a, s, b, t)
+    wide = max(s, t)
+    return log_ratio(vertex, a, s, b, t) + log_ratio(x, a, wide, b, wide) - log_ratio(vertex, a, wide, b, wide)
+
+
 def spread(values: Rows) -> float:
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
@@ -115,7 +129,8 @@ def lira(world: World, kind: str, variance: str) -> np.ndarray:
         s_out = spread(outside) if variance == "per_example" else pooled[t, 1]
         if kind == "online":
             s_out = s_in if variance == "fixed" else s_out
-            return log_normal(x, median(inside), s_in) - log_normal(x, median(outside), s_out)
+            ratio = online_pooled if variance == "pooled" else log_ratio
+            return ratio(x, median(inside), s_in, median(outside), s_out)
         if kind == "upper":
             return (x - median(outside)) / (s_out + 1e-30)
         return -log_normal(x, median(outside), s_out)
