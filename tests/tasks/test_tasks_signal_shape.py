@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import language_data
 import numpy as np
 import pytest
 from scipy.stats import shapiro, skew
@@ -17,6 +18,7 @@ from scoring_data import make_examples
 
 from contracts.subject import Ensemble
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
+from recipes.language.fitting import TokenTrainingConfig
 from recipes.models import builder
 from recipes.recsys import BprConfig
 from recipes.schedule import SupervisedConfig
@@ -49,6 +51,11 @@ def numbers() -> ExampleSet:
 
 def ensemble_of(task: str) -> ReferenceEnsemble:
     plan = Ensemble(num_models=MODELS, block=MODELS, population_fraction=0.3)
+    if task == "language":
+        tokens = TokenTrainingConfig(lr=0.02, batch=24, epochs=40)
+        return train_ensemble(
+            language_data.build, language_data.make_texts(48), recipe="causal_lm", config=tokens, ensemble=plan, seed=0
+        )
     if task == "ranking":
         data = load("synthetic_interactions", {"num_users": 20, "num_items": 30, "per_user": 8})
         make = builder("mf", {"dim": 8}, input_shape=(20,), num_outputs=data.num_classes)
@@ -71,6 +78,7 @@ def shape_of(values: np.ndarray, keep: np.ndarray) -> tuple[float, float]:
 
 WORSE: dict[str, dict[str, Callable[[Reading], np.ndarray]]] = {
     "classification": {"probability": lambda r: np.exp(r.log_likelihood), "loss": lambda r: r.loss},
+    "language": {"probability": lambda r: np.exp(r.log_likelihood), "loss": lambda r: r.loss},
     "regression": {"-log(r^2 + floor)": lambda r: -np.log(r.loss + FLOOR), "loss": lambda r: r.loss},
     "ranking": {"probability": lambda r: np.exp(r.log_likelihood), "loss": lambda r: r.loss},
 }
