@@ -26,12 +26,16 @@ probability at the cut, one unlearning run a model:
     d, e      0.75, 0.66                        0.68, 0.715                        (earlier runs)
     * cut at 0.40, where GA has 0.698; the others at 0.36 to 0.39
 
-FLAT-TV above GA: 0.04, -0.15, 0.21, 0.07, -0.05. The template term is why. The gradient of a mean probability carries
-p (1 - p), and the words of a refusal are impossible to a model that never met them (log p -10 to -14 each): all that
-the term can teach is the full stop at the end, from p = 0 to 1 in the first epochs, with up to 13 times the gradient of
-the forgotten answers (model b). What that does to the rest differs from model to model. A language model trained on the
-web can say a refusal; this one cannot. Teaching ordinary answers of other authors instead does no better (0.53, 0.75 *,
-0.69 for a, b, c). Thresholds of 2 lie two standard deviations or more below these means.
+FLAT-TV above GA: 0.04, -0.15, 0.21, 0.07, -0.05; without its template term 0.11, 0.09, 0.09 (a, b, c): the spread comes
+with that term. The gradient of a mean probability carries p (1 - p), and the words of a refusal are impossible to a
+model that never met them (log p -8 to -14 each): nearly all that the term can teach is the full stop at the end, from
+p = 0 to 1 in the first epochs, with up to 13 times the gradient of the forgotten answers (model b). What that does to
+the rest differs from model to model. A language model trained on the web can say a refusal; this one cannot. Teaching
+ordinary answers of other authors instead does no better (0.53, 0.75 *, 0.69 for a, b, c).
+
+Thresholds of 2 lie two standard deviations or more below these means, but for PO's, which only has to be above ascent
+(0.03 and 0.13 for b, c). They are provisional: a and b are the models on which the cause was found, c alone is fresh,
+the run of b without template term was cut a little early, and no seed has run whole with this file.
 """
 
 from __future__ import annotations
@@ -176,7 +180,7 @@ def flat(seed: int, progress: Progress) -> list[Claim]:
         ),
         at_most("3. utility of gradient ascent at its end", ascended[-1].utility, 0.1),
         at_least("3. gradient ascent is flagged as collapsed at its end", float(ascended[-1].collapsed), 1),
-        at_least("3. log10 p of gradient ascent, at its best of epochs 15, 18 and 20", max(map(_log10, ascended)), -4),
+        at_least("3. log10 p of gradient ascent, at its best of epochs 15, 18 and 20", max(map(_log10, ascended)), -5),
     ]
     return [*claims, *_closed_forms()]
 
