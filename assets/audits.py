@@ -3,8 +3,8 @@
 One attack is one asset: its scores on all audited models come from one vectorised call on the stored readings, each
 model's mapped to the reference models' scale first, where there are any. Every model is judged on its own and the worst
 counts: a method that left one model in three as it was has not removed anything. What an unseen example can be told
-    from is decided by the set: a random
-one has the test split for peers; any other is judged by retrainings without that very set.
+from is decided by the set: a random one has the test split for peers; any other is judged by retrainings without that
+very set.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 import polars as pl
 
 from assets import judged, models, needs
+from assets.recipe_match import REFERENCES, judge_match, measured_otherwise
 from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
 from contracts.methods import AttackSpec, analysis, attack, unlearner
-from contracts.subject import Choice, Subject, Thresholds
+from contracts.subject import Choice, Policy, Subject, Thresholds
 from contracts.tables import TableSpec
 from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Finding, Verdict, overall
-from recipes.plan import trainer
+from recipes.policies import of_another_recipe, seed_of
 from reports import findings_frame, judge, plots
 from reports.summary import MODEL, REMOVAL
 from tasks.base import Reading
-from warehouse import empty
 
 if TYPE_CHECKING:
     from attacks.membership import Evidence
@@ -40,7 +40,6 @@ SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate 
 U_MIA = "u_mia"
 AGAINST_RETRAINING = "against_retraining"
 COVERED_BY = "u_lira"  # the finding on whether the shadow runs are about this method and kind of set
-RECIPE_MATCH, REFERENCES = "recipe_match", "references"  # of a given model; what its finding is about
 
 
 def attacks(
@@ -199,8 +198,7 @@ def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *,
         )
     from recipes.design import pool_and_population
 
-    seed = derive_seed(run.subject.seed, "ensemble") % 2**31
-    pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed)
+    pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed_of(run.subject))
     kept = outputs and logits is not None
     return Evidence(
         example_id=data.example_id[pool],
@@ -382,81 +380,6 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
     return Output(tables=tables, metadata={"shift": [row for of_method in rows.values() for row in of_method]})
 
 
-def recipe_match(subject: Subject, upstream: Mapping[str, Stage]) -> Stage | None:
-    """``[subject, audits, recipe_match]``: a given model beside models of the stated recipe; None for one that was
-    trained here."""
-    if not subject.model.checkpoint:
-        return None
-    return Stage(
-        subject=subject,
-        path=("audits", RECIPE_MATCH),
-        doc=f"Could the stated recipe have made the given model? It beside {subject.model.alike} models of the recipe "
-        "on the same rows, other seeds, on examples that none of them was trained on. Attacks with reference models "
-        "rest on it.",
-        config={**models.training(subject), "alike": subject.model.alike, "alpha": subject.thresholds.alpha},
-        deps=(upstream["examples"], upstream["target"]),
-        tables=(schema.RECIPE_MATCH,),
-        warnings=(APPLIES,),
-        kinds=frozenset({"torch", "duckdb"}),
-        trains=True,
-        work=lambda run: _match(run, upstream["target"]),
-    )
-
-
-def _match(run: Run, target: Stage) -> Output:
-    from attacks.recipe_match import FEWEST
-    from attacks.recipe_match import recipe_match as compare
-    from recipes.predict import read
-
-    data, subject = run.data, run.subject
-    unseen = np.flatnonzero(data.split == "test")
-    why = (
-        f"{len(unseen)} unseen examples are too few to compare the given model with its recipe; {FEWEST} are needed."
-        if len(unseen) < FEWEST
-        else ""
-    )
-    if why:
-        return Output(tables=[(schema.RECIPE_MATCH, empty(schema.RECIPE_MATCH), {})], warnings={APPLIES: why})
-    examples, num = data.take(unseen), subject.model.alike
-    seeds = [derive_seed(subject.seed, "alike", r) % 2**31 for r in range(num)]
-    rows = np.flatnonzero(data.split == "train")
-    trained = trainer(subject, data).many(data, members=[rows] * num, seeds=seeds, progress=run.progress)
-    theirs = Reading(np.stack([read(model, examples).values for model in trained]))
-    own = Reading(run.load(target, models.READINGS)[0]["reading"])[unseen]
-    found = dataclasses.asdict(compare(own, theirs, alpha=subject.thresholds.alpha))
-    return Output(
-        tables=[(schema.RECIPE_MATCH, pl.DataFrame([found]), {})],
-        members=data.example_id[rows],
-        metadata=found,
-        warnings={APPLIES: ""},
-    )
-
-
-def _judge_match(run: Run, match: Stage | None) -> Finding | None:
-    """What a given model is beside the stated recipe; None for one that was trained here, or where nothing can be
-    compared."""
-    from attacks.recipe_match import RecipeMatch, judge_recipe
-
-    if match is None or run.subject.outputs_only:
-        return None
-    if why := run.why_not(match):
-        return Finding(
-            what="recipe", kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=why, judged=bool(run.subject.attacks)
-        )
-    row = run.read(schema.RECIPE_MATCH).row(0, named=True)
-    return judge_recipe(
-        RecipeMatch(**row), what="recipe", thresholds=run.subject.thresholds, quality=run.data.task.spec.quality
-    )
-
-
-def _rests_on_references(finding: Finding) -> bool:
-    """Whether a finding about a given model says something only where the stated recipe made it."""
-    name = finding.what.removeprefix("attack/")
-    if finding.method == RETRAIN or name == U_MIA or finding.kind == RESULT:
-        return False
-    return not (name != finding.what and name in attack and not attack.get(name).spec.references)
-
-
 def _num_tests(subject: Subject, scope: Scope) -> int:
     """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is
     theirs, the other half belongs to the shadow runs."""
@@ -488,6 +411,7 @@ def findings(
         match: how a given model compares with the stated recipe.
     """
     per_request = scope is not None and scope.per_request
+    policy = subject.ensemble.policy
     judges = {name: stage for name, stage in analyses.items() if analysis.get(name).spec.judge}
     shadow = judges.get(SHADOW)
     read = ([shadow] if shadow else []) if per_request else list(judges.values())
@@ -496,7 +420,7 @@ def findings(
         removal=_judged_by(subject, scope, attack_stages),
         per_request=per_request,
         judges=() if per_request else list(judges),
-        others=(REFERENCES,) if match else (),
+        others=(REFERENCES,) if match or of_another_recipe(subject) else (),
     )
     return Stage(
         subject=subject,
@@ -508,6 +432,7 @@ def findings(
             "unlearning": subject.unlearning,
             "attacks": [choice.name for choice in subject.attacks],
             "models": subject.ensemble.num_models,
+            **({} if policy == Policy() else {"policy": [policy.name, subject.ensemble.each_side]}),
         },
         version=6,
         judged=checks,
@@ -547,8 +472,6 @@ def _findings(
     shadow: Stage | None,
     match: Stage | None,
 ) -> Output:
-    from attacks.recipe_match import on_another_recipe
-
     limits = run.subject.thresholds
     in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
     found: list[tuple[str, Finding]] = []
@@ -569,9 +492,11 @@ def _findings(
         assert spec.judge is not None
         found += spec.judge({table.name: run.read(table) for table in spec.tables}, limits)
         by += [name] * (len(found) - len(by))
-    if (matched := _judge_match(run, match)) is not None:
+    if (matched := judge_match(run, match)) is not None:
         if matched.verdict is not Verdict.PASS:
-            found = [(about, on_another_recipe(f) if _rests_on_references(f) else f) for about, f in found]
+            found = [
+                (about, measured_otherwise(run, f, who, alone=U_MIA)) for (about, f), who in zip(found, by, strict=True)
+            ]
         found.append((REFERENCES, matched))
         by.append(REFERENCES)
     frame = _frame(run.asset, found, in_use=in_use)
@@ -641,7 +566,7 @@ _WEAK = (
 
 def _references(run: Run, name: str) -> int | None:
     """Reference models on each side of an example, with it and without it; None for an attack that uses none."""
-    return run.subject.ensemble.num_models // 2 if attack.get(name).spec.references else None
+    return run.subject.ensemble.each_side if attack.get(name).spec.references else None
 
 
 _UNKNOWN = (None, None, None)

@@ -31,8 +31,8 @@ class Declaration:
         version, config_digest: of the code and of the configuration.
         deps: paths of the stages it reads.
         per_request: partitioned by forget request.
-        reads: what lies outside the warehouse and whose digest the key covers: "data", or the "model" that was given;
-            or "".
+        reads: what lies outside the warehouse and whose digest the key covers: "data", or the "model" or "references"
+            that were given; or "".
         fresh_days: the asset is overdue after so many days.
     """
 
@@ -83,8 +83,9 @@ def current_stages(
     Args:
         stages: with everything upstream of each, upstream ones first.
         request: the forget request of the stages ``per_request``.
-        outside: digest of the "data" or the given "model" as they are now; None when they cannot be read: then nothing
-            that reads them is current. Asked at most once for each, and only for a stage that reads it.
+        outside: digest of the "data", or the given "model" or "references", as they are now; None when they cannot be
+            read: then nothing that reads them is current. Asked at most once for each, and only for a stage that
+            reads it.
     """
     scope = scope_of(warehouse, request) if any(stage.per_request for stage in stages) else ""
     last = warehouse.completions(stage.asset(request) for stage in stages)

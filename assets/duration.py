@@ -4,7 +4,8 @@
 
     alone     trainings one by one, in parts of a full one: audited model, early models, unlearning (controls and
               methods, each seed), retrainings of a split that is not random, shadow runs
-    stacked   reference models, B at a time, each on half of the pool; and those that a given model is compared with
+    stacked   reference models, unless they are given, B at a time, each on half of the pool; and those that a given
+              model is compared with
     t_1, t_B  seconds a step of one model, and a step of B at once for each of them, timed here
 
 A forecast, good to a factor of two or so, more on a machine that others use: scores and analyses that train models of
@@ -22,7 +23,7 @@ import numpy as np
 
 from assets.needs import read_of_references
 from contracts.methods import curator, unlearner
-from contracts.subject import Subject
+from contracts.subject import GIVEN, Subject
 from sources.example_set import ExampleSet
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ def minutes(subject: Subject, data: ExampleSet) -> float:
         half = np.arange(len(train))[: max(1, len(train) // 2)]
         counts = found.spec.counts_steps and alone < _SLOW_S
         each = _of_several(found, train, half, min(subject.ensemble.block, _TIMED)) if counts else alone
-        alike = subject.model.alike * steps if subject.model.checkpoint else 0
-        seconds += each * (subject.ensemble.num_models * epochs * math.ceil(len(half) / batch) + alike)
+        given = subject.ensemble.policy.name == GIVEN
+        alike = subject.model.alike * steps if subject.model.checkpoint or given else 0
+        trained = 0 if given else subject.ensemble.num_models
+        seconds += each * (trained * epochs * math.ceil(len(half) / batch) + alike)
     return seconds / 60
 
 

@@ -5,11 +5,84 @@ from __future__ import annotations
 
 import numpy as np
 
+from assets.needs import read_of_references
 from assets.unlearning import NONE
 from contracts.digests import derive_seed
 from contracts.methods import attack, curator, unlearner
-from contracts.subject import Subject
+from contracts.subject import GIVEN, NO_REFERENCES, RETRAIN, Subject
 from sources.example_set import ExampleSet
+from tasks.base import require
+
+
+def of_references(subject: Subject, data: ExampleSet) -> list[str]:
+    """How the plan's reference models come about and what they can carry, as sentences; none where nothing reads them.
+
+    Raises:
+        ConfigError, DataError: given models that do not fit the plan or the data.
+        NotApplicable: a policy that cannot make any for these data.
+    """
+    from recipes.policies import adapter_config, of_another_recipe
+
+    plan = subject.ensemble
+    policy, half = plan.policy.name, plan.num_models // 2
+    if policy == NO_REFERENCES:
+        return [
+            "No reference models: what can do without them is run, and a pass by attacks without them clears nobody."
+        ]
+    if not read_of_references(subject):
+        return (
+            [] if policy == RETRAIN else [f"Nothing listed reads reference models: policy {policy} is not looked at."]
+        )
+    if policy == GIVEN:
+        return _of_given(subject, data)
+    pool = len(_pool(subject, data))
+    sides = f"each on a random half of {pool:,} examples: {half} with and {half} without each of them."
+    if policy == RETRAIN:
+        return [f"{plan.num_models} reference models, trained by {subject.recipe.name}, {sides}"]
+    require(data, "ensemble.policy adapters", "losses", "tokens")
+    config = adapter_config(subject)
+    said = (
+        f"{plan.num_models} reference models, adapters of rank {config.rank} on one {subject.model.name}, {sides} Of a "
+        "pretrained base it is taken on trust that it never saw these examples."
+    )
+    return [said, *filter(None, [of_another_recipe(subject)])]
+
+
+def _of_given(subject: Subject, data: ExampleSet) -> list[str]:
+    from recipes.given import given_set, refuse_other_models
+    from recipes.plan import model_builder
+
+    given = given_set(data, ensemble=subject.ensemble)
+    refuse_other_models(given, model_builder(subject, data))
+    sides, unseen = given.sides(), int((data.split[given.pool] == "test").sum())
+    left_out = given.num_known - len(given.pool)
+    said = [
+        f"{len(given.files)} given reference models: {len(given.pool):,} examples are in and out of "
+        f"{subject.ensemble.each_side} of them at least ({int(sides.min())} to {int(sides.max())} on the smaller "
+        f"side), {left_out:,} more that some saw are not and are left out; {len(given.population):,} test examples "
+        "that none saw are the population."
+    ]
+    if not unseen:
+        said.append(
+            "No test example is among those that the given models saw: attacks have no unseen examples to compare "
+            "with, and will be inconclusive."
+        )
+    return [
+        *said,
+        f"That {subject.recipe.name} made them is tested on one of them; where it did not, nothing passes by them.",
+    ]
+
+
+def _pool(subject: Subject, data: ExampleSet) -> np.ndarray:
+    """Positions of the examples that attacks are run on."""
+    if subject.ensemble.policy.name == GIVEN and read_of_references(subject):
+        from recipes.given import given_set
+
+        return given_set(data, ensemble=subject.ensemble).pool
+    from recipes.design import pool_and_population
+    from recipes.policies import seed_of
+
+    return pool_and_population(data, ensemble=subject.ensemble, seed=seed_of(subject))[0]
 
 
 def expectations(subject: Subject, data: ExampleSet) -> list[str]:
@@ -65,19 +138,17 @@ def _forgotten(subject: Subject, data: ExampleSet, name: str, method: str, chose
 
 def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str, object], name: str) -> str:
     from attacks.planning import pass_probability, why_not
-    from recipes.design import pool_and_population
 
     forget = _forgotten(subject, data, name, method, chosen)
-    pool, _ = pool_and_population(data, ensemble=subject.ensemble, seed=derive_seed(subject.seed, "ensemble") % 2**31)
+    pool = _pool(subject, data)
     inside, unseen = data.example_id[pool], int((data.split[pool] == "test").sum())
     num = int(np.isin(forget, inside).sum())
     with_references = [choice.name for choice in subject.attacks if attack.get(choice.name).spec.references]
-    limits, references = subject.thresholds, subject.ensemble.num_models // 2
+    limits, references = subject.thresholds, subject.ensemble.each_side
     lacking = why_not(num, unseen, uses_references=bool(with_references), num_references=references, thresholds=limits)
     tested = int((data.split == "test").sum())
-    rest = (
-        f" ({tested:,} test rows, of which {tested - unseen:,} are kept out of every model)" if tested > unseen else ""
-    )
+    out = "are not in the pool" if subject.ensemble.policy.name == GIVEN else "are kept out of every model"
+    rest = f" ({tested:,} test rows, of which {tested - unseen:,} {out})" if tested > unseen else ""
     sizes = f"{num:,} forgotten examples against {unseen:,} unseen ones{rest}"
     if lacking:
         return f"{sizes} cannot carry a pass: {lacking}. The audit will be inconclusive at best."

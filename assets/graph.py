@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from assets import analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
+from assets.recipe_match import recipe_match
 from assets.references import check_references
 from assets.stage import Stage
 from assets.unlearning import Scope
@@ -34,7 +35,7 @@ def subject_stages(subject: Subject) -> list[Stage]:
     made = curation.datasets(subject, upstream, scored, splits)
     analysed = analyses.analyses(subject, upstream, scored, splits | made)
     later = [*scored.values(), *splits.values(), *made.values(), *analysed.values()]
-    match = audits.recipe_match(subject, upstream)
+    match = recipe_match(subject, upstream)
     later += [match] if match else []
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})

@@ -14,10 +14,10 @@ import polars as pl
 from assets.provider import early_seeds
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
-from contracts.digests import derive_seed, digest
+from contracts.digests import digest
 from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
 from contracts.methods import recipe
-from contracts.subject import Subject
+from contracts.subject import ADAPTERS, GIVEN, RETRAIN, Subject
 from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
@@ -337,7 +337,8 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
 
 
 def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Stage:
-    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on random halves of the pool.
+    """``[subject, models, ensemble]``: keep[M, N] and reading[M, N, 4] of M models on parts of the pool, made as the
+    plan's policy says (``recipes.policies``).
 
     Args:
         outputs: a method that the plan lists reads whole outputs, so they are kept too where the task gives them.
@@ -346,31 +347,44 @@ def ensemble(subject: Subject, examples: Stage, *, outputs: bool = False) -> Sta
     return Stage(
         subject=subject,
         path=("models", "ensemble"),
-        doc=f"{plan.num_models} models of the same recipe, each on a random half of the pool: every pool example is in "
-        f"exactly {plan.num_models // 2} of them. Serves memorization, LiRA and RMIA. Resumable by {plan.block} "
-        "models.",
-        config={**training(subject), "ensemble": plan, **({"outputs": True} if outputs else {})},
+        doc=f"{_MADE[plan.policy.name].format(all=plan.num_models, half=plan.num_models // 2, side=plan.each_side)} "
+        f"Serves memorization, LiRA and RMIA. Resumable by {plan.block} models.",
+        config={**training(subject), **_made_by(subject), **({"outputs": True} if outputs else {})},
+        reads="references" if plan.policy.name == GIVEN else "",
         deps=(examples,),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
-        trains=True,
+        trains=plan.policy.name != GIVEN,
         work=lambda run: _ensemble(run, outputs=outputs),
     )
 
 
-def _ensemble(run: Run, *, outputs: bool) -> Output:
-    from recipes.ensemble import train_ensemble
+_MADE = {
+    RETRAIN: "{all} models of the same recipe, each on a random half of the pool: every pool example is in exactly "
+    "{half} of them.",
+    ADAPTERS: "{all} adapters on one base, each on a random half of the pool: every pool example is in exactly {half} "
+    "of them.",
+    GIVEN: "{all} models that were brought with a table of the rows that each saw: every pool example is in and out of "
+    "{side} of them at least.",
+}
 
-    subject = run.subject
+
+def _made_by(subject: Subject) -> dict[str, Any]:
+    """What reference models depend on besides :func:`training`. Where the files of given ones lie makes no others:
+    their digest is in the key."""
+    plan = subject.ensemble
+    if plan.policy.name != GIVEN:
+        return {"ensemble": plan}
+    return {"ensemble": {"num_models": plan.num_models}, "policy": {"name": GIVEN, "each_side": plan.each_side}}
+
+
+def _ensemble(run: Run, *, outputs: bool) -> Output:
+    from recipes.policies import reference_ensemble
+
     try:
-        result = train_ensemble(
-            model_builder(subject, run.data),
+        result = reference_ensemble(
+            run.subject,
             run.data,
-            recipe=subject.recipe.name,
-            config=recipe_config(subject),
-            ensemble=subject.ensemble,
-            seed=derive_seed(subject.seed, "ensemble") % 2**31,
-            device=device_of(subject),
             outputs=outputs and run.data.task.gives("outputs"),
             checkpoints=run.checkpoints(),
             progress=run.progress,
@@ -379,8 +393,11 @@ def _ensemble(run: Run, *, outputs: bool) -> Output:
         return Output(warnings={APPLIES: str(error)})
     quality = result.readings.quality
     inside, outside = float(quality[result.keep].mean()), float(quality[~result.keep].mean())
-    meta = {"config_digest": result.config_digest, "trained_by": trained_by(run.stage)}
+    brought = _brought(run)
+    meta = {**result.meta(), "trained_by": trained_by(run.stage), **brought}
     stored = run.save(result.to_arrays(), meta)
+    sides = result.keep[:, result.pool].sum(0)
+    given = [{"file": name, "sha256": of} for files in brought.values() for name, of in files.items()]
     return Output(
         artifacts=[stored],
         members=result.example_id[result.pool],
@@ -390,8 +407,17 @@ def _ensemble(run: Run, *, outputs: bool) -> Output:
             "population": int((~result.pool).sum()),
             f"{run.data.task.spec.quality} inside": inside,
             f"{run.data.task.spec.quality} outside": outside,
+            **({"models that saw an example": f"{sides.min()} to {sides.max()}", "given": given} if given else {}),
         },
     )
+
+
+def _brought(run: Run) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files of given reference models, by name; nothing where none were given."""
+    from recipes.given import fingerprints
+
+    policy = run.subject.ensemble.policy
+    return {"given": fingerprints(policy)} if policy.name == GIVEN else {}
 
 
 def load_ensemble(run: Run, stage: Stage) -> ReferenceEnsemble:

@@ -17,14 +17,14 @@ import polars as pl
 
 from assets import imported, models
 from assets.provider import JobProvider, Provider, Unlearn, UnlearnFrom
-from assets.references import methods
+from assets.references import Listed, methods
 from assets.stage import Run, Stage
 from contracts import schema
 from contracts.errors import NotApplicable, NotTrusted, UnknownName
 from contracts.methods import MethodSpec, attack, maker, recipe, source, unlearner
 from contracts.params import references
 from contracts.progress import Progress
-from contracts.subject import OUTPUTS, Subject
+from contracts.subject import ADAPTERS, GIVEN, NO_REFERENCES, OUTPUTS, RETRAIN, Subject
 from contracts.tables import TableSpec
 from sources.example_set import ExampleSet
 from sources.made import Made, made_from
@@ -85,18 +85,21 @@ def read_of_references(subject: Subject) -> frozenset[str]:
     Attacks that can do without references do not have them trained; where they are there, they tell on which scale a
     model speaks.
     """
-    read: set[str] = set()
-    for found in [] if subject.outputs_only else methods(subject):
-        if found.kind == "attack":
-            asks = bool(getattr(found.spec, "references", 0))
-            whole = asks and "outputs" in found.spec.wants
-        else:
-            whole = "ensemble_outputs" in found.spec.needs
-            asks = whole or "ensemble" in found.spec.needs
-            named = [ref.name for ref in references(found.config) if ref.kind == "attack"] if asks else []
-            whole |= any("outputs" in attack.get(name).spec.wants for name in named)
-        read |= ({"readings"} if asks else set()) | ({"outputs"} if whole else set())
-    return frozenset(read)
+    found = [] if subject.outputs_only else methods(subject)
+    return frozenset(word for method in found for word in _read_of_references(method))
+
+
+def _read_of_references(found: Listed) -> set[str]:
+    """What one method of a plan reads of them."""
+    if found.kind == "attack":
+        asks = bool(getattr(found.spec, "references", 0))
+        whole = asks and "outputs" in found.spec.wants
+    else:
+        whole = "ensemble_outputs" in found.spec.needs
+        asks = whole or "ensemble" in found.spec.needs
+        named = [ref.name for ref in references(found.config) if ref.kind == "attack"] if asks else []
+        whole |= any("outputs" in attack.get(name).spec.wants for name in named)
+    return ({"readings"} if asks else set()) | ({"outputs"} if whole else set())
 
 
 def models_of(spec: MethodSpec, upstream: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -127,10 +130,16 @@ def refuse_unavailable(subject: Subject) -> None:
     """Nothing, when every need of every method that the plan lists can be met where the method runs.
 
     Raises:
-        NotApplicable: one cannot; names the method's place in the plan, the need, and what can be met there.
+        NotApplicable: one cannot; names the method's place in the plan, the need, and what can be met there. Or it
+            reads reference models, and the plan's policy is that there are none.
     """
     recipe_spec = recipe.get(subject.recipe.name).spec if subject.recipe.name else None
     for method in methods(subject):
+        if subject.ensemble.policy.name == NO_REFERENCES and _read_of_references(method):
+            raise NotApplicable(
+                f"{method.where}: {method.kind} {method.spec.name} reads reference models, and ensemble.policy is "
+                f"{NO_REFERENCES}. Leave it out, or state one of the policies {RETRAIN}, {ADAPTERS}, {GIVEN}"
+            )
         can = available(method.kind)
         if recipe_spec is not None and not recipe_spec.early and method.kind == "unlearner":
             can -= {"early_models", "early_at"}  # a job ends without a result where another stage says why it has none

@@ -23,7 +23,7 @@ from contracts import schema
 from contracts.digests import digest, plain
 from contracts.methods import analysis, score
 from contracts.requests import ForgetRequest, RequestState
-from contracts.subject import Subject
+from contracts.subject import NO_REFERENCES, RETRAIN, Subject
 from contracts.verdicts import TARGET, Verdict
 from recipes.plan import device_of, recipe_config
 from reports import (
@@ -286,10 +286,17 @@ def _made(subject: Subject) -> dict[str, dict[str, Any]]:
         "Seeds": {
             "subject": subject.seed,
             "early models": f"{subject.early.seeds}, stopped at epoch {subject.early.epoch}",
-            "reference models": subject.ensemble.num_models,
+            "reference models": _references(subject),
             "unlearning": f"{subject.unlearning.seeds} runs a method" if subject.unlearning else "none",
         },
     }
+
+
+def _references(subject: Subject) -> str | int:
+    plan = subject.ensemble
+    if plan.policy.name == NO_REFERENCES:
+        return "none"
+    return plan.num_models if plan.policy.name == RETRAIN else f"{plan.num_models}, {plan.policy.name}"
 
 
 def _score_section(run: Run, name: str) -> ScoreSection:

@@ -84,8 +84,8 @@ class Stage:
         path: (stage, name); the asset key is (subject, stage, name).
         version: raise it when the code changes what it computes.
         config: everything besides the inputs that the result depends on.
-        reads: "data", or the "model" that was given: its key covers the digest of these, which lie outside the
-            warehouse and are asked for at every run.
+        reads: "data", or the "model" or "references" that were given: its key covers the digest of these, which lie
+            outside the warehouse and are asked for at every run.
         deps: stages it reads.
         tables: the tables it writes, for the schema in the UI and the blocking check.
         warnings, judged: names of its non-blocking checks.
@@ -250,7 +250,7 @@ class Run:
         )
 
     def outside(self, what: str) -> str:
-        """Digest of the "data" or the given "model" as they are now; "" of nothing."""
+        """Digest of the "data", or of the given "model" or "references", as they are now; "" of nothing."""
         return self.workspace.outside(self.subject, what)
 
     def select_where(self, predicate: str) -> np.ndarray:

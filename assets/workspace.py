@@ -63,14 +63,19 @@ class Workspace:
         return self._examples[key]
 
     def outside(self, subject: Subject, what: str) -> str:
-        """Digest of the subject's "data", or of the "model" that was given to it, as they are now; "" of nothing.
+        """Digest of the subject's "data", or of the "model" or "references" that were given to it, as they are now; ""
+        of nothing.
 
         Raises:
-            ConfigError, NotReady: there is no such checkpoint.
+            ConfigError, NotReady: there is no such checkpoint, or there are no such files of references.
             Others: as the source raises.
         """
         if what == "data":
             return self.examples(subject).digest
+        if what == "references":
+            from recipes.given import fingerprints
+
+            return digest(fingerprints(subject.ensemble.policy))
         if what != "model":
             return ""
         if subject.outputs_only:

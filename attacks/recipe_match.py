@@ -103,7 +103,9 @@ def recipe_match(given: Reading, recipe: Reading, *, alpha: float) -> RecipeMatc
     )
 
 
-def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quality: str = "accuracy") -> Finding:
+def judge_recipe(
+    found: RecipeMatch, *, what: str, thresholds: Thresholds, quality: str = "accuracy", who: str = "The given model"
+) -> Finding:
     """Judge whether a given model could be one of the stated recipe's; the figure is the p-value.
 
     A mismatch is no fault of the model: it says that reference models were made for another one, so it counts as
@@ -111,6 +113,7 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
 
     Args:
         quality: what the task's quality is, for people.
+        who: the model that was compared, for people; a reference model stands for all that were given with it.
     """
     shares = (
         f"{found.accuracy:.1%} against {found.recipe_accuracy:.1%} (standard deviation {found.recipe_accuracy_sd:.1%})"
@@ -129,10 +132,10 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
         else ""
     )
     sentence = (
-        f"The given model is not one of the stated recipe: {shown}.{seen} What reference models and retrainings say "
+        f"{who} is not one of the stated recipe: {shown}.{seen} What reference models and retrainings say "
         "was measured on something else. State the recipe, and the rows, that made it."
         if mismatch
-        else f"The given model could be one of the stated recipe: {shown}. A difference in {quality} of "
+        else f"{who} could be one of the stated recipe: {shown}. A difference in {quality} of "
         f"{found.detectable:.1%} would have been found."
     )
     return Finding(
@@ -146,8 +149,8 @@ def judge_recipe(found: RecipeMatch, *, what: str, thresholds: Thresholds, quali
     )
 
 
-def on_another_recipe(finding: Finding) -> Finding:
-    """A finding about a given model that rests on models of a recipe which is not the given one's.
+def on_another_recipe(finding: Finding, *, why: str = "the given model is not one of the stated recipe") -> Finding:
+    """A finding about a model that rests on models of a recipe which is not its own.
 
     An attack that tells members is evidence whatever it was calibrated on; that it does not, is none. What was compared
     with retraining says nothing either way.
@@ -159,7 +162,7 @@ def on_another_recipe(finding: Finding) -> Finding:
     return dataclasses.replace(
         finding,
         verdict=Verdict.INCONCLUSIVE,
-        sentence=f"Measured on something else, for the given model is not one of the stated recipe. {finding.sentence}",
+        sentence=f"Measured on something else, for {why}. {finding.sentence}",
     )
 
 

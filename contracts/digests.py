@@ -13,9 +13,13 @@ from typing import Any
 
 from contracts.errors import InvalidInput
 
+ADDED = "added"  # in the metadata of a field that is younger than what is stored; see ``contracts.params.param``
+
 
 def plain(value: Any) -> Any:
     """Reduce dataclasses, enums, tuples, sets and paths to JSON's own types. Floats must be finite.
+
+    A field marked ``ADDED`` is left out where it has its default.
 
     Raises:
         InvalidInput: a value that has no canonical JSON form (NaN, an object, bytes).
@@ -29,7 +33,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if not _unused(value, f)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Set):
@@ -39,6 +43,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return [plain(v) for v in value]
     raise InvalidInput(f"a {type(value).__name__} has no canonical JSON form")
+
+
+def _unused(value: Any, field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get(ADDED)) and getattr(value, field.name) == field.default
 
 
 def canonical_json(value: Any) -> str:

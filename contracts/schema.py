@@ -352,8 +352,9 @@ RECIPE_MATCH = TableSpec(
     schema="audits",
     name="recipe_match",
     key=("num_models",),
-    doc="A model that was given, beside models of the stated recipe on the same training rows, on examples that no "
-    "model was trained on. Attacks with reference models say something of it only where it could be one of them.",
+    doc="A model that was given (the audited one, or a reference model), beside models of the stated recipe on the "
+    "same training rows, on examples that no model was trained on. Attacks with reference models say something only "
+    "where it could be one of them.",
     columns=(
         _count("num_models", "models of the stated recipe, other seeds"),
         _count("num_examples", "unseen examples"),

@@ -87,19 +87,90 @@ class Early(Config):
     epoch: int = param(3, ge=0, le=100_000, doc="epochs trained before scoring; 0 is uninformative")
 
 
+RETRAIN, ADAPTERS, GIVEN, NO_REFERENCES = "retrain", "adapters", "given", "none"  # policies
+_EACH_SIDE = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy(Choice):
+    """How reference models come about. In YAML a bare name stands for the defaults.
+
+    retrain   the plan's recipe, on random halves of the pool
+    adapters  low-rank adapters on one base that never saw the pool's rows, each trained on its half: for models that
+              are too large to be trained M times
+    given     models that somebody else trained, with a table that says which rows each of them saw
+    none      there are none: what reads reference models is refused as the plan loads
+    """
+
+    name: str = param(RETRAIN, choices=(RETRAIN, ADAPTERS, GIVEN, NO_REFERENCES), doc="of the policy")
+    config: dict[str, Any] = param(
+        {}, doc="adapters: fields of the configuration of the recipe lora, where the plan's recipe is another one"
+    )
+    folder: str = param("", doc="given: folder of safetensors of the plan's model, MODEL.safetensors each")
+    members: str = param(
+        "", doc="given: CSV, Parquet or JSON lines with columns model and example_id: a row an example that it saw"
+    )
+    each_side: int = param(
+        _EACH_SIDE,
+        ge=2,
+        le=50_000,
+        unit="models",
+        doc="given: an example that fewer saw, or fewer did not see, is left out of the pool",
+    )
+
+    def check(self) -> None:
+        of_given = {"folder": self.folder, "members": self.members}
+        if self.name == GIVEN and not all(of_given.values()):
+            missing = ", ".join(name for name, value in of_given.items() if not value)
+            raise ConfigError(f"policy {GIVEN} needs {missing}: a folder of safetensors, and the table of their rows")
+        if self.name != GIVEN and any(of_given.values()):
+            set_ = ", ".join(name for name, value in of_given.items() if value)
+            raise ConfigError(f"policy {self.name} has no {set_}: only {GIVEN} reads reference models from files")
+        if self.config and self.name != ADAPTERS:
+            raise ConfigError(f"policy {self.name} has no config: only {ADAPTERS} has one")
+        if self.name != GIVEN and self.each_side != _EACH_SIDE:
+            raise ConfigError(
+                f"policy {self.name} has no each_side: every example of the pool is in half of its models"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ensemble(Config):
-    """The reference ensemble: M copies of the recipe on random halves of the pool (Carlini et al. 2022)."""
+    """The reference ensemble: M models on parts of the pool, by default copies of the recipe on random halves (Carlini
+    et al. 2022)."""
 
-    num_models: int = param(64, ge=4, le=100_000, doc="M, even: each pool example is in exactly M/2 models")
+    num_models: int = param(
+        64,
+        ge=4,
+        le=100_000,
+        doc="M, even: each pool example is in exactly M/2 models; of given ones, how many there are",
+    )
     pool_size: int | None = param(None, ge=20, doc="examples in the pool; all when not given")
     population_fraction: float = param(
         0.5, gt=0, lt=1, doc="share of the test split kept out of every model (RMIA's z points)"
     )
     block: int = param(16, ge=1, le=4096, doc="models trained and stored at a time; the unit of resumption")
+    policy: Policy = param(Policy(), added=True, doc="how they come about: retrain, adapters, given or none")
+
+    @property
+    def each_side(self) -> int:
+        """Models that saw an example of the pool, and models that did not: at least so many of either."""
+        given = self.policy.name == GIVEN
+        return self.policy.each_side if given else self.num_models // 2
 
     def check(self) -> None:
-        if self.num_models % 2:
+        if self.policy.name == GIVEN:
+            if 2 * self.policy.each_side > self.num_models:
+                raise ConfigError(
+                    f"Ensemble.policy.each_side = {self.policy.each_side} must be at most half of num_models = "
+                    f"{self.num_models}"
+                )
+            if self.pool_size is not None:
+                raise ConfigError(
+                    f"Ensemble.pool_size = {self.pool_size} is for models trained here: of given ones the table of "
+                    "members says which examples are in the pool"
+                )
+        elif self.num_models % 2:
             raise ConfigError(
                 f"Ensemble.num_models = {self.num_models} must be even: each example is in exactly half of the models"
             )
@@ -224,6 +295,11 @@ class Subject(Config):
             raise ConfigError(f"subject {self.subject}: source {OUTPUTS} and model {OUTPUTS} go together")
         if self.outputs_only and (self.recipe.name or self.unlearning):
             raise ConfigError(f"subject {self.subject}: recipe and unlearning need a model; there are only its outputs")
+        if self.outputs_only and self.ensemble.policy.name in (ADAPTERS, GIVEN):
+            raise ConfigError(
+                f"subject {self.subject}: ensemble.policy {self.ensemble.policy.name} needs a model; there are only "
+                "its outputs, so leave it out"
+            )
         if not self.outputs_only and not self.recipe.name:
             raise ConfigError(f"subject {self.subject} needs recipe: how its models are trained")
         if self.model.checkpoint and self.unlearning and self.unlearning.closing == "retrained":

@@ -47,8 +47,8 @@ class Outline:
     data_digest: str = ""
 
     def outside(self, plan: Subject, workspace: Workspace, what: str = "data") -> str | None:
-        """Digest of the plan's "data" or given "model" as they are now; None when they cannot be read (the stage that
-        reads them says why)."""
+        """Digest of the plan's "data", or of its given "model" or "references", as they are now; None when they cannot
+        be read (the stage that reads them says why)."""
         if what == "data" and self.data_digest:
             return self.data_digest
         try:

@@ -8,6 +8,9 @@ Not the paired design (models 2i and 2i+1 complementary): there, one model of a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 
 from contracts.digests import derive_seed
@@ -16,6 +19,42 @@ from contracts.subject import Ensemble
 from sources.example_set import ExampleSet
 
 _BLOCK = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """What M reference models are trained and read on.
+
+    Attributes:
+        view: pool and population, N examples in the order of the data set.
+        pool: (N,) bool; False marks the population.
+        keep: (M, N) bool; a pool column sums to M/2, a population column to 0.
+        seeds: one a model.
+    """
+
+    view: ExampleSet
+    pool: np.ndarray
+    keep: np.ndarray
+    seeds: list[int]
+
+    def members(self, models: Iterable[int]) -> list[np.ndarray]:
+        """For each of these models the positions in ``view`` that it is trained on."""
+        return [np.flatnonzero(self.keep[m]) for m in models]
+
+
+def halves(data: ExampleSet, *, ensemble: Ensemble, seed: int) -> Halves:
+    """The random halves of the pool of ``data``, and the seeds of the models that are trained on them.
+
+    Raises:
+        DataError, ConfigError: see :func:`pool_and_population`.
+    """
+    pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
+    rows = np.sort(np.concatenate([pool, population]))
+    in_pool = np.isin(rows, pool)
+    keep = np.zeros((ensemble.num_models, len(rows)), bool)
+    keep[:, in_pool] = balanced_design(ensemble.num_models, len(pool), seed=derive_seed("design", seed))
+    seeds = [derive_seed("reference", seed, m) for m in range(ensemble.num_models)]
+    return Halves(data.take(rows), in_pool, keep, seeds)
 
 
 def balanced_design(num_models: int, num_examples: int, *, seed: int) -> np.ndarray:

@@ -2,14 +2,14 @@
 
     keep[m, j] = 1 if model m trained on example j,   reading[m, j, :] = the task's four numbers of f_m on example j,
                                                       eval mode
-    pool example: in exactly M/2 models;  population example: in none
+    pool example: in exactly M/2 models (of given ones: in and out of some);  population example: in none
 
 Trained once; memorization (Feldman & Zhang 2020, subset ratio 1/2), LiRA and RMIA all read it. Every model is made by
-the recipe under audit (recipes.training). Models themselves are not kept: an ensemble is evidence about examples, and
-each model of it would be one more copy to erase. A reading is 32 bytes an example and model whatever the number of
-classes; whole outputs (M, N, K) are kept only where a method that reads them is listed. Of the outputs on the
-population, a sample is always kept where the task has such: it says on which scale these models speak
-(``attacks.membership.scale``).
+the recipe under audit (recipes.training), unless the plan has another policy (recipes.policies). Models themselves are
+not kept: an ensemble is evidence about examples, and each model of it would be one more copy to erase. A reading is 32
+bytes an example and model whatever the number of classes; whole outputs (M, N, K) are kept only where a method that
+reads them is listed. Of the outputs on the population, a sample is always kept where the task has such: it says on
+which scale these models speak (``attacks.membership.scale``).
 
 BatchNorm mixes the examples of a batch while it trains, so that what a model has learnt of one example depends on its
 neighbours, as it does in the audited model; what it says of an example afterwards, by its running statistics, does not.
@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import nn
 
-from contracts.digests import derive_seed, digest
+from contracts.digests import digest
 from contracts.errors import DataError, InvalidInput, NotApplicable
 from contracts.methods import RecipeSpec
 from contracts.params import Config
@@ -34,7 +34,7 @@ from contracts.registry import Method
 from contracts.stores import CheckpointStore, NoStore
 from contracts.subject import Ensemble
 from recipes.checkpoints import arrays_digest, to_arrays
-from recipes.design import balanced_design, pool_and_population
+from recipes.design import halves
 from recipes.inputs import Inputs, model_dtype
 from recipes.models import Build
 from recipes.predict import finite_reading, outputs_of, reading_of
@@ -52,7 +52,7 @@ class ReferenceEnsemble:
         example_id: (N,) int64, pool and population examples, in the order of the data set.
         pool: (N,) bool; False marks the population, non-members of every model.
         labels: (N,) the targets that were trained on where an example has one, else zeros.
-        keep: (M, N) bool; a pool column sums to M/2, a population column to 0.
+        keep: (M, N) bool; a pool column sums to M/2, or what ``each_side`` allows, a population column to 0.
         reading: (M, N, 4) float64, see ``tasks.base.Reading``.
         config_digest: SHA-256 of recipe, ensemble configuration, seed, initialisation and data.
         logits: (M, N, K) float32, finite, or None where they were not kept; readers convert to float64.
@@ -60,6 +60,7 @@ class ReferenceEnsemble:
             None: none.
         spoken: (S,) float32, S <= ``SPOKEN``: the outputs on the population, all models and classes together, every
             k-th of them; None where a model's outputs are no vector an example.
+        each_side: models on either side of an example of the pool at least, of given models; None: exactly M/2.
     """
 
     example_id: np.ndarray
@@ -71,6 +72,7 @@ class ReferenceEnsemble:
     logits: np.ndarray | None = None
     spoken: np.ndarray | None = None
     held: np.ndarray | None = None
+    each_side: int | None = None
 
     def __post_init__(self) -> None:
         models, num = self.keep.shape
@@ -90,11 +92,14 @@ class ReferenceEnsemble:
             raise InvalidInput(
                 f"ensemble: logits are {self.logits.dtype} {self.logits.shape}, not ({models}, {num}, K)"
             )
-        wrong = self.keep.sum(0) * 2 != models * self.pool
+        inside = self.keep.sum(0)
+        if self.each_side is None:
+            wrong, wanted = inside * 2 != models * self.pool, "in exactly half of the models"
+        else:
+            short = np.minimum(inside, models - inside) < self.each_side
+            wrong, wanted = np.where(self.pool, short, inside > 0), f"in and out of {self.each_side} models each"
         if wrong.any():
-            raise DataError(
-                "ensemble: examples are not in exactly half of the models", example_ids=self.example_id[wrong]
-            )
+            raise DataError(f"ensemble: examples are not {wanted}", example_ids=self.example_id[wrong])
         if self.held is not None and (
             self.held.shape != (models, num) or self.held.dtype != np.bool_ or (self.held & ~self.keep).any()
         ):
@@ -132,14 +137,19 @@ class ReferenceEnsemble:
         some = {n: None if getattr(self, n) is None else getattr(self, n)[:, order] for n in ("logits", "held")}
         return dataclasses.replace(self, **columns, **by_model, **some)
 
+    def meta(self) -> dict[str, Any]:
+        """What :meth:`to_arrays` leaves out."""
+        side = {} if self.each_side is None else {"each_side": self.each_side}
+        return {"config_digest": self.config_digest, **side}
+
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Everything but the digest, for an artefact store."""
+        """The arrays, for an artefact store."""
         every = {n: getattr(self, n) for n in (*_ARRAYS, "logits", "spoken", "held")}
         return {name: array for name, array in every.items() if array is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_arrays`; ``meta`` carries ``config_digest``.
+        """The inverse of :meth:`to_arrays` and :meth:`meta`.
 
         Raises:
             InvalidInput: an array is missing or does not fit.
@@ -147,7 +157,11 @@ class ReferenceEnsemble:
         missing = set(_ARRAYS) - set(arrays)
         if missing or "config_digest" not in meta:
             raise InvalidInput(f"ensemble: missing {', '.join(sorted(missing)) or 'config_digest'}")
-        return cls(**{n: np.asarray(a) for n, a in arrays.items()}, config_digest=str(meta["config_digest"]))
+        return cls(
+            **{n: np.asarray(a) for n, a in arrays.items()},
+            config_digest=str(meta["config_digest"]),
+            each_side=meta.get("each_side"),
+        )
 
     @classmethod
     def of_logits(cls, *, logits: np.ndarray, labels: np.ndarray, pool: np.ndarray, **others: Any) -> Self:
@@ -202,14 +216,8 @@ def train_ensemble(
         Others: as the recipe raises.
     """
     trainer = Trainer(recipe=recipe, build=build, config=config, device=device)
-    pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
-    rows = np.sort(np.concatenate([pool, population]))
-    view = data.subset(data.example_id[rows])
-    in_pool = np.isin(rows, pool)
-    keep = np.zeros((ensemble.num_models, len(rows)), bool)
-    keep[:, in_pool] = balanced_design(ensemble.num_models, len(pool), seed=derive_seed("design", seed))
-
-    seeds = [derive_seed("reference", seed, m) for m in range(ensemble.num_models)]
+    drawn = halves(data, ensemble=ensemble, seed=seed)
+    view, in_pool, keep, seeds = drawn.view, drawn.pool, drawn.keep, drawn.seeds
     first = build(seeds[0])
     _refuse_mixing(first)
     config_digest = digest(
@@ -224,13 +232,11 @@ def train_ensemble(
             "rows": arrays_digest({"example_id": view.example_id}),
         }
     )
-    whole = isinstance(data.task, OutputTask) and data.task.gives("outputs")
-    if outputs and not whole:
-        raise NotApplicable(f"whole outputs are kept of class logits; {data.name} is a {data.task} task")
+    refuse_no_outputs(data, outputs)
     inputs = Inputs(view, dtype=model_dtype(first), device=device)
     each = int(getattr(config, "epochs", 1))
     total = ensemble.num_models * each
-    found: dict[str, np.ndarray] = {}  # each array once, filled block by block
+    gathered = Gathered(ensemble.num_models)
     for start in range(0, ensemble.num_models, ensemble.block):
         end = min(start + ensemble.block, ensemble.num_models)
         name, meta = f"{checkpoint_name}-{start:05d}-{end:05d}", {"ensemble": config_digest, "start": start, "end": end}
@@ -240,39 +246,70 @@ def train_ensemble(
             def tell(done: int, of: int, _: str, before: int = start * each, more: int = (end - start) * each) -> None:
                 progress(before + more * min(done, of) // max(of, 1), total, "reference models")
 
-            members = [np.flatnonzero(row) for row in keep[start:end]]
+            members = drawn.members(range(start, end))
             models = trainer.many(view, members=members, seeds=seeds[start:end], inputs=inputs, progress=tell)
-            if whole:
-                block = _said(models, inputs, ~in_pool, first=start, of=ensemble.num_models, outputs=outputs)
-            else:
-                block = {"reading": np.stack([reading_of(model, inputs).values for model in models])}
+            block = said(models, inputs, ~in_pool, first=start, of=ensemble.num_models, outputs=outputs)
             own = np.stack([held(model, view.example_id) for model in models])
             block |= {"held": own} if own.any() else {}
             checkpoints.save(name, {"keep": keep[start:end], **block}, meta)
-        for what, part in block.items():
-            if what == "spoken":
-                found[what] = np.concatenate([found[what], part]) if what in found else part
-                continue
-            if what not in found:
-                found[what] = np.zeros((ensemble.num_models, *part.shape[1:]), part.dtype)
-            found[what][start:end] = part
+        gathered.add(block, start=start)
         progress(end * each, total, "reference models")
     return ReferenceEnsemble(
         example_id=view.example_id,
         pool=in_pool,
-        labels=view.y if view.y.ndim == 1 else np.zeros(len(view), np.int64),
+        labels=labels_of(view),
         keep=keep,
         config_digest=config_digest,
-        **found,
+        **gathered.arrays,
     )
 
 
-def _said(
+def labels_of(data: ExampleSet) -> np.ndarray:
+    """(N,) targets where an example has one, else zeros."""
+    return data.y if data.y.ndim == 1 else np.zeros(len(data), np.int64)
+
+
+def refuse_no_outputs(data: ExampleSet, outputs: bool) -> None:
+    """Raise :class:`NotApplicable` where whole outputs are wanted of a task that gives none."""
+    if outputs and not _speaks(data):
+        raise NotApplicable(f"whole outputs are kept of class logits; {data.name} is a {data.task} task")
+
+
+def _speaks(data: ExampleSet) -> bool:
+    """Whether a model gives a vector an example."""
+    return isinstance(data.task, OutputTask) and data.task.gives("outputs")
+
+
+class Gathered:
+    """What M models said, each array once, filled block by block.
+
+    Attributes:
+        arrays: by name; of models first, except for the sample ``spoken``.
+    """
+
+    def __init__(self, num_models: int) -> None:
+        self._num, self.arrays = num_models, dict[str, np.ndarray]()
+
+    def add(self, block: Mapping[str, np.ndarray], *, start: int) -> None:
+        """Put in what the models ``start``, ``start + 1``, ... said; blocks come in their order."""
+        for what, part in block.items():
+            if what == "spoken":
+                known = self.arrays.get(what)
+                self.arrays[what] = part if known is None else np.concatenate([known, part])
+                continue
+            if what not in self.arrays:
+                self.arrays[what] = np.zeros((self._num, *part.shape[1:]), part.dtype)
+            self.arrays[what][start : start + len(part)] = part
+
+
+def said(
     models: Sequence[nn.Module], inputs: Inputs, population: np.ndarray, *, first: int, of: int, outputs: bool
 ) -> dict[str, np.ndarray]:
-    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``, a sample of their outputs on the
-    population, and the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch besides what is
-    returned."""
+    """Readings (b, N, 4) of the models ``first``, ``first + 1``, ... of ``of``; where an output is a vector, a sample
+    of them on the population, and the whole outputs (b, N, K) where they are wanted. Memory is bounded by the batch
+    besides what is returned."""
+    if not _speaks(inputs.data):
+        return {"reading": np.stack([reading_of(model, inputs).values for model in models])}
     data, task = inputs.data, cast(OutputTask, inputs.data.task)
     reading, spoken, whole = np.empty((len(models), len(data), len(READING))), [], []
     for m, model in enumerate(models):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.errors import JobFailed
-from contracts.subject import Subject
+from contracts.subject import GIVEN, Subject
 from pipelines.cli.terminal import (
     COLOURS,
     answers,
@@ -66,10 +66,12 @@ def audit(
 def quick_plan(plan: Subject) -> Subject:
     """A smaller plan of the same subject: 16 reference models, 3 early models, 1 unlearning seed."""
     unlearning = dataclasses.replace(plan.unlearning, seeds=1) if plan.unlearning else None
+    given = plan.ensemble.policy.name == GIVEN  # so many there are
+    num_models = plan.ensemble.num_models if given else min(plan.ensemble.num_models, 16)
     return dataclasses.replace(
         plan,
         early=dataclasses.replace(plan.early, seeds=min(plan.early.seeds, 3)),
-        ensemble=dataclasses.replace(plan.ensemble, num_models=min(plan.ensemble.num_models, 16)),
+        ensemble=dataclasses.replace(plan.ensemble, num_models=num_models),
         unlearning=unlearning,
     )
 
@@ -148,10 +150,15 @@ def run_subject(
 
 
 def _announce(plan: Subject, workspace: Workspace) -> None:
-    """What the sizes allow, before any work starts."""
-    from assets.expected import expectations
+    """What the sizes allow, before any work starts.
 
-    for sentence in expectations(plan, workspace.examples(plan)):
+    Raises:
+        ConfigError, DataError, NotApplicable: reference models that cannot be had as the plan's policy says.
+    """
+    from assets.expected import expectations, of_references
+
+    data = workspace.examples(plan)
+    for sentence in (*of_references(plan, data), *expectations(plan, data)):
         errors.print(f"  {sentence}", highlight=False, markup=False)
     if plan.budget_min is not None:
         errors.print(f"  budget: {plan.budget_min:g} minutes on two cores", highlight=False)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from contracts.digests import derive_seed, digest
+from contracts.digests import digest
 from contracts.errors import ConfigError
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from contracts.subject import Ensemble
-from recipes.design import balanced_design, pool_and_population
-from recipes.ensemble import ReferenceEnsemble
+from recipes.design import halves
+from recipes.ensemble import ReferenceEnsemble, labels_of
 from recipes.language.fitting import fit_tokens
 from recipes.language.lora import LoraConfig, adapter_arrays, attach, restart, state_digest
 from recipes.predict import read
@@ -122,12 +122,7 @@ def adapter_ensemble(
         NotApplicable, DataError, ConfigError, Diverged: see :func:`train_adapters` and ``recipes.design``.
         IntegrityError: a stored reading is damaged.
     """
-    pool, population = pool_and_population(data, ensemble=ensemble, seed=seed)
-    rows = np.sort(np.concatenate([pool, population]))
-    view = data.take(rows)
-    in_pool = np.isin(rows, pool)
-    keep = np.zeros((ensemble.num_models, len(rows)), bool)
-    keep[:, in_pool] = balanced_design(ensemble.num_models, len(pool), seed=derive_seed("design", seed))
+    drawn = halves(data, ensemble=ensemble, seed=seed)
     run = digest(
         {
             "recipe": "lora",
@@ -138,26 +133,30 @@ def adapter_ensemble(
             "data": data.digest,
         }
     )
-    seeds = [derive_seed("reference", seed, m) for m in range(ensemble.num_models)]
     names = [f"{checkpoint_name}-{m:05d}" for m in range(ensemble.num_models)]
     stored = [checkpoints.load(name) for name in names]
     reading: dict[int, np.ndarray] = {
         m: np.asarray(found[0]["reading"]) for m, found in enumerate(stored) if found and found[1].get("run") == run
     }
     missing = [m for m in range(ensemble.num_models) if m not in reading]
-    members = [np.flatnonzero(keep[m]) for m in missing]
     made = train_adapters(
-        base, view, config=config, members=members, seeds=[seeds[m] for m in missing], device=device, batch=batch
+        base,
+        drawn.view,
+        config=config,
+        members=drawn.members(missing),
+        seeds=[drawn.seeds[m] for m in missing],
+        device=device,
+        batch=batch,
     )
     for m, adapter in zip(missing, made, strict=True):
         reading[m] = adapter.reading.values
         checkpoints.save(names[m], {"reading": reading[m]}, {"run": run})
         progress(len(reading), ensemble.num_models, "reference models")
     return ReferenceEnsemble(
-        example_id=view.example_id,
-        pool=in_pool,
-        labels=np.zeros(len(view), np.int64),
-        keep=keep,
+        example_id=drawn.view.example_id,
+        pool=drawn.pool,
+        labels=labels_of(drawn.view),
+        keep=drawn.keep,
         reading=np.stack([reading[m] for m in range(ensemble.num_models)]),
         config_digest=run,
     )
