@@ -15,6 +15,7 @@ Draws are made on the CPU, so that they are the same for every device.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -106,12 +107,28 @@ class Lists:
         return rank + before - self.start[users]
 
     def contains(self, users: Tensor, items: Tensor) -> Tensor:
-        """bool, of any shape: is the pair in the lists. One binary search a pair: the lists are in order."""
+        """bool, of any shape: is the pair in the lists. Looked up where a bit for every pair there can be is no larger
+        than the lists, else one binary search a pair: the lists are in order."""
         pair = users * self.num_items + items
         if not len(self._pairs):
             return torch.zeros(pair.shape, dtype=torch.bool)
+        if self._bits is not None:
+            return (self._bits[pair >> 3] >> (pair & 7).to(torch.uint8)).bitwise_and_(1).bool()
         at = torch.searchsorted(self._pairs, pair).clamp_max(len(self._pairs) - 1)
         return self._pairs[at] == pair
+
+    @cached_property
+    def _bits(self) -> Tensor | None:
+        """uint8, bit ``pair & 7`` of byte ``pair >> 3`` for every pair in the lists; None where the pairs themselves
+        take less."""
+        cells, pairs = self.num_users * self.num_items, self._pairs.numpy()
+        if cells > 8 * pairs.nbytes:
+            return None
+        of = pairs >> 3
+        first = np.flatnonzero(np.diff(of, prepend=-1))
+        bits = np.zeros((cells + 7) // 8, np.uint8)
+        bits[of[first]] = np.bitwise_or.reduceat((1 << (pairs & 7)).astype(np.uint8), first)
+        return torch.from_numpy(bits)
 
 
 def _below(bound: Tensor, *, generator: torch.Generator) -> Tensor:

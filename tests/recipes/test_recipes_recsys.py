@@ -78,10 +78,12 @@ def test_lists_are_in_the_order_of_user_and_item_whatever_the_rows():
         assert lists.items[own].tolist() == sorted(items[users == u].tolist())
 
 
+@pytest.mark.parametrize("num_items", [9, 12_345], ids=["looked up", "searched"])
 @given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=30), st.integers(0, 2**31))
-def test_what_the_lists_contain_equals_a_set(pairs: set[tuple[int, int]], seed: int):
+def test_what_the_lists_contain_equals_a_set(num_items: int, pairs: set[tuple[int, int]], seed: int):
     users, items = (np.array([pair[k] for pair in sorted(pairs)], np.int64) for k in (0, 1))
-    lists = Lists(users, items, num_users=6, num_items=9)
+    lists = Lists(users, items, num_users=6, num_items=num_items)
+    assert not pairs or (lists._bits is None) == (num_items > 9)
     rng = np.random.default_rng(seed)
     asked = torch.from_numpy(rng.integers(0, 6, (4, 7))), torch.from_numpy(rng.integers(0, 9, (4, 7)))
     found = lists.contains(*asked)
