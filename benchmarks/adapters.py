@@ -2,8 +2,8 @@
 
     python -m benchmarks.adapters [--repeats 7] [--adapters 4] [--seed 0] [--json]
 
-Bare passes: a base that was wrapped beforehand; for every adapter fresh A and B, AdamW, and forward, backward and step on
-the very batches, at the very rates; then every example is read. Ours: ``train_adapters`` on a base as it is loaded:
+Bare passes: a base that was wrapped beforehand; for every adapter fresh A and B, AdamW, and forward, backward and step
+on the very batches, at the very rates; then every example is read. Ours: ``train_adapters`` on a base as it is loaded:
 wrapping it, the order of the batches, clipping, what is watched and kept, are all in it. The two take turns, in CPU
 time of one thread. Before that, with clipping in the bare loop as well, both give the same adapters and readings to the
 last bit. Exit 1 when the bound is missed.

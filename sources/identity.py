@@ -14,7 +14,7 @@ alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -28,7 +28,7 @@ from sources.rows import Rows
 
 _BITS = 53
 _PERSON = b"example id"
-_BLOCK_ROWS = 65536
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,12 @@ class Content:
 
     Attributes:
         values: (N, *) numbers, of any dtype, or another payload; None when texts say it all.
-        texts: (N,) str, what is not a number (the categories of a row, joined); None when there is nothing.
+        texts: (N,) str, what is not a number (the categories of a row, joined), or a sequence that makes them as they
+            are asked for; None when there is nothing.
     """
 
     values: np.ndarray | Rows | Payload | None = None
-    texts: pl.Series | None = None
+    texts: pl.Series | Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts if self.values is None else self.values)  # type: ignore[arg-type]
@@ -55,7 +56,7 @@ class Content:
             if self.texts is None:
                 yield from numbers
             else:
-                texts = self.texts[rows].to_list()
+                texts = self.texts[rows]
                 yield from (n + t.encode("utf-8") for n, t in zip(numbers, texts, strict=True))
 
     def hashes(self) -> np.ndarray:

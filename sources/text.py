@@ -14,10 +14,13 @@ another tokenizer leaves the ids as they are, but for where long texts are cut.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import polars as pl
@@ -35,6 +38,7 @@ from sources.identity import Content
 from sources.loading import only
 from sources.payloads.tokens import Tokens
 from sources.splits import stratified_split
+from sources.spool import Spool, Texts
 from sources.table import beside_columns, column_ids, column_texts, given_split
 from sources.table_files import SEPARATORS, Table, column_names, read_table
 from sources.text_files import PROMPTS, ROLES, TEXTS, is_text_folder, is_texts, read_texts
@@ -79,8 +83,8 @@ class _Documents(NamedTuple):
     """D texts, or prompts with their answers, as they are found."""
 
     name: str
-    texts: list[str]
-    prompts: list[str] | None
+    texts: Texts
+    prompts: Texts | None
     owner: np.ndarray | None
     ids: np.ndarray | None
     split: np.ndarray | None
@@ -91,14 +95,48 @@ class _Documents(NamedTuple):
     notes: list[str]
 
 
+class _Said(Sequence[str]):
+    """The characters of each piece as JSON, with its prompt where it has one; made as they are asked for.
+
+    Attributes:
+        document: int64 (N,), not falling, the text that each piece is of.
+        places: int64 (N, 2), its first character there, and the one behind its last.
+    """
+
+    def __init__(self, found: _Documents, document: np.ndarray, places: np.ndarray) -> None:
+        self.found, self.document, self.places = found, document, places
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    @overload
+    def __getitem__(self, rows: int) -> str: ...
+    @overload
+    def __getitem__(self, rows: slice) -> list[str]: ...
+    def __getitem__(self, rows: int | slice) -> str | list[str]:
+        if not isinstance(rows, slice):
+            return self[rows : rows + 1][0]
+        of, places = self.document[rows], self.places[rows].tolist()
+        if not len(of):
+            return []
+        some = slice(int(of[0]), int(of[-1]) + 1)
+        texts = self.found.texts[some]
+        parts = [texts[at][a:b] for at, (a, b) in zip((of - some.start).tolist(), places, strict=True)]
+        if self.found.prompts is None:
+            return [json.dumps([part], ensure_ascii=False) for part in parts]
+        prompts = self.found.prompts[some]
+        ahead = [prompts[at] for at in (of - some.start).tolist()]
+        return [json.dumps(pair, ensure_ascii=False) for pair in zip(ahead, parts, strict=True)]
+
+
 class _Pieces(NamedTuple):
-    """N examples: int32 (L,) tokens, uint8 (L,) marks, lengths, the document of each, and its characters as JSON."""
+    """N examples: int32 (L,) tokens and uint8 (L,) marks, mapped, lengths, the document of each, and its characters."""
 
     flat: np.ndarray
     counted: np.ndarray
     lengths: np.ndarray
     document: np.ndarray
-    texts: list[str]
+    said: _Said
     notes: list[str]
 
 
@@ -166,7 +204,7 @@ def text(*, config: TextConfig, seed: int) -> ExampleSet:
     found = _from_table(root, config) if config.file else _from_folder(root, config)
     _refuse_empty(found)
     pieces = _pieces(found, made, config)
-    cut = len(pieces.texts) > len(found.texts)
+    cut = len(pieces.said) > len(found.texts)
     columns = {name: values[pieces.document] for name, values in found.columns.items()}
     notes = [*found.notes, *pieces.notes]
     if cut:
@@ -177,8 +215,8 @@ def text(*, config: TextConfig, seed: int) -> ExampleSet:
             )
         columns.setdefault("group", found.names[pieces.document])
     owner = None if found.owner is None else found.owner[pieces.document]
-    content = Content(texts=pl.Series(pieces.texts, dtype=pl.String))
-    y = np.zeros(len(pieces.texts), np.int64)
+    content = Content(texts=pieces.said)
+    y = np.zeros(len(pieces.said), np.int64)
     given = None if found.split is None else found.split[pieces.document]
     if found.ids is not None:
         ids = found.ids
@@ -189,10 +227,12 @@ def text(*, config: TextConfig, seed: int) -> ExampleSet:
         split = _drawn(columns.get("group"), ids, config.test_fraction, seed)
         by = " by group" if "group" in columns else ""
         how = {"split": f"drawn{by}, test_fraction {config.test_fraction:g}, seed {seed}"}
-    made, flat = made.fitted(pieces.flat, np.repeat(split == "train", pieces.lengths))
+    offsets = np.append(0, np.cumsum(pieces.lengths)).astype(np.int64)
+    if made.fits:
+        made = _renumbered(made, pieces.flat, offsets, split == "train")
     tokens = Tokens(
-        flat,
-        np.append(0, np.cumsum(pieces.lengths)).astype(np.int64),
+        pieces.flat,
+        offsets,
         pieces.counted,
         vocab_size=made.vocab_size,
         pad=made.pad,
@@ -236,19 +276,19 @@ def _from_table(root: Path, config: TextConfig) -> _Documents:
     prompts = _strings(data, config.prompt) if config.prompt else None
     owner = column_texts(data, config.owner, max_bytes=config.max_bytes) if config.owner else None
     ids = column_ids(data, config.id) if config.id else None
-    whole = zip(prompts or [""] * len(texts), texts, strict=True)
+    whole = zip(repeat("", len(texts)) if prompts is None else prompts, texts, strict=True)
     names = np.array([hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:16] for pair in whole], dtype=str)
     columns = beside_columns(data, config)
     return _Documents(data.name, texts, prompts, owner, ids, split, columns, names, data.origin(), data.paths, notes)
 
 
-def _strings(data: Table, name: str) -> list[str]:
+def _strings(data: Table, name: str) -> Texts:
     series = data.column(name)
     refuse_missing(series, data, role="text")
     if series.dtype != pl.String:
         raise DataError(f"{data.name}: column {name!r} is {series.dtype}, not text")
-    found: list[str] = series.to_list()
-    return found
+    # In blocks: polars' own walk through a column makes 25,000 texts at a time.
+    return Texts(itertools.chain.from_iterable(series[rows].to_list() for rows in _blocks(len(series))))
 
 
 def _from_folder(root: Path, config: TextConfig) -> _Documents:
@@ -277,7 +317,7 @@ def _from_folder(root: Path, config: TextConfig) -> _Documents:
             raise DataError(f"{len(shallow)} texts lie in no folder of level {level}, the owner's", where=shallow)
         owner = np.array([parts[level - 1] for parts in below], dtype=str)
     of = np.array(names, dtype=str)
-    return _Documents(root.name, texts, None, owner, None, split, {}, of, of, paths, notes)
+    return _Documents(root.name, Texts(texts), None, owner, None, split, {}, of, of, paths, notes)
 
 
 def _refuse_empty(found: _Documents) -> None:
@@ -293,33 +333,35 @@ def _pieces(found: _Documents, made: Tokenizer, config: TextConfig) -> _Pieces:
         UnsafeFile: the tokens would take more than ``max_bytes``.
         DataError: answers that are too long.
     """
-    parts: list[np.ndarray] = []
-    marks: list[np.ndarray] = []
+    flat, counted = Spool(np.int32), Spool(np.uint8)
+    lengths: list[int] = []
     document: list[int] = []
-    texts: list[str] = []
-    too_long, shortened, total = [], 0, 0
+    places: list[tuple[int, int]] = []
+    too_long, shortened = [], 0
     bos, sep, eos = (_one(token) for token in (made.bos, made.sep, made.eos))
-    for at, text in enumerate(found.texts):
+    prompts = repeat(None) if found.prompts is None else found.prompts
+    for at, (text, ahead) in enumerate(zip(found.texts, prompts, strict=False)):
         body = made.encode(text)
         most = config.max_tokens - len(bos)
         front, cuts = bos, _cuts(body.ends, text, most, behind=len(eos), least=2 - len(bos))
-        if found.prompts is not None:
-            prompt = made.encode(found.prompts[at]).ids
+        if ahead is not None:
+            prompt = made.encode(ahead).ids
             room = config.max_tokens - len(bos) - len(sep) - len(body.ids) - len(eos)
             if room < 0:
                 too_long.append(at)
                 continue
             shortened += len(prompt) > room
             front = np.concatenate([bos, prompt[max(0, len(prompt) - room) :], sep])
-            cuts = [(0, len(body.ids), json.dumps([found.prompts[at], text], ensure_ascii=False))]
-        for start, stop, said in cuts:
+            cuts = [(0, len(body.ids), (0, len(text)))]
+        for start, stop, place in cuts:
             tail = eos if stop == len(body.ids) else eos[:0]
-            parts.append(np.concatenate([front, body.ids[start:stop], tail]).astype(np.int32))
-            marks.append((np.arange(len(parts[-1])) >= len(front)).astype(np.uint8))
+            part = np.concatenate([front, body.ids[start:stop], tail])
+            flat.put(part)
+            counted.put(np.arange(len(part)) >= len(front))
+            lengths.append(len(part))
             document.append(at)
-            texts.append(said)
-            total += len(parts[-1])
-        check_size(5 * total, config.max_bytes, f"{found.name}: tokens")
+            places.append(place)
+        check_size(5 * len(flat), config.max_bytes, f"{found.name}: tokens")
     if too_long:
         raise DataError(
             f"{found.name}: {len(too_long)} answers are longer than max_tokens = {config.max_tokens}, "
@@ -331,13 +373,40 @@ def _pieces(found: _Documents, made: Tokenizer, config: TextConfig) -> _Pieces:
         notes.append(f"{shortened:,} prompts lose their beginning, so that {config.max_tokens} tokens hold the answer")
     if num := int((np.bincount(document) > 1).sum()):
         what = f"{num:,} of {len(found.texts):,} texts are cut into pieces of at most {config.max_tokens} tokens"
-        notes.append(f"{what}: {len(texts):,} examples")
-    lengths = np.array([len(part) for part in parts], np.int64)
-    return _Pieces(np.concatenate(parts), np.concatenate(marks), lengths, np.array(document), texts, notes)
+        notes.append(f"{what}: {len(document):,} examples")
+    of = np.array(document)
+    said = _Said(found, of, np.array(places, np.int64).reshape(-1, 2))
+    return _Pieces(flat.array(), counted.array(), np.array(lengths, np.int64), of, said, notes)
 
 
-def _cuts(ends: np.ndarray, text: str, most: int, *, behind: int, least: int) -> list[tuple[int, int, str]]:
-    """Where a text is cut: first and last token of each piece, and its characters as JSON.
+def _renumbered(made: Tokenizer, flat: np.ndarray, offsets: np.ndarray, train: np.ndarray) -> Tokenizer:
+    """The tokenizer as the training texts have it; ``flat`` is put into its numbering in place.
+
+    Args:
+        flat: int32 (L,), tokens of all texts as ``made`` numbers them.
+        offsets: int64 (N + 1,), where each text begins. ``train``: (N,) bool, it is in the training split.
+    """
+    counts = np.zeros(made.vocab_size, np.int64)
+    for some in _blocks(len(train)):
+        own = np.repeat(train[some], np.diff(offsets[some.start : some.stop + 1]))
+        counts += np.bincount(flat[offsets[some.start] : offsets[some.stop]][own], minlength=len(counts))
+    fitted, now = made.fitted(counts)
+    for some in _blocks(len(train)):
+        part = flat[offsets[some.start] : offsets[some.stop]]
+        part[:] = now[part]
+    return fitted
+
+
+def _blocks(num: int) -> Iterator[slice]:
+    """Slices of some hundred texts each."""
+    return (slice(start, min(start + _TEXTS, num)) for start in range(0, num, _TEXTS))
+
+
+_TEXTS = 512
+
+
+def _cuts(ends: np.ndarray, text: str, most: int, *, behind: int, least: int) -> list[tuple[int, int, tuple[int, int]]]:
+    """Where a text is cut: of each piece the first token and the one behind the last, and the same of its characters.
 
     A character is cut in two only where it has more tokens than a piece.
 
@@ -359,10 +428,7 @@ def _cuts(ends: np.ndarray, text: str, most: int, *, behind: int, least: int) ->
         start = stop
     cuts.append((start, len(ends)))
     places = [0, *(int(ends[stop - 1]) for _, stop in cuts[:-1]), len(text)]
-    return [
-        (*cut, json.dumps([text[a:b]], ensure_ascii=False))
-        for cut, a, b in zip(cuts, places[:-1], places[1:], strict=True)
-    ]
+    return [(*cut, place) for cut, place in zip(cuts, itertools.pairwise(places), strict=True)]
 
 
 def _one(token: int | None) -> np.ndarray:

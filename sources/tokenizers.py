@@ -46,12 +46,14 @@ class Tokenizer(ABC):
     Attributes:
         pad: fills up a batch.
         bos, sep, eos: begin, between prompt and answer, end; None where there is no such token.
+        fits: its vocabulary is that of the training split.
     """
 
     pad: int = 0
     bos: int | None = 1
     eos: int | None = 2
     sep: int | None = 3
+    fits: bool = False
 
     @property
     @abstractmethod
@@ -71,14 +73,14 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special tokens are left out."""
 
-    def fitted(self, flat: NDArray[np.int32], counted: NDArray[np.bool_]) -> tuple[Tokenizer, NDArray[np.int32]]:
-        """The tokenizer as the training split has it, and tokens in its numbering.
+    def fitted(self, counts: NDArray[np.int64]) -> tuple[Tokenizer, NDArray[np.int32]]:
+        """The tokenizer as the training split has it, and the token there of each of its own, int32 (vocab_size,);
+        asked where it ``fits``.
 
         Args:
-            flat: int32 (L,), tokens of all texts, with special ones, as ``encode`` numbered them.
-            counted: bool (L,), the tokens of the training split.
+            counts: int64 (vocab_size,), how often the training split holds each token, as ``encode`` numbered them.
         """
-        return self, flat
+        return self, np.arange(self.vocab_size, dtype=np.int32)
 
 
 class Bytes(Tokenizer):
@@ -116,7 +118,7 @@ class Words(Tokenizer):
         self.min_count, self.max_words = min_count, max_words
         self.words: list[str] = list(words or ())
         self._place = {word: at for at, word in enumerate(self.words, start=self.first)}
-        self._open = words is None
+        self._open = self.fits = words is None
 
     @property
     def vocab_size(self) -> int:
@@ -140,8 +142,8 @@ class Words(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(self.words[i - self.first] if i >= self.first else "<unk>" for i in ids if i >= self.unk)
 
-    def fitted(self, flat: NDArray[np.int32], counted: NDArray[np.bool_]) -> tuple[Tokenizer, NDArray[np.int32]]:
-        counts = np.bincount(flat[counted], minlength=self.vocab_size)[self.first :]
+    def fitted(self, counts: NDArray[np.int64]) -> tuple[Tokenizer, NDArray[np.int32]]:
+        counts = counts[self.first :]
         known = [at for at in np.flatnonzero(counts >= self.min_count).tolist()]
         known.sort(key=lambda at: (-counts[at], self.words[at]))
         kept = sorted(known[: self.max_words], key=lambda at: self.words[at])
@@ -149,7 +151,7 @@ class Words(Tokenizer):
         now[: self.first] = np.arange(self.first)
         now[self.first + np.array(kept, np.int64)] = self.first + np.arange(len(kept))
         vocabulary = [self.words[at] for at in kept]
-        return Words(min_count=self.min_count, max_words=self.max_words, words=vocabulary), now[flat]
+        return Words(min_count=self.min_count, max_words=self.max_words, words=vocabulary), now
 
 
 class FromFolder(Tokenizer):
