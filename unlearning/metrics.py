@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 from sklearn.svm import SVC
 from torch import nn
 
@@ -33,6 +33,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from recipes.predict import read
 from sources.example_set import ExampleSet
+from tasks import signals
 from unlearning.descent import check_labels, finite_logits
 
 METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
@@ -85,37 +86,9 @@ class _Said:
             "mia_efficacy": p[own][:, None],
             "mia_correctness": (self.log_p.argmax(1) == self.labels)[:, None].astype(np.float64),
             "mia_entropy": -(p * self.log_p).sum(1, keepdims=True),
-            "mia_m_entropy": modified_entropy(self.log_p, self.labels)[:, None],
+            "mia_m_entropy": signals.modified_entropy(self.log_p, self.labels)[:, None],
             "mia_prob": p,
         }
-
-
-def modified_entropy(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Modified entropy of Song & Mittal (USENIX Security 2021); smaller = more confidently right.
-
-        -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j)
-
-    Args:
-        log_p: (n, K) log-probabilities.
-        labels: (n,) class indices.
-
-    Returns:
-        (n,) float64, >= 0, finite also where some p_j rounds to 1.
-
-    >>> float(modified_entropy(np.log([[0.5, 0.5]]), np.array([0]))[0].round(6))
-    0.693147
-    """
-    p = np.exp(log_p)
-    rows, top = np.arange(len(labels)), log_p.argmax(1)
-    # log(1 - p) from p loses everything as p -> 1, which only the largest can do: there it is the others' logsumexp.
-    others = log_p.copy()
-    others[rows, top] = -np.inf
-    log_rest = np.log1p(-np.minimum(p, 1 - np.finfo(float).eps))
-    log_rest[rows, top] = logsumexp(others, axis=1)
-    wrong = p * log_rest
-    wrong[rows, labels] = 0.0
-    rest_own = np.exp(log_rest[rows, labels])
-    return np.asarray(-rest_own * log_p[rows, labels] - wrong.sum(1))
 
 
 def evaluate(

@@ -9,16 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from mpmath import mp
 from sklearn.svm import SVC
 from torch import nn
 
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from contracts.schema import METRICS as STORED
 from sources.example_set import ExampleSet
-from unlearning.metrics import METRICS, _called_non_member, _merged, add_gaps, evaluate, modified_entropy, summarise
+from unlearning.metrics import METRICS, _called_non_member, _merged, add_gaps, evaluate, summarise
 
 
 class Table(nn.Module):
@@ -109,34 +106,6 @@ def test_merging_neighbours_hardly_moves_the_figure(width):
     exact = 100 * _called_non_member(members, outsiders, asked).mean()
     assert 2 < exact < 98
     assert 100 * _called_non_member(*merged, asked).mean() == pytest.approx(exact, abs=1.0)
-
-
-def exact_modified_entropy(log_p: np.ndarray, label: int) -> float:
-    """By the definition, in 400 digits."""
-    with mp.workdps(400):
-        p = [mp.exp(mp.mpf(float(v))) for v in log_p]
-        total = mp.fsum(p)
-        p = [v / total for v in p]
-        value = -(1 - p[label]) * mp.log(p[label])
-        value -= mp.fsum(p[j] * mp.log(1 - p[j]) for j in range(len(p)) if j != label)
-        return float(value)
-
-
-@given(st.lists(st.floats(-60, 60), min_size=2, max_size=5), st.integers(0, 4))
-def test_modified_entropy_by_definition(logits, label):
-    label %= len(logits)
-    z = torch.tensor([logits], dtype=torch.float64)
-    log_p = torch.log_softmax(z, 1).numpy()
-    got = float(modified_entropy(log_p, np.array([label]))[0])
-    assert got == pytest.approx(exact_modified_entropy(np.array(logits), label), rel=1e-9, abs=1e-15)
-    assert got >= 0 and math.isfinite(got)
-
-
-def test_modified_entropy_tells_right_from_wrong_confidence():
-    log_p = torch.log_softmax(torch.tensor([[900.0, 0.0], [900.0, 0.0]], dtype=torch.float64), 1).numpy()
-    right, wrong = modified_entropy(log_p, np.array([0, 1]))
-    assert right == 0.0
-    assert wrong == pytest.approx(1800.0)  # -log p_y - p_j log(1 - p_j), 900 nats each
 
 
 def test_a_forgotten_class_leaves_the_test_set():
