@@ -269,7 +269,7 @@ class Subject(Config):
     scores: tuple[Choice, ...] = param(())
     analyses: tuple[Choice, ...] = param(())
     splits: tuple[Split, ...] = param(())
-    datasets: tuple[Dataset, ...] = param(())
+    datasets: tuple[Dataset, ...] = param((), added=True)
     unlearning: Unlearning | None = param(None)
     attacks: tuple[Choice, ...] = param((), ref="attack")
     thresholds: Thresholds = param(Thresholds())
