@@ -140,15 +140,7 @@ def descend(
             # An epoch that config.steps cuts short has fewer rates than batches.
             rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
             for lr, batch in zip(rates, batches, strict=False):
-                loss = cost(order[batch])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.grad_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                total += loss.detach()
+                total += take_step(optimizer, cost(order[batch]), lr=lr, grad_clip=config.grad_clip)
         check_finite(
             [total, *(p.detach() for p in parameters)],
             epoch=epoch,
@@ -158,6 +150,28 @@ def descend(
         after_epoch(epoch + 1)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, *, lr: float | None = None, grad_clip: float | None = None
+) -> Tensor:
+    """One step of an optimiser down the gradient of a loss, which is given back without gradient.
+
+    Args:
+        loss: a scalar with gradient.
+        lr: rate of this step; None: as the optimiser has it.
+        grad_clip: largest L2 norm of the gradient over all parameters of the optimiser; None: any.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if grad_clip is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+    if lr is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    optimizer.step()
+    return loss.detach()
 
 
 def batch_statistics(model: nn.Module) -> str:

@@ -32,7 +32,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, NotApplicable
 from contracts.params import Config, param
 from contracts.progress import Progress
-from recipes.fitting import Units, units_of
+from recipes.fitting import Units, take_step, units_of
 from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode, predict_logits, read
 from recipes.recsys_models import Ranker, settle, take_graph
@@ -349,11 +349,7 @@ def step(
     if units is not None:
         batch = dataclasses.replace(batch, targets=units.of(batch.targets))
     losses = one.parts[0].data.task.losses(student, batch)
-    loss = (one.weights[rows].to(losses.dtype) * losses).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+    return float(take_step(optimizer, (one.weights[rows].to(losses.dtype) * losses).mean()))
 
 
 def batches_of(order: Tensor, size: int) -> list[Tensor]:

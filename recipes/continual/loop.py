@@ -31,7 +31,7 @@ from recipes.continual.head import GrowingHead
 from recipes.continual.pretraining import pretrain
 from recipes.continual.qkv import trainable_qkv
 from recipes.continual.stream import Stream, StreamConfig, stream_of
-from recipes.fitting import check_trainable, deterministic, smallest_batch
+from recipes.fitting import check_trainable, deterministic, smallest_batch, take_step
 from recipes.inputs import Inputs, model_dtype
 from recipes.keeping import run_fingerprint
 from recipes.models import Build
@@ -223,13 +223,9 @@ def _train_epoch(
     learner.begin_epoch(run, step, epoch)
     with local_rng(derive_seed("noise", run.seed, step, epoch), device=device), deterministic(device):
         for batch in batches:
-            loss = learner.loss(run, order[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            total += take_step(optimizer, learner.loss(run, order[batch]))
             if config.weight_decay:
                 run.head.close_unseen()
-            total += loss.detach()
     if not bool(torch.isfinite(total)) or not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise Diverged(
             f"training diverged in epoch {epoch + 1} of {config.epochs} of step {step + 1}: the loss or a parameter is "

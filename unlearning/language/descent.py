@@ -31,6 +31,7 @@ from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, NotApplicable
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
+from recipes.fitting import take_step
 from recipes.predict import eval_mode
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
@@ -192,13 +193,7 @@ class Descent:
                         raise Diverged(
                             f"{name} at lr {config.lr:g}: loss {loss.item()} in epoch {epoch + 1}; use a smaller lr"
                         )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if config.grad_clip is not None:
-                        nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rates[at]
-                    optimizer.step()
+                    take_step(optimizer, loss, lr=rates[at], grad_clip=config.grad_clip)
                     progress(at + 1, config.epochs * steps, name)
             student.eval()
             check_finite(student, what=f"{name} at lr {config.lr:g}, epoch {epoch + 1}")
