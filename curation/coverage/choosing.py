@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from contracts.errors import ConfigError, DataError
+from contracts.errors import DataError
 from contracts.params import Config, param
 from sources.example_set import ExampleSet
 
@@ -29,13 +29,9 @@ Rule = Callable[[Float, int], NDArray[np.int64]]
 class CoverageConfig(Config):
     """Fields of every selection by coverage."""
 
-    fraction: float | None = param(None, gt=0, lt=1, doc="share of the training examples to keep")
+    fraction: float = param(0.1, gt=0, lt=1, doc="share of the training examples to keep")
     count: int | None = param(None, ge=1, unit="examples", doc="number to keep; instead of fraction")
     stratified: bool = param(True, doc="within every class, or stratum of the task, in its proportion")
-
-    def check(self) -> None:
-        if (self.fraction is None) == (self.count is None):
-            raise ConfigError(f"{type(self).__name__} needs either fraction or count")
 
 
 def choose(data: ExampleSet, features: Float, config: CoverageConfig, rule: Rule, *, name: str) -> pl.DataFrame:
@@ -48,7 +44,7 @@ def choose(data: ExampleSet, features: Float, config: CoverageConfig, rule: Rule
         DataError: nothing, or everything, would be kept.
     """
     num = len(data)
-    wanted = config.count if config.count is not None else round((config.fraction or 0.0) * num)
+    wanted = config.count if config.count is not None else round(config.fraction * num)
     if not 0 < wanted < num:
         raise DataError(f"{name}: {wanted} of {num} training examples would be kept; some, and not all, have to be")
     strata = np.zeros(num, np.int64)
@@ -79,5 +75,6 @@ def shares(sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
     while share.sum() < wanted:
         share[np.argmax(np.where(share < sizes, exact - share, -np.inf))] += 1
     while share.sum() > wanted:
-        share[np.argmax(np.where(share > 0, share - exact, -np.inf))] -= 1
+        spare = share > 1 if (share > 1).any() else share > 0
+        share[np.argmax(np.where(spare, share - exact, -np.inf))] -= 1
     return share

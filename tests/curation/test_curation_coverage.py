@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from contracts.errors import ConfigError, DataError, NotApplicable
+from contracts.errors import DataError, NotApplicable
 from contracts.methods import curator
 from curation.coverage.choosing import CoverageConfig, choose, shares
 from curation.coverage.facility_location import FacilityConfig, greedy, similarities
@@ -114,9 +114,6 @@ def test_classes_keep_their_proportion_and_reasons_are_said() -> None:
     assert members["reason"].str.contains("k_center").all()
     whole = choose(train, phi, CoverageConfig(count=10, stratified=False), greedy, name="facility_location")
     assert (whole["role"] == "keep").sum() == 10
-    for wrong in ({}, {"fraction": 0.5, "count": 3}):
-        with pytest.raises(ConfigError, match="either fraction or count"):
-            CoverageConfig(**wrong)
     with pytest.raises(DataError, match="90 of 90 training examples would be kept"):
         choose(train, phi, CoverageConfig(count=90), greedy, name="x")
 
@@ -127,7 +124,7 @@ def test_shares_are_whole_fair_and_never_too_many(sizes: list[int], draw: st.Dat
     wanted = draw.draw(st.integers(1, sum(sizes)))
     found = shares(np.array(sizes), wanted)
     assert found.sum() == wanted and (found >= 0).all() and (found <= sizes).all()
-    if wanted >= 2 * len(sizes):
+    if wanted >= len(sizes):
         assert (found >= 1).all()
 
 

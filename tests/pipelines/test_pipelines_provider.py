@@ -69,7 +69,7 @@ def digests(models: Any) -> list[str]:
 def test_every_word_is_met_in_a_stage_and_nothing_else_is_a_word():
     assert StageProvider.meets() == set(NEEDS)
     assert Provider.meets() < JobProvider.meets() < StageProvider.meets()
-    kinds = ("score", "split", "analysis", "unlearner", "attack", "source", "recipe")
+    kinds = ("score", "split", "dataset", "analysis", "unlearner", "attack", "source", "recipe")
     assert {need for kind in kinds for need in available(kind)} == set(NEEDS)
     assert not available("attack") and not available("source") and not available("recipe")
 
