@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import random
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import pytest
@@ -50,6 +52,28 @@ _blas = threadpoolctl.threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
 
 hypothesis.settings.register_profile("palimpsest", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("palimpsest")
+
+
+@functools.cache
+def _scope(nodeid: str) -> str:
+    """Tests of one scope go to one worker: a file's share its fixtures, those that look at the audited state of
+    ``tests/pipelines`` share that, and of the battery it is the tests of one method, which fill the gaps at the end."""
+    file, _, rest = nodeid.partition("::")
+    if "/battery/" in file:
+        return f"{file}::{'-'.join(rest.split('-')[:2])}"
+    return "audited_home" if "audited_home" in (ROOT / file).read_text(encoding="utf-8") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How tests are shared out to workers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCostlyFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return ByCostlyFixtures(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
