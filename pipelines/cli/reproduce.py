@@ -42,8 +42,8 @@ def reproduce(
         )
         for claim in result["claims"]:
             mark = "[green]pass[/]" if claim["passed"] else "[red]fail[/]"
-            table.add_row(
-                claim["name"], f"{claim['measured']:.4g}", claim["direction"], f"{claim['threshold']:.4g}", mark
-            )
+            # what could not be measured is no number, and its claim is not met
+            measured = "none" if claim["measured"] is None else f"{claim['measured']:.4g}"
+            table.add_row(claim["name"], measured, claim["direction"], f"{claim['threshold']:.4g}", mark)
         console.print(table)
     raise typer.Exit(0 if passed else 1)

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import reproductions
 from contracts.errors import InvalidInput, NameTaken, UnknownName
 from contracts.progress import Progress
+from pipelines.cli.app import app
 from reproductions import Claim, at_least, at_most, framework
 from reproductions.__main__ import main
 
@@ -75,3 +77,15 @@ def test_the_module_takes_names_and_numbers_and_says_how_it_went(planted, capsys
     with pytest.raises(SystemExit) as stopped:
         main(["nowhere"])
     assert stopped.value.code == 2
+
+
+def test_the_command_says_what_could_not_be_measured_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, framework.Reproduction] = {}
+    monkeypatch.setattr(framework, "_KNOWN", known)
+    monkeypatch.setattr(framework.pkgutil, "iter_modules", lambda path: [])
+    reproductions.reproduction(card=7, name="blank", paper="Nobody 1900")(
+        lambda seed, progress: [at_least("cut", float("nan"), 0.5), at_most("error", 0.0, 0.1)]
+    )
+    result = CliRunner().invoke(app, ["reproduce", "blank"], env={"COLUMNS": "120"})
+    said = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 1 and "cut none >= 0.5 fail" in said and "error 0 <= 0.1 pass" in said
