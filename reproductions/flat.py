@@ -35,7 +35,8 @@ ordinary answers of other authors instead does no better (0.53, 0.75 *, 0.69 for
 
 Thresholds of 2 lie two standard deviations or more below these means, but for PO's, which only has to be above ascent
 (0.03 and 0.13 for b, c). They are provisional: a and b are the models on which the cause was found, c alone is fresh,
-the run of b without template term was cut a little early, and no seed has run whole with this file.
+the run of b without template term was cut a little early, and the one seed that has run whole with this file, 21, does
+not pass: a method never came down to the retrained model's forgetting.
 """
 
 from __future__ import annotations
