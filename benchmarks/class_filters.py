@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._common import Row, options, paired_ratio, report
-from curation.unlearnable.class_filters import ClassFilters
+from explain.class_filters import ClassFilters
 
 LIMIT, GREY, LOWEST = 1 / 20, 1 / 255, 8.0
 

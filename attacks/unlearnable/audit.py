@@ -39,6 +39,7 @@ from contracts.progress import Progress
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
 from contracts.verdicts import PROTECTION, Finding, Verdict
+from explain.class_filters import ClassFilters
 from recipes.fitting import descend, smallest_batch
 from recipes.schedule import num_epochs
 from recipes.training import Trainer
@@ -325,21 +326,8 @@ def _estimated(
     undone = deconvolved(protected.pixels, filters, protected.labels)
     undone[protected.untouched] = protected.pixels[protected.untouched]
     protected.undone = undone
-    shown = [_filtered(bench.test, filters[(bench.answers + turn) % len(filters)]) for turn in (0, 1)]
-    return list(shown), max(missed)
-
-
-def _filtered(x: Tensor, own: Tensor) -> Tensor:
-    """Images, each under its own filter (k, k), rescaled to a maximum of 1."""
-    out = []
-    for start in range(0, len(x), _BLOCK):
-        part, kernels = x[start : start + _BLOCK], own[start : start + _BLOCK]
-        num, channels = part.shape[:2]
-        weight = kernels.repeat_interleave(channels, 0)[:, None]
-        flat = part.reshape(1, num * channels, *part.shape[2:])
-        z = nn.functional.conv2d(flat, weight, padding=own.shape[-1] // 2, groups=num * channels).view_as(part)
-        out.append((z / z.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp(0, 1))
-    return torch.cat(out)
+    own = ClassFilters(filters)
+    return [of(bench.test, bench.answers)[0] for of in (own, own.permuted())], max(missed)
 
 
 @dataclass(eq=False)

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from torch import nn
 
 from contracts.errors import DataError
 from contracts.params import Config, param
+from explain.embeddings import embeddings
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 ROLES = ("keep", "drop")
 Float = NDArray[np.float32]
@@ -61,6 +64,20 @@ def choose(data: ExampleSet, features: Float, config: CoverageConfig, rule: Rule
         {"example_id": data.example_id, "role": np.where(kept, "keep", "drop").tolist(), "reason": reason},
         schema={"example_id": pl.Int64, "role": pl.String, "reason": pl.String},
     )
+
+
+def choose_by_embeddings(
+    data: ExampleSet, encoder: nn.Module, config: CoverageConfig, rule: Rule, *, name: str
+) -> pl.DataFrame:
+    """As :func:`choose`, of the training split in what a model sees: its penultimate activations.
+
+    Raises:
+        NotApplicable: examples that are no vectors or images.
+        DataError: as :func:`choose`; activations that are not finite.
+    """
+    require(data, name, "features")
+    data = data.part("train").by_id()
+    return choose(data, embeddings(encoder, data), config, rule, name=name)
 
 
 def shares(sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:

@@ -27,8 +27,7 @@ from torch import nn
 from contracts.errors import DataError, NotApplicable
 from contracts.methods import CuratorSpec, curator
 from contracts.params import param
-from curation.coverage.choosing import ROLES, CoverageConfig, Float, choose
-from explain.embeddings import embeddings
+from curation.coverage.choosing import ROLES, CoverageConfig, Float, choose, choose_by_embeddings
 from sources.example_set import ExampleSet
 from tasks.base import require
 
@@ -68,9 +67,9 @@ def facility_location(
     """
     require(data, "facility_location", "outputs", "classes", "features")
     data.check_targets()
-    data = data.part("train").by_id()
     if config.features == "embedding":
-        return choose(data, embeddings(encoder, data), config, greedy, name="facility_location")
+        return choose_by_embeddings(data, encoder, config, greedy, name="facility_location")
+    data = data.part("train").by_id()
     logits = np.asarray(outputs(data), np.float64)
     if not np.isfinite(logits).all():
         raise DataError(

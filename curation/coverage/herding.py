@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contracts.methods import CuratorSpec, curator
-from curation.coverage.choosing import ROLES, CoverageConfig, Float, choose
-from explain.embeddings import embeddings
+from curation.coverage.choosing import ROLES, CoverageConfig, Float, choose_by_embeddings
 from sources.example_set import ExampleSet
-from tasks.base import require
 
 
 @curator(
@@ -36,12 +34,9 @@ def herding(data: ExampleSet, *, config: CoverageConfig, seed: int, encoder: nn.
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 
     Raises:
-        NotApplicable: examples that are no vectors or images.
-        DataError: as ``choosing.choose``; activations that are not finite.
+        NotApplicable, DataError: as ``choosing.choose_by_embeddings``.
     """
-    require(data, "herding", "features")
-    data = data.part("train").by_id()
-    return choose(data, embeddings(encoder, data), config, herded, name="herding")
+    return choose_by_embeddings(data, encoder, config, herded, name="herding")
 
 
 def herded(phi: Float, num: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from contracts.methods import MakerSpec, made_table, maker
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column
-from curation.unlearnable.class_filters import ClassFilters
+from explain.class_filters import ClassFilters
 from explain.image_quality import MAX_PSNR, psnr, ssim
 from sources.example_set import ExampleSet
 from sources.made import Made, made_examples

@@ -21,8 +21,8 @@ from contracts.methods import analysis, maker
 from contracts.progress import silent
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
-from curation.unlearnable.class_filters import ClassFilters
 from curation.unlearnable.cuda_unlearnable import CudaConfig
+from explain.class_filters import ClassFilters
 from palimpsest.testing.worlds import images, texts
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig

@@ -15,8 +15,8 @@ from torch import nn
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.methods import maker
 from contracts.progress import silent
-from curation.unlearnable.class_filters import ClassFilters
 from curation.unlearnable.cuda_unlearnable import MANIFEST, CudaConfig
+from explain.class_filters import ClassFilters
 from palimpsest.testing.worlds import class_examples, images
 from sources.example_set import ExampleSet
 from sources.made import Made, made_from

@@ -22,8 +22,8 @@ from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.subject import Subject
 from contracts.tables import Column, TableSpec
-from curation.unlearnable.class_filters import ClassFilters
 from curation.unlearnable.cuda_unlearnable import _FILTERS, _stream
+from explain.class_filters import ClassFilters
 from palimpsest.testing.worlds import images
 from pipelines.cli.app import app
 from sources.loading import load
