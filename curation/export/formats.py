@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from contracts.errors import ConfigError, IntegrityError, UnknownName
+from contracts.errors import ConfigError, DataError, IntegrityError, UnknownName
 from contracts.progress import Progress
 from curation.export.arrays import idx, npz
 from curation.export.columns import jsonl, parquet
@@ -55,12 +55,15 @@ def export_set(
 
     Raises:
         UnknownName: the format; lists the known.
+        DataError: there is no example.
         ConfigError: the folder cannot be made: see :func:`refuse_folder`.
         NotApplicable: the examples do not fit the format; says which they do.
     """
     if format not in FORMATS:
         raise UnknownName("export format", format, FORMATS)
     refuse_folder(to)
+    if not len(data):
+        raise DataError(f"{data.name}: there is no example to export")
     partial = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
     try:
         FORMATS[format](data, partial, progress)

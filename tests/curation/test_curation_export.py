@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from contracts.errors import ConfigError, IntegrityError, NotApplicable, UnknownName
+from contracts.errors import ConfigError, DataError, IntegrityError, NotApplicable, UnknownName
 from contracts.methods import Asked
 from contracts.methods import source as registered
 from contracts.progress import silent
@@ -201,6 +201,15 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_left(
     with pytest.raises(NotApplicable, match=says):
         export(make(), tmp_path / "out", format)  # type: ignore[operator]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_example_is_a_data_set_and_none_is_not(format: str, pictures: ExampleSet, tmp_path: Path) -> None:
+    export(pictures.take(np.array([3])), tmp_path / "one", format)
+    assert verify_export(tmp_path / "one") >= 2
+    with pytest.raises(DataError, match="there is no example to export"):
+        export(pictures.subset([]), tmp_path / "none", format)
+    assert not (tmp_path / "none").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(
