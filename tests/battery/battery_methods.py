@@ -102,6 +102,8 @@ def _of_any(world: World) -> Fields:
             "noise_ratios": [0.2],
         },
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
+        ("recipe", "aggregate"): {"epochs": 3, "batch": 8, "bag_size": 4},
+        ("maker", "bags"): {"bag_size": 4},
         ("recipe", "bpr"): {"epochs": 2, "batch": 32},
         ("recipe", "causal_lm"): {"epochs": 2, "batch": 8},
         ("recipe", "lora"): {"epochs": 2, "batch": 8, "merge": False},
