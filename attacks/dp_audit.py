@@ -192,23 +192,12 @@ def log_ratio_audit(first: NDArray[np.float64], second: NDArray[np.float64], *, 
     """
     if not len(first) or not len(second) or not len(thresholds):
         raise InvalidInput(f"{len(first)} and {len(second)} draws and {len(thresholds)} thresholds: each takes some")
-    cuts = np.asarray(thresholds)
+    cuts = np.asarray(thresholds, np.float64)
+    p, q = (np.stack([(d[:, None] > cuts).mean(0), (d[:, None] < cuts).mean(0)]) for d in (first, second))
+    seen = (p > 0) | (q > 0)
     with np.errstate(divide="ignore"):
-        sides = [
-            np.log(
-                np.stack(
-                    [
-                        1 - np.searchsorted(np.sort(d), cuts, "right") / len(d),
-                        np.searchsorted(np.sort(d), cuts) / len(d),
-                    ]
-                )
-            )
-            for d in (first, second)
-        ]
-    apart = np.abs(
-        np.subtract(*sides, where=np.isfinite(sides[0]) | np.isfinite(sides[1]), out=np.zeros_like(sides[0]))
-    )
-    return float(apart.max())
+        apart = np.abs(np.log(p[seen]) - np.log(q[seen]))
+    return float(apart.max(initial=0.0))
 
 
 def delta_of_eps(eps: float, *, mu: float) -> float:

@@ -52,7 +52,7 @@ RELEASE = made_table(
         Column(name="size", dtype="int64", low=1, unit="examples", doc="k, of the bag"),
         Column(name="mean_response", dtype="floats", doc="released: one mean, or the share of each class"),
         Column(name="noise_scale", dtype="float64", low=0, doc="b of the Laplace noise in it; 0 for none"),
-        Column(name="epsilon", dtype="float64", low=0, nullable=True, doc="of one release; null: exact means"),
+        Column(name="epsilon", dtype="float64", low=0, nullable=True, doc="that one release spends; null: exact means"),
         Column(
             name="epsilon_total",
             dtype="float64",
@@ -78,7 +78,7 @@ class BagsConfig(Config):
         None, gt=0, le=1e12, doc="numbers: c, of responses around center; public, not computed from them"
     )
     center: float = param(0.0, ge=-1e12, le=1e12, doc="numbers: what responses are clipped around; public")
-    paper_scale: bool = param(False, doc="noise of scale c/(k eps) as printed: protects for twice epsilon only")
+    paper_scale: bool = param(False, doc="noise of scale c/(k eps) as printed: each release spends twice epsilon")
 
     def check(self) -> None:
         if self.largest is not None and not self.column:
@@ -116,13 +116,14 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
     """
     require(data, "bags", "features")
     classes = data.task.gives("classes")
-    if not classes and (data.y.dtype.kind != "f" or data.y.ndim != 1):
+    if not classes and not data.task.gives("numbers"):
         raise NotApplicable(f"bags averages classes or numbers; {data.name} is a {data.task} task")
     data.check_targets()
     data = data.by_id()
     if not len(data):
         raise DataError(f"{data.name}: there is no example to put in bags")
-    total = None if config.epsilon is None else composed([config.epsilon] * config.releases)
+    spent = None if config.epsilon is None else config.epsilon * (2 if config.paper_scale else 1)
+    total = None if spent is None else composed([spent] * config.releases)
     base, num = int(data.example_id.max()) + 1, len(data)
     ids, targets, bag_of, frames, drawn = [], [], [], [], []
     first_bag = 0
@@ -144,7 +145,7 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
         ids.append(made_id)
         targets.append(_dealt(said, found, rng) if classes else said.means[found.index, 0])
         bag_of.append(first_bag + found.index)
-        frames.append(_rows(data, found, said, config, made_id, number, first_bag, total))
+        frames.append(_rows(data, found, said, config, made_id, number, first_bag, (spent, total)))
         drawn.append(_pairs(data, found, made_id))
         first_bag += len(found)
         progress(number + 1, config.releases, "releases")
@@ -161,9 +162,8 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
                 "of": data.name,
                 "bags": first_bag,
                 "releases": config.releases,
-                "epsilon": config.epsilon,
+                "epsilon": spent,
                 "epsilon_total": total,
-                "protects_for": None if total is None else total * (2 if config.paper_scale else 1),
             },
             columns={"bag": np.concatenate(bag_of)},
         ),
@@ -232,7 +232,7 @@ def _rows(
     made_id: NDArray[np.int64],
     number: int,
     first_bag: int,
-    total: float | None,
+    spent: tuple[float | None, float | None],
 ) -> pl.DataFrame:
     position = np.empty(len(data), np.int64)
     position[found.order] = np.arange(len(data)) - np.repeat(np.cumsum(found.sizes) - found.sizes, found.sizes)
@@ -248,8 +248,8 @@ def _rows(
             "noise_scale": said.scale[found.index],
         }
     ).with_columns(
-        epsilon=pl.lit(config.epsilon, pl.Float64),
-        epsilon_total=pl.lit(total, pl.Float64),
+        epsilon=pl.lit(spent[0], pl.Float64),
+        epsilon_total=pl.lit(spent[1], pl.Float64),
         clip=pl.lit(None if data.task.gives("classes") else config.clip, pl.Float64),
     )
 

@@ -153,7 +153,7 @@ def released(data: ExampleSet, config: AggregateConfig) -> tuple[Bags, Release]:
         ConfigError: no such column, or epsilon for numbers without clip.
     """
     classes = data.task.gives("classes")
-    if not classes and (data.y.dtype.kind != "f" or data.y.ndim != 1):
+    if not classes and not data.task.gives("numbers"):
         raise NotApplicable(f"recipe aggregate averages classes or numbers; {data.name} is a {data.task} task")
     seed = derive_seed("bags", config.release)
     if config.column:
