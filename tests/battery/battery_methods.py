@@ -92,6 +92,8 @@ def _of_any(world: World) -> Fields:
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
         ("analysis", "bag_risk_curve"): {"bag_sizes": [1, 3], "rhos": [0.0, 0.3], "repeats": 3},
+        ("analysis", "trak"): {"dim": 16, "models": 2, "targets": 12},
+        ("analysis", "lds"): {"dim": 16, "models": 2, "targets": 12, "draws": 50},
         ("analysis", "bag_privacy"): {"datasets": ["some"]},
         ("analysis", "recourse_audit"): {"favourable": "green"},
         ("analysis", "continual_runs"): {"seeds": 2},
