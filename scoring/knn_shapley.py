@@ -78,7 +78,7 @@ class KnnShapleyConfig(Config):
                 low=0,
                 high=1,
                 nullable=True,
-                doc="share of the others' answers, of those it has a say in, that it makes worse; null without any",
+                doc="harm over harm and help in the others' answers; above 0.5 the value is negative; null without any",
             ),
         ),
         value="knn_shapley",
@@ -132,7 +132,7 @@ class Values:
     Attributes:
         mean: the Shapley values; they sum to the mean over test points of v(all) - v(nobody).
         stderr: standard error of the mean; NaN below two test points.
-        harmful_share: share of negative values among those that are not 0; NaN where all are.
+        harmful_share: what negative values make of the sum of all sizes; NaN where all are 0.
     """
 
     mean: Floats
@@ -188,8 +188,8 @@ def knn_shapley_values(
         np.put_along_axis(value, order, s, axis=1)
         total += value.sum(0)
         square += np.square(value).sum(0)
-        harms += (value < 0).sum(0)
-        says += (value != 0).sum(0)
+        harms += np.maximum(-value, 0).sum(0)
+        says += np.abs(value).sum(0)
     count = len(asked) - itself
     mean = total / count
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -227,7 +227,7 @@ def _of_numbers(y: NDArray[np.int64 | np.float64], wanted: NDArray[np.int64 | np
     num, t = y.shape[1], wanted[:, None]
     out = np.empty(y.shape, np.float64)
     if num == 1:
-        return np.square(t) - np.square(y / k - t)
+        return np.asarray(np.square(t) - np.square(y / k - t))
     i = np.arange(1, num)  # the pair (i, i + 1)
     nearer = np.concatenate([np.zeros((len(y), 1)), y[:, :-2].cumsum(1)], axis=1) if num > 2 else np.zeros((len(y), 1))
     with np.errstate(divide="ignore", invalid="ignore"):

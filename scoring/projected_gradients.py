@@ -146,7 +146,8 @@ class _Random:
         flat = {name: g.flatten(1) for name, g in gradients.items()}
         if self.dim is None:
             return torch.cat(list(flat.values()), dim=1)
-        return torch.stack([g @ _gaussian(g, self.dim, self.seed, name) for name, g in flat.items()]).sum(0)
+        parts: list[Tensor] = [g @ _gaussian(g, self.dim, self.seed, name) for name, g in flat.items()]
+        return torch.stack(parts).sum(0)
 
 
 def _gaussian(like: Tensor, dim: int, seed: int, name: str) -> Tensor:
@@ -203,6 +204,7 @@ class _LoGra:
         """(B, r_out, r_in) of one call of a layer."""
         layer = self.layers[name]
         if isinstance(layer, nn.Conv2d):
+            assert not isinstance(layer.padding, str)  # refused above
             a = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
             delta = delta.flatten(2).mT
         a, delta = a.reshape(len(a), -1, a.shape[-1]), delta.reshape(len(delta), -1, delta.shape[-1])
@@ -217,4 +219,5 @@ class _LoGra:
         drawn = torch.randn(
             values.shape[-1], self.rank, generator=generator(derive_seed("projection", self.seed, name, side))
         )
-        return values @ (drawn / self.rank**0.5).to(values.device, values.dtype)
+        found: Tensor = values @ (drawn / self.rank**0.5).to(values.device, values.dtype)
+        return found

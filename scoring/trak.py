@@ -47,7 +47,7 @@ class TrakConfig(Config):
 
     projection: str = param("random", choices=PROJECTIONS, doc="of gradients; logra: low rank in each linear map")
     dim: int = param(512, ge=1, le=65_536, doc="k, dimensions of the projected gradient at most")
-    ridge: float = param(0.01, gt=0, le=1e6, doc="lambda in mean eigenvalues of the kernel")
+    ridge: float = param(1.0, gt=0, le=1e6, doc="lambda in mean eigenvalues of the kernel")
     models: int = param(4, ge=1, le=1000, doc="R, models that are averaged")
     trained_on: str = param("halves", choices=("halves", "all"), doc="random halves of the training examples, or all")
     targets: int = param(256, ge=1, le=100_000, doc="unseen examples that are explained, drawn at random; all if fewer")
@@ -224,8 +224,17 @@ def _averaged(
     slope, weight = np.zeros(len(train)), np.zeros(len(targets))
     for m, model in enumerate(models):
         check_outputs("trak", train, model)
-        how = {"projection": config.projection, "dim": config.dim, "batch": config.batch}
-        own, other = (projected_gradients(model, d, seed=derive_seed("map", seed), **how) for d in (train, targets))
+        own, other = (
+            projected_gradients(
+                model,
+                part,
+                projection=config.projection,
+                dim=config.dim,
+                seed=derive_seed("map", seed),
+                batch=config.batch,
+            )
+            for part in (train, targets)
+        )
         tau += products(own.phi, other.phi)
         slope += _slope(train, own.output) / len(models)
         weight += (_slope(targets, other.output) * 2 if train.task.gives("numbers") else 1.0) / len(models)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -155,7 +156,7 @@ def lds(
     first, judges = np.sort(order[: num_models // 2]), np.sort(order[num_models // 2 :])
     outputs, keep = _outputs(ensemble, columns, data), ensemble.keep[:, pool]
     models = trained_models(train, train_many=train_many, config=config, seed=seed)
-    found = {
+    found: dict[str, NDArray[Any]] = {
         "trak": attributed(models, train, targets, config=config, seed=seed, progress=progress),
         "gradient_dot": dot_products(models, train, targets, config=config, seed=seed),
         "influence": _influence(keep[first], qualities(ensemble, columns)[first]),
