@@ -215,7 +215,7 @@ def _of_classes(y: NDArray[np.int64 | np.float64], wanted: NDArray[np.int64 | np
     out = np.empty_like(right)
     out[:, -1] = right[:, -1] * min(k, y.shape[1]) / (y.shape[1] * k)
     out[:, :-1] = (right[:, :-1] - right[:, 1:]) / k * np.minimum(k, place[:-1]) / place[:-1]
-    return out[:, ::-1].cumsum(1)[:, ::-1]
+    return np.asarray(out[:, ::-1].cumsum(1)[:, ::-1])
 
 
 def _of_numbers(y: NDArray[np.int64 | np.float64], wanted: NDArray[np.int64 | np.float64], k: int) -> Floats:

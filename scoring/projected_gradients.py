@@ -153,7 +153,7 @@ class _Random:
 def _gaussian(like: Tensor, dim: int, seed: int, name: str) -> Tensor:
     """(d, k) / sqrt(k), of one parameter."""
     drawn = torch.randn(like.shape[1], dim, generator=generator(derive_seed("projection", seed, name)))
-    return (drawn / dim**0.5).to(like.device, like.dtype)
+    return drawn.div_(dim**0.5).to(like.device, like.dtype)
 
 
 class _LoGra:
