@@ -13,6 +13,7 @@ from recorded_state import run
 from typer.testing import CliRunner
 
 from contracts import schema
+from contracts.errors import ConfigError
 from contracts.subject import Subject
 from palimpsest.testing.worlds import numbers
 from pipelines.cli.app import app
@@ -117,6 +118,13 @@ def test_an_exported_archive_is_read_again_with_its_bags(home: Path, tmp_path: P
     config = {"root": str(tmp_path), "file": "drawn.npz", "keep": ["bag"], "task": "regression"}
     again = load("npz", config, seed=0)
     assert again.columns["bag"].max() == 35 and len(again) == 180
+
+
+def test_bags_are_not_lost_beside_test_examples(home: Path, tmp_path: Path) -> None:
+    words = ["export", "responses", "exact", "--to", str(tmp_path / "out"), "--format", "npz", "--test"]
+    result = CliRunner().invoke(app, words, env={"PALIMPSEST_HOME": str(home), "COLUMNS": "200"})
+    assert isinstance(result.exception, ConfigError) and "have no column 'bag'" in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_they_spend_and_cost_is_on_record(home: Path) -> None:
