@@ -68,7 +68,9 @@ def interpolating_loss(
 def within_bag_variance(values: Tensor, sizes: Tensor) -> Tensor:
     """R of values (n, ...), bag after bag: a mean over n, so that rho does not depend on the bag size."""
     values = values.reshape(len(values), -1)
-    around = _bag_mean(values, sizes).repeat_interleave(sizes, dim=0, output_size=len(values))
+    # An index, whose backward pass sums in one order on CUDA too; that of repeat_interleave does not.
+    bag = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=len(values))
+    around = _bag_mean(values, sizes)[bag]
     return (values - around).square().sum() / len(values)
 
 
