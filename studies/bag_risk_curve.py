@@ -125,7 +125,10 @@ _RHO = TableSpec(
                 series="curve",
                 where=(("source", source),),
             )
-            for source, title in (("theory", "Excess risk by bag size, formula"), ("measured", "The same, measured"))
+            for source, title in (
+                ("theory", "Excess risk by bag size, formula"),
+                ("measured", "Excess risk by bag size, on these examples"),
+            )
         ),
     )
 )
