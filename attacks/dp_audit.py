@@ -23,6 +23,7 @@ audit therefore carries the largest bound that it could have proved, and a claim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,6 +173,31 @@ def gdp_lower_bound(
     mu = float(ndtri(1 - fpr) - ndtri(1 - tpr))
     mu = max(0.0, mu) if np.isfinite(mu) else 0.0
     return GaussianBound(mu=mu, eps=eps_of_mu(mu, delta=delta))
+
+
+def log_ratio_audit(first: NDArray[np.float64], second: NDArray[np.float64], *, thresholds: Sequence[float]) -> float:
+    """Largest |log P1(E) / P2(E)| over the events "above t" and "below t", as the draws estimate it: at most eps for an
+    (eps, 0)-DP mechanism on two neighbouring data sets, up to the error of the estimate. A point estimate and no bound:
+    ``eps_lower_bound`` of the same counts is one.
+
+    Args:
+        first, second: draws of a released number (n,) on either data set.
+        thresholds: fixed without a look at the draws.
+
+    Raises:
+        InvalidInput: no draws or no thresholds.
+
+    >>> round(log_ratio_audit(np.array([0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0]), thresholds=[0.5]), 3)
+    0.693
+    """
+    if not len(first) or not len(second) or not len(thresholds):
+        raise InvalidInput(f"{len(first)} and {len(second)} draws and {len(thresholds)} thresholds: each takes some")
+    cuts = np.asarray(thresholds, np.float64)
+    p, q = (np.stack([(d[:, None] > cuts).mean(0), (d[:, None] < cuts).mean(0)]) for d in (first, second))
+    seen = (p > 0) | (q > 0)
+    with np.errstate(divide="ignore"):
+        apart = np.abs(np.log(p[seen]) - np.log(q[seen]))
+    return float(apart.max(initial=0.0))
 
 
 def delta_of_eps(eps: float, *, mu: float) -> float:

@@ -23,6 +23,7 @@ VIEWS = {
     "losses": "a loss of every example that can be differentiated (every task)",
     "outputs": "one vector of class logits an example",
     "classes": "the target of an example is one of K classes",
+    "numbers": "the target of an example is one number",
     "features": "an example is a vector or an image of numbers",
     "images": "an example is an image of numbers: channels, height, width",
     "interactions": "an example is a user who met an item",

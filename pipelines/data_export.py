@@ -75,7 +75,7 @@ def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", 
     if not members.height:
         raise NotReady(f"curated set {name} of {plan.subject} is empty: it could not be made; see its asset check")
     of_method = _method(warehouse, plan, name)
-    if is_made := of_method in maker.names():
+    if of_method in maker.names():
         examples = made_from(*warehouse.artifacts.load(f"{plan.subject}/curation/{name}/result"))
         if role:
             raise ConfigError(f"{name} is a made data set: it has no roles")
@@ -91,26 +91,29 @@ def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", 
             )
         examples = data.subset(ids)
     if test:
-        examples = _with(examples, data.part("test").by_id(), is_made=is_made)
+        examples = _with(examples, data.part("test").by_id())
     return DataSet(examples=examples, members=members, made={**stored.made, "method": of_method}, role=role)
 
 
-def _with(examples: ExampleSet, test: ExampleSet, *, is_made: bool) -> ExampleSet:
+def _with(examples: ExampleSet, test: ExampleSet) -> ExampleSet:
     """The examples and the test examples behind them.
 
     Raises:
-        ConfigError: they are not stored alike.
+        ConfigError: they are not stored alike, or the test examples lack a column of theirs (the bag of a made one).
     """
     alike = (examples.x.dtype, examples.input_shape) == (test.x.dtype, test.input_shape)
     same_scale = np.array_equal(examples.center, test.center) and np.array_equal(examples.scale, test.scale)
     if not alike or not same_scale:
         raise ConfigError("--test: the test examples are stored on another scale than the made ones; export them apart")
+    if lacking := sorted(set(examples.columns) - set(test.columns)):
+        raise ConfigError(f"--test: the test examples have no column {lacking[0]!r}; export the set without them")
+    columns = {name: np.concatenate([column, test.columns[name]]) for name, column in examples.columns.items()}
     both = {
         name: np.concatenate([getattr(examples, name), getattr(test, name)])
         for name in ("y", "example_id", "split", "owner", "content_hash")
     }
     x = np.concatenate([np.asarray(examples.x[:]), np.asarray(test.x[:])])
-    return dataclasses.replace(examples, x=x, **both, origin=None, columns={}, whole=None)
+    return dataclasses.replace(examples, x=x, **both, origin=None, columns=columns, whole=None)
 
 
 def _method(warehouse: Warehouse, plan: Subject, name: str) -> str:

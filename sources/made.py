@@ -22,6 +22,7 @@ from sources.example_set import ExampleSet
 from sources.identity import Content
 
 _KEPT = ("x", "y", "example_id", "center", "scale")
+_COLUMN = "columns/"  # before the name of a column among the arrays
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,12 +76,16 @@ class Made:
         """The examples as arrays and a JSON-able meta, for the store; :func:`made_from` reads them back.
 
         Raises:
-            NotApplicable: examples that are not arrays of numbers.
+            NotApplicable: examples that are not arrays of numbers, or columns of text.
         """
         data = self.examples
         if not isinstance(data.x, np.ndarray):
             raise NotApplicable(
                 f"{data.name}: made data sets are kept as arrays of numbers, not {type(data.x).__name__}"
+            )
+        if text := sorted(name for name, column in data.columns.items() if column.dtype.kind == "U"):
+            raise NotApplicable(
+                f"{data.name}: column {text[0]!r} is text; made data sets keep columns of whole numbers"
             )
         meta = {
             "name": data.name,
@@ -89,7 +94,8 @@ class Made:
             "feature_names": list(data.feature_names),
             "provenance": dict(data.provenance),
         }
-        return {name: np.ascontiguousarray(getattr(data, name)) for name in _KEPT}, meta
+        arrays = {name: np.ascontiguousarray(getattr(data, name)) for name in _KEPT}
+        return arrays | {_COLUMN + name: np.ascontiguousarray(c) for name, c in data.columns.items()}, meta
 
 
 def made_examples(
@@ -100,6 +106,7 @@ def made_examples(
     y: np.ndarray,
     example_id: np.ndarray,
     provenance: Mapping[str, Any],
+    columns: Mapping[str, np.ndarray] | None = None,
 ) -> ExampleSet:
     """Made examples of the task, classes and input scale of others.
 
@@ -107,6 +114,7 @@ def made_examples(
         like: the originals.
         x: (M, *shape) of the originals' dtype; y: (M,) targets; example_id: (M,) int64.
         provenance: how they were made, JSON-able; no secrets.
+        columns: int64 (M,) each, what is known of them besides; none of the originals' go with them.
     """
     num = len(example_id)
     return dataclasses.replace(
@@ -119,7 +127,7 @@ def made_examples(
         owner=np.full(num, "", "<U1"),
         content_hash=Content(x).hashes(),
         origin=None,
-        columns={},
+        columns=dict(columns or {}),
         whole=None,
         provenance=provenance,
     ).by_id()
@@ -148,4 +156,5 @@ def made_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Exam
         scale=arrays["scale"],
         feature_names=tuple(meta["feature_names"]),
         provenance=meta["provenance"],
+        columns={name.removeprefix(_COLUMN): c for name, c in arrays.items() if name.startswith(_COLUMN)},
     ).validate()

@@ -39,7 +39,7 @@ MAX_BINS = 10
         name="regression",
         doc="One number an example.",
         source="Hawkins & Wixley, The American Statistician 1986 (signal)",
-        gives=(*EVERY_TASK, "features"),
+        gives=(*EVERY_TASK, "numbers", "features"),
         quality="1 - error / error of the mean",
         loss="squared error (variances of the target)",
     )

@@ -1,6 +1,7 @@
 """Arrays as they are: a NumPy archive, and the IDX files of MNIST.
 
-npz   data.npz with x (N, *shape), y (class indexes or numbers), ids, split; written block after block
+npz   data.npz with x (N, *shape), y (class indexes or numbers), ids, split, and the columns under their names; written
+      block after block
 idx   SPLIT-images-idx3-ubyte, SPLIT-labels-idx1-ubyte and SPLIT-ids.csv; one channel of uint8, at most 256 classes
 """
 
@@ -39,7 +40,9 @@ def npz(data: ExampleSet, folder: Path, progress: Progress) -> None:
             for start in range(0, len(data), _BLOCK):
                 file.write(np.ascontiguousarray(data.x[start : start + _BLOCK]).data.cast("B"))
                 progress(min(start + _BLOCK, len(data)), len(data), "rows")
-        for name, values in {"y": data.y, "ids": data.example_id, "split": data.split}.items():
+        own = {"y": data.y, "ids": data.example_id, "split": data.split}
+        beside = {name if name not in own else f"{name}_": column for name, column in sorted(data.columns.items())}
+        for name, values in {**own, **beside}.items():
             with _member(archive, name) as file:
                 npy.write_array(file, np.asarray(values), allow_pickle=False)
 

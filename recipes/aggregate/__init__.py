@@ -1,0 +1,1 @@
+"""Training on what is known of bags of examples: the mean response of each."""
