@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal, norm
 from torch import nn
 
-from attacks.unlearnable.audit import ESTIMATED, SUMMARY, TRAININGS, UnlearnabilityConfig, unlearnability_audit
+from attacks.unlearnable.audit import TRAININGS, UnlearnabilityConfig, unlearnability_audit
+from attacks.unlearnable.learnt import ESTIMATED, SUMMARY
 from contracts.digests import derive_seed
 from contracts.progress import Progress, silent
 from curation.unlearnable.cuda_unlearnable import MANIFEST, CudaConfig, cuda_unlearnable
@@ -299,7 +300,10 @@ def _audited(
 ) -> dict[str, pl.DataFrame]:
     trainer = Trainer(recipe="supervised", build=three_convolutions, config=config, device=default_device())
     chosen = UnlearnabilityConfig(
-        dataset="protected", controls=tuple(name for name in sets if name != "protected"), defences=("none", *defences)
+        dataset="protected",
+        controls=tuple(name for name in sets if name != "protected"),
+        defences=("none", *defences),
+        seeds=1,
     )
     made: Callable[[str], Made] = sets.__getitem__
     return unlearnability_audit(data, config=chosen, seed=seed, progress=progress, recipe=trainer, made=made)
