@@ -21,6 +21,7 @@ from contracts.methods import curator, maker, score
 from contracts.progress import Progress
 from contracts.subject import Subject
 from curation.export.formats import export_set
+from curation.export.index import EXCLUDED, INDEX, index_of
 from pipelines.export import table
 from reports.datasheet import Datasheet, to_croissant, to_html, to_markdown
 from reports.plots import is_picture
@@ -57,10 +58,19 @@ class DataSet:
         return self.members.filter(gone).select("example_id", "role", "reason").sort("example_id")
 
 
-def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", test: bool = False) -> DataSet:
+def data_set(
+    warehouse: Warehouse,
+    plan: Subject,
+    name: str,
+    *,
+    role: str = "",
+    test: bool = False,
+    data: ExampleSet | None = None,
+) -> DataSet:
     """The examples of a curated set.
 
     Args:
+        data: the subject's examples, where they are loaded already.
         role: of a split: which of its roles; "" for the one that stays.
         test: with the subject's test examples, of a set of examples that they are like.
 
@@ -70,7 +80,7 @@ def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", 
         IntegrityError: the data are not those that it was curated from; the audit has to be run again.
     """
     stored = table(warehouse, plan.subject, f"curation/{name}")
-    data = load_examples(plan)
+    data = load_examples(plan) if data is None else data
     members = stored.frame
     if not members.height:
         raise NotReady(f"curated set {name} of {plan.subject} is empty: it could not be made; see its asset check")
@@ -164,7 +174,8 @@ def write_data_set(
             "README.md": to_markdown(sheet),
             "datasheet.html": to_html(sheet),
             "croissant.json": to_croissant(sheet, files, licence=licence, version="1.0.0"),
-            "excluded.csv": found.excluded.write_csv(),
+            INDEX: index_of(found.examples).write_csv(),
+            EXCLUDED: found.excluded.write_csv(),
         }
 
     return export_set(found.examples, to, format=format, made=found.made, documents=documents, progress=progress)

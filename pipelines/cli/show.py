@@ -57,7 +57,7 @@ def sql(
     assert query is not None
     frame = Warehouse.existing(state_to_read()).query(query, values or ())
     if format is Format.TABLE:
-        _print_table(frame)
+        print_table(frame)
         return
     if format is Format.PARQUET:
         assert out is not None
@@ -101,7 +101,7 @@ def _list_queries(queries: Any) -> None:
     )
 
 
-def _print_table(frame: Any, limit: int = 200) -> None:
+def print_table(frame: Any, limit: int = 200) -> None:
     """A table, or one record below the other where the terminal is too narrow for its columns."""
     rows = [[escape(_text(v)) for v in row] for row in frame.head(limit).iter_rows()]
     table = Table(*frame.columns, header_style="bold")
@@ -183,7 +183,7 @@ def trace(
     named = pl.when(pl.col("kind") == "row").then(pl.col("location")).otherwise(pl.col("asset"))
     grouped = frame.group_by("subject", "kind", named.alias("where"), maintain_order=True).len("things")
     order = pl.col("kind").replace_strict({"made_from": 0, "derived": 1, "row": 2}, return_dtype=pl.Int8)
-    _print_table(grouped.sort("subject", order, "where").with_columns(kind=pl.col("kind").replace(_TRACE_WORDS)))
+    print_table(grouped.sort("subject", order, "where").with_columns(kind=pl.col("kind").replace(_TRACE_WORDS)))
 
 
 _TRACE_WORDS = {"made_from": "was used to make", "derived": "behind", "row": "is a row of"}

@@ -13,11 +13,11 @@ from recorded_state import run
 from typer.testing import CliRunner
 
 from contracts import schema
-from contracts.errors import ConfigError, UnknownName
+from contracts.errors import ConfigError, IntegrityError, UnknownName
 from contracts.subject import Subject
 from curation.export.formats import verify_export
 from palimpsest.testing.worlds import images
-from pipelines.cli.app import app
+from pipelines.cli.app import app, main
 from pipelines.subjects import write_subject
 from warehouse import Warehouse
 
@@ -62,7 +62,7 @@ def palimpsest(*words: str) -> str:
 
 def test_what_stays_of_a_split_is_written(home: Path, tmp_path: Path) -> None:
     said = palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "folder")
-    assert "27 examples of pictures/curation/dense" in said and verify_export(tmp_path / "out") == 27 + 5
+    assert "27 examples of pictures/curation/dense" in said and verify_export(tmp_path / "out") == 27 + 6
     members = Warehouse.open(home).read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
     kept = set(members.filter(pl.col("role") == "keep")["example_id"])
     written = {int(path.stem): path for path in (tmp_path / "out").rglob("*.png")}
@@ -116,10 +116,64 @@ def test_a_made_set_is_written_too(tmp_path: Path) -> None:
 def test_an_export_is_verified_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "webdataset")
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "nowhere"))
-    assert "WHOLE 5 files" in palimpsest("verify", str(tmp_path / "out"))
+    assert "WHOLE 6 files" in palimpsest("verify", str(tmp_path / "out"))
     (tmp_path / "out/excluded.csv").write_text("example_id,role,reason\n")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "out")], env={"COLUMNS": "200"})
     assert result.exit_code == 1 and "excluded.csv was changed" in " ".join(result.output.split())
+
+
+def test_two_sets_of_a_subject_are_compared(home: Path) -> None:
+    said = json.loads(CliRunner().invoke(app, ["diff", "pictures", "random:forget", "dense", "--json"]).stdout)
+    read = Warehouse.open(home).read
+    roles = {
+        name: dict(
+            read(schema.MEMBERS, subject="pictures", partition={"dataset_id": name})
+            .select("example_id", "role")
+            .iter_rows()
+        )
+        for name in ("random", "dense")
+    }
+    old = {e for e, role in roles["random"].items() if role == "forget"}
+    new = {e for e, role in roles["dense"].items() if role == "keep"}
+    assert said["counts"] == {"came": len(new - old), "left": len(old - new), "content": 0, "label": 0, "split": 0}
+    rows = {row["example_id"]: row for row in said["rows"]}
+    assert set(rows) == old ^ new
+    assert all(row["reason"].startswith("now: knn_disagreement") for row in rows.values())
+    assert all(row["reason"].endswith("(keep)" if e in new else "(drop)") for e, row in rows.items())
+    protected = palimpsest("diff", "pictures", "dense", "protected")
+    assert "to pictures/protected (54 examples): 27 came, 27 contents changed, nothing else." in protected
+    assert "nothing changed" in palimpsest("diff", "pictures", "dense", "dense:keep")
+
+
+def test_two_exports_are_compared_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("a", ("random",)), ("b", ("dense",)), ("c", ("protected",))):
+        palimpsest("export", "pictures", *words, "--to", str(tmp_path / name), "--format", "npz")
+    stored = json.loads(CliRunner().invoke(app, ["diff", "pictures", "random", "dense", "--json"]).stdout)
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "nowhere"))
+    found = json.loads(CliRunner().invoke(app, ["diff", *(str(tmp_path / n) for n in "ab"), "--json"]).stdout)
+    assert found["counts"] == stored["counts"] and "(pictures/curation/dense)" in found["sentence"]
+    left = [row for row in found["rows"] if row["change"] == "left"]
+    assert left and all(row["reason"].startswith("now: knn_disagreement") for row in left)
+    assert "27 came, 27 contents changed" in palimpsest("diff", str(tmp_path / "b"), str(tmp_path / "c"))
+    (tmp_path / "b/index.csv").write_text("example_id,split,label,content_sha256\n")
+    with pytest.raises(IntegrityError, match=r"index\.csv was changed"):
+        palimpsest("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, kind, says in (
+        (("pictures", "dense"), ConfigError, "pictures is no folder"),
+        (("a",), ConfigError, "not 1 words"),
+        (("pictures", "dense", "nothing"), UnknownName, "random"),
+        (("pictures", "dense:forget", "dense"), UnknownName, "known: drop, keep"),
+        ((str(tmp_path), str(tmp_path)), IntegrityError, "no whole export"),
+    ):
+        with pytest.raises(kind, match=says):
+            palimpsest("diff", *words)
+    monkeypatch.setattr("sys.argv", ["palimpsest", "diff", "pictures", "dense"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
 
 
 def test_wrong_words_are_refused_before_anything_is_written(tmp_path: Path) -> None:
