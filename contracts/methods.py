@@ -69,7 +69,8 @@ NEEDS = {
     "those of examples that are no longer in the data, or have another label now, are gone",
     "made": "Callable[[str], sources.made.Made]: a made data set of the plan by its name",
     "secret": "bytes: 32 of them, for this data set alone, derived from that of the state folder: the same folder "
-    "gives the same; they go into no table, artefact or log",
+    "gives the same, and data sets of a subject whose configurations name the same ``key``; they go into no table, "
+    "artefact or log",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 

@@ -76,6 +76,11 @@ class CudaConfig(Config):
         choices=("class", "universal"),
         doc="one a class, or one for all: the control that protects nothing, whose images change as much",
     )
+    key: str = param(
+        "",
+        doc="sets of a subject with the same one bear the same draw of filters, scaled by blur, so that doses can be "
+        "compared; publish one of them at most. Its own where empty",
+    )
     quantize: str = param("round", choices=("round", "truncate"), doc="to uint8; truncate as the authors' script does")
 
     def check(self) -> None:
