@@ -100,9 +100,23 @@ def data_set(
                 f"{len(gone)} examples of {name} are no longer in the data: run palimpsest audit {plan.subject} first"
             )
         examples = data.subset(ids)
+        if curator.get(of_method).spec.weighs:
+            examples = _weighed(warehouse, plan, name, examples)
     if test:
         examples = _with(examples, data.part("test").by_id(), is_made=is_made)
     return DataSet(examples=examples, members=members, made={**stored.made, "method": of_method}, role=role)
+
+
+def _weighed(warehouse: Warehouse, plan: Subject, name: str, examples: ExampleSet) -> ExampleSet:
+    """With how many examples each stands for as the column ``weight``; as they are, of a role that stands for none."""
+    rows = warehouse.read(schema.WEIGHTS, subject=plan.subject, partition={"dataset_id": name})
+    known = dict(rows.select("example_id", "weight").iter_rows())
+    ids = examples.example_id.tolist()
+    if not all(example in known for example in ids):
+        return examples
+    weight = np.array([known[example] for example in ids], np.int64)
+    column = "weight" if "weight" not in examples.columns else f"weight_of_{name}"
+    return dataclasses.replace(examples, columns={**examples.columns, column: weight})
 
 
 def _with(examples: ExampleSet, test: ExampleSet, *, is_made: bool) -> ExampleSet:
