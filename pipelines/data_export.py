@@ -17,7 +17,7 @@ import polars as pl
 
 from contracts import schema
 from contracts.errors import ConfigError, IntegrityError, NotReady, UnknownName
-from contracts.methods import curator, maker, score
+from contracts.methods import AFTER_ERASURE, curator, maker, score
 from contracts.progress import Progress
 from contracts.subject import Subject
 from curation.export.formats import export_set
@@ -162,6 +162,7 @@ def sheet_of(warehouse: Warehouse, plan: Subject, name: str, found: DataSet) -> 
             "licence": licence,
             "digest of the examples": data.digest,
             "ledger": found.made["ledger_head"],
+            "when an example is erased": AFTER_ERASURE[spec.after_erasure],  # type: ignore[attr-defined]
         },
         steps=[
             f"{plan.source.name} read the data, with seed {plan.seed}.",

@@ -13,7 +13,8 @@ from recorded_state import run
 from typer.testing import CliRunner
 
 from contracts import schema
-from contracts.errors import ConfigError, IntegrityError, UnknownName
+from contracts.errors import ConfigError, IntegrityError, NotReady, UnknownName
+from contracts.methods import AFTER_ERASURE, curator, maker
 from contracts.subject import Subject
 from curation.export.formats import verify_export
 from palimpsest.testing.worlds import images
@@ -120,6 +121,43 @@ def test_an_export_is_verified_without_a_state(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "out/excluded.csv").write_text("example_id,role,reason\n")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "out")], env={"COLUMNS": "200"})
     assert result.exit_code == 1 and "excluded.csv was changed" in " ".join(result.output.split())
+
+
+def test_a_trace_says_what_a_forget_request_does_to_each_set(home: Path, tmp_path: Path) -> None:
+    """An example of the pruned set and of the protected one: the first is chosen anew, of the second its row leaves."""
+    w = Warehouse.open(home)
+    members = w.read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
+    dropped = members.filter(pl.col("role") == "drop")["example_id"][3]
+    found = json.loads(CliRunner().invoke(app, ["trace", str(dropped), "--json"]).stdout)
+    by = {row["set"]: row for row in found["after_erasure"]}
+    assert set(by) == {"dense", "random", "protected"}
+    assert (by["dense"]["effect"], by["dense"]["roles"], by["dense"]["made"]) == ("rebuild", "drop: 1", 0)
+    assert (by["protected"]["effect"], by["protected"]["roles"], by["protected"]["made"]) == ("drop", "source: 1", 1)
+    assert by["random"]["effect"] == "drop" and "pictures/curation/protected" in {r["where"] for r in found["touched"]}
+    said = palimpsest("trace", str(dropped))
+    assert "After a forget request:" in said and "the set is chosen anew" in said
+    for name, spec in (("dense", curator.get("keep_hardest").spec), ("protected", maker.get("cuda_unlearnable").spec)):
+        palimpsest("export", "pictures", name, "--to", str(tmp_path / name), "--format", "npz")
+        assert AFTER_ERASURE[spec.after_erasure] in (tmp_path / name / "README.md").read_text()
+        assert by[name]["what"] == AFTER_ERASURE[spec.after_erasure]
+
+
+def test_an_owner_is_traced_by_name(home: Path) -> None:
+    data = images().examples
+    train = data.part("train")
+    mine = set(train.example_id[train.owner == "ann"].tolist())
+    found = json.loads(CliRunner().invoke(app, ["trace", "ann", "--json"]).stdout)
+    held = {row["where"]: row["examples"] for row in found["touched"]}
+    assert held["data.examples"] == (data.owner == "ann").sum() and held["pictures/curation/protected"] == len(mine)
+    members = Warehouse.open(home).read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
+    count = dict(members.filter(pl.col("example_id").is_in(list(mine))).group_by("role").len().iter_rows())
+    [dense] = [row for row in found["after_erasure"] if row["set"] == "dense"]
+    assert dense["roles"] == ", ".join(f"{role}: {n}" for role, n in sorted(count.items()))
+    [protected] = [row for row in found["after_erasure"] if row["set"] == "protected"]
+    assert protected["made"] == len(mine) and protected["effect"] == "drop"
+    for words in (("trace", "nobody at all"), ("trace", "17", "--owner"), ("trace", "ann", "--subject", "other")):
+        with pytest.raises(NotReady, match="belongs to"):
+            palimpsest(*words)
 
 
 def test_two_sets_of_a_subject_are_compared(home: Path) -> None:
