@@ -184,7 +184,7 @@ def unlearnability_audit(
             )
             progress(number * config.seeds + repeat + 1, len(runs) * config.seeds, "trainings")
     trainings = frame_of(TRAININGS, rows)
-    measured = {"alpha": config.alpha, "chance": bench.chance, "num_test": len(bench.answers)}
+    measured: dict[str, Any] = {"alpha": config.alpha, "chance": bench.chance, "num_test": len(bench.answers)}
     told = {own.name: own.made_by for own in (protected, *controls)}
     return {
         SUMMARY.name: summary(

@@ -90,4 +90,5 @@ def clusters(train: NDArray[np.float32], test: NDArray[np.float32], *, num: int,
     some = train if len(train) <= _FITTED else train[np.sort(rng.permutation(len(train))[:_FITTED])]
     distinct = len(np.unique(some, axis=0))
     fitted = KMeans(n_clusters=min(num, distinct), n_init=3, random_state=seed % 2**32).fit(some.astype(np.float64))
-    return fitted.predict(test.astype(np.float64)).astype(str)
+    found: NDArray[np.str_] = fitted.predict(test.astype(np.float64)).astype(str)
+    return found
