@@ -25,7 +25,7 @@ from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
 from recipes.language.models import PretrainedConfig, TinyLlamaConfig, pretrained_lm, tiny_llama
 from recipes.mlp import MLP, MLPConfig
-from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, Ranker
+from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, is_ranker
 from recipes.resnet_gn import ResNetConfig, ResNetGN
 from recipes.rng import local_rng
 from recipes.source_digest import source_digest
@@ -218,6 +218,6 @@ def _check_module(name: str, model: object) -> None:
 
 def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Two examples; a ranker takes user indexes, whatever the number of users."""
-    if isinstance(model, Ranker):
+    if is_ranker(model):
         return torch.zeros(2, 1, dtype=torch.int64)
     return torch.zeros(2, *shape, dtype=next(model.parameters()).dtype)

@@ -43,7 +43,7 @@ from recipes.fitting import Observe
 from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
 from recipes.models import Build
 from recipes.recsys_lists import Lists
-from recipes.recsys_models import Ranker
+from recipes.recsys_models import is_ranker
 from recipes.recsys_topk import evaluate_topk
 from recipes.rng import generator, local_rng
 from recipes.schedule import epochs_to_train
@@ -140,7 +140,7 @@ def bpr(
     if not len(lists.active):
         raise DataError(f"{data.name}: no user has an item left as a negative", example_ids=data.example_id)
     run = run_fingerprint(model, data, config=config, seed=seed)
-    assert isinstance(model, Ranker)
+    assert is_ranker(model)
     model.set_graph(lists.users, lists.items)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     stored = keeping.load()
@@ -185,7 +185,7 @@ def train_epoch(
     Raises:
         Diverged: the loss or a vector is not finite.
     """
-    assert isinstance(model, Ranker)
+    assert is_ranker(model)
     device = model.user.weight.device
     draw = generator(derive_seed("bpr", seed, epoch))
     denoise = config.denoise if epoch >= config.warmup_epochs else "none"
@@ -263,7 +263,7 @@ def choose(losses_kB: Tensor, *, tau: float, generator: torch.Generator) -> Tens
 
 
 def _check_model(model: nn.Module, data: ExampleSet) -> None:
-    if not isinstance(model, Ranker):
+    if not is_ranker(model):
         raise NotApplicable(
             f"recipe bpr needs vectors of users and items (mf, lightgcn); {type(model).__name__} has none"
         )

@@ -17,7 +17,7 @@ Not for features: the input is an index.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from contracts.errors import NotApplicable
 from contracts.params import Config, param
 
 
-@runtime_checkable
 class Ranker(Protocol):
     """What a recipe for implicit feedback needs of a model, besides ``forward``."""
 
@@ -48,17 +47,26 @@ class Ranker(Protocol):
         ...
 
 
+def is_ranker(model: object) -> TypeGuard[Ranker]:
+    """Whether a model has all that a :class:`Ranker` has.
+
+    Asked of the object: ``isinstance`` with a protocol does not see the submodules of a ``nn.Module`` from Python 3.12
+    on.
+    """
+    return all(hasattr(model, name) for name in ("user", "item", "vectors", "set_graph", "settle"))
+
+
 def take_graph(model: object, users: np.ndarray, items: np.ndarray) -> None:
     """Give a model whose vectors come from a graph the interactions (N,) to train on; any other model stays as it
     is."""
-    if isinstance(model, Ranker) and len(users):
+    if is_ranker(model) and len(users):
         model.set_graph(*(torch.from_numpy(np.ascontiguousarray(index)) for index in (users, items)))
 
 
 def settle(model: object) -> None:
     """Make a model that answers from settled vectors take over what training has changed; any other model stays as it
     is."""
-    if isinstance(model, Ranker):
+    if is_ranker(model):
         model.settle()
 
 

@@ -47,7 +47,7 @@ from sources.example_set import ExampleSet
 from sources.loading import load
 from unlearning.concept_poisoning import ConceptPoisoningConfig, concept_poisoning
 
-FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
+FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
 TRAIN, TEST, FORGOTTEN, SHUFFLES = 10_000, 4_000, 9, 5
 RECIPE = SupervisedConfig(lr=0.05, momentum=0.9, batch=128, epochs=8)
 STEPS = RECIPE.epochs * -(-TRAIN // RECIPE.batch)

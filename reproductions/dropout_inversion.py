@@ -47,7 +47,7 @@ from reproductions.framework import Claim, at_least, at_most, reproduction
 from sources.example_set import ExampleSet
 from sources.loading import load
 
-FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
+FASHION_MNIST = "fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
 IMAGES, RATES, PAIRS, NETS = 3, (0.25, 0.5), 100, 8
 CONFIG = InversionConfig(steps=1200, patience=200)
 SHAPE = (1, 28, 28)

@@ -37,7 +37,7 @@ from sources.loading import load
 from stats import auc, auc_interval, clopper_pearson
 from tasks import signals
 
-FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
+FASHION_MNIST = "fashion-mnist"  # Debian: apt-get install dataset-fashion-mnist
 POOL, POINTS, MODELS = 2000, 2000, 64
 # Pools differ: LiRA's AUC was 0.752 to 0.771 over four of them (0.759 in the mean), and their mean is what is judged.
 NUM_POOLS = 2

@@ -57,7 +57,7 @@ from sources.pools import cut
 from studies.scaling_fit import Grid, PoolCurve, PoolFits, fit_pool_laws, scale_free_grid
 from studies.scaling_laws import Compat, Objective, PoolLaw, best_pool, mixture_error
 
-FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
+FASHION_MNIST = {"root": "fashion-mnist"}  # where Debian's dataset-fashion-mnist puts it
 SIZE_PAPER = 12_800_000
 PLANTED = ((-0.18, 3.0), (-0.13, 5.0), (-0.10, 7.0))
 TABLE = ((-0.18, 3.0), (-0.155, 3.5), (-0.14, 4.5), (-0.125, 5.0))

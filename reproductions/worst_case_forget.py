@@ -38,7 +38,7 @@ from sources.loading import load
 from studies.forget_selectors import choose
 from unlearning.finetune import FinetuneConfig, finetune
 
-FASHION_MNIST = {"root": "/usr/share/datasets/fashion-mnist", "standardise": True}  # of Debian's dataset-fashion-mnist
+FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # of Debian's dataset-fashion-mnist
 DIGITS = SupervisedConfig(lr=0.1, momentum=0.9, batch=64, epochs=60)
 FASHION = SupervisedConfig(lr=0.05, momentum=0.9, batch=128, epochs=30)
 SEARCH = WorstCaseForgetConfig()

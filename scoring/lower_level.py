@@ -33,7 +33,7 @@ from contracts.errors import Diverged, NotApplicable
 from explain.embeddings import last_linear
 from recipes.fitting import units_of
 from recipes.inputs import Inputs
-from recipes.recsys_models import Ranker, settle, take_graph
+from recipes.recsys_models import is_ranker, settle, take_graph
 from recipes.rng import local_rng
 from recipes.schedule import epoch_order
 
@@ -75,7 +75,7 @@ def unlearn_weighted(
     student = copy.deepcopy(model)
     with local_rng(derive_seed("lower level", seed), device=inputs.device):
         part = _start(student, lower)
-        if isinstance(student, Ranker):
+        if is_ranker(student):
             take_graph(student, np.asarray(inputs.data.x)[:, 0], inputs.data.y)
         units = units_of(student, inputs, inputs.data.y[(w_N < 1).numpy()])
         if units is not None:

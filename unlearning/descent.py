@@ -35,7 +35,7 @@ from contracts.progress import Progress
 from recipes.fitting import Units, take_step, units_of
 from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode, predict_logits, read
-from recipes.recsys_models import Ranker, settle, take_graph
+from recipes.recsys_models import is_ranker, settle, take_graph
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from tasks.base import Batch, answers, require
@@ -317,7 +317,7 @@ def start(student: nn.Module, retain: ExampleSet) -> Units | None:
     Returns:
         The units that :func:`step` and :func:`finish` want; None where targets are taken as they are.
     """
-    if isinstance(student, Ranker):
+    if is_ranker(student):
         take_graph(student, np.asarray(retain.x)[:, 0], retain.y)
     if not len(retain):
         return None

@@ -3,6 +3,9 @@
 Everything is opened through an in-memory instance that attaches the file as ``palimpsest``: a new file then gets the
 1.5 storage format (readable by DuckDB 1.5 and 2.x), and a reader in the same process sees a snapshot published since,
 which a second ``duckdb.connect(path)`` would not while an older connection is open.
+
+Starting an instance takes longer (10 ms) than most of what is asked of one, so the last one is kept for the next who
+opens a file. Nothing of a file stays in it: it is detached, and the connection with its temporary tables is closed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +48,14 @@ def opened(path: Path, *, limits: Limits, read_only: bool = False) -> Iterator[C
         IntegrityError: DuckDB's own checksums do not fit; names the path.
         OSError: the disk failed or is full; names the path.
     """
-    with translated(path), _instance(limits) as con:
-        mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
-        con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({mode})")
-        con.execute(f"USE {CATALOG}")
-        if not read_only:  # rows are sorted when they are read; writing them in any order takes half the time
-            con.execute("SET preserve_insertion_order = false")
+    with translated(path), _lent(limits) as con:
+        _attach(con, path, read_only=read_only)
+        # Rows are sorted when they are read; writing them in any order takes half the time.
+        con.execute(f"SET preserve_insertion_order = {str(read_only).lower()}")
         yield con
-        if not read_only:  # merges the write-ahead log into the file, and says so when it cannot
-            con.execute("USE memory")
-            con.execute(f"DETACH {CATALOG}")
+        # A writer's write-ahead log is merged into the file here, and it is said when that cannot be.
+        con.execute("USE memory")
+        con.execute(f"DETACH {CATALOG}")
 
 
 @contextmanager
@@ -65,7 +66,8 @@ def door(path: Path, *, limits: Limits) -> Iterator[Connection]:
         NotReady: nothing has been published yet.
     """
     refuse_unpublished(path)
-    with opened(path, limits=limits, read_only=True) as con:
+    with translated(path), _instance(limits) as con:
+        _attach(con, path, read_only=True)
         lock_down(con)
         yield con
 
@@ -134,24 +136,76 @@ def in_time(con: Connection, limit_s: float) -> Iterator[None]:
         watcher.join()
 
 
+_Kind = tuple[int, str, int | None]  # process, memory, threads
+_idle: dict[_Kind, Connection] = {}  # at most one
+_giving = threading.Lock()
+
+
+@contextmanager
+def _lent(limits: Limits) -> Iterator[Connection]:
+    """A connection to an instance in which nobody else is; the instance is kept unless the block failed."""
+    kind = (os.getpid(), limits.memory, limits.threads)
+    with _giving:
+        instance = _idle.pop(kind, None)
+    with _spill(limits) as folder:
+        instance = _started(limits) if instance is None else instance
+        kept = False
+        try:
+            with instance.cursor() as con:
+                con.execute(f"SET temp_directory = {literal(str(folder))}")
+                con.execute("SET TimeZone = 'UTC'")
+                yield con
+            kept = _left_alone(instance)
+        finally:
+            with _giving:
+                if kept and not _idle:
+                    _idle[kind] = instance
+                else:
+                    instance.close()
+
+
+def _left_alone(instance: Connection) -> bool:
+    """Whether the instance may be used again: DuckDB lets go of no folder into which it has spilled."""
+    try:
+        instance.execute("SET temp_directory = ''")
+    except duckdb.Error:
+        return False
+    return True
+
+
 @contextmanager
 def _instance(limits: Limits) -> Iterator[Connection]:
-    root = limits.spill or Path(tempfile.gettempdir()) / "palimpsest-spill"
-    with fsio.scratch_folder(root) as spill:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": limits.memory,
-            "temp_directory": str(spill),
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
-        if limits.threads is not None:
-            config["threads"] = limits.threads
-        con = duckdb.connect(":memory:", config=config)
+    """An instance of one's own, which may be locked down."""
+    with _spill(limits) as folder:
+        con = _started(limits)
         try:
+            con.execute(f"SET temp_directory = {literal(str(folder))}")
             con.execute("SET TimeZone = 'UTC'")
             yield con
         finally:
             con.close()
+
+
+def _spill(limits: Limits) -> AbstractContextManager[Path]:
+    return fsio.scratch_folder(limits.spill or Path(tempfile.gettempdir()) / "palimpsest-spill")
+
+
+def _started(limits: Limits) -> Connection:
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": limits.memory,
+        "temp_directory": "",
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    if limits.threads is not None:
+        config["threads"] = limits.threads
+    return duckdb.connect(":memory:", config=config)
+
+
+def _attach(con: Connection, path: Path, *, read_only: bool) -> None:
+    mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
+    con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({mode})")
+    con.execute(f"USE {CATALOG}")
 
 
 @contextmanager

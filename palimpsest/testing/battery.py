@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from contracts.errors import PalimpsestError
 from contracts.registry import Method
 from palimpsest.testing import attacks, behaviour, declarations, tasks
@@ -26,6 +28,7 @@ CHECKS: dict[Check, tuple[str, ...]] = {
     behaviour.order: ("score", "analysis", "curator", "maker", "unlearner"),
     behaviour.batch_of_one: ("score",),
     behaviour.double_precision: ("score",),
+    **({behaviour.on_cuda: ("score", "analysis", "maker", "unlearner", "recipe")} if torch.cuda.is_available() else {}),
     behaviour.odd_data: _ON_DATA,
     behaviour.spoilt_target: ("score", "analysis", "maker", "unlearner", "recipe"),
     behaviour.same_id_twice: _ON_DATA,

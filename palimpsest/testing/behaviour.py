@@ -153,6 +153,24 @@ def double_precision(world: World, method: Method[Any]) -> None:
     claim(alike > 0.9, f"in double precision the values correlate {alike:.2f} with those in single")
 
 
+def on_cuda(world: World, method: Method[Any]) -> None:
+    """Where models and training are on CUDA the output is what was declared; a score that trains nothing says of a
+    model there what it says of the same model on the CPU."""
+    spec, there = method.spec, world.on("cuda")
+    out = there.run(method)
+    check_output(method, out, there.data(method))
+    if kind_of(method) == "score" and not spec.trains:
+        needs = {
+            need: _on_cpu(there.needs[need]) for need in ("model", "encoder", "early_models") if need in spec.needs
+        }
+        check_close(there.run(method, needs=needs), out, tolerance=max(1e-3, spec.tolerance))
+
+
+def _on_cpu(given: Any) -> Any:
+    moved = [copy.deepcopy(model).cpu() for model in _models(given)]
+    return moved if isinstance(given, (list, tuple)) else moved[0]
+
+
 def _with(trainer: Any, more: dict[str, Any]) -> Any:
     return trainer.of_length(effort=more.get("effort", 1.0), steps=more.get("steps"))
 

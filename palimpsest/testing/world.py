@@ -119,6 +119,14 @@ class World:
             outputs=whole,
         )
 
+    def on(self, device: str) -> World:
+        """The same world with its models trained, and kept, on a device; kept under the device's name."""
+        if device not in self._others:
+            trainer = dataclasses.replace(self.trainer, device=device)
+            given = {need: _on(device, thing) for need, thing in self.given.items()}
+            self._others[device] = dataclasses.replace(self, trainer=trainer, given=given, _others={}, _refusals={})
+        return self._others[device]
+
     def like(self, name: str, odd: Callable[[ExampleSet], ExampleSet]) -> World:
         """The same world of odd examples, with models that were trained on them; kept under ``name``."""
         if name not in self._others:
@@ -190,7 +198,9 @@ class World:
             return method(config=config, seed=seed)
         data = self.data(method) if data is None else data
         if kind == "recipe":
-            return flat(method(self.trainer.build, data, config=config, seed=seed))
+            trainer = Trainer(recipe=method, build=self.trainer.build, config=config, device=self.trainer.device)
+            place = {"device": trainer.device} if trainer.takes("device") else {}
+            return flat(method(trainer.build, data, config=config, seed=seed, **place))
         given = self.needs_of(method, needs)
         if kind in ("analysis", "maker"):
             return method(data, config=config, seed=seed, progress=silent, **given)
@@ -295,7 +305,11 @@ def halves(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
 
 def flat(model: nn.Module) -> np.ndarray:
     """All parameters and buffers, float64 (d,)."""
-    return torch.cat([t.detach().double().flatten() for t in model.state_dict().values()]).numpy()
+    return torch.cat([t.detach().double().flatten() for t in model.state_dict().values()]).cpu().numpy()
+
+
+def _on(device: str, thing: Any) -> Any:
+    return dataclasses.replace(thing, device=device) if isinstance(thing, Trainer) else thing
 
 
 def _same_examples(train: ExampleSet) -> Made:
@@ -338,6 +352,7 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
             ensemble=Ensemble(num_models=world.num_models, population_fraction=0.5),
             seed=1,
             outputs=examples.task.gives("outputs"),
+            device=trainer.device,
         )
     )
     made: dict[str, Callable[[], Any]] = {
@@ -362,11 +377,11 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         made |= {"outputs": lambda: functools.partial(predict_logits, needs()["model"]), "ensemble_outputs": ensemble}
     if trainer.spec.early:
         made["early_models"] = lambda: early_models(
-            build, train, recipe=recipe, config=config, seeds=_EARLY_SEEDS, epoch=world.early_at
+            build, train, recipe=recipe, config=config, device=trainer.device, seeds=_EARLY_SEEDS, epoch=world.early_at
         )
         made["early_at"] = lambda: (
             lambda epochs: early_snapshots(
-                build, train, recipe=recipe, config=config, seeds=_EARLY_SEEDS, epochs=epochs
+                build, train, recipe=recipe, config=config, device=trainer.device, seeds=_EARLY_SEEDS, epochs=epochs
             )
         )
     return made
