@@ -9,6 +9,11 @@
 | train_test | test examples | share with a near copy in training, see ``train_test_duplicates`` |
 | near_constant | each feature, or pictures | share of the most common value; blank pictures, see ``shares`` |
 
+Measured, defaults, a small MLP: the order of scikit-learn's digits tells (0.21: they were written by one person after
+the other), so does that of breast_cancer (0.06), that of Fashion-MNIST does not (0.004, p 0.31); of 952 test emoji 53
+have a near copy in training, 12 byte for byte (flags of territories); shirts (class 6) are answered worst, by 21
+points; no set has outliers. 8,000 images of 28 x 28 take 8 s of one core, 1,797 digits 0.7 s.
+
 p-values are adjusted within an issue, not over them: each issue is a question of its own at level ``alpha``. A row that
 was not found says that nothing was found with this many examples, not that there is nothing.
 
@@ -176,8 +181,8 @@ class _Look:
         label = order.label_test(place, self.train.y, classes=self.train.task.gives("classes"))
         adjusted = holm([near[1], label[1]])
         said = (
-            ("neighbours", "pairs of neighbours that lie nearer in the order than pairs at random, at most", near[0]),
-            ("labels", "spread of the places that the label explains", label[0]),
+            ("neighbours", "excess of neighbours that lie near in the order", near[0]),
+            ("labels", "share of the spread of places that the label explains", label[0]),
         )
         for (about, statistic, value), p_value in zip(said, adjusted.tolist(), strict=True):
             found = p_value <= self.config.alpha and value >= self.config.least_order
