@@ -28,7 +28,9 @@ PLAN = {
     "model": {"name": "mlp", "config": {"hidden": [8]}},
     "recipe": {"name": "supervised", "config": {"epochs": 2}},
     "scores": ["near_duplicates", "knn_disagreement"],
+    "analyses": [{"name": "dataset_issues", "config": {"smallest": 10}}],
     "splits": [
+        {"name": "covering", "method": "facility_location", "config": {"fraction": 0.25}},
         {"name": "dense", "method": "keep_hardest", "config": {"score": "knn_disagreement", "fraction": 0.5}},
         {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
     ],
@@ -130,7 +132,7 @@ def test_a_trace_says_what_a_forget_request_does_to_each_set(home: Path, tmp_pat
     dropped = members.filter(pl.col("role") == "drop")["example_id"][3]
     found = json.loads(CliRunner().invoke(app, ["trace", str(dropped), "--json"]).stdout)
     by = {row["set"]: row for row in found["after_erasure"]}
-    assert set(by) == {"dense", "random", "protected"}
+    assert set(by) == {"covering", "dense", "random", "protected"}
     assert (by["dense"]["effect"], by["dense"]["roles"], by["dense"]["made"]) == ("rebuild", "drop: 1", 0)
     assert (by["protected"]["effect"], by["protected"]["roles"], by["protected"]["made"]) == ("drop", "source: 1", 1)
     assert by["random"]["effect"] == "drop" and "pictures/curation/protected" in {r["where"] for r in found["touched"]}
@@ -158,6 +160,29 @@ def test_an_owner_is_traced_by_name(home: Path) -> None:
     for words in (("trace", "nobody at all"), ("trace", "17", "--owner"), ("trace", "ann", "--subject", "other")):
         with pytest.raises(NotReady, match="belongs to"):
             palimpsest(*words)
+
+
+def test_issues_are_stored_and_said_in_the_report(home: Path) -> None:
+    w = Warehouse.open(home)
+    issues = w.read("scores.dataset_issues", subject="pictures")
+    assert {"outliers", "order", "imbalance", "group", "train_test", "near_constant"} == set(issues["issue"])
+    said = w.read(schema.FINDINGS, subject="pictures").filter(pl.col("what").str.starts_with("dataset_issues/"))
+    assert set(said["what"].str.strip_prefix("dataset_issues/")) == set(issues.filter("found")["issue"])
+    assert not said["judged"].any()
+
+
+def test_weights_of_a_covering_set_are_stored_and_exported(home: Path, tmp_path: Path) -> None:
+    w = Warehouse.open(home)
+    members = w.read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "covering"})
+    weights = w.read(schema.WEIGHTS, subject="pictures", partition={"dataset_id": "covering"})
+    kept = set(members.filter(pl.col("role") == "keep")["example_id"])
+    assert set(weights["example_id"]) == kept and weights["weight"].sum() == members.height == 54
+    palimpsest("export", "pictures", "covering", "--to", str(tmp_path / "out"), "--format", "jsonl")
+    rows = pl.read_ndjson(tmp_path / "out/train.jsonl")
+    told = dict(weights.select("example_id", "weight").iter_rows())
+    assert dict(rows.select("example_id", "weight").iter_rows()) == told
+    excluded = pl.read_csv(tmp_path / "out/excluded.csv")
+    assert excluded["reason"].str.contains("nearest to .* that facility_location chose").all()
 
 
 def test_two_sets_of_a_subject_are_compared(home: Path) -> None:
