@@ -93,7 +93,7 @@ def check_method(
     fields = {(kind_of(found), found.spec.name): dict(config or {})}
 
     def with_fields(one: World) -> World:
-        return dataclasses.replace(one, configs={**one.configs, **fields}, _others={}, _refusals={}) if config else one
+        return dataclasses.replace(one, configs={**one.configs, **fields}) if config else one
 
     first = with_fields(world_for(found) if world is None else world)
     for check in checks_of(found):

@@ -86,8 +86,8 @@ class World:
     configs: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     spoil: Spoil | None = None
-    _others: dict[str, World] = field(default_factory=dict, repr=False)
-    _refusals: dict[str, str] = field(default_factory=dict, repr=False)
+    _others: dict[str, World] = field(default_factory=dict, init=False, repr=False)
+    _usual: dict[str, tuple[Method[Any], Any]] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def train(self) -> ExampleSet:
@@ -124,13 +124,13 @@ class World:
         if device not in self._others:
             trainer = dataclasses.replace(self.trainer, device=device)
             given = {need: _on(device, thing) for need, thing in self.given.items()}
-            self._others[device] = dataclasses.replace(self, trainer=trainer, given=given, _others={}, _refusals={})
+            self._others[device] = dataclasses.replace(self, trainer=trainer, given=given)
         return self._others[device]
 
     def like(self, name: str, odd: Callable[[ExampleSet], ExampleSet]) -> World:
         """The same world of odd examples, with models that were trained on them; kept under ``name``."""
         if name not in self._others:
-            self._others[name] = dataclasses.replace(self, examples=odd(self.examples), _others={}, _refusals={})
+            self._others[name] = dataclasses.replace(self, examples=odd(self.examples))
         return self._others[name]
 
     def meets(self, method: Method[Any]) -> bool:
@@ -210,17 +210,27 @@ class World:
         retain, forget = halves(data)
         return flat(method(model, retain=retain, forget=forget, config=config, seed=seed, **given))
 
+    def usual(self, method: Method[Any]) -> Any:
+        """What the method says of the world's own examples, computed once; or the reason why it does not apply."""
+        name = f"{kind_of(method)} {method.spec.name}"
+        known, said = self._usual.get(name, (None, None))
+        if known != method:  # of another package, or with another declaration
+            try:
+                said = self.run(method)
+            except NotApplicable as error:
+                said = error
+            self._usual[name] = (method, said)
+        if isinstance(said, NotApplicable):
+            raise said
+        return said
+
     def refusal(self, method: Method[Any]) -> str:
         """Why the method does not apply to these examples, in its own words; "" where it does."""
-        key = f"{kind_of(method)} {method.spec.name}"
-        if key not in self._refusals:
-            try:
-                self.run(method)
-            except NotApplicable as error:
-                self._refusals[key] = str(error)
-            else:
-                self._refusals[key] = ""
-        return self._refusals[key]
+        try:
+            self.usual(method)
+        except NotApplicable as error:
+            return str(error)
+        return ""
 
     def _tables(self, method: Method[Any]) -> Callable[[str], pl.DataFrame]:
         """What the analyses that the method reads have stored, each with its own small configuration."""

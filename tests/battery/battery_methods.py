@@ -62,8 +62,8 @@ def configured(name: str, folder: Path | None = None, *, recipe: str = "replay")
     configs = {**_of_any(world), **(_of_files(world.examples, folder) if folder is not None else {})}
     if name == "classes":
         given = {"recipe": Trainer(recipe=recipe, build=world.trainer.build, config=STREAMS[recipe])}
-        return dataclasses.replace(world, configs=configs, given=given, _others={}, _refusals={})
-    return dataclasses.replace(world, configs=configs, _others={}, _refusals={})
+        return dataclasses.replace(world, configs=configs, given=given)
+    return dataclasses.replace(world, configs=configs)
 
 
 def _of_any(world: World) -> Fields:
