@@ -15,8 +15,9 @@ from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import canonical_json, derive_seed, digest
 from contracts.errors import NotApplicable, NotTrusted
-from contracts.methods import curator, maker
+from contracts.methods import AFTER_ERASURE, CuratorSpec, curator, maker
 from contracts.subject import Dataset, Split, Subject
+from contracts.tables import TableSpec
 from reports import plots
 from sources.made import Made
 from warehouse import empty
@@ -48,11 +49,16 @@ def _stage(
         config={"method": split.method, "config": config, "seed": subject.seed, **needs.plan_of(subject, spec)},
         version=spec.version,
         deps=needs.stages_of(spec, config, upstream, scores=scores, curated=before),
-        tables=(schema.MEMBERS, schema.DATASETS),
+        tables=_tables(spec),
         warnings=(APPLIES,),
         trains=bool(needs.TRAINING & set(spec.needs)),
         work=lambda run: curate(run, split.name, split.method, config, upstream),
     )
+
+
+def _tables(spec: CuratorSpec) -> tuple[TableSpec, ...]:
+    """Where a curator's members are stored."""
+    return (schema.MEMBERS, schema.DATASETS, *((schema.WEIGHTS,) if spec.weighs else ()))
 
 
 def datasets(
@@ -100,7 +106,8 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
     arrays, meta = made.kept()
     stored = run.save(arrays, meta | {"dataset_id": plan.name, "method": plan.method})
     drawn = np.isin(train := np.sort(run.train.example_id), made.sources)
-    members = pl.DataFrame({"example_id": train, "role": np.where(drawn, "source", "unused")})
+    why = [f"{plan.method} {'drew on it' if used else 'made nothing from it'}" for used in drawn.tolist()]
+    members = pl.DataFrame({"example_id": train, "role": np.where(drawn, "source", "unused"), "reason": why})
     row = {
         "dataset_id": plan.name,
         "method": plan.method,
@@ -108,7 +115,7 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
         "digest": made.examples.digest,
         "config": canonical_json(config),
     }
-    frames = [members.with_columns(reason=pl.lit("")), pl.DataFrame([row]), made.drawn_from]
+    frames = [members, pl.DataFrame([row]), made.drawn_from]
     frames += [made.tables[table.name] for table in method.spec.tables]
     named = [frame.with_columns(dataset_id=pl.lit(plan.name)) for frame in frames]
     return Output(
@@ -118,7 +125,7 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
         metadata={
             "made examples": len(made.examples),
             "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",
-            "after an erasure": method.spec.after_erasure,
+            "after an erasure": AFTER_ERASURE[method.spec.after_erasure],
         },
         pictures=_pictures(run, made),
         warnings={APPLIES: ""},
@@ -157,7 +164,7 @@ def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mappin
             raise
         partition = {"dataset_id": dataset_id}
         return Output(
-            tables=[(table, empty(table), partition) for table in (schema.MEMBERS, schema.DATASETS)],
+            tables=[(table, empty(table), partition) for table in _tables(curator.get(method).spec)],
             warnings={APPLIES: f"split {dataset_id} was not made: {error}"},
         )
     return dataclasses.replace(store(run, dataset_id, method, config, members), warnings={APPLIES: ""})
@@ -186,16 +193,18 @@ def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataF
         "digest": digest({role: v.tolist() for role, v in ids.items()}),
         "config": canonical_json(config),
     }
+    named = members.with_columns(dataset_id=pl.lit(dataset_id))
+    frames = [named.select("dataset_id", "example_id", "role", "reason"), pl.DataFrame([row])]
+    if spec.weighs:
+        frames.append(named.select("dataset_id", "example_id", "weight").drop_nulls("weight"))
     partition = {"dataset_id": dataset_id}
     return Output(
-        tables=[
-            (schema.MEMBERS, members.with_columns(dataset_id=pl.lit(dataset_id)), partition),
-            (schema.DATASETS, pl.DataFrame([row]), partition),
-        ],
+        tables=[(table, frame, partition) for table, frame in zip(_tables(spec), frames, strict=True)],
         artifacts=[stored],
         members=np.concatenate(list(ids.values())),
         metadata={
             **{role: len(v) for role, v in ids.items()},
+            "after an erasure": AFTER_ERASURE[spec.after_erasure],
             "per_class": members.join(_labels(run), on="example_id")
             .group_by("label_name", "role")
             .len()

@@ -257,7 +257,9 @@ class StageProvider(Provider):
         return lambda name: _made(self.run, name)
 
     def secret(self) -> bytes:
-        return hmac.digest(self.run.warehouse.salt(), f"made data set {self.run.asset}".encode(), "sha256")
+        key = getattr(self.run.stage.config.get("config"), "key", "")  # a name of a set has no space
+        of = f"{self.run.subject.subject} key {key}" if key else self.run.asset
+        return hmac.digest(self.run.warehouse.salt(), f"made data set {of}".encode(), "sha256")
 
     def imported(self) -> pl.DataFrame:
         return imported.rows_of(self.run)

@@ -70,7 +70,8 @@ NEEDS = {
     "those of examples that are no longer in the data, or have another label now, are gone",
     "made": "Callable[[str], sources.made.Made]: a made data set of the plan by its name",
     "secret": "bytes: 32 of them, for this data set alone, derived from that of the state folder: the same folder "
-    "gives the same; they go into no table, artefact or log",
+    "gives the same, and data sets of a subject whose configurations name the same ``key``; they go into no table, "
+    "artefact or log",
     "select_where": "Callable[[str], numpy.ndarray]: example ids of the training split that an SQL predicate selects",
 }
 
@@ -309,6 +310,14 @@ class AnalysisSpec(MethodSpec):
         return "audits" if self.tables[0].schema == "audits" else "analyses"
 
 
+AFTER_ERASURE = {
+    "drop": "its row leaves the set; the rest stays as it is",
+    "rebuild": "its row leaves, and the set is chosen anew: who else is in it depended on it",
+    "remake": "what was made from it and others is made anew, without it",
+}
+"""What has to be done with a curated set when an example of it is erased; the words are those of specs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CuratorSpec(MethodSpec):
     """Builds a data set out of another. The function takes ``(data, *, config, seed, <needs>)`` and returns a
@@ -318,10 +327,16 @@ class CuratorSpec(MethodSpec):
         roles: the roles it assigns; ("forget", "retain") for forget/retain splits.
         random: the forget set is a random share of the training examples, so that unseen examples are its peers. Of any
             other set an audit compares with retrainings without that very set.
+        weighs: it returns a fourth column ``weight`` (int64): how many examples one stands for; null for those that
+            stand for none.
+        after_erasure: what has to be done with the set when an example of it is erased, a word of ``AFTER_ERASURE``.
+            "drop" where each example's role follows from itself alone, or from a draw; else "rebuild".
     """
 
     roles: tuple[str, ...] = ("forget", "retain")
     random: bool = False
+    weighs: bool = False
+    after_erasure: Literal["drop", "rebuild"] = "rebuild"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,8 +347,8 @@ class MakerSpec(MethodSpec):
 
     Attributes:
         tables: what it says of what it made, besides; replaced as a whole for each data set. Their key is ``made_id``.
-        after_erasure: what has to be done with the made set when examples that it was made from are erased: "drop" the
-            rows that were made from them, or "remake" the whole.
+        after_erasure: what has to be done with the made set when examples that it was made from are erased, a word of
+            ``AFTER_ERASURE``: "drop" the rows that were made from them, or "remake" the whole.
     """
 
     tables: tuple[TableSpec, ...] = ()

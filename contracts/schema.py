@@ -149,6 +149,19 @@ MEMBERS = TableSpec(
     ),
 )
 
+WEIGHTS = TableSpec(
+    schema="curation",
+    name="weights",
+    doc="How many examples one stands for that a curated set keeps, where its curator says so.",
+    key=("dataset_id", "example_id"),
+    partition=("dataset_id",),
+    columns=(
+        DATASET_ID,
+        EXAMPLE_ID,
+        _count("weight", "examples that it stands for, itself included"),
+    ),
+)
+
 DRAWN_FROM = TableSpec(
     schema="curation",
     name="drawn_from",
@@ -478,6 +491,7 @@ TABLES: tuple[TableSpec, ...] = (
     SCORE_RUNS,
     DATASETS,
     MEMBERS,
+    WEIGHTS,
     DRAWN_FROM,
     UNLEARNING_RUNS,
     UNLEARNING_METRICS,

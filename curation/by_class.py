@@ -26,7 +26,11 @@ class ByClassConfig(ForgetConfig):
 
 @curator(
     CuratorSpec(
-        name="by_class", doc="Forgets all training examples of one class.", config=ByClassConfig, wants=("classes",)
+        name="by_class",
+        doc="Forgets all training examples of one class.",
+        config=ByClassConfig,
+        wants=("classes",),
+        after_erasure="drop",
     )
 )
 def by_class(data: ExampleSet, *, config: ByClassConfig, seed: int) -> pl.DataFrame:

@@ -30,7 +30,7 @@ class ByIdsConfig(ForgetConfig):
             raise ConfigError(f"ByIdsConfig.ids lists {', '.join(map(str, doubled))} more than once")
 
 
-@curator(CuratorSpec(name="by_ids", doc="Forgets the listed example ids.", config=ByIdsConfig))
+@curator(CuratorSpec(name="by_ids", doc="Forgets the listed example ids.", config=ByIdsConfig, after_erasure="drop"))
 def by_ids(data: ExampleSet, *, config: ByIdsConfig, seed: int) -> pl.DataFrame:
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 

@@ -28,7 +28,11 @@ class ByOwnerConfig(ForgetConfig):
             raise ConfigError("ByOwnerConfig.owner is empty; '' marks examples that are nobody's")
 
 
-@curator(CuratorSpec(name="by_owner", doc="Forgets all training examples of one owner.", config=ByOwnerConfig))
+@curator(
+    CuratorSpec(
+        name="by_owner", doc="Forgets all training examples of one owner.", config=ByOwnerConfig, after_erasure="drop"
+    )
+)
 def by_owner(data: ExampleSet, *, config: ByOwnerConfig, seed: int) -> pl.DataFrame:
     """(example_id, role, reason) over the training split; ``seed`` is not used.
 

@@ -35,6 +35,7 @@ class ByPredicateConfig(ForgetConfig):
         doc="Forgets the training examples that an SQL predicate over data.examples selects.",
         config=ByPredicateConfig,
         needs=("select_where",),
+        after_erasure="drop",
     )
 )
 def by_predicate(

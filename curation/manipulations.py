@@ -55,6 +55,7 @@ class DeletionSetConfig(ForgetConfig):
         doc="Forgets the identified part of a known manipulation; the rest of it stays in the retain set.",
         source="Goel et al., TMLR 2024 (arXiv 2402.14015)",
         config=DeletionSetConfig,
+        after_erasure="drop",
     )
 )
 def deletion_set(data: ExampleSet, *, config: DeletionSetConfig, seed: int) -> pl.DataFrame:

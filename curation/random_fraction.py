@@ -38,6 +38,7 @@ class RandomFractionConfig(ForgetConfig):
         random=True,
         source="Fan et al., SalUn, ICLR 2024, section 5 (random data forgetting)",
         config=RandomFractionConfig,
+        after_erasure="drop",
     )
 )
 def random_fraction(data: ExampleSet, *, config: RandomFractionConfig, seed: int) -> pl.DataFrame:

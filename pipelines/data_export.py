@@ -17,10 +17,11 @@ import polars as pl
 
 from contracts import schema
 from contracts.errors import ConfigError, IntegrityError, NotReady, UnknownName
-from contracts.methods import curator, maker, score
+from contracts.methods import AFTER_ERASURE, curator, maker, score
 from contracts.progress import Progress
 from contracts.subject import Subject
 from curation.export.formats import export_set
+from curation.export.index import EXCLUDED, INDEX, index_of
 from pipelines.export import table
 from reports.datasheet import Datasheet, to_croissant, to_html, to_markdown
 from reports.plots import is_picture
@@ -57,10 +58,19 @@ class DataSet:
         return self.members.filter(gone).select("example_id", "role", "reason").sort("example_id")
 
 
-def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", test: bool = False) -> DataSet:
+def data_set(
+    warehouse: Warehouse,
+    plan: Subject,
+    name: str,
+    *,
+    role: str = "",
+    test: bool = False,
+    data: ExampleSet | None = None,
+) -> DataSet:
     """The examples of a curated set.
 
     Args:
+        data: the subject's examples, where they are loaded already.
         role: of a split: which of its roles; "" for the one that stays.
         test: with the subject's test examples, of a set of examples that they are like.
 
@@ -70,7 +80,7 @@ def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", 
         IntegrityError: the data are not those that it was curated from; the audit has to be run again.
     """
     stored = table(warehouse, plan.subject, f"curation/{name}")
-    data = load_examples(plan)
+    data = load_examples(plan) if data is None else data
     members = stored.frame
     if not members.height:
         raise NotReady(f"curated set {name} of {plan.subject} is empty: it could not be made; see its asset check")
@@ -92,7 +102,21 @@ def data_set(warehouse: Warehouse, plan: Subject, name: str, *, role: str = "", 
         examples = data.subset(ids)
     if test:
         examples = _with(examples, data.part("test").by_id())
+    if role and curator.get(of_method).spec.weighs:
+        examples = _weighed(warehouse, plan, name, examples)
     return DataSet(examples=examples, members=members, made={**stored.made, "method": of_method}, role=role)
+
+
+def _weighed(warehouse: Warehouse, plan: Subject, name: str, examples: ExampleSet) -> ExampleSet:
+    """With how many examples each stands for as the column ``weight``, a test example for itself; as they are, of a
+    role that stands for none."""
+    rows = warehouse.read(schema.WEIGHTS, subject=plan.subject, partition={"dataset_id": name})
+    known = dict(rows.select("example_id", "weight").iter_rows())
+    if not all(example in known for example in examples.example_id[examples.split == "train"].tolist()):
+        return examples
+    weight = np.array([known.get(example, 1) for example in examples.example_id.tolist()], np.int64)
+    column = "weight" if "weight" not in examples.columns else f"weight_of_{name}"
+    return dataclasses.replace(examples, columns={**examples.columns, column: weight})
 
 
 def _with(examples: ExampleSet, test: ExampleSet) -> ExampleSet:
@@ -141,6 +165,7 @@ def sheet_of(warehouse: Warehouse, plan: Subject, name: str, found: DataSet) -> 
             "licence": licence,
             "digest of the examples": data.digest,
             "ledger": found.made["ledger_head"],
+            "when an example is erased": AFTER_ERASURE[spec.after_erasure],  # type: ignore[attr-defined]
         },
         steps=[
             f"{plan.source.name} read the data, with seed {plan.seed}.",
@@ -167,7 +192,8 @@ def write_data_set(
             "README.md": to_markdown(sheet),
             "datasheet.html": to_html(sheet),
             "croissant.json": to_croissant(sheet, files, licence=licence, version="1.0.0"),
-            "excluded.csv": found.excluded.write_csv(),
+            INDEX: index_of(found.examples).write_csv(),
+            EXCLUDED: found.excluded.write_csv(),
         }
 
     return export_set(found.examples, to, format=format, made=found.made, documents=documents, progress=progress)

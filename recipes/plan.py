@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 def device_of(subject: Subject) -> str:
     """``cuda`` or ``cpu``: what ``device: auto`` means on this machine."""
-    if subject.device != "auto":
-        return subject.device
+    return default_device() if subject.device == "auto" else subject.device
+
+
+def default_device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

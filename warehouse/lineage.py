@@ -94,6 +94,39 @@ def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame
     return frame.sort("subject", "kind", "location", "asset", "detail")
 
 
+def curated(con: Connection, example_ids: Sequence[int], subject: str | None, owner: str | None) -> pl.DataFrame:
+    """``(subject, dataset_id, method, role, num_examples, num_made)``: the curated sets that give a role to any of these
+    examples, or to any of an owner's, with how many of them, and how many made examples were drawn from these."""
+    return fetch(con, _CURATED, {"ids": list(example_ids), "owner": owner, "subject": subject})
+
+
+def owned(con: Connection, owner: str, subject: str | None) -> pl.DataFrame:
+    """``(subject, example_id, split)`` of the examples that bear an owner's token."""
+    return fetch(con, _OWNED, {"owner": owner, "subject": subject})
+
+
+_OWNED = """
+SELECT subject, example_id, split FROM data.examples
+WHERE owner = $owner AND ($subject::VARCHAR IS NULL OR subject = $subject) ORDER BY ALL
+"""
+
+_CURATED = """
+WITH asked AS (
+    SELECT subject, example_id FROM data.examples
+    WHERE ($subject::VARCHAR IS NULL OR subject = $subject)
+    AND (owner = $owner::VARCHAR OR ($owner::VARCHAR IS NULL AND list_contains($ids::BIGINT[], example_id)))
+), drawn AS (
+    SELECT f.subject, f.dataset_id, count(DISTINCT f.made_id) AS num_made
+    FROM curation.drawn_from f JOIN asked USING (subject, example_id) GROUP BY ALL
+)
+SELECT m.subject, m.dataset_id, d.method, m.role, count(*) AS num_examples,
+    coalesce(max(CASE WHEN m.role = 'source' THEN drawn.num_made END), 0) AS num_made
+FROM curation.members m JOIN asked USING (subject, example_id)
+JOIN curation.datasets d ON d.subject = m.subject AND d.dataset_id = m.dataset_id
+LEFT JOIN drawn ON drawn.subject = m.subject AND drawn.dataset_id = m.dataset_id
+GROUP BY ALL ORDER BY ALL
+"""
+
 _HOLDING = """
 SELECT m.asset, count(*) AS num_examples FROM lineage.members m JOIN lineage.sets s USING (subject, set_id)
 JOIN (SELECT unnest(?::BIGINT[]) AS id) i ON i.id BETWEEN s.first_id AND s.last_id

@@ -383,6 +383,23 @@ class Warehouse(Session):
         with self.reading() as con:
             return lineage.trace(con, example_id, subject)
 
+    def curated(
+        self, *, example_ids: Sequence[int] = (), owner: str | None = None, subject: str | None = None
+    ) -> pl.DataFrame:
+        """The curated sets with a role for any of these examples, or for any of the owner's (a token); see
+        ``warehouse.lineage.curated``."""
+        with self.reading() as con:
+            return lineage.curated(con, example_ids, subject, owner)
+
+    def owned(self, owner: str, subject: str | None = None) -> pl.DataFrame:
+        """``(subject, example_id, split)`` of an owner's examples.
+
+        Args:
+            owner: a token (``contracts.identity.owner_token``).
+        """
+        with self.reading() as con:
+            return lineage.owned(con, owner, subject)
+
     def check(
         self, spec: TableSpec | ScoreSpec, *, subject: str, partitions: Sequence[Mapping[str, Any]] = ({},)
     ) -> CheckReport:

@@ -5,6 +5,10 @@
     features   "gradient": softmax of the audited model minus the target's indicator, the gradient of the loss in the
                logits (within a class it differs by softmax alone); "embedding": penultimate activations
 
+    weight     of j in S: the examples of its group whose nearest in S is j, so that sum_j weight_j g_j stands for
+               sum_i g_i, within sum_i min_j |g_i - g_j|. Train on what is kept with the weights (``curation.weights``;
+               an export has them as a column): without, rare kinds count as much as common ones
+
 Lazy greedy (Minoux 1978): a gain only falls as S grows, so an example is looked at again only when its last gain is the
 largest; the same choice as looking at all. A group's similarities are held in memory, float32 (n, n).
 
@@ -49,6 +53,8 @@ class FacilityConfig(CoverageConfig):
         needs=("encoder", "outputs"),
         wants=("outputs", "classes", "features"),
         roles=ROLES,
+        weighs=True,
+        version=2,
     )
 )
 def facility_location(
@@ -59,7 +65,7 @@ def facility_location(
     encoder: nn.Module,
     outputs: Callable[[ExampleSet], NDArray[Any]],
 ) -> pl.DataFrame:
-    """(example_id, role, reason) over the training split; ``seed`` is not used.
+    """(example_id, role, reason, weight) over the training split; ``seed`` is not used.
 
     Raises:
         NotApplicable: no classes, or a group of more than ``MOST`` examples.

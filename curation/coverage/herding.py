@@ -28,10 +28,12 @@ from sources.example_set import ExampleSet
         needs=("encoder",),
         wants=("features",),
         roles=ROLES,
+        weighs=True,
+        version=2,
     )
 )
 def herding(data: ExampleSet, *, config: CoverageConfig, seed: int, encoder: nn.Module) -> pl.DataFrame:
-    """(example_id, role, reason) over the training split; ``seed`` is not used.
+    """(example_id, role, reason, weight) over the training split; ``seed`` is not used.
 
     Raises:
         NotApplicable, DataError: as ``choosing.choose_by_embeddings``.

@@ -76,6 +76,11 @@ class CudaConfig(Config):
         choices=("class", "universal"),
         doc="one a class, or one for all: the control that protects nothing, whose images change as much",
     )
+    key: str = param(
+        "",
+        doc="sets of a subject with the same one bear the same draw of filters, scaled by blur, so that doses can be "
+        "compared; publish one of them at most. Its own where empty",
+    )
     quantize: str = param("round", choices=("round", "truncate"), doc="to uint8; truncate as the authors' script does")
 
     def check(self) -> None:
@@ -142,7 +147,13 @@ def cuda_unlearnable(data: ExampleSet, *, config: CudaConfig, seed: int, progres
                 x=out,
                 y=data.y,
                 example_id=data.example_id,
-                provenance={"made_by": "cuda_unlearnable", "of": data.name, "protected": int(protected.sum())},
+                provenance={
+                    "made_by": "cuda_unlearnable",
+                    "of": data.name,
+                    "protected": int(protected.sum()),
+                    "filters": config.filters,
+                    "blur": config.blur,
+                },
             ),
             center=(data.center * (255 / white)).astype(np.float32),
             scale=(data.scale * (white / 255)).astype(np.float32),

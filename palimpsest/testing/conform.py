@@ -68,10 +68,12 @@ def check_output(method: Method[Any], out: Any, data: ExampleSet) -> None:
     elif kind == "analysis":
         _check_tables(spec, out)
     elif kind == "curator":
-        claim(
-            out.schema == {"example_id": pl.Int64, "role": pl.String, "reason": pl.String},
-            f"a curator gives (example_id, role, reason), not {out.schema}",
-        )
+        wanted = {"example_id": pl.Int64, "role": pl.String, "reason": pl.String}
+        wanted |= {"weight": pl.Int64} if spec.weighs else {}
+        claim(out.schema == wanted, f"a curator gives ({', '.join(wanted)}), not {out.schema}")
+        if spec.weighs:
+            known = out["weight"].drop_nulls()
+            claim((known >= 1).all() and known.sum() <= len(out), "weights count an example twice, or none")
         train = sorted(data.example_id[data.split == "train"].tolist())
         claim(
             sorted(out["example_id"].to_list()) == train, "a curator gives every training example a role, exactly once"

@@ -350,6 +350,8 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         return trainer.many(data, members=[data.positions(ids) for ids in members], seeds=list(seeds))
 
     values = pl.DataFrame({"example_id": train.example_id, "value": np.sin(train.example_id.astype(np.float64))})
+    ids = np.sort(train.example_id)
+    groups = pl.DataFrame({"example_id": ids, "value": ids[np.arange(len(ids)) // 2 * 2]})  # pairs
     chosen = train.example_id % 3 == 1
     ensemble = functools.cache(
         lambda: train_ensemble(
@@ -373,7 +375,7 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "unlearn_from": lambda: _Unlearn(world),
         "unlearn": lambda: _UnlearnAudited(world),
         "evaluate": lambda: evaluate,
-        "scores": lambda: lambda name: values,
+        "scores": lambda: lambda name: groups if name.endswith(".group_id") else values,
         "splits": lambda: (
             lambda name: pl.DataFrame({"example_id": train.example_id, "role": np.where(chosen, "forget", "retain")})
         ),

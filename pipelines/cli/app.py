@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from contracts.errors import PalimpsestError, in_words
-from pipelines.cli import audit, doctor, export, imports, init, methods, reproduce, requests, show, verify
+from pipelines.cli import audit, diff, doctor, export, imports, init, methods, reproduce, requests, show, verify
 from pipelines.cli.terminal import errors, speak_plainly
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("sql")(show.sql)
 app.command("report")(show.report)
 app.command("methods")(methods.methods)
 app.command("export")(export.export)
+app.command("diff")(diff.diff)
 app.command("trace")(show.trace)
 app.command("verify")(verify.verify)
 app.command("reproduce")(reproduce.reproduce)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ def sql(
     assert query is not None
     frame = Warehouse.existing(state_to_read()).query(query, values or ())
     if format is Format.TABLE:
-        _print_table(frame)
+        print_table(frame)
         return
     if format is Format.PARQUET:
         assert out is not None
@@ -101,7 +102,7 @@ def _list_queries(queries: Any) -> None:
     )
 
 
-def _print_table(frame: Any, limit: int = 200) -> None:
+def print_table(frame: Any, limit: int = 200) -> None:
     """A table, or one record below the other where the terminal is too narrow for its columns."""
     rows = [[escape(_text(v)) for v in row] for row in frame.head(limit).iter_rows()]
     table = Table(*frame.columns, header_style="bold")
@@ -171,19 +172,56 @@ def find_report(what: str, home: Path) -> str:
 
 
 def trace(
-    example_id: Annotated[int, typer.Argument(help="stable id of the example")],
+    what: Annotated[str, typer.Argument(metavar="EXAMPLE|OWNER", help="stable id of an example, or an owner's name")],
     subject: Annotated[str | None, typer.Option("--subject", help="only of this subject")] = None,
+    owner: Annotated[bool, typer.Option("--owner", help="it is an owner's name although it is a whole number")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
-    """Everything an example touched: tables, splits, models, reports."""
+    """Everything an example, or all of an owner's, touched: tables, splits, models, reports; and what a forget request
+    does to each curated set."""
+    from pipelines.after_erasure import effects
     from warehouse import Warehouse
 
-    frame = Warehouse.existing(state_to_read()).trace(example_id, subject=subject)
-    if not frame.height:
-        raise NotReady(f"no stored thing mentions example {example_id}" + (f" of {subject}" if subject else ""))
-    named = pl.when(pl.col("kind") == "row").then(pl.col("location")).otherwise(pl.col("asset"))
-    grouped = frame.group_by("subject", "kind", named.alias("where"), maintain_order=True).len("things")
-    order = pl.col("kind").replace_strict({"made_from": 0, "derived": 1, "row": 2}, return_dtype=pl.Int8)
-    _print_table(grouped.sort("subject", order, "where").with_columns(kind=pl.col("kind").replace(_TRACE_WORDS)))
+    w = Warehouse.existing(state_to_read())
+    if what.isdecimal() and not owner:
+        frame = w.trace(int(what), subject=subject)
+        if not frame.height:
+            raise NotReady(f"no stored thing mentions example {what}" + (f" of {subject}" if subject else ""))
+        named = pl.when(pl.col("kind") == "row").then(pl.col("location")).otherwise(pl.col("asset"))
+        grouped = frame.group_by("subject", "kind", named.alias("where"), maintain_order=True).len("things")
+        order = pl.col("kind").replace_strict({"made_from": 0, "derived": 1, "row": 2}, return_dtype=pl.Int8)
+        touched = grouped.sort("subject", order, "where").with_columns(kind=pl.col("kind").replace(_TRACE_WORDS))
+        sets = effects(w.curated(example_ids=[int(what)], subject=subject))
+    else:
+        touched, sets = _of_owner(w, what, subject)
+    if json_:
+        print_data(json.dumps({"touched": touched.to_dicts(), "after_erasure": sets.to_dicts()}))
+        return
+    print_table(touched)
+    if sets.height:
+        console.print("After a forget request:", highlight=False)
+        print_table(sets)
+
+
+def _of_owner(w: Any, name: str, subject: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Assets made from any of an owner's examples, and what a request does to the curated sets.
+
+    Raises:
+        NotReady: no stored example is the owner's.
+    """
+    from contracts.identity import owner_token
+    from pipelines.after_erasure import effects
+
+    token = owner_token(name, salt=w.salt())
+    mine = w.owned(token, subject)
+    if not mine.height:
+        raise NotReady(f"no stored example belongs to {name!r}" + (f" in {subject}" if subject else ""))
+    parts = []
+    for (of,), rows in mine.group_by("subject", maintain_order=True):
+        held = w.lineage.holding(str(of), rows["example_id"].to_numpy())
+        own = pl.DataFrame({"asset": "data.examples", "num_examples": rows.height}, schema=held.schema)
+        parts.append(pl.concat([own, held]).select(pl.lit(of).alias("subject"), where="asset", examples="num_examples"))
+    return pl.concat(parts), effects(w.curated(owner=token, subject=subject))
 
 
 _TRACE_WORDS = {"made_from": "was used to make", "derived": "behind", "row": "is a row of"}

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 
-from attacks.unlearnable import audit, defences
-from attacks.unlearnable.audit import ESTIMATED, SUMMARY, TRAININGS, UnlearnabilityConfig, judged
+from attacks.unlearnable import defences
+from attacks.unlearnable.audit import TRAININGS, UnlearnabilityConfig
 from attacks.unlearnable.filter_estimation import deconvolved, estimate_filter
+from attacks.unlearnable.learnt import DOSES, ESTIMATED, SUMMARY, judged, kinds_of, summary
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from contracts.methods import analysis, maker
 from contracts.progress import silent
@@ -174,7 +175,7 @@ def run(digits: ExampleSet) -> Callable[..., Audit]:
     trainer = Trainer(recipe="supervised", build=build, config=config)
 
     def run(sets: dict[str, Made], data: ExampleSet = digits, recipe: Trainer = trainer, **config: object) -> Audit:
-        chosen = UnlearnabilityConfig.from_mapping({"dataset": "protected", **config})
+        chosen = UnlearnabilityConfig.from_mapping({"dataset": "protected", "seeds": 1, **config})
         method = analysis.get("unlearnability_audit")
         return method(data, config=chosen, seed=0, progress=silent, recipe=recipe, made=sets.__getitem__)
 
@@ -199,7 +200,12 @@ def test_the_published_picture_on_digits(audited: Audit) -> None:
 
 
 def test_the_best_defence_decides(audited: Audit) -> None:
-    [(about, finding)] = judged(audited, Thresholds())
+    (about, finding), (_, control) = judged(audited, Thresholds())
+    assert not control.judged and "one filter for all classes" in control.sentence
+    doses = {row["trained_on"]: row for row in audited[DOSES.name].to_dicts()}
+    assert doses["universal"]["filters"] == "universal" and doses["protected"]["blur"] == 0.3
+    assert doses["originals"]["learnt"] == 1 and doses["originals"]["blur"] is None
+    assert control.value == pytest.approx(doses["universal"]["accuracy"] - doses["protected"]["accuracy"])
     row = audited[SUMMARY.name].row(0, named=True)
     assert about == "data set protected" and finding.verdict is Verdict.FAIL and finding.judged
     assert row["best"] == ESTIMATED and "knows some originals" in finding.sentence and row["unexplained"] < 0.05
@@ -240,4 +246,44 @@ def test_what_cannot_be_audited_is_refused(digits: ExampleSet, run: Callable[...
         UnlearnabilityConfig(dataset="a", defences=("prayer",))
     with pytest.raises(ConfigError, match="twice"):
         UnlearnabilityConfig(dataset="a", defences=("none", "none"))
-    assert audit.ESTIMATED not in defences.NAMES
+    assert ESTIMATED not in defences.NAMES
+
+
+def trainings(rng: np.random.Generator, *, seeds: int, num_test: int, spread: float) -> pl.DataFrame:
+    """Accuracies around known means, over trainings and over test examples."""
+    means = {("originals", "none"): 0.8, ("protected", "none"): 0.3, ("protected", "a"): 0.5, ("protected", "b"): 0.5}
+    rows = []
+    for (trained_on, defence), mean in means.items():
+        on_test = rng.binomial(num_test, mean) / num_test - mean
+        for repeat in range(seeds):
+            seen = float(np.clip(mean + on_test + rng.normal(0, spread), 0, 1))
+            rows.append({"trained_on": trained_on, "defence": defence, "repeat": repeat, "accuracy": seen})
+    return pl.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.03), (2, 0.05)])
+def test_the_interval_covers_what_the_best_defence_learns(seeds: int, spread: float) -> None:
+    """Half is learnt in truth: missed at most as often as was allowed, although the best was chosen."""
+    draws, missed = np.random.default_rng(0), 0
+    about = {"dataset": "protected", "tolerated": 0.5, "alpha": 0.1, "chance": 0.2, "unexplained": None}
+    for _ in range(150):
+        found = summary(trainings(draws, seeds=seeds, num_test=400, spread=spread), num_test=400, **about)
+        row = found.row(0, named=True)
+        missed += not row["learnt_low"] <= (0.5 - 0.2) / (0.8 - 0.2) <= row["learnt_high"]
+    assert missed <= 0.1 * 150
+
+
+def test_the_control_says_whether_the_filters_of_the_classes_protect(audited: Audit) -> None:
+    """On 8 x 8 digits one filter for all costs as much: the control says so; where it costs little it says that."""
+    for shift, said in ((0.0, "cannot be told that the filters"), (0.5, "The filters of the classes protect")):
+        moved = pl.when(pl.col("trained_on") == "universal").then(pl.lit(shift)).otherwise(0.0)
+        table = audited[DOSES.name].with_columns(pl.col("low", "high", "accuracy") + moved)
+        _, (_, control) = judged({SUMMARY.name: audited[SUMMARY.name], DOSES.name: table}, Thresholds())
+        assert said in control.sentence and not control.judged
+
+
+def test_trainings_that_differ_widen_the_interval() -> None:
+    draws = np.random.default_rng(1)
+    calm, wild = (trainings(draws, seeds=3, num_test=400, spread=spread) for spread in (0.001, 0.1))
+    widths = [(k["high"] - k["low"]).mean() for k in (kinds_of(t, alpha=0.05, num_test=400) for t in (calm, wild))]
+    assert widths[1] > 2 * widths[0]

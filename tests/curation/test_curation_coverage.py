@@ -12,7 +12,7 @@ from torch import nn
 
 from contracts.errors import DataError, NotApplicable
 from contracts.methods import curator
-from curation.coverage.choosing import CoverageConfig, choose, shares
+from curation.coverage.choosing import CoverageConfig, choose, nearest_kept, shares
 from curation.coverage.facility_location import FacilityConfig, greedy, similarities
 from curation.coverage.herding import herded
 from curation.coverage.k_center import farthest_first
@@ -116,6 +116,56 @@ def test_classes_keep_their_proportion_and_reasons_are_said() -> None:
     assert (whole["role"] == "keep").sum() == 10
     with pytest.raises(DataError, match="90 of 90 training examples would be kept"):
         choose(train, phi, CoverageConfig(count=90), greedy, name="x")
+
+
+@settings(max_examples=60, deadline=None)
+@given(GROUPS, st.data())
+def test_weights_are_the_sizes_of_what_is_nearest(group: tuple[int, int, int, bool], draw: st.DataObject) -> None:
+    """Against a loop; and the weighted gradients miss the sum of all by no more than CRAIG's bound."""
+    phi = points(*group)
+    chosen = greedy(phi, draw.draw(st.integers(1, len(phi))))
+    near, apart = nearest_kept(phi, chosen)
+    for i, row in enumerate(phi.astype(float)):
+        distance = np.sqrt(np.square(phi[chosen].astype(float) - row).sum(1))
+        first = i if i in chosen.tolist() else int(chosen[int(np.flatnonzero(distance <= distance.min() + 1e-12)[0])])
+        assert near[i] == first and apart[i] == pytest.approx(distance.min(), abs=1e-9)
+    weight = np.bincount(near, minlength=len(phi))
+    assert weight.sum() == len(phi) and (weight[chosen] >= 1).all()
+    missed = np.linalg.norm((weight[:, None] * phi.astype(float)).sum(0) - phi.astype(float).sum(0))
+    assert missed <= apart.sum() + 1e-6
+
+
+def test_weighted_gradients_stand_for_all_better_than_equal_ones() -> None:
+    """Kinds of unequal size: each kept one counts as many as it covers."""
+    rng = np.random.default_rng(1)
+    phi = (rng.normal(size=(6, 4))[np.repeat(np.arange(6), [150, 60, 40, 20, 20, 10])] * 5).astype(np.float32)
+    phi += 0.1 * rng.normal(size=phi.shape).astype(np.float32)
+    chosen = greedy(phi, 12)
+    weight = np.bincount(nearest_kept(phi, chosen)[0], minlength=len(phi))[chosen]
+    missed = [
+        np.linalg.norm((np.asarray(w)[:, None] * phi[chosen]).sum(0) - phi.sum(0))
+        for w in (weight, np.full(12, len(phi) / 12))
+    ]
+    assert missed[0] < 0.2 * missed[1]
+
+
+def test_every_dropped_example_says_which_kept_one_stands_for_it() -> None:
+    train = class_examples().part("train").by_id()
+    phi = np.asarray(train.x)
+    members = choose(train, phi, CoverageConfig(fraction=0.3), greedy, name="facility_location")
+    rows = {row["example_id"]: row for row in members.to_dicts()}
+    counted = dict.fromkeys((e for e, row in rows.items() if row["role"] == "keep"), 1)
+    for example, row in rows.items():
+        if row["role"] == "drop":
+            of = int(row["reason"].split()[2])
+            at, other = train.positions([example])[0], train.positions([of])[0]
+            assert rows[of]["role"] == "keep" and train.y[at] == train.y[other] and row["weight"] is None
+            counted[of] += 1
+    assert counted == {e: row["weight"] for e, row in rows.items() if row["role"] == "keep"}
+    assert all(f"stands for {n}" in rows[e]["reason"] for e, n in counted.items())
+    few = choose(train, phi, CoverageConfig(count=2), greedy, name="facility_location")
+    left = few.filter(pl.col("reason").str.contains("none was left for its small group"))
+    assert left.height == 30 and few["weight"].sum() == 60
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,11 +13,12 @@ from recorded_state import run
 from typer.testing import CliRunner
 
 from contracts import schema
-from contracts.errors import ConfigError, UnknownName
+from contracts.errors import ConfigError, IntegrityError, NotReady, UnknownName
+from contracts.methods import AFTER_ERASURE, curator, maker
 from contracts.subject import Subject
 from curation.export.formats import verify_export
 from palimpsest.testing.worlds import images
-from pipelines.cli.app import app
+from pipelines.cli.app import app, main
 from pipelines.subjects import write_subject
 from warehouse import Warehouse
 
@@ -27,7 +28,9 @@ PLAN = {
     "model": {"name": "mlp", "config": {"hidden": [8]}},
     "recipe": {"name": "supervised", "config": {"epochs": 2}},
     "scores": ["near_duplicates", "knn_disagreement"],
+    "analyses": [{"name": "dataset_issues", "config": {"smallest": 10}}],
     "splits": [
+        {"name": "covering", "method": "facility_location", "config": {"fraction": 0.25}},
         {"name": "dense", "method": "keep_hardest", "config": {"score": "knn_disagreement", "fraction": 0.5}},
         {"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}},
     ],
@@ -62,7 +65,7 @@ def palimpsest(*words: str) -> str:
 
 def test_what_stays_of_a_split_is_written(home: Path, tmp_path: Path) -> None:
     said = palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "folder")
-    assert "27 examples of pictures/curation/dense" in said and verify_export(tmp_path / "out") == 27 + 5
+    assert "27 examples of pictures/curation/dense" in said and verify_export(tmp_path / "out") == 27 + 6
     members = Warehouse.open(home).read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
     kept = set(members.filter(pl.col("role") == "keep")["example_id"])
     written = {int(path.stem): path for path in (tmp_path / "out").rglob("*.png")}
@@ -116,10 +119,124 @@ def test_a_made_set_is_written_too(tmp_path: Path) -> None:
 def test_an_export_is_verified_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     palimpsest("export", "pictures", "dense", "--to", str(tmp_path / "out"), "--format", "webdataset")
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "nowhere"))
-    assert "WHOLE 5 files" in palimpsest("verify", str(tmp_path / "out"))
+    assert "WHOLE 6 files" in palimpsest("verify", str(tmp_path / "out"))
     (tmp_path / "out/excluded.csv").write_text("example_id,role,reason\n")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "out")], env={"COLUMNS": "200"})
     assert result.exit_code == 1 and "excluded.csv was changed" in " ".join(result.output.split())
+
+
+def test_a_trace_says_what_a_forget_request_does_to_each_set(home: Path, tmp_path: Path) -> None:
+    """An example of the pruned set and of the protected one: the first is chosen anew, of the second its row leaves."""
+    w = Warehouse.open(home)
+    members = w.read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
+    dropped = members.filter(pl.col("role") == "drop")["example_id"][3]
+    found = json.loads(CliRunner().invoke(app, ["trace", str(dropped), "--json"]).stdout)
+    by = {row["set"]: row for row in found["after_erasure"]}
+    assert set(by) == {"covering", "dense", "random", "protected"}
+    assert (by["dense"]["effect"], by["dense"]["roles"], by["dense"]["made"]) == ("rebuild", "drop: 1", 0)
+    assert (by["protected"]["effect"], by["protected"]["roles"], by["protected"]["made"]) == ("drop", "source: 1", 1)
+    assert by["random"]["effect"] == "drop" and "pictures/curation/protected" in {r["where"] for r in found["touched"]}
+    said = palimpsest("trace", str(dropped))
+    assert "After a forget request:" in said and "the set is chosen anew" in said
+    for name, spec in (("dense", curator.get("keep_hardest").spec), ("protected", maker.get("cuda_unlearnable").spec)):
+        palimpsest("export", "pictures", name, "--to", str(tmp_path / name), "--format", "npz")
+        assert AFTER_ERASURE[spec.after_erasure] in (tmp_path / name / "README.md").read_text()
+        assert by[name]["what"] == AFTER_ERASURE[spec.after_erasure]
+
+
+def test_an_owner_is_traced_by_name(home: Path) -> None:
+    data = images().examples
+    train = data.part("train")
+    mine = set(train.example_id[train.owner == "ann"].tolist())
+    found = json.loads(CliRunner().invoke(app, ["trace", "ann", "--json"]).stdout)
+    held = {row["where"]: row["examples"] for row in found["touched"]}
+    assert held["data.examples"] == (data.owner == "ann").sum() and held["pictures/curation/protected"] == len(mine)
+    members = Warehouse.open(home).read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "dense"})
+    count = dict(members.filter(pl.col("example_id").is_in(list(mine))).group_by("role").len().iter_rows())
+    [dense] = [row for row in found["after_erasure"] if row["set"] == "dense"]
+    assert dense["roles"] == ", ".join(f"{role}: {n}" for role, n in sorted(count.items()))
+    [protected] = [row for row in found["after_erasure"] if row["set"] == "protected"]
+    assert protected["made"] == len(mine) and protected["effect"] == "drop"
+    for words in (("trace", "nobody at all"), ("trace", "17", "--owner"), ("trace", "ann", "--subject", "other")):
+        with pytest.raises(NotReady, match="belongs to"):
+            palimpsest(*words)
+
+
+def test_issues_are_stored_and_said_in_the_report(home: Path) -> None:
+    w = Warehouse.open(home)
+    issues = w.read("scores.dataset_issues", subject="pictures")
+    assert {"outliers", "order", "imbalance", "group", "train_test", "near_constant"} == set(issues["issue"])
+    said = w.read(schema.FINDINGS, subject="pictures").filter(pl.col("what").str.starts_with("dataset_issues/"))
+    assert set(said["what"].str.strip_prefix("dataset_issues/")) == set(issues.filter("found")["issue"])
+    assert not said["judged"].any()
+
+
+def test_weights_of_a_covering_set_are_stored_and_exported(home: Path, tmp_path: Path) -> None:
+    w = Warehouse.open(home)
+    members = w.read(schema.MEMBERS, subject="pictures", partition={"dataset_id": "covering"})
+    weights = w.read(schema.WEIGHTS, subject="pictures", partition={"dataset_id": "covering"})
+    kept = set(members.filter(pl.col("role") == "keep")["example_id"])
+    assert set(weights["example_id"]) == kept and weights["weight"].sum() == members.height == 54
+    palimpsest("export", "pictures", "covering", "--to", str(tmp_path / "out"), "--format", "jsonl")
+    rows = pl.read_ndjson(tmp_path / "out/train.jsonl")
+    told = dict(weights.select("example_id", "weight").iter_rows())
+    assert dict(rows.select("example_id", "weight").iter_rows()) == told
+    excluded = pl.read_csv(tmp_path / "out/excluded.csv")
+    assert excluded["reason"].str.contains("nearest to .* that facility_location chose").all()
+
+
+def test_two_sets_of_a_subject_are_compared(home: Path) -> None:
+    said = json.loads(CliRunner().invoke(app, ["diff", "pictures", "random:forget", "dense", "--json"]).stdout)
+    read = Warehouse.open(home).read
+    roles = {
+        name: dict(
+            read(schema.MEMBERS, subject="pictures", partition={"dataset_id": name})
+            .select("example_id", "role")
+            .iter_rows()
+        )
+        for name in ("random", "dense")
+    }
+    old = {e for e, role in roles["random"].items() if role == "forget"}
+    new = {e for e, role in roles["dense"].items() if role == "keep"}
+    assert said["counts"] == {"came": len(new - old), "left": len(old - new), "content": 0, "label": 0, "split": 0}
+    rows = {row["example_id"]: row for row in said["rows"]}
+    assert set(rows) == old ^ new
+    assert all(row["reason"].startswith("now: knn_disagreement") for row in rows.values())
+    assert all(row["reason"].endswith("(keep)" if e in new else "(drop)") for e, row in rows.items())
+    protected = palimpsest("diff", "pictures", "dense", "protected")
+    assert "to pictures/protected (54 examples): 27 came, 27 contents changed, nothing else." in protected
+    assert "nothing changed" in palimpsest("diff", "pictures", "dense", "dense:keep")
+
+
+def test_two_exports_are_compared_without_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("a", ("random",)), ("b", ("dense",)), ("c", ("protected",))):
+        palimpsest("export", "pictures", *words, "--to", str(tmp_path / name), "--format", "npz")
+    stored = json.loads(CliRunner().invoke(app, ["diff", "pictures", "random", "dense", "--json"]).stdout)
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "nowhere"))
+    found = json.loads(CliRunner().invoke(app, ["diff", *(str(tmp_path / n) for n in "ab"), "--json"]).stdout)
+    assert found["counts"] == stored["counts"] and "(pictures/curation/dense)" in found["sentence"]
+    left = [row for row in found["rows"] if row["change"] == "left"]
+    assert left and all(row["reason"].startswith("now: knn_disagreement") for row in left)
+    assert "27 came, 27 contents changed" in palimpsest("diff", str(tmp_path / "b"), str(tmp_path / "c"))
+    (tmp_path / "b/index.csv").write_text("example_id,split,label,content_sha256\n")
+    with pytest.raises(IntegrityError, match=r"index\.csv was changed"):
+        palimpsest("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, kind, says in (
+        (("pictures", "dense"), ConfigError, "pictures is no folder"),
+        (("a",), ConfigError, "not 1 words"),
+        (("pictures", "dense", "nothing"), UnknownName, "random"),
+        (("pictures", "dense:forget", "dense"), UnknownName, "known: drop, keep"),
+        ((str(tmp_path), str(tmp_path)), IntegrityError, "no whole export"),
+    ):
+        with pytest.raises(kind, match=says):
+            palimpsest("diff", *words)
+    monkeypatch.setattr("sys.argv", ["palimpsest", "diff", "pictures", "dense"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
 
 
 def test_wrong_words_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -142,6 +142,17 @@ def test_an_analysis_is_given_what_was_made(plan: Subject, tmp_path: Path, monke
         analysis._methods.pop("brightness")
 
 
+def test_sets_of_one_key_bear_the_same_draw(plan: Subject, tmp_path: Path) -> None:
+    """With no blur a filter is its one alone: where it lies is what a draw decides."""
+    listed = [
+        {"name": name, "method": "cuda_unlearnable", "config": {"blur": 0.0, "kernel_size": 5, "key": key}}
+        for name, key in (("a", "k"), ("b", "k"), ("c", ""), ("d", ""))
+    ]
+    w = run(tmp_path / "state", Subject.from_mapping(plain(plan) | {"datasets": listed, "analyses": []}))
+    a, b, c, d = (w.artifacts.load(f"pictures/curation/{name}/result")[0]["x"] for name in "abcd")
+    assert np.array_equal(a, b) and not np.array_equal(a, c) and not np.array_equal(c, d)
+
+
 def test_its_audit_is_a_finding_of_the_report(plan: Subject, tmp_path: Path) -> None:
     chosen = {"dataset": "protected", "defences": ["none", "cutout"]}
     asked = Subject.from_mapping(plain(plan) | {"analyses": [{"name": "unlearnability_audit", "config": chosen}]})
