@@ -85,6 +85,15 @@ def datasets(
     return made
 
 
+# what a maker did with an example of each role
+_DID = {
+    "source": "drew on it",
+    "learnt_from": "learnt from it",
+    "judged_on": "was judged on it",
+    "unused": "made nothing from it",
+}
+
+
 def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -> Output:
     """Run a maker and store what it made: examples as an artifact, what they were drawn from and the rest as tables."""
     method, partition = maker.get(plan.method), {"dataset_id": plan.name}
@@ -105,9 +114,10 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
         )
     arrays, meta = made.kept()
     stored = run.save(arrays, meta | {"dataset_id": plan.name, "method": plan.method})
-    drawn = np.isin(train := np.sort(run.train.example_id), made.sources)
-    why = [f"{plan.method} {'drew on it' if used else 'made nothing from it'}" for used in drawn.tolist()]
-    members = pl.DataFrame({"example_id": train, "role": np.where(drawn, "source", "unused"), "reason": why})
+    train = np.sort(run.train.example_id)
+    roles = made.roles(train)
+    why = [f"{plan.method} {_DID[role]}" for role in roles.tolist()]
+    members = pl.DataFrame({"example_id": train, "role": roles, "reason": why})
     row = {
         "dataset_id": plan.name,
         "method": plan.method,
@@ -121,7 +131,7 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
     return Output(
         tables=[(table, frame, partition) for table, frame in zip(tables, named, strict=True)],
         artifacts=[stored],
-        members=made.sources,
+        members=np.union1d(made.sources, made.judged_on),
         metadata={
             "made examples": len(made.examples),
             "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",
