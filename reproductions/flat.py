@@ -1,7 +1,7 @@
 """FLAT (Wang et al., ICLR 2025) on TinyTOFU: 180 fictitious authors, 12 to be forgotten, a Llama of 0.85 M weights.
 
 Each seed trains three models with the recipe ``causal_lm``, 700 steps: one on everybody, two without the forgotten
-authors. Unlearning: AdamW at a constant 5e-5, batch 16, 15 epochs (ascent: 20), gradients clipped at norm 1, one run a
+authors. Unlearning: AdamW at a constant 5e-5, batch 16, 20 epochs (ascent: 24), gradients clipped at norm 1, one run a
 method, read after each epoch. Methods are compared at matched forgetting: each path (forget probability, retain
 probability) is cut, linearly, where the forget probability is the retrained model's, and is not followed further. PO
 does not get there; it is compared with gradient ascent at its own lowest value. What does not forget has no cut, and
@@ -12,8 +12,8 @@ meets no claim of 2.
 2. FLAT forgets with retained answers left, and names no values that the retrained model would not; its bounded push on
    the forgotten answers, without the template term, keeps more than gradient ascent does, and the established authors
    with it; methods that train on retained examples keep more than the same without.
-3. Gradient ascent goes on into ruin (utility 0.003 after 20 epochs), which the test of truth ratios takes for most of
-   the forgetting (log10 p -0.4 and -2.5 after 15, where the full models have -32 and -27) and the utility shows.
+3. Gradient ascent goes on into ruin, which the test of truth ratios takes for most of the forgetting (log10 p -0.1 to
+   -2.5 after 15 epochs, where the full models have -27 to -41) and the utility shows.
 4. The losses in closed form.
 
 That FLAT as published keeps more retained answers than ascent is not claimed: it depends on the model. Retain
@@ -24,19 +24,20 @@ probability at the cut, one unlearning run a model:
     b         0.523    0.654        0.787 *     0.673  0.590 0.497                 0.57 / 0.85 / 0.76
     c         0.826    0.802        0.709       0.618  0.594 0.562                 0.90 / 0.90 / 0.72
     d, e      0.75, 0.66                        0.68, 0.715                        (earlier runs)
-    * cut at 0.40, where GA has 0.698; the others at 0.36 to 0.39
+    f         0.478    0.557        0.783       0.712  0.734 0.527                 0.45 / 0.89 / 0.83
+    g         0.640    0.663        0.788       0.673  0.584 0.546                 0.69 / 0.88 / 0.82
+    * cut at 0.40, where GA has 0.698; the others at 0.36 to 0.40
 
-FLAT-TV above GA: 0.04, -0.15, 0.21, 0.07, -0.05; without its template term 0.11, 0.09, 0.09 (a, b, c): the spread comes
-with that term. The gradient of a mean probability carries p (1 - p), and the words of a refusal are impossible to a
-model that never met them (log p -8 to -14 each): nearly all that the term can teach is the full stop at the end, from
-p = 0 to 1 in the first epochs, with up to 13 times the gradient of the forgotten answers (model b). What that does to
-the rest differs from model to model. A language model trained on the web can say a refusal; this one cannot. Teaching
-ordinary answers of other authors instead does no better (0.53, 0.75 *, 0.69 for a, b, c).
+FLAT-TV above GA: 0.04, -0.15, 0.21, 0.07, -0.05, -0.23, -0.03; without its template term 0.11, 0.09, 0.09, 0.07, 0.12
+(a, b, c, f, g): the spread comes with that term. The gradient of a mean probability carries p (1 - p), and the words of
+a refusal are impossible to a model that never met them (log p -8 to -14 each): nearly all that the term can teach is
+the full stop at the end, from p = 0 to 1 in the first epochs, with up to 13 times the gradient of the forgotten answers
+(model b). What that does to the rest differs from model to model. A language model trained on the web can say a
+refusal; this one cannot. Teaching ordinary answers of other authors instead does no better (0.53, 0.75 *, 0.69 for a,
+b, c).
 
-Thresholds of 2 lie two standard deviations or more below these means, but for PO's, which only has to be above ascent
-(0.03 and 0.13 for b, c). They are provisional: a and b are the models on which the cause was found, c alone is fresh,
-the run of b without template term was cut a little early, and the one seed that has run whole with this file, 21, does
-not pass: a method never came down to the retrained model's forgetting.
+Thresholds of 2 lie two standard deviations below the means of a, b, c, f and g, or further. GradDiff takes up to 16
+epochs to the cut (f), PO does not come to it in 30; after 20 epochs the utility of ascent is 0.105 and 0.001 (f, g).
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ from unlearning.language.metrics import GENERAL, SETS, LanguageMetrics, language
 
 # 50 steps of warm-up among 700, as 1 epoch among 14.
 TRAINING = TokenTrainingConfig(lr=2e-3, batch=64, epochs=14, warmup_epochs=1, steps=700)
-COMMON = {"lr": 5e-5, "epochs": 15, "batch": 16, "warmup_epochs": 0.0, "schedule": "constant"}
-RUINED = (15, 18, 20)  # epochs after which ascent is measured in full
+COMMON = {"lr": 5e-5, "epochs": 20, "batch": 16, "warmup_epochs": 0.0, "schedule": "constant"}
+RUINED = (18, 21, 24)  # epochs after which ascent is measured in full
 PUSH = "FLAT-TV without template term"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FLAT-TV": ("flat", {}),
     "FLAT-KL": ("flat", {"divergence": "kl"}),
     PUSH: ("flat", {}),
-    "GA": ("lm_gradient_ascent", {"epochs": 20}),
+    "GA": ("lm_gradient_ascent", {"epochs": 24}),
     "NPO": ("npo", {}),
     "DPO": ("dpo", {}),
     "PO": ("preference_optimization", {}),
@@ -158,7 +159,7 @@ def flat(seed: int, progress: Progress) -> list[Claim]:
         progress(done, len(METHODS), "methods")
     cut = {name: _cut(path, target) for name, path in paths.items()}
     ascent = cut["GA"].retain
-    for name, least, above_dpo in (("FLAT-TV", 0.44, -0.15), ("FLAT-KL", 0.50, -0.03)):
+    for name, least, above_dpo in (("FLAT-TV", 0.40, -0.16), ("FLAT-KL", 0.48, -0.05)):
         claims += [
             at_least(f"2. {name}: retain probability at matched forgetting", cut[name].retain, least),
             at_least(f"2. {name}: the same above DPO", cut[name].retain - cut["DPO"].retain, above_dpo),
@@ -181,7 +182,7 @@ def flat(seed: int, progress: Progress) -> list[Claim]:
         ),
         at_most("3. utility of gradient ascent at its end", ascended[-1].utility, 0.1),
         at_least("3. gradient ascent is flagged as collapsed at its end", float(ascended[-1].collapsed), 1),
-        at_least("3. log10 p of gradient ascent, at its best of epochs 15, 18 and 20", max(map(_log10, ascended)), -5),
+        at_least("3. log10 p of gradient ascent, at its best of epochs 18, 21 and 24", max(map(_log10, ascended)), -5),
     ]
     return [*claims, *_closed_forms()]
 
