@@ -15,7 +15,8 @@ dose gains 0.098 to 0.217 (mean 0.150, standard deviation 0.037, four keys), so 
 of a single measurement. The gain of five pairs a class is 0.295 (0.086). With one key RSK+FF gained 0.013 to 0.294
 (mean 0.185, standard deviation 0.082) and adversarial training 0.024 to 0.281 (0.168, 0.072), each below 0.10 on two
 seeds; the mean of four independent keys halves the deviations, which is two of them above the 0.10 and 0.09 asked for
-(that mean was not run on ten seeds). What the best defence learns is 0.82 to 0.92 of what there is to learn.
+(not run on ten seeds; on the worst of them the four gained 0.134 and 0.122). One seed takes 275 s of one core. The best
+defence learns 0.82 to 0.92 of what there is to learn.
 
 Where there is CUDA, networks are trained on it; figures then differ in rounding.
 """

@@ -113,8 +113,11 @@ WHERE owner = $owner AND ($subject::VARCHAR IS NULL OR subject = $subject) ORDER
 _CURATED = """
 WITH asked AS (
     SELECT subject, example_id FROM data.examples
-    WHERE ($subject::VARCHAR IS NULL OR subject = $subject)
-    AND (owner = $owner::VARCHAR OR ($owner::VARCHAR IS NULL AND list_contains($ids::BIGINT[], example_id)))
+    WHERE owner = $owner::VARCHAR AND ($subject::VARCHAR IS NULL OR subject = $subject)
+    UNION
+    SELECT subject, example_id FROM curation.members
+    WHERE $owner::VARCHAR IS NULL AND list_contains($ids::BIGINT[], example_id)
+    AND ($subject::VARCHAR IS NULL OR subject = $subject)
 ), drawn AS (
     SELECT f.subject, f.dataset_id, count(DISTINCT f.made_id) AS num_made
     FROM curation.drawn_from f JOIN asked USING (subject, example_id) GROUP BY ALL

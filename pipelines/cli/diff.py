@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import polars as pl
 import typer
 
 from contracts.errors import ConfigError
@@ -14,6 +15,8 @@ from pipelines.cli.terminal import console, print_data, state_to_read
 
 if TYPE_CHECKING:
     from curation.difference import Version
+
+_SHOWN = 12  # digits of a hash in the table
 
 
 def diff(
@@ -47,7 +50,8 @@ def diff(
         print_data(json.dumps(about | {"rows": rows.to_dicts()}))
         return
     if rows.height:
-        print_table(rows)
+        short = pl.when(pl.col("change") == "content").then(pl.col("before", "after").str.head(_SHOWN))
+        print_table(rows.with_columns(short.otherwise(pl.col("before", "after"))), whole="--json")
     console.print(sentence, soft_wrap=True, highlight=False)
 
 

@@ -102,8 +102,12 @@ def _list_queries(queries: Any) -> None:
     )
 
 
-def print_table(frame: Any, limit: int = 200) -> None:
-    """A table, or one record below the other where the terminal is too narrow for its columns."""
+def print_table(frame: Any, limit: int = 200, *, whole: str = "--format csv") -> None:
+    """A table, or one record below the other where the terminal is too narrow for its columns.
+
+    Args:
+        whole: the option that prints all rows.
+    """
     rows = [[escape(_text(v)) for v in row] for row in frame.head(limit).iter_rows()]
     table = Table(*frame.columns, header_style="bold")
     for row in rows:
@@ -115,7 +119,7 @@ def print_table(frame: Any, limit: int = 200) -> None:
             for name, value in zip(frame.columns, row, strict=True):
                 table.add_row(f"[bold]{escape(name)}[/]", value)
     console.print(table)
-    more = f" of {frame.height:,}; use --format csv for all" if frame.height > limit else ""
+    more = f" of {frame.height:,}; use {whole} for all" if frame.height > limit else ""
     console.print(f"{min(frame.height, limit):,} rows{more}", highlight=False)
 
 
@@ -197,10 +201,12 @@ def trace(
     if json_:
         print_data(json.dumps({"touched": touched.to_dicts(), "after_erasure": sets.to_dicts()}))
         return
-    print_table(touched)
+    print_table(touched, whole="--json")
     if sets.height:
         console.print("After a forget request:", highlight=False)
-        print_table(sets)
+        print_table(sets.drop("method", "what"), whole="--json")
+        for effect, meaning in sets.select("effect", "what").unique(maintain_order=True).iter_rows():
+            console.print(f"{effect}: {escape(meaning)}", highlight=False)
 
 
 def _of_owner(w: Any, name: str, subject: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
