@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from contracts.errors import ConfigError, NotApplicable, PalimpsestError, UnknownName
 from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
+from recipes.convnet import ConvNet, ConvNetConfig
 from recipes.language.models import PretrainedConfig, TinyLlamaConfig, pretrained_lm, tiny_llama
 from recipes.mlp import MLP, MLPConfig
 from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, is_ranker
@@ -36,6 +37,7 @@ Build = Callable[[int], nn.Module]
 MODELS: dict[str, tuple[Any, type[Config]]] = {
     "mlp": (MLP, MLPConfig),
     "cnn": (CNN, CNNConfig),
+    "convnet": (ConvNet, ConvNetConfig),
     "resnet_gn": (ResNetGN, ResNetConfig),
     "vit": (ViT, ViTConfig),
     "mf": (MatrixFactorization, MFConfig),
@@ -43,7 +45,7 @@ MODELS: dict[str, tuple[Any, type[Config]]] = {
     "tiny_llama": (tiny_llama, TinyLlamaConfig),
     "pretrained_lm": (pretrained_lm, PretrainedConfig),
 }
-_IMAGES_ONLY = ("cnn", "resnet_gn", "vit")
+_IMAGES_ONLY = ("cnn", "convnet", "resnet_gn", "vit")
 _USERS_ONLY = ("mf", "lightgcn")
 
 
@@ -59,8 +61,8 @@ def build(
     """A freshly initialised model.
 
     Args:
-        name: ``mlp``, ``cnn``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the callable is
-            called as ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
+        name: ``mlp``, ``cnn``, ``convnet``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the
+            callable is called as ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
         config: fields of the model's configuration (``MODELS[name][1]``), or keyword arguments of the callable.
         input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``; (num_users,) for ranking.
         num_outputs: K logits, or 1 for regression; items for ranking.
