@@ -99,8 +99,8 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
         )
     arrays, meta = made.kept()
     stored = run.save(arrays, meta | {"dataset_id": plan.name, "method": plan.method})
-    drawn = np.isin(train := np.sort(run.train.example_id), made.sources)
-    members = pl.DataFrame({"example_id": train, "role": np.where(drawn, "source", "unused")})
+    train = np.sort(run.train.example_id)
+    members = pl.DataFrame({"example_id": train, "role": made.roles(train)})
     row = {
         "dataset_id": plan.name,
         "method": plan.method,
@@ -114,7 +114,7 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
     return Output(
         tables=[(table, frame, partition) for table, frame in zip(tables, named, strict=True)],
         artifacts=[stored],
-        members=made.sources,
+        members=np.union1d(made.sources, made.judged_on),
         metadata={
             "made examples": len(made.examples),
             "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from assets import imported, models
@@ -24,6 +25,7 @@ from contracts.errors import NotApplicable, NotTrusted, UnknownName
 from contracts.methods import MethodSpec, attack, maker, recipe, source, unlearner
 from contracts.params import references
 from contracts.progress import Progress
+from contracts.stores import CheckpointStore
 from contracts.subject import ADAPTERS, GIVEN, NO_REFERENCES, OUTPUTS, RETRAIN, Subject
 from contracts.tables import TableSpec
 from sources.example_set import ExampleSet
@@ -53,6 +55,7 @@ _OF_OUTPUTS = {
     "select_where",
     "imported",
 }  # needs that a table of outputs can meet
+_SHARED = ("learnt_from", "judged_on")  # roles of originals that are of a whole made set
 _UNLEARNING = {"unlearn", "unlearn_from"}
 TRAINING = {"train", "train_many", "early_at", "recipe", *_UNLEARNING}
 
@@ -253,6 +256,9 @@ class StageProvider(Provider):
     def select_where(self) -> Callable[[str], Any]:
         return self.run.select_where
 
+    def checkpoints(self) -> CheckpointStore:
+        return self.run.checkpoints()
+
     def made(self) -> Callable[[str], Made]:
         return lambda name: _made(self.run, name)
 
@@ -298,9 +304,15 @@ def _made(run: Run, name: str) -> Made:
     def stored(table: TableSpec) -> pl.DataFrame:
         return run.read(table, {"dataset_id": name}).select(c.name for c in table.columns if c.name != "dataset_id")
 
+    members = run.read(schema.MEMBERS, {"dataset_id": name}).sort("example_id")
+    by_role = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in _SHARED}
+    drawn_from = stored(schema.DRAWN_FROM)
+    if len(by_role["learnt_from"]):  # what is a source by name as well has that role alone
+        by_role["learnt_from"] = np.union1d(by_role["learnt_from"], drawn_from["example_id"].to_numpy())
     return Made(
         examples=made_from(arrays, meta),
-        drawn_from=stored(schema.DRAWN_FROM),
+        drawn_from=drawn_from,
+        **by_role,
         tables={table.name: stored(table) for table in maker.get(meta["method"]).spec.tables},
     )
 

@@ -67,6 +67,8 @@ NEEDS = {
     "declaration ``reads``",
     "imported": "polars.DataFrame: the rows that were imported from elsewhere for this very score, with example_id; "
     "those of examples that are no longer in the data, or have another label now, are gone",
+    "checkpoints": "contracts.stores.CheckpointStore: where long work keeps how far it is; found again only by a run "
+    "that would do exactly the same",
     "made": "Callable[[str], sources.made.Made]: a made data set of the plan by its name",
     "secret": "bytes: 32 of them, for this data set alone, derived from that of the state folder: the same folder "
     "gives the same; they go into no table, artefact or log",
@@ -216,16 +218,24 @@ MADE_ID = Column(name="made_id", dtype="int64", low=0, doc="id of the made examp
 DATASET_ID = Column(name="dataset_id", dtype="str", doc="name of the split or curated set")
 
 
-def made_table(name: str, *, doc: str, columns: Sequence[Column], version: int = 1) -> TableSpec:
-    """A table of a maker, a row a made example: ``columns`` stand beside the data set's name and ``made_id``."""
+def made_table(
+    name: str, *, doc: str, columns: Sequence[Column], version: int = 1, key: Sequence[str] = (MADE_ID.name,)
+) -> TableSpec:
+    """A table of a maker: ``columns`` stand beside the data set's name.
+
+    Args:
+        key: what tells the rows of one data set apart: ``made_id``, a column that then stands there too, where a row is
+            a made example; columns of its own (an iteration, a network) where it was measured on the way.
+    """
+    of_made = (MADE_ID,) if MADE_ID.name in key else ()
     return TableSpec(
         schema="curation",
         name=name,
         doc=doc,
         version=version,
-        columns=(DATASET_ID, MADE_ID, *columns),
-        key=("dataset_id", "made_id"),
-        partition=("dataset_id",),
+        columns=(DATASET_ID, *of_made, *columns),
+        key=(DATASET_ID.name, *key),
+        partition=(DATASET_ID.name,),
     )
 
 
@@ -330,7 +340,7 @@ class MakerSpec(MethodSpec):
     ``sources.made.Made``.
 
     Attributes:
-        tables: what it says of what it made, besides; replaced as a whole for each data set. Their key is ``made_id``.
+        tables: what it says of what it made, besides; replaced as a whole for each data set (:func:`made_table`).
         after_erasure: what has to be done with the made set when examples that it was made from are erased: "drop" the
             rows that were made from them, or "remake" the whole.
     """

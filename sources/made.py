@@ -2,6 +2,7 @@
 
     made example m   values x'_m and a target y'_m of the task of the originals, under an id of its own
     drawn_from       (m, i) for every original i that the values or the target of m were computed from
+    learnt_from      every original that all of them were computed from, by way of models: not said again for each m
 
 An example that was made from one original may bear its id; one made from many has an id that no original has. The
 owner of a made example is nobody: whose data it is follows from what it was drawn from.
@@ -31,17 +32,34 @@ class Made:
     Attributes:
         examples: (M) of them, all of the training split, in ascending order of their ids.
         drawn_from: (made_id, example_id), int64, sorted, each pair once; every made example has at least one.
+        learnt_from: int64 ids of originals that every made example was computed from besides: models were trained on
+            them, and the examples on the models.
+        judged_on: int64 ids of originals that nothing was made from and that figures in ``tables`` are of.
         tables: what its maker says of the made examples besides, ``{table.name: frame}``, without the data set's name.
     """
 
     examples: ExampleSet
     drawn_from: pl.DataFrame
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    learnt_from: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    judged_on: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def sources(self) -> np.ndarray:
-        """Ids of the originals that it was made from, ascending."""
-        return self.drawn_from["example_id"].unique().sort().to_numpy()
+        """Ids of the originals that it was made from, one by one or all together, ascending."""
+        return np.union1d(self.drawn_from["example_id"].to_numpy(), self.learnt_from)
+
+    def roles(self, train: np.ndarray) -> np.ndarray:
+        """What each of ``train``, ids of originals, was to it: "source" of some example by name, "learnt_from" by all,
+        "judged_on", or "unused"."""
+        roles = np.full(len(train), "unused", "<U11")
+        for role, ids in (
+            ("judged_on", self.judged_on),
+            ("learnt_from", self.learnt_from),
+            ("source", self.drawn_from["example_id"].to_numpy()),
+        ):
+            roles[np.isin(train, ids)] = role
+        return roles
 
     def validate(self, originals: ExampleSet) -> Self:
         """Refuse what cannot be kept; return self.
@@ -64,7 +82,9 @@ class Made:
                 f"drawn_from speaks of {len(unknown)} made examples that there are not", example_ids=unknown
             )
         train = originals.example_id[originals.split == "train"]
-        if len(strange := np.setdiff1d(self.sources, train)):
+        if len(both := np.intersect1d(self.sources, self.judged_on)):
+            raise DataError(f"{len(both)} examples that it was made from judge it too", example_ids=both)
+        if len(strange := np.setdiff1d(np.union1d(self.sources, self.judged_on), train)):
             raise DataError(
                 f"{len(strange)} examples that it was made from are no training examples of {originals.name}",
                 example_ids=strange,

@@ -2,7 +2,7 @@
 
     student   SGD from a fresh initialisation at the set's own step size, momentum 0.9, weight decay; the rate times 0.1
               at half of the epochs; cross-entropy with the labels' probabilities (one softmax, taken here)
-    soft      targets softmax(y);      hard   the class that the largest logit names
+    soft      targets softmax(y);      hard   the class that an image was made for
     acc       after the last epoch: the best of several readings on the same examples would be optimistic
 
 A set is compared with the real images that it started from, with random real ones, with coresets of the same size
@@ -65,7 +65,7 @@ def train_students(
     """Fresh networks trained on a set: (S, D), one a seed.
 
     Args:
-        x: (n, *shape). targets: (n, K) probabilities (:func:`probabilities`).
+        x: (n, *shape). targets: (n, K) probabilities: labels' softmax, or indicators of classes.
         rate: their step size.
 
     Raises:
@@ -73,15 +73,6 @@ def train_students(
     """
     thetas = torch.stack([network.initial(derive_seed("student", seed)) for seed in seeds])
     return config.descent(rate).run(network, thetas, x, targets, seeds=list(seeds))
-
-
-def probabilities(labels: Tensor, *, soft: bool) -> Tensor:
-    """Logits (n, K) as targets: softmax, or the indicator of the largest.
-
-    >>> probabilities(torch.tensor([[2.0, 0.0]]), soft=False)
-    tensor([[1., 0.]])
-    """
-    return labels.softmax(1) if soft else one_hot(labels.argmax(1), labels.shape[1], labels.dtype)
 
 
 def coreset(

@@ -26,6 +26,7 @@ from contracts.methods import NEEDS, analysis, unlearner
 from contracts.params import Config
 from contracts.progress import silent
 from contracts.registry import Method
+from contracts.stores import NoStore
 from contracts.subject import Ensemble
 from contracts.tables import Column
 from palimpsest.testing.kinds import kind_of
@@ -373,6 +374,7 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "unlearn_from": lambda: _Unlearn(world),
         "unlearn": lambda: _UnlearnAudited(world),
         "evaluate": lambda: evaluate,
+        "checkpoints": NoStore,
         "scores": lambda: lambda name: values,
         "splits": lambda: (
             lambda name: pl.DataFrame({"example_id": train.example_id, "role": np.where(chosen, "forget", "retain")})
