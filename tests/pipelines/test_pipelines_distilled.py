@@ -1,0 +1,104 @@
+"""A distilled data set from the plan to what people see of it: tables, trace, picture, and what an analysis is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from recorded_state import run
+from typer.testing import CliRunner
+
+from contracts import schema
+from contracts.methods import AnalysisSpec, analysis
+from contracts.params import Config, param
+from contracts.subject import Subject
+from contracts.tables import Column, TableSpec
+from palimpsest.testing.worlds import images
+from pipelines.cli.app import app
+from warehouse import Warehouse
+
+SMALL = {
+    "per_class": 2,
+    "width": 4,
+    "depth": 2,
+    "seeds": 1,
+    "held_out": 0.2,
+    "architectures": [],
+    "experts": {"num": 1, "epochs": 4, "batch": 16, "lr": 0.1},
+    "match": {"iterations": 3, "steps": 3, "t_max": 3, "lr_img": 5.0, "start": "real"},
+    "students": {"epochs": 3},
+    "keep_every": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Named(Config):
+    dataset: str = param(doc="a made data set", ref="dataset")
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[object]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, seen: list[object]) -> Path:
+    folder, state = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("distilled") / "state"
+    data = images().examples
+    np.savez(folder / "pictures.npz", x=data.x, y=data.y, ids=data.example_id, split=data.split)
+    table = TableSpec(
+        schema="studies",
+        name="looked_at",
+        doc="d",
+        columns=(Column(name="num", dtype="int64", doc="d"),),
+        key=("num",),
+    )
+
+    def look(data, *, config, seed, progress, made):
+        seen.append(made(config.dataset))
+        return {"looked_at": pl.DataFrame({"num": [len(seen)]})}
+
+    analysis(AnalysisSpec(name="looked_at", doc="D.", config=Named, needs=("made",), tables=(table,)))(look)
+    try:
+        plan = Subject.from_mapping(
+            {
+                "subject": "pictures",
+                "source": {"name": "npz", "config": {"root": str(folder), "file": "pictures.npz"}},
+                "model": {"name": "mlp", "config": {"hidden": [8]}},
+                "recipe": {"name": "supervised", "config": {"epochs": 2}},
+                "datasets": [{"name": "few", "method": "distilled", "config": SMALL}],
+                "analyses": [{"name": "looked_at", "config": {"dataset": "few"}}],
+            }
+        )
+        run(state, plan)
+    finally:
+        analysis._methods.pop("looked_at")
+    return state
+
+
+def test_it_is_stored_with_its_log_its_worth_and_who_touched_it(home: Path, seen: list[object]) -> None:
+    w = Warehouse.open(home)
+    members = w.read(schema.MEMBERS, subject="pictures")
+    counts = dict(members.group_by("role").len().iter_rows())
+    assert counts["source"] == 6 and counts["judged_on"] == 11 and counts["learnt_from"] == 54 - 17
+    assert w.query("SELECT * FROM curation.distilled")["logits"].list.len().to_list() == [3] * 6
+    assert w.query("SELECT * FROM curation.distillation_log").height == 3
+    assert w.query("SELECT * FROM curation.trajectory_smoothness").height == 5
+    assert set(w.query("SELECT * FROM curation.distillation_eval")["set_name"]) >= {"distilled", "initial", "herding"}
+    (found,) = seen
+    assert len(found.learnt_from) == 43 and len(found.judged_on) == 11 and len(found.sources) == 43
+    assert found.tables["distillation_log"]["iteration"].to_list() == [1, 2, 3]
+    made = w.artifacts.names("pictures/curation/few")
+    assert any("resume-" in name for name in made), "a run that was stopped would go on from here"
+
+
+@pytest.mark.parametrize("role", ["source", "learnt_from", "judged_on"])
+def test_a_trace_of_whatever_touched_it_names_it(home: Path, role: str) -> None:
+    w = Warehouse.open(home)
+    example = int(w.read(schema.MEMBERS, subject="pictures").filter(role=role)["example_id"][0])
+    said = CliRunner().invoke(app, ["trace", str(example)], env={"PALIMPSEST_HOME": str(home), "COLUMNS": "200"})
+    assert "pictures/curation/few" in said.output and "was used to make" in said.output
+    assert ("curation.drawn_from" in said.output) == (role == "source")
