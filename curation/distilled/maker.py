@@ -31,10 +31,10 @@ from contracts.methods import MakerSpec, maker
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.stores import CheckpointStore
+from curation.distilled.begin import begin
 from curation.distilled.evaluation import CORESETS, StudentConfig
-from curation.distilled.experts import ExpertConfig, train_experts
+from curation.distilled.experts import ExpertBuffer, ExpertConfig
 from curation.distilled.flat import FlatNetwork, one_hot
-from curation.distilled.initial import choose_start, final_logits, mean_logits
 from curation.distilled.judging import accuracy_of, judged
 from curation.distilled.smoothness import accuracies, smoothness
 from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS
@@ -119,38 +119,30 @@ def distilled(
     scale = Scale.fit(every[parts.distil], zca=config.zca, eps=config.zca_eps)
     x = scale.to(every)
     networks = _networks(config, data)
-    network, num_classes = networks["convnet"], data.num_classes
-    experts = train_experts(
+    network = networks["convnet"]
+    begun = begin(
         network,
         x[parts.distil],
         y[parts.distil],
-        num_classes=num_classes,
-        config=config.experts,
-        seed=derive_seed("experts", seed),
+        num_classes=data.num_classes,
+        per_class=config.per_class,
+        experts=config.experts,
+        match=config.match,
+        seed=seed,
         store=checkpoints,
         progress=progress,
     )
-    logits = final_logits(network, experts, x[parts.distil])
-    rows = choose_start(
-        config.match.start,  # type: ignore[arg-type]
-        logits,
-        y[parts.distil],
-        per_class=config.per_class,
-        num_classes=num_classes,
-        seed=derive_seed("start", seed),
-    )
-    labels = y[parts.distil][rows]
+    start, labels, rows, experts = begun.state, begun.classes, begun.rows.cpu().numpy(), begun.experts
     hard = config.match.labels == "hard"
-    first = one_hot(labels, num_classes, x.dtype) if hard else mean_logits(logits[:, rows], labels)
-    matcher = TrajectoryMatcher(network=network, experts=experts, config=config.match)
-    start = Distilled.start(x[parts.distil][rows], first, config.match.lr_start)
-    last, best = _distil(matcher, start, labels, x[parts.choose], y[parts.choose], config, seed, checkpoints, progress)
+    last, best = _distil(
+        begun.matcher, start, labels, x[parts.choose], y[parts.choose], config, seed, checkpoints, progress
+    )
     table = judged(
         networks,
-        {"distilled": (best.images, best.labels, best.rate), "initial": (start.images, first, config.match.lr_start)},
+        {"distilled": (best.images, best.labels, best.rate), "initial": (start.images, start.labels, start.rate)},
         labels,
         data.take(parts.distil),
-        logits[0],
+        begun.logits,
         experts.final(0, network),
         (x[parts.distil], y[parts.distil]),
         (x[parts.judge], y[parts.judge]),
@@ -162,7 +154,7 @@ def distilled(
     if len(taken := np.intersect1d(ids, data.example_id)):
         raise DataError("originals have the ids that distilled examples get", example_ids=taken)
     of_class = labels.cpu().numpy()
-    source = data.example_id[parts.distil][rows.cpu().numpy()]
+    source = data.example_id[parts.distil][rows]
     raw, center, factor = _raw(data, scale, best.images)
     acc = accuracies(network, experts, x[parts.judge], y[parts.judge])
     examples = made_examples(
@@ -309,7 +301,7 @@ def _log(state: Distilled) -> pl.DataFrame:
     )
 
 
-def _moved(experts: Any, accuracy: NDArray[np.float64]) -> pl.DataFrame:
+def _moved(experts: ExpertBuffer, accuracy: NDArray[np.float64]) -> pl.DataFrame:
     frames = []
     for number, trajectory in enumerate(experts.trajectories):
         found = smoothness(trajectory)

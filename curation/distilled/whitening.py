@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from contracts.errors import NotApplicable
+from contracts.errors import DataError, NotApplicable
 
 MOST_PIXELS = 4096
 
@@ -44,7 +44,10 @@ class Scale:
 
         Raises:
             NotApplicable: ZCA of more than ``MOST_PIXELS`` values an image.
+            DataError: no image.
         """
+        if not len(x):
+            raise DataError("there is no training image to fit a scale to")
         shift, spread = x.mean((0, 2, 3))[:, None, None], x.std((0, 2, 3), correction=0)[:, None, None]
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
         if not zca:

@@ -1,4 +1,4 @@
-"""A distilled data set from the plan to what people see of it: tables, trace, picture, and what an analysis is given."""
+"""A distilled data set from the plan to what people see of it: tables, trace, and what an analysis is given of it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,283 @@
+"""Does a distilled set hide its sources? Membership, in networks trained on it, of what it was distilled from.
+
+    M halves      each example of the training split in exactly M/2 of them; of each half a set is distilled
+    networks      one a half and kind: trained on the distilled set, on the real images that it started from, and on the
+                  whole half (an expert): what is hidden is the difference between the first and the last
+    attacks       the networks of a kind judge each other: each is attacked with the others as references
+    groups        members of the half, those of them that an image started from, and the rest; against non-members
+
+All intervals are clustered by network and by example (``attacks.membership.over_runs``). A set that was made of few
+images starts from few: the group of those is small in each half, and its interval wide. What the distilled set shows is
+a finding, for information.
+
+That distilled sets protect their sources: Dong, Zhao & Lyu (ICML 2022, arXiv 2206.00240); that this claim was too
+strong: Carlini, Feldman & Nasr (arXiv 2209.14987).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from attacks.membership.evidence import Evidence
+from attacks.membership.over_runs import auc_over_runs
+from contracts.digests import derive_seed
+from contracts.errors import ConfigError
+from contracts.methods import AnalysisSpec, Picture, analysis, attack
+from contracts.params import Config, param
+from contracts.progress import Progress
+from contracts.stores import CheckpointStore
+from contracts.subject import Thresholds
+from contracts.tables import Column, TableSpec
+from contracts.verdicts import INFORMATION, Finding, Verdict
+from curation.distilled.begin import begin
+from curation.distilled.evaluation import StudentConfig, train_students
+from curation.distilled.experts import ExpertConfig
+from curation.distilled.flat import FlatNetwork, one_hot
+from curation.distilled.trajectory import MatchConfig
+from curation.distilled.whitening import Scale
+from recipes.design import balanced_design
+from recipes.ensemble import ReferenceEnsemble
+from recipes.models import builder
+from recipes.predict import reading_of_outputs
+from sources.example_set import ExampleSet
+from tasks.base import require
+
+KINDS = ("distilled", "initial", "half")
+MEMBERS, INITIAL, REST = "members", "initial", "rest"
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistilledLeakConfig(Config):
+    runs: int = param(16, ge=4, le=10_000, doc="M: halves, and sets distilled; even")
+    per_class: int = param(10, ge=1, le=100_000, unit="examples", doc="distilled examples of every class")
+    width: int = param(128, ge=1, le=4096, doc="channels of the ConvNet that experts and students are")
+    depth: int = param(3, ge=1, le=8, doc="its blocks")
+    experts: ExpertConfig = param(ExpertConfig(num=2), doc="experts of each half")
+    match: MatchConfig = param(MatchConfig(iterations=1000), doc="how their trajectories are matched")
+    students: StudentConfig = param(StudentConfig(), doc="how networks are trained on a set")
+    attacks: tuple[str, ...] = param(
+        ("lira_online", "loss"), doc="registered membership attacks, with their defaults", ref="attack"
+    )
+    alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
+    device: str = param("cpu", choices=("cpu", "cuda"), doc="where networks are trained")
+
+    def check(self) -> None:
+        if self.runs % 2:
+            raise ConfigError(f"DistilledLeakConfig.runs = {self.runs} must be even: each example is in half of them")
+
+
+LEAK = TableSpec(
+    schema="audits",
+    name="distilled_leak",
+    doc="How well members of a half are told from non-members by networks trained on what was made of it.",
+    key=("attack", "trained_on", "group"),
+    columns=(
+        Column(name="attack", dtype="str", doc="membership attack"),
+        Column(
+            name="trained_on", dtype="str", choices=KINDS, doc="distilled set, its initial images, or the half itself"
+        ),
+        Column(
+            name="group", dtype="str", choices=(MEMBERS, INITIAL, REST), doc="which members; all have the same others"
+        ),
+        Column(name="num_models", dtype="int64", low=2, doc="networks attacked"),
+        Column(name="num_members", dtype="float64", low=0, doc="mean over networks of the members of the group"),
+        Column(name="auc", dtype="float64", low=0, high=1, doc="mean over networks; 0.5 = nothing to find"),
+        Column(name="auc_lo", dtype="float64", low=0, high=1, doc="lower bound, clustered by network and by example"),
+        Column(name="auc_hi", dtype="float64", low=0, high=1, doc="upper bound"),
+        Column(name="accuracy", dtype="float64", low=0, high=1, doc="of the networks on test examples"),
+    ),
+)
+
+
+def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
+    """What networks trained on distilled sets show of all members, beside what those trained on the halves show."""
+    found = []
+    rows = tables[LEAK.name].filter(pl.col("group") == MEMBERS)
+    for (name,), own in rows.group_by("attack", maintain_order=True):
+        kind = {row["trained_on"]: row for row in own.iter_rows(named=True)}
+        row, limit = kind["distilled"], thresholds.max_auc
+        below, above = row["auc_hi"] < limit, row["auc_lo"] > limit
+        sentence = (
+            f"Networks trained on distilled sets tell members of what was distilled from others with an AUC of "
+            f"{row['auc']:.3f} ({row['auc_lo']:.3f} to {row['auc_hi']:.3f}); networks trained on the members "
+            f"themselves with {kind['half']['auc']:.3f}."
+        )
+        finding = Finding(
+            what=f"distilled_leak/{name}",
+            verdict=Verdict.FAIL if above else Verdict.PASS if below else Verdict.INCONCLUSIVE,
+            sentence=sentence,
+            value=row["auc"],
+            low=row["auc_lo"],
+            high=row["auc_hi"],
+            threshold=limit,
+            kind=INFORMATION,
+            judged=False,
+        )
+        found.append(("distilled sets", finding))
+    return found
+
+
+@analysis(
+    AnalysisSpec(
+        name="distilled_leak",
+        wants=("reading", "classes", "images"),
+        doc="Membership, in networks trained on distilled sets, of what these were distilled from.",
+        source="Dong et al., ICML 2022 (arXiv 2206.00240); Carlini et al., arXiv 2209.14987",
+        config=DistilledLeakConfig,
+        needs=("checkpoints",),
+        tables=(LEAK,),
+        pictures=(
+            Picture(
+                table=LEAK.name,
+                title="Members told from others: networks trained on distilled sets, their initial images, the halves",
+                x="trained_on",
+                y="auc",
+                series="group",
+                low="auc_lo",
+                high="auc_hi",
+                kind="dots",
+                where=(("attack", "lira_online"),),
+            ),
+        ),
+        judge=judge_distilled_leak,
+        finds=lambda config, limits, _: [],  # none counts
+    )
+)
+def distilled_leak(
+    data: ExampleSet, *, config: DistilledLeakConfig, seed: int, progress: Progress, checkpoints: CheckpointStore
+) -> dict[str, pl.DataFrame]:
+    """Table ``distilled_leak``; see the head of this file.
+
+    Args:
+        data: both splits; test examples are members of no half.
+        checkpoints: where what each half has shown is kept, to go on from.
+
+    Raises:
+        NotApplicable: no images, or images too small for the network.
+        DataError: a half in which a class has too few examples.
+        ConfigError: too few halves for an attack.
+    """
+    require(data, "distilled_leak", "reading", "classes", "images")
+    data.check_targets()
+    data = data.by_id()
+    pool = data.split == "train"
+    keep = np.zeros((config.runs, len(data)), bool)
+    keep[:, pool] = balanced_design(config.runs, int(pool.sum()), seed=derive_seed("halves", seed))
+    readings: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
+    held = np.zeros_like(keep)
+    for number in range(config.runs):
+        name = f"half-{number}"
+        kept = checkpoints.load(name)
+        arrays = _one_half(data, keep[number], config, derive_seed("half", seed, number)) if kept is None else kept[0]
+        if kept is None:
+            checkpoints.save(name, arrays, {})
+        for kind in KINDS:
+            readings[kind].append(np.asarray(arrays[kind]))
+        held[number, np.asarray(arrays["rows"])] = True
+        progress(number + 1, config.runs, "halves distilled and attacked")
+    return {LEAK.name: leak(data, pool, keep, held, {kind: np.stack(r) for kind, r in readings.items()}, config, seed)}
+
+
+def _one_half(data: ExampleSet, members: Bool, config: DistilledLeakConfig, seed: int) -> dict[str, NDArray[Any]]:
+    """Readings (N, 4) of all examples by the network of each kind, and the ``rows`` that images started from."""
+    own = np.flatnonzero(members)
+    every, y = torch.from_numpy(data.inputs(slice(None))).to(config.device), torch.from_numpy(data.y).to(config.device)
+    x = Scale.fit(every[torch.from_numpy(data.split == "train").to(every.device)]).to(every)
+    network = FlatNetwork(
+        builder(
+            "convnet",
+            {"width": config.width, "depth": config.depth},
+            input_shape=data.input_shape,
+            num_outputs=data.num_classes,
+        ),
+        device=config.device,
+    )
+    begun = begin(
+        network,
+        x[own],
+        y[own],
+        num_classes=data.num_classes,
+        per_class=config.per_class,
+        experts=config.experts,
+        match=config.match,
+        seed=seed,
+    )
+    made = begun.matcher.run(begun.state, seed=derive_seed("matching", seed))
+    targets = made.labels.softmax(1) if config.match.labels == "soft" else made.labels
+    of_start = one_hot(begun.classes, data.num_classes, x.dtype)
+
+    def student(images: torch.Tensor, wanted: torch.Tensor, rate: float) -> torch.Tensor:
+        seeds = [derive_seed("student", seed)]
+        return train_students(network, images, wanted, rate=rate, config=config.students, seeds=seeds)[0]
+
+    networks = {
+        "distilled": student(made.images, targets, made.rate),
+        "initial": student(begun.state.images, of_start, config.match.lr_start),
+        "half": begun.experts.final(0, network),
+    }
+    read = {
+        kind: reading_of_outputs(data, network.logits(theta, x).float().cpu().numpy()).values
+        for kind, theta in networks.items()
+    }
+    return {**read, "rows": own[begun.rows.cpu().numpy()]}
+
+
+def leak(
+    data: ExampleSet,
+    pool: Bool,
+    keep: Bool,
+    held: Bool,
+    readings: Mapping[str, NDArray[np.float64]],
+    config: DistilledLeakConfig,
+    seed: int,
+) -> pl.DataFrame:
+    """The table, of what each network says of everybody.
+
+    Args:
+        data: N examples by id. pool: (N,) those that halves are of.
+        keep, held: (M, N), members of each half, and those of them that an image started from.
+        readings: (M, N, 4) of the networks of each kind.
+    """
+    rows = []
+    for kind in KINDS:
+        ensemble = ReferenceEnsemble(
+            example_id=data.example_id,
+            pool=pool,
+            labels=data.y,
+            keep=keep,
+            reading=readings[kind],
+            config_digest="",
+        )
+        evidence = Evidence.of_ensemble(
+            ensemble, ensemble.reading, task=data.task, constants=data.constants, target_index=np.arange(len(keep))
+        )
+        accuracy = float(ensemble.readings.quality[:, data.split == "test"].mean())
+        for name in config.attacks:
+            method = attack.get(name)
+            scores = method(evidence, config=method.spec.config(), seed=derive_seed("attack", seed) % 2**31)
+            inside, first = keep[:, pool], held[:, pool]
+            for group, positive in ((MEMBERS, inside), (INITIAL, first), (REST, inside & ~first)):
+                area = auc_over_runs(np.where(positive | ~inside, scores, np.nan), positive)
+                low, high = area.interval(config.alpha)
+                rows.append(
+                    {
+                        "attack": name,
+                        "trained_on": kind,
+                        "group": group,
+                        "num_models": len(keep),
+                        "num_members": float(positive.sum(1).mean()),
+                        "auc": area.value,
+                        "auc_lo": low,
+                        "auc_hi": high,
+                        "accuracy": accuracy,
+                    }
+                )
+    return pl.DataFrame(rows)
