@@ -15,6 +15,7 @@ from recipes.rng import local_rng
 SMALL = {
     "mlp": {"hidden": [8, 5], "activation": "gelu"},
     "cnn": {"channels": [4, 6], "hidden": 7},
+    "convnet": {"width": 6, "depth": 2},
     "resnet_gn": {"widths": [8, 16], "blocks": 2, "groups": 4},
     "vit": {"dim": 8, "depth": 2, "heads": 2},
 }
@@ -73,7 +74,7 @@ def test_parameter_names_are_stable():
     assert names == ["hidden.0.weight", "hidden.0.bias", "hidden.1.weight", "hidden.1.bias", "head.weight", "head.bias"]
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet_gn", "vit"])
+@pytest.mark.parametrize("name", ["cnn", "convnet", "resnet_gn", "vit"])
 def test_image_models_refuse_vectors(name):
     with pytest.raises(NotApplicable, match=r"\(30,\)"):
         build(name, None, input_shape=(30,), num_outputs=2, seed=0)
@@ -89,6 +90,7 @@ def test_image_models_refuse_vectors(name):
         ("vit", {"heads": 3}, (1, 8, 8), ConfigError, "divide"),
         ("vit", {}, (1, 9, 8), NotApplicable, "9 x 8"),
         ("cnn", {}, (1, 3, 8), NotApplicable, "4 x 4"),
+        ("convnet", {}, (1, 7, 9), NotApplicable, "8 x 8; these are 7 x 9"),
         ("mlp", {}, (), ConfigError, "input_shape"),
         ("no_such_module_here:f", {}, (4,), ConfigError, "cannot be imported"),
         ("recipes_user_models:absent", {}, (4,), ConfigError, "cannot be imported"),
