@@ -59,4 +59,5 @@ class ConvNet(nn.Module):
         """``x`` (B, C, H, W) -> logits (B, K)."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.avg_pool2d(F.relu(norm(conv(x))), 2)
-        return self.head(x.flatten(1))
+        logits: Tensor = self.head(x.flatten(1))
+        return logits

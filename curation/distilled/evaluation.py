@@ -21,6 +21,7 @@ from torch import Tensor
 
 from contracts.digests import derive_seed
 from contracts.params import Config, param
+from curation.coverage.choosing import Rule
 from curation.coverage.facility_location import greedy
 from curation.coverage.herding import herded
 from curation.coverage.k_center import farthest_first
@@ -30,7 +31,8 @@ from curation.distilled.flat import FlatNetwork, one_hot
 from explain.embeddings import embeddings
 from sources.example_set import ExampleSet
 
-CORESETS = ("k_center", "herding", "facility_location")
+_RULES: dict[str, Rule] = {"k_center": farthest_first, "herding": herded, "facility_location": greedy}
+CORESETS = tuple(_RULES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +88,10 @@ def coreset(
     """
     if name == "facility_location":
         error = logits.softmax(1) - one_hot(torch.from_numpy(data.y).to(logits.device), logits.shape[1], logits.dtype)
-        features, rule = error.float().cpu().numpy(), greedy
+        features = error.float().cpu().numpy()
     else:
         features = embeddings(network.module(expert), data)
-        rule = {"k_center": farthest_first, "herding": herded}[name]
+    rule = _RULES[name]
     chosen = []
     for label in range(data.num_classes):
         rows = np.flatnonzero(data.y == label)

@@ -215,5 +215,5 @@ class _Told(NamedTuple):
     num: int
     total: int
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, done: int, /) -> None:
         self.progress(self.before + done * self.num, self.total, "epochs of experts")

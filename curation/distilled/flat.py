@@ -55,7 +55,8 @@ class FlatNetwork:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """``theta`` (D,), ``x`` (B, *shape) -> logits (B, K); differentiable in both, any number of times."""
-        return functional_call(self._module, self.named(theta), (x,))
+        logits: Tensor = functional_call(self._module, self.named(theta), (x,))
+        return logits
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of the vector as parameters."""

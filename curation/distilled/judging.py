@@ -80,9 +80,11 @@ def judged(
         trained |= {(name, "soft"): (images, labels.softmax(1), rate)} if soft else {}
         trained[name, "hard"] = (images, hard, rate)
     for name in config.coresets:
-        rows = coreset(name, networks["convnet"], expert, originals, logits, per_class=ipc)
-        trained[name, "hard"] = (real[0][rows], one_hot(real[1][rows], num_classes, hard.dtype), config.match.lr_start)
-    rows, done, total = [], 0, len(networks) * (len(trained) + 2)
+        chosen = coreset(name, networks["convnet"], expert, originals, logits, per_class=ipc)
+        of_class = one_hot(real[1][chosen], num_classes, hard.dtype)
+        trained[name, "hard"] = (real[0][chosen], of_class, config.match.lr_start)
+    rows: list[dict[str, Any]] = []
+    done, total = 0, len(networks) * (len(trained) + 2)
     for arch, network in networks.items():
 
         def told() -> None:

@@ -144,7 +144,9 @@ def batches(num: int, size: int, steps: int, seed: int) -> list[Tensor]:
     >>> sorted(torch.cat(batches(6, 2, 3, 0)).tolist())
     [0, 1, 2, 3, 4, 5]
     """
-    g, found, left = generator(seed), [], []
+    g = generator(seed)
+    found: list[Tensor] = []
+    left: list[Tensor] = []
     for _ in range(steps):
         left = left or list(torch.randperm(num, generator=g).split(min(size, num)))
         found.append(left.pop(0))
