@@ -47,7 +47,7 @@ def world(num: int, seed: int) -> tuple[Inner, Tensor, Tensor]:
     inner = Inner(
         network=network,
         start=start,
-        targets=targets(start, trajectory, 0, epochs=1, steps=STEPS, on_the_way=[]),
+        targets=targets(start, trajectory, epoch=0, steps=STEPS, on_the_way=[]),
         batches=batches(num, num, STEPS, seed),
         seeds=[0] * STEPS,
     )

@@ -167,7 +167,7 @@ def _invariants(digits: Digits, experts: ExpertBuffer, runs: list[Run]) -> list[
     largest = max(widening.upper(iteration) for iteration in range(300))
     last = max(float(run.log["start_epoch"].max()) - float(run.log["upper_bound"].min()) for run in runs)
     ends = max(float(run.log["start_epoch"].max()) + MATCH.expert_epochs - experts.epochs for run in runs)
-    still = experts.trajectory(0, digits.network)[:1].expand(3, -1)
+    still = experts.final(0, digits.network).expand(3, -1)
     return [
         at_most("adjoint against unrolling, 10 steps, float32", of_steps[10]["adjoint"], 2e-6),
         at_most("TESLA against unrolling, 1 step", of_steps[1]["tesla"], 2e-6),
@@ -185,7 +185,7 @@ def _invariants(digits: Digits, experts: ExpertBuffer, runs: list[Run]) -> list[
 
 
 def targets_of(trajectory: Tensor) -> object:
-    return targets(trajectory[0], trajectory, 0, epochs=2, steps=4, on_the_way=[])
+    return targets(trajectory[0], trajectory, epoch=0, steps=4, on_the_way=[])
 
 
 def _refused(work: Callable[[], object]) -> float:

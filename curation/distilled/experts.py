@@ -129,17 +129,14 @@ class ExpertBuffer:
         """T."""
         return int(self.trajectories[0].shape[0]) - 1
 
-    def trajectory(self, number: int, like: FlatNetwork) -> Tensor:
-        """(T + 1, D) on the network's device, copied."""
-        return torch.from_numpy(np.array(self.trajectories[number])).to(like.device, like.dtype)
+    def checkpoints(self, number: int, like: FlatNetwork, *, first: int, num: int) -> Tensor:
+        """(num, D): those of an expert from epoch ``first`` on, on the network's device, copied."""
+        rows = np.array(self.trajectories[number][first : first + num])
+        return torch.from_numpy(rows).to(like.device, like.dtype)
 
     def final(self, number: int, like: FlatNetwork) -> Tensor:
         """The trained expert (D,)."""
-        return torch.from_numpy(np.array(self.trajectories[number][-1])).to(like.device, like.dtype)
-
-    def head(self, num: int) -> ExpertBuffer:
-        """The first ``num`` experts."""
-        return ExpertBuffer(self.trajectories[:num], self.variant)
+        return self.checkpoints(number, like, first=self.epochs, num=1)[0]
 
 
 def train_experts(

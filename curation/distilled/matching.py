@@ -101,24 +101,24 @@ def match(inner: Inner, x: Tensor, y: Tensor, rate: float, *, mode: GradMode = "
 
 def targets(
     start: Tensor,
-    trajectory: Tensor,
-    epoch: int,
+    checkpoints: Tensor,
     *,
-    epochs: int,
+    epoch: int,
     steps: int,
     on_the_way: Sequence[tuple[int, int, float]],
 ) -> list[Target]:
-    """What a student that starts at ``start``, near checkpoint ``epoch`` of a trajectory (T + 1, D), is compared with.
+    """What a student that starts at ``start``, at or near the first of an expert's ``checkpoints``, is compared with.
 
     Args:
-        epochs: M. steps: N.
+        checkpoints: (M + 1, D), of ``epoch`` and the M after it.
+        steps: N.
         on_the_way: ``schedules.intermediate_targets``.
 
     Raises:
         DataError: the expert did not move from ``epoch`` on in M epochs: there is nothing to match. Checkpoints that
             share the memory of live weights look like this.
     """
-    theta, end = trajectory[epoch], trajectory[epoch + epochs]
+    theta, end, epochs = checkpoints[0], checkpoints[-1], len(checkpoints) - 1
     moved = float((theta - end).double().square().sum())
     apart = float((start - end).double().square().sum())
     if not (moved > 0 and apart > 0):
@@ -129,7 +129,7 @@ def targets(
         )
     found = []
     for step, ahead, weight in on_the_way:
-        passed = trajectory[epoch + ahead]
+        passed = checkpoints[ahead]
         distance = float((start - passed).double().square().sum())
         least = _FLOOR * float(passed.double().square().sum())
         found.append(Target(step, passed, weight / max(distance, least), distance < least))

@@ -59,7 +59,10 @@ def accuracies(network: FlatNetwork, experts: ExpertBuffer, x: Tensor, y: Tensor
     """Of every expert after every epoch on examples that it was not trained on: (E, T + 1), in [0, 1]."""
     return np.array(
         [
-            [network.accuracy(theta, x, y) for theta in experts.trajectory(number, network)]
+            [
+                network.accuracy(experts.checkpoints(number, network, first=epoch, num=1)[0], x, y)
+                for epoch in range(experts.epochs + 1)
+            ]
             for number in range(len(experts))
         ]
     )

@@ -68,6 +68,7 @@ class MatchConfig(Config):
     start: str = param("correct", choices=STARTS, doc="which real images are started from")
     grad_mode: str = param("adjoint", choices=MODES, doc="how the gradient is taken; tesla is not exact")
     augment: tuple[str, ...] = param(STRATEGIES, choices=STRATEGIES, doc="augmentation within a student's steps")
+    siamese: bool = param(False, doc="one change for all images of a step, not one an image")
     momentum: float = param(0.0, ge=0, lt=1, doc="m: of a student's steps; AST: 0.9")
     perturb: float = param(0.0, ge=0, le=1000, doc="a: of the start weights of convolutions; AST: 1")
     balance: bool = param(False, doc="students' losses are balanced by the start epoch (AST)")
@@ -201,14 +202,12 @@ class TrajectoryMatcher:
         expert, root = int(order[number]), derive_seed("iteration", seed, iteration)
         schedule = config.schedule()
         epoch = schedule.draw(iteration, derive_seed("epoch", root))
-        trajectory = self.experts.trajectory(expert, self.network)
-        start = trajectory[epoch]
+        passed = self.experts.checkpoints(expert, self.network, first=epoch, num=config.expert_epochs + 1)
+        start = passed[0]
         if config.perturb:
             start = perturbed(self.network, start, scale=config.perturb, seed=derive_seed("perturb", root))
         on_the_way = intermediate_targets(config.steps, config.expert_epochs, config.intermediate)  # type: ignore[arg-type]
-        goals = targets(
-            start, trajectory, epoch, epochs=config.expert_epochs, steps=config.steps, on_the_way=on_the_way
-        )
+        goals = targets(start, passed, epoch=epoch, steps=config.steps, on_the_way=on_the_way)
         drawn = batches(len(state.images), config.batch, config.steps, derive_seed("order", root))
         inner = Inner(
             network=self.network,
@@ -216,7 +215,7 @@ class TrajectoryMatcher:
             targets=goals,
             batches=[batch.to(self.network.device) for batch in drawn],
             seeds=[derive_seed("augment", root, step) for step in range(config.steps)],
-            augment=Augment(config.augment),
+            augment=Augment(config.augment, siamese=config.siamese),
             momentum=config.momentum,
             loss_scale=balanced_scale(epoch, config.t_max) if config.balance else 1.0,
             soft=config.labels == "soft",

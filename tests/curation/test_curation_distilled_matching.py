@@ -42,7 +42,7 @@ def student(network: FlatNetwork, trajectory: Tensor, steps: int, *, on_the_way:
     fields = {
         "network": network,
         "start": trajectory[0],
-        "targets": targets(trajectory[0], trajectory, 0, epochs=epochs, steps=steps, on_the_way=way),
+        "targets": targets(trajectory[0], trajectory, epoch=0, steps=steps, on_the_way=way),
         "batches": batches(IMAGES, 4, steps, 5),
         "seeds": list(range(steps)),
         **more,
@@ -151,7 +151,7 @@ def test_a_linear_student_in_closed_form(seed: int, momentum: float, steps: int)
     rng = np.random.default_rng(seed)
     trajectory = torch.from_numpy(rng.normal(size=(2, network.num_parameters)))
     x, y = rng.normal(size=(IMAGES, 1, 1, dim)), rng.normal(size=(IMAGES, CLASSES))
-    goals = targets(trajectory[0], trajectory, 0, epochs=1, steps=steps, on_the_way=[])
+    goals = targets(trajectory[0], trajectory, epoch=0, steps=steps, on_the_way=[])
     drawn = batches(IMAGES, 4, steps, seed)
     inner = Inner(
         network=network,
@@ -204,17 +204,17 @@ def test_an_expert_that_stands_still_is_refused_in_words() -> None:
     trajectory, _, _ = world(network)
     still = trajectory[:1].expand(4, -1)
     with pytest.raises(DataError, match="after epoch 0 and after epoch 3 are the same"):
-        targets(trajectory[0], still, 0, epochs=3, steps=4, on_the_way=[])
+        targets(trajectory[0], still, epoch=0, steps=4, on_the_way=[])
     moved = trajectory[0] + 0.1  # a perturbed start does not hide it
     with pytest.raises(DataError, match="nothing to match"):
-        targets(moved, still, 0, epochs=3, steps=4, on_the_way=[])
+        targets(moved, still, epoch=0, steps=4, on_the_way=[])
 
 
 def test_a_small_step_on_the_way_stands_on_a_floor_and_says_so() -> None:
     network = convnet()
     trajectory, _, _ = world(network)
     trajectory[1] = trajectory[0]
-    goals = targets(trajectory[0], trajectory, 0, epochs=3, steps=6, on_the_way=[(2, 1, 1.0), (4, 2, 1.0)])
+    goals = targets(trajectory[0], trajectory, epoch=0, steps=6, on_the_way=[(2, 1, 1.0), (4, 2, 1.0)])
     least = 1e-8 * float(trajectory[1].square().sum())
     assert [g.floored for g in goals] == [True, False, False]
     assert goals[0].scale == pytest.approx(1 / least)
