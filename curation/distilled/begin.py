@@ -21,14 +21,12 @@ class Begun(NamedTuple):
     Attributes:
         matcher: with the experts. state: nothing has moved yet.
         rows: positions of the real images that it starts from, class by class; classes: theirs.
-        logits: (N, K) of expert 0 on all real images.
     """
 
     matcher: TrajectoryMatcher
     state: Distilled
     rows: Tensor
     classes: Tensor
-    logits: Tensor
 
     @property
     def experts(self) -> ExpertBuffer:
@@ -78,4 +76,4 @@ def begin(
     hard = match.labels == "hard"
     labels = one_hot(classes, num_classes, x.dtype) if hard else mean_logits(logits[:, rows], classes)
     matcher = TrajectoryMatcher(network=network, experts=trained, config=match)
-    return Begun(matcher, Distilled.start(x[rows], labels, match.lr_start), rows, classes, logits[0])
+    return Begun(matcher, Distilled.start(x[rows], labels, match.lr_start), rows, classes)

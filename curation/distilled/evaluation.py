@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracts.digests import derive_seed
 from contracts.params import Config, param
@@ -28,8 +28,7 @@ from curation.coverage.k_center import farthest_first
 from curation.distilled.augment import STRATEGIES, Augment
 from curation.distilled.descent import Descent
 from curation.distilled.flat import FlatNetwork, one_hot
-from explain.embeddings import embeddings
-from sources.example_set import ExampleSet
+from explain.embeddings import last_linear
 
 _RULES: dict[str, Rule] = {"k_center": farthest_first, "herding": herded, "facility_location": greedy}
 CORESETS = tuple(_RULES)
@@ -78,22 +77,36 @@ def train_students(
 
 
 def coreset(
-    name: str, network: FlatNetwork, expert: Tensor, data: ExampleSet, logits: Tensor, *, per_class: int
+    name: str, network: FlatNetwork, expert: Tensor, x: Tensor, y: Tensor, *, per_class: int, num_classes: int
 ) -> NDArray[np.int64]:
-    """Positions in ``data`` of ``per_class`` examples of every class that a rule of ``curation.coverage`` chooses.
+    """Positions of ``per_class`` examples of every class that a rule of ``curation.coverage`` chooses.
 
     Args:
-        name: of ``CORESETS``. expert: (D,), whose activations are what is seen; its logits (N, K) of ``data``, in its
-            order, make the gradients of facility location (CRAIG).
+        name: of ``CORESETS``. expert: (D,), in whose activations the rule sees examples; facility location, by the
+            gradients of its loss in the logits (CRAIG).
+        x: (N, *shape), on the scale that the expert was trained on; y: (N,), classes.
     """
     if name == "facility_location":
-        error = logits.softmax(1) - one_hot(torch.from_numpy(data.y).to(logits.device), logits.shape[1], logits.dtype)
-        features = error.float().cpu().numpy()
+        logits = network.logits(expert, x).double()
+        features = (logits.softmax(1) - one_hot(y, num_classes, logits.dtype)).float().cpu().numpy()
     else:
-        features = embeddings(network.module(expert), data)
-    rule = _RULES[name]
-    chosen = []
-    for label in range(data.num_classes):
-        rows = np.flatnonzero(data.y == label)
-        chosen.append(rows[rule(features[rows], per_class)])
+        features = activations(network.module(expert), x)
+    chosen, labels = [], y.cpu().numpy()
+    for label in range(num_classes):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rows[_RULES[name](features[rows], per_class)])
     return np.concatenate(chosen)
+
+
+@torch.no_grad()
+def activations(model: nn.Module, x: Tensor, *, batch: int = 1024) -> NDArray[np.float32]:
+    """The input of a model's last linear layer on images as they are given: float32 (N, d)."""
+    _, head = last_linear(model)
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].float().cpu()))
+    try:
+        for block in x.split(batch):
+            model(block)
+    finally:
+        handle.remove()
+    return torch.cat(seen).numpy()

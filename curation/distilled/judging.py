@@ -17,7 +17,6 @@ from curation.distilled.evaluation import StudentConfig, coreset, train_students
 from curation.distilled.experts import ExpertConfig
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.trajectory import MatchConfig
-from sources.example_set import ExampleSet
 
 Pair = tuple[Tensor, Tensor]
 Set = tuple[Tensor, Tensor, float]
@@ -54,12 +53,11 @@ def judged(
     networks: Mapping[str, FlatNetwork],
     sets: Mapping[str, Set],
     classes: Tensor,
-    originals: ExampleSet,
-    logits: Tensor,
     expert: Tensor,
     real: Pair,
     judge: Pair,
     *,
+    num_classes: int,
     config: Judging,
     seed: int,
     progress: Progress,
@@ -69,18 +67,18 @@ def judged(
     Args:
         networks: architectures by name; "convnet" is the experts' own.
         sets: name -> images, learned labels (or probabilities of hard ones), step size; of the classes ``classes``.
-        originals: what was distilled, as ``real`` (images as the networks see them, classes) in the same order; with
-            ``logits`` (N, K) of ``expert`` (D,).
+        expert: (D,), a trained expert, in whose eyes coresets are chosen.
+        real: what was distilled, as the networks see it, and its classes.
         judge: held-out images and their classes.
     """
-    num_classes, ipc, soft = originals.num_classes, config.per_class, config.match.labels == "soft"
+    ipc, soft = config.per_class, config.match.labels == "soft"
     hard = one_hot(classes, num_classes, real[0].dtype)
     trained: dict[tuple[str, str], Set] = {}
     for name, (images, labels, rate) in sets.items():
         trained |= {(name, "soft"): (images, labels.softmax(1), rate)} if soft else {}
         trained[name, "hard"] = (images, hard, rate)
     for name in config.coresets:
-        chosen = coreset(name, networks["convnet"], expert, originals, logits, per_class=ipc)
+        chosen = coreset(name, networks["convnet"], expert, *real, per_class=ipc, num_classes=num_classes)
         of_class = one_hot(real[1][chosen], num_classes, hard.dtype)
         trained[name, "hard"] = (real[0][chosen], of_class, config.match.lr_start)
     rows: list[dict[str, Any]] = []

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from contracts.methods import maker
+from contracts.methods import curator, maker
 from contracts.progress import silent
 from contracts.stores import NoStore
-from curation.distilled.evaluation import CORESETS, StudentConfig, coreset, train_students
+from curation.distilled.evaluation import CORESETS, StudentConfig, activations, coreset, train_students
 from curation.distilled.experts import ExpertBuffer, ExpertConfig, train_experts
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.maker import FIRST_ID, DistilledConfig, parted
@@ -23,6 +23,7 @@ from curation.distilled.matching import match
 from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS
 from curation.distilled.trajectory import LEAST_RATE, Distilled, MatchConfig, TrajectoryMatcher, perturbed
 from curation.distilled.whitening import Scale
+from explain.embeddings import embeddings
 from palimpsest.testing.worlds import images
 from recipes.models import builder
 from sources.example_set import ExampleSet
@@ -268,14 +269,24 @@ def test_perturbation_changes_convolutions_alone_by_its_size(matched) -> None:
 
 
 def test_coresets_are_those_of_their_rules_within_every_class(matched) -> None:
+    """Seen as the expert sees them, on the scale it was trained on: the curators' own choices on such data."""
     network, experts, _, _ = matched
-    data = images().train
-    expert = experts.final(0, network)
-    logits = network.logits(expert, torch.from_numpy(data.inputs(slice(None))))
-    found = {name: coreset(name, network, expert, data, logits, per_class=3) for name in CORESETS}
-    for rows in found.values():
+    data = images().train.by_id()
+    expert, x, y = experts.final(0, network), torch.from_numpy(data.inputs(slice(None))), torch.from_numpy(data.y)
+    found = {name: coreset(name, network, expert, x, y, per_class=3, num_classes=3) for name in CORESETS}
+    model = network.module(expert)
+    given = {"encoder": model, "outputs": lambda data: network.logits(expert, x).numpy()}
+    for name, rows in found.items():
         assert data.y[rows].tolist() == [0] * 3 + [1] * 3 + [2] * 3 and len(set(rows.tolist())) == 9
+        rule = curator.get(name)
+        count = rule.spec.config.from_mapping({"count": 9})
+        needs = {need: given[need] for need in rule.spec.needs}
+        chosen = rule(data, config=count, seed=0, **needs).filter(pl.col("role") == "keep")["example_id"]
+        counts = np.bincount(data.y[data.positions(chosen.to_numpy())])
+        if counts.tolist() == [3, 3, 3]:  # its shares are in proportion to the classes
+            assert set(data.example_id[rows]) == set(chosen), name
     assert len({tuple(sorted(rows.tolist())) for rows in found.values()}) == 3
+    assert np.allclose(activations(model, x, batch=7), embeddings(model, data), atol=1e-6)
 
 
 def test_students_learn_from_probabilities_with_one_softmax(matched) -> None:
