@@ -53,7 +53,7 @@ class DataSet:
     @property
     def excluded(self) -> pl.DataFrame:
         """(example_id, role, reason) of the training examples that are not in it."""
-        gone = pl.col("role") != self.role if self.role else pl.col("role") == "unused"
+        gone = pl.col("role") != self.role if self.role else pl.col("role").is_in(["unused", "judged_on"])
         return self.members.filter(gone).select("example_id", "role", "reason").sort("example_id")
 
 

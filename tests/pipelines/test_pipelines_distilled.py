@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 from recorded_state import run
 from typer.testing import CliRunner
 
+from assets.curation import _pictures
 from contracts import schema
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
@@ -18,6 +20,7 @@ from contracts.subject import Subject
 from contracts.tables import Column, TableSpec
 from palimpsest.testing.worlds import images
 from pipelines.cli.app import app
+from pipelines.data_export import data_set
 from warehouse import Warehouse
 
 SMALL = {
@@ -45,10 +48,24 @@ def seen() -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, seen: list[object]) -> Path:
-    folder, state = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("distilled") / "state"
-    data = images().examples
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder, data = tmp_path_factory.mktemp("pictures"), images().examples
     np.savez(folder / "pictures.npz", x=data.x, y=data.y, ids=data.example_id, split=data.split)
+    return Subject.from_mapping(
+        {
+            "subject": "pictures",
+            "source": {"name": "npz", "config": {"root": str(folder), "file": "pictures.npz"}},
+            "model": {"name": "mlp", "config": {"hidden": [8]}},
+            "recipe": {"name": "supervised", "config": {"epochs": 2}},
+            "datasets": [{"name": "few", "method": "distilled", "config": SMALL}],
+            "analyses": [{"name": "looked_at", "config": {"dataset": "few"}}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def home(plan: Subject, tmp_path_factory: pytest.TempPathFactory, seen: list[object]) -> Path:
+    state = tmp_path_factory.mktemp("distilled") / "state"
     table = TableSpec(
         schema="studies",
         name="looked_at",
@@ -63,16 +80,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, seen: list[object]) -> Path:
 
     analysis(AnalysisSpec(name="looked_at", doc="D.", config=Named, needs=("made",), tables=(table,)))(look)
     try:
-        plan = Subject.from_mapping(
-            {
-                "subject": "pictures",
-                "source": {"name": "npz", "config": {"root": str(folder), "file": "pictures.npz"}},
-                "model": {"name": "mlp", "config": {"hidden": [8]}},
-                "recipe": {"name": "supervised", "config": {"epochs": 2}},
-                "datasets": [{"name": "few", "method": "distilled", "config": SMALL}],
-                "analyses": [{"name": "looked_at", "config": {"dataset": "few"}}],
-            }
-        )
         run(state, plan)
     finally:
         analysis._methods.pop("looked_at")
@@ -102,3 +109,19 @@ def test_a_trace_of_whatever_touched_it_names_it(home: Path, role: str) -> None:
     said = CliRunner().invoke(app, ["trace", str(example)], env={"PALIMPSEST_HOME": str(home), "COLUMNS": "200"})
     assert "pictures/curation/few" in said.output and "was used to make" in said.output
     assert ("curation.drawn_from" in said.output) == (role == "source")
+
+
+def test_it_leaves_as_a_data_set_without_its_judges(home: Path, plan: Subject) -> None:
+    """The examples as they are stored, and as left out the held-out ones, from which nothing was made."""
+    w = Warehouse.open(home)
+    found = data_set(w, plan, "few")
+    stored = w.artifacts.load("pictures/curation/few/result")[0]
+    assert np.array_equal(found.examples.x, stored["x"]) and found.examples.x.dtype == np.float32
+    judges = w.read(schema.MEMBERS, subject="pictures").filter(role="judged_on")["example_id"].sort()
+    assert found.excluded["example_id"].to_list() == judges.to_list()
+
+
+def test_people_see_it_above_what_it_started_from(home: Path, seen: list[object]) -> None:
+    (found,) = seen
+    pictures = _pictures(SimpleNamespace(train=images().train), found)  # type: ignore[arg-type]
+    assert pictures["made examples"].startswith(b"\x89PNG")
