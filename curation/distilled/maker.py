@@ -33,12 +33,12 @@ from contracts.progress import Progress
 from contracts.stores import CheckpointStore
 from curation.distilled.begin import begin
 from curation.distilled.evaluation import CORESETS, StudentConfig
-from curation.distilled.experts import ExpertBuffer, ExpertConfig
+from curation.distilled.experts import ExpertConfig
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.judging import accuracy_of, judged
-from curation.distilled.smoothness import accuracies, smoothness
-from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS
-from curation.distilled.trajectory import LOG, Distilled, MatchConfig, TrajectoryMatcher
+from curation.distilled.smoothness import accuracies
+from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS, log_frame, smoothness_frame
+from curation.distilled.trajectory import Distilled, MatchConfig, TrajectoryMatcher
 from curation.distilled.whitening import Scale
 from recipes.models import builder
 from sources.example_set import ExampleSet
@@ -187,9 +187,9 @@ def distilled(
                     "lr": np.full(len(ids), best.rate),
                 }
             ),
-            LOG_TABLE.name: _log(last),
+            LOG_TABLE.name: log_frame(last),
             EVAL.name: table,
-            SMOOTHNESS.name: _moved(experts, acc),
+            SMOOTHNESS.name: smoothness_frame(experts, acc),
         },
     ).validate(data)
 
@@ -284,40 +284,3 @@ def _raw(data: ExampleSet, scale: Scale, images: Tensor) -> tuple[NDArray[np.flo
     raw = (seen * spread + shift) / data.scale + data.center
     center, factor = data.center + shift / data.scale, data.scale / spread
     return raw.astype(np.float32), center.astype(np.float32), factor.astype(np.float32)
-
-
-def _log(state: Distilled) -> pl.DataFrame:
-    columns = dict(zip(LOG, np.array(state.log, np.float64).reshape(-1, len(LOG)).T, strict=True))
-    loss = columns["match_loss"]
-    return pl.DataFrame(
-        {
-            "iteration": np.arange(1, state.iteration + 1),
-            **{name: columns[name].astype(np.int64) for name in ("expert", "start_epoch", "upper_bound")},
-            "match_loss": pl.Series(np.where(np.isfinite(loss), loss, 0)).set(pl.Series(~np.isfinite(loss)), None),
-            **{name: columns[name] > 0 for name in ("skipped", "floored")},
-            "syn_lr": columns["syn_lr"],
-        }
-    )
-
-
-def _moved(experts: ExpertBuffer, accuracy: NDArray[np.float64]) -> pl.DataFrame:
-    frames = []
-    for number, trajectory in enumerate(experts.trajectories):
-        found = smoothness(trajectory)
-        epochs = len(trajectory)
-        frames.append(
-            pl.DataFrame(
-                {
-                    "expert": np.full(epochs, number),
-                    "epoch": np.arange(epochs),
-                    "variant": [experts.variant] * epochs,
-                    "step_norm": [None, *found.step_norm.tolist()],
-                    "turn_cos": [None, None, *found.turn_cos[1:].tolist()],
-                    "test_acc": accuracy[number],
-                    "max_step": np.full(epochs, found.max_step),
-                    "path_ratio": np.full(epochs, found.path_ratio),
-                },
-                schema_overrides={"step_norm": pl.Float64, "turn_cos": pl.Float64},
-            )
-        )
-    return pl.concat(frames)

@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
 from contracts.methods import made_table
 from contracts.tables import Column
 from curation.distilled.evaluation import CORESETS
+from curation.distilled.experts import ExpertBuffer
+from curation.distilled.smoothness import smoothness
+from curation.distilled.trajectory import LOG, Distilled
 
 COMPARED = ("distilled", "initial", *CORESETS)
 
@@ -106,3 +113,42 @@ SMOOTHNESS = made_table(
         ),
     ),
 )
+
+
+def log_frame(state: Distilled) -> pl.DataFrame:
+    """Table ``distillation_log`` of a distillation."""
+    columns = dict(zip(LOG, np.array(state.log, np.float64).reshape(-1, len(LOG)).T, strict=True))
+    loss = columns["match_loss"]
+    return pl.DataFrame(
+        {
+            "iteration": np.arange(1, state.iteration + 1),
+            **{name: columns[name].astype(np.int64) for name in ("expert", "start_epoch", "upper_bound")},
+            "match_loss": pl.Series(np.where(np.isfinite(loss), loss, 0)).set(pl.Series(~np.isfinite(loss)), None),
+            **{name: columns[name] > 0 for name in ("skipped", "floored")},
+            "syn_lr": columns["syn_lr"],
+        }
+    )
+
+
+def smoothness_frame(experts: ExpertBuffer, accuracy: NDArray[np.float64]) -> pl.DataFrame:
+    """Table ``trajectory_smoothness``; ``accuracy``: (E, T + 1), in [0, 1]."""
+    frames = []
+    for number, trajectory in enumerate(experts.trajectories):
+        found = smoothness(trajectory)
+        epochs = len(trajectory)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "expert": np.full(epochs, number),
+                    "epoch": np.arange(epochs),
+                    "variant": [experts.variant] * epochs,
+                    "step_norm": [None, *found.step_norm.tolist()],
+                    "turn_cos": [None, None, *found.turn_cos[1:].tolist()],
+                    "test_acc": accuracy[number],
+                    "max_step": np.full(epochs, found.max_step),
+                    "path_ratio": np.full(epochs, found.path_ratio),
+                },
+                schema_overrides={"step_norm": pl.Float64, "turn_cos": pl.Float64},
+            )
+        )
+    return pl.concat(frames)
