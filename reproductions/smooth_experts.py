@@ -12,12 +12,12 @@ pixels: 1,200 to distil, 597 to test.
 What the penalty does to the longest step is not asserted: at this scale it makes it longer (4.2 against 3.1). It does
 what its name says: the penalised quantity falls.
 
-Nine fresh seeds (501 to 509; mean and standard deviation): longest step, clipped / not 0.677 and 0.012; accuracy lost by
-clipping -0.001 and 0.002; penalty with / without 0.071 and 0.024; AST above matching unclipped experts 0.083 and 0.030,
-above its initial images 0.093 and 0.037, of which 0.02 is asked for. Representatives above random images 0.096 and 0.044
-for 1 a class (8 of 9 above 0.05), 0.034 and 0.014 for 5. These seeds ran an earlier revision of this file, in which each
-of the last two figures was of one set and four draws. Now they are means of three sets and eight draws, to spread less,
-and were measured on two seeds only: 0.085 and 0.095 for 1 a class, 0.043 and 0.028 for 5.
+Nine fresh seeds (501 to 509; mean and standard deviation): longest step, clipped / not 0.677 and 0.012; accuracy lost
+by clipping -0.001 and 0.002; penalty with / without 0.071 and 0.024; AST above matching unclipped experts 0.083 and
+0.030, above its initial images 0.093 and 0.037, of which 0.02 is asked for. Representatives above random images 0.096
+and 0.044 for 1 a class (8 of 9 above 0.05), 0.034 and 0.014 for 5. These seeds ran an earlier revision of this file, in
+which each of the last two figures was of one set and four draws. Now they are means of three sets and eight draws, to
+spread less, and were measured on two seeds only: 0.085 and 0.095 for 1 a class, 0.043 and 0.028 for 5.
 """
 
 from __future__ import annotations
