@@ -6,8 +6,20 @@ test.
     sets      1 image a class, 200 iterations, and 5 a class, 120; from early epochs [0, 4) and late ones [15, 28)
     judged    the mean of three fresh networks on each set, 300 epochs, soft labels, the test images at the end only
 
-No loss is skipped: late ones begin above 1, and a threshold of 1 would skip every step of some starts for ever.
-Early epochs suit few images and late epochs more: a matcher that did not control the start epoch could not show both.
+No loss is skipped: late ones begin above 1, and a threshold of 1 would skip every step of some starts for ever. Early
+epochs suit few images: a matcher that did not control the start epoch could not show what they gain there.
+
+Measured (mean and standard deviation). Ten fresh seeds (401 to 410) ran an earlier revision with a threshold of 1, one
+early run and one draw of labels; on seed 0 no early iteration was above it. Experts 0.988 and 0.002; early sets above
+their initial images 0.205 and 0.030; loss, last ten / first ten, 0.57 and 0.08 (8 of 10 below 0.6; 0.7 is asked of the
+mean of two runs); soft labels above hard ones 0.033 and 0.010 (6 of 10 above 0.03; 0.02 is asked of the mean of four
+draws). Their late runs skipped 98% of all iterations and say nothing.
+
+Without a threshold, on seeds 401 to 405: 5 a class, late above early epochs 0.003 and 0.013 (0.019, 0.010, 0.007,
+-0.015, -0.006; 0.015 on seed 0). That late epochs are better for 5 images a class is therefore not shown here; they are
+hardly worse, which is all that is asked (-0.03). At 1 a class they are: by 0.13 on seed 0, so that late epochs gain
+0.14 as the set grows. The gain as a whole was measured on seed 0 alone; on 401 to 405 late sets of 1 a class came to
+0.72, 0.53, 0.66, 0.64 and 0.75, with a matching loss of 0.91, 0.98, 0.97, 0.91 and 0.88.
 """
 
 from __future__ import annotations
@@ -181,7 +193,7 @@ def _invariants(digits: Digits, experts: ExpertBuffer, runs: list[Run]) -> list[
         at_most("largest start epoch, above the last of its range", last, -1.0),
         at_most("epochs matched beyond the end of the experts", ends, 0.0),
         at_least(
-            "losses and labels that are finite", float(all(np.isfinite(r.log["match_loss"]).all() for r in runs)), 1.0
+            "matching losses that are finite", float(all(np.isfinite(r.log["match_loss"]).all() for r in runs)), 1.0
         ),
     ]
 

@@ -175,7 +175,7 @@ def _invariants(digits: Digits, experts: ExpertBuffer) -> list[Claim]:
         for step, batch in enumerate(inner.batches):
             now = now.detach().requires_grad_()
             now = now - rate * torch.autograd.grad(inner.loss(now, x[batch], y[batch], step), now)[0]
-        return float((now - inner.targets[-1].theta).square().sum()) * inner.targets[-1].scale
+        return float((now.detach() - inner.targets[-1].theta).square().sum()) * inner.targets[-1].scale
 
     steps = [abs(balanced_scale(t + 1, 20) - balanced_scale(t, 20)) for t in range(19) if t != middle - 1]
     heavy = loss(0.01, momentum=0.0, intermediate="none").loss
