@@ -1,11 +1,11 @@
 """FLAT (Wang et al., ICLR 2025) on TinyTOFU: 180 fictitious authors, 12 to be forgotten, a Llama of 0.85 M weights.
 
 Each seed trains three models with the recipe ``causal_lm``, 700 steps: one on everybody, two without the forgotten
-authors. Unlearning: AdamW at a constant 5e-5, batch 16, 20 epochs (ascent: 24, GradDiff: 40), gradients clipped at norm 1, one run a
-method, read after each epoch. Methods are compared at matched forgetting: each path (forget probability, retain
-probability) is cut, linearly, where the forget probability is the retrained model's, and is not followed further. PO
-does not get there; it is compared with gradient ascent at its own lowest value. What does not forget has no cut, and
-meets no claim of 2.
+authors. Unlearning: AdamW at a constant 5e-5, batch 16, 20 epochs (ascent: 24, GradDiff: 40), gradients clipped at norm
+1, one run a method, read after each epoch. Methods are compared at matched forgetting: each path (forget probability,
+retain probability) is cut, linearly, where the forget probability is the retrained model's, and is not followed
+further. PO does not get there; it is compared with gradient ascent at its own lowest value. What does not forget has no
+cut, and meets no claim of 2.
 
 1. The bench: one model knows the forgotten authors, the other guesses; the test of truth ratios separates them, and
    does not separate two retrained models.
