@@ -413,8 +413,12 @@ class TestOutputsOnly:
         assert "lira_online" in said.split("they need the model:")[1].split("Plan:")[0]
         plan = load_subject("said", home)
         assert {c.name for c in plan.attacks} == {"loss", "entropy", "modified_entropy", "gap", "population"}
-        assert {"output_error", "output_label_quality", "knn_disagreement", "near_duplicates"} == {
-            c.name for c in plan.scores
+        assert {c.name for c in plan.scores} == {
+            "output_error",
+            "output_label_quality",
+            "knn_disagreement",
+            "knn_shapley",
+            "near_duplicates",
         }
         plan = dataclasses.replace(plan, scores=(*plan.scores, *Subject.from_mapping(LISTED).scores))
         plan = dataclasses.replace(plan, attacks=(plan.attacks[2], *Subject.from_mapping(LISTED).attacks))

@@ -23,7 +23,7 @@ from studies.quality_pools import QualityPoolsConfig, quality_pools
 from studies.retraining import hold_out
 from studies.scaling_laws import Plan, PoolLaw, mixture_error
 
-NUM, NUM_HELD, NUM_TEST = 100_400, 100_000, 2_000
+NUM, NUM_HELD, NUM_TEST = 30_400, 30_000, 2_000
 SHARE = NUM_HELD / NUM  # leaves 100 examples of each class, which are the pools
 LAWS = [PoolLaw(a=1500.0, b=b, tau=t, d=0.06) for b, t in ((-0.5, 4.0), (-0.4, 6.0), (-0.33, 8.0), (-0.25, 12.0))]
 EPOCHS = 40
