@@ -16,6 +16,7 @@ Pearson for min(n+, n-) pairs of which none is out of order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,11 +133,19 @@ def low_fpr_p_value(
     k, r = k[order], r[order]
     if len(k) == 1:
         return exceedance_p_value(int(k[0]), n_pos=n_pos, n_neg=n_neg, num_negative_above=int(r[0]))
+    observed = float((k / (r + 1)).sum())
+    below = np.searchsorted(_under_chance(tuple(r.tolist()), n_pos, n_neg), observed - 1e-9)
+    return float((1 + _DRAWS - below) / (1 + _DRAWS))
+
+
+@functools.lru_cache(maxsize=16)  # every attack on the same people asks for the same one
+def _under_chance(r: tuple[int, ...], n_pos: int, n_neg: int) -> Float:
+    """Draws of W for exchangeable scores, ascending (_DRAWS,)."""
     rng = np.random.default_rng(0)
     remaining = np.full(_DRAWS, n_pos)
     above = np.zeros(_DRAWS, dtype=np.int64)
     drawn, statistic = 0, np.zeros(_DRAWS)
-    for allowed in r.tolist():
+    for allowed in r:
         # Gap of the uniform order statistics from negative number ``drawn`` to number allowed + 1, as a share of what
         # is left.
         step = min(allowed + 1, n_neg) - drawn
@@ -148,8 +157,7 @@ def low_fpr_p_value(
         above, remaining = above + more, remaining - more
         drawn += step
         statistic += above / (allowed + 1)
-    observed = float((k / (r + 1)).sum())
-    return float((1 + (statistic >= observed - 1e-9).sum()) / (1 + _DRAWS))
+    return np.sort(statistic)
 
 
 def _check_counts(k: ArrayLike, r: ArrayLike, n_pos: int, n_neg: int) -> None:
