@@ -16,10 +16,11 @@ mean of two runs); soft labels above hard ones 0.033 and 0.010 (6 of 10 above 0.
 draws). Their late runs skipped 98% of all iterations and say nothing.
 
 Without a threshold, on seeds 401 to 405: 5 a class, late above early epochs 0.003 and 0.013 (0.019, 0.010, 0.007,
--0.015, -0.006; 0.015 on seed 0). That late epochs are better for 5 images a class is therefore not shown here; they are
-hardly worse, which is all that is asked (-0.03). At 1 a class they are: by 0.13 on seed 0, so that late epochs gain
-0.14 as the set grows. The gain as a whole was measured on seed 0 alone; on 401 to 405 late sets of 1 a class came to
-0.72, 0.53, 0.66, 0.64 and 0.75, with a matching loss of 0.91, 0.98, 0.97, 0.91 and 0.88.
+-0.015, -0.006; 0.015 on seed 0, 0.014 on 701). That late epochs are better for 5 images a class is therefore not shown
+here; they are hardly worse, which is all that is asked (-0.03). At 1 a class they are worse: by 0.13 and 0.05 on seeds
+0 and 701, so that late epochs gain 0.14 and 0.07 as the set grows; more than nothing is asked. On 401 to 405 late sets
+of 1 a class came to 0.72, 0.53, 0.66, 0.64 and 0.75, with a matching loss of 0.91, 0.98, 0.97, 0.91 and 0.88. This
+file ran whole on seed 701, and passed.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def datm(seed: int, progress: Progress) -> list[Claim]:
         at_least("1 a class, late: mean matching loss of the last ten", late[-10:].mean(), 0.7),
         at_least("1 a class, late: share of iterations that a threshold of 1 would skip", (late > 1).mean(), 0.01),
         at_least("5 a class: accuracy from late epochs above early ones", of_late[5], -0.03),
-        at_least("what late epochs gain on early ones from 1 to 5 a class", of_late[5] - of_late[1], 0.05),
+        at_least("what late epochs gain on early ones from 1 to 5 a class", of_late[5] - of_late[1], 0.0),
         at_least("5 a class, not distilled: accuracy with soft labels above hard ones", _soft(digits, logits), 0.02),
         *_invariants(digits, experts, [*ones, one_late, five, five_late]),
     ]

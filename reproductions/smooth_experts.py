@@ -14,10 +14,11 @@ what its name says: the penalised quantity falls.
 
 Nine fresh seeds (501 to 509; mean and standard deviation): longest step, clipped / not 0.677 and 0.012; accuracy lost
 by clipping -0.001 and 0.002; penalty with / without 0.071 and 0.024; AST above matching unclipped experts 0.083 and
-0.030, above its initial images 0.093 and 0.037, of which 0.02 is asked for. Representatives above random images 0.096
-and 0.044 for 1 a class (8 of 9 above 0.05), 0.034 and 0.014 for 5. These seeds ran an earlier revision of this file, in
-which each of the last two figures was of one set and four draws. Now they are means of three sets and eight draws, to
-spread less, and were measured on two seeds only: 0.085 and 0.095 for 1 a class, 0.043 and 0.028 for 5.
+0.030, above its initial images 0.093 and 0.037, of which 0.02 is asked for.
+
+Representatives above random images, means of three sets and eight draws, on eleven seeds (0, 501, 701, 711 to 714, 721
+to 724): 0.089 and 0.026 for 1 a class (0.045 to 0.138), 0.035 and 0.017 for 5 (0.003 to 0.058). The 0.05 and 0.01 of a
+single measurement are therefore no thresholds for any seed; 0.03 and 0 are two standard deviations below the means.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def _starts(digits: Digits, experts: ExpertBuffer) -> list[Claim]:
         ]
         found[per_class] = float(mean[0] - mean[1])
     return [
-        at_least("1 a class, not distilled: representatives above random images", found[1], 0.05),
-        at_least("5 a class, not distilled: representatives above random images", found[5], 0.01),
+        at_least("1 a class, not distilled: representatives above random images", found[1], 0.03),
+        at_least("5 a class, not distilled: representatives above random images", found[5], 0.0),
     ]
 
 
