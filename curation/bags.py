@@ -34,7 +34,7 @@ from contracts.methods import MakerSpec, made_table, maker
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.tables import Column
-from sources.bags import Bags, Release, composed, make_bags, natural_bags, on_simplex, release_bag_means, release_shares
+from sources.bags import Bags, Release, bags_of, composed, on_simplex, release_of
 from sources.example_set import ExampleSet
 from sources.made import Made, made_examples
 from tasks.base import require
@@ -128,7 +128,14 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
     ids, targets, bag_of, frames, drawn = [], [], [], [], []
     first_bag = 0
     for number in range(config.releases):
-        found = _bags_of(data, config, derive_seed("bags", seed, number))
+        found = bags_of(
+            data,
+            size=config.bag_size,
+            column=config.column,
+            asked="BagsConfig.column",
+            largest=config.largest,
+            seed=derive_seed("bags", seed, number),
+        )
         if config.epsilon is None and (alone := found.sizes == 1).any():
             raise DataError(
                 f"{int(alone.sum())} bags hold one example: their exact mean is the response itself; set epsilon",
@@ -140,7 +147,15 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
                 "of its bag: too many pairs to list; give largest, a smaller bag_size, or train by recipe aggregate"
             )
         rng = _stream(secret, data, found, config, number)
-        said = _release(data, found, config, rng)
+        said = release_of(
+            data,
+            found,
+            epsilon=config.epsilon,
+            clip=config.clip,
+            center=config.center,
+            paper_scale=config.paper_scale,
+            rng=rng,
+        )
         made_id = base + number * num + np.arange(num)
         ids.append(made_id)
         targets.append(_dealt(said, found, rng) if classes else said.means[found.index, 0])
@@ -170,36 +185,6 @@ def bags(data: ExampleSet, *, config: BagsConfig, seed: int, progress: Progress,
         drawn_from=pl.concat(drawn).sort("made_id", "example_id"),
         tables={RELEASE.name: pl.concat(frames).sort("made_id")},
     ).validate(data)
-
-
-def _bags_of(data: ExampleSet, config: BagsConfig, seed: int) -> Bags:
-    if not config.column:
-        return make_bags(data.example_id, config.bag_size, seed=seed)
-    if config.column not in data.columns:
-        known = ", ".join(sorted(data.columns)) or "none"
-        raise ConfigError(f"BagsConfig.column = {config.column!r} is no column of {data.name}; it has: {known}")
-    return natural_bags(data.columns[config.column], data.example_id, largest=config.largest, seed=seed)
-
-
-def _release(data: ExampleSet, found: Bags, config: BagsConfig, rng: np.random.Generator) -> Release:
-    if data.task.gives("classes"):
-        return release_shares(
-            data.y,
-            found,
-            num_classes=data.num_classes,
-            epsilon=config.epsilon,
-            paper_scale=config.paper_scale,
-            rng=rng,
-        )
-    return release_bag_means(
-        data.y,
-        found,
-        epsilon=config.epsilon,
-        clip=config.clip,
-        center=config.center,
-        paper_scale=config.paper_scale,
-        rng=rng,
-    )
 
 
 def _stream(secret: bytes, data: ExampleSet, found: Bags, config: BagsConfig, number: int) -> np.random.Generator:

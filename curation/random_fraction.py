@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from contracts.errors import ConfigError
 from contracts.methods import CuratorSpec, curator
 from contracts.params import param
 from curation.members import ForgetConfig, forget_retain, training_ids
@@ -62,10 +61,8 @@ def random_fraction(data: ExampleSet, *, config: RandomFractionConfig, seed: int
 
 def _whole_values(data: ExampleSet, train: np.ndarray, by: str, wanted: int, rng: np.random.Generator) -> np.ndarray:
     """Ids of the training examples of as many random values of a column as are needed for ``wanted`` of them."""
-    if by not in data.columns:
-        known = ", ".join(map(repr, data.columns)) or "none"
-        raise ConfigError(f"RandomFractionConfig.by = {by!r} is no column of {data.name}; its columns: {known}")
-    _, value, num = np.unique(data.columns[by][data.positions(train)], return_inverse=True, return_counts=True)
+    column = data.column(by, asked="RandomFractionConfig.by")
+    _, value, num = np.unique(column[data.positions(train)], return_inverse=True, return_counts=True)
     order = rng.permutation(len(num))
     needed = int(np.searchsorted(num[order].cumsum(), wanted)) + 1 if wanted else 0
     return train[np.isin(value, order[:needed])]

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import ConfigError, DataError
+from sources.example_set import ExampleSet
 
 _GRID_BITS = 20
 
@@ -127,6 +128,21 @@ def natural_bags(values: NDArray[Any], ids: NDArray[np.int64], *, largest: int |
     return Bags((np.cumsum(parts) - parts)[group] + place % parts[group])
 
 
+def bags_of(data: ExampleSet, *, size: int, column: str, asked: str, largest: int | None = None, seed: int) -> Bags:
+    """The bags of examples: of the values of a column, or, where that is "", of ``size`` at random.
+
+    Args:
+        asked: the field of a configuration that names the column.
+        largest, seed: as of :func:`natural_bags` and :func:`make_bags`.
+
+    Raises:
+        ConfigError: no such column; else as these.
+    """
+    if not column:
+        return make_bags(data.example_id, size, seed=seed)
+    return natural_bags(data.column(column, asked=asked), data.example_id, largest=largest, seed=seed)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Release:
     """What is said of the responses.
@@ -201,6 +217,26 @@ def release_shares(
     cells = np.bincount(bags.index * num_classes + labels, minlength=len(bags) * num_classes)
     shares = cells.reshape(len(bags), num_classes) / bags.sizes[:, None]
     return _released(shares, bags, 1.0 if paper_scale else 2.0, epsilon, rng)
+
+
+def release_of(
+    data: ExampleSet,
+    bags: Bags,
+    *,
+    epsilon: float | None,
+    clip: float | None,
+    center: float,
+    paper_scale: bool = False,
+    rng: np.random.Generator,
+) -> Release:
+    """The responses of examples as their task has them: shares of classes, which take no clip, or mean numbers.
+
+    Args, Raises: as :func:`release_bag_means`.
+    """
+    noise: dict[str, Any] = {"epsilon": epsilon, "paper_scale": paper_scale, "rng": rng}
+    if data.task.gives("classes"):
+        return release_shares(data.y, bags, num_classes=data.num_classes, **noise)
+    return release_bag_means(data.y, bags, clip=clip, center=center, **noise)
 
 
 def _released(

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from contracts.digests import canonical_json, plain
-from contracts.errors import DataError
+from contracts.errors import ConfigError, DataError
 from sources.columns import check_columns, digested, in_order, taken
 from sources.payloads import masks
 from sources.payloads.arrays import payload_of
@@ -150,6 +150,17 @@ class ExampleSet:
     @cached_property
     def _order(self) -> np.ndarray:
         return np.argsort(self.example_id, kind="stable")
+
+    def column(self, name: str, *, asked: str) -> np.ndarray:
+        """The column (N,) of that name; ``asked`` is the field of a configuration that names it.
+
+        Raises:
+            ConfigError: there is none; says which there are.
+        """
+        if name not in self.columns:
+            known = ", ".join(map(repr, self.columns)) or "none"
+            raise ConfigError(f"{asked} = {name!r} is no column of {self.name}; its columns: {known}")
+        return self.columns[name]
 
     def positions(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
         """Row of each id, in the order asked.

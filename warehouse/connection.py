@@ -152,8 +152,7 @@ def _lent(limits: Limits) -> Iterator[Connection]:
         kept = False
         try:
             with instance.cursor() as con:
-                con.execute(f"SET temp_directory = {literal(str(folder))}")
-                con.execute("SET TimeZone = 'UTC'")
+                _settle(con, folder)
                 yield con
             kept = _left_alone(instance)
         finally:
@@ -179,11 +178,16 @@ def _instance(limits: Limits) -> Iterator[Connection]:
     with _spill(limits) as folder:
         con = _started(limits)
         try:
-            con.execute(f"SET temp_directory = {literal(str(folder))}")
-            con.execute("SET TimeZone = 'UTC'")
+            _settle(con, folder)
             yield con
         finally:
             con.close()
+
+
+def _settle(con: Connection, folder: Path) -> None:
+    """What every session begins with: its own folder to spill into, and UTC."""
+    con.execute(f"SET temp_directory = {literal(str(folder))}")
+    con.execute("SET TimeZone = 'UTC'")
 
 
 def _spill(limits: Limits) -> AbstractContextManager[Path]:

@@ -34,7 +34,7 @@ from recipes.inputs import Inputs, model_dtype
 from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
-from sources.bags import Bags, Release, make_bags, natural_bags, on_simplex, release_bag_means, release_shares
+from sources.bags import Bags, Release, bags_of, on_simplex, release_of
 from sources.example_set import ExampleSet
 
 
@@ -152,23 +152,9 @@ def released(data: ExampleSet, config: AggregateConfig) -> tuple[Bags, Release]:
         NotApplicable: targets that are neither classes nor one number each.
         ConfigError: no such column, or epsilon for numbers without clip.
     """
-    classes = data.task.gives("classes")
-    if not classes and not data.task.gives("numbers"):
+    if not (data.task.gives("classes") or data.task.gives("numbers")):
         raise NotApplicable(f"recipe aggregate averages classes or numbers; {data.name} is a {data.task} task")
     seed = derive_seed("bags", config.release)
-    if config.column:
-        if config.column not in data.columns:
-            known = ", ".join(sorted(data.columns)) or "none"
-            raise ConfigError(
-                f"AggregateConfig.column = {config.column!r} is no column of {data.name}; it has: {known}"
-            )
-        bags = natural_bags(data.columns[config.column], data.example_id)
-    else:
-        bags = make_bags(data.example_id, config.bag_size, seed=seed)
+    bags = bags_of(data, size=config.bag_size, column=config.column, asked="AggregateConfig.column", seed=seed)
     rng = np.random.default_rng(derive_seed("noise", config.release, data.digest))
-    if classes:
-        shares = release_shares(data.y, bags, num_classes=data.num_classes, epsilon=config.epsilon, rng=rng)
-        return bags, shares
-    return bags, release_bag_means(
-        data.y, bags, epsilon=config.epsilon, clip=config.clip, center=config.center, rng=rng
-    )
+    return bags, release_of(data, bags, epsilon=config.epsilon, clip=config.clip, center=config.center, rng=rng)

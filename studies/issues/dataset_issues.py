@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,15 +133,12 @@ class _Look:
     def __init__(self, data: ExampleSet, config: IssuesConfig, seed: int, model: nn.Module, encoder: nn.Module) -> None:
         self.data, self.config, self.seed, self.model = data, config, seed, model
         self.train, self.test = data.part("train"), data.part("test")
-        self._near: Neighbourhood | None = None
         self._encoder = encoder
 
-    @property
+    @cached_property
     def near(self) -> Neighbourhood:
-        if self._near is None:
-            of = self.config
-            self._near = neighbourhood(self.train, self._encoder, k=of.k, space=of.space, index=of.index)
-        return self._near
+        of = self.config
+        return neighbourhood(self.train, self._encoder, k=of.k, space=of.space, index=of.index)
 
     def outliers(self) -> Iterator[Issue]:
         remote = outliers.remoteness(self.near)
