@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,14 @@ class DescentConfig(Config):
     )
 
 
+Parameters = Mapping[str, Tensor]
+
+
+def sgd(parameters: list[nn.Parameter], config: DescentConfig) -> torch.optim.Optimizer:
+    """SGD as ``config`` says."""
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One shuffled pass over some examples.
@@ -68,21 +76,31 @@ class Pass:
         parts: the example sets visited together.
         targets: of each part, (n, ...) what its examples are trained towards; None: their own.
         weights: (n,) float64, factor of each example's loss, of all parts in their order; -1 ascends.
+        losses: ``(model, batch) -> (B,)`` loss of each example; None: the task's.
     """
 
     parts: tuple[Inputs, ...]
     targets: tuple[Tensor | None, ...]
     weights: Tensor
+    losses: Callable[[nn.Module, Batch], Tensor] | None = None
 
     @classmethod
-    def over(cls, part: Inputs, *, targets: np.ndarray | None = None, weight: float = 1.0) -> Pass:
-        """A pass over one set, by default with its own targets."""
+    def over(
+        cls,
+        part: Inputs,
+        *,
+        targets: np.ndarray | None = None,
+        weight: float = 1.0,
+        losses: Callable[[nn.Module, Batch], Tensor] | None = None,
+    ) -> Pass:
+        """A pass over one set, by default with its own targets and its task's loss."""
         aims = None if targets is None else torch.from_numpy(targets).to(part.device)
-        return cls((part,), (aims,), torch.full((len(part),), weight, dtype=torch.float64, device=part.device))
+        return cls((part,), (aims,), torch.full((len(part),), weight, dtype=torch.float64, device=part.device), losses)
 
     def together_with(self, other: Pass) -> Pass:
-        """Both shuffled into one pass."""
-        return Pass(self.parts + other.parts, self.targets + other.targets, torch.cat([self.weights, other.weights]))
+        """Both shuffled into one pass, by the loss of this one."""
+        weights = torch.cat([self.weights, other.weights])
+        return Pass(self.parts + other.parts, self.targets + other.targets, weights, self.losses)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -249,25 +267,38 @@ def check_finite(model: nn.Module, *, what: str) -> None:
             raise Diverged(f"{what}: {name} is not finite")
 
 
-def descend(
-    model: nn.Module,
-    passes: Callable[[int], Sequence[Pass]],
-    *,
-    retain: ExampleSet,
-    config: DescentConfig,
-    seed: int,
-    name: str,
-    progress: Progress,
-) -> nn.Module:
-    """Run ``config.epochs`` epochs of ``passes(epoch)`` on a copy of ``model``.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Descent:
+    """What a gradient-based method does to a model: said, and not yet done. :func:`descend` does it.
 
-    Args:
-        model: trained; not changed.
-        passes: what an epoch visits, in order; called once an epoch.
+    Attributes:
+        model: trained; never changed.
+        passes: what an epoch visits, in order; called once an epoch, with its number from 0.
         retain: looked at before and after (at most 1,024 of it) to tell a collapse.
         config: optimiser settings.
         seed: root of the batch order and of the model's own noise (dropout).
         name: method, for messages and progress.
+        penalty: ``(parameters by name, epoch) -> scalar`` that is added to the mean loss of each batch.
+        project: ``(parameters by name, steps done, all steps) -> None``, in place after each step: what keeps weights
+            where they may be (a mask, a ball). The parameters are those that train.
+        optimizer: makes the optimiser from the parameters that train.
+    """
+
+    model: nn.Module
+    passes: Callable[[int], Sequence[Pass]]
+    retain: ExampleSet
+    config: DescentConfig
+    seed: int
+    name: str
+    penalty: Callable[[Parameters, int], Tensor] | None = None
+    project: Callable[[Parameters, int, int], None] | None = None
+    optimizer: Callable[[list[nn.Parameter], DescentConfig], torch.optim.Optimizer] = sgd
+
+
+def descend(plan: Descent, *, progress: Progress) -> nn.Module:
+    """Run the epochs of ``plan`` on a copy of its model.
+
+    Args:
         progress: called after each step.
 
     Returns:
@@ -278,32 +309,34 @@ def descend(
             retained examples than the best constant answer.
         NotApplicable: a batch of one example under batch norm in training mode.
     """
+    config, name = plan.config, plan.name
     run = f"{name} at lr {config.lr:g}"
-    watched = probe(retain, seed=seed)
-    useful_before = beats_constant(model, watched, what="the model before unlearning")
-    student = copy.deepcopy(model)
-    units = start(student, retain) if config.epochs else None
-    optimizer = torch.optim.SGD(
-        [p for p in student.parameters() if p.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    watched = probe(plan.retain, seed=plan.seed)
+    useful_before = beats_constant(plan.model, watched, what="the model before unlearning")
+    student = copy.deepcopy(plan.model)
+    units = start(student, plan.retain) if config.epochs else None
+    trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
+    optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
-    order = generator(derive_seed(name, "order", seed))
-    with local_rng(derive_seed(name, "noise", seed), device=device):
+    order = generator(derive_seed(name, "order", plan.seed))
+    with local_rng(derive_seed(name, "noise", plan.seed), device=device):
         train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
         for epoch in range(config.epochs):
             batches = [
                 (one, rows)
-                for one in passes(epoch)
+                for one in plan.passes(epoch)
                 for rows in batches_of(torch.randperm(len(one), generator=order), config.batch)
             ]
             for number, (one, rows) in enumerate(batches):
-                loss = step(student, optimizer, one, rows.to(device), units=units)
+                penalty = None if plan.penalty is None else plan.penalty(trained, epoch)
+                loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty)
                 if not np.isfinite(loss):
                     raise Diverged(f"{run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
-                progress(epoch * len(batches) + number + 1, config.epochs * len(batches), name)
+                done, total = epoch * len(batches) + number + 1, config.epochs * len(batches)
+                if plan.project is not None:
+                    with torch.no_grad():
+                        plan.project(trained, done, total)
+                progress(done, total, name)
     finish(student, units)
     check_finite(student, what=run)
     if useful_before:
@@ -336,9 +369,18 @@ def finish(student: nn.Module, units: Units | None) -> None:
 
 
 def step(
-    student: nn.Module, optimizer: torch.optim.Optimizer, one: Pass, rows: Tensor, *, units: Units | None = None
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    one: Pass,
+    rows: Tensor,
+    *,
+    units: Units | None = None,
+    penalty: Tensor | None = None,
 ) -> float:
     """One step of the optimiser on the examples ``rows`` of a pass; the loss it was taken on.
+
+    Args:
+        penalty: a scalar with gradient, added to the mean loss.
 
     Raises:
         NotApplicable: one example alone under batch norm in training mode.
@@ -348,8 +390,9 @@ def step(
     batch = one.batch(rows)
     if units is not None:
         batch = dataclasses.replace(batch, targets=units.of(batch.targets))
-    losses = one.parts[0].data.task.losses(student, batch)
-    return float(take_step(optimizer, (one.weights[rows].to(losses.dtype) * losses).mean()))
+    losses = (one.losses or one.parts[0].data.task.losses)(student, batch)
+    loss = (one.weights[rows].to(losses.dtype) * losses).mean()
+    return float(take_step(optimizer, loss if penalty is None else loss + penalty))
 
 
 def batches_of(order: Tensor, size: int) -> list[Tensor]:

@@ -17,7 +17,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,4 +62,5 @@ def finetune(
     """
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
     kept = Pass.over(inputs_of(model, retain))
-    return descend(model, lambda _: [kept], retain=retain, config=config, seed=seed, name="finetune", progress=progress)
+    plan = Descent(model=model, passes=lambda _: [kept], retain=retain, config=config, seed=seed, name="finetune")
+    return descend(plan, progress=progress)

@@ -20,7 +20,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +66,7 @@ def gradient_ascent(
     """
     check_sets(model, retain=retain, forget=forget, trains_on_retain=False)
     gone = Pass.over(inputs_of(model, forget), weight=-1.0)
-    return descend(
-        model, lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent", progress=progress
+    plan = Descent(
+        model=model, passes=lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent"
     )
+    return descend(plan, progress=progress)

@@ -27,7 +27,7 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,4 +100,5 @@ def random_label(
         wrong = Pass.over(gone, targets=targets)
         return [wrong, keep] if config.order == "sequential" else [wrong.together_with(keep)]
 
-    return descend(model, passes, retain=retain, config=config, seed=seed, name="random_label", progress=progress)
+    plan = Descent(model=model, passes=passes, retain=retain, config=config, seed=seed, name="random_label")
+    return descend(plan, progress=progress)

@@ -42,7 +42,7 @@ from recipes.predict import read
 from recipes.rng import local_rng
 from sources.example_set import ExampleSet
 from tasks.base import OutputTask, Reading, require
-from unlearning.descent import DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
 
 
 @task(
@@ -220,15 +220,10 @@ def there_and_back(model, *, retain, forget, config: ThereAndBackConfig, seed: i
     """The changed copy, eval mode. Raises as ``unlearning.descent``."""
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
     gone, kept = Pass.over(inputs_of(model, forget), weight=-0.2), Pass.over(inputs_of(model, retain))
-    return descend(
-        model,
-        lambda _: [gone, kept],
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="there_and_back",
-        progress=progress,
+    plan = Descent(
+        model=model, passes=lambda _: [gone, kept], retain=retain, config=config, seed=seed, name="there_and_back"
     )
+    return descend(plan, progress=progress)
 
 
 @attack(
