@@ -17,8 +17,10 @@ import numpy as np
 import polars as pl
 
 from assets import judged, models, needs
+from assets.in_use import InUse, tried
+from assets.in_use import in_use as method_in_use
 from assets.recipe_match import REFERENCES, judge_match, measured_otherwise
-from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
+from assets.stage import APPLIES, Checked, Output, Partition, Run, Stage, labels_of, top_rows
 from assets.unlearning import NONE, RETRAIN, Scope
 from contracts import schema
 from contracts.digests import derive_seed
@@ -401,6 +403,7 @@ def findings(
     jobs: Mapping[str, Stage],
     analyses: Mapping[str, Stage],
     match: Stage | None = None,
+    accepted: Stage | None = None,
 ) -> Stage:
     """``[subject, audits, findings]``: the plan's thresholds and the intervals make the verdicts.
 
@@ -409,6 +412,7 @@ def findings(
         attack_stages: attacks, u_mia and against_retraining, by name.
         analyses: those of the plan; a request reads the shadow audit alone.
         match: how a given model compares with the stated recipe.
+        accepted: which methods forget requests may use; None where the plan does not ask.
     """
     per_request = scope is not None and scope.per_request
     policy = subject.ensemble.policy
@@ -443,12 +447,13 @@ def findings(
             *jobs.values(),
             *read,
             *((match,) if match else ()),
+            *((accepted,) if accepted else ()),
         ),
         tables=(schema.FINDINGS,),
         per_request=per_request,
         fresh_days=None if per_request else 8,
         work=lambda run: _findings(
-            run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow, match
+            run, scope, scores, attack_stages, jobs, {} if per_request else judges, shadow, match, accepted
         ),
     )
 
@@ -458,7 +463,7 @@ def _judged_by(subject: Subject, scope: Scope | None, attack_stages: Mapping[str
     if scope is None or subject.unlearning is None or subject.unlearning.decides == NONE:
         return []
     attacks = list(attack_stages) if scope.random else [AGAINST_RETRAINING]
-    exact = unlearner.get(subject.unlearning.decides).spec.exact
+    exact = not tried(subject) if scope.per_request else unlearner.get(subject.unlearning.decides).spec.exact
     return [*attacks, "gap", "quality", *([] if exact else [COVERED_BY])]
 
 
@@ -471,9 +476,11 @@ def _findings(
     judges: Mapping[str, Stage],
     shadow: Stage | None,
     match: Stage | None,
+    accepted: Stage | None,
 ) -> Output:
     limits = run.subject.thresholds
-    in_use = run.subject.unlearning.decides if run.subject.unlearning else ""
+    using = method_in_use(run, scope, accepted)
+    in_use = using.method
     found: list[tuple[str, Finding]] = []
     by: list[str] = []  # who found each
     if not run.stage.per_request:
@@ -482,10 +489,11 @@ def _findings(
     if scope:
         for method in jobs:
             about = f"{scope.name(run)}/{method}"
-            of_method = _judge_method(run, scope, method, about, attack_stages, limits)
+            of_method = judge_method(run, scope, method, about, attack_stages, limits)
             if not _exact(run, method, jobs) and method != NONE:
                 of_method.append(_judge_coverage(run, scope, method, shadow))
             found += [(about, dataclasses.replace(f, method=method)) for f in of_method]
+        found += _accepted(run, scope, using, accepted)
     by += [REMOVAL] * (len(found) - len(by))
     for name in judges:
         spec = analysis.get(name).spec
@@ -504,9 +512,13 @@ def _findings(
     if not run.stage.per_request:
         tables += _retired(run, scores)
     told = judge(frame, decides=in_use or None)
+    checks = judged.results(run.stage.judged, frame, by, told)
+    covered = f"{REMOVAL}_{COVERED_BY}"
+    if covered in checks and unlearner.get(in_use).spec.exact:
+        checks[covered] = Checked(verdict=Verdict.PASS, sentence=f"{in_use} is exact: it needs no shadow runs.")
     return Output(
         tables=tables,
-        judged=judged.results(run.stage.judged, frame, by, told),
+        judged=checks,
         metadata={
             "verdict": told.verdict.value,
             "why": told.sentence,
@@ -572,10 +584,40 @@ def _references(run: Run, name: str) -> int | None:
 _UNKNOWN = (None, None, None)
 
 
-def _judge_method(
+def _accepted(run: Run, scope: Scope, using: InUse, accepted: Stage | None) -> list[tuple[str, Finding]]:
+    """For information: which methods forget requests may use, or why this one uses the method that it does."""
+    if accepted is None:
+        return []
+    rows = run.read(schema.ACCEPTANCE).sort("place")
+    may, common = {True: "may", False: "do not"}, {"kind": INFORMATION, "judged": False}
+    if scope.per_request:
+        found = Finding(what="acceptance", verdict=Verdict.PASS, sentence=using.why, method=using.method, **common)
+        return [(f"{scope.name(run)}/{using.method}", found)]
+    return [
+        (
+            f"{row['split']}/{row['method']}",
+            Finding(
+                what="acceptance",
+                verdict=Verdict(row["verdict"]),
+                sentence=f"Forget requests {may[row['accepted']]} use {row['method']}: {row['sentence']}",
+                method=row["method"],
+                **common,
+            ),
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def judge_method(
     run: Run, scope: Scope, method: str, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds
 ) -> list[Finding]:
-    """Every model of a method by every test; of each test the worst model counts."""
+    """Every model of a method by every test; of each test the worst model counts.
+
+    Args:
+        about: of the rows of its attacks: the scope's name / the method.
+        attack_stages: attacks, u_mia and against_retraining, by name, those that are to judge it.
+        limits: thresholds of the verdicts.
+    """
     from attacks.verdicts import judge_gap, judge_quality, worst
 
     runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method}).sort("seed")

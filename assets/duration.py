@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from assets.in_use import tried
 from assets.needs import read_of_references
 from contracts.methods import curator, unlearner
 from contracts.subject import GIVEN, Subject
@@ -70,7 +71,12 @@ def _trainings(subject: Subject, epochs: int) -> float:
     per_seed = 1.0 + sum(
         _share(choice.name, choice.config, epochs) for choice in plan.methods
     )  # 1: the control retrain
-    return num + plan.seeds * per_seed + (0 if curator.get(split.method).spec.random else plan.retrainings)
+    num += plan.seeds * per_seed + (0 if curator.get(split.method).spec.random else plan.retrainings)
+    if plan.acceptance and plan.acceptance.split != plan.split and (methods := tried(subject)):
+        listed = {choice.name: choice.config for choice in plan.methods}
+        shares = sum(_share(name, listed.get(name, {}), epochs) for name in methods)
+        num += plan.seeds * (1 + shares) + plan.retrainings  # 1: the control retrain
+    return num
 
 
 def _of_several(found: Trainer, train: ExampleSet, half: np.ndarray, num: int) -> float:

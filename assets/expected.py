@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from assets import in_use
 from assets.needs import read_of_references
 from assets.unlearning import NONE
 from contracts.digests import derive_seed
@@ -104,7 +105,7 @@ def expectations(subject: Subject, data: ExampleSet) -> list[str]:
             f"{plan.decides} is approximate: it passes only with U-LiRA over shadow runs"
             + ("." if audited else ", and the plan does not list the analysis shadow_unlearning.")
         )
-    return said
+    return [*said, *in_use.sentences(subject)]
 
 
 def against_retrainings(subject: Subject, num: int | None) -> str:

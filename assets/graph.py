@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from assets import analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
+from assets import acceptance, analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
 from assets.recipe_match import recipe_match
 from assets.references import check_references
 from assets.stage import Stage
 from assets.unlearning import Scope
 from contracts.subject import Subject
+
+COMPARISON, RETRAININGS = "comparison", "retrainings"  # stages beside the jobs, which go by their method
 
 
 def subject_stages(subject: Subject) -> list[Stage]:
@@ -43,30 +45,54 @@ def subject_stages(subject: Subject) -> list[Stage]:
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
     else:
-        later += _forgetting(subject, upstream, Scope.of_plan(subject, splits), scored, analysed, match)
+        scope = Scope.of_plan(subject, splits)
+        of_plan = _unlearned(subject, upstream, scope)
+        decided = acceptance.stages(subject, upstream, splits, of_plan)
+        accepted = decided[-1] if decided else None
+        later += [*of_plan.values(), *decided]
+        later += _audited(subject, upstream, scope, of_plan, scored, analysed, match, accepted)
         split = requests.scope_of_request(subject, upstream, scored)
-        later += [split, *_forgetting(subject, upstream, Scope(split, per_request=True), {}, analysed, match)]
+        scope = Scope(split, per_request=True)
+        removed = _unlearned(subject, upstream, scope)
+        later += [split, *removed.values()]
+        later += _audited(subject, upstream, scope, removed, {}, analysed, match, accepted)
     read = {dep for stage in later for dep in stage.deps}
     return [stage for name, stage in upstream.items() if stage in read or name in ("examples", "target")] + later
 
 
-def _forgetting(
+def _unlearned(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> dict[str, Stage]:
+    """Unlearning for the subject's own split or for a forget request: the jobs by method, "comparison", and
+    "retrainings" and "against_retraining" where the set is not random."""
+    jobs = unlearning.jobs(subject, upstream, scope)
+    found = {**jobs, COMPARISON: unlearning.comparison(subject, scope, jobs)}
+    if (again := unlearning.retrainings(subject, upstream, scope)) is not None:
+        found[RETRAININGS] = again
+        found[audits.AGAINST_RETRAINING] = audits.against_retraining(subject, scope, jobs, again)
+    return found
+
+
+def _audited(
     subject: Subject,
     upstream: Mapping[str, Stage],
     scope: Scope,
+    removed: Mapping[str, Stage],
     scored: Mapping[str, Stage],
     analysed: Mapping[str, Stage],
     match: Stage | None,
+    accepted: Stage | None,
 ) -> list[Stage]:
-    """Unlearning, its audits and its report, for the subject's own split or for a forget request."""
-    jobs = unlearning.jobs(subject, upstream, scope)
-    comparison = unlearning.comparison(subject, scope, jobs)
-    again = unlearning.retrainings(subject, upstream, scope)
-    found = audits.attacks(subject, upstream, scope, jobs)
-    found[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
-    if again is not None:
-        found[audits.AGAINST_RETRAINING] = audits.against_retraining(subject, scope, jobs, again)
-    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match)
+    """The audits of what was unlearned, and their report.
+
+    Args:
+        removed: of :func:`_unlearned`.
+        accepted: which methods forget requests may use; None where the plan does not ask.
+    """
+    others = (COMPARISON, RETRAININGS, audits.AGAINST_RETRAINING)
+    jobs, comparison = {name: job for name, job in removed.items() if name not in others}, removed[COMPARISON]
+    made = audits.attacks(subject, upstream, scope, jobs)
+    made[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
+    found = made | {name: removed[name] for name in (audits.AGAINST_RETRAINING,) if name in removed}
+    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
     shown = {} if scope.per_request else analysed
-    report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison)
-    return [*jobs.values(), comparison, *([again] if again else []), *found.values(), findings, report]
+    report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted)
+    return [*made.values(), findings, report]

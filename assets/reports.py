@@ -15,6 +15,7 @@ import yaml
 from polars import selectors as cs
 
 from assets.examples import examples_in, examples_of
+from assets.in_use import InUse, in_use
 from assets.request_closing import RETRAINED
 from assets.requests import GROUPS as CLOSURE
 from assets.stage import APPLIES, Output, Run, Stage
@@ -53,6 +54,7 @@ def audit_report(
     analyses: Mapping[str, Stage],
     findings: Stage,
     comparison: Stage | None,
+    accepted: Stage | None = None,
 ) -> Stage:
     """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder."""
     per_request = scope is not None and scope.per_request
@@ -71,18 +73,16 @@ def audit_report(
             findings,
             *((comparison,) if comparison else ()),
             *((scope.split,) if scope else ()),
+            *((accepted,) if accepted else ()),
         ),
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _report(run, scope, scores, analyses, findings),
+        work=lambda run: _report(run, assemble(run, scope, scores, analyses, findings, accepted)),
     )
 
 
-def _report(
-    run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage], findings: Stage
-) -> Output:
-    report = assemble(run, scope, scores, analyses, findings)
+def _report(run: Run, report: AuditReport) -> Output:
     store = run.warehouse.artifacts
     files = [
         store.save_bytes(f"{run.asset}.html", render_html(report).encode()),
@@ -117,7 +117,12 @@ def _report(
 
 
 def assemble(
-    run: Run, scope: Scope | None, scores: Mapping[str, Stage], analyses: Mapping[str, Stage], findings: Stage
+    run: Run,
+    scope: Scope | None,
+    scores: Mapping[str, Stage],
+    analyses: Mapping[str, Stage],
+    findings: Stage,
+    accepted: Stage | None = None,
 ) -> AuditReport:
     """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of
     them."""
@@ -130,6 +135,7 @@ def assemble(
     attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
     head = run.warehouse.ledger.head()
     request = run.warehouse.requests.get(run.request) if run.request else None
+    using = in_use(run, scope, accepted)
     return AuditReport(
         subject=subject.subject,
         title=subject.title or subject.subject,
@@ -148,10 +154,10 @@ def assemble(
         config_yaml=yaml.safe_dump(plain(subject), sort_keys=False, allow_unicode=True),
         environment=environment(subject),
         ledger_head=f"{head.seq}:{head.hash}",
-        request=_request(subject, request.request) if request else None,
+        request=_request(subject, request.request, using) if request else None,
         events=run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None,
         max_gap=subject.thresholds.max_gap,
-        decides=subject.unlearning.decides if subject.unlearning else None,
+        decides=using.method or None,
         computed=_computed(run, scores, analyses),
         matrix=None if run.request else recipes_against_audits(run),
     )
@@ -177,12 +183,13 @@ def recipes_against_audits(run: Run) -> Matrix:
     return matrix_of(found, why_not=why_not)
 
 
-def _request(subject: Subject, request: ForgetRequest) -> dict[str, Any]:
+def _request(subject: Subject, request: ForgetRequest, using: InUse) -> dict[str, Any]:
     assert subject.unlearning is not None
     grounds = "a pass, or a person with a reason"
     if subject.unlearning.closing == RETRAINED:
         grounds += ", or exact retraining: all models trained from scratch on data without its rows, with proof"
-    return {k: v for k, v in plain(request).items() if v} | {"may be closed by": grounds}
+    by = {"removed by": f"{using.method}. {using.why}"} if using.why else {}
+    return {k: v for k, v in plain(request).items() if v} | by | {"may be closed by": grounds}
 
 
 def _removed(run: Run, scope: Scope) -> Removed:

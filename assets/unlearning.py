@@ -43,11 +43,13 @@ class Scope:
         split: the stage that chose the set.
         per_request: it is a forget request's.
         random: it is a random share of training: unseen examples are its peers.
+        stage_prefix: of the names of the stages of a scope beside the plan's own.
     """
 
     split: Stage
     per_request: bool
     random: bool = False
+    stage_prefix: str = ""
 
     @classmethod
     def of_plan(cls, subject: Subject, splits: Mapping[str, Stage]) -> Scope:
@@ -58,7 +60,7 @@ class Scope:
 
     @property
     def prefix(self) -> str:
-        return "request_" if self.per_request else ""
+        return "request_" if self.per_request else self.stage_prefix
 
     def name(self, run: Run) -> str:
         """Value of the ``split`` columns: the split's name, or the request's id."""
@@ -80,9 +82,16 @@ def methods_of(subject: Subject) -> list[Choice]:
     return [listed.pop(name, Choice(name=name)) for name in CONTROLS] + list(listed.values())
 
 
-def jobs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> dict[str, Stage]:
-    """``[subject, unlearning, <method>]``: the unlearned models, their metrics and their readings, one set a seed."""
-    return {choice.name: _job(subject, choice, upstream, scope) for choice in methods_of(subject)}
+def jobs(
+    subject: Subject, upstream: Mapping[str, Stage], scope: Scope, *, only: Sequence[str] | None = None
+) -> dict[str, Stage]:
+    """``[subject, unlearning, <method>]``: the unlearned models, their metrics and their readings, one set a seed.
+
+    Args:
+        only: methods beside the controls; None: all of the plan.
+    """
+    listed = [c for c in methods_of(subject) if only is None or c.name in (*CONTROLS, *only)]
+    return {choice.name: _job(subject, choice, upstream, scope) for choice in listed}
 
 
 def _keeps_outputs(subject: Subject, upstream: Mapping[str, Stage], scope: Scope) -> bool:

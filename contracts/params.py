@@ -143,12 +143,14 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         for arm in args:
             if arm is type(None) and value is None:
                 return None
-        for arm in args:
-            if arm is not type(None):
-                try:
-                    return _coerce(value, arm, where)
-                except ConfigError:
-                    continue
+        arms = [arm for arm in args if arm is not type(None)]
+        if len(arms) == 1:
+            return _coerce(value, arms[0], where)
+        for arm in arms:
+            try:
+                return _coerce(value, arm, where)
+            except ConfigError:
+                continue
         raise ConfigError(f"{where} = {value!r} is not one of {_name(hint)}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

@@ -228,6 +228,22 @@ UNLEARNING_RUNS = TableSpec(
     ),
 )
 
+ACCEPTANCE = TableSpec(
+    schema="unlearning",
+    name="acceptance",
+    doc="Which removal methods forget requests may use, of those that are not exact: what passes on the worst case.",
+    key=("method",),
+    columns=(
+        _text("method", "unlearner that forget requests would use"),
+        _count("place", "order in which a request tries it, from 0"),
+        _text("split", "the set that it had to pass on"),
+        Column(name="accepted", dtype="bool", doc="it passed: forget requests may use it"),
+        _text("verdict", "pass, fail, inconclusive or broken"),
+        _text("what", "the finding that decided"),
+        _text("sentence", "why"),
+    ),
+)
+
 UNLEARNING_METRICS = TableSpec(
     schema="unlearning",
     name="metrics",
@@ -495,6 +511,7 @@ TABLES: tuple[TableSpec, ...] = (
     DRAWN_FROM,
     UNLEARNING_RUNS,
     UNLEARNING_METRICS,
+    ACCEPTANCE,
     ATTACK_SCORES,
     ATTACK_REPORTS,
     AGAINST_RETRAINING,

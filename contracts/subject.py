@@ -177,45 +177,6 @@ class Ensemble(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unlearning(Config):
-    """Which removal methods are compared, on which split, over how many seeds."""
-
-    split: str = param("random", doc="name of the split whose forget role is removed", ref="split")
-    methods: tuple[Choice, ...] = param(
-        doc="registered unlearners; the controls 'none' and 'retrain' are always run", ref="unlearner"
-    )
-    seeds: int = param(3, ge=1, le=100, doc="repeats; every figure carries their spread")
-    decides: str = param(
-        "retrain",
-        doc="the method in use: its verdict decides the audit, the others are compared with it",
-        ref="unlearner",
-    )
-    retrainings: int = param(
-        20,
-        ge=20,
-        le=10_000,
-        doc="retrainings without the very set that a set which is not random, or a request, is judged against",
-    )
-    closure: bool = param(
-        False, doc="a forget request also removes the near duplicates of what it names; they are counted in any case"
-    )
-
-    closing: str = param(
-        "audit",
-        choices=("audit", "retrained"),
-        doc="what closes a forget request: 'audit', a pass, or a person where it is inconclusive; 'retrained' accepts "
-        "beside it that every model was trained from scratch on data without its rows, with proof of that",
-    )
-
-    def check(self) -> None:
-        names = {"none", "retrain", *(m.name for m in self.methods)}
-        if self.decides not in names:
-            raise ConfigError(
-                f"unlearning.decides = {self.decides!r} is not among its methods: {', '.join(sorted(names))}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds(Config):
     """What counts as a pass. A verdict needs the whole interval on one side; otherwise it is inconclusive."""
 
@@ -245,6 +206,74 @@ class Thresholds(Config):
         lt=1,
         doc="AUC at which one removed example must have been found for 'no example stands out' to pass",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acceptance(Config):
+    """What a removal method has to pass before forget requests may use it: this subject's worst case.
+
+    Retrainings without that very set are what it is judged by, whatever the set. Exact retraining needs no acceptance
+    and is what is left when no method is accepted.
+    """
+
+    split: str = param(doc="name of the split that a method has to pass on; not a random one", ref="split")
+    then: tuple[str, ...] = param(
+        (), doc="methods tried in this order where the one in use is not accepted; exact retraining comes last"
+    )
+    thresholds: Thresholds | None = param(None, doc="limits of the acceptance; null: those of the plan")
+
+    def check(self) -> None:
+        if len(set(self.then)) < len(self.then):
+            raise ConfigError(f"unlearning.acceptance.then = {list(self.then)} lists a method twice")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unlearning(Config):
+    """Which removal methods are compared, on which split, over how many seeds."""
+
+    split: str = param("random", doc="name of the split whose forget role is removed", ref="split")
+    methods: tuple[Choice, ...] = param(
+        doc="registered unlearners; the controls 'none' and 'retrain' are always run", ref="unlearner"
+    )
+    seeds: int = param(3, ge=1, le=100, doc="repeats; every figure carries their spread")
+    decides: str = param(
+        "retrain",
+        doc="the method in use: its verdict decides the audit, the others are compared with it",
+        ref="unlearner",
+    )
+    retrainings: int = param(
+        20,
+        ge=20,
+        le=10_000,
+        doc="retrainings without the very set that a set which is not random, or a request, is judged against",
+    )
+    closure: bool = param(
+        False, doc="a forget request also removes the near duplicates of what it names; they are counted in any case"
+    )
+
+    closing: str = param(
+        "audit",
+        choices=("audit", "retrained"),
+        doc="what closes a forget request: 'audit', a pass, or a person where it is inconclusive; 'retrained' accepts "
+        "beside it that every model was trained from scratch on data without its rows, with proof of that",
+    )
+    acceptance: Acceptance | None = param(
+        None,
+        doc="what a method that is not exact has to pass before forget requests may use it; null: nothing",
+        added=True,
+    )
+
+    def check(self) -> None:
+        names = {"none", "retrain", *(m.name for m in self.methods)}
+        asked = {"decides": (self.decides,), "acceptance.then": self.acceptance.then if self.acceptance else ()}
+        for field, methods in asked.items():
+            for name in methods:
+                if name not in names:
+                    raise ConfigError(
+                        f"unlearning.{field} = {name!r} is not among its methods: {', '.join(sorted(names))}"
+                    )
+        if self.acceptance and self.decides in self.acceptance.then:
+            raise ConfigError(f"unlearning.acceptance.then lists {self.decides!r}, which is tried first in any case")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,8 +346,16 @@ class Subject(Config):
             doubled = sorted({n for n in names if names.count(n) > 1})
             if doubled:
                 raise ConfigError(f"subject {self.subject}: {kind} {', '.join(doubled)} is listed twice")
-        if self.unlearning and self.unlearning.split not in {s.name for s in self.splits}:
-            raise ConfigError(
-                f"subject {self.subject}: unlearning.split {self.unlearning.split!r} is not among its splits: "
-                f"{', '.join(s.name for s in self.splits) or '(none)'}"
-            )
+        for field, split in self._splits_of_unlearning().items():
+            if split not in {s.name for s in self.splits}:
+                raise ConfigError(
+                    f"subject {self.subject}: unlearning.{field} {split!r} is not among its splits: "
+                    f"{', '.join(s.name for s in self.splits) or '(none)'}"
+                )
+
+    def _splits_of_unlearning(self) -> dict[str, str]:
+        """Field below ``unlearning`` -> split that it names."""
+        if self.unlearning is None:
+            return {}
+        accepted = {"acceptance.split": self.unlearning.acceptance.split} if self.unlearning.acceptance else {}
+        return {"split": self.unlearning.split} | accepted

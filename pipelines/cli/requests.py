@@ -240,6 +240,7 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     """Rows by split, class and owner, and what their number means for the verdict."""
     from collections import Counter
 
+    from assets import in_use
     from assets.expected import against_retrainings
 
     at = data.positions(ids)
@@ -258,7 +259,7 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
         said.append("The plan has no unlearning: it is registered, and cannot be run before the plan has one.")
     else:
         said.append(against_retrainings(plan, splits["train"]))
-        said.append("Where it is inconclusive, " + _grounds(plan))
+        said += [*in_use.sentences(plan), "Where it is inconclusive, " + _grounds(plan)]
     return said
 
 

@@ -7,7 +7,7 @@ some destroy the model, in which nothing is found either; some keep the old mode
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,13 +33,14 @@ def cheat(*needs: str) -> Callable[[Cheat], Cheat]:
 
 
 @contextmanager
-def registered(without: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """The cheats in the registry of unlearners for as long as the block lasts; their names."""
+def registered(
+    without: tuple[str, ...] = (), also: Mapping[str, tuple[Cheat, tuple[str, ...]]] | None = None
+) -> Iterator[list[str]]:
+    """The cheats in the registry of unlearners, and others, for as long as the block lasts; the names of the cheats."""
     unlearner.names()  # everything else is loaded first
     before = dict(unlearner._methods)
     names = [name for name in CHEATS if name not in without]
-    for name in names:
-        function, needs = CHEATS[name]
+    for name, (function, needs) in {**{name: CHEATS[name] for name in names}, **(also or {})}.items():
         spec = UnlearnerSpec(name=name, doc="a cheat", config=Config, needs=needs)
         unlearner(spec)(lambda *args, _function=function, **kwargs: _function(*args, **kwargs))
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from assets import Workspace, subject_stages
+from assets.current import with_upstream
 from assets.stage import materialize
 from contracts.jobs import UnlearnJob
 from contracts.requests import ForgetRequest, RequestState
@@ -47,12 +48,15 @@ def plan(seed: int, methods: list[str], **changes: Any) -> Subject:
     )
 
 
-def audit(home: Path, subject: Subject) -> Workspace:
-    """All stages of the scheduled audit, without Dagster."""
+def audit(home: Path, subject: Subject, *, only: str = "") -> Workspace:
+    """All stages of the scheduled audit, without Dagster; or ``only`` one ("audits/findings") and what it stands on."""
     workspace = Workspace(home, launcher=InProcess())
-    for stage in subject_stages(subject):
-        if not stage.per_request:
-            materialize(stage, workspace, run_id="r", request=None, context=None)
+    stages = [stage for stage in subject_stages(subject) if not stage.per_request]
+    if only:
+        wanted = with_upstream([s.declaration for s in stages], [tuple(only.split("/"))])
+        stages = [stage for stage in stages if stage.declaration in wanted]
+    for stage in stages:
+        materialize(stage, workspace, run_id="r", request=None, context=None)
     return workspace
 
 

@@ -1,0 +1,130 @@
+"""Forget requests use no method that has not passed on the worst case; exact retraining is what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from cheats import registered
+from gallery import audit, plan, run_request
+
+from assets import Workspace, subject_stages
+from assets.in_use import used
+from contracts import schema
+from contracts.errors import ConfigError
+from contracts.subject import Subject
+
+CHEAT, SOUND, ACCEPTANCE = "cheat-logits-shrunk", "sound", "unlearning/acceptance"
+SPLITS = [
+    {"name": "random", "method": "random_fraction", "config": {"fraction": 0.3}},
+    {"name": "worst", "method": "by_class", "config": {"class_name": "7"}},
+]
+
+
+@pytest.fixture
+def methods() -> Iterator[None]:
+    """The cheats, and a method that removes everything and does not claim to be exact."""
+
+    def sound(model: Any, *, retain: Any, forget: Any, config: Any, seed: int, train: Any, **_: Any) -> Any:
+        return train(retain.by_id(), seed + 1)
+
+    with registered(also={SOUND: (sound, ("train",))}):
+        yield
+
+
+def asking(
+    *,
+    decides: str,
+    then: Sequence[str] = (),
+    on: str = "worst",
+    split: str = "random",
+    methods: Sequence[str] = (CHEAT, SOUND),
+    **acceptance: Any,
+) -> Subject:
+    unlearning = {
+        "split": split,
+        "methods": list(methods),
+        "seeds": 1,
+        "decides": decides,
+        "acceptance": {"split": on, "then": list(then), **acceptance},
+    }
+    recipe = {
+        "name": "supervised",
+        "config": {"lr": 0.2, "momentum": 0.9, "batch": 64, "epochs": 25, "schedule": "cosine"},
+    }
+    return plan(5, [CHEAT], recipe=recipe, splits=SPLITS, analyses=[], attacks=[], unlearning=unlearning)
+
+
+def used_by(workspace: Workspace, name: str) -> tuple[str, str]:
+    """The method that counts in the findings of a request, and what is said of it."""
+    asset = f"gallery/request_audits/{name}/findings"
+    found = workspace.warehouse.read(schema.FINDINGS, subject="gallery", partition={"stage": asset})
+    (method,) = found.filter("judged")["method"].unique()
+    (row,) = found.filter(pl.col("what") == "acceptance").rows(named=True)
+    assert not row["judged"] and row["method"] == method
+    return method, row["sentence"]
+
+
+def test_a_request_uses_the_first_method_that_is_accepted(home: Path, methods: None) -> None:
+    subject = asking(decides=CHEAT, then=[SOUND])
+    workspace = audit(home, subject, only=ACCEPTANCE)
+    rows = {r["method"]: r for r in workspace.warehouse.read(schema.ACCEPTANCE, subject="gallery").rows(named=True)}
+    assert [r["method"] for r in sorted(rows.values(), key=lambda r: r["place"])] == [CHEAT, SOUND]
+    assert not rows[CHEAT]["accepted"] and rows[CHEAT]["verdict"] == "fail" and rows[CHEAT]["what"]
+    assert rows[SOUND]["accepted"] and rows[SOUND]["verdict"] == "pass"
+    run_request(workspace, subject, "class", selector="class", class_name="3")
+    method, sentence = used_by(workspace, "class")
+    assert method == SOUND and f"{CHEAT} is not accepted (worst" in sentence and f"{SOUND} is accepted" in sentence
+    report = workspace.warehouse.artifacts.load_json("gallery/request_reports/class/audit.json")
+    assert report["decides"] == SOUND and "is accepted" in report["request"]["removed by"]
+
+
+def test_exact_retraining_is_what_is_left(methods: None) -> None:
+    subject = asking(decides=CHEAT, then=[SOUND])
+
+    def using(**accepted: bool) -> tuple[str, str]:
+        rows = [
+            {
+                "method": m,
+                "place": i,
+                "split": "worst",
+                "accepted": yes,
+                "verdict": "pass" if yes else "fail",
+                "what": "gap",
+            }
+            for i, (m, yes) in enumerate(accepted.items())
+        ]
+        found = used(subject, pl.DataFrame(rows))
+        return found.method, found.why
+
+    assert using(**{CHEAT: True, SOUND: True})[0] == CHEAT
+    assert using(**{CHEAT: False, SOUND: True})[0] == SOUND
+    method, why = using(**{CHEAT: False, SOUND: False})
+    assert method == "retrain" and why.endswith("retrain is exact and needs no acceptance.")
+    assert f"{CHEAT} is not accepted (worst, gap: fail)." in why and f"{SOUND} is not accepted" in why
+
+
+def test_acceptance_on_the_plans_own_split_trains_nothing_twice(home: Path, methods: None) -> None:
+    subject = asking(decides=SOUND, split="worst", thresholds={"max_gap": 0.001})
+    paths = ["/".join(stage.path) for stage in subject_stages(subject)]
+    assert ACCEPTANCE in paths and not [p for p in paths if p.startswith("acceptance_")]
+    (row,) = audit(home, subject, only=ACCEPTANCE).warehouse.read(schema.ACCEPTANCE, subject="gallery").rows(named=True)
+    assert row["verdict"] != "pass" and row["what"] == "gap", "the acceptance has limits of its own"
+
+
+def test_what_a_plan_may_ask() -> None:
+    def refused(match: str, **fields: Any) -> None:
+        with pytest.raises(ConfigError, match=match):
+            subject_stages(asking(methods=["finetune", "gradient_ascent"], **fields))
+
+    refused(r"acceptance.split 'random' is random \(random_fraction\)", decides="finetune", on="random")
+    refused("acceptance.split 'nowhere' is not among its splits", decides="finetune", on="nowhere")
+    refused("acceptance.then = 'random_label' is not among its methods", decides="finetune", then=["random_label"])
+    refused("lists 'finetune', which is tried first", decides="finetune", then=["finetune"])
+    refused("lists a method twice", decides="finetune", then=["gradient_ascent", "gradient_ascent"])
+    refused("max_auc = 2", decides="finetune", thresholds={"max_auc": 2})
+    exact = subject_stages(asking(decides="retrain", methods=["finetune"]))
+    assert "acceptance" not in {stage.path[1] for stage in exact}, "exact retraining needs none"
