@@ -116,6 +116,8 @@ def plan_of(subject: Subject, spec: MethodSpec) -> dict[str, Any]:
     plan: dict[str, Any] = {"source_version": source.get(subject.source.name).spec.version}
     if TRAINING & set(spec.needs):
         plan |= models.training(subject)
+    if "device" in spec.needs:
+        plan["device"] = subject.device
     if "early_at" in spec.needs:
         plan["early"] = subject.early
     if _UNLEARNING & set(spec.needs) and subject.unlearning:

@@ -112,6 +112,10 @@ class Provider:
 
         return at
 
+    def device(self) -> str:
+        """Where the plan's models are trained."""
+        return str(device_of(self.subject))
+
     def evaluate(self) -> Callable[..., dict[str, float]]:
         """``(model, *, retain, forget, test, seed, metrics) -> {metric: percent}``."""
         from unlearning.metrics import evaluate

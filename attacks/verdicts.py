@@ -34,7 +34,7 @@ from attacks.membership.retraining_null import AgainstRetraining
 from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import ULiRAResult, UMIAResult
 from contracts.subject import Thresholds
-from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, Verdict
+from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, Verdict, at_most
 from stats import (
     auc_of_effect,
     detectable_auc,
@@ -297,9 +297,7 @@ def judge_quality(
 
     def judged(figures: tuple[float, float, float]) -> Verdict:
         value, low, high = figures
-        if value - (value - low) * _wider(thresholds.alpha, num_tests) > limit:
-            return Verdict.FAIL
-        return Verdict.PASS if high <= limit else Verdict.INCONCLUSIVE
+        return at_most(value - (value - low) * _wider(thresholds.alpha, num_tests), high, limit)
 
     name = min(losses, key=lambda n: (OF_FINDINGS.index(judged(losses[n])), -losses[n][0]))
     value, low, high = losses[name]

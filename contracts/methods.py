@@ -70,6 +70,7 @@ NEEDS = {
     "those of examples that are no longer in the data, or have another label now, are gone",
     "checkpoints": "contracts.stores.CheckpointStore: where long work keeps how far it is; found again only by a run "
     "that would do exactly the same",
+    "device": 'str: "cpu" or "cuda", where the plan\'s models are trained',
     "made": "Callable[[str], sources.made.Made]: a made data set of the plan by its name",
     "secret": "bytes: 32 of them, for this data set alone, derived from that of the state folder: the same folder "
     "gives the same, and data sets of a subject whose configurations name the same ``key``; they go into no table, "

@@ -62,6 +62,17 @@ class Finding:
     judged: bool = True
 
 
+def at_most(low: float, high: float, limit: float) -> Verdict:
+    """What an interval says of "the figure is at most ``limit``": all of it has to lie on one side.
+
+    >>> [at_most(low, high, 0.6).value for low, high in ((0.4, 0.6), (0.7, 0.8), (0.5, 0.7))]
+    ['pass', 'fail', 'inconclusive']
+    """
+    if low > limit:
+        return Verdict.FAIL
+    return Verdict.PASS if high <= limit else Verdict.INCONCLUSIVE
+
+
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of several: fail, then broken, then inconclusive, then pass. Nothing judged is inconclusive.
 

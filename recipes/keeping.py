@@ -21,6 +21,7 @@ from torch import nn
 from contracts.digests import digest
 from contracts.errors import ConfigError
 from contracts.params import Config
+from contracts.progress import Progress
 from contracts.stores import CheckpointStore, NoStore
 from recipes.checkpoints import arrays_digest, load_arrays, to_arrays
 from sources.example_set import ExampleSet
@@ -57,6 +58,39 @@ class Keeping:
         """Keep the run after ``done`` of ``last`` epochs, when it is time to."""
         if self.active and (done == last or done % self.every == 0):
             self.store.save(self.name, arrays(), {**meta, "epoch": done})
+
+    def taken_up(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: ExampleSet,
+        *,
+        config: Config,
+        seed: int,
+        last: int,
+        progress: Progress,
+        what: str = "training",
+        anew: bool = False,
+    ) -> tuple[int, Callable[[int], None]]:
+        """A run by epochs that is kept as it goes, and goes on from where it was kept.
+
+        Args:
+            model, optimizer: as the run begins; in place, as it was kept.
+            last: epochs that it shall have.
+            progress: called with (epochs done, ``last``, ``what``) after each.
+            anew: start at the first epoch, whatever is stored.
+
+        Returns:
+            Epochs that are done already, and what is to be called with the number done after each further one.
+        """
+        run = run_fingerprint(model, data, config=config, seed=seed)
+        start = resume(model, optimizer, None if anew else self.load(), run=run, last=last)
+
+        def after_epoch(done: int) -> None:
+            self.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
+            progress(done, last, what)
+
+        return start, after_epoch
 
 
 def run_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

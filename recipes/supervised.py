@@ -27,7 +27,7 @@ from recipes.fitting import (
     trainable,
 )
 from recipes.inputs import Inputs, model_dtype
-from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
+from recipes.keeping import Keeping
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
 from recipes.stacked import StackedTrainer
@@ -110,13 +110,10 @@ def supervised(
     inputs = Inputs(data, dtype=model_dtype(model), device=device)
     check_trainable(model, inputs)
     last = epochs_to_train(num_epochs(len(data), config, smallest=smallest_batch(model)), stop_after)
-    run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    start = resume(model, optimizer, keeping.load() if observe is None else None, run=run, last=last)
-
-    def after_epoch(done: int) -> None:
-        keeping.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
-        progress(done, last, "training")
+    start, after_epoch = keeping.taken_up(
+        model, optimizer, data, config=config, seed=seed, last=last, progress=progress, anew=observe is not None
+    )
 
     rows = np.arange(len(data))
     scaled, fold = standardise(model, inputs, rows)

@@ -54,7 +54,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import INFORMATION, Finding, Verdict
+from contracts.verdicts import INFORMATION, Finding, at_most
 from recipes.continual.stream import stream_of
 from recipes.ensemble import ReferenceEnsemble
 from recipes.training import Trainer
@@ -147,7 +147,7 @@ def most_shown(steps: pl.DataFrame, thresholds: Thresholds, *, what: str) -> tup
     value = row["difference"]
     low = max(-1.0, value - wider * (value - row["low"]))
     high = min(1.0, value + wider * (row["high"] - value))
-    verdict = Verdict.FAIL if low > limit else Verdict.PASS if high < limit else Verdict.INCONCLUSIVE
+    verdict = at_most(low, high, limit)
     finding = Finding(
         what=what,
         verdict=verdict,

@@ -35,7 +35,7 @@ from contracts.progress import Progress
 from contracts.stores import CheckpointStore
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import INFORMATION, Finding, Verdict
+from contracts.verdicts import INFORMATION, Finding, at_most
 from curation.distilled.begin import begin
 from curation.distilled.evaluation import StudentConfig, train_students
 from curation.distilled.experts import ExpertConfig
@@ -67,7 +67,6 @@ class DistilledLeakConfig(Config):
         ("lira_online", "loss"), doc="registered membership attacks, with their defaults", ref="attack"
     )
     alpha: float = param(0.05, gt=0, lt=0.5, doc="1 - level of the intervals")
-    device: str = param("cpu", choices=("cpu", "cuda"), doc="where networks are trained")
 
     def check(self) -> None:
         if self.runs % 2:
@@ -104,7 +103,6 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
     for (name,), own in rows.group_by("attack", maintain_order=True):
         kind = {row["trained_on"]: row for row in own.iter_rows(named=True)}
         row, limit = kind["distilled"], thresholds.max_auc
-        below, above = row["auc_hi"] < limit, row["auc_lo"] > limit
         sentence = (
             f"Networks trained on distilled sets tell members of what was distilled from others with an AUC of "
             f"{row['auc']:.3f} ({row['auc_lo']:.3f} to {row['auc_hi']:.3f}); networks trained on the members "
@@ -112,7 +110,7 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
         )
         finding = Finding(
             what=f"distilled_leak/{name}",
-            verdict=Verdict.FAIL if above else Verdict.PASS if below else Verdict.INCONCLUSIVE,
+            verdict=at_most(row["auc_lo"], row["auc_hi"], limit),
             sentence=sentence,
             value=row["auc"],
             low=row["auc_lo"],
@@ -132,7 +130,7 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
         doc="Membership, in networks trained on distilled sets, of what these were distilled from.",
         source="Dong et al., ICML 2022 (arXiv 2206.00240); Carlini et al., arXiv 2209.14987",
         config=DistilledLeakConfig,
-        needs=("checkpoints",),
+        needs=("checkpoints", "device"),
         tables=(LEAK,),
         pictures=(
             Picture(
@@ -152,13 +150,20 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
     )
 )
 def distilled_leak(
-    data: ExampleSet, *, config: DistilledLeakConfig, seed: int, progress: Progress, checkpoints: CheckpointStore
+    data: ExampleSet,
+    *,
+    config: DistilledLeakConfig,
+    seed: int,
+    progress: Progress,
+    checkpoints: CheckpointStore,
+    device: str = "cpu",
 ) -> dict[str, pl.DataFrame]:
     """Table ``distilled_leak``; see the head of this file.
 
     Args:
         data: both splits; test examples are members of no half.
         checkpoints: where what each half has shown is kept, to go on from.
+        device: "cpu" or "cuda", where networks are trained.
 
     Raises:
         NotApplicable: no images, or images too small for the network.
@@ -176,7 +181,11 @@ def distilled_leak(
     for number in range(config.runs):
         name = f"half-{number}"
         kept = checkpoints.load(name)
-        arrays = _one_half(data, keep[number], config, derive_seed("half", seed, number)) if kept is None else kept[0]
+        arrays = (
+            _one_half(data, keep[number], config, device, derive_seed("half", seed, number))
+            if kept is None
+            else kept[0]
+        )
         if kept is None:
             checkpoints.save(name, arrays, {})
         for kind in KINDS:
@@ -186,10 +195,12 @@ def distilled_leak(
     return {LEAK.name: leak(data, pool, keep, held, {kind: np.stack(r) for kind, r in readings.items()}, config, seed)}
 
 
-def _one_half(data: ExampleSet, members: Bool, config: DistilledLeakConfig, seed: int) -> dict[str, NDArray[Any]]:
+def _one_half(
+    data: ExampleSet, members: Bool, config: DistilledLeakConfig, device: str, seed: int
+) -> dict[str, NDArray[Any]]:
     """Readings (N, 4) of all examples by the network of each kind, and the ``rows`` that images started from."""
     own = np.flatnonzero(members)
-    every, y = torch.from_numpy(data.inputs(slice(None))).to(config.device), torch.from_numpy(data.y).to(config.device)
+    every, y = torch.from_numpy(data.inputs(slice(None))).to(device), torch.from_numpy(data.y).to(device)
     x = Scale.fit(every[torch.from_numpy(data.split == "train").to(every.device)]).to(every)
     network = FlatNetwork(
         builder(
@@ -198,7 +209,7 @@ def _one_half(data: ExampleSet, members: Bool, config: DistilledLeakConfig, seed
             input_shape=data.input_shape,
             num_outputs=data.num_classes,
         ),
-        device=config.device,
+        device=device,
     )
     begun = begin(
         network,

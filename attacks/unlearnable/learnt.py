@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import INFORMATION, PROTECTION, Finding, Verdict
+from contracts.verdicts import INFORMATION, PROTECTION, Finding, Verdict, at_most
 from sources.frames import frame_of
 from stats import clopper_pearson
 
@@ -172,7 +172,7 @@ def judged(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> Sequen
         return []
     row = rows.row(0, named=True)
     low, high, limit = row["learnt_low"], row["learnt_high"], row["tolerated"]
-    verdict = Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+    verdict = at_most(low, high, limit)
     said = {
         Verdict.PASS: "No defence that was tried learns much",
         Verdict.FAIL: f"{row['best']} learns from it nevertheless",

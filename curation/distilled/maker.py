@@ -68,7 +68,6 @@ class DistilledConfig(Config):
     zca: bool = param(False, doc="images are whitened (ZCA) for the networks; stored ones are not")
     zca_eps: float = param(0.1, gt=0, le=100, doc="added to the variances that ZCA divides by")
     keep_every: int = param(100, ge=1, le=1_000_000, unit="iterations", doc="how often a run is kept to go on from")
-    device: str = param("cpu", choices=("cpu", "cuda"), doc="where networks are trained")
 
     def check(self) -> None:
         last = self.match.t_max - 1 + self.match.expert_epochs
@@ -93,18 +92,25 @@ class Parts(NamedTuple):
         doc="A few synthetic images a class on which a network learns nearly what it would learn on all.",
         source="Guo et al., ICLR 2024 (arXiv 2310.05773); Shen et al., arXiv 2310.10541",
         config=DistilledConfig,
-        needs=("checkpoints",),
+        needs=("checkpoints", "device"),
         wants=("classes", "images"),
         tables=(DISTILLED, LOG_TABLE, EVAL, SMOOTHNESS),
     )
 )
 def distilled(
-    data: ExampleSet, *, config: DistilledConfig, seed: int, progress: Progress, checkpoints: CheckpointStore
+    data: ExampleSet,
+    *,
+    config: DistilledConfig,
+    seed: int,
+    progress: Progress,
+    checkpoints: CheckpointStore,
+    device: str = "cpu",
 ) -> Made:
     """The distilled set, with what it is worth.
 
     Args:
         checkpoints: where experts and the state of the distillation are kept as they come about.
+        device: "cpu" or "cuda", where networks are trained.
 
     Raises:
         NotApplicable: no images, images too small for the network, a network with buffers or random layers.
@@ -115,10 +121,10 @@ def distilled(
     data.check_targets()
     data = data.by_id()
     parts = parted(data, config, seed)
-    every, y = torch.from_numpy(data.inputs(slice(None))).to(config.device), torch.from_numpy(data.y).to(config.device)
+    every, y = torch.from_numpy(data.inputs(slice(None))).to(device), torch.from_numpy(data.y).to(device)
     scale = Scale.fit(every[parts.distil], zca=config.zca, eps=config.zca_eps)
     x = scale.to(every)
-    networks = _networks(config, data)
+    networks = _networks(config, data, device)
     network = networks["convnet"]
     begun = begin(
         network,
@@ -218,12 +224,12 @@ def parted(data: ExampleSet, config: DistilledConfig, seed: int) -> Parts:
     return Parts(*(np.sort(np.concatenate(part)) for part in (distil, choose, judge)))
 
 
-def _networks(config: DistilledConfig, data: ExampleSet) -> dict[str, FlatNetwork]:
+def _networks(config: DistilledConfig, data: ExampleSet, device: str) -> dict[str, FlatNetwork]:
     chosen: dict[str, dict[str, Any]] = {"convnet": {"width": config.width, "depth": config.depth}}
     chosen |= {name: {} for name in config.architectures if name != "convnet"}
     return {
         name: FlatNetwork(
-            builder(name, fields, input_shape=data.input_shape, num_outputs=data.num_classes), device=config.device
+            builder(name, fields, input_shape=data.input_shape, num_outputs=data.num_classes), device=device
         )
         for name, fields in chosen.items()
     }

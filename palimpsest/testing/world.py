@@ -382,6 +382,7 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
             lambda name: pl.DataFrame({"example_id": train.example_id, "role": np.where(chosen, "forget", "retain")})
         ),
         "secret": lambda: bytes(range(32)),
+        "device": lambda: trainer.device,
         "made": lambda: lambda name: _same_examples(train),
         "select_where": lambda: lambda where: train.example_id[chosen],
     }

@@ -31,7 +31,7 @@ from contracts.stores import CheckpointStore, NoStore
 from recipes.aggregate.losses import bag_loss, instance_loss, interpolating_loss
 from recipes.fitting import Observe, check_trainable, descend, make_optimizer, smallest_batch, trainable, units_of
 from recipes.inputs import Inputs, model_dtype
-from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
+from recipes.keeping import Keeping
 from recipes.models import Build
 from recipes.schedule import SupervisedConfig, epochs_to_train, num_epochs
 from sources.bags import Bags, Release, bags_of, on_simplex, release_of
@@ -105,9 +105,18 @@ def aggregate(
     starts, typical = sizes.cumsum(0) - sizes, len(data) / len(bags)
     keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     last = epochs_to_train(num_epochs(len(bags), config, smallest=smallest_batch(model)), stop_after)
-    run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    start = resume(model, optimizer, keeping.load() if observe is None else None, run=run, last=last)
+    start, after_epoch = keeping.taken_up(
+        model,
+        optimizer,
+        data,
+        config=config,
+        seed=seed,
+        last=last,
+        progress=progress,
+        what="training on bags",
+        anew=observe is not None,
+    )
 
     def cost(chosen: Tensor) -> Tensor:
         own = sizes[chosen]
@@ -124,10 +133,6 @@ def aggregate(
         else:
             found = interpolating_loss(outputs, targets[chosen], own, rho=config.rho, loss=kind)
         return found * (len(rows) / (len(chosen) * typical))
-
-    def after_epoch(done: int) -> None:
-        keeping.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
-        progress(done, last, "training on bags")
 
     descend(
         model,

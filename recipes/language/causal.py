@@ -16,7 +16,7 @@ from contracts.methods import RecipeSpec, recipe
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.fitting import make_optimizer, trainable
-from recipes.keeping import Keeping, resume, run_arrays, run_fingerprint
+from recipes.keeping import Keeping
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.models import Build
 from recipes.schedule import epochs_to_train, num_epochs
@@ -74,13 +74,10 @@ def causal_lm(
     keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     model = build(seed).to(device)
     last = epochs_to_train(num_epochs(max(len(data), 1), config), stop_after)
-    run = run_fingerprint(model, data, config=config, seed=seed)
     optimizer = make_optimizer(trainable(model), config)
-    start = resume(model, optimizer, keeping.load(), run=run, last=last)
-
-    def after_epoch(done: int) -> None:
-        keeping.after(done, last=last, arrays=lambda: run_arrays(model, optimizer), run=run)
-        progress(done, last, "training")
+    start, after_epoch = keeping.taken_up(
+        model, optimizer, data, config=config, seed=seed, last=last, progress=progress
+    )
 
     fit_tokens(
         model,
