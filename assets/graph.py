@@ -43,14 +43,14 @@ def subject_stages(subject: Subject) -> list[Stage]:
         found = audits.attacks(subject, upstream, None, {})
         findings = audits.findings(subject, None, scored, found, None, {}, analysed, match)
         later += [*found.values(), findings]
-        later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None))
+        later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None, datasets=made))
     else:
         scope = Scope.of_plan(subject, splits)
         of_plan = _unlearned(subject, upstream, scope)
         decided = acceptance.stages(subject, upstream, splits, of_plan)
         accepted = decided[-1] if decided else None
         later += [*of_plan.values(), *decided]
-        later += _audited(subject, upstream, scope, of_plan, scored, analysed, match, accepted)
+        later += _audited(subject, upstream, scope, of_plan, scored, analysed, match, accepted, made)
         split = requests.scope_of_request(subject, upstream, scored)
         scope = Scope(split, per_request=True)
         removed = _unlearned(subject, upstream, scope)
@@ -80,12 +80,14 @@ def _audited(
     analysed: Mapping[str, Stage],
     match: Stage | None,
     accepted: Stage | None,
+    datasets: Mapping[str, Stage] | None = None,
 ) -> list[Stage]:
     """The audits of what was unlearned, and their report.
 
     Args:
         removed: of :func:`_unlearned`.
         accepted: which methods forget requests may use; None where the plan does not ask.
+        datasets: data sets that the plan makes, for its report.
     """
     others = (COMPARISON, RETRAININGS, audits.AGAINST_RETRAINING)
     jobs, comparison = {name: job for name, job in removed.items() if name not in others}, removed[COMPARISON]
@@ -94,5 +96,5 @@ def _audited(
     found = made | {name: removed[name] for name in (audits.AGAINST_RETRAINING,) if name in removed}
     findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
     shown = {} if scope.per_request else analysed
-    report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted)
+    report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted, datasets)
     return [*made.values(), findings, report]

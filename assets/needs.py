@@ -262,7 +262,7 @@ class StageProvider(Provider):
         return self.run.checkpoints()
 
     def made(self) -> Callable[[str], Made]:
-        return lambda name: _made(self.run, name)
+        return lambda name: made_set(self.run, name)
 
     def secret(self) -> bytes:
         key = getattr(self.run.stage.config.get("config"), "key", "")  # a name of a set has no space
@@ -294,7 +294,7 @@ def _table(run: Run, name: str) -> pl.DataFrame:
     return run.read(table)
 
 
-def _made(run: Run, name: str) -> Made:
+def made_set(run: Run, name: str) -> Made:
     """A made data set that the stage reads.
 
     Raises:

@@ -10,19 +10,21 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import polars as pl
 import yaml
 from polars import selectors as cs
 
 from assets.examples import examples_in, examples_of
 from assets.in_use import InUse, in_use
+from assets.needs import made_set
 from assets.request_closing import RETRAINED
 from assets.requests import GROUPS as CLOSURE
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts import schema
 from contracts.digests import digest, plain
-from contracts.methods import analysis, score
+from contracts.methods import analysis, maker, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import NO_REFERENCES, RETRAIN, Subject
 from contracts.verdicts import TARGET, Verdict
@@ -43,7 +45,7 @@ from reports import (
 from reports.matrix import REMOVAL
 from warehouse import queries
 
-SHOWN, REMOVED_SHOWN = 16, 10
+SHOWN, REMOVED_SHOWN, MADE_SHOWN = 16, 10, 12
 
 
 def audit_report(
@@ -55,8 +57,15 @@ def audit_report(
     findings: Stage,
     comparison: Stage | None,
     accepted: Stage | None = None,
+    datasets: Mapping[str, Stage] | None = None,
 ) -> Stage:
-    """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder."""
+    """``[subject, reports, audit]``: verdict first; HTML and JSON under the state folder.
+
+    Args:
+        accepted: which methods forget requests may use; None where the plan does not ask.
+        datasets: the data sets that the plan makes, by name.
+    """
+    made = datasets or {}
     per_request = scope is not None and scope.per_request
     return Stage(
         subject=subject,
@@ -64,7 +73,7 @@ def audit_report(
         doc="One self-contained page: the verdict, what was audited, scores with their examples, unlearning against "
         "retraining, attacks with intervals, what is inconclusive and why, and how to do it again. JSON beside it.",
         config={"subject": subject},
-        version=8,
+        version=9,
         deps=(
             upstream["examples"],
             upstream["target"],
@@ -74,11 +83,12 @@ def audit_report(
             *((comparison,) if comparison else ()),
             *((scope.split,) if scope else ()),
             *((accepted,) if accepted else ()),
+            *made.values(),
         ),
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _report(run, assemble(run, scope, scores, analyses, findings, accepted)),
+        work=lambda run: _report(run, assemble(run, scope, scores, analyses, findings, accepted, made)),
     )
 
 
@@ -123,6 +133,7 @@ def assemble(
     analyses: Mapping[str, Stage],
     findings: Stage,
     accepted: Stage | None = None,
+    datasets: Mapping[str, Stage] | None = None,
 ) -> AuditReport:
     """The facts of one audit, read from the warehouse. Its findings are those of the stage ``findings``, all of
     them."""
@@ -145,6 +156,7 @@ def assemble(
         scores=[_score_section(run, name) for name in scores],
         groups=_compared(run, scores),
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
+        datasets=[_dataset_section(run, name, stage) for name, stage in (datasets or {}).items()],
         removed=_removed(run, scope) if scope else None,
         unlearning=runs,
         unlearning_metrics=metrics,
@@ -342,6 +354,36 @@ def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
         table=first.select(~cs.list()).head(10),
         num_rows=first.height,
         reason=run.why_not(stage),
+    )
+
+
+def _dataset_section(run: Run, name: str, stage: Stage) -> AnalysisSection:
+    """Some of the made examples above originals that they were drawn from, and what the maker says of them."""
+    spec = maker.get(next(plan.method for plan in run.subject.datasets if plan.name == name)).spec
+    if reason := run.why_not(stage):
+        return AnalysisSection(name=name, doc=spec.doc, reason=reason)
+    made = made_set(run, name)
+    rows = np.unique(np.linspace(0, len(made.examples) - 1, MADE_SHOWN).astype(int))
+    ids = made.examples.example_id[rows]
+    first = made.drawn_from.group_by("made_id").agg(pl.col("example_id").min())
+    drawn = pl.DataFrame({"made_id": ids}).join(first, on="made_id", how="left", maintain_order="left")
+    num, train = len(made.sources), run.train.num_examples
+    groups = [
+        examples_of(data, pl.DataFrame({"example_id": shown, "value": np.full(len(shown), np.nan)}), "value", heading)
+        for data, shown, heading in (
+            (made.examples, ids, f"Made: {len(made.examples):,} examples, drawn from {num:,} of {train:,}"),
+            (run.data, drawn["example_id"].to_numpy(), "An original that each was drawn from"),
+        )
+    ]
+    said = next((frame for table in spec.tables if (frame := made.tables[table.name]).height), None)
+    head = None if said is None else said.select(~cs.list()).head(10)
+    return AnalysisSection(
+        name=name,
+        doc=spec.doc,
+        charts=[],
+        examples=groups,
+        table=head,
+        num_rows=0 if said is None else said.height,
     )
 
 

@@ -28,7 +28,7 @@ import polars as pl
 
 from contracts.digests import canonical_json
 from reports import matrix, page
-from reports.contents import AuditReport, Examples
+from reports.contents import AnalysisSection, AuditReport, Examples
 
 
 def render_html(report: AuditReport) -> str:
@@ -76,17 +76,8 @@ def facts(report: AuditReport) -> dict[str, Any]:
                 for s in report.scores
             ],
             "groups": [_listed(e) for e in report.groups],
-            "analyses": [
-                {
-                    "name": a.name,
-                    "doc": a.doc,
-                    "reason": a.reason,
-                    "num_rows": a.num_rows,
-                    "head": a.table,
-                    "examples": [_listed(e) for e in a.examples],
-                }
-                for a in report.analyses
-            ],
+            "analyses": [_section(a) for a in report.analyses],
+            "datasets": [_section(d) for d in report.datasets],
             "removed": None
             if report.removed is None
             else {
@@ -110,6 +101,17 @@ def facts(report: AuditReport) -> dict[str, Any]:
             },
         }
     )
+
+
+def _section(section: AnalysisSection) -> dict[str, Any]:
+    return {
+        "name": section.name,
+        "doc": section.doc,
+        "reason": section.reason,
+        "num_rows": section.num_rows,
+        "head": section.table,
+        "examples": [_listed(e) for e in section.examples],
+    }
 
 
 def _listed(examples: Examples) -> dict[str, Any]:

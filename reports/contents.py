@@ -140,7 +140,7 @@ class AuditReport:
         findings: rows of ``audits.findings``, or findings about nothing in particular.
         audited: group -> {label: value}; the groups "Data", "Model", "Recipe", "Seeds", "Digests" in the order shown.
         scores: one section a score. ``groups``: examples chosen over several scores (the noisiest).
-        analyses: one section an analysis.
+        analyses: one section an analysis. ``datasets``: one a made data set, under its own name.
         removed: what was taken out, or None.
         unlearning: rows of ``unlearning.runs``. ``unlearning_metrics``: rows of ``unlearning.metrics`` of these runs.
             ``attacks``: rows of ``audits.attack_reports``. None when not run.
@@ -169,6 +169,7 @@ class AuditReport:
     scores: Sequence[ScoreSection] = ()
     groups: Sequence[Examples] = ()
     analyses: Sequence[AnalysisSection] = ()
+    datasets: Sequence[AnalysisSection] = ()
     removed: Removed | None = None
     unlearning: pl.DataFrame | None = None
     unlearning_metrics: pl.DataFrame | None = None

@@ -75,6 +75,7 @@ def render(report: AuditReport, *, digest: str) -> str:
         groups=[_group(e) for e in report.groups],
         analyses=[_analysis(a) for a in report.analyses if not a.audit],
         audits=[_analysis(a) for a in report.analyses if a.audit],
+        datasets=[_analysis(d) for d in report.datasets],
         unlearning=_unlearning(report),
         attacks=_attacks(report.attacks),
         rocs=list(rocs.values()),
@@ -185,7 +186,7 @@ def open_questions(report: AuditReport) -> list[tuple[str, str]]:
     for split in report.judgement.powerless:
         asked.append((split, "No attack caught the untouched model here, so the audit had no power on this split."))
     asked += _weak_rates(report.attacks)
-    asked += [(a.name, a.reason) for a in report.analyses if a.reason]
+    asked += [(a.name, a.reason) for a in (*report.analyses, *report.datasets) if a.reason]
     for section in report.scores:
         if not section.passed:
             asked.append((section.name, section.reason or "Its run did not meet the score's own conditions."))

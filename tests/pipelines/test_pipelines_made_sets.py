@@ -161,6 +161,11 @@ def test_its_audit_is_a_finding_of_the_report(plan: Subject, tmp_path: Path) -> 
     [row] = found.to_dicts()
     assert row["about"] == "data set protected" and row["judged"] and row["kind"] == "protection"
     page = w.artifacts.load_bytes("pictures/reports/audit.html").decode()
+    sections = {d["name"]: d for d in w.artifacts.load_json("pictures/reports/audit.json")["datasets"]}
+    assert list(sections) == [d.name for d in plan.datasets] and "Data sets made" in page
+    for section in sections.values():
+        made, originals = section["examples"]
+        assert made["heading"].startswith("Made: ") and len(made["example_id"]) == len(originals["example_id"]) > 0
     assert "What is learnt from protected images" in page and "of what there is to learn" in page
 
 
