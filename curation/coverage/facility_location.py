@@ -18,6 +18,7 @@ arXiv 1906.01827).
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,6 @@ from sources.example_set import ExampleSet
 from tasks.base import require
 
 MOST = 20_000  # examples of a group: 1.6 GB of similarities
-_LOOK = 16  # candidates that are looked at again at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,23 +102,18 @@ def greedy(features: Float, num: int) -> NDArray[np.int64]:
             f"{len(features):,}: choose within classes (stratified), or from a smaller set"
         )
     near = similarities(features)
-    best = np.zeros(len(near), np.float32)
-    gain = near.sum(1, dtype=np.float64)
-    free, chosen = np.ones(len(near), bool), np.empty(num, np.int64)
-    look = min(_LOOK, len(near))
+    best, more, chosen = np.zeros(len(near), np.float32), np.empty(len(near), np.float32), np.empty(num, np.int64)
+    bounds = [(-gain, at) for at, gain in enumerate(near.sum(1, dtype=np.float64).tolist())]  # ties: the smaller id
+    heapq.heapify(bounds)
     for t in range(num):
-        seen = np.zeros(len(near), bool)
         while True:
-            bound = np.where(free, gain, -np.inf)
-            at = int(bound.argmax())
-            if seen[at]:
+            _, at = heapq.heappop(bounds)
+            np.maximum(np.subtract(near[at], best, out=more), 0, out=more)
+            gain = (-float(more.sum(dtype=np.float64)), at)
+            if not bounds or gain <= bounds[0]:
                 break
-            top = np.append(np.argpartition(-bound, look - 1)[:look], at)  # among equals it may not be one of them
-            fresh = np.unique(top[free[top] & ~seen[top]])
-            gain[fresh] = np.maximum(near[fresh] - best, 0).sum(1, dtype=np.float64)
-            seen[fresh] = True
+            heapq.heappush(bounds, gain)
         chosen[t] = at
-        free[at] = False
         np.maximum(best, near[at], out=best)
     return chosen
 

@@ -44,12 +44,16 @@ def test_facility_location_is_the_plain_greedy(group: tuple[int, int, int, bool]
         assert facility(near, [*found[:t], chosen]) == pytest.approx(max(value), rel=1e-6)
 
 
-def test_looking_at_few_candidates_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    phi = points(300, 5, 0, False)
-    wanted = greedy(phi, 60)
-    for look in (1, 7, 299):
-        monkeypatch.setattr("curation.coverage.facility_location._LOOK", look)
-        assert np.array_equal(greedy(phi, 60), wanted)
+@pytest.mark.parametrize("whole", [False, True])
+def test_lazy_looks_change_nothing(whole: bool) -> None:
+    phi = points(300, 3, 0, whole)
+    near, best, wanted = similarities(phi), np.zeros(len(phi), np.float32), []
+    for _ in range(60):  # every gain anew; among equals the first
+        gain = np.maximum(near - best, 0).sum(1, dtype=np.float64)
+        gain[wanted] = -1
+        wanted.append(int(gain.argmax()))
+        best = np.maximum(best, near[wanted[-1]])
+    assert greedy(phi, 60).tolist() == wanted
 
 
 def test_similarities_are_distances_turned_over() -> None:
