@@ -22,7 +22,9 @@ from sources.example_set import ExampleSet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ByPredicateConfig(ForgetConfig):
-    where: str = param(doc="SQL predicate over data.examples, for instance label_name = '3' AND owner <> ''")
+    where: str = param(
+        doc="SQL predicate over data.examples and the source's columns: label_name = '3' AND owner <> ''"
+    )
 
     def check(self) -> None:
         if not self.where.strip():

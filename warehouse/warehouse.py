@@ -28,7 +28,7 @@ from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, 
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.methods import ScoreSpec
 from contracts.progress import silent
-from contracts.schema import EXAMPLES, TABLES
+from contracts.schema import COLUMNS, EXAMPLES, TABLES
 from contracts.tables import TableSpec
 from warehouse import chain, connection, ddl, fsio, lineage, publish, reader, verify_database, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
@@ -353,7 +353,9 @@ class Warehouse(Session):
 
     def select_where(self, subject: str, predicate: str) -> np.ndarray[Any, Any]:
         """Ids (int64, ascending) of the subject's training examples for which an SQL boolean expression over
-        ``data.examples`` is true, e.g. ``label_name = 'ship' AND owner <> ''``.
+        ``data.examples`` is true, e.g. ``label_name = 'ship' AND owner <> ''``. What ``data.columns`` knows of the
+        examples stands beside, a column a name (``client = 'b7' AND step >= 3``): whole numbers where all values are,
+        else text; one that is named like a column of ``data.examples`` as ``column_<name>``.
 
         Raises:
             NotReady: the subject's examples have not been recorded.
@@ -362,7 +364,22 @@ class Warehouse(Session):
         examples = self.read(EXAMPLES, subject=subject)
         if not examples.height:
             raise NotReady(f"the examples of {subject} have not been recorded; run: palimpsest audit {subject}")
-        return reader.select_where(examples.filter(pl.col("split") == "train"), predicate, limits=self._limits)
+        train = examples.filter(pl.col("split") == "train")
+        known = self._beside(subject, taken=train.columns)
+        beside = train.join(known, on="example_id", how="left", maintain_order="left")
+        return reader.select_where(beside, predicate, limits=self._limits)
+
+    def _beside(self, subject: str, *, taken: Sequence[str]) -> pl.DataFrame:
+        """(example_id, a column for each name in ``data.columns``) of a subject's examples."""
+        try:
+            rows = self.read(COLUMNS, subject=subject)
+        except UnknownName:  # recorded before there was such a table
+            return pl.DataFrame(schema={"example_id": pl.Int64})
+        wide = rows.pivot("name", index="example_id", values="value")
+        numbers = wide.select(pl.exclude("example_id").cast(pl.Int64, strict=False))
+        lost = [name for name in numbers.columns if numbers[name].null_count() > wide[name].null_count()]
+        wide = wide.with_columns(numbers.drop(lost))
+        return wide.rename({name: f"column_{name}" for name in wide.columns[1:] if name in taken})
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pl.DataFrame:
         """Rows of one SELECT over the published snapshot, on a door that can neither write nor reach anything else.

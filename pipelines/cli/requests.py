@@ -52,7 +52,10 @@ def add(
     ids: Annotated[str | None, typer.Option("--ids", help="example ids, separated by commas")] = None,
     owner: Annotated[str | None, typer.Option("--owner", help="whose examples; stored as a salted token only")] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="all examples of a class")] = None,
-    where: Annotated[str | None, typer.Option("--where", help="SQL predicate over data.examples")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="SQL predicate over data.examples and the columns that the source keeps"),
+    ] = None,
     score: Annotated[
         str | None, typer.Option("--score", help="one end of a score of the plan, with --fraction or --count")
     ] = None,

@@ -18,7 +18,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame, score_run
 
 from contracts.errors import IntegrityError, InvalidInput, NotReady, UnknownName
 from contracts.methods import Call, ScoreSpec
-from contracts.schema import EXAMPLES, SCORE_RUNS
+from contracts.schema import COLUMNS, EXAMPLES, SCORE_RUNS
 from warehouse import Warehouse, reader
 from warehouse.connection import Limits
 
@@ -202,6 +202,27 @@ def test_predicates_select_training_examples(door: Warehouse, predicate: str) ->
     expected = train.filter(PREDICATES[predicate](train))["example_id"].to_list()
     found = door.select_where("digits", predicate)
     assert found.dtype == np.int64 and found.tolist() == expected
+
+
+def test_predicates_reach_what_else_the_source_keeps(filled: Warehouse) -> None:
+    kept = {
+        "client": lambda i: f"b{i % 4}",
+        "step": lambda i: str(i % 7),
+        "part": lambda i: "7" if i else "seven",
+        "label": lambda i: "mine",
+    }
+    rows = [(i, name, of(i)) for name, of in kept.items() for i in range(20) if (name, i) != ("step", 3)]
+    frame = pl.DataFrame(rows, schema=["example_id", "name", "value"], orient="row")
+    with filled.transaction() as t:
+        t.replace(COLUMNS, frame, **COMMON)
+    for predicate, wanted in {
+        "client = 'b1' AND step >= 5": [5, 13],
+        "step IS NULL": [3],
+        "step + 1 = 1": [0, 7],
+        "part = '7' AND label = 0": [3, 6, 12, 15, 18],
+        "column_label = 'mine' AND example_id < 3": [0, 1, 2],
+    }.items():
+        assert filled.select_where("digits", predicate).tolist() == wanted, predicate
 
 
 INJECTIONS = [
