@@ -2,7 +2,8 @@
 curated set as a data set.
 
 What is exported says where it is from: subject, asset, what a row is, the run and configuration that made it, and the
-ledger's head. Parquet keeps that as key-value metadata, pandas in ``attrs``, ``datasets`` in ``info.description``, a
+ledger's head. Parquet keeps that as key-value metadata, CSV and JSON in a file beside them (``NAME.csv.source.json``),
+pandas in ``attrs``, ``datasets`` in ``info.description``, a
 data set in its manifest and data sheet.
 """
 
@@ -93,7 +94,8 @@ def side_by_side(warehouse: Warehouse, subject: str, names: Sequence[str]) -> pl
 
 
 def write(made: Table, to: Path) -> None:
-    """Write a table to a file whose name says how: .parquet, .csv, .json, .jsonl.
+    """Write a table to a file whose name says how: .parquet, .csv, .json, .jsonl. What cannot say in itself where it is
+    from has a file ``<name>.source.json`` beside it.
 
     Raises:
         ConfigError: another suffix, or no such folder.
@@ -101,12 +103,14 @@ def write(made: Table, to: Path) -> None:
     refuse_target(to)
     if to.suffix == ".parquet":
         made.frame.write_parquet(to, metadata={"palimpsest": json.dumps(dict(made.made))})
-    elif to.suffix == ".csv":
+        return
+    if to.suffix == ".csv":
         made.frame.write_csv(to)
     elif to.suffix == ".json":
         made.frame.write_json(to)
     else:
         made.frame.write_ndjson(to)
+    to.with_name(f"{to.name}.source.json").write_text(json.dumps(dict(made.made), indent=2) + "\n")
 
 
 def refuse_target(to: Path) -> None:

@@ -233,6 +233,9 @@ def test_a_table_as_every_kind_of_file_and_object(home: Path, tmp_path: Path) ->
     assert isinstance(there, datasets.Dataset) and set(there["role"]) == {"forget", "retain"}
     facts = json.loads(pyarrow.parquet.read_metadata(tmp_path / "el2n.parquet").metadata[b"palimpsest"])
     assert facts["asset"] == "wine/scores/el2n" and facts["run_id"] == "r1" and facts["higher_means"] == "harder"
+    for ending in ("csv", "json", "jsonl"):
+        assert json.loads((tmp_path / f"el2n.{ending}.source.json").read_text()) == facts
+    assert not (tmp_path / "el2n.parquet.source.json").exists()
     head = Warehouse.existing(home).ledger.head()
     assert facts["ledger_head"] == f"{head.seq}:{head.hash}"
     assert json.loads(there.info.description)["asset"] == "wine/curation/few"
