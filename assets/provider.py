@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contracts.digests import derive_seed
-from contracts.methods import NEEDS, MethodSpec, unlearner
+from contracts.errors import DataError, Diverged, NotTheModel
+from contracts.methods import NEEDS, MethodSpec, UnlearnerSpec, unlearner
 from contracts.progress import Progress
+from contracts.registry import Method
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
@@ -205,23 +207,56 @@ class UnlearnFrom:
         return "retrain" if plan is None else plan.decides
 
     def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        from recipes.as_saved import refuse_unlike, reloaded
+        method, given = self._method(name)
+        result = method(copy.deepcopy(model), retain=retain, forget=forget, seed=seed, **given)
+        return self._as_saved(result, name, retain=retain, forget=forget)
 
+    def many(
+        self,
+        models: Sequence[nn.Module],
+        name: str,
+        *,
+        retain: Sequence[ExampleSet],
+        forget: Sequence[ExampleSet],
+        seeds: Sequence[int],
+    ) -> list[nn.Module | Diverged | DataError | NotTheModel] | None:
+        """Many models at once, each with sets and seed of its own: what a call for each returns, or the error that it
+        ends in; None of a method that can only be called for each (its declaration has no ``plan``)."""
+        from unlearning.stacked import unlearn_many
+
+        method, given = self._method(name)
+        if method.spec.plan is None:
+            return None
+        results = unlearn_many(method, models, retain=retain, forget=forget, seeds=seeds, **given)
+        found: list[nn.Module | Diverged | DataError | NotTheModel] = []
+        for result, kept, gone in zip(results, retain, forget, strict=True):
+            try:
+                found.append(
+                    result if isinstance(result, Diverged) else self._as_saved(result, name, retain=kept, forget=gone)
+                )
+            except (Diverged, DataError, NotTheModel) as error:
+                found.append(error)
+        return found
+
+    def _method(self, name: str) -> tuple[Method[UnlearnerSpec], dict[str, Any]]:
+        """A registered unlearner and what it is given, whatever the model."""
         subject, method = self.provider.subject, unlearner.get(name)
         chosen = {choice.name: choice.config for choice in subject.unlearning.methods} if subject.unlearning else {}
-        result = method(
-            copy.deepcopy(model),
-            retain=retain,
-            forget=forget,
-            config=method.spec.config.from_mapping(chosen.get(name, {})),
-            seed=seed,
-            progress=self.provider.progress,
+        config = method.spec.config.from_mapping(chosen.get(name, {}))
+        return method, {
+            "config": config,
+            "progress": self.provider.progress,
             **self.provider.provided(method.spec),
-        )
-        fresh = reloaded(result, model_builder(subject, retain), what=name)
+        }
+
+    def _as_saved(self, result: object, name: str, *, retain: ExampleSet, forget: ExampleSet) -> nn.Module:
+        """A fresh model with the result's arrays, which must answer as the result does."""
+        from recipes.as_saved import refuse_unlike, reloaded
+
+        fresh = reloaded(result, model_builder(self.provider.subject, retain), what=name)
         for part in (retain.take(np.arange(min(len(retain), _COMPARED))), forget):
             if len(part):
-                refuse_unlike(result, fresh, part, what=name)
+                refuse_unlike(result, fresh, part, what=name)  # type: ignore[arg-type]
         return fresh
 
 

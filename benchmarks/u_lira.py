@@ -32,6 +32,7 @@ from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 from sources.example_set import ExampleSet
 from sources.loading import load
+from unlearning.stacked import unlearn_many
 
 LIMIT = 60.0
 RECIPE = SupervisedConfig(optimizer="sgd", lr=0.2, momentum=0.9, batch=64, epochs=100, schedule="cosine")
@@ -49,13 +50,9 @@ def measure(runs: int, seed: int) -> tuple[float, float, dict[str, str]]:
         rows = [data.positions(ids) for ids in members]
         return StackedTrainer(build=build, config=RECIPE).train(data, members=rows, seeds=seeds)
 
-    def unlearn_from(model: nn.Module, name: str, **given: Any) -> nn.Module:
-        method = unlearner.get(name)
-        return method(model, config=method.spec.config.from_mapping(FINETUNE), **given)
-
     start = time.process_time()
     tables = shadow_unlearning_audit(
-        data, config=ShadowUnlearningConfig(runs=runs), seed=seed, train_many=train_many, unlearn_from=unlearn_from
+        data, config=ShadowUnlearningConfig(runs=runs), seed=seed, train_many=train_many, unlearn_from=_UnlearnFrom()
     )
     found = judge_shadow_unlearning(tables, Thresholds())
     seconds = time.process_time() - start
@@ -63,6 +60,20 @@ def measure(runs: int, seed: int) -> tuple[float, float, dict[str, str]]:
     supervised(build, data.part("train"), config=RECIPE, seed=seed)
     one_by_one = 2 * runs * (time.process_time() - start)
     return seconds, one_by_one, {a: f.verdict.value for a, f in found if f.what.endswith("u_lira")}
+
+
+class _UnlearnFrom:
+    """Registered unlearners, for one model or for many at once."""
+
+    def __call__(self, model: nn.Module, name: str, **given: Any) -> nn.Module:
+        method = unlearner.get(name)
+        return method(model, config=method.spec.config.from_mapping(FINETUNE), **given)
+
+    def many(self, models: Sequence[nn.Module], name: str, **given: Any) -> list[Any] | None:
+        method = unlearner.get(name)
+        if method.spec.plan is None:
+            return None
+        return [*unlearn_many(method, models, config=method.spec.config.from_mapping(FINETUNE), **given)]
 
 
 def rows(o: argparse.Namespace) -> Iterator[Row]:

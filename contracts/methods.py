@@ -59,7 +59,9 @@ NEEDS = {
     "task; ``in_use``: the name of the plan's method in use, retrain without a plan",
     "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the "
     "subject's architecture after a registered unlearner, which gets a copy of it; attributes ``methods`` and "
-    "``in_use`` as of unlearn",
+    "``in_use`` as of unlearn, and ``many``: (models, method, *, retain, forget, seeds), sets and seeds one a model -> "
+    "for each the model, or the Diverged, DataError or NotTheModel that the call would have raised; None of a method "
+    "without a ``plan``",
     "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, "
     "mia_efficacy, ... in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
@@ -376,11 +378,16 @@ class UnlearnerSpec(MethodSpec):
             shadow runs to pass, and it takes as long as retraining.
         control: it removes nothing and looks at nothing: what a comparison shows a fail by.
         concepts: it can remove a concept (``contracts.requests.Concept``) that a request names in place of rows.
+        plan: what it does, said and not done: ``(model, *, retain, forget, config, seed, <needs>) ->
+            unlearning.descent.Descent``, which raises what the method raises before any work. Shadow runs, which
+            unlearn many models, then do them all at once (``unlearning.stacked``). None: the method is called once for
+            each model.
     """
 
     exact: bool = False
     control: bool = False
     concepts: bool = False
+    plan: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,9 +57,8 @@ class StackedMLP:
             self.params.append(torch.stack([layer.weight.detach() for layer in layers]))
             self.params.append(torch.stack([layer.bias.detach()[:, None] for layer in layers]))
         self._grads = [torch.empty_like(p) for p in self.params]
-        self._work: list[
-            Tensor
-        ] = []  # (3, M, out, B) a hidden layer: before and after the activation, and its gradient
+        # (3, M, out, B) a hidden layer, for each width B met: before and after the activation, and its gradient
+        self._work: dict[int, list[Tensor]] = {}
 
     def gradients(self, x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor | None]:
         """Gradient of the loss above with respect to every parameter of models 0 .. A-1.
@@ -75,9 +74,9 @@ class StackedMLP:
         live, width = x.shape[:2]
         forward, backward = _FORWARD[self.activation], _BACKWARD[self.activation]
         params, grads = [p[:live] for p in self.params], [g[:live] for g in self._grads]
-        if not self._work or self._work[0].shape[-1] != width:
-            self._work = [bias.new_empty(3, len(bias), bias.shape[1], width) for bias in self.params[1:-2:2]]
-        work = [buffers[:, :live].unbind() for buffers in self._work]
+        if width not in self._work:
+            self._work[width] = [bias.new_empty(3, len(bias), bias.shape[1], width) for bias in self.params[1:-2:2]]
+        work = [buffers[:, :live].unbind() for buffers in self._work[width]]
         after = [x.flatten(2).transpose(1, 2)]
         for layer, (before, out, _) in enumerate(work):
             torch.baddbmm(params[2 * layer + 1], params[2 * layer], after[-1], out=before)

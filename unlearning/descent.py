@@ -23,6 +23,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -273,7 +274,9 @@ class Descent:
 
     Attributes:
         model: trained; never changed.
-        passes: what an epoch visits, in order; called once an epoch, with its number from 0.
+        passes: what an epoch visits, in order; called once for each epoch, with its number from 0, in their order. Its
+            answer does not depend on how far the student is: where plans are carried out together, all epochs are
+            asked for before the first step.
         retain: looked at before and after (at most 1,024 of it) to tell a collapse.
         config: optimiser settings.
         seed: root of the batch order and of the model's own noise (dropout).
@@ -282,6 +285,8 @@ class Descent:
         project: ``(parameters by name, steps done, all steps) -> None``, in place after each step: what keeps weights
             where they may be (a mask, a ball). The parameters are those that train.
         optimizer: makes the optimiser from the parameters that train.
+        stop: ``(student, steps done) -> whether this was the last step``, asked after each; None: when all epochs are
+            done. The student is in training mode, and left so.
     """
 
     model: nn.Module
@@ -293,6 +298,17 @@ class Descent:
     penalty: Callable[[Parameters, int], Tensor] | None = None
     project: Callable[[Parameters, int, int], None] | None = None
     optimizer: Callable[[list[nn.Parameter], DescentConfig], torch.optim.Optimizer] = sgd
+    stop: Callable[[nn.Module, int], bool] | None = None
+
+    @property
+    def run(self) -> str:
+        """Method and learning rate, for messages."""
+        return f"{self.name} at lr {self.config.lr:g}"
+
+    @cached_property
+    def watched(self) -> ExampleSet:
+        """The retained examples by which a collapse is told."""
+        return probe(self.retain, seed=self.seed)
 
 
 def descend(plan: Descent, *, progress: Progress) -> nn.Module:
@@ -310,9 +326,7 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
         NotApplicable: a batch of one example under batch norm in training mode.
     """
     config, name = plan.config, plan.name
-    run = f"{name} at lr {config.lr:g}"
-    watched = probe(plan.retain, seed=plan.seed)
-    useful_before = beats_constant(plan.model, watched, what="the model before unlearning")
+    useful_before = was_useful(plan)
     student = copy.deepcopy(plan.model)
     units = start(student, plan.retain) if config.epochs else None
     trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
@@ -331,16 +345,37 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
                 penalty = None if plan.penalty is None else plan.penalty(trained, epoch)
                 loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty)
                 if not np.isfinite(loss):
-                    raise Diverged(f"{run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
+                    raise Diverged(f"{plan.run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
                 done, total = epoch * len(batches) + number + 1, config.epochs * len(batches)
                 if plan.project is not None:
                     with torch.no_grad():
                         plan.project(trained, done, total)
                 progress(done, total, name)
+                if plan.stop is not None and plan.stop(student, done):
+                    finish(student, units)
+                    return check_unlearned(plan, student, useful_before=useful_before)
     finish(student, units)
-    check_finite(student, what=run)
+    return check_unlearned(plan, student, useful_before=useful_before)
+
+
+def was_useful(plan: Descent) -> bool:
+    """Whether the model, as it is given, does better on the retained examples than the best constant answer.
+
+    Raises:
+        Diverged: what it says is not finite.
+    """
+    return beats_constant(plan.model, plan.watched, what="the model before unlearning")
+
+
+def check_unlearned(plan: Descent, student: nn.Module, *, useful_before: bool) -> nn.Module:
+    """The student, in eval mode, of a plan that has been carried out.
+
+    Raises:
+        Diverged: it is not finite, or collapsed where the model was useful before.
+    """
+    check_finite(student, what=plan.run)
     if useful_before:
-        refuse_collapse(student, watched, run=run)
+        refuse_collapse(student, plan.watched, run=plan.run)
     return student
 
 

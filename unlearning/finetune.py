@@ -25,6 +25,15 @@ class FinetuneConfig(DescentConfig):
     lr: float = param(0.01, gt=0, le=1, doc="learning rate; published search range 1e-3 to 1e-1")
 
 
+def finetune_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: FinetuneConfig, seed: int
+) -> Descent:
+    """What :func:`finetune` does, and raises before any work."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    kept = Pass.over(inputs_of(model, retain))
+    return Descent(model=model, passes=lambda _: [kept], retain=retain, config=config, seed=seed, name="finetune")
+
+
 @unlearner(
     UnlearnerSpec(
         name="finetune",
@@ -32,6 +41,7 @@ class FinetuneConfig(DescentConfig):
         doc="Trains on with the retained examples only.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline FT",
         config=FinetuneConfig,
+        plan=finetune_plan,
     )
 )
 def finetune(
@@ -60,7 +70,4 @@ def finetune(
         DataError, NotApplicable: see ``check_sets``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
-    kept = Pass.over(inputs_of(model, retain))
-    plan = Descent(model=model, passes=lambda _: [kept], retain=retain, config=config, seed=seed, name="finetune")
-    return descend(plan, progress=progress)
+    return descend(finetune_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress)

@@ -29,6 +29,17 @@ class GradientAscentConfig(DescentConfig):
     epochs: int = param(5, ge=0, le=1000, doc="passes over the forget set")
 
 
+def gradient_ascent_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: GradientAscentConfig, seed: int
+) -> Descent:
+    """What :func:`gradient_ascent` does, and raises before any work."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=False)
+    gone = Pass.over(inputs_of(model, forget), weight=-1.0)
+    return Descent(
+        model=model, passes=lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent"
+    )
+
+
 @unlearner(
     UnlearnerSpec(
         name="gradient_ascent",
@@ -36,6 +47,7 @@ class GradientAscentConfig(DescentConfig):
         doc="Ascends the loss of the examples to be forgotten.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline GA",
         config=GradientAscentConfig,
+        plan=gradient_ascent_plan,
     )
 )
 def gradient_ascent(
@@ -64,9 +76,6 @@ def gradient_ascent(
         DataError, NotApplicable: see ``check_sets``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=False)
-    gone = Pass.over(inputs_of(model, forget), weight=-1.0)
-    plan = Descent(
-        model=model, passes=lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent"
+    return descend(
+        gradient_ascent_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress
     )
-    return descend(plan, progress=progress)

@@ -55,6 +55,23 @@ def random_labels(labels: np.ndarray, *, num_classes: int, exclude_true: bool, r
     return (labels + rng.integers(1, num_classes, len(labels))) % num_classes
 
 
+def random_label_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: RandomLabelConfig, seed: int
+) -> Descent:
+    """What :func:`random_label` does, and raises before any work."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes",))
+    rng = np.random.default_rng(derive_seed("random_label", "labels", seed))
+    keep, gone = Pass.over(inputs_of(model, retain), weight=config.alpha), inputs_of(model, forget)
+    labels, num_classes = gone.data.y, gone.data.num_classes
+
+    def passes(_: int) -> Sequence[Pass]:
+        targets = random_labels(labels, num_classes=num_classes, exclude_true=config.exclude_true_label, rng=rng)
+        wrong = Pass.over(gone, targets=targets)
+        return [wrong, keep] if config.order == "sequential" else [wrong.together_with(keep)]
+
+    return Descent(model=model, passes=passes, retain=retain, config=config, seed=seed, name="random_label")
+
+
 @unlearner(
     UnlearnerSpec(
         name="random_label",
@@ -62,6 +79,7 @@ def random_labels(labels: np.ndarray, *, num_classes: int, exclude_true: bool, r
         doc="Trains the examples to be forgotten towards random labels and the others towards their own.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508, baseline RL",
         config=RandomLabelConfig,
+        plan=random_label_plan,
     )
 )
 def random_label(
@@ -90,15 +108,4 @@ def random_label(
         DataError, NotApplicable: see ``check_sets``; fewer than two classes with ``exclude_true_label``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes",))
-    rng = np.random.default_rng(derive_seed("random_label", "labels", seed))
-    keep, gone = Pass.over(inputs_of(model, retain), weight=config.alpha), inputs_of(model, forget)
-    labels, num_classes = gone.data.y, gone.data.num_classes
-
-    def passes(_: int) -> Sequence[Pass]:
-        targets = random_labels(labels, num_classes=num_classes, exclude_true=config.exclude_true_label, rng=rng)
-        wrong = Pass.over(gone, targets=targets)
-        return [wrong, keep] if config.order == "sequential" else [wrong.together_with(keep)]
-
-    plan = Descent(model=model, passes=passes, retain=retain, config=config, seed=seed, name="random_label")
-    return descend(plan, progress=progress)
+    return descend(random_label_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress)

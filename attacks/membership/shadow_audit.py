@@ -6,9 +6,9 @@
 
 Two reference rows are always there. ``none`` removes nothing: what it shows is the power of the audit, and an audit
 that does not expose the canaries there lets no method pass. ``retrain`` is exact: what it shows is the audit's false
-alarms. Training is stacked (``train_many``), once for all methods and once more for retraining; the other methods run
-one model after another. The runs come in blocks of 20, so 20 models are held at a time, and the result does not depend
-on the block.
+alarms. Training is stacked (``train_many``), once for all methods and once more for retraining, and so are the methods
+that can be (``UnlearnerSpec.plan``). The runs come in blocks of 20, so 20 models of each method are held at a time, and
+the result does not depend on the block (to rounding, where methods are stacked).
 
 Source: Hayes et al., SaTML 2025 (arXiv 2403.01218); canaries after Jagielski et al., NeurIPS 2020.
 An example counts as exposed when its removed and never-seen runs differ after Holm's correction over all targets and
@@ -46,7 +46,9 @@ NONE, RETRAIN = "none", "retrain"
 CANARY_SHARE = 0.1  # most of a run's training examples that are canaries: they must not change what the model is
 _BLOCK = 20  # runs whose models are held at a time
 _FEWEST_TARGETS = 15
+_FAILURES = (Diverged, DataError, NotTheModel)
 Ids = NDArray[np.int64]
+Outcome = nn.Module | Diverged | DataError | NotTheModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +121,8 @@ def shadow_unlearning_audit(
         seed: root of the design, the draws, the trainings and the bootstrap.
         train_many: (ids of each training set, seeds, *, data) -> models of the subject's recipe.
         unlearn_from: (model, method, *, retain, forget, seed) -> model after a registered unlearner, which leaves its
-            argument as it is; its attribute ``in_use`` names the plan's method in use.
+            argument as it is; its attribute ``in_use`` names the plan's method in use, and ``many``, if it has one,
+            does many models at once.
         progress: called with (runs done, runs, "shadow unlearning runs").
 
     Returns:
@@ -135,30 +138,27 @@ def shadow_unlearning_audit(
     names = [NONE, *(m for m in asked if m not in (NONE, RETRAIN)), RETRAIN]
     recorded = {name: Recorded() for name in names}
     before: list[Reading] = []
-    for run, trained, retrained in _trained(plan, train_many, seed=seed):
-        before.append(read(trained, plan.audited))
-        retain, forget = plan.retain(run), plan.forget(run)
-        for name, record in recorded.items():
-            try:
-                if name == NONE:
-                    model = trained
-                elif name == RETRAIN:
-                    model = retrained
-                else:
-                    model = unlearn_from(
-                        trained,
-                        name,
-                        retain=plan.data.subset(retain),
-                        forget=plan.data.subset(forget),
-                        seed=derive_seed("shadow", name, seed, run),
-                    )
-                _record(record, model, before[-1], plan, run, config=config)
-            except (Diverged, DataError, NotTheModel) as error:
-                # Outputs that are not finite come as DataError from a model that has just been changed: its fault too.
-                if name in (NONE, RETRAIN):
-                    raise
-                record.failed(str(error), refused=isinstance(error, NotTheModel))
-        progress(run + 1, config.runs, "shadow unlearning runs")
+    for block, trained, retrained in _trained(plan, train_many, seed=seed):
+        retain, forget = ([plan.data.subset(ids(r)) for r in block] for ids in (plan.retain, plan.forget))
+        after: dict[str, Sequence[Outcome]] = {NONE: trained, RETRAIN: retrained}
+        for name in names[1:-1]:
+            seeds = [derive_seed("shadow", name, seed, run) for run in block]
+            after[name] = _unlearned(unlearn_from, trained, name, retain=retain, forget=forget, seeds=seeds)
+        for place, run in enumerate(block):
+            before.append(read(trained[place], plan.audited))
+            for name, record in recorded.items():
+                try:
+                    found = after[name][place]
+                    if isinstance(found, Exception):
+                        raise found
+                    _record(record, found, before[-1], plan, run, config=config)
+                except _FAILURES as error:
+                    # Outputs that are not finite come as DataError from a model that has just been changed: its fault
+                    # too.
+                    if name in (NONE, RETRAIN):
+                        raise
+                    record.failed(str(error), refused=isinstance(error, NotTheModel))
+            progress(run + 1, config.runs, "shadow unlearning runs")
     return tables_of(
         recorded,
         np.stack([reading.values for reading in before]),
@@ -253,15 +253,38 @@ def _canaries(data: ExampleSet, count: int, repeats: int, *, seed: int) -> tuple
 
 def _trained(
     plan: _Plan, train_many: Callable[..., Sequence[nn.Module]], *, seed: int
-) -> Iterator[tuple[int, nn.Module, nn.Module]]:
-    """(run, model trained on everything of the run, model retrained without what it forgets), run by run."""
+) -> Iterator[tuple[range, Sequence[nn.Module], Sequence[nn.Module]]]:
+    """(runs, models trained on everything of each, models retrained without what each forgets), block by block."""
     for start in range(0, len(plan.state), _BLOCK):
         runs = range(start, min(start + _BLOCK, len(plan.state)))
-        models = [
+        trained, retrained = (
             train_many([ids(r) for r in runs], [derive_seed(what, seed, r) for r in runs], data=plan.data)
             for what, ids in (("shadow", plan.train), ("shadow retrain", plan.retain))
-        ]
-        yield from zip(runs, *models, strict=True)
+        )
+        yield runs, trained, retrained
+
+
+def _unlearned(
+    unlearn_from: Callable[..., nn.Module],
+    models: Sequence[nn.Module],
+    name: str,
+    *,
+    retain: Sequence[ExampleSet],
+    forget: Sequence[ExampleSet],
+    seeds: Sequence[int],
+) -> Sequence[Outcome]:
+    """Every model after a method, or what it failed with: at once, where that is offered."""
+    many = getattr(unlearn_from, "many", lambda *_, **__: None)
+    together: Sequence[Outcome] | None = many(models, name, retain=retain, forget=forget, seeds=seeds)
+    if together is not None:
+        return together
+    found: list[Outcome] = []
+    for model, kept, gone, seed in zip(models, retain, forget, seeds, strict=True):
+        try:
+            found.append(unlearn_from(model, name, retain=kept, forget=gone, seed=seed))
+        except _FAILURES as error:
+            found.append(error)
+    return found
 
 
 def _record(

@@ -413,14 +413,23 @@ class _Unlearn:
         return tuple(m.spec.name for m in unlearner if self._world.meets(m))
 
     def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+        method, given = self._given(name)
+        result: nn.Module = method(model, retain=retain, forget=forget, seed=seed, **given)
+        return result
+
+    def many(self, models: Sequence[nn.Module], name: str, **sets: Any) -> list[Any] | None:
+        """Many models at once, each with sets and seed of its own: a model or a ``Diverged`` for each; None of a method
+        without a plan."""
+        from unlearning.stacked import unlearn_many
+
+        method, given = self._given(name)
+        return None if method.spec.plan is None else [*unlearn_many(method, models, **sets, **given)]
+
+    def _given(self, name: str) -> tuple[Any, dict[str, Any]]:
         method = unlearner.get(name)
         if not self._world.meets(method):
             raise NotApplicable(f"unlearner {name} does not apply to {self._world.examples.name}")
-        given = self._world.needs_of(method)
-        result: nn.Module = method(
-            model, retain=retain, forget=forget, config=self._world.config(method), seed=seed, **given
-        )
-        return result
+        return method, {"config": self._world.config(method), **self._world.needs_of(method)}
 
 
 class _UnlearnAudited(_Unlearn):

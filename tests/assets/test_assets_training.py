@@ -21,7 +21,7 @@ from assets.needs import StageProvider
 from assets.provider import early_seeds
 from assets.stage import APPLIES, Output, Run
 from contracts import schema
-from contracts.errors import ConfigError, NotApplicable, NotReady
+from contracts.errors import ConfigError, Diverged, NotApplicable, NotReady, NotTheModel
 from contracts.methods import RecipeSpec, UnlearnerSpec, recipe, source, unlearner
 from contracts.progress import silent
 from contracts.registry import Method, Registry
@@ -223,6 +223,39 @@ def test_every_unlearner_works_on_a_copy_of_its_own():
             found = unlearn_from(start, "careless", seed=seed, **sets)
             assert not any(np.any(values) for values in to_arrays(found).values())
     assert states([start]) == before and all(model is not start for model in seen) and seen[0] is not seen[1]
+
+
+def test_many_models_at_once_are_those_of_a_call_for_each(monkeypatch):
+    """By a method with a plan; what a call would raise stands in its model's place, what answers otherwise than its
+    arrays is refused, and a method without a plan is for calls."""
+    run = run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}})
+    ids = run.train.example_id
+    retain, forget = ([run.train.subset(part) for part in parts] for parts in ((ids[5:], ids[9:]), (ids[:5], ids[:9])))
+    starts = [model_builder(run.subject, run.data)(seed).eval() for seed in (0, 1, 2)]
+    with torch.no_grad():
+        starts[2].head.bias.fill_(torch.nan)
+    retain, forget = [*retain, retain[0]], [*forget, forget[0]]
+    before = states(starts)
+    unlearn_from = StageProvider(run, {}).unlearn_from()
+    found = unlearn_from.many(starts, "finetune", retain=retain, forget=forget, seeds=[1, 2, 3])
+    assert states(starts) == before and isinstance(found[2], Diverged)
+    for number in (0, 1):
+        called = unlearn_from(starts[number], "finetune", retain=retain[number], forget=forget[number], seed=number + 1)
+        for a, b in zip(called.parameters(), found[number].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert states([found[number]]) != states([starts[number]])
+    with pytest.raises(Diverged):
+        unlearn_from(starts[2], "finetune", retain=retain[2], forget=forget[2], seed=3)
+    assert unlearn_from.many(starts, "retrain", retain=retain, forget=forget, seeds=[1, 2, 3]) is None
+
+    def patched(method, models, **_):
+        for model in models:
+            model.forward = lambda x, own=model.forward: own(x) + 1.0
+        return models
+
+    monkeypatch.setattr("unlearning.stacked.unlearn_many", patched)
+    hidden = unlearn_from.many(starts[:2], "finetune", retain=retain[:2], forget=forget[:2], seeds=[1, 2])
+    assert all(isinstance(one, NotTheModel) for one in hidden)
 
 
 @pytest.mark.parametrize("given", ["unlearn_from", "unlearn"])

@@ -397,6 +397,47 @@ def test_the_plans_method_in_use_is_audited_by_default(subject: Subject) -> None
     assert row["set_kind"] == "random" and row["num_forget"] == round(40 / 3) and 0 < row["num_train"] <= 110
 
 
+def test_methods_done_at_once_give_the_tables_of_methods_done_one_by_one(subject: Subject) -> None:
+    """What ``many`` gives is told as what calls give, failures included; a method for which it gives None is called."""
+    asked: list[tuple[str, int]] = []
+
+    class From:
+        in_use = "retrain"
+
+        def __init__(self, at_once: bool) -> None:
+            self.at_once = at_once
+
+        def __call__(self, model: Any, name: str, **given: Any) -> Any:
+            if name == "falls" and given["seed"] % 3 == 0:
+                raise Diverged("it fell")
+            return subject.unlearn_from(model, "go on", **given)
+
+        def many(self, models: Any, name: str, *, retain: Any, forget: Any, seeds: Any) -> Any:
+            asked.append((name, len(models)))
+            if not self.at_once or name == "called":
+                return None
+            found: list[Any] = []
+            for model, kept, gone, seed in zip(models, retain, forget, seeds, strict=True):
+                try:
+                    found.append(self(model, name, retain=kept, forget=gone, seed=seed))
+                except Diverged as error:
+                    found.append(error)
+            return found
+
+    subject.unlearners["go on"] = subject.go_on(0.05, 2)
+    config = dataclasses.replace(CONFIG, methods=("at once", "falls", "called"), runs=24)
+    one_by_one, at_once = (
+        shadow_unlearning_audit(
+            subject.data, config=config, seed=0, train_many=subject.train_many, unlearn_from=From(together)
+        )
+        for together in (False, True)
+    )
+    assert all(one_by_one[name].equals(at_once[name]) for name in one_by_one)
+    assert asked[:6] == [(name, count) for count in (20, 4) for name in config.methods]
+    diverged = dict(at_once["u_lira"].select("method", "num_diverged").iter_rows())
+    assert 0 < diverged["falls"] < 24 and diverged["at once"] == diverged["called"] == 0
+
+
 def test_accuracy_lost_is_paired_by_run_and_example(subject: Subject) -> None:
     """A method that answers at random loses what retraining keeps; the figures are means over runs of paired
     differences."""

@@ -1,0 +1,148 @@
+"""What unlearning costs: many models at once against one by one, and one run against its bare passes.
+Run: python -m benchmarks.unlearning
+
+stacked   60 models of the digits MLP 64-128-10, each with a third of 400 targets to forget, 10 epochs: the loop over
+          the registered method / ``unlearning.stacked``. Batches of 64, as these models are trained; at 256, the
+          default of the methods, the products themselves, which both sides take, are half of the loop's time: its
+          bound is lower.
+run       a CNN (conv 16, conv 32, 64) on 10,000 images of 28 x 28, 2 epochs: the registered method, with its checks,
+          batches, optimiser and looks at a collapse / nothing but forward and backward passes over as many batches
+
+Both sides of a ratio are CPU time of one thread, run turn by turn. Exit status 1 when a bound is missed, or when both
+sides of ``stacked`` do not end in the same models: a fast wrong answer has no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks._common import Row, images, options, paired_ratio, report
+from benchmarks.u_lira import RECIPE
+from contracts.methods import unlearner
+from recipes.inputs import Inputs
+from recipes.models import builder
+from recipes.schedule import SupervisedConfig
+from recipes.stacked import StackedTrainer
+from recipes.supervised import supervised
+from sources.example_set import ExampleSet
+from sources.loading import load
+from unlearning.stacked import unlearn_many
+
+METHODS = ("finetune", "random_label")
+STACKED = {64: 4.0, 256: 2.2}  # batch: times faster than the loop, at least
+RUN = 1.15
+APART = 0.01  # rounding alone, but for a unit that is 0 to rounding and so takes part in one of both
+TARGETS, IMAGES, FORGOTTEN = 400, 10_000, 1_000
+
+
+def shadow_runs(runs: int, seed: int) -> tuple[list[nn.Module], list[ExampleSet], list[ExampleSet]]:
+    """Trained models, and what each has to keep and to forget."""
+    data = load("sklearn", {"dataset": "digits", "test_fraction": 0.5}, seed=seed).part("train")
+    build = builder("mlp", {"hidden": (128,)}, input_shape=data.input_shape, num_outputs=data.num_classes)
+    rng, members = np.random.default_rng(seed), []
+    for _ in range(runs):
+        order = rng.permutation(len(data))
+        members.append((order[:-TARGETS], *np.array_split(order[-TARGETS:], 3)))
+    trained = StackedTrainer(build=build, config=RECIPE).train(
+        data, members=[np.concatenate(own[:3]) for own in members], seeds=range(runs)
+    )
+    return trained, [data.take(np.concatenate(own[:2])) for own in members], [data.take(own[2]) for own in members]
+
+
+def stacked(runs: int, seed: int, repeats: int) -> Iterator[Row]:
+    models, retain, forget = shadow_runs(runs, seed)
+    for name in METHODS:
+        for batch, bound in STACKED.items():
+            method = unlearner.get(name)
+            config = method.spec.config.from_mapping({"lr": 0.01, "epochs": 10, "batch": batch})
+
+            def together(method=method, config=config) -> list:
+                return unlearn_many(method, models, retain=retain, forget=forget, config=config, seeds=range(runs))
+
+            def one_by_one(method=method, config=config) -> list[nn.Module]:
+                sets = zip(models, retain, forget, strict=True)
+                return [
+                    method(model, retain=kept, forget=gone, config=config, seed=seed)
+                    for seed, (model, kept, gone) in enumerate(sets)
+                ]
+
+            what = f"{name}, batch {batch}"
+            apart = max(_apart(a, b) for a, b in zip(together(), one_by_one(), strict=True))
+            yield Row(f"digits MLP, {runs} models", f"{what}: largest difference of a weight", apart, APART)
+            ratio = 1 / paired_ratio(together, one_by_one, repeats=repeats)
+            yield Row(f"digits MLP, {runs} models", f"{what}: times faster than the loop", ratio, bound, ">=")
+
+
+def _apart(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a.detach() - b.detach()).abs().max()) for a, b in pairs)
+
+
+def striped(seed: int) -> ExampleSet:
+    """Noise images whose class is where a bright stripe lies: soon learned, so that a collapse is looked for."""
+    data = images(IMAGES, (1, 28, 28), seed)
+    x = data.x // 2
+    rows = 2 * data.y[:, None] + np.arange(3)
+    x[np.arange(IMAGES)[:, None], 0, rows] = 255
+    return dataclasses.replace(data, x=x)
+
+
+def run(seed: int, repeats: int) -> Iterator[Row]:
+    data = striped(seed)
+    build = builder("cnn", input_shape=data.input_shape, num_outputs=data.num_classes)
+    model = supervised(build, data, config=SupervisedConfig(lr=0.05, epochs=2), seed=seed)
+    chosen = np.arange(IMAGES) < FORGOTTEN
+    retain, forget = data.take(np.flatnonzero(~chosen)), data.take(np.flatnonzero(chosen))
+    for name, visited in (("finetune", (retain,)), ("random_label", (forget, retain))):
+        method = unlearner.get(name)
+        config = method.spec.config.from_mapping({"lr": 0.001, "epochs": 2})
+        bare = _bare(build(seed), visited, epochs=config.epochs, batch=config.batch)
+
+        def whole(method=method, config=config) -> nn.Module:
+            return method(model, retain=retain, forget=forget, config=config, seed=seed)
+
+        yield Row("CNN, 10,000 images", f"{name}: run / its passes", paired_ratio(whole, bare, repeats=repeats), RUN)
+
+
+def _bare(model: nn.Module, visited: tuple[ExampleSet, ...], *, epochs: int, batch: int) -> Callable[[], None]:
+    """Forward and backward passes alone, over batches that lie ready."""
+    parts = [Inputs(data, dtype=torch.float32) for data in visited]
+    batches = [
+        (part.block(start, min(start + batch, len(part))), part.targets[start : start + batch])
+        for part in parts
+        for start in range(0, len(part), batch)
+    ]
+
+    def passes() -> None:
+        for _ in range(epochs):
+            for x, y in batches:
+                model.zero_grad(set_to_none=True)
+                F.cross_entropy(model(x), y).backward()
+
+    return passes
+
+
+def rows(o: argparse.Namespace) -> Iterator[Row]:
+    yield from stacked(o.runs, o.seed, o.repeats)
+    yield from run(o.seed, o.repeats)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    return report(rows(o), as_json=o.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Many descents at once against one after another, and the promises of the shared mechanism."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from contracts.errors import ConfigError, Diverged, NotApplicable
+from contracts.methods import unlearner
+from contracts.progress import silent
+from unlearning.descent import Descent, DescentConfig, descend
+from unlearning.stacked import _stack_of, descend_many, unlearn_many
+
+METHODS = ("finetune", "gradient_ascent", "random_label")
+CLOSE = {"rtol": 0.0, "atol": 1e-9}  # of float64
+
+
+@pytest.fixture(scope="module")
+def runs(world):
+    """Five models in float64, each with sets of its own, of unequal sizes."""
+    ids = np.sort(np.concatenate([world.retain.example_id, world.forget.example_id]))
+    every = dataclasses.replace(
+        world.retain,
+        **{
+            name: np.concatenate([getattr(world.retain, name), getattr(world.forget, name)])
+            for name in ("x", "y", "example_id", "split", "owner", "content_hash")
+        },
+    )
+    rng = np.random.default_rng(5)
+    models, retain, forget = [], [], []
+    for number in range(5):
+        model = copy.deepcopy(world.model).double()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number), dtype=p.dtype))
+        chosen = rng.permutation(ids)
+        models.append(model)
+        forget.append(every.subset(chosen[: 11 + 4 * number]))
+        retain.append(every.subset(chosen[40 : 150 - 17 * number]))
+    return models, retain, forget
+
+
+def settings(name: str, **fields: object):
+    return unlearner.get(name).spec.config.from_mapping({"lr": 0.004, "epochs": 3, "batch": 32, **fields})
+
+
+def both(runs, name: str, **fields: object):
+    models, retain, forget = runs
+    method, config = unlearner.get(name), settings(name, **fields)
+    sets = zip(models, retain, forget, range(7, 12), strict=True)
+    loop = [method(m, retain=r, forget=f, config=config, seed=s) for m, r, f, s in sets]
+    return loop, unlearn_many(method, models, retain=retain, forget=forget, config=config, seeds=range(7, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("finetune", {}),
+        ("gradient_ascent", {}),
+        ("random_label", {"alpha": 0.3}),
+        ("random_label", {"order": "mixed"}),
+        ("finetune", {"momentum": 0.0, "weight_decay": 0.1, "epochs": 1}),
+        ("finetune", {"epochs": 0}),
+    ],
+)
+def test_stacked_is_the_loop_for_sets_of_unequal_sizes(runs, flat, name, fields):
+    before = [flat(model) for model in runs[0]]
+    loop, many = both(runs, name, **fields)
+    for number, (one, other) in enumerate(zip(loop, many, strict=True)):
+        torch.testing.assert_close(flat(other), flat(one), **CLOSE)
+        assert not other.training and other is not runs[0][number]
+        assert torch.equal(flat(runs[0][number]), before[number])
+    if fields.get("epochs") != 0:
+        assert all((flat(a) - b).abs().max() > 1e-4 for a, b in zip(many, before, strict=True))
+
+
+def plans_of(runs, name: str = "finetune", **fields: object) -> list[Descent]:
+    plan, config = unlearner.get(name).spec.plan, settings(name, **fields)
+    return [plan(m, retain=r, forget=f, config=config, seed=s) for s, (m, r, f) in enumerate(zip(*runs, strict=True))]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_neither_chunks_nor_the_path_change_the_result(runs, flat, chunk):
+    wanted = descend_many(plans_of(runs), progress=silent)
+    for path, tolerance in (("auto", 1e-12), ("mlp", 1e-12), ("vmap", 1e-9), ("loop", 1e-9)):
+        got = descend_many(plans_of(runs), progress=silent, path=path, chunk=chunk)
+        for one, other in zip(wanted, got, strict=True):
+            torch.testing.assert_close(flat(other), flat(one), rtol=0, atol=tolerance)
+
+
+def adam(parameters: list[nn.Parameter], config: DescentConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=config.lr)
+
+
+def test_penalties_projections_and_other_optimisers_are_each_models_own(runs, flat):
+    """A penalty that grows by the epoch, a mask of its own that also counts steps, Adam."""
+    counts: list[tuple[int, int, int]] = []
+
+    def dressed() -> list[Descent]:
+        found = []
+        for number, plan in enumerate(plans_of(runs, "random_label")):
+            generator = torch.Generator().manual_seed(number)
+            mask = {k: torch.rand(p.shape, generator=generator) < 0.5 for k, p in plan.model.named_parameters()}
+            start = {k: p.detach().clone() for k, p in plan.model.named_parameters()}
+
+            def penalty(parameters, epoch, scale=number):
+                return 0.01 * (epoch + scale) * sum(p.abs().sum() for p in parameters.values())
+
+            def project(parameters, done, total, number=number, mask=mask, start=start):
+                counts.append((number, done, total))
+                for key, p in parameters.items():
+                    assert p.shape == start[key].shape
+                    p.copy_(torch.where(mask[key], p, start[key]))
+
+            found.append(dataclasses.replace(plan, penalty=penalty, project=project, optimizer=adam))
+        return found
+
+    loop = [descend(plan, progress=silent) for plan in dressed()]
+    of_loop = sorted(counts)
+    counts.clear()
+    assert all(_stack_of(plan, [list(plan.passes(0))], "auto")[0] == "mlp" for plan in dressed())
+    many = descend_many(dressed(), progress=silent)
+    assert sorted(counts) == of_loop
+    for one, other, plan in zip(loop, many, dressed(), strict=True):
+        torch.testing.assert_close(flat(other), flat(one), **CLOSE)
+        kept = (flat(other) == flat(plan.model)).double().mean()
+        assert 0.3 < kept < 0.7  # the mask held
+    plain = descend_many([dataclasses.replace(p, penalty=None) for p in dressed()], progress=silent)
+    assert all((flat(a) - flat(b)).abs().max() > 1e-4 for a, b in zip(plain, many, strict=True))
+
+
+def test_one_model_that_diverges_spoils_no_other(runs, flat):
+    models, retain, forget = runs
+    broken = copy.deepcopy(models[2])
+    with torch.no_grad():
+        broken.head.weight.mul_(1e200)
+    lost = copy.deepcopy(models[3])
+    with torch.no_grad():
+        lost.head.bias[0] = torch.nan
+    method, config = unlearner.get("gradient_ascent"), settings("gradient_ascent")
+    seeds = range(7, 12)
+    good = unlearn_many(method, models, retain=retain, forget=forget, config=config, seeds=seeds)
+    some = [*models[:2], broken, lost, models[4]]
+    got = unlearn_many(method, some, retain=retain, forget=forget, config=config, seeds=seeds)
+    assert isinstance(got[2], Diverged) and isinstance(got[3], Diverged)
+    for number in (0, 1, 4):
+        assert torch.equal(flat(got[number]), flat(good[number]))
+    for number in (2, 3):
+        with pytest.raises(Diverged):
+            method(some[number], retain=retain[number], forget=forget[number], config=config, seed=seeds[number])
+
+
+def test_a_collapse_is_each_models_own(runs, flat):
+    """Ascent at a rate that ruins all but the last, which visits nothing."""
+    models, retain, forget = runs
+    method, config = unlearner.get("gradient_ascent"), settings("gradient_ascent", lr=0.5, epochs=40)
+    nothing = [*forget[:4], forget[4].subset([])]
+    got = unlearn_many(method, models, retain=retain, forget=nothing, config=config, seeds=range(5))
+    assert all(isinstance(one, Diverged) for one in got[:4])
+    assert torch.equal(flat(got[4]), flat(models[4]))
+
+
+def noisy(model: nn.Module) -> nn.Module:
+    return nn.Sequential(model, nn.Dropout(0.5))
+
+
+def normalised(model: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(6), model).double()
+
+
+@pytest.mark.parametrize("wrap", [noisy, normalised])
+@pytest.mark.parametrize("path", ["mlp", "vmap"])
+def test_what_cannot_be_stacked_takes_the_loop(runs, flat, wrap, path):
+    models, retain, forget = runs
+    made = [wrap(copy.deepcopy(model)).eval() for model in models]
+    method, config = unlearner.get("finetune"), settings("finetune")
+    loop = [
+        method(m, retain=r, forget=f, config=config, seed=s)
+        for s, (m, r, f) in enumerate(zip(made, retain, forget, strict=True))
+    ]
+    many = unlearn_many(method, made, retain=retain, forget=forget, config=config, seeds=range(5))
+    assert all(torch.equal(flat(a), flat(b)) for a, b in zip(loop, many, strict=True))
+    with pytest.raises(NotApplicable, match="use 'auto'"):
+        descend_many(plans_of((made, retain, forget)), progress=silent, path=path)
+
+
+def test_losses_of_a_methods_own_and_rules_to_stop_by_take_the_loop_and_keep_their_draws(runs, flat):
+    def own() -> list[Descent]:
+        found = []
+        for plan in plans_of(runs, "random_label"):
+
+            def passes(epoch, draw=plan.passes):
+                squares = [
+                    dataclasses.replace(one, losses=lambda m, b: 0.01 * m(b.inputs).square().sum(1))
+                    for one in draw(epoch)
+                ]
+                return draw(epoch) if epoch < 2 else squares
+
+            found.append(dataclasses.replace(plan, passes=passes))
+        return found
+
+    def stopped() -> list[Descent]:
+        return [dataclasses.replace(p, stop=lambda _, done: done == 8) for p in plans_of(runs, "random_label")]
+
+    for made in (own, stopped):
+        assert {_stack_of(plan, [list(plan.passes(e)) for e in range(3)], "auto")[0] for plan in made()} == {"loop"}
+        many = descend_many(made(), progress=silent)
+        for one, plan in zip(many, made(), strict=True):
+            assert torch.equal(flat(one), flat(descend(plan, progress=silent)))
+        with pytest.raises(NotApplicable, match="use 'auto'"):
+            descend_many(made(), progress=silent, path="mlp")
+
+
+def test_a_rule_to_stop_by_stops_after_that_step(runs, flat):
+    plan, asked = plans_of(runs)[0], []
+
+    def stop(model, done):
+        asked.append((model.training, done))
+        return done == 3
+
+    got = descend(dataclasses.replace(plan, stop=stop), progress=silent)
+    assert asked == [(True, 1), (True, 2), (True, 3)] and not got.training
+    assert not torch.equal(flat(got), flat(descend(plan, progress=silent)))
+
+
+def test_sets_and_seeds_are_one_a_model_and_a_plan_is_needed(runs):
+    models, retain, forget = runs
+    finetune, none = unlearner.get("finetune"), unlearner.get("none")
+    with pytest.raises(ConfigError, match="4 seeds"):
+        unlearn_many(finetune, models, retain=retain, forget=forget, config=settings("finetune"), seeds=range(4))
+    with pytest.raises(NotApplicable, match="no plan"):
+        unlearn_many(none, models, retain=retain, forget=forget, config=none.spec.config(), seeds=range(5))
+
+
+def test_progress_counts_plans(runs):
+    seen: list[tuple[int, int, str]] = []
+    descend_many(plans_of(runs), progress=lambda *at: seen.append(at), chunk=2)
+    assert seen == [(2, 5, "finetune"), (4, 5, "finetune"), (5, 5, "finetune")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_plan_of_a_method_is_what_the_method_does(runs, flat, name):
+    models, retain, forget = runs
+    method, config = unlearner.get(name), settings(name)
+    given = {"retain": retain[0], "forget": forget[0], "config": config, "seed": 3}
+    assert torch.equal(
+        flat(descend(method.spec.plan(models[0], **given), progress=silent)), flat(method(models[0], **given))
+    )

@@ -1,0 +1,357 @@
+"""Many descents at once: the models of shadow runs, each with sets, labels, weights and batch orders of its own.
+
+    theta (M, ...),  batch of model m at its step t: rows idx[m, :B_m], weights w[m, b] / B_m, 0 on padding
+    L = sum_m sum_b w[m, b] / B_m CE(f(theta_m, x[idx[m, b]]), t[m, b])          one backward, M separate gradients
+
+Every plan keeps its own stream of batches, drawn as ``descend`` draws them, so the result is that of ``descend`` on
+each plan to rounding (1e-9 of the largest weight in float64; in float32 what 1e-6 a step grows to). Models need not
+have equally many examples or steps: batches are padded and masked, and a model that is done is copied out and gets
+weights of 0 while the others go on. Penalties and projections work on views of each model's own weights. A model that
+leaves the finite numbers touches no other one: products are batched over models, never summed over them.
+
+Taken: classes with the task's own loss, an optimiser that works element by element, and
+    mlp    recipes.mlp without dropout (``recipes.stacked_mlp``): CPU and CUDA
+    vmap   what vmap can run (``recipes.stacked_vmap``), on CUDA
+Everything else runs one after another by ``descend``: BatchNorm, which mixes the examples of a batch; dropout, whose
+draws would depend on who shares the stack; numbers to predict; losses of a method's own; a rule to stop by.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contracts.digests import derive_seed
+from contracts.errors import ConfigError, Diverged, NotApplicable
+from contracts.methods import UnlearnerSpec
+from contracts.progress import Progress, silent
+from contracts.registry import Method
+from recipes import stacked_mlp, stacked_vmap
+from recipes.fitting import batch_statistics, deterministic
+from recipes.inputs import Inputs
+from recipes.recsys_models import is_ranker
+from recipes.rng import generator
+from recipes.stacked_mlp import StackedMLP
+from recipes.stacked_vmap import StackedVmap
+from sources.example_set import ExampleSet
+from sources.payloads.base import Payload
+from unlearning.descent import Descent, Pass, batches_of, check_unlearned, descend, was_useful
+
+Path = Literal["auto", "mlp", "vmap", "loop"]
+Outcome = nn.Module | Diverged
+_ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+# What one chunk of models may take: weights, gradients, momentum and activations; and, beside them, their examples.
+_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 4 * 2**30}
+_EXAMPLE_BYTES = 2**28
+_PLAN_BYTES = 2**30  # inputs that plans hold in memory at a time
+
+
+def unlearn_many(
+    method: Method[UnlearnerSpec],
+    models: Sequence[nn.Module],
+    *,
+    retain: Sequence[ExampleSet],
+    forget: Sequence[ExampleSet],
+    config: Any,
+    seeds: Sequence[int],
+    progress: Progress = silent,
+    **needs: Any,
+) -> list[Outcome]:
+    """Every model after a registered unlearner whose declaration has a ``plan``.
+
+    Args:
+        method: of ``contracts.methods.unlearner``.
+        models: M trained models, none of which is changed.
+        retain, forget: M sets each.
+        config: of the method, the same for all.
+        seeds: M.
+        progress: called with (models done, models, name).
+        needs: what the method is given besides.
+
+    Returns:
+        In the order of ``models``: the unlearned model in eval mode, or the ``Diverged`` that it ended in.
+
+    Raises:
+        ConfigError: not one set and seed a model.
+        NotApplicable: the method says no plan.
+        Others: as the method raises.
+    """
+    name, total = method.spec.name, len(models)
+    if not total == len(retain) == len(forget) == len(seeds):
+        raise ConfigError(
+            f"{name}: {total} models, {len(retain)} retain sets, {len(forget)} forget sets and {len(seeds)} seeds: one "
+            "each is needed"
+        )
+    if method.spec.plan is None:
+        raise NotApplicable(f"{name} says no plan of its descent: call it for each model")
+    found: list[Outcome] = []
+    sizes = [_input_bytes(kept) + _input_bytes(gone) for kept, gone in zip(retain, forget, strict=True)]
+    while len(found) < total:
+        block = range(len(found), min(len(found) + max(_PLAN_BYTES // max(1, *sizes), 1), total))
+        plans: dict[int, Descent] = {}
+        failed: dict[int, Diverged] = {}
+        for i in block:
+            given = {"retain": retain[i], "forget": forget[i], "config": config, "seed": seeds[i]}
+            try:
+                plans[i] = method.spec.plan(models[i], **given, **needs)
+            except Diverged as error:
+                failed[i] = error
+        done = dict(zip(plans, descend_many(list(plans.values()), progress=silent), strict=True)) | failed
+        found += [done[i] for i in block]
+        progress(len(found), total, name)
+    return found
+
+
+def _input_bytes(data: ExampleSet) -> int:
+    return 0 if isinstance(data.x, Payload) else data.num_examples * int(np.prod(data.input_shape)) * 4
+
+
+def descend_many(
+    plans: Sequence[Descent], *, progress: Progress, path: Path = "auto", chunk: int | None = None
+) -> list[Outcome]:
+    """Carry out every plan: see the head of this file.
+
+    Args:
+        progress: called with (plans done, plans, name of the method).
+        path: "auto", or one of the paths by name.
+        chunk: models at a time; None: what fits the cache (CPU) or a memory bound (CUDA). Changes speed only.
+
+    Returns:
+        In the order of ``plans``: the changed copy of each model in eval mode, or the ``Diverged`` it ended in.
+
+    Raises:
+        NotApplicable: a path asked for by name that a plan cannot take; what ``descend`` raises.
+    """
+    found: dict[int, Outcome] = {}
+    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same.
+    drawn = [[list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] for plan in plans]
+    groups: dict[Any, list[int]] = {}
+    for number, (plan, passes) in enumerate(zip(plans, drawn, strict=True)):
+        groups.setdefault(_kind(plan, passes, path), []).append(number)
+    for (stack, *_), numbers in groups.items():
+        # Those with most steps first: plans that are stacked together end at about the same time.
+        numbers.sort(key=lambda i: -_num_steps(plans[i], drawn[i]))
+        size = 1 if stack == "loop" else chunk or _chunk_size(plans[numbers[0]], drawn[numbers[0]])
+        for start in range(0, len(numbers), size):
+            together = numbers[start : start + size]
+            if len(together) > 1 or path not in ("auto", "loop"):
+                done = _Chunk([plans[i] for i in together], [drawn[i] for i in together], stack).outcomes()
+            else:
+                done = [_alone(plans[i], drawn[i]) for i in together]
+            found |= dict(zip(together, done, strict=True))
+            progress(len(found), len(plans), plans[together[0]].name)
+    return [found[i] for i in range(len(plans))]
+
+
+def _alone(plan: Descent, passes: list[list[Pass]]) -> Outcome:
+    try:
+        return descend(replace(plan, passes=passes.__getitem__), progress=silent)
+    except Diverged as error:
+        return error
+
+
+def _num_steps(plan: Descent, passes: list[list[Pass]]) -> int:
+    return sum(len(batches_of(torch.arange(len(one)), plan.config.batch)) for epoch in passes for one in epoch)
+
+
+def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...]:
+    """The path of a plan, and what those that share a stack have in common.
+
+    Raises:
+        NotApplicable: it cannot take the path asked for by name.
+    """
+    stack, why = ("loop", "asked for") if path == "loop" else _stack_of(plan, passes, path)
+    if path != "auto" and stack != path:
+        raise NotApplicable(f"{plan.name}: path {path!r} cannot be taken: {why}; use 'auto'")
+    if stack == "loop":
+        return ("loop",)
+    arrays = tuple((key, p.shape, p.dtype, p.requires_grad, p.device) for key, p in plan.model.named_parameters())
+    buffers = tuple((key, b.shape, b.dtype) for key, b in plan.model.named_buffers())
+    return stack, type(plan.model), repr(plan.model), arrays, buffers, plan.config.digest(), plan.optimizer, plan.name
+
+
+def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str, str]:
+    """(path, why it is the loop)."""
+    model = plan.model
+    visited = [one for epoch in passes for one in epoch]
+    parts = {id(part): part for one in visited for part in one.parts}.values()
+    if not all(part.data.task.gives("outputs", "classes") for part in parts) or is_ranker(model):
+        return "loop", "what is learnt is no class"
+    if any(one.losses is not None for one in visited):
+        return "loop", "a pass has a loss of its own"
+    if any(isinstance(part.data.x, Payload) for part in parts):
+        return "loop", "the examples are no arrays of one shape"
+    if plan.stop is not None:
+        return "loop", "the plan has a rule to stop by"
+    if not isinstance(plan.optimizer([nn.Parameter(torch.zeros(1))], plan.config), _ELEMENTWISE):
+        return "loop", "the optimiser is not known to work element by element"
+    if layer := batch_statistics(model):
+        return "loop", f"BatchNorm ({layer}) mixes the examples of a batch"
+    if stacked_mlp.fits(model) and path != "vmap":
+        return "mlp", ""
+    device = next(model.parameters()).device
+    if path == "mlp" or (path == "auto" and device.type == "cpu"):
+        return "loop", "the model is no recipes.mlp.MLP without dropout, all of it trainable"
+    part = next((part for part in parts if len(part)), None)
+    if part is None:
+        return "loop", "there is nothing to visit"
+    reason = stacked_vmap.fits([model, model], part.gather(torch.arange(min(2, len(part)), device=device)))
+    return ("loop", reason) if reason else ("vmap", "")
+
+
+def _chunk_size(plan: Descent, passes: list[list[Pass]]) -> int:
+    """Models at a time: weights, gradients, two moments and the activations of a batch, and their examples, in
+    bounds."""
+    weights = sum(p.numel() for p in plan.model.parameters())
+    parts = {id(part): part for epoch in passes for one in epoch for part in one.parts}.values()
+    shape = max((int(np.prod(part.data.input_shape)) for part in parts), default=1)
+    width = min(plan.config.batch, max((len(one) for epoch in passes for one in epoch), default=1))
+    units = 3 * sum(p.shape[0] for p in plan.model.parameters() if p.ndim > 1)  # before, after, gradient
+    first = next(plan.model.parameters())
+    examples = sum(len(part) for part in parts) * shape
+    size = min(
+        _CHUNK_BYTES[first.device.type] // ((4 * weights + width * (shape + units)) * first.element_size()),
+        _EXAMPLE_BYTES // max(examples * first.element_size(), 1),
+    )
+    return int(np.clip(size, 1, 64))
+
+
+class _Stream:
+    """The batches of one plan from its first step to its last, as rows of the chunk's joint examples.
+
+    Attributes:
+        epoch: of the last batch given. ``done``, ``total``: steps, as ``descend`` counts them.
+    """
+
+    def __init__(self, plan: Descent, passes: list[list[Pass]], start: dict[int, int]) -> None:
+        self.plan, self.epoch, self.done, self.total = plan, 0, 0, 0
+        self._batches = self._all(passes, start)
+
+    def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """(rows, targets, weights) of the next batch, each (B,); None after the last."""
+        return next(self._batches, None)
+
+    def _all(
+        self, passes: list[list[Pass]], start: dict[int, int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        config = self.plan.config
+        order = generator(derive_seed(self.plan.name, "order", self.plan.seed))
+        for epoch, visited in enumerate(passes):
+            pieces = [batches_of(torch.randperm(len(one), generator=order), config.batch) for one in visited]
+            steps = sum(map(len, pieces))
+            self.total, number = config.epochs * steps, 0
+            for one, batches in zip(visited, pieces, strict=True):
+                rows = np.concatenate([start[id(part)] + np.arange(len(part)) for part in one.parts])
+                aims = [part.targets if own is None else own for part, own in zip(one.parts, one.targets, strict=True)]
+                targets, weights = torch.cat(aims).cpu().numpy(), one.weights.cpu().numpy()
+                for batch in batches:
+                    at = batch.numpy()
+                    number += 1
+                    self.epoch, self.done = epoch, epoch * steps + number
+                    yield rows[at], targets[at], weights[at] / len(at)
+
+
+class _Chunk:
+    """Plans that are carried out together, those with most steps first."""
+
+    def __init__(self, plans: list[Descent], passes: list[list[list[Pass]]], stack: str) -> None:
+        self.plans = plans
+        self.students = [copy.deepcopy(plan.model).train() for plan in plans]
+        self.stack = (StackedMLP if stack == "mlp" else StackedVmap)(self.students, label_smoothing=0.0)
+        self.trained = [(key, p.shape) for key, p in self.students[0].named_parameters() if p.requires_grad]
+        parts: dict[int, Inputs] = {id(p): p for own in passes for epoch in own for one in epoch for p in one.parts}
+        sizes = np.cumsum([0, *map(len, parts.values())]).tolist()
+        start = dict(zip(parts, sizes, strict=False))
+        self.device = next(self.students[0].parameters()).device
+        self.x = torch.cat([part.block(0, len(part)) for part in parts.values()]) if parts else torch.empty(0)
+        self.streams = [_Stream(plan, own, start) for plan, own in zip(plans, passes, strict=True)]
+
+    def outcomes(self) -> list[Outcome]:
+        """Each plan's student, or why there is none."""
+        useful = [self._useful(plan) for plan in self.plans]
+        if self.plans[0].config.epochs and len(self.x):
+            with deterministic(self.device):
+                self._descend()
+        done: list[Outcome] = []
+        for plan, student, before in zip(self.plans, self.students, useful, strict=True):
+            try:
+                if isinstance(before, Diverged):
+                    raise before
+                done.append(check_unlearned(plan, student.eval(), useful_before=before))
+            except Diverged as error:
+                done.append(error)
+        return done
+
+    @staticmethod
+    def _useful(plan: Descent) -> bool | Diverged:
+        try:
+            return was_useful(plan)
+        except Diverged as error:
+            return error
+
+    def _descend(self) -> None:
+        params = [p.detach() for p in self.stack.params]
+        optimizer = self.plans[0].optimizer(params, self.plans[0].config)  # type: ignore[arg-type]
+        every = len(self.plans)
+        ended = np.zeros(every, bool)
+        while True:
+            batches = [None if gone else stream.next() for gone, stream in zip(ended, self.streams, strict=True)]
+            for number, batch in enumerate(batches):
+                if batch is None and not ended[number]:
+                    ended[number] = True
+                    self._copy_out(params, number)
+            if ended.all():
+                return
+            width = max(len(batch[0]) for batch in batches if batch is not None)
+            rows, targets = np.zeros((2, every, width), np.int64)
+            weights = np.zeros((every, width))
+            for number, batch in enumerate(batches):
+                if batch is not None:
+                    size = len(batch[0])
+                    rows[number, :size], targets[number, :size], weights[number, :size] = batch
+            x = self.x.index_select(0, torch.from_numpy(rows.ravel()).to(self.device))
+            grads = self.stack.gradients(
+                x.view(every, width, *x.shape[1:]),
+                torch.from_numpy(targets).to(self.device),
+                torch.from_numpy(weights).to(self.device, self.x.dtype),
+            )
+            live = [number for number in range(every) if not ended[number]]
+            if any(plan.penalty is not None for plan in self.plans):
+                grads = self._with_penalties(params, grads, live)
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+            optimizer.step()
+            for number in live:
+                plan, stream = self.plans[number], self.streams[number]
+                if plan.project is not None:
+                    with torch.no_grad():
+                        plan.project(self._own(params, number), stream.done, stream.total)  # type: ignore[arg-type]
+
+    def _own(self, params: Sequence[Tensor], number: int) -> dict[str, Tensor]:
+        """Views of one model's weights, by name and in their own shapes."""
+        return {key: p[number].view(shape) for (key, shape), p in zip(self.trained, params, strict=True)}
+
+    def _with_penalties(self, params: list[Tensor], grads: list[Tensor | None], live: list[int]) -> list[Tensor | None]:
+        leaves = [p.detach().requires_grad_() for p in params]
+        total = leaves[0].new_zeros(())
+        for number in live:
+            plan = self.plans[number]
+            if plan.penalty is not None:
+                total = total + plan.penalty(self._own(leaves, number), self.streams[number].epoch)
+        if not total.requires_grad:
+            return grads
+        added = torch.autograd.grad(total, leaves, allow_unused=True)
+        return [a if b is None else b if a is None else a + b for a, b in zip(grads, added, strict=True)]
+
+    @torch.no_grad()
+    def _copy_out(self, params: list[Tensor], number: int) -> None:
+        own = self._own(params, number)
+        for key, p in self.students[number].named_parameters():
+            if key in own:
+                p.copy_(own[key])
