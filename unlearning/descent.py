@@ -282,6 +282,9 @@ class Descent:
         project: ``(parameters by name, steps done, all steps) -> None``, in place after each step: what keeps weights
             where they may be (a mask, a ball). The parameters are those that train.
         optimizer: makes the optimiser from the parameters that train.
+        rate: ``(step from 0, all steps) -> factor of the learning rate`` in that step; None: constant.
+        frozen: names of modules that stay as they are: in eval mode, and their own parameters do not train (but one
+            that a module which trains shares).
     """
 
     model: nn.Module
@@ -293,6 +296,8 @@ class Descent:
     penalty: Callable[[Parameters, int], Tensor] | None = None
     project: Callable[[Parameters, int, int], None] | None = None
     optimizer: Callable[[list[nn.Parameter], DescentConfig], torch.optim.Optimizer] = sgd
+    rate: Callable[[int, int], float] | None = None
+    frozen: Sequence[str] = ()
 
 
 def descend(plan: Descent, *, progress: Progress) -> nn.Module:
@@ -315,33 +320,49 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     useful_before = beats_constant(plan.model, watched, what="the model before unlearning")
     student = copy.deepcopy(plan.model)
     units = start(student, plan.retain) if config.epochs else None
+    frozen = [student.get_submodule(module) for module in plan.frozen]
+    held = _hold(student, frozen)
     trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
-    order = generator(derive_seed(name, "order", plan.seed))
+    order, done = generator(derive_seed(name, "order", plan.seed)), 0
     with local_rng(derive_seed(name, "noise", plan.seed), device=device):
-        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
+        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
             batches = [
                 (one, rows)
                 for one in plan.passes(epoch)
                 for rows in batches_of(torch.randperm(len(one), generator=order), config.batch)
             ]
-            for number, (one, rows) in enumerate(batches):
+            total = done + (config.epochs - epoch) * len(batches)
+            for one, rows in batches:
                 penalty = None if plan.penalty is None else plan.penalty(trained, epoch)
-                loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty)
+                lr = None if plan.rate is None else config.lr * plan.rate(done, total)
+                loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty, lr=lr)
                 if not np.isfinite(loss):
                     raise Diverged(f"{run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
-                done, total = epoch * len(batches) + number + 1, config.epochs * len(batches)
+                done += 1
                 if plan.project is not None:
                     with torch.no_grad():
                         plan.project(trained, done, total)
                 progress(done, total, name)
     finish(student, units)
+    for parameter in held:
+        parameter.requires_grad_(True)
     check_finite(student, what=run)
     if useful_before:
         refuse_collapse(student, watched, run=run)
     return student
+
+
+def _hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Keep the own parameters of ``frozen`` modules from training; those that did train before."""
+    still = {id(module) for module in frozen}
+    trained = {id(p) for m in student.modules() if id(m) not in still for p in m.parameters(recurse=False)}
+    held = [p for p in student.parameters() if id(p) not in trained and p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    return held
 
 
 def start(student: nn.Module, retain: ExampleSet) -> Units | None:
@@ -376,11 +397,13 @@ def step(
     *,
     units: Units | None = None,
     penalty: Tensor | None = None,
+    lr: float | None = None,
 ) -> float:
     """One step of the optimiser on the examples ``rows`` of a pass; the loss it was taken on.
 
     Args:
         penalty: a scalar with gradient, added to the mean loss.
+        lr: learning rate of this step; None: as the optimiser has it.
 
     Raises:
         NotApplicable: one example alone under batch norm in training mode.
@@ -392,7 +415,7 @@ def step(
         batch = dataclasses.replace(batch, targets=units.of(batch.targets))
     losses = (one.losses or one.parts[0].data.task.losses)(student, batch)
     loss = (one.weights[rows].to(losses.dtype) * losses).mean()
-    return float(take_step(optimizer, loss if penalty is None else loss + penalty))
+    return float(take_step(optimizer, loss if penalty is None else loss + penalty, lr=lr))
 
 
 def batches_of(order: Tensor, size: int) -> list[Tensor]:
@@ -403,9 +426,11 @@ def batches_of(order: Tensor, size: int) -> list[Tensor]:
     return pieces
 
 
-def train_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
-    """Training mode in place, all but the batch norms where they are frozen."""
+def train_mode(model: nn.Module, *, freeze_batch_norm: bool, frozen: Sequence[nn.Module] = ()) -> None:
+    """Training mode in place, all but the ``frozen`` modules, and the batch norms where they are frozen."""
     model.train()
+    for module in frozen:
+        module.training = False
     if freeze_batch_norm:
         for module in model.modules():
             if isinstance(module, _BATCH_NORMS):
