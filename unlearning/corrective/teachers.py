@@ -1,6 +1,6 @@
 """What a frozen network says of examples, computed once: a teacher's answers do not change while a student trains.
 
-    logits (N, K) in eval mode, float32; of a batch, by example id
+logits (N, K) in eval mode, float32; of a batch, by example id
 """
 
 from __future__ import annotations
