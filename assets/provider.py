@@ -78,6 +78,10 @@ class Provider:
 
         return train
 
+    def build(self) -> Callable[[int], nn.Module]:
+        """``seed -> fresh model`` of the subject's architecture."""
+        return model_builder(self.subject, self.data)
+
     def recipe(self) -> Trainer:
         """The plan's recipe with its configuration, on its architecture and device."""
         return recipe_of(self.subject, self.data)

@@ -50,6 +50,8 @@ NEEDS = {
     "effort=1.0, steps=None, observe=None); effort multiplies its epochs, steps trains for exactly so many optimiser "
     "steps instead, observe(rows, logits) is called with every mini-batch before its step; NotApplicable for what the "
     "recipe cannot do",
+    "build": "Callable[[int], torch.nn.Module]: seed -> a fresh, untrained model of the subject's architecture, on the "
+    "CPU",
     "recipe": "recipes.training.Trainer: the plan's recipe with its configuration, on its architecture and device",
     "train_many": "Callable[..., Sequence[torch.nn.Module]]: (ids of each training set, seeds, *, data=None) -> one "
     "model of the subject's own recipe a set, all at once where the recipe and the network allow it; data: the "

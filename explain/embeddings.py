@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,6 +37,31 @@ def over_features(num_features: int, num_classes: int) -> nn.Module:
     return model
 
 
+@contextmanager
+def embedder(model: nn.Module) -> Iterator[Callable[[Any], Tensor]]:
+    """Inside the block: inputs of B examples -> their penultimate activations (B, d), with gradient, in the mode that
+    the model is in. The output layer has no part in them. Nothing is left in the model afterwards.
+
+    Raises:
+        NotApplicable: the model has no linear output layer, or (as it is called) calls it other than once on (B, d).
+    """
+    _, head = last_linear(model)
+    seen: list[Tensor] = []
+
+    def embed(inputs: Any) -> Tensor:
+        seen.clear()
+        model(inputs)
+        if len(seen) != 1 or seen[0].shape != (len(inputs), head.in_features):
+            raise NotApplicable(f"{type(model).__name__} does not call its output layer once on (B, d)")
+        return seen.pop()
+
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield embed
+    finally:
+        handle.remove()
+
+
 def embeddings(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
     """Penultimate activations of every row of ``data``, in its order; eval mode, no gradient.
 
@@ -50,19 +79,11 @@ def embeddings(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.n
     """
     inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
     _, head = last_linear(model)
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     out = np.empty((len(data), head.in_features), np.float32)
-    try:
-        with eval_mode(model), torch.no_grad():
-            for start in range(0, len(data), batch):
-                rows = slice(start, min(start + batch, len(data)))
-                model(inputs.block(rows.start, rows.stop))
-                if len(seen) != 1 or seen[0].shape != (rows.stop - rows.start, head.in_features):
-                    raise NotApplicable(f"{type(model).__name__} does not call its output layer once on (B, d)")
-                out[rows] = seen.pop().to(torch.float32).cpu().numpy()
-    finally:
-        handle.remove()
+    with eval_mode(model), torch.no_grad(), embedder(model) as embed:
+        for start in range(0, len(data), batch):
+            rows = slice(start, min(start + batch, len(data)))
+            out[rows] = embed(inputs.block(rows.start, rows.stop)).to(torch.float32).cpu().numpy()
     broken = ~np.isfinite(out).all(axis=1)
     if broken.any():
         raise DataError(

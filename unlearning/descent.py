@@ -287,6 +287,9 @@ class Descent:
         optimizer: makes the optimiser from the parameters that train.
         stop: ``(student, steps done) -> whether this was the last step``, asked after each; None: when all epochs are
             done. The student is in training mode, and left so.
+        rate: ``(step from 0, all steps) -> factor of the learning rate`` in that step; None: constant.
+        frozen: names of modules that stay as they are: in eval mode, and their own parameters do not train (but one
+            that a module which trains shares).
     """
 
     model: nn.Module
@@ -299,6 +302,8 @@ class Descent:
     project: Callable[[Parameters, int, int], None] | None = None
     optimizer: Callable[[list[nn.Parameter], DescentConfig], torch.optim.Optimizer] = sgd
     stop: Callable[[nn.Module, int], bool] | None = None
+    rate: Callable[[int, int], float] | None = None
+    frozen: Sequence[str] = ()
 
     @property
     def run(self) -> str:
@@ -329,32 +334,39 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     useful_before = was_useful(plan)
     student = copy.deepcopy(plan.model)
     units = start(student, plan.retain) if config.epochs else None
+    frozen = [student.get_submodule(module) for module in plan.frozen]
+    held = _hold(student, frozen)
     trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
-    order = generator(derive_seed(name, "order", plan.seed))
+    order, done, stopped = generator(derive_seed(name, "order", plan.seed)), 0, False
     with local_rng(derive_seed(name, "noise", plan.seed), device=device):
-        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
+        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
             batches = [
                 (one, rows)
                 for one in plan.passes(epoch)
                 for rows in batches_of(torch.randperm(len(one), generator=order), config.batch)
             ]
-            for number, (one, rows) in enumerate(batches):
+            total = done + (config.epochs - epoch) * len(batches)
+            for one, rows in batches:
                 penalty = None if plan.penalty is None else plan.penalty(trained, epoch)
-                loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty)
+                lr = None if plan.rate is None else config.lr * plan.rate(done, total)
+                loss = step(student, optimizer, one, rows.to(device), units=units, penalty=penalty, lr=lr)
                 if not np.isfinite(loss):
                     raise Diverged(f"{plan.run}: loss {loss} in epoch {epoch + 1}; use a smaller lr")
-                done, total = epoch * len(batches) + number + 1, config.epochs * len(batches)
+                done += 1
                 if plan.project is not None:
                     with torch.no_grad():
                         plan.project(trained, done, total)
                 progress(done, total, name)
-                if plan.stop is not None and plan.stop(student, done):
-                    finish(student, units)
-                    return check_unlearned(plan, student, useful_before=useful_before)
+                if stopped := plan.stop is not None and plan.stop(student, done):
+                    break
+            if stopped:
+                break
     finish(student, units)
+    for parameter in held:
+        parameter.requires_grad_(True)
     return check_unlearned(plan, student, useful_before=useful_before)
 
 
@@ -377,6 +389,16 @@ def check_unlearned(plan: Descent, student: nn.Module, *, useful_before: bool) -
     if useful_before:
         refuse_collapse(student, plan.watched, run=plan.run)
     return student
+
+
+def _hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Keep the own parameters of ``frozen`` modules from training; those that did train before."""
+    still = {id(module) for module in frozen}
+    trained = {id(p) for m in student.modules() if id(m) not in still for p in m.parameters(recurse=False)}
+    held = [p for p in student.parameters() if id(p) not in trained and p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    return held
 
 
 def start(student: nn.Module, retain: ExampleSet) -> Units | None:
@@ -411,11 +433,13 @@ def step(
     *,
     units: Units | None = None,
     penalty: Tensor | None = None,
+    lr: float | None = None,
 ) -> float:
     """One step of the optimiser on the examples ``rows`` of a pass; the loss it was taken on.
 
     Args:
         penalty: a scalar with gradient, added to the mean loss.
+        lr: learning rate of this step; None: as the optimiser has it.
 
     Raises:
         NotApplicable: one example alone under batch norm in training mode.
@@ -427,7 +451,7 @@ def step(
         batch = dataclasses.replace(batch, targets=units.of(batch.targets))
     losses = (one.losses or one.parts[0].data.task.losses)(student, batch)
     loss = (one.weights[rows].to(losses.dtype) * losses).mean()
-    return float(take_step(optimizer, loss if penalty is None else loss + penalty))
+    return float(take_step(optimizer, loss if penalty is None else loss + penalty, lr=lr))
 
 
 def batches_of(order: Tensor, size: int) -> list[Tensor]:
@@ -438,9 +462,11 @@ def batches_of(order: Tensor, size: int) -> list[Tensor]:
     return pieces
 
 
-def train_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
-    """Training mode in place, all but the batch norms where they are frozen."""
+def train_mode(model: nn.Module, *, freeze_batch_norm: bool, frozen: Sequence[nn.Module] = ()) -> None:
+    """Training mode in place, all but the ``frozen`` modules, and the batch norms where they are frozen."""
     model.train()
+    for module in frozen:
+        module.training = False
     if freeze_batch_norm:
         for module in model.modules():
             if isinstance(module, _BATCH_NORMS):

@@ -370,6 +370,7 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "model": lambda: trainer.one(train, 0),
         "encoder": lambda: needs()["model"],
         "ensemble": ensemble,
+        "build": lambda: build,
         "recipe": lambda: trainer,
         "train": lambda: fresh,
         "train_many": lambda: train_many,

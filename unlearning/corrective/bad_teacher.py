@@ -1,0 +1,121 @@
+"""BadT, bad teacher: learn from an ignorant network what is to be forgotten, and from the trained one the rest
+(Chundawat et al., AAAI 2023).
+
+    target(x) = softmax(g(x))    x in S_f          g: random network, drawn once, frozen, eval mode
+                softmax(f0(x))   x in D \\ S_f      f0: the trained model, frozen, eval mode
+    theta <- argmin  E_{x in D} KL( target(x) || softmax(f(x; theta)) ),   started at the trained weights; temperature 1
+
+Labels are not used. Targets are computed once. The corrective unlearning bench (Goel et al., TMLR 2024) averages KL over
+examples and classes with learning rate 0.025; here it is summed over classes and averaged over examples, so the same
+step is a learning rate of 0.025 / K: 0.0025 for ten classes, the default. Its schedule is a 1% warm-up and linear decay,
+1,000 steps of 512.
+
+It is not blind to the retained examples: where part of a manipulation is among them, f0 teaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import softmax
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contracts.digests import derive_seed
+from contracts.methods import UnlearnerSpec, unlearner
+from contracts.params import param
+from contracts.progress import Progress, silent
+from recipes.inputs import model_device, model_dtype
+from sources.example_set import ExampleSet
+from tasks.base import Batch, answers
+from unlearning.corrective.rates import bench_rate
+from unlearning.corrective.teachers import Teacher
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadTeacherConfig(DescentConfig):
+    lr: float = param(0.0025, gt=0, le=1, doc="peak learning rate; 1% warm-up, then down in a line to a fifth of it")
+    epochs: int = param(10, ge=0, le=1000, doc="passes over all examples")
+    batch: int = param(512, ge=1, le=65_536, unit="examples", doc="examples a step; a last single one joins the others")
+
+
+def distance_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """KL(target || softmax(logits)) of each example.
+
+    Args:
+        logits: (B, K), with gradient.
+        targets: (B, K) probabilities; rows sum to 1.
+
+    Returns:
+        (B,) nats, >= 0, 0 where they are equal.
+    """
+    return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="none").sum(dim=1)
+
+
+@unlearner(
+    UnlearnerSpec(
+        name="bad_teacher",
+        wants=("outputs", "classes"),
+        doc="Distils a random network on the forgotten examples and the trained model on the others.",
+        source="Chundawat et al., AAAI 2023 (arXiv 2205.08096); settings of Goel et al., TMLR 2024 (arXiv 2402.14015)",
+        needs=("build",),
+        config=BadTeacherConfig,
+    )
+)
+def bad_teacher(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: BadTeacherConfig,
+    seed: int,
+    build: Callable[[int], nn.Module],
+    progress: Progress = silent,
+) -> nn.Module:
+    """Distil two teachers into a copy of ``model``, all examples shuffled together.
+
+    Args:
+        model: trained classifier; not changed.
+        retain: (N_r) examples to keep, at least one.
+        forget: (N_f) examples to remove.
+        config: see :class:`BadTeacherConfig`.
+        seed: the random network, batch order and dropout.
+        build: seed -> a fresh model of the same architecture.
+        progress: called after each step.
+
+    Returns:
+        The unlearned copy, eval mode.
+
+    Raises:
+        DataError, NotApplicable: see ``check_sets``; examples that are no rows of arrays.
+        Diverged: the run left the finite numbers or collapsed.
+    """
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
+    fresh = build(derive_seed("bad_teacher", "fresh", seed) % 2**31)
+    ignorant = fresh.to(model_device(model), model_dtype(model)).eval()
+    kept = Pass.over(inputs_of(model, retain), targets=_probabilities(model, retain), losses=_losses)
+    gone = Pass.over(inputs_of(model, forget), targets=_probabilities(ignorant, forget), losses=_losses)
+    both = kept.together_with(gone)
+    plan = Descent(
+        model=model,
+        passes=lambda _: [both],
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="bad_teacher",
+        rate=bench_rate,
+    )
+    return descend(plan, progress=progress)
+
+
+def _probabilities(model: nn.Module, data: ExampleSet) -> np.ndarray:
+    """(n, K), in the order of the ids, of the model's dtype."""
+    found: np.ndarray = softmax(Teacher.of(model, data).answers.cpu().numpy(), axis=1)
+    return found
+
+
+def _losses(student: nn.Module, batch: Batch) -> Tensor:
+    return distance_to_targets(answers(student, batch), batch.targets)

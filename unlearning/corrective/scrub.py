@@ -1,0 +1,155 @@
+"""SCRUB: away from the trained model on what is to be forgotten, near to it on the rest, turn by turn (Kurmanji et al.,
+NeurIPS 2023).
+
+    L(x, y) = CE(f(x; theta), y) + alpha * T^2 * KL( softmax(f0(x) / T) || softmax(f(x; theta) / T) )
+    an epoch  one pass over S_f that maximises L, while fewer than ``msteps`` steps have been taken at its start;
+              then one over D \\ S_f that minimises it
+
+f0 is the trained model, frozen, in eval mode; its logits are computed once. KL is summed over classes and averaged over
+the batch. The corrective unlearning bench (Goel et al., TMLR 2024) sets T = 4, msteps = 100, learning rate 0.0025 with
+a 1% warm-up and linear decay, 1,000 steps of 512, and searches alpha in {0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10}. Both
+terms are maximised on S_f there; Kurmanji et al. maximise KL alone. With alpha = 0 and msteps = 0 it is CF-k with k = -1
+at the same learning rate.
+
+It is no bounded objective: msteps and the learning rate are what keeps the model alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contracts.methods import UnlearnerSpec, unlearner
+from contracts.params import param
+from contracts.progress import Progress, silent
+from sources.example_set import ExampleSet
+from tasks.base import Batch, answers
+from unlearning.corrective.rates import bench_rate
+from unlearning.corrective.teachers import Teacher
+from unlearning.descent import Descent, DescentConfig, Pass, batches_of, check_sets, descend, inputs_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScrubConfig(DescentConfig):
+    lr: float = param(0.0025, gt=0, le=1, doc="peak learning rate; 1% warm-up, then down in a line to a fifth of it")
+    epochs: int = param(10, ge=0, le=1000, doc="passes over the retained examples")
+    batch: int = param(512, ge=1, le=65_536, unit="examples", doc="examples a step; a last single one joins the others")
+    alpha: float = param(0.1, ge=0, le=1e6, doc="weight of the distance to the trained model; searched in 0.001 to 10")
+    temperature: float = param(4.0, gt=0, le=1000, doc="T, of both sides of the distance")
+    msteps: int = param(
+        100, ge=0, le=1_000_000_000, unit="steps", doc="an epoch that begins with fewer done maximises on forget first"
+    )
+
+
+def scrub_losses(logits: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float, temperature: float) -> Tensor:
+    """L of each example.
+
+    Args:
+        logits, teacher: (B, K) of the student, with gradient, and of the trained model.
+        labels: (B,) int64.
+
+    Returns:
+        (B,) nats; >= the cross-entropy.
+
+    >>> z = torch.tensor([[0.0, 1.0]])
+    >>> same = scrub_losses(z, z, torch.tensor([0]), alpha=3.0, temperature=4.0)
+    >>> bool(torch.isclose(same, F.cross_entropy(z, torch.tensor([0]))).all())
+    True
+    """
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+    own, aim = (F.log_softmax(z / temperature, dim=1) for z in (logits, teacher))
+    distance = F.kl_div(own, aim, reduction="none", log_target=True).sum(dim=1)
+    return cross_entropy + alpha * temperature**2 * distance
+
+
+@unlearner(
+    UnlearnerSpec(
+        name="scrub",
+        wants=("outputs", "classes"),
+        doc="Climbs loss and distance to the trained model on the forgotten examples, descends both on the others.",
+        source="Kurmanji et al., NeurIPS 2023 (arXiv 2302.09880); settings of Goel et al., TMLR 2024 "
+        "(arXiv 2402.14015)",
+        config=ScrubConfig,
+    )
+)
+def scrub(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: ScrubConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Alternate between ``forget``, upwards, and ``retain``, downwards, on a copy of ``model``.
+
+    Args:
+        model: trained classifier; not changed.
+        retain: (N_r) examples to keep, at least one.
+        forget: (N_f) examples to remove; with none it distils and fine-tunes.
+        config: see :class:`ScrubConfig`.
+        seed: batch order and dropout.
+        progress: called after each step.
+
+    Returns:
+        The unlearned copy, eval mode.
+
+    Raises:
+        DataError, NotApplicable: see ``check_sets``.
+        Diverged: the run left the finite numbers or collapsed.
+    """
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
+    losses = partial(_losses, config=config)
+    up, down = (
+        Pass.over(inputs_of(model, part), weight=sign, losses=losses(teacher=Teacher.of(model, part)))
+        for part, sign in ((forget, -1.0), (retain, 1.0))
+    )
+    epochs = _epochs(up, down, config)
+    plan = Descent(
+        model=model,
+        passes=epochs.__getitem__,
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="scrub",
+        rate=partial(_rate, steps=sum(_steps(one, config) for epoch in epochs for one in epoch)),
+    )
+    return descend(plan, progress=progress)
+
+
+def _losses(teacher: Teacher, config: ScrubConfig) -> Callable[[nn.Module, Batch], Tensor]:
+    def losses(student: nn.Module, batch: Batch) -> Tensor:
+        return scrub_losses(
+            answers(student, batch),
+            teacher.logits(batch),
+            batch.targets,
+            alpha=config.alpha,
+            temperature=config.temperature,
+        )
+
+    return losses
+
+
+def _epochs(up: Pass, down: Pass, config: ScrubConfig) -> list[Sequence[Pass]]:
+    """The passes of every epoch."""
+    found: list[Sequence[Pass]] = []
+    done = 0
+    for _ in range(config.epochs):
+        epoch = [up, down] if done < config.msteps and len(up) else [down]
+        found.append(epoch)
+        done += sum(_steps(one, config) for one in epoch)
+    return found
+
+
+def _steps(one: Pass, config: ScrubConfig) -> int:
+    return len(batches_of(torch.arange(len(one)), config.batch))
+
+
+def _rate(step: int, _: int, *, steps: int) -> float:
+    """Of all steps, which an epoch without its first pass has fewer of."""
+    return bench_rate(step, steps)

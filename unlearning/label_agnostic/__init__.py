@@ -1,0 +1,1 @@
+"""Removal without labels: neither those of what is forgotten nor those of what is kept."""
