@@ -13,6 +13,7 @@ import functools
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,8 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "model": lambda: trainer.one(train, 0),
         "encoder": lambda: needs()["model"],
         "ensemble": ensemble,
+        "ensemble_if_any": ensemble,
+        "clock": lambda: lambda: 0.0,  # equal runs take equal times here
         "recipe": lambda: trainer,
         "train": lambda: fresh,
         "train_many": lambda: train_many,
@@ -412,14 +415,30 @@ class _Unlearn:
     def methods(self) -> tuple[str, ...]:
         return tuple(m.spec.name for m in unlearner if self._world.meets(m))
 
-    def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
+    def config(self, name: str) -> Config:
+        config: Config = self._world.config(unlearner.get(name))
+        return config
+
+    def refusal(self, name: str) -> str:
+        if self._world.meets(unlearner.get(name)):
+            return ""
+        return f"unlearner {name} does not apply to {self._world.examples.name}"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        retain: ExampleSet,
+        forget: ExampleSet,
+        seed: int,
+        changed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> nn.Module:
         method = unlearner.get(name)
-        if not self._world.meets(method):
-            raise NotApplicable(f"unlearner {name} does not apply to {self._world.examples.name}")
-        given = self._world.needs_of(method)
-        result: nn.Module = method(
-            model, retain=retain, forget=forget, config=self._world.config(method), seed=seed, **given
-        )
+        if why := self.refusal(name):
+            raise NotApplicable(why)
+        given, config = self._world.needs_of(method), dataclasses.replace(self.config(name), **changed)
+        result: nn.Module = method(model, retain=retain, forget=forget, config=config, seed=seed, **given)
         return result
 
 
