@@ -6,8 +6,8 @@ m is the margin of example x, the logit of its class less the log-sum-exp of the
 classifier; other tasks have a signal of their own). A run is one model; the two sides are samples over runs.
 
     binned   as published and as in the authors' benchmark: margins cut to +-100, 20 equal bins from the least to the
-             greatest of both sides together, shares below 1e-5 of the second side raised to that. There the greatest
-             value of all falls out of the last bin; here it lies in it.
+             greatest of both sides together, shares of the second side below 1e-5 raised to that where the first has
+             any. There the greatest value of all falls out of the last bin; here it lies in it.
     normal   of two normals: 1/2 [ log(t^2 / s^2) + (s^2 + d^2) / t^2 - 1 ], d the difference of the means, s^2 and t^2
              the variances, each moderated towards the median t^2 of all examples as if by four runs more (Smyth 2004):
              with few runs a variance is sometimes tiny by chance, and the ratio then has no mean
@@ -67,7 +67,7 @@ def binned_kl(first: Float, second: Float) -> Float:
     width = np.maximum(p.max(0), q.max(0)) - low
     scale = np.divide(BINS, width, out=np.zeros_like(width), where=width > 0)
     shares_p, shares_q = (_shares(np.minimum((side - low) * scale, BINS - 1).astype(np.int64)) for side in (p, q))
-    shares_q = np.maximum(shares_q, EPS)
+    shares_q = np.where(shares_p > 0, np.maximum(shares_q, EPS), shares_q)
     shares_q /= shares_q.sum(0)
     ratio = np.divide(shares_p, shares_q, out=np.ones_like(shares_p), where=shares_p > 0)
     found: Float = np.maximum((shares_p * np.log(ratio)).sum(0), 0.0)
@@ -149,7 +149,7 @@ def klom(
     rng = np.random.default_rng(seed)
     runs, num = ours.shape
     value = estimator(ours, theirs)
-    observed, at_least = float(value.mean()) if num else 0.0, 0
+    observed, at_least = float(value.mean()) if num else 0.0, 0 if num else swaps
     for _ in range(swaps if num else 0):
         swap = rng.integers(0, 2, runs).astype(bool)[:, None]
         at_least += float(estimator(np.where(swap, theirs, ours), np.where(swap, ours, theirs)).mean()) >= observed
