@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from scoring_data import make_examples
 from torch import nn
 
-from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable
+from contracts.errors import ConfigError, DataError, NotApplicable
 from contracts.methods import curator
 from scoring.worst_case_forget import WorstCaseForgetConfig, select_worst_case
 from studies.forget_selectors import SELECTORS, ForgetSelectorsConfig, choose, forget_selectors
