@@ -44,6 +44,7 @@ STANDS_ON = {
     "unlearn": "target",
     "early_models": "early",
     "ensemble": "ensemble",
+    "ensemble_if_any": "ensemble",
     "ensemble_outputs": "ensemble",
 }
 _OF_OUTPUTS = {
@@ -239,6 +240,9 @@ class StageProvider(Provider):
 
     def ensemble_outputs(self) -> ReferenceEnsemble:
         return self.ensemble()
+
+    def ensemble_if_any(self) -> ReferenceEnsemble | None:
+        return self.ensemble() if "ensemble" in self.upstream else None
 
     def unlearn(self) -> Unlearn:
         return Unlearn(self, self.model)

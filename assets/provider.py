@@ -12,8 +12,11 @@ lists a method which needs it there is refused as it loads (``assets.needs.refus
 from __future__ import annotations
 
 import copy
+import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +24,14 @@ import numpy as np
 from contracts.digests import derive_seed
 from contracts.errors import DataError, Diverged, NotTheModel
 from contracts.methods import NEEDS, MethodSpec, UnlearnerSpec, unlearner
+from contracts.params import Config
 from contracts.progress import Progress
 from contracts.registry import Method
 from contracts.subject import Subject
 from recipes.plan import device_of, model_builder, recipe_config
 from recipes.plan import trainer as recipe_of
 from sources.example_set import ExampleSet
-from tasks.base import require
+from tasks.base import lacking, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,6 +126,10 @@ class Provider:
         """Where the plan's models are trained."""
         return str(device_of(self.subject))
 
+    def clock(self) -> Callable[[], float]:
+        """Seconds of a clock that only goes forward."""
+        return time.perf_counter
+
     def evaluate(self) -> Callable[..., dict[str, float]]:
         """``(model, *, retain, forget, test, seed, metrics) -> {metric: percent}``."""
         from unlearning.metrics import evaluate
@@ -210,8 +218,34 @@ class UnlearnFrom:
         plan = self.provider.subject.unlearning
         return "retrain" if plan is None else plan.decides
 
-    def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        method, given = self._method(name)
+    def config(self, name: str) -> Config:
+        """The plan's configuration of a registered unlearner; its defaults where the plan does not list it."""
+        plan = self.provider.subject.unlearning
+        chosen = {choice.name: choice.config for choice in plan.methods} if plan else {}
+        return unlearner.get(name).spec.config.from_mapping(chosen.get(name, {}))
+
+    def refusal(self, name: str) -> str:
+        """Why a registered unlearner does not apply to the subject's data, or has not what it needs here; "" when it
+        applies. Nothing is loaded or computed."""
+        spec, data, plan = unlearner.get(name).spec, self.provider.data, self.provider.subject.unlearning
+        if why := lacking(data, spec.wants):
+            return f"unlearner {name} does not apply to {data.name}, a {data.task} task: {why}"
+        listed = {choice.name for choice in plan.methods} if plan else set()
+        if name not in listed and (more := sorted(set(spec.needs) - _OF_ONE_MODEL)):
+            return f"unlearner {name} needs {', '.join(more)}, which is there for methods that the plan lists"
+        return ""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        retain: ExampleSet,
+        forget: ExampleSet,
+        seed: int,
+        changed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> nn.Module:
+        method, given = self._method(name, changed)
         result = method(copy.deepcopy(model), retain=retain, forget=forget, seed=seed, **given)
         return self._as_saved(result, name, retain=retain, forget=forget)
 
@@ -223,12 +257,13 @@ class UnlearnFrom:
         retain: Sequence[ExampleSet],
         forget: Sequence[ExampleSet],
         seeds: Sequence[int],
+        changed: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[nn.Module | Diverged | DataError | NotTheModel] | None:
         """Many models at once, each with sets and seed of its own: what a call for each returns, or the error that it
         ends in; None of a method that can only be called for each (its declaration has no ``plan``)."""
         from unlearning.stacked import unlearn_many
 
-        method, given = self._method(name)
+        method, given = self._method(name, changed)
         if method.spec.plan is None:
             return None
         results = unlearn_many(method, models, retain=retain, forget=forget, seeds=seeds, **given)
@@ -242,13 +277,13 @@ class UnlearnFrom:
                 found.append(error)
         return found
 
-    def _method(self, name: str) -> tuple[Method[UnlearnerSpec], dict[str, Any]]:
-        """A registered unlearner and what it is given, whatever the model."""
-        subject, method = self.provider.subject, unlearner.get(name)
-        chosen = {choice.name: choice.config for choice in subject.unlearning.methods} if subject.unlearning else {}
-        config = method.spec.config.from_mapping(chosen.get(name, {}))
+    def _method(
+        self, name: str, changed: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Method[UnlearnerSpec], dict[str, Any]]:
+        """A registered unlearner and what it is given, whatever the model; ``changed`` as of a call."""
+        method = unlearner.get(name)
         return method, {
-            "config": config,
+            "config": dataclasses.replace(self.config(name), **changed),
             "progress": self.provider.progress,
             **self.provider.provided(method.spec),
         }

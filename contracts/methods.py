@@ -44,6 +44,8 @@ NEEDS = {
     "models as they pass that epoch of the full recipe, one a seed; NotApplicable from a recipe that cannot stop "
     "early",
     "ensemble": "recipes.ensemble.ReferenceEnsemble: keep[M, N], reading[M, N, 4] of pool and population",
+    "ensemble_if_any": "recipes.ensemble.ReferenceEnsemble, or None where no other method of the plan has it trained: "
+    "nothing is trained for this word",
     "ensemble_outputs": "the reference ensemble with the whole outputs of its models, logits[M, N, K]: they are "
     "stored where a listed method needs them",
     "train": "Callable[..., torch.nn.Module]: the subject's own recipe from a fresh initialisation, (data, seed, *, "
@@ -59,11 +61,13 @@ NEEDS = {
     "unlearn": "Callable[..., torch.nn.Module]: (method, *, retain, forget, seed) -> the audited model after a "
     "registered unlearner; its attribute ``methods``: the names that the plan lists, or all that are defined for the "
     "task; ``in_use``: the name of the plan's method in use, retrain without a plan",
-    "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed) -> any model of the "
-    "subject's architecture after a registered unlearner, which gets a copy of it; attributes ``methods`` and "
-    "``in_use`` as of unlearn, and ``many``: (models, method, *, retain, forget, seeds), sets and seeds one a model -> "
-    "for each the model, or the Diverged, DataError or NotTheModel that the call would have raised; None of a method "
-    "without a ``plan``",
+    "unlearn_from": "Callable[..., torch.nn.Module]: (model, method, *, retain, forget, seed, changed={}) -> any model "
+    "of the subject's architecture after a registered unlearner, which gets a copy of it; ``changed``: fields in place "
+    "of those of the plan; attributes ``methods`` and ``in_use`` as of unlearn, ``config(method)``: the plan's "
+    "configuration of it, ``refusal(method)``: why it does not apply here, as a sentence, or nothing, and ``many``: "
+    "(models, method, *, retain, forget, seeds, changed={}), sets and seeds one a model -> for each the model, or the Diverged, "
+    "DataError or NotTheModel that the call would have raised; None of a method without a ``plan``",
+    "clock": "Callable[[], float]: seconds of a clock that only goes forward",
     "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, "
     "mia_efficacy, ... in percent, None if undefined",
     "scores": "Callable[[str], polars.DataFrame]: (example_id, value) of a stored, current score by its name",
@@ -255,7 +259,8 @@ class Picture:
 
     Attributes:
         table: name of one of the analysis' tables.
-        kind: "lines" (y against x, with the band low..high), "dots" (one a row, with whiskers), "bars", "examples"
+        kind: "lines" (y against x, with the band low..high), "scatter" (y against x, a dot a row, no line), "dots" (one
+            a row, with whiskers), "bars", "examples"
             (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first), or "images" (pictures of the
             shape of an example that are in the "floats" column ``y``, in rows by ``series``, "original" first, ordered
             by the ids in ``x``).
@@ -269,7 +274,7 @@ class Picture:
     title: str
     x: str
     y: str
-    kind: Literal["lines", "dots", "bars", "examples", "images"] = "lines"
+    kind: Literal["lines", "dots", "bars", "scatter", "examples", "images"] = "lines"
     series: str = ""
     low: str = ""
     high: str = ""

@@ -6,7 +6,8 @@ version's.
 
 A version of the schema comes with the release that has its number: version N is read by palimpsest 0.N and later.
 Whoever changes what a plan may say raises ``CURRENT``, adds the step to ``MIGRATIONS`` and a test of it, and says so in
-the changelog.
+the changelog. A method that has gone is not put in another's place unasked: whoever names it is told what to write
+(``GONE``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def _named(plan: Plan) -> Plan:
 
 MIGRATIONS: dict[int, Callable[[Plan], Plan]] = {0: _named}
 """From each version to the next: plain data in, plain data out, the field ``schema_version`` left out."""
+GONE: dict[tuple[str, str], str] = {
+    ("analyses", "qualification"): "leaderboard does its work; its field sets was splits, and seeds (3 or more) was "
+    "trials; without methods it takes every registered one, so name those of unlearning.methods to keep to them",
+}
+"""(field of a plan, name of a method that has gone) -> what to write instead."""
 
 
 def reader_of(version: int) -> str:
@@ -48,7 +54,8 @@ def migrated(plan: Mapping[str, Any], *, where: str = "") -> Plan:
         where: the file, for messages.
 
     Raises:
-        ConfigError: it is of a later version; says which release reads it. Or its version is no whole number from 0.
+        ConfigError: it is of a later version; says which release reads it. Or its version is no whole number from 0, or
+            it names a method that has gone; says what to write instead.
     """
     version = plan.get(FIELD, 0)
     at = f"{where}: " if where else ""
@@ -65,7 +72,16 @@ def migrated(plan: Mapping[str, Any], *, where: str = "") -> Plan:
             body = MIGRATIONS[step](body)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"{at}the plan of {FIELD} {version} cannot be brought to {step + 1}: {error}") from error
+    _refuse_gone(body, at)
     return {FIELD: CURRENT, **body}
+
+
+def _refuse_gone(body: Plan, at: str) -> None:
+    for (where, name), instead in GONE.items():
+        listed = body.get(where)
+        for i, entry in enumerate(listed if isinstance(listed, list | tuple) else ()):
+            if name == (entry.get("name") if isinstance(entry, Mapping) else entry):
+                raise ConfigError(f"{at}{where}[{i}]: {name} is gone: {instead}")
 
 
 def _installed() -> str:

@@ -71,6 +71,7 @@ def param(
     unit: str = "",
     doc: str = "",
     ref: str = "",
+    search: tuple[float, float] | None = None,
     added: bool = False,
 ) -> Any:
     """A dataclass field with a legal range. Without a default the field is required.
@@ -80,11 +81,13 @@ def param(
     Args:
         ref: what the field names, a word of ``REFERENCES``: a name that stands for nothing is refused when the plan
             loads.
+        search: of the one number of a method that is tuned first: the range that its paper searched, on a logarithmic
+            grid.
         added: the field is younger than what is stored: canonical JSON leaves it out where it has its default, so that
             the digest of a configuration which does not use it stays what it was.
     """
     meta: dict[str, Any] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "unit": unit, "doc": doc}
-    meta |= {"ref": Ref(ref) if ref else None, digests.ADDED: added}
+    meta |= {"ref": Ref(ref) if ref else None, "search": search, digests.ADDED: added}
     if isinstance(default, (list, dict, set)):
         factory = type(default)
         initial = default

@@ -331,7 +331,8 @@ def _style(number: int) -> tuple[str, str]:
 
 
 def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
-    """A table as its declaration asks: lines with bands, bars or dots with whiskers, or all dots of one ``x`` in a row.
+    """A table as its declaration asks: lines with bands, a scatter, bars or dots with whiskers, or all dots
+    of one ``x`` in a row.
 
     Args:
         frame: rows of the picture's table; those that ``picture.where`` leaves out, or without a value, are not drawn.
@@ -355,7 +356,7 @@ def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
         elif bars:
             _bars(axes, rows, picture)
         else:
-            _lines(axes, rows, picture)
+            _lines(axes, rows, picture, joined=picture.kind == "lines")
         axes.set_xlabel(ylabel if bars else xlabel)
         if not bars:
             axes.set_ylabel(ylabel)
@@ -365,7 +366,7 @@ def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
     return _figure(draw, title=picture.title, size=(6.4, height))
 
 
-def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture) -> None:
+def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, *, joined: bool) -> None:
     groups = rows.group_by(picture.series, maintain_order=True) if picture.series else [(("",), rows)]
     for number, ((name,), part) in enumerate(groups):
         part = part.sort(picture.x)
@@ -376,9 +377,9 @@ def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture) -> None:
             part[picture.y],
             color=colour,
             linewidth=1.7,
-            marker="o",
-            markersize=3.5,
-            linestyle=_DASHES[(number + number // len(_SERIES)) % len(_DASHES)],
+            marker="o" if joined else _style(number)[1],
+            markersize=3.5 if joined else 5,
+            linestyle=_DASHES[(number + number // len(_SERIES)) % len(_DASHES)] if joined else "none",
             label=_clipped(str(name)),
         )
         if picture.low and picture.high:

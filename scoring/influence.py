@@ -179,6 +179,45 @@ def _blocks(keep: NDArray[np.bool_], correct: Quality, step: int) -> Iterator[In
         yield InfluenceBlock(rows=rows, hits=hits.astype(np.int32), right=right, n_in=n_in, n_out=n_out)
 
 
+def influence_directions(keep: NDArray[np.bool_], correct: Quality, *, count: int = 1) -> tuple[Floats, Floats]:
+    """The first right singular vectors of the influence matrix: directions in which training examples act together on
+    the predictions of others. The examples at the far end of one are a coherent subpopulation (Georgiev et al., ICLR
+    2025, who forget such sets).
+
+    The matrix is C'^T A, A_mi = K_mi / n_in_i - (1 - K_mi) / n_out_i, of rank M - 1 at most. With A^T = Q R its right
+    singular vectors are Q w, w those of C'^T R^T: nothing of size P x N is made.
+
+    Args:
+        keep: (M, N) bool; an example that no model, or every model, trained on has influence 0.
+        correct: (M, P) bool or float64 in [0, 1], see :func:`influence_matrix`.
+        count: how many, at most min(M - 1, N, P).
+
+    Returns:
+        Singular values (count,), descending, and vectors (N, count) of length 1, each turned so that the side on which
+        most of its length lies is positive; a direction of singular value 0 is all zeros.
+
+    Raises:
+        InvalidInput: as :func:`influence_matrix`, or count out of range.
+    """
+    influence_matrix(keep, correct)  # checks both
+    models, num = keep.shape
+    most = min(models - 1, num, correct.shape[1])
+    if not 1 <= count <= most:
+        raise InvalidInput(f"count = {count} directions of an influence matrix of rank {most} at most")
+    n_in = keep.sum(0)
+    both = (n_in > 0) & (n_in < models)
+    inside = np.where(both, keep / np.maximum(n_in, 1), 0.0)
+    effect_MN = inside - np.where(both, ~keep / np.maximum(models - n_in, 1), 0.0)
+    q_NM, r = np.linalg.qr(effect_MN.T)
+    quality = np.asarray(correct, np.float64)
+    _, size, w = np.linalg.svd((quality - quality.mean(0)).T @ r.T, full_matrices=False)
+    size, vectors = size[:count], (q_NM @ w[:count].T).astype(np.float64)
+    below = np.where(vectors < 0, np.square(vectors), 0.0).sum(0) > 0.5
+    vectors = np.where(below, -vectors, vectors)
+    vectors[:, size <= 1e-12 * max(float(size[0]), 1e-300)] = 0.0
+    return size, vectors
+
+
 def high_influence_pairs(
     keep: NDArray[np.bool_],
     correct: Quality,

@@ -131,10 +131,10 @@ def error_rate(model: nn.Module, examples: ExampleSet) -> float:
     return float((1.0 - quality(model, examples)).mean())
 
 
-def mean_interval(values: NDArray[np.float64]) -> tuple[float, float | None, float | None]:
-    """Mean over seeds with its 90% Student interval; no interval for a single seed."""
+def mean_interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple[float, float | None, float | None]:
+    """Mean over seeds with its Student interval, by default of 90%; no interval for a single seed."""
     mean = float(values.mean())
     if len(values) < 2:
         return mean, None, None
-    half = float(student.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = float(student.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half

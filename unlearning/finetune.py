@@ -22,7 +22,7 @@ from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(DescentConfig):
-    lr: float = param(0.01, gt=0, le=1, doc="learning rate; published search range 1e-3 to 1e-1")
+    lr: float = param(0.01, gt=0, le=1, search=(1e-3, 1e-1), doc="learning rate; published search range 1e-3 to 1e-1")
 
 
 def finetune_plan(

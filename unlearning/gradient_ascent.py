@@ -25,7 +25,7 @@ from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientAscentConfig(DescentConfig):
-    lr: float = param(1e-4, gt=0, le=1, doc="learning rate; published search range 1e-6 to 1e-1")
+    lr: float = param(1e-4, gt=0, le=1, search=(1e-6, 1e-1), doc="learning rate; published search range 1e-6 to 1e-1")
     epochs: int = param(5, ge=0, le=1000, doc="passes over the forget set")
 
 

@@ -32,7 +32,7 @@ from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomLabelConfig(DescentConfig):
-    lr: float = param(0.003, gt=0, le=1, doc="learning rate; published search range 1e-4 to 1e-1")
+    lr: float = param(0.003, gt=0, le=1, search=(1e-4, 1e-1), doc="learning rate; published search range 1e-4 to 1e-1")
     order: str = param("sequential", choices=("sequential", "mixed"), doc="forget then retain, or shuffled together")
     exclude_true_label: bool = param(True, doc="true: the paper; false: the published code")
     alpha: float = param(1.0, ge=0, le=1, doc="weight of the retained examples; smaller forgets more")

@@ -13,6 +13,7 @@ import functools
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -371,6 +372,8 @@ def _makers(world: World) -> dict[str, Callable[[], Any]]:
         "encoder": lambda: needs()["model"],
         "ensemble": ensemble,
         "build": lambda: build,
+        "ensemble_if_any": ensemble,
+        "clock": lambda: lambda: 0.0,  # equal runs take equal times here
         "recipe": lambda: trainer,
         "train": lambda: fresh,
         "train_many": lambda: train_many,
@@ -413,24 +416,45 @@ class _Unlearn:
     def methods(self) -> tuple[str, ...]:
         return tuple(m.spec.name for m in unlearner if self._world.meets(m))
 
-    def __call__(self, model: nn.Module, name: str, *, retain: ExampleSet, forget: ExampleSet, seed: int) -> nn.Module:
-        method, given = self._given(name)
+    def config(self, name: str) -> Config:
+        config: Config = self._world.config(unlearner.get(name))
+        return config
+
+    def refusal(self, name: str) -> str:
+        if self._world.meets(unlearner.get(name)):
+            return ""
+        return f"unlearner {name} does not apply to {self._world.examples.name}"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        retain: ExampleSet,
+        forget: ExampleSet,
+        seed: int,
+        changed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> nn.Module:
+        method, given = self._given(name, changed)
         result: nn.Module = method(model, retain=retain, forget=forget, seed=seed, **given)
         return result
 
-    def many(self, models: Sequence[nn.Module], name: str, **sets: Any) -> list[Any] | None:
+    def many(
+        self, models: Sequence[nn.Module], name: str, *, changed: Mapping[str, Any] = MappingProxyType({}), **sets: Any
+    ) -> list[Any] | None:
         """Many models at once, each with sets and seed of its own: a model or a ``Diverged`` for each; None of a method
         without a plan."""
         from unlearning.stacked import unlearn_many
 
-        method, given = self._given(name)
+        method, given = self._given(name, changed)
         return None if method.spec.plan is None else [*unlearn_many(method, models, **sets, **given)]
 
-    def _given(self, name: str) -> tuple[Any, dict[str, Any]]:
+    def _given(self, name: str, changed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         method = unlearner.get(name)
-        if not self._world.meets(method):
-            raise NotApplicable(f"unlearner {name} does not apply to {self._world.examples.name}")
-        return method, {"config": self._world.config(method), **self._world.needs_of(method)}
+        if why := self.refusal(name):
+            raise NotApplicable(why)
+        config = dataclasses.replace(self.config(name), **changed)
+        return method, {"config": config, **self._world.needs_of(method)}
 
 
 class _UnlearnAudited(_Unlearn):

@@ -83,7 +83,7 @@ def plan(**fields: Any) -> Subject:
             "lirra",
         ),
         (
-            {"analyses": [{"name": "qualification", "config": {"search": NESTED}}]},
+            {"analyses": [{"name": "leaderboard", "config": {"search": NESTED}}]},
             "analyses[0].config.search.unlearner",
             "finetunes",
         ),

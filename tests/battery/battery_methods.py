@@ -85,7 +85,7 @@ def _of_any(world: World) -> Fields:
         ("curator", "offset_window"): {"score": "el2n", "skip_fraction": 0.2, "take_fraction": 0.5},
         ("analysis", "pruning_curve"): {"validation": share, "seeds": 2},
         ("analysis", "quality_pools"): {"validation": share, "seeds": 1},
-        ("analysis", "qualification"): {"trials": 1},
+        ("analysis", "leaderboard"): {"methods": ["finetune"], "sets": ["random"], "tuning_runs": 1, "sample": 6},
         ("analysis", "forget_selectors"): {"trials": 2},
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},

@@ -57,3 +57,12 @@ def test_a_later_version_is_refused_with_the_release_that_reads_it():
 def test_a_version_is_a_whole_number(version):
     with pytest.raises(ConfigError, match="not a whole number"):
         migrated({FIELD: version, **PLAN})
+
+
+@pytest.mark.parametrize("entry", ["qualification", {"name": "qualification", "config": {"trials": 3}}])
+def test_a_method_that_has_gone_is_refused_with_what_to_write_instead(entry):
+    with pytest.raises(
+        ConfigError, match=r"f\.yaml: analyses\[1\]: qualification is gone: leaderboard .*seeds.*trials"
+    ):
+        migrated({**PLAN, "analyses": ["data_diet", entry]}, where="f.yaml")
+    assert migrated({**PLAN, "analyses": ["leaderboard"]})["analyses"] == ["leaderboard"]

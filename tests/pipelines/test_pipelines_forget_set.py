@@ -114,8 +114,8 @@ NESTED = {"lower": "unlearner", "unlearner": "no_such"}
 @pytest.mark.parametrize(
     "fields",
     [
-        {"analyses": [{"name": "qualification", "config": {"methods": ["finetune", "no_such"]}}]},
-        {"analyses": [{"name": "qualification", "config": {"search": NESTED}}]},
+        {"analyses": [{"name": "leaderboard", "config": {"methods": ["finetune", "no_such"]}}]},
+        {"analyses": [{"name": "leaderboard", "config": {"search": NESTED}}]},
         {"analyses": [{"name": "forget_selectors", "config": {"search": NESTED}}]},
         {"analyses": [{"name": "shadow_unlearning", "config": {"methods": ["no_such"]}}]},
         {"scores": [{"name": "worst_case_forget", "config": NESTED}]},

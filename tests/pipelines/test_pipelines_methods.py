@@ -61,10 +61,10 @@ def test_a_name_of_two_kinds_shows_both_and_a_kind_chooses():
 
 
 def test_nested_fields_have_their_path_and_references_say_what_they_name():
-    [shown] = catalogue.find("qualification")
+    [shown] = catalogue.find("leaderboard")
     by_name = {field["name"]: field for field in shown["fields"]}
     assert by_name["search.unlearner"]["names"] == by_name["methods"]["names"] == "a registered unlearner"
-    assert by_name["methods"]["type"] == "list of str" and by_name["trials"]["range"] == ">= 1 and <= 1000"
+    assert by_name["methods"]["type"] == "list of str" and by_name["seeds"]["range"] == ">= 3 and <= 1000"
     [supervised] = catalogue.find("recipe/supervised")
     batch = next(field for field in supervised["fields"] if field["name"] == "batch")
     assert (batch["unit"], batch["range"]) == ("examples", ">= 1 and <= 1e+06")

@@ -1,0 +1,1 @@
+"""Removal methods side by side: which is closest to retraining, on which forget sets, at what cost."""
