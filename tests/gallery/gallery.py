@@ -50,7 +50,7 @@ def plan(seed: int, methods: list[str], **changes: Any) -> Subject:
 
 def audit(home: Path, subject: Subject, *, only: str = "") -> Workspace:
     """All stages of the scheduled audit, without Dagster; or ``only`` one ("audits/findings") and what it stands on."""
-    workspace = Workspace(home, launcher=InProcess())
+    workspace = Workspace(home, launcher=InProcess(), publish_every_s=1e9)
     stages = [stage for stage in subject_stages(subject) if not stage.per_request]
     if only:
         wanted = with_upstream([s.declaration for s in stages], [tuple(only.split("/"))])

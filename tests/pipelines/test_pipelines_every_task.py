@@ -60,7 +60,7 @@ class InProcess:
 
 
 def carry_out(subject: Subject, home: Path) -> Workspace:
-    workspace = Workspace(home, launcher=InProcess())
+    workspace = Workspace(home, launcher=InProcess(), publish_every_s=1e9)
     for stage in subject_stages(subject):
         if not stage.per_request:
             materialize(stage, workspace, run_id="r", request=None, context=None)

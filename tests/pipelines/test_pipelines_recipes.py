@@ -86,11 +86,12 @@ def bring_up(workspace: Workspace, subject: Subject, *, wanted: Any = lambda sta
 @pytest.fixture(scope="module")
 def made(registry: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, list[tuple[int, int]]]:
     """The subject audited once, and the calls of its recipe."""
-    workspace = Workspace(tmp_path_factory.mktemp("state"), launcher=InProcess())
+    workspace = Workspace(tmp_path_factory.mktemp("state"), launcher=InProcess(), publish_every_s=1e9)
     CALLS.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StackedTrainer, "snapshots", _no_other_trainer)
         bring_up(workspace, Subject.from_mapping(PLAN))
+    workspace.warehouse.publish()
     return workspace, list(CALLS)
 
 
@@ -144,7 +145,7 @@ def test_a_corrected_recipe_is_not_audited_through_the_models_of_the_old_one(
 ) -> None:
     subject, home = Subject.from_mapping(PLAN), tmp_path / "state"
     shutil.copytree(audited.home, home)
-    audited = Workspace(home, launcher=InProcess())
+    audited = Workspace(home, launcher=InProcess(), publish_every_s=1e9)
     CALLS.clear()
     again = bring_up(audited, subject)
     assert all(record["unchanged"] for record in again.values()) and not CALLS

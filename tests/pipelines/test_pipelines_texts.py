@@ -49,7 +49,7 @@ class InProcess:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     subject = Subject.from_mapping(PLAN)
-    workspace = Workspace(tmp_path_factory.mktemp("texts"), launcher=InProcess())
+    workspace = Workspace(tmp_path_factory.mktemp("texts"), launcher=InProcess(), publish_every_s=1e9)
     for stage in subject_stages(subject):
         if not stage.per_request:
             materialize(stage, workspace, run_id="r", request=None, context=None)
