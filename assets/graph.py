@@ -5,7 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from assets import acceptance, analyses, audits, curation, data, models, needs, reports, requests, scores, unlearning
+from assets import (
+    acceptance,
+    analyses,
+    audits,
+    certificates,
+    curation,
+    data,
+    models,
+    needs,
+    reports,
+    requests,
+    scores,
+    unlearning,
+)
 from assets.recipe_match import recipe_match
 from assets.references import check_references
 from assets.stage import Stage
@@ -97,4 +110,5 @@ def _audited(
     findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
     shown = {} if scope.per_request else analysed
     report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted, datasets)
-    return [*made.values(), findings, report]
+    signed = [certificates.stage(subject, scope, findings, report)] if scope.per_request else []
+    return [*made.values(), findings, report, *signed]

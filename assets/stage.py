@@ -32,7 +32,7 @@ from contracts.verdicts import Verdict
 from sources.example_set import ExampleSet
 from warehouse import Artifact
 
-Partition = Mapping[str, str]
+Partition = Mapping[str, Any]
 APPLIES = "applies"  # the check that says why a method does not apply to a subject
 
 

@@ -65,8 +65,8 @@ NEEDS = {
     "of the subject's architecture after a registered unlearner, which gets a copy of it; ``changed``: fields in place "
     "of those of the plan; attributes ``methods`` and ``in_use`` as of unlearn, ``config(method)``: the plan's "
     "configuration of it, ``refusal(method)``: why it does not apply here, as a sentence, or nothing, and ``many``: "
-    "(models, method, *, retain, forget, seeds, changed={}), sets and seeds one a model -> for each the model, or the Diverged, "
-    "DataError or NotTheModel that the call would have raised; None of a method without a ``plan``",
+    "(models, method, *, retain, forget, seeds, changed={}), sets and seeds one a model -> for each the model, or the "
+    "Diverged, DataError or NotTheModel that the call would have raised; None of a method without a ``plan``",
     "clock": "Callable[[], float]: seconds of a clock that only goes forward",
     "evaluate": "Callable[..., dict]: (model, *, retain, forget, test, seed, metrics) -> those of ua, ra, ta, "
     "mia_efficacy, ... in percent, None if undefined",

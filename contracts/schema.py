@@ -403,6 +403,26 @@ RECIPE_MATCH = TableSpec(
     ),
 )
 
+CERTIFICATES = TableSpec(
+    schema="certificates",
+    name="issued",
+    doc="Certificates of forget requests, each a signed file; the last of a request takes the place of all before it.",
+    key=("request_id", "serial"),
+    partition=("request_id", "serial"),
+    columns=(
+        _text("request_id", "the request"),
+        _count("serial", "of this request's certificates, from 1"),
+        _text("method", "the removal method in use"),
+        _text("verdict", "what it states", choices=_VERDICTS),
+        _text("artifact", "name of the signed file"),
+        _text("report_sha256", "of the report that it is about", volatile=True),
+        _text("sha256", "of the signed file", volatile=True),
+        _text("key_id", "of the key that signed it", volatile=True),
+        _time("issued_at", "when", volatile=True),
+        _time("expires_at", "until when it may be relied on", volatile=True),
+    ),
+)
+
 REGISTER = TableSpec(
     schema="requests",
     name="register",
@@ -517,6 +537,7 @@ TABLES: tuple[TableSpec, ...] = (
     AGAINST_RETRAINING,
     RECIPE_MATCH,
     FINDINGS,
+    CERTIFICATES,
     REGISTER,
     REQUEST_EVENTS,
     REQUEST_PINS,

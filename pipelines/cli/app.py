@@ -9,7 +9,20 @@ import typer
 from rich.markup import escape
 
 from contracts.errors import PalimpsestError, in_words
-from pipelines.cli import audit, diff, doctor, export, imports, init, methods, reproduce, requests, show, verify
+from pipelines.cli import (
+    audit,
+    certify,
+    diff,
+    doctor,
+    export,
+    imports,
+    init,
+    methods,
+    reproduce,
+    requests,
+    show,
+    verify,
+)
 from pipelines.cli.terminal import errors, speak_plainly
 
 app = typer.Typer(
@@ -28,6 +41,7 @@ app.command("methods")(methods.methods)
 app.command("export")(export.export)
 app.command("diff")(diff.diff)
 app.command("trace")(show.trace)
+app.command("certify")(certify.certify)
 app.command("verify")(verify.verify)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-checkpoint")(imports.import_checkpoint)

@@ -19,7 +19,7 @@ def verify(
         Path | None,
         typer.Argument(
             help="a report (.html or .json), or a copy of one kept elsewhere: check it against the ledger; or the "
-            "folder of an exported data set: check it against its manifest"
+            "folder of an exported data set: check it against its manifest; or a certificate: check its signature"
         ),
     ] = None,
     ledger: Annotated[
@@ -29,6 +29,10 @@ def verify(
         list[str] | None,
         typer.Option("--head", metavar="SEQ:HASH", help="a ledger head noted earlier, which the ledger must contain"),
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option("--key", help="public key (PEM) of a certificate; then no state folder is needed, or asked"),
+    ] = None,
 ) -> None:
     """Check ledger, tables, artefacts, reports, requests and the published snapshot against each other.
 
@@ -37,12 +41,15 @@ def verify(
     1: not whole, or nothing is recorded, so nothing is proven. 2: the command was misused, or nothing is published yet.
     """
     from warehouse import Head, Warehouse
+    from warehouse.signing import is_envelope
     from warehouse.verify import verify as verify_all
     from warehouse.verify import verify_report
 
     if report is not None and report.is_dir():
         _export(report)
         return
+    if key or (report is not None and report.is_file() and is_envelope(report.read_bytes())):
+        _certificate(report, key or [])
     anchors = [Head.parse(text) for text in head or ()]
     w = Warehouse.existing(state_to_read())
     whole = True
@@ -54,6 +61,23 @@ def verify(
         what = "what has been published of the state folder" if found.published_only else "the state folder"
         whole &= _print(found, f"{what} {w.home}", w.home)
     raise typer.Exit(0 if whole else 1)
+
+
+def _certificate(file: Path | None, keys: list[Path]) -> None:
+    """Check a certificate with keys that were given and nothing else, or with the state folder that issued it.
+
+    Raises:
+        InvalidInput: no such file, or no key.
+        typer.Exit: 0 where it may be relied on, else 1.
+    """
+    from contracts.errors import InvalidInput
+    from pipelines.cli.certify import check
+    from warehouse import Warehouse
+
+    if file is None or not file.is_file():
+        raise InvalidInput(f"--key is the public key of a certificate, and {file or 'no file'} is none")
+    w = None if keys else Warehouse.existing(state_to_read())
+    raise typer.Exit(0 if check(file.read_bytes(), keys, str(file), w) else 1)
 
 
 def _export(folder: Path) -> None:

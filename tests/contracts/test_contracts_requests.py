@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from contracts.certificates import AttackResult, Certificate
-from contracts.errors import ConfigError, IllegalName, StateError
+from contracts.certificates import STATEMENT, AttackResult, Certificate, read_statement, statement
+from contracts.errors import ConfigError, IllegalName, IntegrityError, StateError
 from contracts.jobs import UnlearnJob
 from contracts.requests import OPEN, TRANSITIONS, ForgetRequest, RequestState, next_state
 from contracts.schema import TABLES
@@ -91,28 +92,63 @@ def test_bad_requests_are_refused(change, error, says):
         ForgetRequest.from_mapping(REQUEST | change)
 
 
+FINDING = {"what": "gap", "kind": "distance", "verdict": "pass", "sentence": "As close as asked.", "value": 1.0}
 CERTIFICATE = {
     "subject": "digits",
     "request_id": "r1",
+    "serial": 1,
+    "selector": "owner",
+    "num_examples": 10,
     "method": "finetune",
+    "exact": False,
     "verdict": "pass",
-    "attacks": [{"attack": "lira", "n_pos": 10, "n_neg": 10, "auc": 0.5, "auc_lo": 0.4, "auc_hi": 0.6}],
+    "findings": [FINDING],
+    "attacks": [{"attack": "lira", "seed": 0, "n_pos": 10, "n_neg": 10, "auc": 0.5, "auc_lo": 0.4, "auc_hi": 0.6}],
     "digests": {},
-    "ledger_head": "0",
+    "ledger_head": "0:00",
     "issued_at": "2026-01-01T00:00:00+00:00",
     "expires_at": "2026-02-01T00:00:00+00:00",
 }
 
 
 def test_certificates():
-    assert Certificate.from_mapping(CERTIFICATE).attacks[0] == AttackResult(**CERTIFICATE["attacks"][0])
-    with pytest.raises(ConfigError, match="not after"):
-        Certificate.from_mapping(CERTIFICATE | {"expires_at": CERTIFICATE["issued_at"]})
-    with pytest.raises(ConfigError, match="no attack was run"):
-        Certificate.from_mapping(CERTIFICATE | {"attacks": []})
-    assert Certificate.from_mapping(CERTIFICATE | {"attacks": [], "verdict": "broken"}).verdict == "broken"
-    with pytest.raises(ConfigError, match=r"auc_hi = 1\.1"):
-        Certificate.from_mapping(CERTIFICATE | {"attacks": [CERTIFICATE["attacks"][0] | {"auc_hi": 1.1}]})
+    made = Certificate.from_mapping(CERTIFICATE)
+    assert made.attacks[0] == AttackResult(**CERTIFICATE["attacks"][0])
+    read, artifacts = read_statement(statement(made, {"b": "2", "a": "1"}))
+    assert read == made and artifacts == {"a": "1", "b": "2"}
+    at = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=days) for days in (-1, 0, 30, 31)]
+    assert [made.expired(now) for now in at] == [False, False, False, True]
+    assert [made.from_the_future(now) for now in at] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"expires_at": CERTIFICATE["issued_at"]}, "not after"),
+        ({"expires_at": "2026-02-01"}, "no time zone"),
+        ({"expires_at": "soon"}, "no time in ISO 8601"),
+        ({"findings": []}, "nothing was judged"),
+        ({"findings": [FINDING | {"verdict": "fail"}]}, "its findings together fail"),
+        ({"verdict": "inconclusive"}, "its findings together pass"),
+        ({"serial": 0}, "serial"),
+        ({"claim": "forgotten for ever"}, "removed from weights"),
+        ({"attacks": [CERTIFICATE["attacks"][0] | {"auc_hi": 1.1}]}, r"auc_hi = 1\.1"),
+    ],
+)
+def test_a_certificate_says_what_was_found(change, says):
+    with pytest.raises(ConfigError, match=says):
+        Certificate.from_mapping(CERTIFICATE | change)
+    told = statement(Certificate.from_mapping(CERTIFICATE), {"a": "1"})
+    with pytest.raises(IntegrityError, match=says):
+        read_statement(told | {"predicate": told["predicate"] | change})
+
+
+@pytest.mark.parametrize(
+    "found", [None, [], {}, {"_type": "x"}, {"_type": STATEMENT, "predicateType": "x"}, {"_type": STATEMENT}]
+)
+def test_what_is_no_statement(found):
+    with pytest.raises(IntegrityError):
+        read_statement(found)
 
 
 def test_a_job_is_known_by_everything_in_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import polars as pl
 import pytest
 from cheats import registered
 from gallery import audit, plan, run_request
+from typer.testing import CliRunner
 
 from assets import Workspace, subject_stages
 from assets.in_use import used
+from assets.stage import materialize
 from contracts import schema
 from contracts.errors import ConfigError
 from contracts.subject import Subject
+from pipelines.cli import certify
+from pipelines.cli.app import app
+from pipelines.subjects import write_subject
 
 CHEAT, SOUND, ACCEPTANCE = "cheat-logits-shrunk", "sound", "unlearning/acceptance"
 SPLITS = [
@@ -80,6 +86,45 @@ def test_a_request_uses_the_first_method_that_is_accepted(home: Path, methods: N
     assert method == SOUND and f"{CHEAT} is not accepted (worst" in sentence and f"{SOUND} is accepted" in sentence
     report = workspace.warehouse.artifacts.load_json("gallery/request_reports/class/audit.json")
     assert report["decides"] == SOUND and "is accepted" in report["request"]["removed by"]
+    certificates_of_it(workspace, subject, report)
+
+
+def certificates_of_it(workspace: Workspace, subject: Subject, report: dict[str, Any]) -> None:
+    """The run of a request has signed what its report says; who has the file and the key alone can check it."""
+    w, home = workspace.warehouse, workspace.home
+    write_subject(subject, home, comment="a test")
+    w.publish()
+    (row,) = w.read(schema.CERTIFICATES, subject="gallery").rows(named=True)
+    assert row["serial"] == 1 and row["method"] == SOUND and row["verdict"] == report["verdict"]
+    to = home.parent / "given"
+    to.mkdir()
+    said = command("certify", "gallery", "class", "--to", str(to), "--days", "30")
+    file, key = to / "gallery-class-2.dsse.json", to / "signing.pub.pem"
+    assert f"{file} --key {key}" in " ".join(said.split())
+    told = command("verify", str(file), "--key", str(key))
+    assert "GENUINE" in told and f"removed from weights by {SOUND}" in told
+    for finding in report["findings"]:
+        assert (finding["sentence"] in told) is finding["judged"] or not finding["judged"]
+    whole = command("verify", str(file))
+    assert "the state folder holds what it names" in whole
+    first = home / "artifacts" / f"{row['artifact']}"
+    assert "certificate 2 of the request has taken its place" in command("verify", str(first), code=1)
+    assert "GENUINE" in command("verify", str(first), "--key", str(key)), "only the state folder knows of the second"
+    assert "WHOLE" in command("verify", "--ledger")
+    changed = to / "changed.dsse.json"
+    changed.write_bytes(file.read_bytes().replace(b'"payload": "e', b'"payload": "f'))
+    assert "NOT TO BE RELIED ON" in command("verify", str(changed), "--key", str(key), code=1)
+    late = certify.check(file.read_bytes(), [key], "it", None, now=datetime(2100, 1, 1, tzinfo=UTC))
+    early = certify.check(file.read_bytes(), [key], "it", None, now=datetime(2020, 1, 1, tzinfo=UTC))
+    assert not late and not early
+    run_request_again = [s for s in subject_stages(subject) if s.path == ("request_certificates", "certificate")]
+    assert materialize(run_request_again[0], workspace, run_id="r", request="class", context=None)["unchanged"]
+
+
+def command(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def test_exact_retraining_is_what_is_left(methods: None) -> None:

@@ -1,0 +1,195 @@
+"""Stage 8 of a forget request: its certificate, a signed statement of what the audit of the removal found.
+
+    issued    after every audit of the request whose report says something new, and by ``palimpsest certify``
+    says      verdict and findings as they counted, attacks with intervals and numbers, distance to retraining, digests,
+              the ledger's head, until when; of a person only how many examples were theirs
+    serial    1, 2, ... of a request: a later one takes the place of all before it
+
+A certificate is not a pass: it states what was found, "inconclusive" and "fail" too. It expires, since attacks improve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from typing import Any
+
+import polars as pl
+
+from assets.stage import Output, Run, Stage
+from assets.unlearning import Scope
+from contracts import schema
+from contracts.certificates import PAYLOAD, AttackResult, Certificate, JudgedFinding, statement
+from contracts.digests import digest
+from contracts.errors import NotReady
+from contracts.methods import unlearner
+from contracts.subject import Subject
+from contracts.verdicts import Verdict, overall
+from warehouse import Artifact, Warehouse, empty, signing
+
+DAYS = 90  # a certificate is good for
+_NUMBERS = ("value", "low", "high", "threshold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issued:
+    """A certificate, its signed file, and its row of ``certificates.issued``."""
+
+    certificate: Certificate
+    file: Artifact
+    row: pl.DataFrame
+
+    @property
+    def partition(self) -> dict[str, Any]:
+        """Of its row."""
+        return {"request_id": self.certificate.request_id, "serial": self.certificate.serial}
+
+
+def stage(subject: Subject, scope: Scope, findings: Stage, report: Stage) -> Stage:
+    """``[subject, request_certificates, certificate]``: the signed statement of a forget request."""
+    return Stage(
+        subject=subject,
+        path=(f"{scope.prefix}certificates", "certificate"),
+        doc="What the audit of a forget request found, signed: for whoever has the public key, without this state.",
+        config={"days": DAYS},
+        deps=(findings, report),
+        tables=(schema.CERTIFICATES,),
+        kinds=frozenset({"json"}),
+        per_request=True,
+        work=lambda run: _issue(run),
+    )
+
+
+def _issue(run: Run) -> Output:
+    assert run.request is not None
+    made = issue(run.subject, run.warehouse, run.request)
+    said = made.certificate
+    return Output(
+        tables=[(schema.CERTIFICATES, made.row, made.partition)],
+        volatile=[*_earlier_files(run.warehouse, said), made.file],
+        metadata={
+            "verdict": said.verdict,
+            "serial": said.serial,
+            "expires": said.expires_at[:10],
+            "file": str(run.workspace.home / made.file.path),
+            "public key": str(signing.public_file(run.workspace.home)),
+        },
+    )
+
+
+def _earlier_files(w: Warehouse, said: Certificate) -> list[Artifact]:
+    """What was issued before stays on record."""
+    rows = w.read(schema.CERTIFICATES, subject=said.subject, partition={"request_id": said.request_id})
+    return [w.artifacts.describe(name) for name in rows.filter(pl.col("serial") < said.serial)["artifact"]]
+
+
+def certify(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) -> Issued:
+    """Issue another certificate of a request that has been audited: the same findings, a new date.
+
+    Raises:
+        NotReady: it has not been audited.
+    """
+    made = issue(subject, w, request_id, days=days)
+    said = made.certificate
+    with w.transaction() as t:
+        row = t.replace(
+            schema.CERTIFICATES,
+            made.row,
+            partition=made.partition,
+            subject=said.subject,
+            run_id=f"certify-{said.serial}",
+            config_digest=digest({"days": days}),
+        )
+    w.complete(made.file.name.removesuffix(".dsse.json"), f"certify-{said.serial}", outputs=[row, made.file])
+    w.publish()
+    return made
+
+
+def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) -> Issued:
+    """Sign what stands in the tables about a request, and store the file; its row is the caller's to write.
+
+    Raises:
+        NotReady: it has not been audited.
+    """
+    name, entry = subject.subject, w.requests.get(request_id)
+    report = f"{name}/request_reports/{request_id}/audit.json"
+    findings = w.read(
+        schema.FINDINGS, subject=name, partition={"stage": f"{name}/request_audits/{request_id}/findings"}
+    ).filter("judged")
+    if w.last_complete(f"{name}/request_reports/{request_id}/audit") is None:
+        raise NotReady(
+            f"request {request_id} has not been audited, so there is nothing to certify: palimpsest request run {name} "
+            f"{request_id}"
+        )
+    facts = w.artifacts.load_json(report)
+    method = str(facts["decides"])
+    now = datetime.now(UTC).replace(microsecond=0)
+    earlier = w.read(schema.CERTIFICATES, subject=name, partition={"request_id": request_id})
+    serial, head = int(earlier["serial"].max() or 0) + 1, w.ledger.head()
+    models = f"{name}/request_unlearning/{request_id}/{method}/result"
+    certificate = Certificate(
+        subject=name,
+        request_id=request_id,
+        serial=serial,
+        selector=entry.request.selector,
+        num_examples=entry.num_examples or 0,
+        method=method,
+        exact=unlearner.get(method).spec.exact,
+        verdict=overall(Verdict(v) for v in findings["verdict"]).value,
+        findings=tuple(
+            JudgedFinding(**{k: row[k] for k in ("what", "kind", "verdict", "sentence", *_NUMBERS)})
+            for row in findings.sort("what").iter_rows(named=True)
+        ),
+        attacks=_attacks(w, name, f"{request_id}/{method}"),
+        **_gap(w, name, request_id, method),
+        digests={
+            "configuration": digest(subject),
+            "data": facts["audited"]["Digests"]["data"],
+            "report": w.artifacts.sha256(report),
+            "set": w.artifacts.sha256(f"{name}/request_curation/{request_id}/split/result"),
+        },
+        ledger_head=f"{head.seq}:{head.hash}",
+        issued_at=now.isoformat(),
+        expires_at=(now + timedelta(days=days)).isoformat(),
+        issuer=f"palimpsest-audit {metadata.version('palimpsest-audit')}",
+    )
+    signer = signing.signing_key(w.home)
+    said = statement(certificate, {models: w.artifacts.sha256(models)})
+    file = w.artifacts.save_bytes(
+        f"{name}/request_certificates/{request_id}/{serial}.dsse.json",
+        signing.sign(said, signer, payload_type=PAYLOAD),
+    )
+    row = {
+        "request_id": request_id,
+        "serial": serial,
+        "method": method,
+        "verdict": certificate.verdict,
+        "artifact": file.name,
+        "report_sha256": certificate.digests["report"],
+        "sha256": file.sha256,
+        "key_id": signer.public_key.keyid,
+        "issued_at": now,
+        "expires_at": now + timedelta(days=days),
+    }
+    return Issued(certificate=certificate, file=file, row=pl.DataFrame([row], schema=empty(schema.CERTIFICATES).schema))
+
+
+def _attacks(w: Warehouse, subject: str, audited: str) -> tuple[AttackResult, ...]:
+    """Every attack on every model of the method in use, at its smallest false-positive rate that says something."""
+    rows = w.read(schema.ATTACK_REPORTS, subject=subject).filter(pl.col("audited") == audited)
+    first = rows.sort("attack", "seed", pl.col("tpr").is_null(), "fpr_cap").unique(
+        ["attack", "seed"], keep="first", maintain_order=True
+    )
+    known = {f for f in AttackResult.__dataclass_fields__}
+    return tuple(AttackResult(**{k: v for k, v in row.items() if k in known}) for row in first.iter_rows(named=True))
+
+
+def _gap(w: Warehouse, subject: str, request_id: str, method: str) -> dict[str, Any]:
+    """The average gap to retraining of the worst seed, with its interval; nothing where none is defined."""
+    rows = w.read(schema.UNLEARNING_METRICS, subject=subject, partition={"split": request_id, "method": method})
+    gaps = rows.filter(pl.col("metric") == "avg_gap").sort("value", descending=True)
+    if not gaps.height:
+        return {}
+    row = gaps.row(0, named=True)
+    return {"avg_gap": row["value"], "avg_gap_lo": row["low"], "avg_gap_hi": row["high"]}
