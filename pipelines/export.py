@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from warehouse import Warehouse
 
 _COMMON = ("run_id", "config_digest")
+_FORMULA_SIGNS = "=+-@\t\r"
+_FORMULA = r"^[=+\-@\t\r]"
 _WRITERS = (".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -105,12 +107,26 @@ def write(made: Table, to: Path) -> None:
         made.frame.write_parquet(to, metadata={"palimpsest": json.dumps(dict(made.made))})
         return
     if to.suffix == ".csv":
-        made.frame.write_csv(to)
+        to.write_text(csv_of(made.frame), encoding="utf-8")
     elif to.suffix == ".json":
         made.frame.write_json(to)
     else:
         made.frame.write_ndjson(to)
     to.with_name(f"{to.name}.source.json").write_text(json.dumps(dict(made.made), indent=2) + "\n")
+
+
+def csv_of(frame: pl.DataFrame) -> str:
+    """A table as CSV that a spreadsheet computes nothing from: text that it would take for a formula, in a cell or a
+    heading, gets an apostrophe before it (OWASP, CSV injection). Numbers and everything else stay as they are.
+
+    >>> print(csv_of(pl.DataFrame({"label": ["cat", "=1+1"], "value": [-1, 2]})), end="")
+    label,value
+    cat,-1
+    '=1+1,2
+    """
+    text = pl.col(pl.String)
+    safe = frame.with_columns(pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).name.keep())
+    return safe.rename({name: f"'{name}" for name in frame.columns if name[:1] in _FORMULA_SIGNS and name}).write_csv()
 
 
 def refuse_target(to: Path) -> None:

@@ -37,6 +37,7 @@ def sql(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write to a file (needed for parquet)")] = None,
 ) -> None:
     """Ask the published snapshot. Read-only: nothing can be written, attached or read from disk."""
+    from pipelines.export import csv_of
     from warehouse import Warehouse, queries
 
     if (query is None) == (named is None):
@@ -64,7 +65,7 @@ def sql(
         assert out is not None
         frame.write_parquet(out)
         return
-    text = frame.write_json() if format is Format.JSON else frame.write_csv()
+    text = frame.write_json() if format is Format.JSON else csv_of(frame)
     if out is None:
         print_data(text)
     else:

@@ -28,6 +28,7 @@ from contracts.errors import ConfigError, DataError, NotApplicable, NotReady, No
 from contracts.subject import Subject
 from palimpsest.results import Closing, stored
 from pipelines.cli.app import app
+from pipelines.export import csv_of
 from pipelines.subjects import load_subject, write_subject
 from scoring.cleanlab_issues import read_issues
 from sources.loading import load
@@ -244,6 +245,18 @@ def test_a_table_as_every_kind_of_file_and_object(home: Path, tmp_path: Path) ->
 
 def _quality(home: Path) -> pl.DataFrame:
     return Warehouse.existing(home).read("scores.label_quality", subject="wine")
+
+
+def test_a_spreadsheet_computes_nothing_from_a_csv(home: Path) -> None:
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=1", "", None, "'", "1-1", "\n=1"]
+    frame = pl.DataFrame({"=name": texts, "value": [-1.5] * len(texts), "wh": [b"x".decode()] * len(texts)})
+    back = pl.read_csv(csv_of(frame).encode())
+    assert back.columns == ["'=name", "value", "wh"] and (back["value"] == -1.5).all()
+    shown = back["'=name"].to_list()
+    assert shown[:6] == ["'" + text for text in texts[:6]] and shown[6:9] == ["a=1", "", None]
+    assert shown[9:] == texts[9:]
+    said = command("sql", "SELECT '=2*3' AS a, -1 AS b", "-f", "csv")
+    assert said.split() == ["a,b", "'=2*3,-1"]
 
 
 def test_the_command_exports_the_same_bytes(home: Path, tmp_path: Path) -> None:
