@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.cli.terminal import console, state_to_write
+from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
     from contracts.certificates import Certificate
@@ -47,6 +47,22 @@ def certify(
     _say(f"File: {file}")
     _say(f"Public key, to be given by another way than the file: {public}")
     _say(f"Whoever has both checks it with: palimpsest verify {file} --key {public}")
+
+
+def evidence(
+    subject: Annotated[str, typer.Argument(help="the audited subject")],
+    request_id: Annotated[str, typer.Argument(help="the forget request")],
+    to: Annotated[Path, typer.Option("--to", help="a new or empty folder")],
+) -> None:
+    """Everything that shows what became of a forget request, as a folder that an outsider checks on their own."""
+    from pipelines.evidence import evidence as write
+    from warehouse import Warehouse, signing
+
+    w = Warehouse.existing(state_to_read())
+    names = write(w, subject, request_id, to)
+    _say(f"{to}: {', '.join(names)}")
+    _say(f"Public key, to be given by another way than the folder: {signing.public_file(w.home)}")
+    _say(f"Whoever has both checks it with: python {to / 'check_evidence.py'} --key PUBLIC_KEY")
 
 
 def check(data: bytes, keys: list[Path], what: str, w: Warehouse | None, *, now: datetime | None = None) -> bool:

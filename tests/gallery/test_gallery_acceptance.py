@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,9 @@ from contracts.errors import ConfigError
 from contracts.subject import Subject
 from pipelines.cli import certify
 from pipelines.cli.app import app
+from pipelines.evidence import evidence
 from pipelines.subjects import write_subject
+from warehouse import Warehouse, signing
 
 CHEAT, SOUND, ACCEPTANCE = "cheat-logits-shrunk", "sound", "unlearning/acceptance"
 SPLITS = [
@@ -117,8 +121,46 @@ def certificates_of_it(workspace: Workspace, subject: Subject, report: dict[str,
     late = certify.check(file.read_bytes(), [key], "it", None, now=datetime(2100, 1, 1, tzinfo=UTC))
     early = certify.check(file.read_bytes(), [key], "it", None, now=datetime(2020, 1, 1, tzinfo=UTC))
     assert not late and not early
+    evidence_of_it(home, home.parent / "evidence", key)
     run_request_again = [s for s in subject_stages(subject) if s.path == ("request_certificates", "certificate")]
     assert materialize(run_request_again[0], workspace, run_id="r", request="class", context=None)["unchanged"]
+
+
+def evidence_of_it(home: Path, folder: Path, key: Path) -> None:
+    """The folder is checked by its own page, which knows nothing of this program; whatever is changed is seen."""
+    assert str(folder) in command("evidence", "gallery", "class", "--to", str(folder))
+    with pytest.raises(ConfigError, match="a new or an empty folder"):
+        evidence(Warehouse.existing(home), "gallery", "class", folder)
+
+    def checked(code: int, *, key: Path = key) -> str:
+        script = [sys.executable, "-I", str(folder / "check_evidence.py"), "--key", str(key)]
+        done = subprocess.run(script, capture_output=True, text=True, cwd=folder)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    assert "THE EVIDENCE HOLDS" in checked(0)
+    (home / "other").mkdir()
+    signing.signing_key(home / "other")
+    assert "not signed by this key" in checked(1, key=signing.public_file(home / "other"))
+    changes = {
+        "report.json": (b'"verdict"', b'"Verdict"', "changed or missing: report.json"),
+        "certificate.dsse.json": (b'"payload": "e', b'"payload": "f', "not signed"),
+        "ledger.jsonl": (b'"hash": "', b'"hash": "0', "ledger is broken"),
+        "report.html": (b"<html", b"<HTML", "changed or missing: report.html"),
+    }
+    for name, (old, new, said) in changes.items():
+        whole = (folder / name).read_bytes()
+        assert old in whole, name
+        (folder / name).write_bytes(whole.replace(old, new, 1))
+        done = subprocess.run(
+            [sys.executable, "-I", "check_evidence.py", "--key", str(key)], capture_output=True, text=True, cwd=folder
+        )
+        assert done.returncode != 0 and (said in done.stdout or "could not be checked" in done.stdout), done.stdout
+        (folder / name).write_bytes(whole)
+    (folder / "more.txt").write_text("x")
+    assert "not listed: more.txt" in checked(1)
+    text = (folder / "ledger.jsonl").read_text()
+    assert "random" not in text and "/class/" in text, "what other entries say is not told"
 
 
 def command(*arguments: str, code: int = 0) -> str:
