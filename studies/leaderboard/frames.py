@@ -12,13 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contracts.digests import derive_seed
-from explain.similarity import linear_cka
-from sources.frames import frame_of
-from stats.klom import Klom, binned_kl, klom, normal_kl
-from stats.multiple import holm
-from stats.pairwise import AllPairs, all_pairs
-from studies.leaderboard.observed import Asked, Seen, rotated
-from studies.leaderboard.tables import (
+from contracts.leaderboard import (
     CLASSES,
     EXAMPLES,
     GAPS,
@@ -33,6 +27,12 @@ from studies.leaderboard.tables import (
     TUNING,
     UNTOUCHED,
 )
+from explain.similarity import linear_cka
+from sources.frames import frame_of
+from stats.klom import Klom, binned_kl, klom, normal_kl
+from stats.multiple import holm
+from stats.pairwise import AllPairs, all_pairs
+from studies.leaderboard.observed import Asked, Seen, rotated
 from studies.retraining import mean_interval
 
 Float = NDArray[np.float64]

@@ -47,6 +47,7 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable, NotTheModel
+from contracts.leaderboard import METRICS, REFERENCE, TABLES, UNTOUCHED
 from contracts.methods import AnalysisSpec, analysis, unlearner
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -55,8 +56,8 @@ from scoring.worst_case_forget import WorstCaseForgetConfig
 from sources.example_set import ExampleSet
 from studies.leaderboard.frames import Record, frames_of, gaps_of
 from studies.leaderboard.observed import Asked
+from studies.leaderboard.pictures import PICTURES
 from studies.leaderboard.sets import ALL_SETS, SETS, Ids, forget_set
-from studies.leaderboard.tables import METRICS, PICTURES, REFERENCE, TABLES, UNTOUCHED
 from studies.leaderboard.tuning import tune
 
 _BLOCK = 32  # retrainings that are trained, and held, at a time: those of a set at least

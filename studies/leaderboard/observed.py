@@ -19,11 +19,11 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
+from contracts.leaderboard import PARTS
 from explain.embeddings import embeddings
 from explain.similarity import layer_outputs
 from recipes.predict import read_with_outputs
 from sources.example_set import ExampleSet
-from studies.leaderboard.tables import PARTS
 from tasks.base import gives
 
 Float = NDArray[np.float64]

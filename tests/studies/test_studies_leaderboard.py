@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from torch import nn
 
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable, NotTheModel
+from contracts.leaderboard import METRICS, PARTS, TABLES
 from contracts.params import Config, param
 from explain.similarity import cka_of_layers
 from recipes.predict import predict_logits, read
@@ -20,7 +21,6 @@ from scoring.worst_case_forget import WorstCaseForgetConfig
 from stats.klom import binned_kl, klom
 from stats.pairwise import all_pairs
 from studies.leaderboard.leaderboard import LeaderboardConfig, leaderboard
-from studies.leaderboard.tables import METRICS, PARTS, TABLES
 from studies.leaderboard.tuning import grid_of, tune
 
 SEARCH = WorstCaseForgetConfig(fraction=0.2, upper_steps=2, lower_epochs=1)
