@@ -339,6 +339,8 @@ def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
             None left draws an empty frame that says so.
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
+    if picture.log_x:
+        rows = rows.filter(pl.col(picture.x) > 0)  # a logarithmic axis has no zero
     xlabel, ylabel = picture.x.replace("_", " "), picture.y.replace("_", " ")
     whiskers = bool(picture.low and picture.high)
     if picture.kind == "dots" and rows.height and not whiskers:

@@ -103,11 +103,12 @@ def frames_of(records: Sequence[Record], *, alpha: float, seed: int) -> dict[str
     for record in records:
         sets.setdefault(record.forget_set, []).append(record)
     usual = {r.method: r for r in sets.get(_RANDOM, [])}
+    alone = next((wall for r in records if r.method == REFERENCE and (wall := _mean(r, "wall_s")) is not None), None)
     found: dict[str, list[Row]] = {name: [] for name in ("summary", "pairs", "klom", "classes", "layers")}
     examples: list[pl.DataFrame] = []
     for kind, own in sets.items():
         marks = _klom(own, seed=derive_seed(kind, seed))
-        summary, pairs = _compared(own, usual, marks, alpha=alpha)
+        summary, pairs = _compared(own, usual, marks, alone=alone, alpha=alpha)
         found["summary"] += summary
         found["pairs"] += pairs
         found["klom"] += _klom_rows(own, marks, alpha=alpha)
@@ -132,9 +133,14 @@ def frames_of(records: Sequence[Record], *, alpha: float, seed: int) -> dict[str
 
 
 def _compared(
-    own: Sequence[Record], usual: Mapping[str, Record], marks: Mapping[str, Marks], *, alpha: float
+    own: Sequence[Record],
+    usual: Mapping[str, Record],
+    marks: Mapping[str, Marks],
+    *,
+    alone: float | None,
+    alpha: float,
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of ``leaderboard`` and of ``leaderboard_pairs`` of one forget set."""
+    """Rows of ``leaderboard`` and of ``leaderboard_pairs`` of one forget set; ``alone``: seconds of a retraining."""
     by_name = {r.method: r for r in own}
     reference, untouched = by_name[REFERENCE], by_name[UNTOUCHED]
     ranked = [r for r in own if r.method != REFERENCE and r.whole and not np.isnan(r.values("avg_gap")).any()]
@@ -147,7 +153,7 @@ def _compared(
     letters = pairs.letters(range(len(ranked)))
     place = {r.method: k for k, r in enumerate(ranked)}
     nothing = place.get(UNTOUCHED)
-    cost = {r.method: _mean(r, "wall_s") for r in own}
+    cost = {r.method: alone if r is reference and r.rows else _mean(r, "wall_s") for r in own}
     floor = _floor(reference)
     rows = []
     for r in own:
@@ -166,7 +172,7 @@ def _compared(
             "rank": None if k is None else k + 1,
             "gap_floor": floor,
             "wall_s": cost[r.method],
-            "rte": None if not cost[r.method] or not cost[REFERENCE] else cost[r.method] / cost[REFERENCE],  # type: ignore[operator]
+            "rte": None if not alone or cost[r.method] is None else cost[r.method] / alone,  # type: ignore[operator]
         }
         if r.whole:
             row |= _figures(r, untouched, usual.get(r.method), alpha=alpha)
