@@ -5,15 +5,18 @@ from __future__ import annotations
 from contracts.methods import Picture
 
 PICTURES = (
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining by forget set (lower is better; none: nothing removed)",
-        kind="dots",
-        x="method",
-        y="avg_gap",
-        series="forget_set",
-        low="avg_gap_low",
-        high="avg_gap_high",
+    *(
+        Picture(
+            table="leaderboard",
+            title=f"Gap to retraining, {title} (lower is better; none: nothing removed)",
+            kind="dots",
+            x="method",
+            y="avg_gap",
+            low="avg_gap_low",
+            high="avg_gap_high",
+            where=(("forget_set", kind),),
+        )
+        for kind, title in (("random", "random set"), ("class", "one class"), ("worst_case", "worst-case set"))
     ),
     Picture(
         table="leaderboard",
@@ -53,7 +56,7 @@ PICTURES = (
     ),
     Picture(
         table="leaderboard_examples",
-        title="Embedding of forgotten examples of the random set, rotated onto the untouched model's",
+        title="Embedding of forgotten examples, random set (rotated onto none)",
         kind="scatter",
         x="x",
         y="y",
