@@ -118,7 +118,7 @@ SUMMARY = TableSpec(
         _nats("klom_forget", "KLoM on forgotten examples, by halves of the runs, mean; null for few runs"),
         _nats("klom_forget_floor", "the same of retraining against retraining"),
         Column(name="tuned", dtype="str", doc="what was chosen on the validation set, as lr=0.01; empty: the plan's"),
-        _seconds("mean wall time of a run; of retraining, that of one model trained alone on the first set"),
+        _seconds("mean wall time of the runs made alone; of retraining, of one model on the first set"),
         Column(
             name="rte",
             dtype="float64",
@@ -150,7 +150,7 @@ RUNS = TableSpec(
         *(_percent(name, _MEANINGS[name]) for name in METRICS),
         *(_percent(name, "distance to retraining, same set and seed") for name in GAPS),
         _percent("avg_gap", _MEANINGS["avg_gap"], direction="lower = closer to retraining"),
-        _seconds("wall time, with the copy of the model; of retraining where one was trained alone"),
+        _seconds("wall time, with the copy of the model; null of models that were made together"),
         Column(name="status", dtype="str", choices=tuple(STATUS), doc=_WORDS),
         _WHY,
     ),

@@ -24,7 +24,7 @@ from studies.leaderboard.leaderboard import LeaderboardConfig, leaderboard
 from studies.leaderboard.tuning import grid_of, tune
 
 SEARCH = WorstCaseForgetConfig(fraction=0.2, upper_steps=2, lower_epochs=1)
-GAPS = {"none": 25.0, "good": 1.0, "fair": 4.0, "bad": 30.0}
+GAPS = {"none": 25.0, "good": 1.0, "fair": 4.0, "bad": 30.0, "stacked": 2.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +48,7 @@ class Bench:
         self.shift = shift or {}
         self.trained: list[list[np.ndarray]] = []
         self.calls: list[dict] = []
+        self.stacks: list[int] = []
         self.now = 0.0
 
     def made(self, how: str, seed: int, **note) -> nn.Module:
@@ -77,6 +78,17 @@ class Bench:
 
     def refusal(self, name):
         return "" if name in (*self.gaps, "fixed") else f"unlearner {name} is not for these"
+
+    def many(self, models, name, *, retain, forget, seeds, changed):
+        if name != "stacked":
+            return None
+        self.stacks.append(len(models))
+        made = []
+        for model, kept, gone, seed in zip(models, retain, forget, seeds, strict=True):
+            call = {"start": model, "name": name, "retain": kept, "forget": gone, "seed": seed, **changed}
+            self.calls.append(call)
+            made.append(self.made(name, seed, changed=dict(changed)))
+        return [Diverged("the last of them"), *made[1:]] if "stack" in self.stops else made
 
     def __call__(self, model, name, *, retain, forget, seed, changed):
         self.calls.append({"start": model, "name": name, "retain": retain, "forget": forget, "seed": seed, **changed})
@@ -356,6 +368,23 @@ def test_time_is_that_of_the_clock_and_the_front_is_what_nothing_beats(both_spli
     }
     volatile = {c.name for c in TABLES[0].columns if c.volatile}
     assert volatile == {"wall_s", "rte", "pareto"}, "equal runs differ in nothing else"
+
+
+def test_runs_are_made_together_where_a_method_allows_it_all_but_the_one_by_the_clock(both_splits, mlp):
+    bench = Bench(mlp, both_splits)
+    out = bench.run(config(methods=("stacked", "good"), seeds=36, sets=("random",)))
+    assert bench.stacks == [32, 3], "so many at a time"
+    runs = out["leaderboard_runs"].filter(pl.col("method") == "stacked").sort("run")
+    assert runs["wall_s"].to_list() == [4.0] + [None] * 35 and set(runs["status"]) == {"ok"}
+    own = [call for call in bench.calls if call["name"] == "stacked"]
+    assert [call["seed"] for call in own] == runs["seed"].to_list()
+    assert all(call["start"].note["seed"] == call["seed"] for call in own)
+    assert len({tuple(call["forget"].example_id) for call in bench.calls}) == 1
+    good = out["leaderboard_runs"].filter(pl.col("method") == "good")
+    assert good["wall_s"].null_count() == 0, "one model at a time: every run by the clock"
+    broken = Bench(mlp, both_splits, stops={"stack": Diverged("")}).run(config(methods=("stacked",), seeds=4))
+    lost = row(broken["leaderboard"], method="stacked", forget_set="random")
+    assert (lost["status"], lost["why"], lost["num_diverged"]) == ("diverged", "the last of them", 1)
 
 
 # --- margins, answers, layers, embeddings --------------------------------------------------------------------------
