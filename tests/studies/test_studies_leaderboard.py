@@ -14,6 +14,7 @@ from torch import nn
 
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable, NotTheModel
 from contracts.leaderboard import METRICS, PARTS, TABLES
+from contracts.methods import unlearner
 from contracts.params import Config, param
 from explain.similarity import cka_of_layers
 from recipes.predict import predict_logits, read
@@ -540,3 +541,20 @@ def test_without_names_every_registered_unlearner_is_there(both_splits, mlp):
     board = {one["method"]: one for one in out["leaderboard"].iter_rows(named=True)}
     assert {"retrain", "none", "finetune", "random_label", "flat"} <= set(board)
     assert board["flat"]["status"] == "not_applicable" and "flat" in board["flat"]["why"]
+
+
+def test_what_methods_declare_to_be_searched_is_within_their_own_ranges():
+    fields = {}
+    for method in unlearner:
+        name, values = grid_of(method.spec.config(), 3) if not _required(method.spec.config) else ("", [])
+        fields[method.spec.name] = name
+        assert bool(name) == bool(values) and values == sorted(values)
+    assert fields["finetune"] == "lr" and fields["scrub"] == fields["selective_synaptic_dampening"] == "alpha"
+    assert fields["retrain"] == fields["none"] == ""
+
+
+def _required(config) -> bool:
+    return any(
+        f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        for f in dataclasses.fields(config)
+    )
