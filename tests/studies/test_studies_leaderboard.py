@@ -554,7 +554,5 @@ def test_what_methods_declare_to_be_searched_is_within_their_own_ranges():
 
 
 def _required(config) -> bool:
-    return any(
-        f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        for f in dataclasses.fields(config)
-    )
+    missing = dataclasses.MISSING
+    return any(f.default is missing and f.default_factory is missing for f in dataclasses.fields(config))
