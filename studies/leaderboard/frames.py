@@ -27,12 +27,11 @@ from contracts.leaderboard import (
     TUNING,
     UNTOUCHED,
 )
-from explain.similarity import linear_cka
 from sources.frames import frame_of
 from stats.klom import Klom, binned_kl, klom, normal_kl
 from stats.multiple import holm
 from stats.pairwise import AllPairs, all_pairs
-from studies.leaderboard.observed import Asked, Seen, rotated
+from studies.leaderboard.observed import Asked, Seen
 from studies.retraining import mean_interval
 
 Float = NDArray[np.float64]
@@ -339,7 +338,6 @@ def _finite(values: Float) -> float | None:
 
 def _examples(own: Sequence[Record], marks: Mapping[str, Marks]) -> Iterator[pl.DataFrame]:
     whole = [r for r in own if r.whole and r.asked is not None]
-    base = next((r.seen.embedding for r in whole if r.method == UNTOUCHED), None)
     for r in whole:
         asked, seen = r.asked, r.seen
         assert asked is not None
@@ -348,9 +346,7 @@ def _examples(own: Sequence[Record], marks: Mapping[str, Marks]) -> Iterator[pl.
         for part, (binned, _) in marks[r.method].parts.items() if r.method in marks else ():
             rows = asked.parts == part
             divergence[rows], floor[rows] = binned.half, binned.floor
-        place = np.full((num, 2), np.nan)
-        if base is not None and seen.embedding is not None and seen.embedding.shape == base.shape:
-            place = rotated(seen.embedding, base)
+        place = np.full((num, 2), np.nan) if seen.place is None else seen.place
         classes = data.task.gives("classes")
         yield frame_of(
             EXAMPLES,
@@ -394,13 +390,6 @@ def _by_class(r: Record) -> dict[str, Float]:
 
 
 def _layers(own: Sequence[Record]) -> Iterable[Row]:
-    yard = own[0].seen.layers
     for r in own:
-        if not r.whole or not r.seen.layers or (r.method == REFERENCE and len(yard) < 2):
-            continue
-        layers = yard[1] if r.method == REFERENCE else r.seen.layers[0]
-        for place, name in enumerate(n for n in layers if n in yard[0]):
-            if len(layers[name]) < 2:
-                continue
-            row: Row = {"forget_set": r.forget_set, "method": r.method, "layer": name, "place": place}
-            yield row | {"cka": linear_cka(layers[name], yard[0][name])}
+        for place, (name, cka) in enumerate(r.seen.cka.items() if r.whole else ()):
+            yield {"forget_set": r.forget_set, "method": r.method, "layer": name, "place": place, "cka": cka}

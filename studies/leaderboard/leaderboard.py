@@ -56,7 +56,7 @@ from recipes.ensemble import ReferenceEnsemble
 from scoring.worst_case_forget import WorstCaseForgetConfig
 from sources.example_set import ExampleSet
 from studies.leaderboard.frames import Record, frames_of, gaps_of
-from studies.leaderboard.observed import Asked
+from studies.leaderboard.observed import Asked, Shapes
 from studies.leaderboard.pictures import PICTURES
 from studies.leaderboard.sets import ALL_SETS, SETS, Ids, forget_set
 from studies.leaderboard.tuning import tune
@@ -357,6 +357,9 @@ class _Bench:
     told: _Told
     yard: list[Figures] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.shapes = Shapes.of(self.fresh.models[0], self.originals[0], self.one.asked)
+
     def controls(self) -> Record:
         """Retraining, by which all others are measured.
 
@@ -451,7 +454,11 @@ class _Bench:
         return {name: found[name] for name in METRICS}
 
     def _keep(self, record: Record, model: nn.Module, run: int, figures: Figures, wall: float | None) -> None:
-        record.seen.add(model, self.one.asked, shapes=run == 0 or (run == 1 and record.method == REFERENCE))
+        record.seen.add(model, self.one.asked)
+        if run == 0:
+            record.seen.place = self.shapes.place(model)
+        if run == (1 if record.method == REFERENCE else 0):  # retraining is compared with that of another seed
+            record.seen.cka = self.shapes.cka(model)
         row = {"run": run, "seed": self.seeds[run], **figures, **gaps_of(figures, self.yard[run]), "wall_s": wall}
         record.rows.append(row | {"status": "ok", "why": ""})
         self.told()
