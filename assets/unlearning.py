@@ -25,7 +25,7 @@ from contracts.subject import Choice, Subject, Thresholds
 from recipes.plan import trainer
 from reports import plots
 from sources.frames import frame_of
-from tasks.base import Reading
+from tasks.base import Reading, require
 from warehouse import Artifact
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def _training_part(subject: Subject) -> Subject:
 def _run_job(
     run: Run, choice: Choice, target: Stage, others: Sequence[Stage], scope: Scope, *, outputs: bool
 ) -> Output:
+    require(run.data, f"unlearner {choice.name}", *unlearner.get(choice.name).spec.wants)  # before a process starts
     store = run.warehouse.artifacts
     members, weights = scope.split.asset(run.request) + "/result", target.asset(run.request) + "/weights"
     job = UnlearnJob(

@@ -259,11 +259,10 @@ class Picture:
 
     Attributes:
         table: name of one of the analysis' tables.
-        kind: "lines" (y against x, with the band low..high), "scatter" (y against x, a dot a row, no line), "dots" (one
-            a row, with whiskers), "bars", "examples"
-            (the examples whose ids are in ``x``, in rows by ``series``, best ``y`` first), or "images" (pictures of the
-            shape of an example that are in the "floats" column ``y``, in rows by ``series``, "original" first, ordered
-            by the ids in ``x``).
+        kind: "lines" (y against x, with the band low..high), "scatter" (the same, dots with whiskers and no line),
+            "dots" (one a row, with whiskers), "bars", "examples" (the examples whose ids are in ``x``, in rows by
+            ``series``, best ``y`` first), or "images" (pictures of the shape of an example that are in the "floats"
+            column ``y``, in rows by ``series``, "original" first, ordered by the ids in ``x``).
         series: column that tells the lines apart, or "".
         low, high: columns of the interval, or "".
         value: column of the number under each image, or "".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contracts import leaderboard
 from contracts.methods import DATASET_ID, EXAMPLE_ID, MADE_ID
 from contracts.tables import Column, TableSpec
 
@@ -532,6 +533,8 @@ TABLES: tuple[TableSpec, ...] = (
     UNLEARNING_RUNS,
     UNLEARNING_METRICS,
     ACCEPTANCE,
+    leaderboard.SUMMARY,
+    leaderboard.EXAMPLES,
     ATTACK_SCORES,
     ATTACK_REPORTS,
     AGAINST_RETRAINING,

@@ -339,6 +339,8 @@ def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
             None left draws an empty frame that says so.
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
+    if picture.log_x:
+        rows = rows.filter(pl.col(picture.x) > 0)  # a logarithmic axis has no zero
     xlabel, ylabel = picture.x.replace("_", " "), picture.y.replace("_", " ")
     whiskers = bool(picture.low and picture.high)
     if picture.kind == "dots" and rows.height and not whiskers:
@@ -384,9 +386,11 @@ def _lines(axes: Axes, rows: pl.DataFrame, picture: Picture, *, joined: bool) ->
         )
         if picture.low and picture.high:
             band = part.drop_nulls([picture.low, picture.high])
-            axes.fill_between(
-                band[picture.x], band[picture.low], band[picture.high], color=colour, alpha=0.16, linewidth=0
-            )
+            ends = band[picture.x], band[picture.low], band[picture.high]
+            if joined:
+                axes.fill_between(*ends, color=colour, alpha=0.16, linewidth=0)
+            else:
+                axes.vlines(*ends, color=colour, linewidth=1.2)
     if picture.log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,13 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contracts.digests import derive_seed
-from explain.similarity import linear_cka
-from sources.frames import frame_of
-from stats.klom import Klom, binned_kl, klom, normal_kl
-from stats.multiple import holm
-from stats.pairwise import AllPairs, all_pairs
-from studies.leaderboard.observed import Asked, Seen, rotated
-from studies.leaderboard.tables import (
+from contracts.leaderboard import (
     CLASSES,
     EXAMPLES,
     GAPS,
@@ -33,6 +27,11 @@ from studies.leaderboard.tables import (
     TUNING,
     UNTOUCHED,
 )
+from sources.frames import frame_of
+from stats.klom import Klom, binned_kl, klom, normal_kl
+from stats.multiple import holm
+from stats.pairwise import AllPairs, all_pairs
+from studies.leaderboard.observed import Asked, Seen
 from studies.retraining import mean_interval
 
 Float = NDArray[np.float64]
@@ -103,11 +102,12 @@ def frames_of(records: Sequence[Record], *, alpha: float, seed: int) -> dict[str
     for record in records:
         sets.setdefault(record.forget_set, []).append(record)
     usual = {r.method: r for r in sets.get(_RANDOM, [])}
+    alone = next((wall for r in records if r.method == REFERENCE and (wall := _mean(r, "wall_s")) is not None), None)
     found: dict[str, list[Row]] = {name: [] for name in ("summary", "pairs", "klom", "classes", "layers")}
     examples: list[pl.DataFrame] = []
     for kind, own in sets.items():
         marks = _klom(own, seed=derive_seed(kind, seed))
-        summary, pairs = _compared(own, usual, marks, alpha=alpha)
+        summary, pairs = _compared(own, usual, marks, alone=alone, alpha=alpha)
         found["summary"] += summary
         found["pairs"] += pairs
         found["klom"] += _klom_rows(own, marks, alpha=alpha)
@@ -132,9 +132,14 @@ def frames_of(records: Sequence[Record], *, alpha: float, seed: int) -> dict[str
 
 
 def _compared(
-    own: Sequence[Record], usual: Mapping[str, Record], marks: Mapping[str, Marks], *, alpha: float
+    own: Sequence[Record],
+    usual: Mapping[str, Record],
+    marks: Mapping[str, Marks],
+    *,
+    alone: float | None,
+    alpha: float,
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of ``leaderboard`` and of ``leaderboard_pairs`` of one forget set."""
+    """Rows of ``leaderboard`` and of ``leaderboard_pairs`` of one forget set; ``alone``: seconds of a retraining."""
     by_name = {r.method: r for r in own}
     reference, untouched = by_name[REFERENCE], by_name[UNTOUCHED]
     ranked = [r for r in own if r.method != REFERENCE and r.whole and not np.isnan(r.values("avg_gap")).any()]
@@ -147,7 +152,7 @@ def _compared(
     letters = pairs.letters(range(len(ranked)))
     place = {r.method: k for k, r in enumerate(ranked)}
     nothing = place.get(UNTOUCHED)
-    cost = {r.method: _mean(r, "wall_s") for r in own}
+    cost = {r.method: alone if r is reference and r.rows else _mean(r, "wall_s") for r in own}
     floor = _floor(reference)
     rows = []
     for r in own:
@@ -166,7 +171,7 @@ def _compared(
             "rank": None if k is None else k + 1,
             "gap_floor": floor,
             "wall_s": cost[r.method],
-            "rte": None if not cost[r.method] or not cost[REFERENCE] else cost[r.method] / cost[REFERENCE],  # type: ignore[operator]
+            "rte": None if not alone or cost[r.method] is None else cost[r.method] / alone,  # type: ignore[operator]
         }
         if r.whole:
             row |= _figures(r, untouched, usual.get(r.method), alpha=alpha)
@@ -333,7 +338,6 @@ def _finite(values: Float) -> float | None:
 
 def _examples(own: Sequence[Record], marks: Mapping[str, Marks]) -> Iterator[pl.DataFrame]:
     whole = [r for r in own if r.whole and r.asked is not None]
-    base = next((r.seen.embedding for r in whole if r.method == UNTOUCHED), None)
     for r in whole:
         asked, seen = r.asked, r.seen
         assert asked is not None
@@ -342,9 +346,7 @@ def _examples(own: Sequence[Record], marks: Mapping[str, Marks]) -> Iterator[pl.
         for part, (binned, _) in marks[r.method].parts.items() if r.method in marks else ():
             rows = asked.parts == part
             divergence[rows], floor[rows] = binned.half, binned.floor
-        place = np.full((num, 2), np.nan)
-        if base is not None and seen.embedding is not None and seen.embedding.shape == base.shape:
-            place = rotated(seen.embedding, base)
+        place = np.full((num, 2), np.nan) if seen.place is None else seen.place
         classes = data.task.gives("classes")
         yield frame_of(
             EXAMPLES,
@@ -388,13 +390,6 @@ def _by_class(r: Record) -> dict[str, Float]:
 
 
 def _layers(own: Sequence[Record]) -> Iterable[Row]:
-    yard = own[0].seen.layers
     for r in own:
-        if not r.whole or not r.seen.layers or (r.method == REFERENCE and len(yard) < 2):
-            continue
-        layers = yard[1] if r.method == REFERENCE else r.seen.layers[0]
-        for place, name in enumerate(n for n in layers if n in yard[0]):
-            if len(layers[name]) < 2:
-                continue
-            row: Row = {"forget_set": r.forget_set, "method": r.method, "layer": name, "place": place}
-            yield row | {"cka": linear_cka(layers[name], yard[0][name])}
+        for place, (name, cka) in enumerate(r.seen.cka.items() if r.whole else ()):
+            yield {"forget_set": r.forget_set, "method": r.method, "layer": name, "place": place, "cka": cka}

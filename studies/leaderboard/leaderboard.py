@@ -26,8 +26,9 @@ over all pairs of the set; stats/pairwise.py). A method that diverged in any run
 more than any average: whether the margins of single examples have the law that retraining gives them.
 
 Configurations are the plan's, or chosen with ``tuning_runs`` on a validation set that shares nothing with the judged
-one (``tuning``). Times are those of one process on this machine; of retraining one model is trained alone, on the first
-set, since models that are trained at once are cheaper each.
+one (``tuning``). Times are those of one process on this machine and of models made alone, since models that are made at
+once are cheaper each: the first run of a method (all runs where it takes one model at a time), and of retraining one
+model on the first set.
 
 Source: Zhang et al., "Challenging Forgets" (ECCV 2024, arXiv 2403.07362), evaluation by sets; metrics of Fan et al.,
 SalUn (ICLR 2024); KLoM and influence sets of Georgiev et al. (ICLR 2025, arXiv 2410.23232). Not a membership audit of
@@ -47,6 +48,7 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput, NotApplicable, NotTheModel
+from contracts.leaderboard import METRICS, REFERENCE, TABLES, UNTOUCHED
 from contracts.methods import AnalysisSpec, analysis, unlearner
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
@@ -54,15 +56,16 @@ from recipes.ensemble import ReferenceEnsemble
 from scoring.worst_case_forget import WorstCaseForgetConfig
 from sources.example_set import ExampleSet
 from studies.leaderboard.frames import Record, frames_of, gaps_of
-from studies.leaderboard.observed import Asked
+from studies.leaderboard.observed import Asked, Shapes
+from studies.leaderboard.pictures import PICTURES
 from studies.leaderboard.sets import ALL_SETS, SETS, Ids, forget_set
-from studies.leaderboard.tables import METRICS, PICTURES, REFERENCE, TABLES, UNTOUCHED
 from studies.leaderboard.tuning import tune
 
-_BLOCK = 32  # retrainings that are trained, and held, at a time: those of a set at least
+_BLOCK = 32  # models that are made, and held, at a time; of retrainings those of a set at least
 _WHAT_STOPS = (Diverged, DataError, NotTheModel)  # DataError: outputs of a model just changed that are not finite
 Evaluate = Callable[..., Mapping[str, float | None]]
 Figures = dict[str, float | None]
+_Made = tuple[nn.Module, float | None]  # and the seconds that it took, where it was made alone
 
 
 class UnlearnFrom(Protocol):
@@ -71,6 +74,18 @@ class UnlearnFrom(Protocol):
     def config(self, name: str, /) -> Config: ...
 
     def refusal(self, name: str, /) -> str: ...
+
+    def many(
+        self,
+        models: Sequence[nn.Module],
+        name: str,
+        /,
+        *,
+        retain: Sequence[ExampleSet],
+        forget: Sequence[ExampleSet],
+        seeds: Sequence[int],
+        changed: Mapping[str, Any],
+    ) -> Sequence[nn.Module | Exception] | None: ...
 
     def __call__(
         self,
@@ -184,7 +199,8 @@ def leaderboard(
         seed: root of the sets, the trainings, the unlearners and the metrics.
         model: the audited model, which searches for sets read; not changed, and no run starts from it.
         train_many: ``(ids of each training set, seeds, *, data) -> models``.
-        unlearn_from: ``(model, name, *, retain, forget, seed, changed) -> model``; ``config(name)``, ``refusal(name)``.
+        unlearn_from: ``(model, name, *, retain, forget, seed, changed) -> model``; ``config(name)``, ``refusal(name)``;
+            ``many(models, name, *, retain, forget, seeds, changed)``: models or errors, or None.
         evaluate: ``(model, *, retain, forget, test, seed, metrics) -> {ua, ra, ta, mia_efficacy}`` in percent.
         ensemble_if_any: for the set ``influence``.
         clock: seconds; differences of it are run times.
@@ -220,7 +236,7 @@ def leaderboard(
     for one, fresh in _retrained(judged, train_many, train, seeds=seeds, clock=clock):
         bench = _Bench(one, fresh, originals, seeds, test, unlearn_from, evaluate, clock, told)
         records.append(bench.controls())
-        records.append(bench.measured(UNTOUCHED, lambda run: originals[run]))
+        records.append(bench.measured(UNTOUCHED, lambda run: (originals[run], None)))
         for name in names:
             if refusals[name]:
                 records.append(Record(one.kind, name, one.asked, status="not_applicable", why=refusals[name]))
@@ -341,6 +357,9 @@ class _Bench:
     told: _Told
     yard: list[Figures] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.shapes = Shapes.of(self.fresh.models[0], self.originals[0], self.one.asked)
+
     def controls(self) -> Record:
         """Retraining, by which all others are measured.
 
@@ -355,14 +374,12 @@ class _Bench:
             self._keep(record, model, run, figures, wall)
         return record
 
-    def measured(self, name: str, make: Callable[[int], nn.Module], *, tuned: str = "", timed: bool = False) -> Record:
+    def measured(self, name: str, make: Callable[[int], _Made], *, tuned: str = "") -> Record:
         """All runs of a method; what stops one is its status, and not the end of the others."""
         record = Record(self.one.kind, name, self.one.asked, tuned=tuned)
         for run in range(len(self.seeds)):
-            start = self.clock()
             try:
-                model = make(run)
-                wall = self.clock() - start if timed else None
+                model, wall = make(run)
                 self._keep(record, model, run, self._figures(model, run), wall)
             except NotApplicable as error:
                 record.stop("not_applicable", str(error))
@@ -375,21 +392,33 @@ class _Bench:
         return record
 
     def judged(self, name: str, *, budget: int) -> Record:
-        """A method with its plan's configuration, or tuned on the validation set first."""
+        """A method with its plan's configuration, or tuned on the validation set first. The first run is made alone, by
+        the clock; the others together where the method allows it."""
         changed, tries = self._tuned(name, budget) if budget else ({}, [])
+        sets, together = {"retain": self.one.retain, "forget": self.one.forget}, dict[int, nn.Module | Exception]()
 
-        def make(run: int) -> nn.Module:
-            return self.unlearn_from(
-                self.originals[run],
-                name,
-                retain=self.one.retain,
-                forget=self.one.forget,
-                seed=self.seeds[run],
-                changed=changed,
-            )
+        def make(run: int) -> _Made:
+            if run and run not in together:
+                runs = range(run, min(run + _BLOCK, len(self.seeds)))
+                many = self.unlearn_from.many(
+                    [self.originals[r] for r in runs],
+                    name,
+                    **{role: [examples] * len(runs) for role, examples in sets.items()},
+                    seeds=[self.seeds[r] for r in runs],
+                    changed=changed,
+                )
+                together.update(zip(runs, many or (), strict=False))
+            if run in together:
+                found = together.pop(run)
+                if isinstance(found, Exception):
+                    raise found
+                return found, None
+            start = self.clock()
+            model = self.unlearn_from(self.originals[run], name, **sets, seed=self.seeds[run], changed=changed)
+            return model, self.clock() - start
 
         said = ", ".join(f"{field}={value:g}" for field, value in changed.items())
-        record = self.measured(name, make, tuned=said, timed=True)
+        record = self.measured(name, make, tuned=said)
         record.tries = tries
         return record
 
@@ -425,7 +454,11 @@ class _Bench:
         return {name: found[name] for name in METRICS}
 
     def _keep(self, record: Record, model: nn.Module, run: int, figures: Figures, wall: float | None) -> None:
-        record.seen.add(model, self.one.asked, shapes=run == 0 or (run == 1 and record.method == REFERENCE))
+        record.seen.add(model, self.one.asked)
+        if run == 0:
+            record.seen.place = self.shapes.place(model)
+        if run == (1 if record.method == REFERENCE else 0):  # retraining is compared with that of another seed
+            record.seen.cka = self.shapes.cka(model)
         row = {"run": run, "seed": self.seeds[run], **figures, **gaps_of(figures, self.yard[run]), "wall_s": wall}
         record.rows.append(row | {"status": "ok", "why": ""})
         self.told()

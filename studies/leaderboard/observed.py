@@ -1,5 +1,5 @@
-"""What is kept of a model before it is dropped: answers of a sample, quality by class, and of the first run how its
-layers and its embedding describe the sample.
+"""What is kept of a model before it is dropped: answers of a sample, quality by class, and of the first run how alike
+its layers are to those of retraining and where its embedding puts the sample.
 
     sample   at most so many forgotten, retained and test examples each, the same for every method and run of a set
     rotated  E_m Q, Q orthogonal with least || E_m Q - E_0 ||_F (Procrustes), on the first two principal axes of E_0,
@@ -19,11 +19,11 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable
+from contracts.leaderboard import PARTS
 from explain.embeddings import embeddings
-from explain.similarity import layer_outputs
+from explain.similarity import layer_outputs, linear_cka
 from recipes.predict import read_with_outputs
 from sources.example_set import ExampleSet
-from studies.leaderboard.tables import PARTS
 from tasks.base import gives
 
 Float = NDArray[np.float64]
@@ -82,23 +82,20 @@ class Seen:
         signal, quality: (n,) of the sample, each.
         answer: (n,) classes, empty where the task has none.
         by_class: {part: (K,) mean quality of each class}, NaN where it has no example.
-        embedding: (n, d) of the first run's model, or None.
-        layers: name -> (test examples of the sample, width), of the models of which shapes are kept; none where a
-            model's inputs are no rows of numbers.
+        cka: name of a layer -> linear CKA with the retrained model of the first run, of the model that was compared;
+            empty where the inputs are no rows of numbers.
+        place: (n, 2) of the first run's embedding, see :func:`rotated`; None without one.
     """
 
     signal: list[Float] = field(default_factory=list)
     quality: list[Float] = field(default_factory=list)
     answer: list[Ids] = field(default_factory=list)
     by_class: list[dict[str, Float]] = field(default_factory=list)
-    embedding: Float | None = None
-    layers: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
+    cka: dict[str, float] = field(default_factory=dict)
+    place: Float | None = None
 
-    def add(self, model: nn.Module, asked: Asked, *, shapes: bool) -> None:
+    def add(self, model: nn.Module, asked: Asked) -> None:
         """Read a model.
-
-        Args:
-            shapes: keep its layers too, and its embedding if it is the first.
 
         Raises:
             DataError: what it says is not finite.
@@ -118,14 +115,53 @@ class Seen:
                 total = np.bincount(data.y[rows], weights=reading.quality[rows], minlength=data.num_classes)
                 own[name] = np.divide(total, num, out=np.full(len(num), np.nan), where=num > 0)
             self.by_class.append(own)
-        if not shapes or not gives(data, "features"):
-            return
-        self.layers.append(layer_outputs(model, data.take(sample[asked.parts == "test"])))
-        if len(self.layers) == 1:
-            try:
-                self.embedding = embeddings(model, asked.sampled).astype(np.float64)
-            except NotApplicable:  # no linear output layer: there is no embedding to draw
-                self.embedding = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """What layers and embeddings of a forget set are compared with.
+
+    Attributes:
+        asked: the examples.
+        layers: name -> (test examples of the sample, width) of the retrained model of the first run.
+        base: (n, d) embedding of the untouched model of the first run; None without one.
+    """
+
+    asked: Asked
+    layers: dict[str, NDArray[np.float32]]
+    base: Float | None
+
+    @classmethod
+    def of(cls, retrained: nn.Module, untouched: nn.Module, asked: Asked) -> Shapes:
+        """Nothing to compare where the inputs are no rows of numbers."""
+        if not gives(asked.data, "features"):
+            return cls(asked, {}, None)
+        return cls(asked, _layers(retrained, asked), _embedding(untouched, asked))
+
+    def cka(self, model: nn.Module) -> dict[str, float]:
+        """Linear CKA of every layer with the retrained model's, NaN where a layer says the same of all."""
+        if min((len(v) for v in self.layers.values()), default=0) < 2:
+            return {}
+        own = _layers(model, self.asked)
+        return {name: linear_cka(own[name], yard) for name, yard in self.layers.items() if name in own}
+
+    def place(self, model: nn.Module) -> Float | None:
+        """(n, 2), see :func:`rotated`; None without embeddings."""
+        if self.base is None:
+            return None
+        own = _embedding(model, self.asked)
+        return None if own is None or own.shape != self.base.shape else rotated(own, self.base)
+
+
+def _layers(model: nn.Module, asked: Asked) -> dict[str, NDArray[np.float32]]:
+    return layer_outputs(model, asked.data.take(asked.sample[asked.parts == "test"]))
+
+
+def _embedding(model: nn.Module, asked: Asked) -> Float | None:
+    try:
+        return embeddings(model, asked.sampled).astype(np.float64)
+    except NotApplicable:  # no linear output layer: there is no embedding to draw
+        return None
 
 
 def rotated(own: Float, untouched: Float) -> Float:

@@ -18,7 +18,7 @@ import torch
 from assets import models
 from assets.graph import subject_stages
 from assets.needs import StageProvider
-from assets.provider import early_seeds
+from assets.provider import JobProvider, early_seeds
 from assets.stage import APPLIES, Output, Run
 from contracts import schema
 from contracts.errors import ConfigError, Diverged, NotApplicable, NotReady, NotTheModel
@@ -30,6 +30,7 @@ from recipes import models as recipe_models
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.early import early_models
 from recipes.plan import load_examples, model_builder, recipe_config, trainer
+from unlearning.descent import DescentConfig
 
 WINE = {
     "subject": "wine",
@@ -256,6 +257,53 @@ def test_many_models_at_once_are_those_of_a_call_for_each(monkeypatch):
     monkeypatch.setattr("unlearning.stacked.unlearn_many", patched)
     hidden = unlearn_from.many(starts[:2], "finetune", retain=retain[:2], forget=forget[:2], seeds=[1, 2])
     assert all(isinstance(one, NotTheModel) for one in hidden)
+
+
+def test_fields_are_changed_for_one_call_and_the_plan_has_the_rest():
+    seen: list[Any] = []
+
+    def noted(model, *, retain, forget, config, seed, progress):
+        seen.append(config)
+        return model
+
+    methods = [{"name": "noted", "config": {"lr": 0.5, "epochs": 3}}]
+    with registered(unlearner, UnlearnerSpec(name="noted", doc="", config=DescentConfig), noted):
+        run = run_of({**EVERYTHING, "unlearning": {"methods": methods, "decides": "noted"}})
+        ids = run.train.example_id
+        sets = {"retain": run.train.subset(ids[5:]), "forget": run.train.subset(ids[:5])}
+        start = model_builder(run.subject, run.data)(0).eval()
+        unlearn_from = StageProvider(run, {}).unlearn_from()
+        unlearn_from(start, "noted", seed=1, **sets)
+        unlearn_from(start, "noted", seed=1, changed={"lr": 0.25}, **sets)
+        with pytest.raises(ConfigError, match="lr = 7"):
+            unlearn_from(start, "noted", seed=1, changed={"lr": 7.0}, **sets)
+        planned = unlearn_from.config("noted")
+    assert [(c.lr, c.epochs) for c in (*seen, planned)] == [(0.5, 3), (0.25, 3), (0.5, 3)]
+    assert unlearn_from.config("finetune") == unlearner.get("finetune").spec.config()
+
+
+def test_what_does_not_apply_is_told_by_name_before_any_work():
+    run = run_of({**EVERYTHING, "unlearning": {"methods": ["finetune"], "decides": "finetune"}})
+    unlearn_from = StageProvider(run, {}).unlearn_from()
+    assert unlearn_from.refusal("finetune") == unlearn_from.refusal("random_label") == ""
+    assert "unlearner flat does not apply to" in unlearn_from.refusal("flat")
+    numbers = run_of({**WINE, "source": {"name": "sklearn", "config": {"dataset": "diabetes"}}})
+    said = StageProvider(numbers, {}).unlearn_from().refusal("random_label")
+    assert "unlearner random_label does not apply to diabetes, a regression task" in said and "class" in said
+
+    def needy(model, *, early_models, **_):
+        return model
+
+    with registered(unlearner, UnlearnerSpec(name="needy", doc="", needs=("early_models",)), needy):
+        assert "needs early_models" in unlearn_from.refusal("needy")
+        listed = run_of({**EVERYTHING, "unlearning": {"methods": ["needy"], "decides": "retrain"}})
+        assert StageProvider(listed, {}).unlearn_from().refusal("needy") == ""
+
+
+def test_reference_models_are_there_for_who_can_do_without_only_where_another_has_them_trained():
+    run = run_of(WINE)
+    assert StageProvider(run, {}).ensemble_if_any() is None
+    assert "ensemble_if_any" in StageProvider.meets() and "ensemble_if_any" not in JobProvider.meets()
 
 
 @pytest.mark.parametrize("given", ["unlearn_from", "unlearn"])

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from assets import Workspace, subject_stages
 from assets.stage import APPLIES, materialize
 from contracts import schema
+from contracts.errors import NotApplicable
 from contracts.jobs import UnlearnJob
 from contracts.subject import Subject
 from pipelines.cli import app
@@ -218,3 +219,20 @@ def test_the_command_ends_with_a_verdict_and_a_page(task: str, tmp_path: Path, m
     assert result.exit_code in (0, 1), (result.output, result.exception)
     assert list((tmp_path / "state").rglob("*.html"))
     assert schema.FINDINGS.full_name == "audits.findings"
+
+
+class Never:
+    """A launcher that must not be asked."""
+
+    def run(self, job: UnlearnJob, **_: Any) -> None:
+        raise AssertionError(f"a process was started for {job.method.name}")
+
+
+def test_a_method_for_classes_is_refused_by_name_before_its_process_starts(tmp_path: Path) -> None:
+    subject = plan("regression", unlearning={"split": "random", "methods": ["random_label"], "seeds": 1}, attacks=[])
+    workspace = Workspace(tmp_path, launcher=Never())
+    stages = {stage.path: stage for stage in subject_stages(subject) if not stage.per_request}
+    for path in (("data", "examples"), ("models", "target"), ("curation", "random")):
+        materialize(stages[path], workspace, run_id="r", request=None, context=None)
+    with pytest.raises(NotApplicable, match="unlearner random_label does not apply to diabetes, a regression task"):
+        materialize(stages["unlearning", "random_label"], workspace, run_id="r", request=None, context=None)

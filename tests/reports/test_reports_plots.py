@@ -55,6 +55,7 @@ CHARTS: dict[str, Callable[..., bytes]] = {
         **k,
     ),
     "lines": lambda **k: plots.table_png(LINES, ROWS, **k),
+    "scatter": lambda **k: plots.table_png(dataclasses.replace(LINES, kind="scatter"), ROWS, **k),
     "bars": lambda **k: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS, **k),
     "empty table": lambda **k: plots.table_png(LINES, ROWS.clear(), **k),
     "sheet": lambda **k: plots.grid_png(np.eye(8)[None].repeat(3, 0), [HOSTILE, "b", "c"], title=HOSTILE, **k),
@@ -211,6 +212,17 @@ def test_a_table_is_drawn_as_lines_with_their_bands_by_series() -> None:
     assert axes.get_xscale() == "log" and "1,000" in [t.get_text() for t in axes.get_xticklabels()]
     only = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, where=(("rule", "b"),)), ROWS))
     assert len(only.lines) == 1
+
+
+def test_a_scatter_has_dots_and_whiskers_and_no_line() -> None:
+    axes = axes_of(lambda: plots.table_png(dataclasses.replace(LINES, kind="scatter"), ROWS))
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[1e3, 0.5], [1e4, 0.25]] and second.get_xydata().tolist() == [[1e3, 0.4]]
+    assert {line.get_linestyle() for line in axes.lines} == {"None"} and first.get_marker() != second.get_marker()
+    [whisker], [other] = (lines.get_segments() for lines in axes.collections)
+    assert whisker.tolist() == [[1e3, 0.4], [1e3, 0.6]] and other.tolist() == [[1e3, 0.3], [1e3, 0.5]]
+    at_zero = ROWS.with_columns(budget=pl.Series([0.0, 1e4, 1e3, 1e4]))
+    assert len(axes_of(lambda: plots.table_png(LINES, at_zero)).lines[0].get_xdata()) == 1, "no zero on such an axis"
 
 
 def test_more_series_than_colours_still_differ() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from contracts import leaderboard
 from contracts.errors import ConfigError, UnknownName
 from contracts.schema import (
     ARTIFACTS,
@@ -176,6 +177,51 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
         ("finetune", 1, 3.0, 6.0, "ok"),
         ("gradient_ascent", 0, 90.0, 2.0, "diverged"),
         ("broken", 0, None, None, "diverged"),
+    )
+    board = {"why": "", "num_runs": 3, "num_diverged": 0, "tuned": "", "groups": ""}
+    insert(
+        c,
+        leaderboard.SUMMARY,
+        [
+            {**board, "forget_set": kind, "method": m, "status": status, "rank": rank, **more}
+            for kind, m, status, rank, more in (
+                ("worst_case", "none", "ok", 2, {"groups": "b", "avg_gap": 9.0}),
+                ("worst_case", "ascent", "diverged", None, {"why": "loss nan"}),
+                ("worst_case", "retrain", "ok", None, {"avg_gap": 0.0}),
+                (
+                    "worst_case",
+                    "salient",
+                    "ok",
+                    1,
+                    {"groups": "a", "klom_forget": 1.0, "klom_forget_floor": 0.6, "rte": 0.25, "pareto": True},
+                ),
+                ("worst_case", "flat", "not_applicable", None, {"why": "no tokens"}),
+                ("random", "none", "ok", 1, {"groups": "a"}),
+            )
+        ],
+    )
+    insert(
+        c,
+        leaderboard.EXAMPLES,
+        [
+            {
+                "forget_set": "random",
+                "method": m,
+                "example_id": i,
+                "part": part,
+                "label": label,
+                "answer": answer,
+                "signal": signal,
+            }
+            for m, i, part, label, answer, signal in (
+                ("none", 0, "forget", 0, 0, 4.0),
+                ("none", 1, "forget", 0, 0, 3.0),
+                ("none", 4, "test", 1, 1, 1.0),
+                ("retrain", 0, "forget", 0, 0, 3.0),
+                ("retrain", 1, "forget", 0, 1, -2.0),
+                ("retrain", 4, "test", 1, 1, 1.5),
+            )
+        ],
     )
     insert(
         c,
@@ -392,8 +438,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_five_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 25
+def test_there_are_twenty_seven_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 27
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")
@@ -535,6 +581,29 @@ def test_unlearning_table(ask: Ask) -> None:
     assert rows[1]["avg_gap_sd"] is None, "one seed has no spread"
     assert (finetune["avg_gap_lo"], finetune["avg_gap_hi"]) == (2.0, 12.0), "the outermost of the seeds"
     assert column(rows, "failed") == [0, 1, 0, 1]
+
+
+def test_closest_to_retraining(ask: Ask) -> None:
+    rows = ask("closest-to-retraining")
+    assert column(rows, "method") == ["salient", "none", "ascent"], "by rank, those without one last"
+    assert column(rows, "groups") == ["a", "b", ""] and column(rows, "status") == ["ok", "ok", "diverged"]
+    assert rows[0]["klom_excess"] == pytest.approx(0.4) and rows[0]["rte"] == 0.25 and rows[0]["pareto"]
+    assert column(ask("closest-to-retraining", forget_set="random"), "method") == ["none"]
+    assert ask("closest-to-retraining", subject="wine") == []
+
+
+def test_compare_methods(ask: Ask) -> None:
+    rows = ask("compare-methods")
+    assert [(r["part"], r["answer"], r["other_answer"], r["num"]) for r in rows] == [
+        ("forget", 0, 0, 1),
+        ("forget", 0, 1, 1),
+        ("test", 1, 1, 1),
+    ]
+    assert (rows[1]["num_right"], rows[1]["other_right"]) == (1, 0)
+    assert column(rows, "signal_change") == pytest.approx([-1.0, -5.0, 0.5])
+    same = ask("compare-methods", method="retrain", part="test")
+    assert [(r["answer"], r["other_answer"], r["num"], r["signal_change"]) for r in same] == [(1, 1, 1, 0.0)]
+    assert ask("compare-methods", forget_set="class") == []
 
 
 def test_findings(ask: Ask) -> None:

@@ -39,7 +39,13 @@ class ScrubConfig(DescentConfig):
     lr: float = param(0.0025, gt=0, le=1, doc="peak learning rate; 1% warm-up, then down in a line to a fifth of it")
     epochs: int = param(10, ge=0, le=1000, doc="passes over the retained examples")
     batch: int = param(512, ge=1, le=65_536, unit="examples", doc="examples a step; a last single one joins the others")
-    alpha: float = param(0.1, ge=0, le=1e6, doc="weight of the distance to the trained model; searched in 0.001 to 10")
+    alpha: float = param(
+        0.1,
+        ge=0,
+        le=1e6,
+        search=(0.001, 10.0),
+        doc="weight of the distance to the trained model; searched in 0.001 to 10",
+    )
     temperature: float = param(4.0, gt=0, le=1000, doc="T, of both sides of the distance")
     msteps: int = param(
         100, ge=0, le=1_000_000_000, unit="steps", doc="an epoch that begins with fewer done maximises on forget first"

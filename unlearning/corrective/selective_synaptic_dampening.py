@@ -36,7 +36,9 @@ from unlearning.descent import beats_constant, check_finite, check_sets, finish,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectiveSynapticDampeningConfig(Config):
-    alpha: float = param(10.0, gt=0, le=1e12, doc="selects what forget uses more than alpha times as much; search it")
+    alpha: float = param(
+        10.0, gt=0, le=1e12, search=(0.1, 1e6), doc="selects what forget uses more than alpha times as much; search it"
+    )
     lambda_: float = param(1.0, ge=0, le=1e12, doc="dampening of what is selected; larger shrinks less")
     batch: int = param(512, ge=1, le=65_536, unit="examples", doc="a batch of both importances; part of the measure")
     reference: str = param("retain", choices=("retain", "all"), doc="what forget is compared with: the rest, or all")

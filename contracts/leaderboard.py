@@ -1,12 +1,12 @@
-"""What the leaderboard stores, and how it is drawn. Every table is keyed by the forget set and the method."""
+"""Tables of the leaderboard of removal methods (``studies.leaderboard``), keyed by kind of forget set and method.
+
+``leaderboard`` and ``leaderboard_examples`` are there in every warehouse, empty or not: named queries read them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from contracts.methods import EXAMPLE_ID, Picture
 from contracts.tables import Column, TableSpec
-from studies.leaderboard.sets import ALL_SETS
 
 REFERENCE, UNTOUCHED = "retrain", "none"
 METRICS = ("ua", "ra", "ta", "mia_efficacy")
@@ -25,7 +25,7 @@ _MEANINGS = {
     "mia_efficacy": "share of the forget set that an SVM on confidences calls non-member",
     "avg_gap": "mean distance to retraining over UA, RA, TA and MIA-efficacy",
 }
-_SET = Column(name="forget_set", dtype="str", choices=ALL_SETS, doc="kind of the forget set")
+_SET = Column(name="forget_set", dtype="str", doc="kind of the forget set: random, class, worst_case, owner, ...")
 _METHOD = Column(name="method", dtype="str", doc="unlearner; retrain is the reference, none the untouched model")
 _PART = Column(name="part", dtype="str", choices=PARTS, doc="the examples asked")
 _WORDS = "; ".join(f"{k}: {v}" for k, v in STATUS.items())
@@ -118,7 +118,7 @@ SUMMARY = TableSpec(
         _nats("klom_forget", "KLoM on forgotten examples, by halves of the runs, mean; null for few runs"),
         _nats("klom_forget_floor", "the same of retraining against retraining"),
         Column(name="tuned", dtype="str", doc="what was chosen on the validation set, as lr=0.01; empty: the plan's"),
-        _seconds("mean wall time of a run; of retraining, that of one model trained alone on the first set"),
+        _seconds("mean wall time of the runs made alone; of retraining, of one model on the first set"),
         Column(
             name="rte",
             dtype="float64",
@@ -150,7 +150,7 @@ RUNS = TableSpec(
         *(_percent(name, _MEANINGS[name]) for name in METRICS),
         *(_percent(name, "distance to retraining, same set and seed") for name in GAPS),
         _percent("avg_gap", _MEANINGS["avg_gap"], direction="lower = closer to retraining"),
-        _seconds("wall time, with the copy of the model; of retraining where one was trained alone"),
+        _seconds("wall time, with the copy of the model; null of models that were made together"),
         Column(name="status", dtype="str", choices=tuple(STATUS), doc=_WORDS),
         _WHY,
     ),
@@ -231,7 +231,7 @@ EXAMPLES = TableSpec(
     columns=(
         _SET,
         _METHOD,
-        EXAMPLE_ID,
+        Column(name="example_id", dtype="int64", low=0, doc="stable id of the example"),
         _PART,
         _LABEL,
         _count("answer", "class that the model of the first run says", nullable=True),
@@ -283,60 +283,3 @@ LAYERS = TableSpec(
     ),
 )
 TABLES = (SUMMARY, RUNS, PAIRS, TUNING, KLOM, EXAMPLES, CLASSES, LAYERS)
-PICTURES = (
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining by forget set (lower is better; none: nothing removed)",
-        kind="dots",
-        x="method",
-        y="avg_gap",
-        series="forget_set",
-        low="avg_gap_low",
-        high="avg_gap_high",
-    ),
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining against time, worst-case set (lower left is better)",
-        kind="scatter",
-        x="wall_s",
-        y="avg_gap",
-        series="method",
-        log_x=True,
-        where=(("forget_set", "worst_case"),),
-    ),
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining against time, random set",
-        kind="scatter",
-        x="wall_s",
-        y="avg_gap",
-        series="method",
-        log_x=True,
-        where=(("forget_set", "random"),),
-    ),
-    Picture(
-        table="leaderboard_klom",
-        title="KLoM above its noise floor, forgotten examples of the random set (0 is exact)",
-        kind="bars",
-        x="method",
-        y="normal_excess",
-        where=(("forget_set", "random"), ("part", "forget")),
-    ),
-    Picture(
-        table="leaderboard_layers",
-        title="Similarity to retraining, layer by layer, random set (linear CKA)",
-        x="place",
-        y="cka",
-        series="method",
-        where=(("forget_set", "random"),),
-    ),
-    Picture(
-        table="leaderboard_examples",
-        title="Embedding of forgotten examples of the random set, rotated onto the untouched model's",
-        kind="scatter",
-        x="x",
-        y="y",
-        series="method",
-        where=(("forget_set", "random"), ("part", "forget")),
-    ),
-)
