@@ -50,6 +50,7 @@ LIBRARIES = (
     "reports",
 )
 IMPORT_CHILD = ROOT / "recipes" / "import_checkpoint_child.py"  # a program of its own: the guarded way in for .pt files
+GIVEN_AWAY = ROOT / "reports" / "templates" / "check_evidence.py"  # a program of its own, for outsiders
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 SQL = re.compile(
     r"\s*(SELECT\b.*\bFROM\b|SELECT\s+\*|INSERT\s+INTO\b|DELETE\s+FROM\b|UPDATE\s+\w+\s+SET\b|MERGE\s+INTO\b"
@@ -258,7 +259,7 @@ def test_libraries_do_not_print_nor_look_at_the_clock_of_the_machine():
     found = [
         where(path, call)
         for path in files(*LIBRARIES)
-        if path != IMPORT_CHILD
+        if path not in (IMPORT_CHILD, GIVEN_AWAY)
         for name, call in calls(path)
         if name in ("print", "breakpoint", "input", "sys.stdout.write", "sys.stderr.write", "os.system", "eval", "exec")
     ]
@@ -266,6 +267,7 @@ def test_libraries_do_not_print_nor_look_at_the_clock_of_the_machine():
     found += [
         where(path, call)
         for path in files(*pure)
+        if path != GIVEN_AWAY
         for name, call in calls(path)
         if name in ("datetime.now", "datetime.utcnow", "date.today", "time.time", "np.random.seed", "torch.manual_seed")
     ]

@@ -69,7 +69,7 @@ def test_plain_data_becomes_a_configuration():
         ({"name": "n", "inner": {"width": 4}}, "no field width"),
         ({"name": "n", "inner": 4}, "mapping"),
         ({"name": "n", "limit": -1}, ">= 0"),
-        ({"name": "n", "limit": True}, "not one of"),
+        ({"name": "n", "limit": True}, "not a whole number"),
         ({"name": "n", "extra": [1]}, "not a mapping"),
         ({"name": "n", "flag": True}, "needs Outer.limit"),
         ({"name": "n", "flag": 1}, "not a bool"),
