@@ -372,7 +372,11 @@ def _dataset_section(run: Run, name: str, stage: Stage) -> AnalysisSection:
         examples_of(data, pl.DataFrame({"example_id": shown, "value": np.full(len(shown), np.nan)}), "value", heading)
         for data, shown, heading in (
             (made.examples, ids, f"Made: {len(made.examples):,} examples, drawn from {num:,} of {train:,}"),
-            (run.data, drawn["example_id"].to_numpy(), "An original that each was drawn from"),
+            (
+                run.data,
+                drawn["example_id"].unique(maintain_order=True).to_numpy(),
+                "Originals that they were drawn from",
+            ),
         )
     ]
     said = next((frame for table in spec.tables if (frame := made.tables[table.name]).height), None)

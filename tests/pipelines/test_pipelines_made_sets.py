@@ -165,7 +165,7 @@ def test_its_audit_is_a_finding_of_the_report(plan: Subject, tmp_path: Path) -> 
     assert list(sections) == [d.name for d in plan.datasets] and "Data sets made" in page
     for section in sections.values():
         made, originals = section["examples"]
-        assert made["heading"].startswith("Made: ") and len(made["example_id"]) == len(originals["example_id"]) > 0
+        assert made["heading"].startswith("Made: ") and len(made["example_id"]) >= len(originals["example_id"]) > 0
     assert "What is learnt from protected images" in page and "of what there is to learn" in page
 
 
