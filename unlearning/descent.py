@@ -51,7 +51,7 @@ class EpochsConfig(Config):
     """Fields that every gradient-based unlearner has, whatever its optimiser; a method sets its own defaults."""
 
     lr: float = param(0.01, gt=0, le=1, doc="learning rate; choose it by avg_gap over a grid")
-    epochs: int = param(10, ge=0, le=1000, doc="passes over the data; 0 returns the model as it was")
+    epochs: int = param(10, ge=0, le=1_000_000, doc="passes over the data; 0 returns the model as it was")
     batch: int = param(256, ge=1, le=65_536, unit="examples", doc="examples a step; a last single one joins the others")
     batch_norm: str = param(
         "update",

@@ -129,8 +129,11 @@ def descend_many(
         NotApplicable: a path asked for by name that a plan cannot take; what ``descend`` raises.
     """
     found: dict[int, Outcome] = {}
-    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same.
-    drawn = [[list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] for plan in plans]
+    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same. Only of plans with
+    # a rule to stop by are they left to the loop, which may not come to the last.
+    drawn = [
+        [list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] if plan.stop is None else [] for plan in plans
+    ]
     groups: dict[Any, list[int]] = {}
     for number, (plan, passes) in enumerate(zip(plans, drawn, strict=True)):
         groups.setdefault(_kind(plan, passes, path), []).append(number)
@@ -151,7 +154,7 @@ def descend_many(
 
 def _alone(plan: Descent, passes: list[list[Pass]]) -> Outcome:
     try:
-        return descend(replace(plan, passes=passes.__getitem__), progress=silent)
+        return descend(plan if plan.stop else replace(plan, passes=passes.__getitem__), progress=silent)
     except Diverged as error:
         return error
 
@@ -178,6 +181,8 @@ def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...
 
 def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str, str]:
     """(path, why it is the loop)."""
+    if plan.stop is not None:
+        return "loop", "the plan has a rule to stop by"
     model = plan.model
     visited = [one for epoch in passes for one in epoch]
     parts = {id(part): part for one in visited for part in one.parts}.values()
@@ -187,8 +192,6 @@ def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str,
         return "loop", "a pass has a loss of its own"
     if any(isinstance(part.data.x, Payload) for part in parts):
         return "loop", "the examples are no arrays of one shape"
-    if plan.stop is not None:
-        return "loop", "the plan has a rule to stop by"
     if not isinstance(plan.optimizer([nn.Parameter(torch.zeros(1))], plan.config), _ELEMENTWISE):
         return "loop", "the optimiser is not known to work element by element"
     if layer := batch_statistics(model):
