@@ -129,8 +129,8 @@ def descend_many(
         NotApplicable: a path asked for by name that a plan cannot take; what ``descend`` raises.
     """
     found: dict[int, Outcome] = {}
-    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same. Only of plans with
-    # a rule to stop by are they left to the loop, which may not come to the last.
+    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same. Only those of
+    # plans with a rule to stop by are left to the loop, which may not come to the last.
     drawn = [
         [list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] if plan.stop is None else [] for plan in plans
     ]
