@@ -322,6 +322,10 @@ class Descent:
         """Method and learning rate, for messages."""
         return f"{self.name} at lr {self.config.lr:g}"
 
+    def order(self) -> torch.Generator:
+        """What shuffles the passes."""
+        return generator(derive_seed(self.name, "order", self.seed))
+
     @cached_property
     def watched(self) -> ExampleSet:
         """The retained examples by which a collapse is told."""
@@ -347,11 +351,11 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     student = copy.deepcopy(plan.model)
     units = start(student, plan.retain) if config.epochs else None
     frozen = [student.get_submodule(module) for module in plan.frozen]
-    held = _hold(student, frozen)
+    held = hold(student, frozen)
     trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
-    order, done, stopped = generator(derive_seed(name, "order", plan.seed)), 0, False
+    order, done, stopped = plan.order(), 0, False
     with local_rng(derive_seed(name, "noise", plan.seed), device=device):
         train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
@@ -403,7 +407,7 @@ def check_unlearned(plan: Descent, student: nn.Module, *, useful_before: bool) -
     return student
 
 
-def _hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
+def hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Keep the own parameters of ``frozen`` modules from training; those that did train before."""
     still = {id(module) for module in frozen}
     trained = {id(p) for m in student.modules() if id(m) not in still for p in m.parameters(recurse=False)}
