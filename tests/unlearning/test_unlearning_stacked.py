@@ -17,7 +17,6 @@ from recipes.models import builder
 from unlearning.descent import Descent, DescentConfig, descend
 from unlearning.stacked import _KNOWN, _counts, _stack_of, descend_many, unlearn_many
 
-METHODS = ("finetune", "gradient_ascent", "random_label")
 CLOSE = {"rtol": 0.0, "atol": 1e-9}  # of float64
 
 
@@ -284,11 +283,17 @@ def test_progress_counts_plans(runs):
     assert seen == [(2, 5, "finetune"), (4, 5, "finetune"), (5, 5, "finetune")]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [m.spec.name for m in unlearner if m.spec.plan and "numbers" not in m.spec.wants])
 def test_the_plan_of_a_method_is_what_the_method_does(runs, flat, name):
     models, retain, forget = runs
     method, config = unlearner.get(name), settings(name)
     given = {"retain": retain[0], "forget": forget[0], "config": config, "seed": 3}
+    given |= {"build": fresh} if "build" in method.spec.needs else {}
     assert torch.equal(
         flat(descend(method.spec.plan(models[0], **given), progress=silent)), flat(method(models[0], **given))
     )
+
+
+def test_the_methods_of_the_shadow_audit_say_their_plans():
+    said = {m.spec.name for m in unlearner if m.spec.plan}
+    assert {"finetune", "gradient_ascent", "random_label", "cf_k", "eu_k", "gaussian_amnesiac", "blindspot"} <= said
