@@ -369,6 +369,18 @@ def test_promises_of_every_method(mlp, flat, name):
     assert torch.equal(flat(done), flat(first))
 
 
+def test_the_units_do_not_depend_on_the_order_of_the_rows_in_the_last_bit(mlp, flat):
+    double = copy.deepcopy(mlp.model).double()
+    once, again = (
+        dataclasses.replace(
+            mlp, retain=mlp.retain.subset(np.random.default_rng(seed).permutation(mlp.retain.example_id))
+        )
+        for seed in (1, 2)
+    )
+    assert once.retain.y.mean() != again.retain.y.mean()  # summed in another order
+    assert torch.equal(flat(once.run("regression_finetune", double)), flat(again.run("regression_finetune", double)))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_unit_of_the_target_does_not_matter(mlp, name):
     """Degrees or radians: the same predictions but for the unit."""

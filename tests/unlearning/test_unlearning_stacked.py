@@ -188,6 +188,7 @@ def test_one_model_that_diverges_spoils_no_other(runs, flat):
     some = [*models[:2], broken, lost, models[4]]
     got = unlearn_many(method, some, retain=retain, forget=forget, config=config, seeds=seeds)
     assert isinstance(got[2], Diverged) and isinstance(got[3], Diverged)
+    assert "before unlearning" in str(got[3])
     for number in (0, 1, 4):
         assert torch.equal(flat(got[number]), flat(good[number]))
     for number in (2, 3):
