@@ -50,9 +50,9 @@ _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 4 * 2**30}
 _EXAMPLE_BYTES = 2**28
 _PLAN_BYTES = 2**30  # inputs that plans hold in memory at a time
-_KNOWN = {
-    *("model", "passes", "retain", "config", "seed", "name", "penalty", "project", "optimizer", "stop", "rate"),
-    "frozen",
+_KNOWN = {  # of a plan's fields; one with another in use takes the loop
+    *("model", "passes", "retain", "config", "seed", "name", "draws"),
+    *("penalty", "project", "optimizer", "stop", "rate", "frozen"),
 }
 
 

@@ -1,6 +1,6 @@
 """CF-k, catastrophic forgetting: fine-tune the last k layers on what is kept (Goel et al., 2022).
 
-    theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y),   started at the trained weights;   the others as they were
+    theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y),   started at the trained weights;   the others stay
 
 Nothing in it works against S_f: what is not practised is hoped to fade. The last k layers are found in any network by
 ``unlearning.corrective.layers``; what lies before them is in eval mode and keeps every bit. Settings of the corrective

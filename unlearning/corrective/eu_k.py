@@ -1,7 +1,6 @@
 """EU-k, exact unlearning of the last k layers: draw them anew and train them on what is kept (Goel et al., 2022).
 
-    theta_last ~ fresh initialisation,   theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y);   the others as they
-    were
+    theta_last ~ fresh initialisation,   theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y);   the others stay
 
 The name promises exactness of these layers only: those before them were trained on S_f. With k = -1 it is retraining
 from a fresh initialisation by this optimiser. The fresh layers come from a fresh model of the subject's own
