@@ -37,7 +37,7 @@ from sources.loading import load
 from unlearning.stacked import unlearn_many
 
 METHODS = ("finetune", "random_label")
-STACKED = {64: 4.0, 256: 2.2}  # batch: times faster than the loop, at least
+STACKED = {64: 4.0, 256: 2.0}  # batch: times faster than the loop, at least
 RUN = 1.15
 APART = 0.01  # rounding alone, but for a unit that is 0 to rounding and so takes part in one of both
 TARGETS, IMAGES, FORGOTTEN = 400, 10_000, 1_000

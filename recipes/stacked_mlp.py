@@ -37,16 +37,21 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+def is_plain(model: nn.Module) -> bool:
+    """True for :class:`recipes.mlp.MLP` itself without dropout."""
+    return type(model) is MLP and model.p == 0
+
+
 def fits(model: nn.Module) -> bool:
-    """True for :class:`recipes.mlp.MLP` itself without dropout, every parameter trainable."""
-    return type(model) is MLP and model.p == 0 and all(p.requires_grad for p in model.parameters())
+    """True for a plain one, every parameter of which trains."""
+    return is_plain(model) and all(p.requires_grad for p in model.parameters())
 
 
 class StackedMLP:
     """Parameters of M models of one architecture, and the gradient of the first A of them.
 
     Attributes:
-        params: [W_1, b_1, ..., W_out, b_out] with a leading model axis.
+        params: [W_1, b_1, ..., W_out, b_out] with a leading model axis: the order of a model's ``parameters()``.
     """
 
     def __init__(self, models: list[nn.Module], *, label_smoothing: float) -> None:

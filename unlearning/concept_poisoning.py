@@ -23,9 +23,6 @@ only as deep as the head swap and relearning tests show.
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,26 +31,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.errors import DataError, Diverged, NotApplicable
+from contracts.errors import DataError, NotApplicable
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from explain.concepts import ConceptConfig, Concepts, centred, fitting_sample, projections_of
 from explain.embeddings import embeddings
-from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from unlearning.descent import (
+    Descent,
+    DescentConfig,
     Pass,
     batches_of,
-    beats_constant,
-    check_finite,
     check_sets,
+    descend,
     finite_logits,
     inputs_of,
     probe,
-    refuse_collapse,
-    step,
-    train_mode,
 )
 
 
@@ -220,81 +214,58 @@ def concept_poisoning(
         Diverged: the run left the finite numbers or collapsed.
     """
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes", "features"))
-    run = f"concept_poisoning at lr {config.lr:g}"
-    watched = probe(retain, seed=seed)
-    useful_before = beats_constant(model, watched, what="the model before unlearning")
     poison = choose_poison(model, retain=retain, forget=forget, config=config, seed=seed)
-    student = copy.deepcopy(model)
-    if len(poison.example_id):
-        _finetune(student, poison, retain=retain, forget=forget, config=config, seed=seed, run=run, progress=progress)
-    student.eval()
-    check_finite(student, what=run)
-    if useful_before:
-        refuse_collapse(student, watched, run=run)
-    return student
+    plan = _descent(model, poison, retain=retain, forget=forget, config=config, seed=seed)
+    return descend(plan, progress=lambda done, _, name: progress(done, config.steps, name))
 
 
-def _finetune(
-    student: nn.Module,
+def _descent(
+    model: nn.Module,
     poison: Poison,
     *,
     retain: ExampleSet,
     forget: ExampleSet,
     config: ConceptPoisoningConfig,
     seed: int,
-    run: str,
-    progress: Progress,
-) -> None:
+) -> Descent:
     """Shuffled passes over poison and retained sample until the budget is spent or the examples are forgotten."""
-    watched = probe(forget, seed=derive_seed("watched", seed))
-    optimizer = torch.optim.SGD(
-        [p for p in student.parameters() if p.requires_grad],
+    gone, kept = inputs_of(model, forget.subset(poison.example_id)), np.sort(retain.example_id)
+    labels, size = np.unique(retain.y), min(round(config.retain_ratio * len(gone)), len(kept))
+
+    def mixture(draw: int) -> Pass:
+        """Poison and as many retained examples."""
+        targets = poison.labels
+        if draw and config.labels == "random":
+            targets = _random_other(gone.data.y, labels, seed=seed, draw=draw)
+        rng = np.random.default_rng(derive_seed("concept_poisoning", "retain", seed, draw))
+        sample = inputs_of(model, retain.subset(rng.choice(kept, size, replace=False)))
+        return Pass.over(gone, targets=targets).together_with(Pass.over(sample))
+
+    both = mixture(0)
+    steps_a_pass = len(batches_of(torch.arange(len(both)), config.batch_size))
+    descent = DescentConfig(
         lr=config.lr,
+        epochs=-(-config.steps // steps_a_pass) if len(gone) else 0,
+        batch=config.batch_size,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        batch_norm=config.batch_norm,
     )
-    device = next(student.parameters()).device
-    order = generator(derive_seed("concept_poisoning", "order", seed))
-    mixtures = _mixtures(student, poison, retain=retain, forget=forget, config=config, seed=seed)
-    done = 0
-    with local_rng(derive_seed("concept_poisoning", "noise", seed), device=device):
-        train_mode(student, freeze_batch_norm=config.batch_norm == "freeze")
-        while done < config.steps:
-            both = next(mixtures)
-            for rows in batches_of(torch.randperm(len(both), generator=order), config.batch_size):
-                loss = step(student, optimizer, both, rows.to(device))
-                done += 1
-                if not np.isfinite(loss):
-                    raise Diverged(f"{run}: loss {loss} in step {done}; use a smaller lr")
-                progress(done, config.steps, "concept_poisoning")
-                if config.stop_accuracy > 0 and done % config.check_every == 0:
-                    logits = finite_logits(student, watched, what=run)
-                    if (logits.argmax(axis=1) == watched.y).mean() < config.stop_accuracy:
-                        return
-                if done == config.steps:
-                    return
+    watched = probe(forget, seed=derive_seed("watched", seed))
 
+    def spent(student: nn.Module, done: int) -> bool:
+        if config.stop_accuracy > 0 and done % config.check_every == 0:
+            logits = finite_logits(student, watched, what=f"concept_poisoning at lr {config.lr:g}")
+            if (logits.argmax(axis=1) == watched.y).mean() < config.stop_accuracy:
+                return True
+        return done == config.steps
 
-def _mixtures(
-    student: nn.Module,
-    poison: Poison,
-    *,
-    retain: ExampleSet,
-    forget: ExampleSet,
-    config: ConceptPoisoningConfig,
-    seed: int,
-) -> Iterator[Pass]:
-    """Poison and retained examples of each pass: the same in all, or drawn anew."""
-    gone = inputs_of(student, forget.subset(poison.example_id))
-    labels, kept = np.unique(retain.y), np.sort(retain.example_id)
-    size = min(round(config.retain_ratio * len(gone)), len(kept))
-    both: Pass | None = None
-    for draw in itertools.count():
-        if both is None or config.redraw:
-            targets = poison.labels
-            if draw and config.labels == "random":
-                targets = _random_other(gone.data.y, labels, seed=seed, draw=draw)
-            rng = np.random.default_rng(derive_seed("concept_poisoning", "retain", seed, draw))
-            sample = inputs_of(student, retain.subset(rng.choice(kept, size, replace=False)))
-            both = Pass.over(gone, targets=targets).together_with(Pass.over(sample))
-        yield both
+    return Descent(
+        model=model,
+        passes=lambda epoch: [mixture(epoch) if config.redraw and epoch else both],
+        retain=retain,
+        config=descent,
+        seed=seed,
+        name="concept_poisoning",
+        stop=spent,
+    )

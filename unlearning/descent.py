@@ -24,6 +24,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,19 +47,25 @@ _PROBES = 1024  # retained examples on which a collapse is looked for: enough to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DescentConfig(Config):
-    """Fields that every gradient-based unlearner has; a method sets its own defaults."""
+class EpochsConfig(Config):
+    """Fields that every gradient-based unlearner has, whatever its optimiser; a method sets its own defaults."""
 
     lr: float = param(0.01, gt=0, le=1, doc="learning rate; choose it by avg_gap over a grid")
-    epochs: int = param(10, ge=0, le=1000, doc="passes over the data; 0 returns the model as it was")
+    epochs: int = param(10, ge=0, le=1_000_000, doc="passes over the data; 0 returns the model as it was")
     batch: int = param(256, ge=1, le=65_536, unit="examples", doc="examples a step; a last single one joins the others")
-    momentum: float = param(0.9, ge=0, lt=1, doc="momentum of SGD")
-    weight_decay: float = param(5e-4, ge=0, le=1, doc="L2 penalty of SGD")
     batch_norm: str = param(
         "update",
         choices=("update", "freeze"),
         doc="update: running statistics follow the data seen (as published); freeze: batch norm stays in eval mode",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescentConfig(EpochsConfig):
+    """Fields of those that descend by SGD, which is most of them."""
+
+    momentum: float = param(0.9, ge=0, lt=1, doc="momentum of SGD")
+    weight_decay: float = param(5e-4, ge=0, le=1, doc="L2 penalty of SGD")
 
 
 Parameters = Mapping[str, Tensor]
@@ -67,6 +74,11 @@ Parameters = Mapping[str, Tensor]
 def sgd(parameters: list[nn.Parameter], config: DescentConfig) -> torch.optim.Optimizer:
     """SGD as ``config`` says."""
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def adam(parameters: list[nn.Parameter], config: EpochsConfig) -> torch.optim.Optimizer:
+    """Adam at the learning rate of ``config``, else with PyTorch's defaults."""
+    return torch.optim.Adam(parameters, lr=config.lr)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,12 +307,12 @@ class Descent:
     model: nn.Module
     passes: Callable[[int], Sequence[Pass]]
     retain: ExampleSet
-    config: DescentConfig
+    config: EpochsConfig
     seed: int
     name: str
     penalty: Callable[[Parameters, int], Tensor] | None = None
     project: Callable[[Parameters, int, int], None] | None = None
-    optimizer: Callable[[list[nn.Parameter], DescentConfig], torch.optim.Optimizer] = sgd
+    optimizer: Callable[[list[nn.Parameter], Any], torch.optim.Optimizer] = sgd
     stop: Callable[[nn.Module, int], bool] | None = None
     rate: Callable[[int, int], float] | None = None
     frozen: Sequence[str] = ()
@@ -309,6 +321,10 @@ class Descent:
     def run(self) -> str:
         """Method and learning rate, for messages."""
         return f"{self.name} at lr {self.config.lr:g}"
+
+    def order(self) -> torch.Generator:
+        """What shuffles the passes."""
+        return generator(derive_seed(self.name, "order", self.seed))
 
     @cached_property
     def watched(self) -> ExampleSet:
@@ -335,11 +351,11 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     student = copy.deepcopy(plan.model)
     units = start(student, plan.retain) if config.epochs else None
     frozen = [student.get_submodule(module) for module in plan.frozen]
-    held = _hold(student, frozen)
+    held = hold(student, frozen)
     trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
-    order, done, stopped = generator(derive_seed(name, "order", plan.seed)), 0, False
+    order, done, stopped = plan.order(), 0, False
     with local_rng(derive_seed(name, "noise", plan.seed), device=device):
         train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
@@ -391,7 +407,7 @@ def check_unlearned(plan: Descent, student: nn.Module, *, useful_before: bool) -
     return student
 
 
-def _hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
+def hold(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Keep the own parameters of ``frozen`` modules from training; those that did train before."""
     still = {id(module) for module in frozen}
     trained = {id(p) for m in student.modules() if id(m) not in still for p in m.parameters(recurse=False)}
@@ -411,10 +427,17 @@ def start(student: nn.Module, retain: ExampleSet) -> Units | None:
         take_graph(student, np.asarray(retain.x)[:, 0], retain.y)
     if not len(retain):
         return None
-    units = units_of(student, inputs_of(student, retain.take(np.arange(1))), retain.y)
+    units = retained_units(student, retain)
     if units is not None:
         units.unfold(student)
     return units
+
+
+def retained_units(model: nn.Module, retain: ExampleSet) -> Units | None:
+    """The units in which a model is descended, whatever the order of the retained examples (at least one); None where
+    targets are taken as they are."""
+    first = inputs_of(model, retain.take(np.arange(1)))
+    return units_of(model, first, np.asarray(retain.y)[np.argsort(retain.example_id)])
 
 
 def finish(student: nn.Module, units: Units | None) -> None:

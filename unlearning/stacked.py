@@ -9,25 +9,26 @@ have equally many examples or steps: batches are padded and masked, and a model 
 weights of 0 while the others go on. Penalties and projections work on views of each model's own weights. A model that
 leaves the finite numbers touches no other one: products are batched over models, never summed over them.
 
-Taken: classes with the task's own loss, an optimiser that works element by element, and
+Taken: classes with the task's own loss, an optimiser that works element by element, layers that stay, rates that
+change in step (those that have as many steps an epoch share a stack), and
     mlp    recipes.mlp without dropout (``recipes.stacked_mlp``): CPU and CUDA
     vmap   what vmap can run (``recipes.stacked_vmap``), on CUDA
 Everything else runs one after another by ``descend``: BatchNorm, which mixes the examples of a batch; dropout, whose
-draws would depend on who shares the stack; numbers to predict; losses of a method's own; a rule to stop by.
+draws would depend on who shares the stack; numbers to predict; losses of a method's own; a rule to stop by; whatever
+else a plan may say that is not known here.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contracts.digests import derive_seed
 from contracts.errors import ConfigError, Diverged, NotApplicable
 from contracts.methods import UnlearnerSpec
 from contracts.progress import Progress, silent
@@ -36,12 +37,11 @@ from recipes import stacked_mlp, stacked_vmap
 from recipes.fitting import batch_statistics, deterministic
 from recipes.inputs import Inputs
 from recipes.recsys_models import is_ranker
-from recipes.rng import generator
 from recipes.stacked_mlp import StackedMLP
 from recipes.stacked_vmap import StackedVmap
 from sources.example_set import ExampleSet
 from sources.payloads.base import Payload
-from unlearning.descent import Descent, Pass, batches_of, check_unlearned, descend, was_useful
+from unlearning.descent import Descent, Pass, batches_of, check_unlearned, descend, hold, was_useful
 
 Path = Literal["auto", "mlp", "vmap", "loop"]
 Outcome = nn.Module | Diverged
@@ -50,6 +50,10 @@ _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 4 * 2**30}
 _EXAMPLE_BYTES = 2**28
 _PLAN_BYTES = 2**30  # inputs that plans hold in memory at a time
+_KNOWN = {  # of a plan's fields; one with another in use takes the loop
+    *("model", "passes", "retain", "config", "seed", "name", "draws"),
+    *("penalty", "project", "optimizer", "stop", "rate", "frozen"),
+}
 
 
 def unlearn_many(
@@ -129,8 +133,11 @@ def descend_many(
         NotApplicable: a path asked for by name that a plan cannot take; what ``descend`` raises.
     """
     found: dict[int, Outcome] = {}
-    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same.
-    drawn = [[list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] for plan in plans]
+    # Every plan's passes are drawn here, once: the loop, where it must be taken, visits the very same. Only those of
+    # plans with a rule to stop by are left to the loop, which may not come to the last.
+    drawn = [
+        [list(plan.passes(epoch)) for epoch in range(plan.config.epochs)] if plan.stop is None else [] for plan in plans
+    ]
     groups: dict[Any, list[int]] = {}
     for number, (plan, passes) in enumerate(zip(plans, drawn, strict=True)):
         groups.setdefault(_kind(plan, passes, path), []).append(number)
@@ -151,13 +158,18 @@ def descend_many(
 
 def _alone(plan: Descent, passes: list[list[Pass]]) -> Outcome:
     try:
-        return descend(replace(plan, passes=passes.__getitem__), progress=silent)
+        return descend(plan if plan.stop else replace(plan, passes=passes.__getitem__), progress=silent)
     except Diverged as error:
         return error
 
 
 def _num_steps(plan: Descent, passes: list[list[Pass]]) -> int:
-    return sum(len(batches_of(torch.arange(len(one)), plan.config.batch)) for epoch in passes for one in epoch)
+    return sum(sum(_counts(plan, epoch)) for epoch in passes)
+
+
+def _counts(plan: Descent, visited: Sequence[Pass]) -> list[int]:
+    """Steps of each pass of an epoch."""
+    return [len(batches_of(torch.arange(len(one)), plan.config.batch)) for one in visited]
 
 
 def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...]:
@@ -173,11 +185,18 @@ def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...
         return ("loop",)
     arrays = tuple((key, p.shape, p.dtype, p.requires_grad, p.device) for key, p in plan.model.named_parameters())
     buffers = tuple((key, b.shape, b.dtype) for key, b in plan.model.named_buffers())
-    return stack, type(plan.model), repr(plan.model), arrays, buffers, plan.config.digest(), plan.optimizer, plan.name
+    steps = () if plan.rate is None else tuple(sum(_counts(plan, epoch)) for epoch in passes)
+    kind = type(plan.model), repr(plan.model), arrays, buffers, plan.config.digest(), plan.name
+    return stack, *kind, plan.optimizer, plan.rate, steps, tuple(plan.frozen)
 
 
 def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str, str]:
     """(path, why it is the loop)."""
+    if plan.stop is not None:
+        return "loop", "the plan has a rule to stop by"
+    for field in fields(Descent):
+        if field.name not in _KNOWN and getattr(plan, field.name) != field.default:
+            return "loop", f"{field.name} of the plan is not known here"
     model = plan.model
     visited = [one for epoch in passes for one in epoch]
     parts = {id(part): part for one in visited for part in one.parts}.values()
@@ -187,17 +206,15 @@ def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str,
         return "loop", "a pass has a loss of its own"
     if any(isinstance(part.data.x, Payload) for part in parts):
         return "loop", "the examples are no arrays of one shape"
-    if plan.stop is not None:
-        return "loop", "the plan has a rule to stop by"
     if not isinstance(plan.optimizer([nn.Parameter(torch.zeros(1))], plan.config), _ELEMENTWISE):
         return "loop", "the optimiser is not known to work element by element"
     if layer := batch_statistics(model):
         return "loop", f"BatchNorm ({layer}) mixes the examples of a batch"
-    if stacked_mlp.fits(model) and path != "vmap":
+    if stacked_mlp.is_plain(model) and path != "vmap":
         return "mlp", ""
     device = next(model.parameters()).device
     if path == "mlp" or (path == "auto" and device.type == "cpu"):
-        return "loop", "the model is no recipes.mlp.MLP without dropout, all of it trainable"
+        return "loop", "the model is no recipes.mlp.MLP without dropout"
     part = next((part for part in parts if len(part)), None)
     if part is None:
         return "loop", "there is nothing to visit"
@@ -240,20 +257,17 @@ class _Stream:
     def _all(
         self, passes: list[list[Pass]], start: dict[int, int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        config = self.plan.config
-        order = generator(derive_seed(self.plan.name, "order", self.plan.seed))
+        config, order = self.plan.config, self.plan.order()
         for epoch, visited in enumerate(passes):
             pieces = [batches_of(torch.randperm(len(one), generator=order), config.batch) for one in visited]
-            steps = sum(map(len, pieces))
-            self.total, number = config.epochs * steps, 0
+            self.total = self.done + (config.epochs - epoch) * sum(map(len, pieces))
             for one, batches in zip(visited, pieces, strict=True):
                 rows = np.concatenate([start[id(part)] + np.arange(len(part)) for part in one.parts])
                 aims = [part.targets if own is None else own for part, own in zip(one.parts, one.targets, strict=True)]
                 targets, weights = torch.cat(aims).cpu().numpy(), one.weights.cpu().numpy()
                 for batch in batches:
                     at = batch.numpy()
-                    number += 1
-                    self.epoch, self.done = epoch, epoch * steps + number
+                    self.epoch, self.done = epoch, self.done + 1
                     yield rows[at], targets[at], weights[at] / len(at)
 
 
@@ -263,8 +277,17 @@ class _Chunk:
     def __init__(self, plans: list[Descent], passes: list[list[list[Pass]]], stack: str) -> None:
         self.plans = plans
         self.students = [copy.deepcopy(plan.model).train() for plan in plans]
+        self.held = [
+            hold(student, [student.get_submodule(name) for name in plan.frozen])
+            for plan, student in zip(plans, self.students, strict=True)
+        ]
         self.stack = (StackedMLP if stack == "mlp" else StackedVmap)(self.students, label_smoothing=0.0)
-        self.trained = [(key, p.shape) for key, p in self.students[0].named_parameters() if p.requires_grad]
+        named = list(self.students[0].named_parameters())
+        self.trained = [(key, p.shape) for key, p in named if p.requires_grad]
+        # Of an MLP all weights are stacked, by vmap those that train.
+        self.places = [k for k, (_, p) in enumerate(named) if p.requires_grad]
+        if stack == "vmap":
+            self.places = list(range(len(self.trained)))
         parts: dict[int, Inputs] = {id(p): p for own in passes for epoch in own for one in epoch for p in one.parts}
         sizes = np.cumsum([0, *map(len, parts.values())]).tolist()
         start = dict(zip(parts, sizes, strict=False))
@@ -278,6 +301,8 @@ class _Chunk:
         if self.plans[0].config.epochs and len(self.x):
             with deterministic(self.device):
                 self._descend()
+        for parameter in (p for own in self.held for p in own):
+            parameter.requires_grad_(True)
         done: list[Outcome] = []
         for plan, student, before in zip(self.plans, self.students, useful, strict=True):
             try:
@@ -296,7 +321,8 @@ class _Chunk:
             return error
 
     def _descend(self) -> None:
-        params = [p.detach() for p in self.stack.params]
+        params = [self.stack.params[k].detach() for k in self.places]
+        rate = self.plans[0].rate
         optimizer = self.plans[0].optimizer(params, self.plans[0].config)  # type: ignore[arg-type]
         every = len(self.plans)
         ended = np.zeros(every, bool)
@@ -321,11 +347,16 @@ class _Chunk:
                 torch.from_numpy(targets).to(self.device),
                 torch.from_numpy(weights).to(self.device, self.x.dtype),
             )
+            grads = [grads[k] for k in self.places]
             live = [number for number in range(every) if not ended[number]]
             if any(plan.penalty is not None for plan in self.plans):
                 grads = self._with_penalties(params, grads, live)
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad
+            if rate is not None:
+                for group in optimizer.param_groups:  # all are at the same of as many steps
+                    first = self.streams[live[0]]
+                    group["lr"] = self.plans[0].config.lr * rate(first.done - 1, first.total)
             optimizer.step()
             for number in live:
                 plan, stream = self.plans[number], self.streams[number]

@@ -151,6 +151,7 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
         kind, config, _ = detect(path, Asked(label=label))
         assert kind == name
         found["source", name] = config
+    found["source", "rotated_images"] = {"root": str(folder / "idx"), "label": 1}
     found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found

@@ -60,7 +60,7 @@ def test_unknown_sources_and_fields_are_refused():
     with pytest.raises(
         UnknownName,
         match="idx, image_folder, image_masks, image_table, interactions, long_tail_mixture, node_table, npz, outputs, "
-        "sklearn, synthetic_interactions, table, text",
+        "rotated_images, sklearn, synthetic_interactions, table, text",
     ):
         load("excel", {})
     with pytest.raises(ConfigError, match="no field datset"):

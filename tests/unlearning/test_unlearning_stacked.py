@@ -13,10 +13,10 @@ from torch import nn
 from contracts.errors import ConfigError, Diverged, NotApplicable
 from contracts.methods import unlearner
 from contracts.progress import silent
+from recipes.models import builder
 from unlearning.descent import Descent, DescentConfig, descend
-from unlearning.stacked import _stack_of, descend_many, unlearn_many
+from unlearning.stacked import _KNOWN, _counts, _stack_of, descend_many, unlearn_many
 
-METHODS = ("finetune", "gradient_ascent", "random_label")
 CLOSE = {"rtol": 0.0, "atol": 1e-9}  # of float64
 
 
@@ -52,9 +52,15 @@ def settings(name: str, **fields: object):
 def both(runs, name: str, **fields: object):
     models, retain, forget = runs
     method, config = unlearner.get(name), settings(name, **fields)
+    needs = {"build": fresh} if "build" in method.spec.needs else {}
     sets = zip(models, retain, forget, range(7, 12), strict=True)
-    loop = [method(m, retain=r, forget=f, config=config, seed=s) for m, r, f, s in sets]
-    return loop, unlearn_many(method, models, retain=retain, forget=forget, config=config, seeds=range(7, 12))
+    loop = [method(m, retain=r, forget=f, config=config, seed=s, **needs) for m, r, f, s in sets]
+    many = unlearn_many(method, models, retain=retain, forget=forget, config=config, seeds=range(7, 12), **needs)
+    return loop, many
+
+
+def fresh(seed: int) -> nn.Module:
+    return builder("mlp", {"hidden": (16,)}, input_shape=(6,), num_outputs=4)(seed).double()
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,8 @@ def both(runs, name: str, **fields: object):
         ("random_label", {"order": "mixed"}),
         ("finetune", {"momentum": 0.0, "weight_decay": 0.1, "epochs": 1}),
         ("finetune", {"epochs": 0}),
+        ("cf_k", {"k": 1, "lr": 0.05}),
+        ("eu_k", {"k": 2, "lr": 0.05, "epochs": 12}),
     ],
 )
 def test_stacked_is_the_loop_for_sets_of_unequal_sizes(runs, flat, name, fields):
@@ -74,6 +82,7 @@ def test_stacked_is_the_loop_for_sets_of_unequal_sizes(runs, flat, name, fields)
     for number, (one, other) in enumerate(zip(loop, many, strict=True)):
         torch.testing.assert_close(flat(other), flat(one), **CLOSE)
         assert not other.training and other is not runs[0][number]
+        assert all(p.requires_grad for p in other.parameters())
         assert torch.equal(flat(runs[0][number]), before[number])
     if fields.get("epochs") != 0:
         assert all((flat(a) - b).abs().max() > 1e-4 for a, b in zip(many, before, strict=True))
@@ -91,6 +100,36 @@ def test_neither_chunks_nor_the_path_change_the_result(runs, flat, chunk):
         got = descend_many(plans_of(runs), progress=silent, path=path, chunk=chunk)
         for one, other in zip(wanted, got, strict=True):
             torch.testing.assert_close(flat(other), flat(one), rtol=0, atol=tolerance)
+
+
+def test_layers_that_stay_stay_and_rates_change_in_step(runs, flat):
+    """By both stacks; those whose epochs have other numbers of steps are not at the same rate, and do not share one."""
+
+    found = plans_of(runs, "finetune", batch=20)
+    one_rate = [dataclasses.replace(plan, frozen=("hidden.0",), rate=falling) for plan in found]
+    steps = {sum(_counts(plan, plan.passes(0))) for plan in one_rate}
+    assert len(steps) > 1
+    loop = [descend(plan, progress=silent) for plan in one_rate]
+    for path in ("auto", "vmap", "mlp"):
+        many = descend_many(one_rate, progress=silent, path=path)
+        for one, other, plan in zip(loop, many, one_rate, strict=True):
+            torch.testing.assert_close(flat(other), flat(one), **CLOSE)
+            assert torch.equal(other.hidden[0].weight, plan.model.hidden[0].weight)
+            assert not torch.equal(other.head.weight, plan.model.head.weight)
+    constant = descend_many(plans_of(runs, "finetune", batch=20), progress=silent)
+    assert all((flat(a) - flat(b)).abs().max() > 1e-4 for a, b in zip(constant, many, strict=True))
+
+
+def falling(step: int, steps: int) -> float:
+    return 1 - step / steps
+
+
+def test_what_a_plan_says_that_is_not_known_takes_the_loop(runs, monkeypatch):
+    plan = dataclasses.replace(plans_of(runs)[0], rate=falling)
+    passes = [list(plan.passes(0))]
+    assert _stack_of(plan, passes, "auto")[0] == "mlp"
+    monkeypatch.setattr("unlearning.stacked._KNOWN", _KNOWN - {"rate"})
+    assert _stack_of(plan, passes, "auto") == ("loop", "rate of the plan is not known here")
 
 
 def adam(parameters: list[nn.Parameter], config: DescentConfig) -> torch.optim.Optimizer:
@@ -148,6 +187,7 @@ def test_one_model_that_diverges_spoils_no_other(runs, flat):
     some = [*models[:2], broken, lost, models[4]]
     got = unlearn_many(method, some, retain=retain, forget=forget, config=config, seeds=seeds)
     assert isinstance(got[2], Diverged) and isinstance(got[3], Diverged)
+    assert "before unlearning" in str(got[3])
     for number in (0, 1, 4):
         assert torch.equal(flat(got[number]), flat(good[number]))
     for number in (2, 3):
@@ -243,11 +283,17 @@ def test_progress_counts_plans(runs):
     assert seen == [(2, 5, "finetune"), (4, 5, "finetune"), (5, 5, "finetune")]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [m.spec.name for m in unlearner if m.spec.plan and "numbers" not in m.spec.wants])
 def test_the_plan_of_a_method_is_what_the_method_does(runs, flat, name):
     models, retain, forget = runs
     method, config = unlearner.get(name), settings(name)
     given = {"retain": retain[0], "forget": forget[0], "config": config, "seed": 3}
+    given |= {"build": fresh} if "build" in method.spec.needs else {}
     assert torch.equal(
         flat(descend(method.spec.plan(models[0], **given), progress=silent)), flat(method(models[0], **given))
     )
+
+
+def test_the_methods_of_the_shadow_audit_say_their_plans():
+    said = {m.spec.name for m in unlearner if m.spec.plan}
+    assert {"finetune", "gradient_ascent", "random_label", "cf_k", "eu_k", "gaussian_amnesiac", "blindspot"} <= said

@@ -1,6 +1,6 @@
 """CF-k, catastrophic forgetting: fine-tune the last k layers on what is kept (Goel et al., 2022).
 
-    theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y),   started at the trained weights;   the others as they were
+    theta_last <- argmin  E_{(x,y) in D \\ S_f} l(theta; x, y),   started at the trained weights;   the others stay
 
 Nothing in it works against S_f: what is not practised is hoped to fade. The last k layers are found in any network by
 ``unlearning.corrective.layers``; what lies before them is in eval mode and keeps every bit. Settings of the corrective
@@ -40,6 +40,24 @@ class LastLayersConfig(DescentConfig):
             raise ConfigError("k = 0 is outside its allowed range: 1 and more, or -1 for all layers")
 
 
+def cf_k_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: LastLayersConfig, seed: int
+) -> Descent:
+    """What :func:`cf_k` does, and raises before any work."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    kept = Pass.over(inputs_of(model, retain))
+    return Descent(
+        model=model,
+        passes=lambda _: [kept],
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="cf_k",
+        rate=bench_rate,
+        frozen=cut_before_last(model, retain, k=config.k).frozen,
+    )
+
+
 @unlearner(
     UnlearnerSpec(
         name="cf_k",
@@ -47,6 +65,7 @@ class LastLayersConfig(DescentConfig):
         doc="Trains the last k layers on with the retained examples only.",
         source="Goel et al., 2022 (arXiv 2201.06640); settings of Goel et al., TMLR 2024 (arXiv 2402.14015)",
         config=LastLayersConfig,
+        plan=cf_k_plan,
     )
 )
 def cf_k(
@@ -76,16 +95,5 @@ def cf_k(
         ConfigError: the model has fewer than ``k`` layers.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
-    kept = Pass.over(inputs_of(model, retain))
-    plan = Descent(
-        model=model,
-        passes=lambda _: [kept],
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="cf_k",
-        rate=bench_rate,
-        frozen=cut_before_last(model, retain, k=config.k).frozen,
-    )
+    plan = cf_k_plan(model, retain=retain, forget=forget, config=config, seed=seed)
     return descend(plan, progress=progress)

@@ -80,6 +80,21 @@ class Sequences:
         ids = batch.inputs["input_ids"].cpu()
         return [row[:n].tolist() for row, n in zip(ids, first.tolist(), strict=True)]
 
+    @cached_property
+    def answers(self) -> list[list[int]]:
+        """The counted tokens of each sequence, after its prompt.
+
+        Raises:
+            DataError: as :attr:`prompts`.
+        """
+        found, prompts = [], self.prompts
+        for start in range(0, len(self), _BLOCK):
+            batch = self.batch(torch.arange(start, min(start + _BLOCK, len(self))))
+            lengths = batch.inputs["attention_mask"].sum(1).tolist()
+            ids = batch.inputs["input_ids"].tolist()
+            found += [row[len(prompts[start + n]) : lengths[n]] for n, row in enumerate(ids)]
+        return found
+
     def answered(self, rows: Tensor, answers: Sequence[Sequence[int]]) -> Batch:
         """The prompts of ``rows`` with other answers (token ids, end of sequence included)."""
         chosen = rows.tolist()
