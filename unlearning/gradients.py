@@ -46,7 +46,7 @@ def summed_gradient(student: nn.Module, inputs: Inputs, *, units: Units | None) 
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in own.items()}
     with eval_mode(student), torch.enable_grad():
         for start in range(0, len(inputs), _BATCH):
-            batch = _in_units(inputs.slice(start, min(start + _BATCH, len(inputs))), units)
+            batch = in_units(inputs.slice(start, min(start + _BATCH, len(inputs))), units)
             loss = inputs.data.task.losses(student, batch).sum()
             for name, g in zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True):
                 if g is not None:
@@ -88,7 +88,7 @@ def _each(
 ) -> Iterator[dict[str, Tensor]]:
     """name -> gradients (b, *shape) of the examples of a block."""
     task = inputs.data.task
-    batch = _in_units(inputs.batch(rows), units)
+    batch = in_units(inputs.batch(rows), units)
     arrays = isinstance(batch.inputs, Tensor) and isinstance(batch.targets, Tensor)
     if isinstance(task, OutputTask) and arrays and not getattr(inputs.data.x, "shared", None):
         yield from per_example_gradients(
@@ -100,7 +100,7 @@ def _each(
         return
     for row in rows.split(1):
         with torch.enable_grad():
-            loss = task.losses(student, _in_units(inputs.batch(row), units)).sum()
+            loss = task.losses(student, in_units(inputs.batch(row), units)).sum()
             gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
         yield {
             name: torch.zeros_like(p)[None] if g is None else g[None]
@@ -108,5 +108,6 @@ def _each(
         }
 
 
-def _in_units(batch: Batch, units: Units | None) -> Batch:
+def in_units(batch: Batch, units: Units | None) -> Batch:
+    """The batch with its targets in the units in which a model is descended."""
     return batch if units is None else dataclasses.replace(batch, targets=units.of(batch.targets))

@@ -6,6 +6,8 @@ et al., ICLR 2024, and Jia et al., NeurIPS 2023).
 
     fisher    H = lambda I + (1/n) sum g_i g_i'  over n retained examples, inverted exactly: with G (n, d) their rows,
               H^-1 v = (v - G' (n lambda I + G G')^-1 G v) / lambda                                (Woodbury)
+              of numbers to predict sum g_i g_i' times D / (2 s^2), D numbers an example, s^2 their mean loss: the
+              Fisher information is that of a likelihood, here Gaussian, of which the squared error is 2 s^2 / D
     hessian   H = lambda I + Hessian of the mean retained loss, dense: for models of at most 4,096 weights
 
 lambda is a share of the mean diagonal of the curvature. Where the full loss is stationary, alpha = 1 is Newton's step
@@ -13,14 +15,14 @@ on the retained loss. The published recursion ("WoodFisher") never refreshes one
 the system is solved instead, in float64. Under a mask the step is that of the weights that may move, the others fixed:
 curvature and v are cut to these before H is inverted.
 
-It is not exact: the loss is not quadratic and the curvature that of at most 1,000 examples. alpha decides; published
+It is not exact: the loss is not quadratic and the curvature that of at most 1,000 examples; what of v lies outside the
+span of their gradients is divided by lambda alone, so that few examples want more damping. alpha decides; published
 default 0.2, searched from 1 to 20.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +40,7 @@ from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 from unlearning.descent import check_sets, finish, inputs_of, start
 from unlearning.edits import finished
-from unlearning.gradients import gradient_rows, summed_gradient, trainable
+from unlearning.gradients import gradient_rows, in_units, summed_gradient, trainable
 from unlearning.masks import Mask, check_mask
 
 _DENSE = 4096  # weights of a dense Hessian: 134 MB in float64
@@ -175,10 +177,26 @@ def _direction(
     size = sum(p.numel() for p in trainable(student).values())
     num = min(config.examples, num_kept, max(1, _NUMBERS // size))
     rng = np.random.default_rng(derive_seed("influence_unlearning", "curvature", seed))
-    rows = gradient_rows(student, kept, np.sort(rng.permutation(num_kept)[:num]).tolist(), units=units)
+    chosen = np.sort(rng.permutation(num_kept)[:num]).tolist()
+    rows = gradient_rows(student, kept, chosen, units=units)
     rows = rows if bool(free.all()) else rows[:, free]
+    if kept.data.task.affine:
+        rows *= _likelihood_factor(student, kept, chosen, units=units) ** 0.5
     diagonal = sum(float(block.double().square().sum()) for block in _row_blocks(rows)) / rows.numel()
     return inverse_fisher_product(rows, v, damping=_damping(diagonal, config.damping))
+
+
+def _likelihood_factor(student: nn.Module, kept: Inputs, chosen: list[int], *, units: Units | None) -> float:
+    """D / (2 s^2): what the second moment of the gradients of a mean squared error is multiplied by to be its
+    curvature."""
+    total, numbers = 0.0, 1
+    with eval_mode(student), torch.no_grad():
+        for rows in torch.tensor(chosen, device=kept.device).split(512):
+            batch = in_units(kept.batch(rows), units)
+            total += float(kept.data.task.losses(student, batch).double().sum())
+            numbers = batch.targets[0].numel()
+    mean = total / len(chosen)
+    return numbers / (2 * mean) if mean > 0 else 1.0
 
 
 def _damping(diagonal: float, share: float) -> float:
@@ -195,9 +213,7 @@ def _hessian(student: nn.Module, kept: Inputs, *, units: Units | None) -> Tensor
     total = torch.zeros(size, size, dtype=torch.float64, device=kept.device)
     with eval_mode(student), torch.enable_grad():
         for first in range(0, len(kept), 256):
-            batch = kept.slice(first, min(first + 256, len(kept)))
-            if units is not None:
-                batch = dataclasses.replace(batch, targets=units.of(batch.targets))
+            batch = in_units(kept.slice(first, min(first + 256, len(kept))), units)
             loss = kept.data.task.losses(student, batch).sum()
             gradients = torch.autograd.grad(loss, own, create_graph=True, allow_unused=True)
             flat = torch.cat(

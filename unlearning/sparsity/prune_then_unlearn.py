@@ -199,7 +199,7 @@ def prune_then_unlearn(
     """
     method = unlearner.get(config.unlearner.name)
     _refuse_unmasked(method)
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("losses", *method.spec.wants))
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("features", *method.spec.wants))
     beats_constant(model, probe(retain, seed=seed), what="the model before unlearning")  # it has to be one
     data = joined(retain, forget)
     sparse_seed = derive_seed("prune_then_unlearn", seed) % 2**31
