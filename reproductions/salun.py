@@ -1,7 +1,7 @@
 """SalUn: saliency unlearning, with its baselines (Fan et al., ICLR 2024) on Fashion-MNIST.
 
     4,000 training and 2,000 test images, conv 16 - conv 32 of stride 2 - fc 64, 30 epochs of SGD 0.05 with a cosine
-    1   class 3 is forgotten: 5 epochs of SalUn come near to retraining, fine-tuning alone and the model as it was do not
+    1   class 3 is forgotten: 5 epochs of SalUn come near to retraining; fine-tuning and the model as it was do not
     2   400 random images are forgotten, learning rates chosen by avg_gap on 400 others
     3   what the mask holds is in the result as it was, to the bit
     4   the membership test calls what retraining forgot a non-member about as often as it does test images
@@ -86,9 +86,14 @@ class Split:
         found = evaluate(model, **self.sets, test=self.test, seed=self.seed, metrics=METRICS)
         return {name: math.nan if (value := found[name]) is None else value for name in METRICS}
 
+    @property
+    def retrained_seed(self) -> int:
+        """Of the retraining, another than the original model's."""
+        return derive_seed("retrained", self.seed) % 2**31
+
     def retrained(self) -> nn.Module:
         """The recipe on what is kept."""
-        return TRAINER.one(self.retain.by_id(), derive_seed("retrained", self.seed) % 2**31)
+        return TRAINER.one(self.retain, self.retrained_seed)
 
 
 def avg_gap(figures: Figures, reference: Figures) -> float:

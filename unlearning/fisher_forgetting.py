@@ -7,9 +7,10 @@ Jia et al., NeurIPS 2023).
     theta <- theta0 + sqrt(var) N(0, 1)
     class forgetting: of a class of which nothing is retained the output layer's row is N(0, 1e-4)
 
-``batch`` > 1 squares mean gradients of so many examples in one with p_y averaged too, as the published code does with
-32: smaller by about that factor, and no Fisher information. alpha is fragile: 1e-9 to 1e-6 by the published code, the
-result is worthless above and unchanged below; a ruin raises ``Diverged``.
+``batch`` > 1 squares the mean gradient of so many examples, weighted by their mean p_y, as the published code does with
+32: no Fisher information, and many times larger, since a label that is unlikely for one example is not for another.
+alpha is fragile: 1e-9 to 1e-6 by the published code, the result is worthless above and unchanged below; a ruin raises
+``Diverged``.
 
 It is not a descent: nothing is trained, and nothing brings back what the noise takes from the retained examples.
 Shapes: F and var as the parameters.
