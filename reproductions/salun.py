@@ -70,12 +70,13 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What is forgotten and what is kept, and how models are measured on it."""
+    """What is forgotten and what is kept, and how models are made and measured on it."""
 
     retain: ExampleSet
     forget: ExampleSet
     test: ExampleSet
     seed: int
+    trainer: Trainer
 
     @property
     def sets(self) -> dict[str, ExampleSet]:
@@ -93,7 +94,7 @@ class Split:
 
     def retrained(self) -> nn.Module:
         """The recipe on what is kept."""
-        return TRAINER.one(self.retain, self.retrained_seed)
+        return self.trainer.one(self.retain, self.retrained_seed)
 
 
 def avg_gap(figures: Figures, reference: Figures) -> float:
@@ -110,9 +111,9 @@ def fashion(seed: int) -> tuple[ExampleSet, ExampleSet]:
     return train, test
 
 
-def of_rows(train: ExampleSet, test: ExampleSet, gone: np.ndarray, *, seed: int) -> Split:
+def of_rows(train: ExampleSet, test: ExampleSet, gone: np.ndarray, *, seed: int, trainer: Trainer = TRAINER) -> Split:
     """The split that forgets the rows of a mask."""
-    return Split(train.take(np.flatnonzero(~gone)), train.take(np.flatnonzero(gone)), test, seed)
+    return Split(train.take(np.flatnonzero(~gone)), train.take(np.flatnonzero(gone)), test, seed, trainer)
 
 
 @reproduction(card=6, name="salun", paper="Fan et al. 2024")
