@@ -95,10 +95,8 @@ def test_numbers_to_predict_are_held_to_the_bit_though_their_units_change():
     world = numbers()
     model, train = world.needs["model"], world.train.by_id()
     mask = half_mask(model)
-    got = finetune(
-        model, retain=train.take(np.arange(70)), forget=train.take(np.arange(70, 90)), config=FinetuneConfig(lr=0.01),
-        seed=0, mask=mask,
-    )  # fmt: off
+    sets = {"retain": train.take(np.arange(70)), "forget": train.take(np.arange(70, 90))}
+    got = finetune(model, **sets, config=FinetuneConfig(lr=0.01), seed=0, mask=mask)
     assert moved_outside(got, model, mask) == 0
     assert moved_inside(got, model, mask) > 0
 
