@@ -78,6 +78,24 @@ def test_a_mask_that_does_not_fit_is_refused(world, name):
             method(world.model, **world.sets, config=config, seed=0, mask=wrong)
 
 
+def test_what_is_held_is_held_after_every_step_and_not_only_at_the_end(world):
+    # let go until the end, the held weights would have drawn the free ones elsewhere
+    mask = half_mask(world.model)
+    config = FinetuneConfig(lr=0.05, epochs=6, batch=400, momentum=0.9, weight_decay=0.1)
+    got = finetune(world.model, **world.sets, config=config, seed=0, mask=mask)
+    twin, order = copy.deepcopy(world.model), np.argsort(world.retain.example_id)
+    x, y = torch.from_numpy(world.retain.inputs(order)), torch.from_numpy(world.retain.y[order])
+    velocity = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    for _ in range(6):
+        gradients = torch.autograd.grad(F.cross_entropy(twin(x), y), list(twin.parameters()))
+        with torch.no_grad():
+            for (name, p), g in zip(twin.named_parameters(), gradients, strict=True):
+                velocity[name].mul_(0.9).add_((g + 0.1 * p) * mask[name])
+                p.sub_(0.05 * velocity[name])
+    for p, q in zip(got.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
 def test_zeroing_gradients_alone_would_not_hold_a_weight(world):
     # the mutant that the published code had: weight decay moves weights whose gradient is zero
     mask, mutant = half_mask(world.model), copy.deepcopy(world.model)
@@ -158,7 +176,9 @@ def test_two_masks_together():
 # ---- saliency ----------------------------------------------------------------------------------------------------
 
 
-def test_saliency_is_the_gradient_of_the_summed_loss(world):
+@pytest.mark.parametrize("batch", [512, 7])
+def test_saliency_is_the_gradient_of_the_summed_loss(world, monkeypatch, batch):
+    monkeypatch.setattr("unlearning.gradients._BATCH", batch)  # signed sums over batches, sizes at the end alone
     twin = copy.deepcopy(world.model)
     order = np.argsort(world.forget.example_id)
     x, y = torch.from_numpy(world.forget.inputs(order)), torch.from_numpy(world.forget.y[order])
