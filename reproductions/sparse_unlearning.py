@@ -14,13 +14,14 @@ from __future__ import annotations
 from torch import nn
 
 from contracts.digests import derive_seed
-from contracts.progress import Progress
+from contracts.progress import Progress, silent
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.training import Trainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from reproductions.salun import FORGOTTEN, Figures, Split, avg_gap, fashion, of_rows
-from unlearning.finetune import FinetuneConfig, finetune
+from unlearning.finetune import FinetuneConfig, finetune, finetune_plan
+from unlearning.masked import descend_masked
 from unlearning.sparsity.l1_sparse import L1SparseConfig, l1_sparse
 from unlearning.sparsity.measures import near_zero, sparsity
 from unlearning.sparsity.prune_then_unlearn import joined
@@ -77,7 +78,8 @@ def _pruned(
     sparse, mask = iterative_magnitude_prune(
         TRAINER, data, _model_seed(split.seed), dense=model, names=names, rate=asked, origin=early
     )
-    unlearned = finetune(sparse, **split.sets, config=FinetuneConfig(**FT), seed=split.seed, mask=mask)
+    plan = finetune_plan(sparse, **split.sets, config=FinetuneConfig(**FT), seed=split.seed)
+    unlearned = descend_masked(plan, sparse, mask, progress=silent)
     figures = split.figures(unlearned)
     reference = split.figures(train_masked(TRAINER, split.retain, split.retrained_seed, mask))
     size = sum(p.numel() for name, p in model.named_parameters() if name in names)

@@ -33,7 +33,8 @@ from recipes.predict import eval_mode
 from recipes.rng import generator
 from sources.example_set import ExampleSet
 from tasks.base import answers
-from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, inputs_of
+from unlearning.masked import descend_masked
 from unlearning.masks import Mask, check_mask
 
 
@@ -161,9 +162,9 @@ def boundary_expand(
         config=config,
         seed=seed,
         name="boundary_expand",
-        mask=None if mask is None else {n: _extended(m) if n.startswith(f"{name}.") else m for n, m in mask.items()},
     )
-    student = descend(plan, progress=progress)
+    wider = {n: _extended(m) if n.startswith(f"{name}.") else m for n, m in (mask or {}).items()}
+    student = descend_masked(plan, expanded, wider, progress=progress)
     trained = student.get_submodule(name)
     assert isinstance(trained, _Expanded)
     _put(student, name, trained.cut(head))

@@ -34,7 +34,6 @@ from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
 from tasks.base import Batch, OutputTask, answers
 from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
-from unlearning.masks import Mask, check_mask
 
 _BATCH = 256
 
@@ -116,6 +115,19 @@ def _nearest(model: nn.Module, inputs: Inputs, rows: slice, within: ValueRange, 
     return said[:, : data.num_classes].argmax(dim=1).cpu().numpy()
 
 
+def boundary_shrink_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: BoundaryShrinkConfig, seed: int
+) -> Descent:
+    """What :func:`boundary_shrink` does, and raises before any work but two passes over the examples to be
+    forgotten."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=False, wants=("outputs", "classes", "features"))
+    targets = nearest_labels(model, forget, within=value_range(retain, forget), step=config.step)
+    gone = Pass.over(inputs_of(model, forget), targets=targets)
+    return Descent(
+        model=model, passes=lambda _: [gone], retain=retain, config=config, seed=seed, name="boundary_shrink"
+    )
+
+
 @unlearner(
     UnlearnerSpec(
         name="boundary_shrink",
@@ -123,7 +135,7 @@ def _nearest(model: nn.Module, inputs: Inputs, rows: slice, within: ValueRange, 
         doc="Teaches the examples to be forgotten the class on the other side of their nearest boundary.",
         source="Chen et al., Boundary Unlearning, CVPR 2023; Fan et al., ICLR 2024, arXiv 2310.12508, baseline BS",
         config=BoundaryShrinkConfig,
-        masked=True,
+        plan=boundary_shrink_plan,
     )
 )
 def boundary_shrink(
@@ -133,7 +145,6 @@ def boundary_shrink(
     forget: ExampleSet,
     config: BoundaryShrinkConfig,
     seed: int,
-    mask: Mask | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Train a copy of ``model`` to say of ``forget`` what the model says on the other side of the boundary.
@@ -144,7 +155,6 @@ def boundary_shrink(
         forget: (N_f) examples to remove; with none of them the copy is returned as it is.
         config: see :class:`BoundaryShrinkConfig`.
         seed: batch order and dropout.
-        mask: weights that may move, by name of parameter; None: every one.
         progress: called after each step.
 
     Returns:
@@ -152,20 +162,7 @@ def boundary_shrink(
 
     Raises:
         DataError, NotApplicable: see ``check_sets``.
-        InvalidInput: a mask that does not fit the model.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=False, wants=("outputs", "classes", "features"))
-    check_mask(model, mask)
-    gone = inputs_of(model, forget)
-    targets = nearest_labels(model, forget, within=value_range(retain, forget), step=config.step)
-    plan = Descent(
-        model=model,
-        passes=lambda _: [Pass.over(gone, targets=targets)],
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="boundary_shrink",
-        mask=mask,
-    )
+    plan = boundary_shrink_plan(model, retain=retain, forget=forget, config=config, seed=seed)
     return descend(plan, progress=progress)

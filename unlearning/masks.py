@@ -5,7 +5,7 @@
 Restoring is what holds a weight: with its gradient set to zero, weight decay and a momentum from before would still
 move it. What is restored needs no masked gradient and no masked momentum either, since both act weight by weight. A
 saliency mask (Fan et al., ICLR 2024) holds the weights that say little of the forget set, a pruning mask (Jia et al.,
-NeurIPS 2023) those that are zero; both are the same thing here, and an unlearner that declares ``masked`` takes either.
+NeurIPS 2023) those that are zero; both are the same thing here: ``unlearning.masked`` runs an unlearner under either.
 
 A mask is a mapping from names of parameters to bool tensors of their shapes. A parameter that it does not name may
 move. Buffers (the running statistics of batch norm) are no weights and are not held.
@@ -62,9 +62,10 @@ class Held:
 
     @torch.no_grad()
     def restore(self, parameters: Mapping[str, Tensor]) -> None:
-        """Put the held weights back, in place; a leading axis of models is allowed."""
+        """Put the held weights back, in place, of those that are there; a leading axis of models is allowed."""
         for name, chosen in self.mask.items():
-            parameters[name].copy_(torch.where(chosen, parameters[name], self.values[name]))
+            if name in parameters:
+                parameters[name].copy_(torch.where(chosen, parameters[name], self.values[name]))
 
 
 def both(first: Mask | None, second: Mask | None) -> Mask | None:

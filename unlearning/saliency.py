@@ -40,18 +40,15 @@ def weight_saliency(model: nn.Module, forget: ExampleSet, *, retain: ExampleSet)
     return {name: g.abs() for name, g in found.items()}
 
 
-def saliency_mask(
-    model: nn.Module, forget: ExampleSet, *, retain: ExampleSet, fraction: float, within: Mask | None = None
-) -> Mask | None:
+def saliency_mask(model: nn.Module, forget: ExampleSet, *, retain: ExampleSet, fraction: float) -> Mask | None:
     """The share of the weights that react most to ``forget``: those that may move.
 
     Args:
         model, forget, retain: as of :func:`weight_saliency`.
         fraction: k, in (0, 1]; 1 is no mask at all.
-        within: weights that may move anyway; the share is one of these.
 
     Returns:
-        bool by name, with exactly floor(k d) True, or ``within`` where k = 1.
+        bool by name, with exactly floor(k d) True, or None where k = 1.
 
     Raises:
         InvalidInput: a fraction outside (0, 1].
@@ -60,7 +57,6 @@ def saliency_mask(
     if not 0 < fraction <= 1:
         raise InvalidInput(f"fraction = {fraction} is outside its allowed range: > 0 and <= 1")
     if fraction == 1:
-        return within
+        return None
     scores = weight_saliency(model, forget, retain=retain)
-    free = sum(int(within[n].sum()) if within is not None and n in within else s.numel() for n, s in scores.items())
-    return top(scores, part_of(fraction, free), within=within)
+    return top(scores, part_of(fraction, sum(s.numel() for s in scores.values())))

@@ -2,9 +2,9 @@
 
     theta <- unlearner(theta0, D_r, D_f),   theta_j = theta0_j wherever m_j = 0      m: as of ``salun``, once, at theta0
 
-Any registered unlearner that declares ``masked`` (FT, GA, RL, boundary shrink and expand, IU, l1-sparse, ...) runs as
-it is, with the same random numbers; a share k of the weights, those that react most to the forget set, may move. With
-k = 1 the result is that of the unlearner alone, to the bit.
+Any registered unlearner that can be put under a mask (``unlearning.masked``: FT, GA, RL, boundary shrink and expand,
+IU, l1-sparse, ...) runs as it is, with the same random numbers; a share k of the weights, those that react most to the
+forget set, may move. With k = 1 the result is that of the unlearner alone, to the bit.
 
 It is not a method of its own: what forgets is the unlearner that is named.
 """
@@ -22,7 +22,8 @@ from contracts.progress import Progress, silent
 from contracts.subject import Choice
 from sources.example_set import ExampleSet
 from unlearning.descent import check_sets
-from unlearning.masks import Mask, check_mask
+from unlearning.masked import takes_mask, unlearn_masked
+from unlearning.masks import Mask, both, check_mask
 from unlearning.saliency import saliency_mask
 
 
@@ -80,7 +81,7 @@ def saliency_masked(
         forget: (N_f) examples to remove.
         config: see :class:`SaliencyMaskedConfig`.
         seed: of the unlearner, which draws as it does alone.
-        mask: weights that may move anyway, of which the salient ones are a share; None: every one.
+        mask: weights that may move besides: only those that both let do; None: every one.
         progress: as the unlearner tells it.
 
     Returns:
@@ -92,19 +93,19 @@ def saliency_masked(
         DataError, Diverged: as the unlearner raises.
     """
     method = unlearner.get(config.unlearner.name)
-    if not method.spec.masked or method.spec.needs:
-        can = ", ".join(m.spec.name for m in unlearner if m.spec.masked and not m.spec.needs)
+    if not takes_mask(method.spec) or method.spec.needs:
+        can = ", ".join(m.spec.name for m in unlearner if takes_mask(m.spec) and not m.spec.needs)
         raise NotApplicable(f"saliency_masked: {method.spec.name} takes no mask of weights; these do: {can}")
     check_sets(model, retain=retain, forget=forget, trains_on_retain=False, wants=method.spec.wants)
     check_mask(model, mask)
-    salient = saliency_mask(model, forget, retain=retain, fraction=config.mask_fraction, within=mask)
-    found: nn.Module = method(
+    salient = saliency_mask(model, forget, retain=retain, fraction=config.mask_fraction)
+    return unlearn_masked(
+        method,
         model,
         retain=retain,
         forget=forget,
         config=method.spec.config.from_mapping(config.unlearner.config),
         seed=seed,
-        mask=salient,
+        mask=both(salient, mask),
         progress=progress,
     )
-    return found

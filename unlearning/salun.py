@@ -32,9 +32,9 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from unlearning.descent import Parameters, descend
-from unlearning.masks import Mask, check_mask, part_of
-from unlearning.random_label import RandomLabelConfig, relabelling
+from unlearning.descent import Descent, Parameters, descend
+from unlearning.masks import Held, part_of
+from unlearning.random_label import RandomLabelConfig, random_label_plan
 from unlearning.saliency import saliency_mask
 
 
@@ -75,6 +75,20 @@ def soft_threshold(start: Parameters, *, fraction: float) -> Callable[[Parameter
     return project
 
 
+def salun_plan(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: SalUnConfig, seed: int) -> Descent:
+    """What :func:`salun` does, and raises before any work but one pass over the examples to be forgotten."""
+    plan = random_label_plan(model, retain=retain, forget=forget, config=config, seed=seed)
+    plan = dataclasses.replace(plan, name="salun", draws="random_label")
+    own: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    if config.mask_kind == "soft":
+        return dataclasses.replace(plan, project=soft_threshold(own, fraction=config.mask_fraction))
+    mask = saliency_mask(model, forget, retain=retain, fraction=config.mask_fraction)
+    if mask is None:
+        return plan
+    held = Held.of(own, mask)
+    return dataclasses.replace(plan, project=lambda parameters, done, total: held.restore(parameters))
+
+
 @unlearner(
     UnlearnerSpec(
         name="salun",
@@ -82,7 +96,7 @@ def soft_threshold(start: Parameters, *, fraction: float) -> Callable[[Parameter
         doc="Random labels on the examples to be forgotten, moving only the weights that are salient to them.",
         source="Fan et al., SalUn, ICLR 2024, arXiv 2310.12508",
         config=SalUnConfig,
-        masked=True,
+        plan=salun_plan,
     )
 )
 def salun(
@@ -92,7 +106,6 @@ def salun(
     forget: ExampleSet,
     config: SalUnConfig,
     seed: int,
-    mask: Mask | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Relabel ``forget`` at random each epoch and train the salient weights of a copy of ``model`` on both sets.
@@ -103,7 +116,6 @@ def salun(
         forget: (N_f) examples to remove; with none of them every saliency is zero and the first weights may move.
         config: see :class:`SalUnConfig`.
         seed: random labels, batch order and dropout; the same as those of ``random_label``.
-        mask: weights that may move anyway, of which the salient ones are a share; None: every one.
         progress: called after each step.
 
     Returns:
@@ -111,15 +123,6 @@ def salun(
 
     Raises:
         DataError, NotApplicable: see ``check_sets``; fewer than two classes with ``exclude_true_label``.
-        InvalidInput: a mask that does not fit the model.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_mask(model, mask)
-    plan = relabelling(model, retain=retain, forget=forget, config=config, seed=seed, name="salun")
-    if config.mask_kind == "soft":
-        origin: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        plan = dataclasses.replace(plan, mask=mask, project=soft_threshold(origin, fraction=config.mask_fraction))
-    else:
-        salient = saliency_mask(model, forget, retain=retain, fraction=config.mask_fraction, within=mask)
-        plan = dataclasses.replace(plan, mask=salient)
-    return descend(plan, progress=progress)
+    return descend(salun_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress)

@@ -14,15 +14,22 @@ from torch.nn import functional as F
 from contracts.errors import ConfigError, Diverged, InvalidInput, NotApplicable, UnknownName
 from contracts.methods import unlearner
 from contracts.params import references
+from contracts.progress import silent
 from palimpsest.testing.worlds import numbers
-from unlearning.finetune import FinetuneConfig, finetune
+from tasks.base import named
+from unlearning.finetune import FinetuneConfig, finetune_plan
+from unlearning.masked import descend_masked, takes_mask, unlearn_masked
 from unlearning.masks import Held, both, check_mask, density, part_of, top
 from unlearning.random_label import RandomLabelConfig, random_label
 from unlearning.saliency import saliency_mask, weight_saliency
 from unlearning.saliency_masked import SaliencyMaskedConfig, saliency_masked
 from unlearning.salun import SalUnConfig, salun, soft_threshold
 
-MASKED = [m.spec.name for m in unlearner if m.spec.masked]
+MASKED = [
+    m.spec.name
+    for m in unlearner
+    if takes_mask(m.spec) and not m.spec.needs and named("classification").gives(*m.spec.wants)
+]
 ROUGH = {"momentum": 0.9, "weight_decay": 0.1, "epochs": 3, "batch": 16}
 
 
@@ -41,6 +48,10 @@ def moved_inside(result: nn.Module, model: nn.Module, mask) -> int:
     return sum(int((own[n] != p)[mask[n]].sum()) for n, p in model.named_parameters() if n in mask)
 
 
+def masked(plan_of, model: nn.Module, sets, config, mask) -> nn.Module:
+    return descend_masked(plan_of(model, **sets, config=config, seed=0), model, mask, progress=silent)
+
+
 def fields_of(name: str) -> dict[str, object]:
     known = {f.name for f in dataclasses.fields(unlearner.get(name).spec.config)}
     return {key: value for key, value in {**ROUGH, "lr": 0.01, "alpha": 1e-3}.items() if key in known}
@@ -50,7 +61,7 @@ def fields_of(name: str) -> dict[str, object]:
 def test_what_a_mask_holds_is_as_it_was_to_the_bit(world, name):
     method, mask = unlearner.get(name), half_mask(world.model)
     config = method.spec.config.from_mapping(fields_of(name))
-    got = method(world.model, **world.sets, config=config, seed=0, mask=mask)
+    got = unlearn_masked(method, world.model, **world.sets, config=config, seed=0, mask=mask, progress=silent)
     assert moved_outside(got, world.model, mask) == 0
     assert moved_inside(got, world.model, mask) > 0
 
@@ -61,10 +72,7 @@ def test_a_mask_of_everything_is_no_mask(world, flat, name):
     config = method.spec.config.from_mapping(fields_of(name))
     whole = {n: torch.ones_like(p, dtype=torch.bool) for n, p in world.model.named_parameters()}
     alone = method(world.model, **world.sets, config=config, seed=3)
-    under = method(world.model, **world.sets, config=config, seed=3, mask=whole)
-    if name in ("salun", "saliency_masked"):  # half of them, and the same half
-        salient = saliency_mask(world.model, world.forget, retain=world.retain, fraction=0.5)
-        assert moved_outside(under, world.model, salient) == 0
+    under = unlearn_masked(method, world.model, **world.sets, config=config, seed=3, mask=whole, progress=silent)
     assert torch.equal(flat(alone), flat(under))
 
 
@@ -75,14 +83,14 @@ def test_a_mask_that_does_not_fit_is_refused(world, name):
     first = next(n for n, _ in world.model.named_parameters())
     for wrong in ({"nobody": torch.ones(1, dtype=torch.bool)}, {first: torch.ones(2, dtype=torch.bool)}):
         with pytest.raises(InvalidInput, match="mask: "):
-            method(world.model, **world.sets, config=config, seed=0, mask=wrong)
+            unlearn_masked(method, world.model, **world.sets, config=config, seed=0, mask=wrong, progress=silent)
 
 
 def test_what_is_held_is_held_after_every_step_and_not_only_at_the_end(world):
     # let go until the end, the held weights would have drawn the free ones elsewhere
     mask = half_mask(world.model)
     config = FinetuneConfig(lr=0.05, epochs=6, batch=400, momentum=0.9, weight_decay=0.1)
-    got = finetune(world.model, **world.sets, config=config, seed=0, mask=mask)
+    got = masked(finetune_plan, world.model, world.sets, config, mask)
     twin, order = copy.deepcopy(world.model), np.argsort(world.retain.example_id)
     x, y = torch.from_numpy(world.retain.inputs(order)), torch.from_numpy(world.retain.y[order])
     velocity = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
@@ -114,7 +122,7 @@ def test_numbers_to_predict_are_held_to_the_bit_though_their_units_change():
     model, train = world.needs["model"], world.train.by_id()
     mask = half_mask(model)
     sets = {"retain": train.take(np.arange(70)), "forget": train.take(np.arange(70, 90))}
-    got = finetune(model, **sets, config=FinetuneConfig(lr=0.01), seed=0, mask=mask)
+    got = masked(finetune_plan, model, sets, FinetuneConfig(lr=0.01), mask)
     assert moved_outside(got, model, mask) == 0
     assert moved_inside(got, model, mask) > 0
 
@@ -210,13 +218,8 @@ def test_the_density_is_exact_and_the_most_salient_are_in(world, fraction):
     assert flat[chosen].min() >= flat[~chosen].max()
 
 
-def test_a_share_within_a_mask_is_of_what_that_leaves(world):
-    within = half_mask(world.model)
-    free = sum(int(m.sum()) for m in within.values())
-    mask = saliency_mask(world.model, world.forget, retain=world.retain, fraction=0.5, within=within)
-    assert sum(int(m.sum()) for m in mask.values()) == free // 2
-    assert all(not bool((m & ~within[n]).any()) for n, m in mask.items())
-    assert saliency_mask(world.model, world.forget, retain=world.retain, fraction=1.0, within=within) is within
+def test_a_fraction_out_of_range_is_refused_and_all_of_it_is_no_mask(world):
+    assert saliency_mask(world.model, world.forget, retain=world.retain, fraction=1.0) is None
     with pytest.raises(InvalidInput, match="fraction"):
         saliency_mask(world.model, world.forget, retain=world.retain, fraction=0.0)
 

@@ -31,8 +31,8 @@ from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
 from unlearning.descent import Descent, DescentConfig, Parameters, Pass, check_sets, descend, inputs_of
-from unlearning.masks import Mask, check_mask, top
-from unlearning.sparsity.pruning import LAYERS, kept, prunable
+from unlearning.masks import top
+from unlearning.sparsity.pruning import LAYERS, apply_mask, kept, prunable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +73,28 @@ def l1_penalty(parameters: Parameters, gamma: float) -> Tensor:
     return gamma * torch.stack([p.abs().sum() for p in parameters.values()]).sum()
 
 
+def l1_sparse_plan(
+    model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: L1SparseConfig, seed: int
+) -> Descent:
+    """What :func:`l1_sparse` does, and raises before any work."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
+    kept_pass = Pass.over(inputs_of(model, retain))
+    project = None
+    if config.prune_to:
+        model, project = _pruning(model, config)
+    return Descent(
+        model=model,
+        passes=lambda _: [kept_pass],
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="l1_sparse",
+        draws="finetune",
+        penalty=(lambda parameters, epoch: l1_penalty(parameters, gamma_of(epoch, config))) if config.gamma else None,
+        project=project,
+    )
+
+
 @unlearner(
     UnlearnerSpec(
         name="l1_sparse",
@@ -80,7 +102,7 @@ def l1_penalty(parameters: Parameters, gamma: float) -> Tensor:
         doc="Trains on with the retained examples and a fading l1 penalty.",
         source="Jia et al., Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023, arXiv 2304.04934",
         config=L1SparseConfig,
-        masked=True,
+        plan=l1_sparse_plan,
     )
 )
 def l1_sparse(
@@ -90,7 +112,6 @@ def l1_sparse(
     forget: ExampleSet,
     config: L1SparseConfig,
     seed: int,
-    mask: Mask | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Fine-tune a copy of ``model`` on ``retain`` under an l1 penalty.
@@ -101,7 +122,6 @@ def l1_sparse(
         forget: (N_f) examples to remove; used only to check that the two sets are disjoint.
         config: see :class:`L1SparseConfig`.
         seed: batch order and dropout, the same as those of ``finetune``.
-        mask: weights that may move, or be pruned, by name of parameter; None: every one.
         progress: called after each step.
 
     Returns:
@@ -109,62 +129,34 @@ def l1_sparse(
 
     Raises:
         DataError, NotApplicable: see ``check_sets``; nothing to prune.
-        InvalidInput: a mask that does not fit the model.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True)
-    check_mask(model, mask)
-    passes = [Pass.over(inputs_of(model, retain))]
-    project = None
-    if config.prune_to:
-        model, project = _pruning(model, config, mask=mask)
-    plan = Descent(
-        model=model,
-        passes=lambda _: passes,
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="l1_sparse",
-        draws="finetune",
-        penalty=(lambda parameters, epoch: l1_penalty(parameters, gamma_of(epoch, config))) if config.gamma else None,
-        project=project,
-        mask=mask,
-    )
-    return descend(plan, progress=progress)
+    return descend(l1_sparse_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress)
 
 
-def _pruning(
-    model: nn.Module, config: L1SparseConfig, *, mask: Mask | None
-) -> tuple[nn.Module, Callable[[Parameters, int, int], None]]:
+def _pruning(model: nn.Module, config: L1SparseConfig) -> tuple[nn.Module, Callable[[Parameters, int, int], None]]:
     """A copy of ``model`` as the first epoch takes it, and what prunes it on the way."""
     model = copy.deepcopy(model)
     names = prunable(model, layers=config.layers)
     own = dict(model.named_parameters())
-    may = {n: torch.ones_like(own[n], dtype=torch.bool) if mask is None or n not in mask else mask[n] for n in names}
-    may = {n: chosen.to(own[n].device) for n, chosen in may.items()}
-    total, prunings = sum(int(chosen.sum()) for chosen in may.values()), config.epochs // config.prune_every
-    alive = may
-    done_prunings = 0
+    total, prunings = sum(own[name].numel() for name in names), config.epochs // config.prune_every
+    alive, number = {name: torch.ones_like(own[name], dtype=torch.bool) for name in names}, 0
 
     @torch.no_grad()
     def prune(parameters: Parameters) -> None:
-        nonlocal alive, done_prunings
-        done_prunings += 1
-        count = kept(total, 1 - (1 - config.prune_to) ** (done_prunings / prunings))
+        nonlocal alive, number
+        number += 1
+        count = kept(total, 1 - (1 - config.prune_to) ** (number / prunings))
         alive = top({name: parameters[name].detach().abs() for name in names}, count, within=alive)
 
-    @torch.no_grad()
-    def hold(parameters: Parameters) -> None:
-        for name in names:
-            parameters[name].masked_fill_(may[name] & ~alive[name], 0.0)
-
-    def project(parameters: Parameters, done: int, total_steps: int) -> None:
-        epoch, inside = divmod(done * config.epochs, total_steps)
+    def project(parameters: Parameters, done: int, steps: int) -> None:
+        epoch, inside = divmod(done * config.epochs, steps)
         if not inside and epoch < config.epochs and (config.epochs - epoch) % config.prune_every == 0:
             prune(parameters)
-        hold(parameters)
+        for name in names:
+            parameters[name].masked_fill_(~alive[name], 0.0)
 
     if config.epochs % config.prune_every == 0:
         prune(own)
-        hold(own)
+        apply_mask(model, alive)
     return model, project

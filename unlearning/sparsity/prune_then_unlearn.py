@@ -40,6 +40,7 @@ from contracts.subject import Choice
 from sources.example_set import ExampleSet
 from sources.rows import Rows
 from unlearning.descent import beats_constant, check_sets, probe
+from unlearning.masked import takes_mask, unlearn_masked
 from unlearning.masks import Mask
 from unlearning.saliency_masked import check_choice
 from unlearning.sparsity.pruning import (
@@ -204,18 +205,12 @@ def prune_then_unlearn(
     data = joined(retain, forget)
     sparse_seed = derive_seed("prune_then_unlearn", seed) % 2**31
     sparse, mask = sparse_model(recipe, data, sparse_seed, config=config, dense=model, progress=progress)
-    given: dict[str, Any] = {"mask": mask} if method.spec.masked else {}
+    given: dict[str, Any] = {"retain": retain, "forget": forget, "seed": seed, "progress": progress}
+    given["config"] = method.spec.config.from_mapping(config.unlearner.config)
     if "train" in method.spec.needs:
         given["train"] = lambda part, seed: train_masked(recipe, part, seed, mask, progress=progress)
-    result: nn.Module = method(
-        sparse,
-        retain=retain,
-        forget=forget,
-        config=method.spec.config.from_mapping(config.unlearner.config),
-        seed=seed,
-        progress=progress,
-        **given,
-    )
+    masked = takes_mask(method.spec)
+    result: nn.Module = unlearn_masked(method, sparse, mask=mask, **given) if masked else method(sparse, **given)
     if num := moved(result, mask):
         raise NotApplicable(f"prune_then_unlearn: {method.spec.name} has moved {num} pruned weights")
     return result
@@ -224,7 +219,7 @@ def prune_then_unlearn(
 def _refuse_unmasked(method: Method[UnlearnerSpec]) -> None:
     def can(one: Method[UnlearnerSpec]) -> bool:
         spec = one.spec
-        return (spec.masked or spec.exact or spec.control) and set(spec.needs) <= {"train"}
+        return (takes_mask(spec) or spec.exact or spec.control) and set(spec.needs) <= {"train"}
 
     if not can(method):
         able = ", ".join(one.spec.name for one in unlearner if can(one))
