@@ -1,9 +1,10 @@
 """Model sparsity can simplify machine unlearning (Jia et al., NeurIPS 2023) on Fashion-MNIST.
 
-    4,000 training and 2,000 test images, conv 16 - conv 32 with pooling - fc 64, 30 epochs of SGD 0.05 with a cosine;
-    class 3 is forgotten, 5 epochs at 0.02
-    1   l1-sparse forgets more than plain fine-tuning at the same rate, for the same accuracy
-    2   so does fine-tuning after pruning to 98% and 99%, which comes nearer to the retraining of the same mask
+    4,000 training and 2,000 test images, conv 16 - conv 32 of stride 2 - fc 64, 30 epochs of SGD 0.05 with a cosine;
+    class 3 is forgotten, 5 epochs at 0.02; all convolutions and linear maps are pruned
+    1   l1-sparse forgets more than plain fine-tuning with the same steps (of 48 images), for the same accuracy
+    2   so does fine-tuning (steps of 32) after pruning to 98% and 99%, and comes nearer to the retraining of the same
+        mask than the dense model to its own
     3   pruned weights stay zero, and the sparsity is what was asked for
 
 Nothing is claimed at 80% to 95%: on so small a network the effect is absent there, or reversed.
@@ -11,15 +12,14 @@ Nothing is claimed at 80% to 95%: on so small a network the effect is absent the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress, silent
-from recipes.models import builder
-from recipes.schedule import SupervisedConfig
-from recipes.training import Trainer
 from reproductions.framework import Claim, at_least, at_most, reproduction
-from reproductions.salun import FORGOTTEN, Figures, Split, avg_gap, fashion, of_rows
+from reproductions.salun import FORGOTTEN, TRAINER, Figures, Split, avg_gap, fashion, of_rows
 from unlearning.finetune import FinetuneConfig, finetune, finetune_plan
 from unlearning.masked import descend_masked
 from unlearning.sparsity.l1_sparse import L1SparseConfig, l1_sparse
@@ -28,12 +28,7 @@ from unlearning.sparsity.prune_then_unlearn import joined
 from unlearning.sparsity.pruning import iterative_magnitude_prune, prunable, train_masked
 
 REWIND = 2  # epochs
-TRAINER = Trainer(
-    recipe="supervised",
-    build=builder("cnn", input_shape=(1, 28, 28), num_outputs=10),
-    config=SupervisedConfig(lr=0.05, momentum=0.9, batch=128, epochs=30),
-)
-FT = {"lr": 0.02, "epochs": 5, "batch": 64}
+L1, SPARSE_FT = {"lr": 0.02, "epochs": 5, "batch": 48}, {"lr": 0.02, "epochs": 5, "batch": 32}
 # sparsity -> points of UA above the dense model's fine-tuning
 SPARSE = {0.98: 25.0, 0.99: 45.0}
 
@@ -43,10 +38,10 @@ def claims(seed: int, progress: Progress) -> list[Claim]:
     """All claims; about two minutes on one core."""
     train, test = fashion(seed)
     model = TRAINER.one(train, _model_seed(seed))
-    split = of_rows(train, test, train.y == FORGOTTEN, seed=seed, trainer=TRAINER)
+    split = of_rows(train, test, train.y == FORGOTTEN, seed=seed)
     progress(1, 4, "the original model")
-    tuned = split.figures(finetune(model, **split.sets, config=FinetuneConfig(**FT), seed=seed))
-    found = _l1(model, split, tuned)
+    found = _l1(model, split)
+    tuned = split.figures(_tuned(model, split, SPARSE_FT))
     dense_gap = avg_gap(tuned, split.figures(split.retrained()))
     progress(2, 4, "dense")
     for number, (asked, ahead) in enumerate(SPARSE.items()):
@@ -59,8 +54,14 @@ def _model_seed(seed: int) -> int:
     return derive_seed("model", seed) % 2**31
 
 
-def _l1(model: nn.Module, split: Split, tuned: Figures) -> list[Claim]:
-    sparse = l1_sparse(model, **split.sets, config=L1SparseConfig(**FT, gamma=1e-3), seed=split.seed)
+def _tuned(model: nn.Module, split: Split, steps: Mapping[str, float]) -> nn.Module:
+    return finetune(model, **split.sets, config=FinetuneConfig.from_mapping(steps), seed=split.seed)
+
+
+def _l1(model: nn.Module, split: Split) -> list[Claim]:
+    tuned = split.figures(_tuned(model, split, L1))
+    config = L1SparseConfig.from_mapping({**L1, "gamma": 1e-3})
+    sparse = l1_sparse(model, **split.sets, config=config, seed=split.seed)
     figures = split.figures(sparse)
     return [
         at_least("1. UA of l1-sparse above that of fine-tuning", figures["ua"] - tuned["ua"], 15.0),
@@ -73,12 +74,12 @@ def _l1(model: nn.Module, split: Split, tuned: Figures) -> list[Claim]:
 def _pruned(
     model: nn.Module, split: Split, tuned: Figures, dense_gap: float, *, asked: float, ahead: float
 ) -> list[Claim]:
-    data, names = joined(split.retain, split.forget), prunable(model)
+    data, names = joined(split.retain, split.forget), prunable(model, last_layer=True)
     early = TRAINER.one(data, _model_seed(split.seed), stop_after=REWIND)
     sparse, mask = iterative_magnitude_prune(
         TRAINER, data, _model_seed(split.seed), dense=model, names=names, rate=asked, origin=early
     )
-    plan = finetune_plan(sparse, **split.sets, config=FinetuneConfig(**FT), seed=split.seed)
+    plan = finetune_plan(sparse, **split.sets, config=FinetuneConfig.from_mapping(SPARSE_FT), seed=split.seed)
     unlearned = descend_masked(plan, sparse, mask, progress=silent)
     figures = split.figures(unlearned)
     reference = split.figures(train_masked(TRAINER, split.retain, split.retrained_seed, mask))

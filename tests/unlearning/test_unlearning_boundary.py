@@ -124,6 +124,26 @@ def test_the_step_goes_up_on_the_pixels_where_the_model_sees_them_mirrored(pictu
     assert (labels[0] == labels[1]).mean() >= 0.9  # halves are rounded to even, which is not symmetric
 
 
+def test_a_stepped_byte_is_a_byte(pictures):
+    class OfFractions(nn.Module):
+        """Class 1 where a stored value is no whole number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(1e-6))
+
+        def forward(self, x):
+            stored = 64 * x + 100
+            seen = torch.sin(torch.pi * stored).square().flatten(1).mean(1) + self.slope * x.flatten(1).mean(1)
+            return torch.stack([torch.full_like(seen, 0.1), seen, torch.full_like(seen, -1.0)], dim=1)
+
+    _, retain, forget = pictures  # 0.1 of 255 is 25.5
+    labels = nearest_labels(OfFractions().double(), forget, within=value_range(retain), step=0.1)
+    assert (labels == 0).all()
+    numbers = dataclasses.replace(value_range(retain), whole=False)
+    assert (nearest_labels(OfFractions().double(), forget, within=numbers, step=0.1) == 1).any()
+
+
 def test_the_range_of_numbers_is_that_of_the_data(world):
     within = value_range(world.retain, world.forget)
     x = np.concatenate([world.retain.x, world.forget.x])
