@@ -3,8 +3,8 @@
     4,000 training and 2,000 test images, conv 16 - conv 32 of stride 2 - fc 64, 30 epochs of SGD 0.05 with a cosine;
     class 3 is forgotten, 5 epochs at 0.02; all convolutions and linear maps are pruned
     1   l1-sparse forgets more than plain fine-tuning with the same steps (of 48 images), for the same accuracy
-    2   so does fine-tuning (steps of 32) after pruning to 98% and 99%, and comes nearer to the retraining of the same
-        mask than the dense model to its own
+    2   so does fine-tuning (steps of 32) after pruning to 99%, and comes nearer to the retraining of the same mask than
+        the dense model to its own; the weights under the mask lie nearer to the retrained ones, too
     3   pruned weights stay zero, and the sparsity is what was asked for
 
 Nothing is claimed at 80% to 95%: on so small a network the effect is absent there, or reversed.
@@ -23,30 +23,25 @@ from reproductions.salun import FORGOTTEN, TRAINER, Figures, Split, avg_gap, fas
 from unlearning.finetune import FinetuneConfig, finetune, finetune_plan
 from unlearning.masked import descend_masked
 from unlearning.sparsity.l1_sparse import L1SparseConfig, l1_sparse
-from unlearning.sparsity.measures import near_zero, sparsity
+from unlearning.sparsity.measures import near_zero, sparsity, weight_distance
 from unlearning.sparsity.prune_then_unlearn import joined
 from unlearning.sparsity.pruning import iterative_magnitude_prune, prunable, train_masked
 
-REWIND = 2  # epochs
+REWIND, SPARSITY = 2, 0.99  # epochs; share
 L1, SPARSE_FT = {"lr": 0.02, "epochs": 5, "batch": 48}, {"lr": 0.02, "epochs": 5, "batch": 32}
-# sparsity -> points of UA above the dense model's fine-tuning
-SPARSE = {0.98: 25.0, 0.99: 45.0}
 
 
 @reproduction(card=48, name="sparse_unlearning", paper="Jia et al. 2023")
 def claims(seed: int, progress: Progress) -> list[Claim]:
-    """All claims; about two minutes on one core."""
+    """All claims; about a minute on one core."""
     train, test = fashion(seed)
     model = TRAINER.one(train, _model_seed(seed))
     split = of_rows(train, test, train.y == FORGOTTEN, seed=seed)
-    progress(1, 4, "the original model")
+    progress(1, 3, "the original model")
     found = _l1(model, split)
-    tuned = split.figures(_tuned(model, split, SPARSE_FT))
-    dense_gap = avg_gap(tuned, split.figures(split.retrained()))
-    progress(2, 4, "dense")
-    for number, (asked, ahead) in enumerate(SPARSE.items()):
-        found += _pruned(model, split, tuned, dense_gap, asked=asked, ahead=ahead)
-        progress(3 + number, 4, f"sparsity {asked:g}")
+    progress(2, 3, "dense")
+    found += _pruned(model, split)
+    progress(3, 3, "sparse")
     return found
 
 
@@ -71,25 +66,27 @@ def _l1(model: nn.Module, split: Split) -> list[Claim]:
     ]
 
 
-def _pruned(
-    model: nn.Module, split: Split, tuned: Figures, dense_gap: float, *, asked: float, ahead: float
-) -> list[Claim]:
+def _pruned(model: nn.Module, split: Split) -> list[Claim]:
+    dense, dense_reference = _tuned(model, split, SPARSE_FT), split.retrained()
+    tuned = split.figures(dense)
+    dense_gap = avg_gap(tuned, split.figures(dense_reference))
     data, names = joined(split.retain, split.forget), prunable(model, last_layer=True)
     early = TRAINER.one(data, _model_seed(split.seed), stop_after=REWIND)
     sparse, mask = iterative_magnitude_prune(
-        TRAINER, data, _model_seed(split.seed), dense=model, names=names, rate=asked, origin=early
+        TRAINER, data, _model_seed(split.seed), dense=model, names=names, rate=SPARSITY, origin=early
     )
     plan = finetune_plan(sparse, **split.sets, config=FinetuneConfig.from_mapping(SPARSE_FT), seed=split.seed)
     unlearned = descend_masked(plan, sparse, mask, progress=silent)
-    figures = split.figures(unlearned)
-    reference = split.figures(train_masked(TRAINER, split.retain, split.retrained_seed, mask))
+    fresh = train_masked(TRAINER, split.retain, split.retrained_seed, mask)
+    figures, reference = split.figures(unlearned), split.figures(fresh)
     size = sum(p.numel() for name, p in model.named_parameters() if name in names)
-    of = f"at {asked:.0%}"
+    apart = weight_distance(unlearned, fresh, mask=mask) / weight_distance(dense, dense_reference)
     return [
-        at_least(f"2. UA of fine-tuning {of} above that of the dense model", figures["ua"] - tuned["ua"], ahead),
+        at_least("2. UA of fine-tuning at 99% above that of the dense model", figures["ua"] - tuned["ua"], 45.0),
         at_most(
-            f"2. gap to retraining {of}, as a share of the dense one", avg_gap(figures, reference) / dense_gap, 0.5
+            "2. gap to retraining at 99%, as a share of the dense one", avg_gap(figures, reference) / dense_gap, 0.5
         ),
-        at_least(f"2. TA {of} above that of the dense model", figures["ta"] - tuned["ta"], -2.0),
-        at_most(f"3. weights by which the sparsity {of} is off", abs(sparsity(unlearned, names) - asked) * size, 1.0),
+        at_least("2. TA at 99% above that of the dense model", figures["ta"] - tuned["ta"], -2.0),
+        at_most("2. weight distance to retraining at 99%, as a share of the dense one", apart, 0.8),
+        at_most("3. weights by which the sparsity is off", abs(sparsity(unlearned, names) - SPARSITY) * size, 1.0),
     ]

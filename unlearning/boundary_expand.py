@@ -40,7 +40,7 @@ from unlearning.masks import Mask, check_mask
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundaryExpandConfig(DescentConfig):
-    lr: float = param(1e-5, gt=0, le=1, doc="learning rate; published search range 1e-6 to 1e-4")
+    lr: float = param(1e-5, gt=0, le=1, search=(1e-6, 1e-4), doc="learning rate; published search range 1e-6 to 1e-4")
 
 
 class _Expanded(nn.Module):

@@ -40,7 +40,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundaryShrinkConfig(DescentConfig):
-    lr: float = param(1e-5, gt=0, le=1, doc="learning rate; published search range 1e-6 to 1e-4")
+    lr: float = param(1e-5, gt=0, le=1, search=(1e-6, 1e-4), doc="learning rate; published search range 1e-6 to 1e-4")
     step: float = param(0.1, ge=0, le=1, doc="of the FGSM, as a share of the range of the values; published 0.1")
 
 

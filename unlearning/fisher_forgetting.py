@@ -46,7 +46,9 @@ _NUMBERS = 1 << 22  # of gradients at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FisherForgettingConfig(Config):
-    alpha: float = param(1e-7, ge=0, le=1, doc="scale of the variance; published 1e-9 to 1e-6; choose it by avg_gap")
+    alpha: float = param(
+        1e-7, ge=0, le=1, search=(1e-9, 1e-6), doc="scale of the variance; published 1e-9 to 1e-6; choose it by avg_gap"
+    )
     examples: int = param(1000, ge=1, le=1_000_000, doc="retained examples of the Fisher information")
     batch: int = param(1, ge=1, le=65_536, doc="examples whose mean gradient is squared; 1: the Fisher information")
     class_rule: bool = param(True, doc="draw the output row of a class of which nothing is retained anew")

@@ -50,7 +50,9 @@ _COLUMNS = 1 << 16  # of them in float64 at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfluenceUnlearningConfig(Config):
-    alpha: float = param(0.2, ge=0, le=1000, doc="step size; 1 is Newton's step; choose it by avg_gap over a grid")
+    alpha: float = param(
+        0.2, ge=0, le=1000, search=(1.0, 20.0), doc="step size; 1 is Newton's step; choose it by avg_gap over a grid"
+    )
     curvature: str = param("fisher", choices=("fisher", "hessian"), doc="empirical Fisher, or the dense Hessian")
     examples: int = param(
         1000, ge=1, le=1_000_000, doc="retained examples of the Fisher; fewer where their gradients pass 2^28 numbers"

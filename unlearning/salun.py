@@ -40,7 +40,7 @@ from unlearning.saliency import saliency_mask
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SalUnConfig(RandomLabelConfig):
-    lr: float = param(0.003, gt=0, le=1, doc="learning rate; published search range 5e-4 to 5e-2")
+    lr: float = param(0.003, gt=0, le=1, search=(5e-4, 5e-2), doc="learning rate; published search range 5e-4 to 5e-2")
     mask_fraction: float = param(0.5, gt=0, le=1, doc="k, share of the weights that may move; 1: random_label")
     mask_kind: str = param(
         "hard", choices=("hard", "soft"), doc="a mask chosen once, or a proximal step that fades out"

@@ -17,6 +17,7 @@ from contracts.params import references
 from contracts.progress import silent
 from palimpsest.testing.worlds import numbers
 from tasks.base import named
+from unlearning.descent import descend
 from unlearning.finetune import FinetuneConfig, finetune_plan
 from unlearning.masked import descend_masked, takes_mask, unlearn_masked
 from unlearning.masks import Held, both, check_mask, density, part_of, top
@@ -24,6 +25,7 @@ from unlearning.random_label import RandomLabelConfig, random_label
 from unlearning.saliency import saliency_mask, weight_saliency
 from unlearning.saliency_masked import SaliencyMaskedConfig, saliency_masked
 from unlearning.salun import SalUnConfig, salun, soft_threshold
+from unlearning.stacked import descend_many
 
 MASKED = [
     m.spec.name
@@ -334,3 +336,25 @@ def test_what_the_mask_cannot_be_put_around(world):
     with pytest.raises(ConfigError, match=r"unlearner: .*lr"):
         SaliencyMaskedConfig.from_mapping({"unlearner": {"name": "finetune", "config": {"lr": 0.0}}})
     assert [(r.kind, r.name) for r in references(config)] == [("unlearner", "retrain")]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("salun", {"mask_fraction": 0.3}),
+        ("salun", {"mask_kind": "soft", "order": "mixed"}),
+        ("l1_sparse", {"gamma": 1e-3, "prune_to": 0.5, "epochs": 4}),
+        ("boundary_shrink", {}),
+    ],
+)
+def test_many_at_once_are_each_as_alone(world, flat, name, fields):
+    # what shadow runs do: the projections work on views of stacked weights
+    spec, model = unlearner.get(name).spec, copy.deepcopy(world.model).double()
+    config = spec.config.from_mapping({**ROUGH, "lr": 0.01, **fields})
+    plans = [spec.plan(model, **world.sets, config=config, seed=s) for s in range(3)]
+    many = descend_many(plans, progress=silent, path="mlp")
+    for seed, found in enumerate(many):
+        alone = descend(spec.plan(model, **world.sets, config=config, seed=seed), progress=silent)
+        torch.testing.assert_close(flat(found), flat(alone), rtol=1e-7, atol=1e-9)
+        assert torch.equal(flat(found) == flat(model), flat(alone) == flat(model))  # the same weights are held
+        assert torch.equal(flat(found) == 0, flat(alone) == 0)  # and pruned
