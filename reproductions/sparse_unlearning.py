@@ -19,7 +19,7 @@ from torch import nn
 from contracts.digests import derive_seed
 from contracts.progress import Progress, silent
 from reproductions.framework import Claim, at_least, at_most, reproduction
-from reproductions.salun import FORGOTTEN, TRAINER, Figures, Split, avg_gap, fashion, of_rows
+from reproductions.salun import FORGOTTEN, TRAINER, Split, avg_gap, fashion, of_rows
 from unlearning.finetune import FinetuneConfig, finetune, finetune_plan
 from unlearning.masked import descend_masked
 from unlearning.sparsity.l1_sparse import L1SparseConfig, l1_sparse

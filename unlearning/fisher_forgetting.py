@@ -19,7 +19,6 @@ Shapes: F and var as the parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,27 +65,21 @@ def fisher_of_outputs(model: nn.Module, inputs: Inputs, rows: Tensor, *, batch: 
         Diverged: a value that is not finite.
     """
     own = {name: p.detach() for name, p in trainable(model).items()}
-    rest = {name: p.detach() for name, p in model.named_parameters() if name not in own}
-    fixed = rest | {name: b.detach() for name, b in model.named_buffers()}
-    num_classes = max(inputs.data.num_classes, 1)
-    size = sum(p.numel() for p in own.values()) * num_classes
-
-    def log_p(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """(C,): mean log-probabilities of a group (b, *shape)."""
-        return functional_call(model, {**fixed, **parameters}, (x,)).log_softmax(dim=1).mean(dim=0)
-
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in own.items()}
+    size = sum(p.numel() for p in own.values())
     whole = len(rows) // batch * batch
     groups = [rows[:whole].reshape(-1, batch), *([rows[None, whole:]] if whole < len(rows) else [])]
     num = sum(len(group) for group in groups)
     with eval_mode(model):
         for group in groups:
-            for some in group.split(max(1, _NUMBERS // size)):
+            for some in group.split(max(1, _NUMBERS // (size * max(inputs.data.num_classes, 1)))):
                 x = inputs.gather(some.flatten())
+                with torch.no_grad():
+                    p_y = model(x).softmax(dim=1).reshape(*some.shape, -1).mean(dim=1).double()
                 x = x.reshape(*some.shape, *x.shape[1:])
-                for gradients, p_y in _jacobians(model, log_p, {**own}, x):
-                    for name, g in gradients.items():
-                        weights = p_y.double().reshape(*p_y.shape, *[1] * (g.dim() - 2))
+                for classes in torch.arange(p_y.shape[1], device=x.device).split(max(1, _NUMBERS // size)):
+                    for name, g in _jacobian(model, own, x, classes).items():
+                        weights = p_y[:, classes].reshape(len(x), len(classes), *[1] * (g.dim() - 2))
                         total[name] += (weights * g.double().square()).sum(dim=(0, 1)) / num
     for name, value in total.items():
         if not bool(torch.isfinite(value).all()):
@@ -94,17 +87,21 @@ def fisher_of_outputs(model: nn.Module, inputs: Inputs, rows: Tensor, *, batch: 
     return total
 
 
-def _jacobians(
-    model: nn.Module, log_p: Callable[[dict[str, Tensor], Tensor], Tensor], own: dict[str, Tensor], x: Tensor
-) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """name -> (groups, C, *shape) gradients of the mean log-probabilities, and the mean probabilities (groups, C)."""
-    with torch.no_grad():
-        p_y = model(x.flatten(0, 1)).softmax(dim=1).reshape(*x.shape[:2], -1).mean(dim=1)
+def _jacobian(model: nn.Module, own: dict[str, Tensor], x: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """name -> (groups, len(classes), *shape): gradients of the mean log-probabilities of groups (groups, b, *shape)."""
+    rest = {name: p.detach() for name, p in model.named_parameters() if name not in own}
+    fixed = rest | {name: b.detach() for name, b in model.named_buffers()}
+
+    def log_p(parameters: dict[str, Tensor], group: Tensor) -> Tensor:
+        outputs = functional_call(model, {**fixed, **parameters}, (group,))
+        return outputs.log_softmax(dim=1).mean(dim=0)[classes]
+
     try:
-        return [(vmap(jacrev(log_p), in_dims=(None, 0))(own, x), p_y)]
+        found: dict[str, Tensor] = vmap(jacrev(log_p), in_dims=(None, 0))(own, x)
+        return found
     except (RuntimeError, ValueError, NotImplementedError):  # an operation that vmap does not know
         each = [jacrev(log_p)(own, one) for one in x]
-        return [({name: torch.stack([found[name] for found in each]) for name in own}, p_y)]
+        return {name: torch.stack([one[name] for one in each]) for name in own}
 
 
 def noise_variance(fisher: Tensor, *, alpha: float, head: bool) -> Tensor:

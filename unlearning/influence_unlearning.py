@@ -45,7 +45,7 @@ from unlearning.masks import Mask, check_mask
 
 _DENSE = 4096  # weights of a dense Hessian: 134 MB in float64
 _NUMBERS = 1 << 28  # of the gradients that are held: 1 GiB in float32
-_COLUMNS = 1 << 16  # of them in float64 at a time
+_COLUMNS = 1 << 13  # columns of them in float64 at a time: 64 MiB of 1,000 examples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

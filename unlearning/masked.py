@@ -17,14 +17,30 @@ from typing import Any
 
 from torch import nn
 
-from contracts.errors import NotApplicable
-from contracts.methods import UnlearnerSpec
+from contracts.errors import ConfigError, NotApplicable
+from contracts.methods import UnlearnerSpec, unlearner
 from contracts.progress import Progress
 from contracts.registry import Method
+from contracts.subject import Choice
 from unlearning.descent import Descent, Parameters, descend, start
 from unlearning.masks import Held, Mask, check_mask
 
 Project = Callable[[Parameters, int, int], None]
+
+
+def check_choice(choice: Choice, *, where: str) -> None:
+    """The fields of a chosen unlearner are within their ranges. A name that is not registered is left to whoever
+    checks references, who can say where in the plan it stands.
+
+    Raises:
+        ConfigError: naming the place.
+    """
+    if choice.name not in unlearner:
+        return
+    try:
+        unlearner.get(choice.name).spec.config.from_mapping(choice.config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def takes_mask(spec: UnlearnerSpec) -> bool:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from contracts.errors import ConfigError, NotApplicable
+from contracts.errors import NotApplicable
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.subject import Choice
 from sources.example_set import ExampleSet
 from unlearning.descent import check_sets
-from unlearning.masked import takes_mask, unlearn_masked
+from unlearning.masked import check_choice, takes_mask, unlearn_masked
 from unlearning.masks import Mask, both, check_mask
 from unlearning.saliency import saliency_mask
 
@@ -36,21 +36,6 @@ class SaliencyMaskedConfig(Config):
 
     def check(self) -> None:
         check_choice(self.unlearner, where="SaliencyMaskedConfig.unlearner")
-
-
-def check_choice(choice: Choice, *, where: str) -> None:
-    """The fields of a chosen unlearner are within their ranges. A name that is not registered is left to whoever
-    checks references, who can say where in the plan it stands.
-
-    Raises:
-        ConfigError: naming the place.
-    """
-    if choice.name not in unlearner:
-        return
-    try:
-        unlearner.get(choice.name).spec.config.from_mapping(choice.config)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 @unlearner(

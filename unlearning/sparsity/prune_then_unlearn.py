@@ -40,9 +40,8 @@ from contracts.subject import Choice
 from sources.example_set import ExampleSet
 from sources.rows import Rows
 from unlearning.descent import beats_constant, check_sets, probe
-from unlearning.masked import takes_mask, unlearn_masked
+from unlearning.masked import check_choice, takes_mask, unlearn_masked
 from unlearning.masks import Mask
-from unlearning.saliency_masked import check_choice
 from unlearning.sparsity.pruning import (
     LAYERS,
     iterative_magnitude_prune,

@@ -13,7 +13,8 @@ lies beside it: no ``weight_orig``, no buffer, so a sparse model is saved and lo
 
 Weights of a mask are zero and stay zero: their gradients are, and a decay of zero is zero, whatever the optimiser.
 
-It says nothing of structured pruning: no channel goes, and a dense network runs as long as before.
+A network that is pruned and not trained again wants new running statistics of its batch norms; here every one is
+trained again. It says nothing of structured pruning: no channel goes, and a dense network runs as long as before.
 Shapes: a mask is bool by name of parameter, True = kept.
 """
 
