@@ -7,6 +7,9 @@
     4   the membership test calls what retraining forgot a non-member about as often as it does test images
 
 Gaps are points of avg_gap, the mean of |UA|, |RA|, |TA| and |MIA-efficacy| apart from retraining.
+
+Measured on six seeds, four of them fresh, mean and standard deviation: in 1 a gap of 0.5 (0.1), fine-tuning 49 and the
+original 50; in 2 5.0 (1.3) points below the original and 4.4 (0.9) below gradient ascent; in 4 2.4 (0.9) points.
 """
 
 from __future__ import annotations
