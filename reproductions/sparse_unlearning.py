@@ -12,10 +12,10 @@ which does not fall, ends up to 5 points of accuracy elsewhere.
 
 Measured on four fresh seeds, mean and standard deviation: l1-sparse 40 (9) points of UA ahead, RA 96.8 (1.4), TA -0.7
 (0.9); at 99% 62 (11) points ahead, 0.16 (0.13) of the dense gap, TA -1.3 (0.9), 0.76 (0.03) of the weight distance. The
-source's small-scale figures are 15 points, RA 95 and TA -2; 45 points, half of the gap and TA -2: where those are less
-than two standard deviations away, the threshold is what was measured less that. At 98%, where the source has 25 points,
-fine-tuning was 59, 15 and 15 points ahead on three seeds, which is no claim. Nothing is claimed at 80% to 95% either: on
-so small a network the effect is absent there, or reversed.
+source's small-scale figures are 15 points, RA 95 and TA -2; 45 points, half of the gap and TA -2. Where those are less
+than two standard deviations away, the threshold is what was measured less two of these. At 98%, where the source has 25
+points, fine-tuning was 59, 15 and 15 points ahead on three seeds, and nothing is claimed; nor at 80% to 95%: on so
+small a network the effect is absent there, or reversed.
 """
 
 from __future__ import annotations
