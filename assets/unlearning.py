@@ -20,6 +20,7 @@ from contracts import schema
 from contracts.digests import derive_seed, digest, plain
 from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import attack, curator, unlearner
+from contracts.params import references
 from contracts.requests import RequestState
 from contracts.subject import Choice, Subject, Thresholds
 from recipes.plan import trainer
@@ -109,6 +110,8 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
     config = spec.config.from_mapping(choice.config)
     outputs = _keeps_outputs(subject, upstream, scope)
     others = [stage for name, stage in needs.models_of(spec, upstream).items() if name != "target"]
+    # versions of the methods that it runs: what they do now is part of what it does
+    runs = {r.name: unlearner.get(r.name).spec.version for r in references(config) if r.kind == "unlearner"}
     return Stage(
         subject=subject,
         path=(f"{scope.prefix}unlearning", choice.name),
@@ -120,6 +123,7 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
             "config": config,
             "seeds": subject.unlearning.seeds,
             **({"outputs": True} if outputs else {}),
+            **({"runs": runs} if runs else {}),
         },
         version=3,  # of the job; the method's own is in the configuration
         deps=(upstream["examples"], upstream["target"], scope.split, *others),

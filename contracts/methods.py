@@ -388,12 +388,16 @@ class UnlearnerSpec(MethodSpec):
             unlearning.descent.Descent``, which raises what the method raises before any work. Shadow runs, which
             unlearn many models, then do them all at once (``unlearning.stacked``). None: the method is called once for
             each model.
+        masked: it takes ``mask`` (``unlearning.masks``), the weights that may move: every other is in the result as it
+            was in the model, to the bit. It draws the same with a mask as without one. A method that says its ``plan``
+            needs no such argument: the mask is put on the plan (``unlearning.masked``).
     """
 
     exact: bool = False
     control: bool = False
     concepts: bool = False
     plan: Callable[..., Any] | None = None
+    masked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -302,6 +302,7 @@ class Descent:
         rate: ``(step from 0, all steps) -> factor of the learning rate`` in that step; None: constant.
         frozen: names of modules that stay as they are: in eval mode, and their own parameters do not train (but one
             that a module which trains shares).
+        draws: the method whose random numbers this one draws, where it has to reduce to it; "": its own.
     """
 
     model: nn.Module
@@ -316,6 +317,7 @@ class Descent:
     stop: Callable[[nn.Module, int], bool] | None = None
     rate: Callable[[int, int], float] | None = None
     frozen: Sequence[str] = ()
+    draws: str = ""
 
     @property
     def run(self) -> str:
@@ -324,7 +326,7 @@ class Descent:
 
     def order(self) -> torch.Generator:
         """What shuffles the passes."""
-        return generator(derive_seed(self.name, "order", self.seed))
+        return generator(derive_seed(self.draws or self.name, "order", self.seed))
 
     @cached_property
     def watched(self) -> ExampleSet:
@@ -356,7 +358,7 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
     order, done, stopped = plan.order(), 0, False
-    with local_rng(derive_seed(name, "noise", plan.seed), device=device):
+    with local_rng(derive_seed(plan.draws or name, "noise", plan.seed), device=device):
         train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
             batches = [

@@ -50,7 +50,7 @@ def signature(world: World, method: Method[Any]) -> None:
     kind = kind_of(method)
     parameters = inspect.signature(method.function).parameters.values()
     keyword = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    given = CALLED_WITH[kind] | set(method.spec.needs)
+    given = CALLED_WITH[kind] | set(method.spec.needs) | ({"mask"} if getattr(method.spec, "masked", False) else set())
     claim(given <= set(keyword), f"the function does not take {', '.join(sorted(given - set(keyword)))} by keyword")
     needed = {n for n, p in keyword.items() if p.default is p.empty} - _OPTIONAL.get(kind, set())
     claim(needed <= given, f"the function needs {', '.join(sorted(needed - given))}, which nobody gives to it")

@@ -10,7 +10,7 @@ import pytest
 from assets import subject_stages
 from assets.references import check_references
 from contracts.errors import UnknownName
-from contracts.methods import REGISTRIES, AnalysisSpec, MethodSpec, ScoreSpec, analysis
+from contracts.methods import REGISTRIES, AnalysisSpec, MethodSpec, ScoreSpec, analysis, unlearner
 from contracts.params import Config, Ref, param, references
 from contracts.schema import EXAMPLES
 from contracts.subject import Subject
@@ -150,3 +150,23 @@ def test_references_of_a_plan_are_its_typed_fields():
     found = {(r.path, r.kind) for r in references(plan())}
     assert ("splits[0].method", "curator") in found and ("unlearning.decides", "unlearner") in found
     assert ("unlearning.split", "split") in found and ("source", "source") in found
+
+
+def test_an_unlearner_that_runs_another_is_made_anew_with_it(monkeypatch):
+    """Its result is that of both; a misspelt name is refused as the plan loads, with its place."""
+
+    def stage(**chosen: Any) -> Any:
+        method = {"name": "saliency_masked", "config": {"unlearner": "gradient_ascent"}}
+        stages = subject_stages(plan(unlearning={"methods": [method, "finetune"]}, **chosen))
+        return {s.path[1]: s.config_digest for s in stages if s.path[0] == "unlearning"}
+
+    before, inner = stage(), unlearner.get("gradient_ascent")
+    newer = dataclasses.replace(inner.spec, version=inner.spec.version + 1)
+    monkeypatch.setitem(unlearner._methods, "gradient_ascent", dataclasses.replace(inner, spec=newer))
+    after = stage()
+    assert after["saliency_masked"] != before["saliency_masked"] and after["finetune"] == before["finetune"]
+    with pytest.raises(UnknownName) as caught:
+        subject_stages(
+            plan(unlearning={"methods": [{"name": "prune_then_unlearn", "config": {"unlearner": "finetunes"}}]})
+        )
+    assert caught.value.where == "unlearning.methods[0].config.unlearner"

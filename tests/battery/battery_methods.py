@@ -26,6 +26,7 @@ from palimpsest.testing.kinds import KINDS
 from palimpsest.testing.worlds import NUM_CLASSES
 from recipes.continual.rehearsal_free import RehearsalFreeConfig
 from recipes.continual.replay import ReplayConfig
+from recipes.schedule import SupervisedConfig
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.loading import detect
@@ -51,8 +52,13 @@ def cases() -> list[Any]:
 
 
 _IN_STEPS = {"steps": ((0,), (1, 2)), "epochs": 2, "batch": 32}
-STREAMS = {"replay": ReplayConfig(**_IN_STEPS, buffer=12), "rehearsal_free": RehearsalFreeConfig(**_IN_STEPS, ewc=1.0)}
-RECIPES = {"fisher_leak": "rehearsal_free"}  # the plan's recipe that an analysis is about; of the others replay
+STREAMS = {
+    "replay": ReplayConfig(**_IN_STEPS, buffer=12),
+    "rehearsal_free": RehearsalFreeConfig(**_IN_STEPS, ewc=1.0),
+    "supervised": SupervisedConfig(lr=0.1, epochs=6, batch=32),
+}
+# the plan's recipe that an analysis or an unlearner is about; of the others replay
+RECIPES = {"fisher_leak": "rehearsal_free", "prune_then_unlearn": "supervised"}
 
 
 @functools.cache
@@ -139,6 +145,9 @@ def _of_any(world: World) -> Fields:
             "feat": 0.1,
         },
         ("recipe", "replay"): {"steps": [["red"], ["green", "blue"]], "epochs": 2, "buffer": 12},
+        # fewer examples than weights: what lies outside their span is divided by lambda alone
+        ("unlearner", "influence_unlearning"): {"damping": 0.1},
+        ("unlearner", "prune_then_unlearn"): {"rewind_epoch": 2, "sparsity": 0.5},
         **{("unlearner", method.spec.name): short for method in unlearner if "tokens" in method.spec.wants},
     }
 
