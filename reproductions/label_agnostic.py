@@ -1,0 +1,140 @@
+"""Label-agnostic forgetting (Shen et al., ICLR 2024) on Fashion-MNIST: class 3 is forgotten without a label.
+
+    3,000 training and 1,500 test images, conv 16 - conv 32 - fc 64 (the embedding), 20 epochs of SGD 0.05
+    1   rates 5e-4 and 1e-3, as published autoencoders (sigmoid): the class is gone and the others stay
+    2   rates 2e-4 and 4e-4, linear autoencoders: neither loss does it alone
+    3   LAF+R with 5% of the retained labels is no worse on the others
+    4   with the labels of all examples permuted, every weight comes out the same; the first alignment loss is
+        -B_r log B_f
+
+Figures are percent of test images: test_f of class 3, test_r of the others. The published rates (5e-5, 1e-4) are for
+sets ten times as large and barely move this network: an epoch has as many steps as the forgotten class has batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from contracts.digests import derive_seed
+from contracts.progress import Progress
+from recipes.models import builder
+from recipes.predict import predict_logits
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
+from reproductions.framework import Claim, at_least, at_most, reproduction
+from sources.example_set import ExampleSet
+from sources.loading import load
+from unlearning.label_agnostic.embedding_vae import EmbeddingVAEConfig
+from unlearning.label_agnostic.laf import LafConfig, label_agnostic_forgetting
+from unlearning.label_agnostic.laf_repair import LafRepairConfig, supervised_repair
+
+FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
+TRAIN, TEST, FORGOTTEN = 3_000, 1_500, 3
+RECIPE = SupervisedConfig(lr=0.05, batch=32, epochs=20)
+PUBLISHED, LINEAR = (EmbeddingVAEConfig(decoder=decoder, hidden=(32, 16)) for decoder in ("sigmoid", "linear"))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """The trained model, its training examples by what becomes of them, and the test examples alike."""
+
+    model: nn.Module
+    retain: ExampleSet
+    forget: ExampleSet
+    others: ExampleSet
+    gone: ExampleSet
+
+    def after(self, config: LafConfig, *, seed: int) -> nn.Module:
+        return label_agnostic_forgetting(self.model, retain=self.retain, forget=self.forget, config=config, seed=seed)[
+            0
+        ]
+
+    def figures(self, model: nn.Module) -> tuple[float, float]:
+        """(test_f, test_r), percent."""
+        return _percent(model, self.gone), _percent(model, self.others)
+
+
+@reproduction(card=2, name="label_agnostic", paper="Shen et al. 2024")
+def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
+    """All claims; about two minutes on two cores."""
+    setting = _setting(seed)
+    progress(1, 4, "the original model")
+    run = derive_seed("laf", seed)
+    repair = LafRepairConfig(vae=PUBLISHED, lr_ue=5e-4, lr_ra=1e-3)
+    plain = LafConfig(**{f.name: getattr(repair, f.name) for f in dataclasses.fields(LafConfig)})
+    forgotten = setting.after(plain, seed=run)
+    gone, others = setting.figures(forgotten)
+    repaired = supervised_repair(forgotten, retain=setting.retain, config=repair, seed=run)
+    progress(2, 4, "without the class")
+    rates = {"both": (2e-4, 4e-4), "extractor unlearning": (2e-4, 0.0), "alignment": (0.0, 4e-4)}
+    parts = {
+        name: setting.figures(setting.after(LafConfig(vae=LINEAR, lr_ue=ue, lr_ra=ra), seed=run))
+        for name, (ue, ra) in rates.items()
+    }
+    alone = min(parts["extractor unlearning"][0], parts["alignment"][0])
+    progress(3, 4, "each loss alone")
+    claims = [
+        at_least("1. the trained model: test_f", setting.figures(setting.model)[0], 70),
+        at_most("1. LAF: test_f", gone, 15),
+        at_least("1. LAF: test_r", others, 79),
+        at_least("2. test_f of LAF below that of either loss alone, points", alone - parts["both"][0], 10),
+        at_least("2. test_r of LAF above L_UE alone, points", parts["both"][1] - parts["extractor unlearning"][1], 5),
+        at_least("3. LAF+R, 5% labels: test_r above LAF, points", setting.figures(repaired)[1] - others, -1),
+        *_invariants(setting, plain, seed=run),
+    ]
+    progress(4, 4, "label freeness")
+    return claims
+
+
+def _setting(seed: int) -> Setting:
+    fashion = load("idx", FASHION_MNIST, seed=seed)
+    train, test = (
+        _some(fashion.part(split), size, seed=derive_seed(split, seed))
+        for split, size in (("train", TRAIN), ("test", TEST))
+    )
+    build = builder("cnn", input_shape=fashion.input_shape, num_outputs=fashion.num_classes)
+    model = supervised(build, train, config=RECIPE, seed=derive_seed("model", seed))
+    (forget, retain), (gone, others) = _by_class(train), _by_class(test)
+    return Setting(model=model, retain=retain, forget=forget, others=others, gone=gone)
+
+
+def _some(data: ExampleSet, size: int, *, seed: int) -> ExampleSet:
+    return data.subset(np.random.default_rng(seed).permutation(data.example_id)[:size])
+
+
+def _by_class(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
+    chosen = data.y == FORGOTTEN
+    return data.subset(data.example_id[chosen]), data.subset(data.example_id[~chosen])
+
+
+def _percent(model: nn.Module, data: ExampleSet) -> float:
+    return 100 * float((predict_logits(model, data).argmax(axis=1) == data.y).mean())
+
+
+def _invariants(setting: Setting, config: LafConfig, *, seed: int) -> list[Claim]:
+    """Two epochs with the labels as they are, and permuted among all examples."""
+    short, mixed = dataclasses.replace(config, epochs=2), np.random.default_rng(derive_seed("permuted", seed))
+    labels = mixed.permutation(np.concatenate([setting.retain.y, setting.forget.y]))
+    sides = {
+        "retain": dataclasses.replace(setting.retain, y=labels[: len(setting.retain)]),
+        "forget": dataclasses.replace(setting.forget, y=labels[len(setting.retain) :]),
+    }
+    blind, _ = label_agnostic_forgetting(setting.model, **sides, config=short, seed=seed)
+    seeing = setting.after(short, seed=seed)
+    difference = max(float((a - b).abs().max()) for a, b in zip(blind.parameters(), seeing.parameters(), strict=True))
+    still = dataclasses.replace(short, epochs=1, lr_ue=0.0, lr_ra=0.0)
+    _, trace = label_agnostic_forgetting(
+        setting.model, retain=setting.retain, forget=setting.forget, config=still, seed=seed
+    )
+    sizes = [len(rows) for rows in torch.arange(len(setting.forget)).split(still.batch)]
+    expected = float(np.mean([-still.batch * math.log(size) for size in sizes]))
+    return [
+        at_most("4. largest difference of a weight when labels are permuted", difference, 0),
+        at_most("4. L_RA at the trained model: error", abs(trace["loss_ra"][0] - expected), 1e-3),
+    ]
