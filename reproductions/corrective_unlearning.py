@@ -21,13 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from attacks.backdoor import accuracy, attack_success_rate
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes.models import builder
+from recipes.models import Build, builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.supervised import supervised
@@ -81,9 +82,18 @@ def corrective_unlearning(seed: int, progress: Progress) -> list[Claim]:
     train, validation = _some(fashion.part("train"), TRAIN, VALIDATION, seed=derive_seed("train", seed))
     (test,) = _some(fashion.part("test"), TEST, seed=derive_seed("test", seed))
     data = fashion.subset(np.concatenate([train.example_id, test.example_id]))
-    build = builder("cnn", input_shape=fashion.input_shape, num_outputs=fashion.num_classes)
+    build = _channels_last(builder("cnn", input_shape=fashion.input_shape, num_outputs=fashion.num_classes))
     claims = _poison(build, data, validation, seed=seed, progress=progress)
     return claims + _confusion(build, data, validation, seed=seed, progress=progress)
+
+
+def _channels_last(build: Build) -> Build:
+    """The same networks with their weights in the order in which a CPU convolves twice as fast."""
+
+    def built(seed: int) -> nn.Module:
+        return build(seed).to(memory_format=torch.channels_last)
+
+    return built
 
 
 def _some(data: ExampleSet, *sizes: int, seed: int) -> list[ExampleSet]:

@@ -23,7 +23,7 @@ from torch import nn
 
 from contracts.digests import derive_seed
 from contracts.progress import Progress
-from recipes.models import builder
+from recipes.models import Build, builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.supervised import supervised
@@ -98,10 +98,19 @@ def _setting(seed: int) -> Setting:
         _some(fashion.part(split), size, seed=derive_seed(split, seed))
         for split, size in (("train", TRAIN), ("test", TEST))
     )
-    build = builder("cnn", input_shape=fashion.input_shape, num_outputs=fashion.num_classes)
+    build = _channels_last(builder("cnn", input_shape=fashion.input_shape, num_outputs=fashion.num_classes))
     model = supervised(build, train, config=RECIPE, seed=derive_seed("model", seed))
     (forget, retain), (gone, others) = _by_class(train), _by_class(test)
     return Setting(model=model, retain=retain, forget=forget, others=others, gone=gone)
+
+
+def _channels_last(build: Build) -> Build:
+    """The same networks with their weights in the order in which a CPU convolves twice as fast."""
+
+    def built(seed: int) -> nn.Module:
+        return build(seed).to(memory_format=torch.channels_last)
+
+    return built
 
 
 def _some(data: ExampleSet, size: int, *, seed: int) -> ExampleSet:
