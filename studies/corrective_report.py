@@ -41,6 +41,7 @@ from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 from sources.planted_poison import sample_deletion_set
+from studies.retraining import hold_out
 from tasks.base import require
 
 GAINED, LOST = 0.10, 0.02  # of accuracy: what a report of "corrected" takes
@@ -215,8 +216,8 @@ def corrective_report(
         ``corrective_report``: rows by repeat, then ``none``, then shares, methods and settings.
 
     Raises:
-        NotApplicable: no class labels, no images for a trigger.
-        DataError: labels out of range, no test example, nothing left to train on or to validate with.
+        NotApplicable: no class labels, no images for a trigger, too few examples to hold out.
+        DataError: labels out of range, no test example.
         ConfigError: target, classes or patch that the data does not have, or a setting that is none of its method.
         Diverged: training on the manipulated data left the finite numbers.
     """
@@ -259,15 +260,12 @@ def corrective_report(
 
 def _harm(data: ExampleSet, *, config: CorrectiveReportConfig, seed: int) -> tuple[Harm, ExampleSet]:
     """A manipulated copy of the data without the validation part, and that part, clean."""
-    ids = data.example_id[data.split == "train"]
-    held = round(config.validation * len(ids))
-    if not 0 < held < len(ids):
-        raise DataError(
-            f"{config.validation:g} of {len(ids)} training examples leaves none to validate or to train with"
-        )
-    held_out = np.random.default_rng(derive_seed("validation", seed)).permutation(ids)[:held]
-    rest = data.subset(data.example_id[~np.isin(data.example_id, held_out)])
-    return plant(rest, config=config, seed=seed), data.subset(np.sort(held_out))
+    train = data.part("train")
+    _, _, validation = hold_out(
+        train, np.zeros(len(train)), config.validation, seed=derive_seed("validation", seed), name="corrective_report"
+    )
+    rest = data.subset(data.example_id[~np.isin(data.example_id, validation.example_id)])
+    return plant(rest, config=config, seed=seed), validation
 
 
 def _accuracy(model: nn.Module, data: ExampleSet) -> float | None:
