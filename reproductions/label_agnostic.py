@@ -1,14 +1,15 @@
 """Label-agnostic forgetting (Shen et al., ICLR 2024) on Fashion-MNIST: class 3 is forgotten without a label.
 
-    3,000 training and 1,500 test images, conv 16 - conv 32 - fc 64 (the embedding), 20 epochs of SGD 0.05
-    1   rates 5e-4 and 1e-3, as published autoencoders (sigmoid): the class is gone and the others stay
-    2   rates 2e-4 and 4e-4, linear autoencoders: neither loss does it alone
+    3,000 training and 1,500 test images, conv 16 - conv 32 - linear 64 (the embedding) - linear 10, 20 epochs of SGD
+    1   rates 5e-4 and 1e-3: the class is gone and the others stay; extractor unlearning alone costs the others
+    2   the published rates, 5e-5 and 1e-4, here half way: neither loss forgets as much alone
     3   LAF+R with 5% of the retained labels is no worse on the others
     4   with the labels of all examples permuted, every weight comes out the same; the first alignment loss is
         -B_r log B_f
 
-Figures are percent of test images: test_f of class 3, test_r of the others. The published rates (5e-5, 1e-4) are for
-sets ten times as large and barely move this network: an epoch has as many steps as the forgotten class has batches.
+Figures are percent of test images: test_f of class 3, test_r of the others. The autoencoders of 1 and 3 are the
+published ones (sigmoid), those of 2 linear. An epoch has as many steps as the forgotten class has batches, so rates
+that are to do the same go with the size of the data.
 """
 
 from __future__ import annotations
@@ -95,19 +96,20 @@ def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
     gone, others = setting.figures(forgotten)
     repaired = supervised_repair(forgotten, retain=setting.retain, config=repair, seed=run)
     progress(2, 4, "without the class")
-    rates = {"both": (2e-4, 4e-4), "extractor unlearning": (2e-4, 0.0), "alignment": (0.0, 4e-4)}
-    parts = {
-        name: setting.figures(setting.after(LafConfig(vae=LINEAR, lr_ue=ue, lr_ra=ra), seed=run))
+    _, unaligned = setting.figures(setting.after(dataclasses.replace(plain, lr_ra=0.0), seed=run))
+    rates = {"both": (5e-5, 1e-4), "extractor unlearning": (5e-5, 0.0), "alignment": (0.0, 1e-4)}
+    half = {
+        name: setting.figures(setting.after(LafConfig(vae=LINEAR, lr_ue=ue, lr_ra=ra), seed=run))[0]
         for name, (ue, ra) in rates.items()
     }
-    alone = min(parts["extractor unlearning"][0], parts["alignment"][0])
+    alone = min(half["extractor unlearning"], half["alignment"])
     progress(3, 4, "each loss alone")
     claims = [
         at_least("1. the trained model: test_f", setting.figures(setting.model)[0], 70),
         at_most("1. LAF: test_f", gone, 15),
         at_least("1. LAF: test_r", others, 79),
-        at_least("2. test_f of LAF below that of either loss alone, points", alone - parts["both"][0], 10),
-        at_least("2. test_r of LAF above L_UE alone, points", parts["both"][1] - parts["extractor unlearning"][1], 5),
+        at_least("1. LAF: test_r above that of extractor unlearning alone, points", others - unaligned, 5),
+        at_least("2. LAF: test_f below that of either loss alone, points", alone - half["both"], 10),
         at_least("3. LAF+R, 5% labels: test_r above LAF, points", setting.figures(repaired)[1] - others, -1),
         *_invariants(setting, plain, seed=run),
     ]

@@ -43,7 +43,9 @@ class Subject:
         self.trained.append(data)
         return supervised(self.build, data, config=RECIPE, seed=seed)
 
-    def unlearn_from(self, model: nn.Module, name: str, *, changed: dict[str, Any], seed: int, **sets: Any) -> nn.Module:
+    def unlearn_from(
+        self, model: nn.Module, name: str, *, changed: dict[str, Any], seed: int, **sets: Any
+    ) -> nn.Module:
         self.given.append((name, sets["retain"], sets["forget"], changed))
         if changed.get("k") == 3:
             raise Diverged("as asked")
