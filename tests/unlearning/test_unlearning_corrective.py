@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -33,6 +34,7 @@ from unlearning.corrective.selective_synaptic_dampening import (
     selective_synaptic_dampening,
 )
 from unlearning.corrective.teachers import Teacher
+from unlearning.descent import inputs_of
 
 SHAPE, CLASSES = (6,), 4
 build = builder("mlp", {"hidden": (16,)}, input_shape=SHAPE, num_outputs=CLASSES)
@@ -130,6 +132,20 @@ def test_a_frozen_layer_shared_with_one_that_trains_trains_with_it(world):
     got = cf_k(model, **world.sets, config=LastLayersConfig(k=1, epochs=1), seed=0)
     assert got.head.weight is got.inside.weight and not torch.equal(got.head.weight, model.head.weight)
     assert torch.equal(got.inside.bias, model.inside.bias)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.9])
+def test_dropout_before_the_last_layers_is_off(world, flat, rate):
+    def made(p: float) -> nn.Module:
+        with local_rng(0):
+            return nn.Sequential(nn.Linear(6, 16), nn.Dropout(p), nn.Linear(16, 4)).eval()
+
+    config = LastLayersConfig(k=1, epochs=2, batch=32)
+    with_it, without = (cf_k(made(p), **world.sets, config=config, seed=0) for p in (rate, 0.0))
+    assert torch.equal(flat(with_it), flat(without))
+    every = LastLayersConfig(k=2, epochs=2, batch=32)
+    noisy, quiet = (cf_k(made(p), **world.sets, config=every, seed=0) for p in (rate, 0.0))
+    assert torch.equal(flat(noisy), flat(quiet)) == (rate == 0.0)
 
 
 def test_only_the_asked_layers_are_drawn_anew(world):
@@ -297,8 +313,6 @@ def test_targets_see_no_label(world, flat):
 
 
 def _relabelled(data: ExampleSet) -> ExampleSet:
-    import dataclasses
-
     return dataclasses.replace(data, y=(data.y + 1) % CLASSES)
 
 
@@ -315,8 +329,6 @@ def test_a_teacher_is_asked_once_and_answers_by_id(world):
     assert calls == 1 and model.training
     handle.remove()
     ids = np.random.default_rng(0).permutation(world.retain.example_id)[:20]
-    from unlearning.descent import inputs_of
-
     inputs = inputs_of(world.model, world.retain)
     rows = torch.from_numpy(inputs.data.positions(ids))
     expected = predict_logits(world.model, world.retain.subset(ids))
