@@ -44,10 +44,10 @@ from unlearning.corrective.selective_synaptic_dampening import dampen, dampening
 
 FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
 TRAIN, VALIDATION, TEST, MANIPULATED, TARGET, CONFUSED = 6_000, 1_000, 2_000, 300, 0, (2, 4)
-RECIPE = SupervisedConfig(lr=0.05, batch=64, epochs=25, schedule="constant")
+RECIPE = SupervisedConfig(lr=0.05, momentum=0.0, batch=64, epochs=25, schedule="constant")
 AGAIN = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=10)
 LAYERS = LastLayersConfig(k=-1, lr=0.02, batch=64, epochs=10, weight_decay=0.0)
-ALPHAS, RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.5, 1.0)
+ALPHAS, RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (0.05, 0.1, 0.2, 0.5, 1.0)
 IMPORTANCE_BATCH, MOST_LOST, DRAWS = 512, 0.02, 3
 
 
