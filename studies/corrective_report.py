@@ -312,13 +312,16 @@ def _judged(
     chosen = -1
     if np.isfinite(validation).any():
         chosen = choose_setting(validation, wrong, before=before["acc_validation"], most_lost=config.most_lost)
-    return [
-        run | {"selected": number == chosen, "corrected": _corrects(run, before)} for number, run in enumerate(runs)
-    ]
+    return [run | {"selected": number == chosen, "corrected": corrects(run, before)} for number, run in enumerate(runs)]
 
 
-def _corrects(run: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether a method may be reported as correcting the manipulation."""
+def corrects(run: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a method may be reported as correcting the manipulation.
+
+    Args:
+        run: a row of the table; one that diverged, or without unaffected inputs, corrects nothing.
+        before: ``acc_corr`` and ``acc_retain`` of the manipulated model.
+    """
     if run["status"] != "ok" or run["acc_retain"] is None:
         return False
     gained, lost = run["acc_corr"] - before["acc_corr"], before["acc_retain"] - run["acc_retain"]

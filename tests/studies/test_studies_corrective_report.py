@@ -24,6 +24,7 @@ from studies.corrective_report import (
     TriedMethod,
     choose_setting,
     corrective_report,
+    corrects,
 )
 
 RECIPE = SupervisedConfig(lr=0.2, momentum=0.9, batch=64, epochs=25)
@@ -96,6 +97,23 @@ def test_a_setting_is_chosen_by_both_halves_and_the_first_of_equals():
     assert choose_setting(accuracy, np.full(3, np.nan), before=0.9, most_lost=1.0) == 0
     with pytest.raises(DataError, match="diverged"):
         choose_setting(np.full(2, np.nan), wrong[:2], before=0.9, most_lost=1.0)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "status", "expected"),
+    [
+        (0.10, 0.02, "ok", True),
+        (0.50, -0.10, "ok", True),
+        (0.09, 0.00, "ok", False),
+        (0.50, 0.03, "ok", False),
+        (0.50, 0.00, "diverged", False),
+        (0.50, None, "ok", False),
+    ],
+)
+def test_what_may_be_reported_as_corrected(gained, lost, status, expected):
+    before = {"acc_corr": 0.3, "acc_retain": 0.8}
+    after = {"acc_corr": 0.3 + gained, "acc_retain": None if lost is None else 0.8 - lost, "status": status}
+    assert corrects(after, before) == expected
 
 
 def test_retraining_corrects_with_all_of_it_identified_only(poison: pl.DataFrame):
