@@ -1,6 +1,6 @@
 """Corrective unlearning (Goel et al., TMLR 2024) on Fashion-MNIST: a backdoor and a confusion, known in part.
 
-    6,000 training, 1,000 validation and 2,000 test images, conv 16 - conv 32 - fc 64, 25 epochs of SGD 0.05
+    6,000 training, 1,000 validation and 2,000 test images, conv 16 - conv 32 - fc 64, 15 epochs of SGD 0.05
     1      300 images with a 3 x 3 white patch, labelled class 0: the model is right on clean images, and says 0 to all
            others that carry the patch
     2, 3   a uniform 10%, 50% or 100% of them is identified: retraining without these (EU) heals with all of them only;
@@ -8,10 +8,12 @@
     4      300 images of classes 2 and 4 with their labels swapped: what is identified matters to retraining here too,
            and SSD is not reported as healing it
 
-Figures are percent of test images. SSD: alpha in {0.01, 0.1, 1, 10} x lambda in alpha * {0.1, 0.5, 1}, both importances
-at batches of 512; the setting is chosen without a look at test images or at a clean label of a manipulated image: of
-those that lose at most 2 points on the validation images the one with the least agreement with the wrong labels of what
-is identified (``studies.corrective_report.choose_setting``).
+Figures are percent of test images. SSD: alpha from 0.01 to 10 in half decades x lambda in alpha * {0.05, 0.1, 0.2, 0.5,
+1}, both importances at batches of 512. The setting is chosen without a look at test images or at a clean label of a
+manipulated image: of those that lose at most a point on the validation images, the one with the largest mean of
+validation accuracy and disagreement with the wrong labels of what is identified
+(``studies.corrective_report.choose_setting``). Which 30 of 300 are identified matters much, so SSD's figures are means
+over three draws of them.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ from unlearning.corrective.importance import parameter_importance
 from unlearning.corrective.selective_synaptic_dampening import dampen, dampening
 
 FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
-TRAIN, VALIDATION, TEST, MANIPULATED, TARGET, CONFUSED = 6_000, 1_000, 2_000, 300, 0, (2, 4)
-RECIPE = SupervisedConfig(lr=0.05, momentum=0.0, batch=64, epochs=25, schedule="constant")
-AGAIN = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=10)
-LAYERS = LastLayersConfig(k=-1, lr=0.02, batch=64, epochs=10, weight_decay=0.0)
+TRAIN, VALIDATION, TEST, MANIPULATED, TARGET, CONFUSED = 6_000, 1_500, 2_000, 300, 0, (2, 4)
+RECIPE = SupervisedConfig(lr=0.05, momentum=0.0, batch=64, epochs=15, schedule="constant")
+AGAIN = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=8)
+LAYERS = LastLayersConfig(k=-1, lr=0.02, batch=64, epochs=8, weight_decay=0.0)
 ALPHAS, RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (0.05, 0.1, 0.2, 0.5, 1.0)
-IMPORTANCE_BATCH, MOST_LOST, DRAWS = 512, 0.02, 3
+IMPORTANCE_BATCH, MOST_LOST, DRAWS = 512, 0.01, 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -195,7 +197,7 @@ def _confusion(
         eu[fraction], _ = harm.figures(again)
         progress(7 + number, 8, "retraining without the identified confusion")
     after, kept = _dampened(model, harm, 0.1, 0, seed=seed)
-    healed = after - corr if clean - kept <= 100 * MOST_LOST else 0.0
+    healed = after - corr if clean - kept <= 2 else 0.0
     return [
         at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 0),
         at_most("4. confusion, SSD, 10% identified: Acc_corr gained within 2 points lost elsewhere", healed, 10),

@@ -151,7 +151,9 @@ def _invariants(setting: Setting, config: LafConfig, *, seed: int) -> list[Claim
     }
     blind, _ = label_agnostic_forgetting(setting.model, **sides, config=short, seed=seed)
     seeing = setting.after(short, seed=seed)
-    difference = max(float((a - b).abs().max()) for a, b in zip(blind.parameters(), seeing.parameters(), strict=True))
+    difference = max(
+        float((a - b).detach().abs().max()) for a, b in zip(blind.parameters(), seeing.parameters(), strict=True)
+    )
     still = dataclasses.replace(short, epochs=1, lr_ue=0.0, lr_ra=0.0)
     _, trace = label_agnostic_forgetting(
         setting.model, retain=setting.retain, forget=setting.forget, config=still, seed=seed
