@@ -1,6 +1,6 @@
 """Corrective unlearning (Goel et al., TMLR 2024) on Fashion-MNIST: a backdoor and a confusion, known in part.
 
-    6,000 training, 1,000 validation and 2,000 test images, conv 16 - conv 32 - fc 64, 15 epochs of SGD 0.05
+    6,000 training, 1,500 validation and 2,000 test images, conv 16 - conv 32 - fc 64, 15 epochs of SGD 0.05
     1      300 images with a 3 x 3 white patch, labelled class 0: the model is right on clean images, and says 0 to all
            others that carry the patch
     2, 3   a uniform 10%, 50% or 100% of them is identified: retraining without these (EU) heals with all of them only;
