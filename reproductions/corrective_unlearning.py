@@ -1,6 +1,6 @@
 """Corrective unlearning (Goel et al., TMLR 2024) on Fashion-MNIST: a backdoor and a confusion, known in part.
 
-    6,000 training, 1,500 validation and 4,000 test images, conv 16 - conv 32 - fc 64, 15 epochs of SGD 0.05
+    6,000 training, 1,500 validation and 10,000 test images, conv 16 - conv 32 - fc 64, 15 epochs of SGD 0.05
     1      300 images with a 3 x 3 white patch, labelled class 0: the model is right on clean images, and says 0 to all
            others that carry the patch
     2, 3   a uniform 10%, 50% or 100% of them is identified: retraining without these (EU) heals with all of them only;
@@ -45,7 +45,7 @@ from unlearning.corrective.importance import parameter_importance
 from unlearning.corrective.selective_synaptic_dampening import dampen, dampening
 
 FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
-TRAIN, VALIDATION, TEST, MANIPULATED, TARGET, CONFUSED = 6_000, 1_500, 4_000, 300, 0, (2, 4)
+TRAIN, VALIDATION, TEST, MANIPULATED, TARGET, CONFUSED = 6_000, 1_500, 10_000, 300, 0, (2, 4)
 RECIPE = SupervisedConfig(lr=0.05, momentum=0.0, batch=64, epochs=15, schedule="constant")
 AGAIN = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=12)
 LAYERS = LastLayersConfig(k=-1, lr=0.02, batch=64, epochs=12, weight_decay=0.0)
