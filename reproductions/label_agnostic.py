@@ -108,8 +108,8 @@ def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
         at_least("1. the trained model: test_f", setting.figures(setting.model)[0], 70),
         at_most("1. LAF: test_f", gone, 15),
         at_least("1. LAF: test_r", others, 79),
-        at_least("1. LAF: test_r above that of extractor unlearning alone, points", others - unaligned, 5),
-        at_least("2. LAF: test_f below that of either loss alone, points", alone - half["both"], 10),
+        at_least("1. LAF: test_r above that of extractor unlearning alone, points", others - unaligned, 20),
+        at_least("2. LAF: test_f below that of either loss alone, points", alone - half["both"], 5),
         at_least("3. LAF+R, 5% labels: test_r above LAF, points", setting.figures(repaired)[1] - others, -1),
         *_invariants(setting, plain, seed=run),
     ]
