@@ -60,7 +60,9 @@ class TriedMethod(Config):
 
 
 _DAMPENINGS = tuple(
-    {"alpha": alpha, "lambda_": alpha * ratio} for alpha in (0.01, 0.1, 1.0, 10.0) for ratio in (0.1, 0.5, 1.0)
+    {"alpha": alpha, "lambda_": alpha * ratio}
+    for alpha in (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+    for ratio in (0.1, 1.0)
 )
 _METHODS = (
     TriedMethod(name="eu_k", settings=({"k": 2}, {"k": -1, "epochs": 40})),
