@@ -11,8 +11,8 @@ Figures are percent of test images: test_f of class 3, test_r of the others. The
 published ones (sigmoid), those of 2 linear. An epoch has as many steps as the forgotten class has batches, so rates
 that are to do the same go with the size of the data.
 
-LAF at the published rates forgets 12 to 32 points more than the better of its losses alone (six models, mean 22,
-standard deviation 8); the source of these claims asks for 10, here 5. Sigmoid autoencoders without the alignment cost
+LAF at the published rates forgets 12 to 30 points more than the better of its losses alone (five models, mean 20,
+standard deviation 7); the source of these claims asks for 10, here 5. Sigmoid autoencoders without the alignment cost
 the other classes 65 points and more, of which 20 are asked for.
 """
 
