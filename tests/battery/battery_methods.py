@@ -100,6 +100,7 @@ def _of_any(world: World) -> Fields:
             "share": 0.2,
             "identified": [1.0],
             "methods": [{"name": "scrub", "settings": [{"alpha": 1.0}, {}]}, {"name": "eu_k"}],
+            "validation": share,
         },
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
