@@ -209,6 +209,6 @@ def _confusion(
     after, kept = _dampened(model, harm, 0.1, 0, seed=seed)
     healed = after - corr if clean - kept <= 2 else 0.0
     return [
-        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 0),
+        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 3),
         at_most("4. confusion, SSD, 10% identified: Acc_corr gained within 2 points lost elsewhere", healed, 10),
     ]
