@@ -16,10 +16,11 @@ one with the largest mean of validation accuracy and disagreement with the wrong
 (``studies.corrective_report.choose_setting``).
 
 Which 30 of 300 are identified matters much, so SSD's figures are means over three draws of them, and the model matters
-more: Acc_corr of four models was 38, 42, 49 and 67 with 10% identified, 43, 50, 56 and 79 with 50%, at 0.3 to 1.1
-points lost. The source of these claims asks for 35 and 45; 20 and 25 are two standard deviations below what was
-measured, beside the 11 and 12 of EU. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of them
-identified equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer images.
+more: Acc_corr of five models was 35, 38, 42, 49 and 67 with 10% identified, 37, 43, 50, 56 and 79 with 50%, at 0.3 to
+1.1 points lost. The source of these claims asks for 35 and 45; 20 is two standard deviations below the mean of either,
+beside the 11 and 12 of EU. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of them identified
+equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer images, where the difference
+was 11 to 18 points on four seeds.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def _poison(
         at_least("2. SSD, 10% identified: Acc_corr", dampened[0.1][0], 20),
         at_most("2. SSD, 10% identified: points lost on clean images", clean - dampened[0.1][1], 2),
         at_most("2. EU, 50% identified: Acc_corr", eu[0.5], 20),
-        at_least("2. SSD, 50% identified: Acc_corr", dampened[0.5][0], 25),
+        at_least("2. SSD, 50% identified: Acc_corr", dampened[0.5][0], 20),
         at_least("3. EU, all identified: Acc_corr", eu[1.0], 82),
         at_least("3. all identified: Acc_corr of EU above that of CF, points", eu[1.0] - cf, 30),
     ]
