@@ -95,6 +95,13 @@ def _of_any(world: World) -> Fields:
         ("analysis", "forget_selectors"): {"trials": 2},
         ("analysis", "dropout_inversion"): {"num_examples": 2, "steps": 20, "dlg_steps": 5},
         ("analysis", "backdoor_audit"): {"manipulation": "confusion", "share": 0.2, "identified": [1.0]},
+        ("analysis", "corrective_report"): {
+            "manipulation": "confusion",
+            "share": 0.2,
+            "identified": [1.0],
+            "methods": [{"name": "scrub", "settings": [{"alpha": 1.0}, {}]}, {"name": "eu_k"}],
+            "validation": share,
+        },
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
         ("analysis", "bag_risk_curve"): {"bag_sizes": [1, 3], "rhos": [0.0, 0.3], "repeats": 3},

@@ -101,7 +101,7 @@ def test_the_registries_have_their_own_groups_and_homes():
 
 
 def test_needs_are_from_the_list():
-    with pytest.raises(ConfigError, match="needs crystal_ball; known needs: checkpoints, early_at, early_models"):
+    with pytest.raises(ConfigError, match="needs crystal_ball; known needs: build, checkpoints, clock"):
         MethodSpec(name="m", doc="d", needs=("crystal_ball",))
     assert AttackSpec(name="m", doc="d", needs=tuple(NEEDS)).references == 0
 

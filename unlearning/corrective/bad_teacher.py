@@ -5,10 +5,10 @@
                 softmax(f0(x))   x in D \\ S_f      f0: the trained model, frozen, eval mode
     theta <- argmin  E_{x in D} KL( target(x) || softmax(f(x; theta)) ),   started at the trained weights; temperature 1
 
-Labels are not used. Targets are computed once. The corrective unlearning bench (Goel et al., TMLR 2024) averages KL over
-examples and classes with learning rate 0.025; here it is summed over classes and averaged over examples, so the same
-step is a learning rate of 0.025 / K: 0.0025 for ten classes, the default. Its schedule is a 1% warm-up and linear decay,
-1,000 steps of 512.
+Labels are not used. Targets are computed once. The corrective unlearning bench (Goel et al., TMLR 2024) averages KL
+over examples and classes with learning rate 0.025; here it is summed over classes and averaged over examples, so the
+same step is a learning rate of 0.025 / K: 0.0025 for ten classes, the default. Its schedule is a 1% warm-up and linear
+decay, 1,000 steps of 512.
 
 It is not blind to the retained examples: where part of a manipulation is among them, f0 teaches it.
 """

@@ -8,8 +8,8 @@ NeurIPS 2023).
 f0 is the trained model, frozen, in eval mode; its logits are computed once. KL is summed over classes and averaged over
 the batch. The corrective unlearning bench (Goel et al., TMLR 2024) sets T = 4, msteps = 100, learning rate 0.0025 with
 a 1% warm-up and linear decay, 1,000 steps of 512, and searches alpha in {0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10}. Both
-terms are maximised on S_f there; Kurmanji et al. maximise KL alone. With alpha = 0 and msteps = 0 it is CF-k with k = -1
-at the same learning rate.
+terms are maximised on S_f there; Kurmanji et al. maximise KL alone. With alpha = 0 and msteps = 0 it is CF-k with
+k = -1 at the same learning rate.
 
 It is no bounded objective: msteps and the learning rate are what keeps the model alive.
 """

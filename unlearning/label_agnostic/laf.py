@@ -141,7 +141,7 @@ def label_agnostic_forgetting(
     unlearn, align = (torch.optim.Adam(trained, lr=lr) for lr in (config.lr_ue, config.lr_ra))
     draw = generator(derive_seed("laf", "draws", seed))
     steps = min(math.ceil(len(side.before) / config.batch) for side in sides)
-    trace = []
+    run, trace = f"laf at lr_ue {config.lr_ue:g}, lr_ra {config.lr_ra:g}", []
     with embedder(student) as embed:
         for epoch in range(config.epochs):
             seen = []
@@ -156,14 +156,11 @@ def label_agnostic_forgetting(
                 progress(epoch * steps + number + 1, config.epochs * steps, "laf")
             means = torch.stack(seen).double().mean(dim=0).tolist()
             if not all(map(math.isfinite, means)):
-                raise Diverged(
-                    f"laf at lr_ue {config.lr_ue:g}, lr_ra {config.lr_ra:g}: a loss of epoch {epoch + 1} is not finite; "
-                    "use smaller rates"
-                )
+                raise Diverged(f"{run}: a loss of epoch {epoch + 1} is not finite; use smaller rates")
             trace.append((epoch + 1, *means))
     for optimizer in (unlearn, align):
         optimizer.zero_grad(set_to_none=True)
-    check_finite(student, what=f"laf at lr_ue {config.lr_ue:g}, lr_ra {config.lr_ra:g}")
+    check_finite(student, what=run)
     return student, pl.DataFrame(trace, schema=TRACE, orient="row")
 
 

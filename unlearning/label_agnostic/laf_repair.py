@@ -1,8 +1,8 @@
 """LAF+R: label-agnostic forgetting, then the output layer fine-tuned on a few labelled examples that are kept (Shen et
 al., ICLR 2024).
 
-    theta      <- LAF(theta; D_r, D_f)                                          no label read
-    theta_head <- Adam on the task's loss over a labelled share of D_r          the rest of the network is frozen, eval mode
+    theta      <- LAF(theta; D_r, D_f)                                     no label read
+    theta_head <- Adam on the task's loss over a labelled share of D_r     the rest is frozen, in eval mode
 
 Source: arXiv 2404.00506, "LAF+R"; the published code trains the head of a small CNN by cross-entropy with Adam. The
 labelled examples are drawn from all retained ones, uniformly.

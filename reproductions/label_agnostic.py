@@ -1,0 +1,170 @@
+"""Label-agnostic forgetting (Shen et al., ICLR 2024) on Fashion-MNIST: class 3 is forgotten without a label.
+
+    3,000 training and 10,000 test images, conv 16 - conv 32 - linear 64 (the embedding) - linear 10, 20 epochs of SGD
+    1   rates 5e-4 and 1e-3: the class is gone and the others stay; extractor unlearning alone costs the others
+    2   the published rates, 5e-5 and 1e-4, here half way: neither loss forgets as much alone
+    3   LAF+R with 5% of the retained labels is no worse on the others
+    4   with the labels of all examples permuted, every weight comes out the same; the first alignment loss is
+        -B_r log B_f
+
+Figures are percent of test images: test_f of class 3, test_r of the others. The autoencoders of 1 and 3 are the
+published ones (sigmoid), those of 2 linear. An epoch has as many steps as the forgotten class has batches, so rates
+that are to do the same go with the size of the data.
+
+LAF at the published rates forgets 12 to 30 points more than the better of its losses alone (five models, mean 20,
+standard deviation 7); the source of these claims asks for 10, here 5. Sigmoid autoencoders without the alignment cost
+the other classes 65 points and more, of which 20 are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contracts.digests import derive_seed
+from contracts.progress import Progress
+from recipes.predict import predict_logits
+from recipes.rng import local_rng
+from recipes.schedule import SupervisedConfig
+from recipes.supervised import supervised
+from reproductions.framework import Claim, at_least, at_most, reproduction
+from sources.example_set import ExampleSet
+from sources.loading import load
+from unlearning.label_agnostic.embedding_vae import EmbeddingVAEConfig
+from unlearning.label_agnostic.laf import LafConfig, label_agnostic_forgetting
+from unlearning.label_agnostic.laf_repair import LafRepairConfig, supervised_repair
+
+FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
+TRAIN, TEST, FORGOTTEN = 3_000, 10_000, 3
+RECIPE = SupervisedConfig(lr=0.05, momentum=0.9, batch=32, epochs=20)
+PUBLISHED, LINEAR = (EmbeddingVAEConfig(decoder=decoder, hidden=(32, 16)) for decoder in ("sigmoid", "linear"))
+
+
+class LinearEmbedding(nn.Module):
+    """A small CNN whose embedding has no activation, as that of the published code: (B, 1, 28, 28) -> (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.embedding = nn.Linear(32 * 7 * 7, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.head(self.embedding(x.flatten(1)))
+
+
+def _build(seed: int) -> nn.Module:
+    """Its weights in the order in which a CPU convolves twice as fast."""
+    with local_rng(seed):
+        return LinearEmbedding().to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """The trained model, its training examples by what becomes of them, and the test examples alike."""
+
+    model: nn.Module
+    retain: ExampleSet
+    forget: ExampleSet
+    others: ExampleSet
+    gone: ExampleSet
+
+    def after(self, config: LafConfig, *, seed: int) -> nn.Module:
+        return label_agnostic_forgetting(self.model, retain=self.retain, forget=self.forget, config=config, seed=seed)[
+            0
+        ]
+
+    def figures(self, model: nn.Module) -> tuple[float, float]:
+        """(test_f, test_r), percent."""
+        return _percent(model, self.gone), _percent(model, self.others)
+
+
+@reproduction(card=2, name="label_agnostic", paper="Shen et al. 2024")
+def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
+    """All claims; about two minutes on two cores."""
+    setting = _setting(seed)
+    progress(1, 4, "the original model")
+    run = derive_seed("laf", seed)
+    repair = LafRepairConfig(vae=PUBLISHED, lr_ue=5e-4, lr_ra=1e-3)
+    plain = LafConfig(**{f.name: getattr(repair, f.name) for f in dataclasses.fields(LafConfig)})
+    forgotten = setting.after(plain, seed=run)
+    gone, others = setting.figures(forgotten)
+    repaired = supervised_repair(forgotten, retain=setting.retain, config=repair, seed=run)
+    progress(2, 4, "without the class")
+    _, unaligned = setting.figures(setting.after(dataclasses.replace(plain, lr_ra=0.0), seed=run))
+    rates = {"both": (5e-5, 1e-4), "extractor unlearning": (5e-5, 0.0), "alignment": (0.0, 1e-4)}
+    half = {
+        name: setting.figures(setting.after(LafConfig(vae=LINEAR, lr_ue=ue, lr_ra=ra), seed=run))[0]
+        for name, (ue, ra) in rates.items()
+    }
+    alone = min(half["extractor unlearning"], half["alignment"])
+    progress(3, 4, "each loss alone")
+    claims = [
+        at_least("1. the trained model: test_f", setting.figures(setting.model)[0], 70),
+        at_most("1. LAF: test_f", gone, 15),
+        at_least("1. LAF: test_r", others, 79),
+        at_least("1. LAF: test_r above that of extractor unlearning alone, points", others - unaligned, 20),
+        at_least("2. LAF: test_f below that of either loss alone, points", alone - half["both"], 5),
+        at_least("3. LAF+R, 5% labels: test_r above LAF, points", setting.figures(repaired)[1] - others, -1),
+        *_invariants(setting, plain, seed=run),
+    ]
+    progress(4, 4, "label freeness")
+    return claims
+
+
+def _setting(seed: int) -> Setting:
+    fashion = load("idx", FASHION_MNIST, seed=seed)
+    train, test = (
+        _some(fashion.part(split), size, seed=derive_seed(split, seed))
+        for split, size in (("train", TRAIN), ("test", TEST))
+    )
+    model = supervised(_build, train, config=RECIPE, seed=derive_seed("model", seed))
+    (forget, retain), (gone, others) = _by_class(train), _by_class(test)
+    return Setting(model=model, retain=retain, forget=forget, others=others, gone=gone)
+
+
+def _some(data: ExampleSet, size: int, *, seed: int) -> ExampleSet:
+    return data.subset(np.random.default_rng(seed).permutation(data.example_id)[:size])
+
+
+def _by_class(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:
+    chosen = data.y == FORGOTTEN
+    return data.subset(data.example_id[chosen]), data.subset(data.example_id[~chosen])
+
+
+def _percent(model: nn.Module, data: ExampleSet) -> float:
+    return 100 * float((predict_logits(model, data).argmax(axis=1) == data.y).mean())
+
+
+def _invariants(setting: Setting, config: LafConfig, *, seed: int) -> list[Claim]:
+    """Two epochs with the labels as they are, and permuted among all examples."""
+    short, mixed = dataclasses.replace(config, epochs=2), np.random.default_rng(derive_seed("permuted", seed))
+    labels = mixed.permutation(np.concatenate([setting.retain.y, setting.forget.y]))
+    sides = {
+        "retain": dataclasses.replace(setting.retain, y=labels[: len(setting.retain)]),
+        "forget": dataclasses.replace(setting.forget, y=labels[len(setting.retain) :]),
+    }
+    blind, _ = label_agnostic_forgetting(setting.model, **sides, config=short, seed=seed)
+    seeing = setting.after(short, seed=seed)
+    difference = max(
+        float((a - b).detach().abs().max()) for a, b in zip(blind.parameters(), seeing.parameters(), strict=True)
+    )
+    still = dataclasses.replace(short, epochs=1, lr_ue=0.0, lr_ra=0.0)
+    _, trace = label_agnostic_forgetting(
+        setting.model, retain=setting.retain, forget=setting.forget, config=still, seed=seed
+    )
+    sizes = [len(rows) for rows in torch.arange(len(setting.forget)).split(still.batch)]
+    expected = float(np.mean([-still.batch * math.log(size) for size in sizes]))
+    return [
+        at_most("4. largest difference of a weight when labels are permuted", difference, 0),
+        at_most("4. L_RA at the trained model: error", abs(trace["loss_ra"][0] - expected), 1e-3),
+    ]
