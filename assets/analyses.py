@@ -85,7 +85,7 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
 
 def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
     if picture.is_chart:
-        return plots.table_png(picture, frame)
+        return plots.table_png(picture, frame) if plots.rows_of(picture, frame).height else None
     groups = examples_in(run.data, picture, frame) if is_picture(run.data.input_shape) else []
     images = [image for e in groups if e.images is not None for image in e.images]
     if not images:

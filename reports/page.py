@@ -171,7 +171,7 @@ def _removed(report: AuditReport) -> dict[str, Any] | None:
 def _analysis(section: AnalysisSection) -> dict[str, Any]:
     return {
         "section": section,
-        "charts": [_table_chart(p, rows) for p, rows in section.charts],
+        "charts": [_table_chart(p, rows) for p, rows in section.charts if plots.rows_of(p, rows).height],
         "groups": [_group(e) for e in section.examples],
         "head": _head(section.table),
     }

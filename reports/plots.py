@@ -330,6 +330,12 @@ def _style(number: int) -> tuple[str, str]:
     return _SERIES[number % len(_SERIES)], _MARKERS[(number + number // len(_SERIES)) % len(_MARKERS)]
 
 
+def rows_of(picture: Picture, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that a picture draws: those of its ``where``, with a value, that its axis can show."""
+    rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
+    return rows.filter(pl.col(picture.x) > 0) if picture.log_x else rows  # a logarithmic axis has no zero
+
+
 def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
     """A table as its declaration asks: lines with bands, a scatter, bars or dots with whiskers, or all dots
     of one ``x`` in a row.
@@ -338,9 +344,7 @@ def table_png(picture: Picture, frame: pl.DataFrame) -> bytes:
         frame: rows of the picture's table; those that ``picture.where`` leaves out, or without a value, are not drawn.
             None left draws an empty frame that says so.
     """
-    rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
-    if picture.log_x:
-        rows = rows.filter(pl.col(picture.x) > 0)  # a logarithmic axis has no zero
+    rows = rows_of(picture, frame)
     xlabel, ylabel = picture.x.replace("_", " "), picture.y.replace("_", " ")
     whiskers = bool(picture.low and picture.high)
     if picture.kind == "dots" and rows.height and not whiskers:

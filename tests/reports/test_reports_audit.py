@@ -19,6 +19,7 @@ import pytest
 
 from contracts.digests import canonical_json
 from contracts.errors import DataError, InvalidInput
+from contracts.methods import Picture
 from contracts.verdicts import Finding, Verdict
 from reports import AnalysisSection, AuditReport, Examples, Histogram, ScoreSection, facts, render_html, render_json
 from reports.contents import MAX_EXAMPLES
@@ -153,6 +154,20 @@ def test_a_column_that_holds_nothing_is_not_shown(digits_report: AuditReport, le
     assert "Membership eff. %" not in heads and "Average gap" not in heads and "Retain acc. %" in heads
     assert [h for h in heads if h.startswith("Found at")] == ["Found at \u2264 5\u202f%"]
     assert "known" in heads and "text" in heads and "unknown" not in heads
+
+
+def test_a_chart_without_a_row_is_not_shown(lean: Changed) -> None:
+    """Every way in which nothing is left to draw, beside one that draws."""
+    rows = pl.DataFrame({"x": [0.0, 0.0], "y": [1.0, None], "kind": ["a", "b"]})
+    pictures = {
+        "drawn": Picture(table="t", title="drawn", x="x", y="y"),
+        "left out": Picture(table="t", title="left out", x="x", y="y", where=(("kind", "c"),)),
+        "without a value": Picture(table="t", title="without a value", x="x", y="y", where=(("kind", "b"),)),
+        "off its axis": Picture(table="t", title="off its axis", x="x", y="y", log_x=True),
+    }
+    section = AnalysisSection(name="a", doc="d", charts=[(p, rows) for p in pictures.values()])
+    text = render_html(lean(analyses=(section,)))
+    assert [name for name in pictures if f'alt="{name}' in text] == ["drawn"]
 
 
 def test_every_fact_is_on_the_page(digits_report: AuditReport, page: Page) -> None:
