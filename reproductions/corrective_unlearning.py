@@ -15,12 +15,13 @@ images or at a clean label of a manipulated image: of those that lose at most 1.
 one with the largest mean of validation accuracy and disagreement with the wrong labels of what is identified
 (``studies.corrective_report.choose_setting``).
 
-Which 30 of 300 are identified matters much, so SSD's figures are means over three draws of them, and the model matters
-more: Acc_corr of five models was 35, 38, 42, 49 and 67 with 10% identified, 37, 43, 50, 56 and 79 with 50%, at 0.3 to
-1.1 points lost. The source of these claims asks for 35 and 45; 20 is two standard deviations below the mean of either,
-beside the 11 and 12 of EU. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of them identified
-equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer images, where the difference
-was 11 to 18 points on four seeds.
+Which 30 of 300 are identified matters much, and the model matters more, so SSD's figures are means over three models,
+each with a draw of its own. Of one model with three draws Acc_corr was 17, 35, 38, 42, 49 and 67 with 10% identified,
+30, 37, 43, 50, 56 and 79 with 50%, at 0.2 to 1.1 points lost: standard deviations of 16 and 17, so of nine and ten for
+a mean of three models. The source of these claims asks for 35 and 45 of one model; 20 is two of these deviations
+below the mean of either, beside the 10 to 12 of EU. Of the 6,000 images, 300 swapped labels left EU with 10% and with
+all of them identified equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer
+images, where the difference was 11 to 18 points on five seeds.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ AGAIN = SupervisedConfig(lr=0.02, momentum=0.9, batch=64, epochs=12)
 LAYERS = LastLayersConfig(k=-1, lr=0.02, batch=64, epochs=12, weight_decay=0.0)
 ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 RATIOS = (0.05, 0.2, 1.0)
-IMPORTANCE_BATCH, MOST_LOST, DRAWS = 512, 0.015, 3
+IMPORTANCE_BATCH, MOST_LOST, MODELS = 512, 0.015, 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,10 +147,15 @@ def _poison(
         again = eu_k(model, retain=retain, forget=forget, config=LAYERS, seed=derive_seed("eu", seed), build=build)
         eu[fraction], _ = harm.figures(again)
         progress(2 + number, 8, "retraining without the identified poison")
+    models = [model]
+    models += [
+        supervised(build, harm.train, config=RECIPE, seed=derive_seed("poisoned", seed, i)) for i in range(1, MODELS)
+    ]
     dampened = {
-        fraction: np.mean([_dampened(model, harm, fraction, draw, seed=seed) for draw in range(DRAWS)], axis=0)
+        fraction: np.mean([_dampened(one, harm, fraction, i, seed=seed) for i, one in enumerate(models)], axis=0)
         for fraction in (0.1, 0.5)
     }
+    kept = float(np.mean([_percent(one, harm.spared) for one in models]))
     retain, forget = harm.split(1.0, seed=seed)
     cf, _ = harm.figures(cf_k(model, retain=retain, forget=forget, config=LAYERS, seed=derive_seed("cf", seed)))
     progress(5, 8, "fine-tuning without the poison")
@@ -157,7 +163,7 @@ def _poison(
         *claims,
         at_most("2. EU, 10% identified: Acc_corr", eu[0.1], 15),
         at_least("2. SSD, 10% identified: Acc_corr", dampened[0.1][0], 20),
-        at_most("2. SSD, 10% identified: points lost on clean images", clean - dampened[0.1][1], 2),
+        at_most("2. SSD, 10% identified: points lost on clean images", kept - dampened[0.1][1], 2),
         at_most("2. EU, 50% identified: Acc_corr", eu[0.5], 20),
         at_least("2. SSD, 50% identified: Acc_corr", dampened[0.5][0], 20),
         at_least("3. EU, all identified: Acc_corr", eu[1.0], 82),
