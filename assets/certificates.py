@@ -25,20 +25,22 @@ from contracts.digests import digest
 from contracts.errors import NotReady
 from contracts.methods import unlearner
 from contracts.subject import Subject
-from contracts.verdicts import Verdict, overall
+from contracts.verdicts import OF_FINDINGS, Verdict, overall
 from warehouse import Artifact, Warehouse, empty, signing
 
 DAYS = 90  # a certificate is good for
+POWER = "power"  # the finding of a certificate that its report says less than the others together
 _NUMBERS = ("value", "low", "high", "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Issued:
-    """A certificate, its signed file, and its row of ``certificates.issued``."""
+    """A certificate, its signed file, its row of ``certificates.issued``, and the files of those before it."""
 
     certificate: Certificate
     file: Artifact
     row: pl.DataFrame
+    earlier: tuple[str, ...]
 
     @property
     def partition(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _issue(run: Run) -> Output:
     said = made.certificate
     return Output(
         tables=[(schema.CERTIFICATES, made.row, made.partition)],
-        volatile=[*_earlier_files(run.warehouse, said), made.file],
+        volatile=[*map(run.warehouse.artifacts.describe, made.earlier), made.file],  # earlier ones stay on record
         metadata={
             "verdict": said.verdict,
             "serial": said.serial,
@@ -76,12 +78,6 @@ def _issue(run: Run) -> Output:
             "public key": str(signing.public_file(run.workspace.home)),
         },
     )
-
-
-def _earlier_files(w: Warehouse, said: Certificate) -> list[Artifact]:
-    """What was issued before stays on record."""
-    rows = w.read(schema.CERTIFICATES, subject=said.subject, partition={"request_id": said.request_id})
-    return [w.artifacts.describe(name) for name in rows.filter(pl.col("serial") < said.serial)["artifact"]]
 
 
 def certify(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) -> Issued:
@@ -123,6 +119,7 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
             f"{request_id}"
         )
     facts = w.artifacts.load_json(report)
+    judged = judged_findings(findings, told=facts["verdict"], why=facts["sentence"])
     method = str(facts["decides"])
     now = datetime.now(UTC).replace(microsecond=0)
     earlier = w.read(schema.CERTIFICATES, subject=name, partition={"request_id": request_id})
@@ -136,16 +133,12 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
         num_examples=entry.num_examples or 0,
         method=method,
         exact=unlearner.get(method).spec.exact,
-        verdict=overall(Verdict(v) for v in findings["verdict"]).value,
-        findings=tuple(
-            JudgedFinding(**{k: row[k] for k in ("what", "kind", "verdict", "sentence", *_NUMBERS)})
-            for row in findings.sort("what").iter_rows(named=True)
-        ),
+        verdict=overall(Verdict(f.verdict) for f in judged).value,
+        findings=judged,
         attacks=_attacks(w, name, f"{request_id}/{method}"),
         **_gap(w, name, request_id, method),
         digests={
-            "configuration": digest(subject),
-            "data": facts["audited"]["Digests"]["data"],
+            **{what: facts["audited"]["Digests"][what] for what in ("configuration", "data")},
             "report": w.artifacts.sha256(report),
             "set": w.artifacts.sha256(f"{name}/request_curation/{request_id}/split/result"),
         },
@@ -172,7 +165,29 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
         "issued_at": now,
         "expires_at": now + timedelta(days=days),
     }
-    return Issued(certificate=certificate, file=file, row=pl.DataFrame([row], schema=empty(schema.CERTIFICATES).schema))
+    return Issued(
+        certificate=certificate,
+        file=file,
+        row=pl.DataFrame([row], schema=empty(schema.CERTIFICATES).schema),
+        earlier=tuple(earlier["artifact"]),
+    )
+
+
+def judged_findings(findings: pl.DataFrame, *, told: str, why: str) -> tuple[JudgedFinding, ...]:
+    """What counted, and :data:`POWER` where the report says less than its findings together, as of an audit in which no
+    attack caught the untouched model: a certificate never says more than the report that it names.
+
+    Args:
+        findings: the judged rows of ``audits.findings``.
+        told, why: verdict and sentence of the report.
+    """
+    found = tuple(
+        JudgedFinding(**{k: row[k] for k in ("what", "kind", "verdict", "sentence", *_NUMBERS)})
+        for row in findings.sort("what").iter_rows(named=True)
+    )
+    if told == overall(Verdict(f.verdict) for f in found).value or Verdict(told) not in OF_FINDINGS:
+        return found
+    return (*found, JudgedFinding(what=POWER, verdict=told, sentence=why))
 
 
 def _attacks(w: Warehouse, subject: str, audited: str) -> tuple[AttackResult, ...]:
