@@ -354,7 +354,7 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     units = start(student, plan.retain) if config.epochs else None
     frozen = [student.get_submodule(module) for module in plan.frozen]
     held = hold(student, frozen)
-    trained = {key: p for key, p in student.named_parameters() if p.requires_grad}
+    trained = trainable(student)
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
     order, done, stopped = plan.order(), 0, False
@@ -442,6 +442,16 @@ def retained_units(model: nn.Module, retain: ExampleSet) -> Units | None:
     return units_of(model, first, np.asarray(retain.y)[np.argsort(retain.example_id)])
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def in_units(batch: Batch, units: Units | None) -> Batch:
+    """The batch with its targets in the units in which a model is descended."""
+    return batch if units is None else dataclasses.replace(batch, targets=units.of(batch.targets))
+
+
 def finish(student: nn.Module, units: Units | None) -> None:
     """Put what :func:`start` has made ready back into the form that is used, in eval mode."""
     student.eval()
@@ -471,9 +481,7 @@ def step(
     """
     if len(rows) == 1 and any(isinstance(m, _BATCH_NORMS) and m.training for m in student.modules()):
         raise NotApplicable("one example alone has no batch statistics; set batch_norm to 'freeze'")
-    batch = one.batch(rows)
-    if units is not None:
-        batch = dataclasses.replace(batch, targets=units.of(batch.targets))
+    batch = in_units(one.batch(rows), units)
     losses = (one.losses or one.parts[0].data.task.losses)(student, batch)
     loss = (one.weights[rows].to(losses.dtype) * losses).mean()
     return float(take_step(optimizer, loss if penalty is None else loss + penalty, lr=lr))

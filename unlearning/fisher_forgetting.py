@@ -35,9 +35,8 @@ from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import generator
 from sources.example_set import ExampleSet
-from unlearning.descent import check_sets, inputs_of
+from unlearning.descent import check_sets, inputs_of, trainable
 from unlearning.edits import finished
-from unlearning.gradients import trainable
 from unlearning.masks import Mask, check_mask
 
 _NUMBERS = 1 << 22  # of gradients at a time

@@ -10,7 +10,6 @@ at once; else (texts, nodes, interactions) one example after another.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,15 +20,11 @@ from recipes.continual.fisher import per_example_gradients
 from recipes.fitting import Units
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
-from tasks.base import Batch, OutputTask
+from tasks.base import OutputTask
+from unlearning.descent import in_units, trainable
 
 _BATCH = 512  # examples a backward pass; changes rounding and memory only
 _BLOCK = 64  # examples whose single gradients are asked for together
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name, in the model's order."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def summed_gradient(student: nn.Module, inputs: Inputs, *, units: Units | None) -> dict[str, Tensor]:
@@ -106,8 +101,3 @@ def _each(
             name: torch.zeros_like(p)[None] if g is None else g[None]
             for (name, p), g in zip(own.items(), gradients, strict=True)
         }
-
-
-def in_units(batch: Batch, units: Units | None) -> Batch:
-    """The batch with its targets in the units in which a model is descended."""
-    return batch if units is None else dataclasses.replace(batch, targets=units.of(batch.targets))

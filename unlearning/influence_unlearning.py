@@ -38,9 +38,9 @@ from recipes.fitting import Units
 from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
-from unlearning.descent import check_sets, finish, inputs_of, start
+from unlearning.descent import check_sets, finish, in_units, inputs_of, start, trainable
 from unlearning.edits import finished
-from unlearning.gradients import gradient_rows, in_units, summed_gradient, trainable
+from unlearning.gradients import gradient_rows, summed_gradient
 from unlearning.masks import Mask, check_mask
 
 _DENSE = 4096  # weights of a dense Hessian: 134 MB in float64

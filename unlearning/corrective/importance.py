@@ -25,7 +25,7 @@ from contracts.errors import DataError, Diverged, InvalidInput
 from recipes.predict import eval_mode
 from recipes.rng import generator
 from sources.example_set import ExampleSet
-from unlearning.descent import Pass, inputs_of
+from unlearning.descent import Pass, inputs_of, trainable
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def parameter_importance(model: nn.Module, *sets: ExampleSet, batch: int, seed: 
     examples = Pass.over(inputs_of(model, filled[0]))
     for one in filled[1:]:
         examples = examples.together_with(Pass.over(inputs_of(model, one)))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = trainable(model)
     squares = [torch.zeros_like(p) for p in trained.values()]
     order = torch.randperm(len(examples), generator=generator(derive_seed("importance", seed)))
     pieces, task = order.split(batch), filled[0].task

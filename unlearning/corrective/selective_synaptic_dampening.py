@@ -32,7 +32,8 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
 from unlearning.corrective.importance import Importance, parameter_importance
-from unlearning.descent import beats_constant, check_finite, check_sets, finish, probe, refuse_collapse, start
+from unlearning.descent import check_sets, finish, start
+from unlearning.edits import finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +124,6 @@ def selective_synaptic_dampening(
     """
     check_sets(model, retain=retain, forget=forget, trains_on_retain=config.reference == "retain")
     run = f"selective_synaptic_dampening at alpha {config.alpha:g}, lambda {config.lambda_:g}"
-    watched = probe(retain, seed=seed)
-    useful_before = beats_constant(model, watched, what="the model before unlearning")
     student = copy.deepcopy(model)
     units = start(student, retain)
     factors: dict[str, Tensor] = {}
@@ -140,7 +139,4 @@ def selective_synaptic_dampening(
         units = None
     dampen(student, factors)
     finish(student, units)
-    check_finite(student, what=run)
-    if useful_before:
-        refuse_collapse(student, watched, run=run)
-    return student
+    return finished(student, model, retain=retain, seed=seed, run=run)
