@@ -147,10 +147,9 @@ def _pictures(run: Run, made: Made) -> dict[str, bytes]:
     data = made.examples
     if not plots.is_picture(data.input_shape):
         return {}
-    rows = np.unique(np.linspace(0, len(data) - 1, _SHOWN).astype(int))
-    first = made.drawn_from.group_by("made_id").agg(pl.col("example_id").min()).sort("made_id")["example_id"].to_numpy()
-    originals = run.train.subset(np.unique(first[rows]))
-    lower = originals.x[originals.positions(first[rows])]
+    rows, first = made.some(_SHOWN)
+    originals = run.train.subset(np.unique(first))
+    lower = originals.x[originals.positions(first)]
     return {
         "made examples": plots.grid_png(
             np.concatenate([data.x[rows], lower]),

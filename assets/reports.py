@@ -363,20 +363,14 @@ def _dataset_section(run: Run, name: str, stage: Stage) -> AnalysisSection:
     if reason := run.why_not(stage):
         return AnalysisSection(name=name, doc=spec.doc, reason=reason)
     made = made_set(run, name)
-    rows = np.unique(np.linspace(0, len(made.examples) - 1, MADE_SHOWN).astype(int))
-    ids = made.examples.example_id[rows]
-    first = made.drawn_from.group_by("made_id").agg(pl.col("example_id").min())
-    drawn = pl.DataFrame({"made_id": ids}).join(first, on="made_id", how="left", maintain_order="left")
+    rows, first = made.some(MADE_SHOWN)
+    shown, originals = made.examples.example_id[rows], np.array(list(dict.fromkeys(first.tolist())))
     num, train = len(made.sources), run.train.num_examples
     groups = [
-        examples_of(data, pl.DataFrame({"example_id": shown, "value": np.full(len(shown), np.nan)}), "value", heading)
-        for data, shown, heading in (
-            (made.examples, ids, f"Made: {len(made.examples):,} examples, drawn from {num:,} of {train:,}"),
-            (
-                run.data,
-                drawn["example_id"].unique(maintain_order=True).to_numpy(),
-                "Originals that they were drawn from",
-            ),
+        examples_of(data, pl.DataFrame({"example_id": ids, "value": np.full(len(ids), np.nan)}), "value", heading)
+        for data, ids, heading in (
+            (made.examples, shown, f"Made: {len(made.examples):,} examples, drawn from {num:,} of {train:,}"),
+            (run.data, originals, "Originals that they were drawn from"),
         )
     ]
     said = next((frame for table in spec.tables if (frame := made.tables[table.name]).height), None)
@@ -384,7 +378,6 @@ def _dataset_section(run: Run, name: str, stage: Stage) -> AnalysisSection:
     return AnalysisSection(
         name=name,
         doc=spec.doc,
-        charts=[],
         examples=groups,
         table=head,
         num_rows=0 if said is None else said.height,

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from warehouse import Warehouse
 
 _COMMON = ("run_id", "config_digest")
-_FORMULA_SIGNS = "=+-@\t\r"
-_FORMULA = r"^[=+\-@\t\r]"
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 _WRITERS = (".csv", ".json", ".jsonl", ".parquet")
 
 
@@ -125,8 +124,10 @@ def csv_of(frame: pl.DataFrame) -> str:
     '=1+1,2
     """
     text = pl.col(pl.String)
-    safe = frame.with_columns(pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).name.keep())
-    return safe.rename({name: f"'{name}" for name in frame.columns if name[:1] in _FORMULA_SIGNS and name}).write_csv()
+    safe = frame.with_columns(
+        pl.when(text.str.head(1).is_in(_FORMULA_SIGNS)).then("'" + text).otherwise(text).name.keep()
+    )
+    return safe.rename({name: f"'{name}" for name in frame.columns if name.startswith(_FORMULA_SIGNS)}).write_csv()
 
 
 def refuse_target(to: Path) -> None:

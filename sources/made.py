@@ -62,6 +62,13 @@ class Made:
             roles[np.isin(train, ids)] = role
         return roles
 
+    def some(self, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most ``num`` of the made examples, spread evenly: their positions, ascending, and of each the smallest id
+        of an original that it was drawn from; int64 both."""
+        rows = np.unique(np.linspace(0, len(self.examples) - 1, num).astype(int))
+        first = self.drawn_from.group_by("made_id").agg(pl.col("example_id").min()).sort("made_id")
+        return rows, first["example_id"].to_numpy()[rows]
+
     def validate(self, originals: ExampleSet) -> Self:
         """Refuse what cannot be kept; return self.
 

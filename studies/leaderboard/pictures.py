@@ -18,29 +18,20 @@ PICTURES = (
         )
         for kind, title in (("random", "random set"), ("class", "one class"), ("worst_case", "worst-case set"))
     ),
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining against time, worst-case set (lower left is better)",
-        kind="scatter",
-        x="wall_s",
-        y="avg_gap",
-        series="method",
-        low="avg_gap_low",
-        high="avg_gap_high",
-        log_x=True,
-        where=(("forget_set", "worst_case"),),
-    ),
-    Picture(
-        table="leaderboard",
-        title="Gap to retraining against time, random set",
-        kind="scatter",
-        x="wall_s",
-        y="avg_gap",
-        series="method",
-        low="avg_gap_low",
-        high="avg_gap_high",
-        log_x=True,
-        where=(("forget_set", "random"),),
+    *(
+        Picture(
+            table="leaderboard",
+            title=f"Gap to retraining against time, {title}",
+            kind="scatter",
+            x="wall_s",
+            y="avg_gap",
+            series="method",
+            low="avg_gap_low",
+            high="avg_gap_high",
+            log_x=True,
+            where=(("forget_set", kind),),
+        )
+        for kind, title in (("worst_case", "worst-case set (lower left is better)"), ("random", "random set"))
     ),
     Picture(
         table="leaderboard_klom",
