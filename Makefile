@@ -14,11 +14,13 @@ SUBJECT ?= digits
 ARGS ?=
 export PALIMPSEST_HOME ?= $(CURDIR)/.palimpsest
 export DAGSTER_DISABLE_TELEMETRY := 1
+# of the tests that show a promise it is recorded how they end; docs/promises.md is made of that
+RECORDED := PALIMPSEST_RECORD_PROMISES=docs/promises.json
 # pytest ends with 5 when it finds no test of the mark
 NONE_IS_FINE := test $$? -eq 5
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help audit test lint ui reproduce bench chaos stat browser slow clean
+.PHONY: help audit test lint ui reproduce bench chaos stat promises browser slow clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,7 +33,7 @@ ui: $(RUNTIME) ## the Dagster UI on http://127.0.0.1:3000 (no log-in of its own:
 	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev -m pipelines.definitions --host 127.0.0.1 $(ARGS)
 
 test: $(DEV) ## set up, then the default tests on all cores (minutes); ARGS are given to pytest
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(RECORDED) $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(DEV) ## format, lint, layers, types
 	$(BIN)/ruff format --check .
@@ -47,10 +49,13 @@ bench: $(DEV) ## every benchmark: ratios to a plain run or a peer, measured side
 	  $(BIN)/python -m benchmarks.$${name%.py} $(ARGS) || missed=1; done; exit $$missed
 
 chaos: $(DEV) ## kill processes, fail disks
-	@$(BIN)/python -m pytest -m chaos $(ARGS) || $(NONE_IS_FINE)
+	@$(RECORDED) $(BIN)/python -m pytest -m chaos $(ARGS) || $(NONE_IS_FINE)
 
 stat: $(DEV) ## simulate the statistical promises
-	@$(BIN)/python -m pytest -m stat $(ARGS) || $(NONE_IS_FINE)
+	@$(RECORDED) $(BIN)/python -m pytest -m stat $(ARGS) || $(NONE_IS_FINE)
+
+promises: $(DEV) ## docs/promises.md: every promise, its tests, their last recorded results
+	@$(BIN)/python -m tests.promises
 
 browser: $(DEV) ## drive the UI in headless Chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS) || $(NONE_IS_FINE)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import hypothesis
+import promises
 import pytest
 import threadpoolctl
 
@@ -52,6 +53,10 @@ _blas = threadpoolctl.threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
 
 hypothesis.settings.register_profile("palimpsest", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("palimpsest")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    promises.register(config)
 
 
 @functools.cache

@@ -98,6 +98,7 @@ def tool(*command: str, cwd: Path = ROOT) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.promise("G2")
 def test_imports_point_one_way():
     tool(str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache")
 
@@ -188,6 +189,7 @@ def test_every_file_opens_with_its_purpose(path):
     assert ast.get_docstring(tree(path)), "no docstring"
 
 
+@pytest.mark.promise("G2")
 def test_sql_stands_in_the_warehouse_only():
     """Statements, not words of advice: a text that begins like a statement."""
     found = [
@@ -334,6 +336,7 @@ def test_make_help_lists_every_target():
     assert set(targets[1].split()) == {line.split()[1] for line in done.stdout.splitlines()}
 
 
+@pytest.mark.promise("G3")
 def test_the_network_is_blocked_here_and_in_child_processes(network_guard):
     import socket
 
@@ -361,6 +364,7 @@ def test_the_loopback_stays_open(network_guard):
     assert not network_guard.is_local("10.0.0.1") and not network_guard.is_local("example.org")
 
 
+@pytest.mark.promise("G3")
 def test_nothing_is_told_to_anybody():
     assert os.environ["DAGSTER_DISABLE_TELEMETRY"] == os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["GX_ANALYTICS_ENABLED"] == "false" and os.environ["MPLBACKEND"] == "Agg"

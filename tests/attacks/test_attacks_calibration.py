@@ -43,6 +43,7 @@ def test_at_best_maximises_balanced_accuracy(rows: list[tuple[int, bool]]) -> No
     assert reached(value) == pytest.approx(max(reached(t) for t in [*scores, np.inf]))
 
 
+@pytest.mark.promise("F6")
 def test_a_threshold_refuses_the_trials_it_was_chosen_on_naming_them() -> None:
     threshold = at_fpr(np.arange(40.0), Trials(np.arange(40)), 0.1)
     fresh = threshold.calls(np.array([100.0, 0.0, np.nan]), Trials(np.array([50, 51, 52])))
@@ -93,6 +94,7 @@ def test_one_example_under_two_models_is_two_trials_unless_the_model_is_left_ope
             threshold.calls(np.arange(10.0), Trials(ids, model=model))
 
 
+@pytest.mark.promise("F6")
 def test_epsilon_is_bounded_on_trials_of_its_own() -> None:
     """Jagielski et al.: the threshold searched on the audited trials voids the guarantee."""
     rng = np.random.default_rng(0)

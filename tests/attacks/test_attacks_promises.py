@@ -50,6 +50,7 @@ def at_least(rate: float, trials: int) -> float:
 
 @pytest.mark.stat
 @pytest.mark.parametrize(("shift", "n_pos", "n_neg"), [(0.0, 130, 250), (1.0, 300, 400), (2.5, 60, 1000)])
+@pytest.mark.promise("F1")
 def test_f1_intervals_of_the_report_cover_at_the_threshold_that_it_chose(shift: float, n_pos: int, n_neg: int) -> None:
     """Scores of known ROC, 2,000 reports: TPR and FPR at the threshold that each report picked, and the AUC."""
     rng = np.random.default_rng(0)
@@ -72,6 +73,7 @@ def test_f1_intervals_of_the_report_cover_at_the_threshold_that_it_chose(shift: 
 
 @pytest.mark.stat
 @pytest.mark.parametrize(("rate", "n"), [(0.001, 3000), (0.003, 500), (0.05, 250), (0.4, 130), (0.97, 64)])
+@pytest.mark.promise("F1")
 def test_f1_clopper_pearson_covers_at_a_threshold_fixed_beforehand(rate: float, n: int) -> None:
     low, high = clopper_pearson(np.random.default_rng(1).binomial(n, rate, 2000), n)
     assert np.mean((low <= rate) & (rate <= high)) >= 0.94
@@ -104,6 +106,7 @@ def normal_evidence(
 
 
 @pytest.mark.stat
+@pytest.mark.promise("F1")
 def test_f1_bounds_of_an_examples_exposure_cover_for_fresh_audited_models() -> None:
     """How often the attacker who holds these references finds it in models that nobody has seen yet."""
     method, traced, fresh, cap = attack.get("lira_online"), 30, 300, 0.05
@@ -134,6 +137,7 @@ def test_f1_bounds_of_an_examples_exposure_cover_for_fresh_audited_models() -> N
 
 @pytest.mark.stat
 @pytest.mark.parametrize("name", attack.names())
+@pytest.mark.promise("F1")
 def test_null_models_give_an_auc_of_one_half_at_the_promised_rate(name: str) -> None:
     """Models on which training leaves no trace: every attack, every model once as the target."""
     method, models, worlds = attack.get(name), 64, 2 if name == "shadow_model" else 15
@@ -159,6 +163,7 @@ def quiet_report(n_pos: int, n_neg: int, cap: float) -> pl.DataFrame:
     return attack_report(scores, np.arange(n_pos + n_neg) < n_pos, fpr_caps=(cap,))
 
 
+@pytest.mark.promise("F2")
 def test_f2_a_thousandth_needs_three_thousand_clean_non_members() -> None:
     assert minimum_negatives(0.001) == 2995
     assert minimum_references(0.05) == 19
@@ -171,6 +176,7 @@ def test_f2_a_thousandth_needs_three_thousand_clean_non_members() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 600), st.integers(10, 1500), st.floats(0.005, 0.2), st.one_of(st.none(), st.integers(2, 300)))
+@pytest.mark.promise("F2")
 def test_f2_smaller_n_is_never_a_pass(n_pos: int, n_neg: int, claim: float, references: int | None) -> None:
     finding = judge_attack(
         quiet_report(n_pos, n_neg, claim), what="a", thresholds=Thresholds(), claim_fpr=claim, num_references=references
@@ -181,6 +187,7 @@ def test_f2_smaller_n_is_never_a_pass(n_pos: int, n_neg: int, claim: float, refe
         assert finding.verdict is not Verdict.PASS
 
 
+@pytest.mark.promise("F2")
 def test_f2_one_examples_p_value_is_bounded_by_the_models() -> None:
     for models in (4, 8, 16, 64):
         assert smallest_p_value(models) == pytest.approx(1 / math.comb(models, models // 2))
@@ -191,6 +198,7 @@ def test_f2_one_examples_p_value_is_bounded_by_the_models() -> None:
 
 @pytest.mark.stat
 @pytest.mark.parametrize("eps", [0.5, 1.0, 3.0])
+@pytest.mark.promise("F5")
 def test_f5_bounds_on_randomised_response_are_sound(eps: float) -> None:
     """2,000 audits with 1,000 trials a side; the threshold chosen on 200 others."""
     rng = np.random.default_rng(0)
@@ -211,6 +219,7 @@ def test_f5_bounds_on_randomised_response_are_sound(eps: float) -> None:
 
 @pytest.mark.stat
 @pytest.mark.parametrize("mu", [0.5, 1.0, 2.5])
+@pytest.mark.promise("F5")
 def test_f5_bounds_on_the_gaussian_mechanism_are_sound(mu: float) -> None:
     """Sensitivity 1, noise 1/mu: its epsilon at delta = 1e-5 is known exactly. Many runs, Gaussian-DP and one run."""
     rng = np.random.default_rng(1)
@@ -235,6 +244,7 @@ def test_f5_bounds_on_the_gaussian_mechanism_are_sound(mu: float) -> None:
     assert min(np.mean(many), np.mean(gaussian), np.mean(one)) >= 0.95
 
 
+@pytest.mark.promise("F5")
 def test_f5_the_report_says_the_largest_bound_that_its_trials_can_prove() -> None:
     member = np.arange(2000) < 1000
     threshold = at_best(np.array([1.0, 0.0]), np.array([True, False]), Trials(np.array([5000, 5001])))
@@ -251,6 +261,7 @@ def test_f5_the_report_says_the_largest_bound_that_its_trials_can_prove() -> Non
 # --- F6: no leakage between calibration and test ------------------------------------------------------------------
 
 
+@pytest.mark.promise("F6")
 def test_f6_split_bookkeeping_refuses_what_would_flatter() -> None:
     rng = np.random.default_rng(0)
     member, everybody = np.arange(100) % 2 == 0, Trials(np.arange(100))
@@ -310,6 +321,7 @@ def exposure_of(world: tuple[ExampleSet, ReferenceEnsemble]) -> dict[str, pl.Dat
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.promise("F7")
 def test_f7_one_exposed_example_in_a_thousand_fails_the_audit(seed: int) -> None:
     tables = exposure_of(planted(seed, exposed=1))
     summary = tables["exposure_summary"].filter("shown").row(0, named=True)
@@ -322,6 +334,7 @@ def test_f7_one_exposed_example_in_a_thousand_fails_the_audit(seed: int) -> None
 
 
 @pytest.mark.stat
+@pytest.mark.promise("F7")
 def test_f7_nobody_is_accused_by_chance() -> None:
     """Without any trace: a verdict of fail in at most alpha of 250 audits."""
     alarms = [

@@ -49,6 +49,7 @@ def most(trials: int, rate: float = ALPHA) -> int:
     return int(binom.ppf(0.999, trials, rate))
 
 
+@pytest.mark.promise("F3")
 def test_f3_exact_unlearning_is_a_null(num_worlds: int = 50) -> None:
     """ "Unlearned" models that were retrained without the forget set with another seed, in worlds of their own."""
     p_values, holm, bh, covered, failed = [], 0, 0, 0, 0
@@ -68,6 +69,7 @@ def test_f3_exact_unlearning_is_a_null(num_worlds: int = 50) -> None:
 
 
 @pytest.mark.parametrize(("runs", "targets"), [(60, 100), (30, 60), (12, 40)])
+@pytest.mark.promise("F3")
 def test_f3_the_interval_of_the_auc_covers_a_coin(runs: int, targets: int, trials: int = 200) -> None:
     """Examples of unlike difficulty and spread, runs that share a shift, nothing to find: a bootstrap over runs fails
     this."""
@@ -82,6 +84,7 @@ def test_f3_the_interval_of_the_auc_covers_a_coin(runs: int, targets: int, trial
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.promise("F4")
 def test_f4_what_was_not_removed_cannot_pass(seed: int) -> None:
     """Mislabelled canaries, ten copies each: exposed where nothing was done, where next to nothing was done, and not
     after retraining."""
@@ -144,6 +147,7 @@ def planted(seed: int, *, exposed: int, runs: int = 60, targets: int = 1000) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.promise("F7")
 def test_f7_one_exposed_in_a_thousand_fails(seed: int) -> None:
     tables = planted(seed, exposed=1)
     row = tables["u_lira"].row(by_predicate=pl.col("method") == "m", named=True)
@@ -154,6 +158,7 @@ def test_f7_one_exposed_in_a_thousand_fails(seed: int) -> None:
     assert row["eps_low_max"] > 5
 
 
+@pytest.mark.promise("F7")
 def test_f7_nobody_exposed_seldom_fails(trials: int = 20) -> None:
     failed = [
         verdicts(planted(100 + seed, exposed=0, targets=200), "m")["examples"].verdict is Verdict.FAIL
@@ -162,6 +167,7 @@ def test_f7_nobody_exposed_seldom_fails(trials: int = 20) -> None:
     assert sum(failed) <= most(trials)
 
 
+@pytest.mark.promise("F8")
 def test_f8_retained_people_who_leak_more_block() -> None:
     """A method that overfits what is retained against one that does not, on the same runs."""
     recipe = dataclasses.replace(TINY, epochs=3)
@@ -174,6 +180,7 @@ def test_f8_retained_people_who_leak_more_block() -> None:
     assert noop["kept_change"] == 0 and verdicts(tables, "no-op")["kept"].verdict is not Verdict.FAIL
 
 
+@pytest.mark.promise("F8")
 def test_f8_the_paired_test_is_calibrated(trials: int = 200) -> None:
     """Before and after alike but for chance: the interval covers 0 and the test alarms at its rate."""
     missed, alarms = 0, 0

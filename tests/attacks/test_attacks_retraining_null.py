@@ -69,6 +69,7 @@ def test_figures_equal_their_definitions() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.promise("F4")
 def test_untouched_and_overshot_models_fail(seed: int) -> None:
     for shift in (6.0, 2.0, -3.0):
         assert judge(drawn(seed, shift=shift)) is Verdict.FAIL
@@ -78,12 +79,14 @@ def test_untouched_and_overshot_models_fail(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.promise("F2")
 def test_too_few_or_nothing_to_see_is_inconclusive(seed: int) -> None:
     assert judge(drawn(seed, num=1)) is Verdict.INCONCLUSIVE
     assert judge(drawn(seed, trace=0.2)) is not Verdict.PASS
     assert judge(drawn(seed), max_trace=0.01) is not Verdict.PASS
 
 
+@pytest.mark.promise("F7")
 def test_one_remembered_example_fails_the_set() -> None:
     rng = np.random.default_rng(0)
     null = rng.normal(size=(20, 200))
@@ -103,6 +106,7 @@ def test_exact_removal_passes_more_often_than_not_and_hardly_ever_fails() -> Non
 @pytest.mark.stat
 @pytest.mark.parametrize("tail", [0.0, 1.0], ids=["normal", "heavy tails"])
 @pytest.mark.parametrize("num", [1, 5, 60, 300])
+@pytest.mark.promise("F3")
 def test_exact_removal_fails_in_at_most_alpha_of_audits(num: int, tail: float) -> None:
     """Three models an audit, each at its share of half of alpha: 400 audits."""
     failed = [
@@ -112,6 +116,7 @@ def test_exact_removal_fails_in_at_most_alpha_of_audits(num: int, tail: float) -
 
 
 @pytest.mark.stat
+@pytest.mark.promise("F3")
 def test_p_values_of_exact_removal_are_uniform() -> None:
     assert kstest([drawn(seed).p_value for seed in range(600)], "uniform").pvalue > 0.01
 

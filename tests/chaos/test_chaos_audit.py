@@ -88,6 +88,7 @@ def _readable(home: Path) -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.promise("A3")
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     golden = _home(tmp_path / "golden")
     started = time.monotonic()

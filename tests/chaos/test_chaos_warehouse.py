@@ -93,6 +93,7 @@ def test_points_are_those_of_the_code() -> None:
     assert found == set(POINTS) and sorted(POINTS) == POINTS
 
 
+@pytest.mark.promise("A7")
 def test_the_job_is_repeatable(home: Path, golden: str) -> None:
     assert job.run(home, 2) == golden
     head = job.open_warehouse(home).ledger.head()
@@ -118,6 +119,7 @@ def killed_and_resumed(home: Path, point: str, golden: str, generation: int, see
 
 
 @pytest.mark.parametrize("point", SHORT)
+@pytest.mark.promise("A1")
 def test_killed_at_a_point(home: Path, golden: str, point: str) -> None:
     assert killed_and_resumed(home, point, golden, 2, {1, 2})
 
@@ -125,6 +127,7 @@ def test_killed_at_a_point(home: Path, golden: str, point: str) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.promise("A1")
 def test_killed_at_every_passage_of_every_point(first: Path, tmp_path: Path, golden: str, point: str) -> None:
     fresh = point.startswith("warehouse.")
     passages = 0
@@ -144,6 +147,7 @@ def test_killed_at_every_passage_of_every_point(first: Path, tmp_path: Path, gol
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+@pytest.mark.promise("A3")
 def test_killed_at_random_moments(first: Path, tmp_path: Path, golden: str) -> None:
     rng = np.random.default_rng(11)
     command = [sys.executable, str(Path(job.__file__))]
@@ -183,6 +187,7 @@ def fail_nth(home: Path, n: int, code: str, golden: str, monkeypatch: pytest.Mon
     return failed
 
 
+@pytest.mark.promise("A2")
 def test_some_file_operations_fail(first: Path, tmp_path: Path, golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for n, code in ((2, "ENOSPC"), (9, "EIO"), (17, "ENOSPC")):
         home = Path(shutil.copytree(first, tmp_path / f"home{n}"))
@@ -191,6 +196,7 @@ def test_some_file_operations_fail(first: Path, tmp_path: Path, golden: str, mon
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+@pytest.mark.promise("A2")
 def test_every_file_operation_fails_once(
     first: Path, tmp_path: Path, golden: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +248,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("what", ["replace", "artifact", "publish"])
+@pytest.mark.promise("A4")
 def test_a_full_disk_is_a_clear_error_and_the_old_state_stays(home: Path, golden: str, what: str) -> None:
     """The file size limit of a process stands for a full disk."""
     if what == "publish":
@@ -307,6 +314,7 @@ def silent_rot(home: Path, flips: int, seed: int) -> tuple[list[tuple[int, int]]
     return silent, found
 
 
+@pytest.mark.promise("B1")
 def test_a_flipped_bit_in_the_database_is_found_or_harmless(home: Path) -> None:
     silent, _ = silent_rot(home, 12, seed=3)
     assert silent == []
@@ -314,11 +322,13 @@ def test_a_flipped_bit_in_the_database_is_found_or_harmless(home: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+@pytest.mark.promise("B1")
 def test_two_hundred_flipped_bits_in_the_database(home: Path) -> None:
     silent, found = silent_rot(home, 200, seed=4)
     assert silent == [] and found > 20
 
 
+@pytest.mark.promise("A8")
 def test_a_torn_write_ahead_log_is_noticed(home: Path) -> None:
     """Killed after commit and mirror, before the log was merged; then the log loses its last bytes."""
     before = job.open_warehouse(home).ledger.head()
@@ -416,12 +426,14 @@ def rivals(home: Path, writers: int, rounds: int) -> None:
     assert w.verify_tables() == [] and job.leftovers(home) == []
 
 
+@pytest.mark.promise("D1")
 def test_two_writers_and_a_reader(home: Path) -> None:
     rivals(home, writers=2, rounds=6)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+@pytest.mark.promise("D1")
 def test_four_writers_and_a_reader(home: Path) -> None:
     rivals(home, writers=4, rounds=50)
 
@@ -436,6 +448,7 @@ with lock.exclusive(Path(sys.argv[1]), timeout_s=5):
 """
 
 
+@pytest.mark.promise("D3")
 def test_a_killed_holder_leaves_no_stale_lock_and_a_living_one_is_named(home: Path) -> None:
     path = home / "warehouse" / "writer.lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], env=ENV, stdout=subprocess.PIPE, text=True)
@@ -473,6 +486,7 @@ def test_threads_of_one_process_exclude_each_other(home: Path) -> None:
     assert errors == [] and w.ledger.verify().ok and w.ledger.head().seq == before + 16
 
 
+@pytest.mark.promise("D2")
 def test_twenty_publishes_under_an_open_reader(home: Path) -> None:
     """D2: the reader keeps its rows; the files of old snapshots go when the reader does."""
     w = job.open_warehouse(home)

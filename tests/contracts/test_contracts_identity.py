@@ -43,6 +43,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.promise("B6")
 def test_hostile_names_are_refused(name):
     with pytest.raises(IllegalName, match="not allowed"):
         check_name(name, kind="subject")

@@ -23,6 +23,7 @@ def test_there_is_a_step_from_every_version_and_the_release_reads_the_current_on
     assert [int(n) for n in version.split(".")[:2]] >= [int(n) for n in reader_of(CURRENT).split(".")]
 
 
+@pytest.mark.promise("G5")
 def test_a_plan_without_a_version_is_of_version_0_and_means_the_same_in_version_1():
     assert migrated(PLAN) == {FIELD: 1, **PLAN} == migrated({FIELD: 0, **PLAN}) == migrated({FIELD: 1, **PLAN})
     assert Subject.from_mapping(PLAN) == Subject.from_mapping({FIELD: 1, **PLAN})

@@ -155,6 +155,7 @@ def test_another_state_for_one_call(home: Path, tmp_path: Path) -> None:
     assert "there is no state in this folder" in python(code, empty, **env) and not list(empty.iterdir())
 
 
+@pytest.mark.promise("B9")
 def test_a_report_is_shown_in_a_cell_and_everything_in_it_is_escaped(home: Path) -> None:
     report = palimpsest.report("wine")
     shown = report._repr_html_()

@@ -63,6 +63,7 @@ def observations(keys: list[dg.AssetKey]) -> list[int]:
         return [len(instance.fetch_observations(key, limit=100).records) for key in keys]
 
 
+@pytest.mark.promise("A7")
 def test_what_is_current_is_observed_and_not_launched(home: Path, small: Subject, launched: list[set[str]]) -> None:
     keys = [key_of(stage) for stage in subject_stages(small) if not stage.per_request]
     before = observations(keys)

@@ -145,6 +145,7 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
         assert not [line for line in overdue(w, "small", now=now) if "s-" in line]
 
 
+@pytest.mark.promise("G1")
 def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     env = {

@@ -68,6 +68,7 @@ def test_a_finished_job_is_read_not_run(tmp_path: Path, no_start: None) -> None:
     PipesLauncher().run(JOB, home=tmp_path, context=CONTEXT, progress=silent)
 
 
+@pytest.mark.promise("A6")
 def test_a_running_job_is_adopted(tmp_path: Path, no_start: None) -> None:
     code = (
         "import sys, time; time.sleep(1.0)\n"
@@ -123,6 +124,7 @@ def test_another_jobs_result_is_not_taken(tmp_path: Path) -> None:
     assert not launchers._finished(JOB, tmp_path) and launchers._finished(other, tmp_path)
 
 
+@pytest.mark.promise("A5")
 def test_the_reaper_ends_runs_of_dead_processes_only() -> None:
     @dg.op
     def nothing() -> None: ...

@@ -237,6 +237,7 @@ def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: P
 # -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A4")
 def test_a_full_disk_is_named(tmp_path: Path, mounting: None) -> None:
     small = tmp_path / "small"
     small.mkdir()

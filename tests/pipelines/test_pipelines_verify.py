@@ -159,6 +159,7 @@ def _swap(home: Path) -> None:
 
 
 @pytest.mark.parametrize("what", TAMPERINGS)
+@pytest.mark.promise("E5")
 def test_tampering_is_found_and_said(home: Path, what: str) -> None:
     tamper, named = TAMPERINGS[what]
     tamper(home)
@@ -167,6 +168,7 @@ def test_tampering_is_found_and_said(home: Path, what: str) -> None:
     assert "Next:" in said and "Traceback" not in said
 
 
+@pytest.mark.promise("B1")
 def test_one_bit_in_any_artefact_is_found(recorded: Path, tmp_path: Path) -> None:
     names = Warehouse.existing(recorded).artifacts.names()
     kinds = {n.rpartition("/")[2].partition(".")[0] if "seed" not in n else "seed" for n in names}
@@ -205,6 +207,7 @@ def _forged(home: Path) -> None:
     Warehouse.open(home).publish()
 
 
+@pytest.mark.promise("E5")
 def test_a_ledger_rewritten_with_its_snapshot_is_found_by_reports_and_by_a_noted_head(
     home: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_ledger_rewritten_with_its_snapshot_is_found_by_reports_and_by_a_noted
     assert code == 1 and "rewritten" in said
 
 
+@pytest.mark.promise("A8")
 def test_a_restored_backup_is_found_by_what_came_later(home: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home / "warehouse/palimpsest.duckdb", backup)

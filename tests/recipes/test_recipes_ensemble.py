@@ -130,6 +130,7 @@ def test_a_smaller_pool_trains_and_reports_on_fewer(examples):
 
 
 @pytest.mark.parametrize("killed_at", [1, 4, 7])
+@pytest.mark.promise("C10")
 def test_it_resumes_by_block_to_the_same_bits(examples, store, killed_at):
     data = examples(80)
     straight = train_ensemble(_build(data), data, recipe="supervised", config=CONFIG, ensemble=SMALL, seed=9)

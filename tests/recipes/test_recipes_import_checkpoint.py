@@ -82,6 +82,7 @@ def test_state_dicts_come_back_bit_for_bit(tmp_path):
         assert (tmp_path / f"{name}.out").exists(), "the safetensors file is the caller's"
 
 
+@pytest.mark.promise("B3", "B4")
 def test_nothing_inside_runs(tmp_path):
     marker = tmp_path / "marker"
     touch = _Touch(marker)
@@ -138,6 +139,7 @@ def test_tensors_that_share_memory_are_taken_apart():
     assert torch.equal(plain["c"], base.view(2, 3).t()) and all(t.is_contiguous() for t in plain.values())
 
 
+@pytest.mark.promise("B4")
 def test_a_child_over_its_memory_is_refused(tmp_path):
     content = {"big.pt": _saved({"weight": torch.zeros(1).expand(2**28)})}
     error = _import_all(tmp_path, content, memory_bytes=2**28)["big.pt"]
@@ -221,6 +223,7 @@ def test_how_a_child_ends_decides_what_is_said(tmp_path, monkeypatch, result, er
     assert "-I" in calls[0]
 
 
+@pytest.mark.promise("B4")
 def test_no_code_of_this_project_loads_pickles_another_way():
     packages = (
         "contracts",

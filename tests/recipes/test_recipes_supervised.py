@@ -67,6 +67,7 @@ def test_equals_a_loop_written_by_hand(examples):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("killed_after", [1, 2, 5, 6])
+@pytest.mark.promise("C10")
 def test_a_killed_run_resumes_to_the_same_bits(examples, store, optimizer, killed_after):
     """Dropout, optimiser state and the order of batches included; checkpoints every second epoch."""
     data = examples(33)

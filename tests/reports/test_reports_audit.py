@@ -232,6 +232,7 @@ def test_only_created_at_is_a_clock(changed: Changed) -> None:
     assert {k for k in a if a[k] != b[k]} == {"created_at"}
 
 
+@pytest.mark.promise("B9")
 def test_hostile_text_is_shown_and_never_run() -> None:
     rows = pl.DataFrame({HOSTILE: [HOSTILE]})
     examples = Examples(

@@ -55,6 +55,7 @@ def test_small_errors_keep_their_digits() -> None:
 
 
 @given(logits_and_label)
+@pytest.mark.promise("C6")
 def test_against_the_definition(case: tuple[np.ndarray, int]) -> None:
     logits, label = case
     p = np.exp(logits - logits.max())
@@ -191,6 +192,7 @@ def test_no_gradient_of_the_output_layer_when_it_is_not_its_own(examples, mlp, k
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.promise("C1")
 def test_an_infinite_logit_is_refused_even_where_the_norm_is_finite(examples) -> None:
     model = nn.Linear(6, 4)
     with torch.no_grad():

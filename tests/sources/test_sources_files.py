@@ -65,6 +65,7 @@ def test_names_that_are_not_plain_are_refused(house, name):
         st.sampled_from(["..", ".", "sub", "a.csv", "secret.csv", "", "\\", "/", "C:", "link"]), min_size=1, max_size=6
     )
 )
+@pytest.mark.promise("B8")
 def test_no_name_leads_out(house_once, parts):
     try:
         found = inside(house_once, "/".join(parts))
@@ -83,6 +84,7 @@ def house_once(tmp_path_factory):
     return top / "root"
 
 
+@pytest.mark.promise("B8")
 def test_links_and_odd_files_are_refused(house):
     (house / "out.csv").symlink_to(house.parent / "secret.csv")
     (house / "up").symlink_to(house.parent)
@@ -100,6 +102,7 @@ def test_links_and_odd_files_are_refused(house):
         inside(house, "a.csv", folder=True)
 
 
+@pytest.mark.promise("B8")
 def test_every_source_refuses_a_file_outside_its_root(house, tmp_path):
     (house / "out.csv").symlink_to(tmp_path / "secret.csv")
     for name in ("../secret.csv", str(tmp_path / "secret.csv"), "out.csv"):
@@ -153,6 +156,7 @@ def _pickles(marker):
 
 @pytest.mark.parametrize("kind", ["plain", "objects", "archive", "torch"])
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".pt", ".csv", ".parquet", "-images-idx3-ubyte"])
+@pytest.mark.promise("B3")
 def test_pickles_are_refused_by_content_and_never_run(tmp_path, kind, suffix):
     marker = tmp_path / "it-ran"
     path = tmp_path / f"data{suffix}"
@@ -173,6 +177,7 @@ def test_pickles_are_refused_by_content_and_never_run(tmp_path, kind, suffix):
     assert not marker.exists()
 
 
+@pytest.mark.promise("B3")
 def test_the_canary_would_have_sung(tmp_path):
     marker = tmp_path / "it-ran"
     pickle.loads(_pickles(marker)["plain"].getvalue())

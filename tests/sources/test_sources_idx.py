@@ -122,6 +122,7 @@ GOOD = struct.pack(">HBBIII", 0, 8, 3, 4, 2, 2) + bytes(range(16))
         (struct.pack(">HBBIII", 0, 8, 3, 0, 2, 2), struct.pack(">HBBI", 0, 8, 1, 0), "no examples|leave none|holds no"),
     ],
 )
+@pytest.mark.promise("B2")
 def test_malformed(tmp_path, images, labels, message):
     _pair(tmp_path, images, labels)
     with pytest.raises(DataError, match=message):
@@ -137,6 +138,7 @@ def test_labels_with_gaps_are_levels(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.promise("B5")
 def test_declared_sizes_are_refused_before_allocation(tmp_path, zipped, peak_below):
     header = struct.pack(">HBBIII", 0, 8, 3, 2**32 - 1, 2**16, 2**16)
     _pair(tmp_path, gzip.compress(header) if zipped else header)
@@ -148,6 +150,7 @@ def test_declared_sizes_are_refused_before_allocation(tmp_path, zipped, peak_bel
         _load(tmp_path)
 
 
+@pytest.mark.promise("B5")
 def test_zip_bomb_stops_at_the_declared_size(tmp_path, peak_below):
     bomb = gzip.compress(GOOD + bytes(300_000_000), compresslevel=1)
     _pair(tmp_path, bomb)

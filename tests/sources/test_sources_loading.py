@@ -50,6 +50,7 @@ def test_seed_decides_the_split_and_nothing_else():
     assert (a.split != b.split).any() and (a.content_hash == b.content_hash).all()
 
 
+@pytest.mark.promise("C9")
 def test_global_generators_are_left_alone():
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     plant_label_noise(load("sklearn", {}), fraction=0.1, seed=0)

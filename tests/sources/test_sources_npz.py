@@ -209,6 +209,7 @@ def test_members_that_are_no_arrays(tmp_path, members, message):
         _load(_zip(tmp_path / "d.npz", members))
 
 
+@pytest.mark.promise("B5")
 def test_bombs_are_refused_before_allocation(tmp_path, peak_below):
     num = 40_000_000
     path = tmp_path / "bomb.npz"
@@ -250,6 +251,7 @@ def test_member_listed_twice(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.promise("B2")
 def test_truncation_and_flipped_bits_are_typed_errors(tmp_path, method):
     rng = np.random.default_rng(0)
     whole = _zip(

@@ -232,6 +232,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", list(HOSTILE))
+@pytest.mark.promise("B2")
 def test_hostile_files_are_refused_by_name(tmp_path, what):
     path = tmp_path / "t.safetensors"
     write_payload(path, _tokens(), example_id=IDS)

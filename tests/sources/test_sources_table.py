@@ -210,6 +210,7 @@ def test_two_roles_for_one_column_are_refused(tmp_path, frame):
         (b"a," + b"x" * 2_000_000 + b"\n1,2\n", "longer than"),
     ],
 )
+@pytest.mark.promise("B2")
 def test_files_that_are_no_tables(tmp_path, content, message):
     (tmp_path / "d").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -222,6 +223,7 @@ def test_rows_shorter_than_the_header_are_missing_values(tmp_path):
         _load(tmp_path / "d.csv")
 
 
+@pytest.mark.promise("B5")
 def test_sizes_are_checked_before_allocation(tmp_path, frame, peak_below):
     many = pd.DataFrame({"c": [f"{i % 90}" for i in range(20_000)], "label": [0, 1] * 10_000})
     path = _write(many, tmp_path / "d.parquet")
@@ -240,6 +242,7 @@ def test_sizes_are_checked_before_allocation(tmp_path, frame, peak_below):
         _load(_write(frame, tmp_path / "f.parquet"), owner="person", max_bytes=10_000_000)
 
 
+@pytest.mark.promise("B2")
 def test_truncated_and_damaged_parquet_is_a_typed_error(tmp_path, frame):
     path = _write(frame, tmp_path / "d.parquet")
     content = path.read_bytes()

@@ -154,6 +154,7 @@ def _file(folder, num_tokens, per_text=100):
     return path
 
 
+@pytest.mark.promise("D5")
 def test_peak_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
     """Inputs and targets of 10**5 and 10**7 tokens, batch by batch: +10% at most."""
     peaks = {}

@@ -149,6 +149,7 @@ class Canary:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.promise("B3")
 def test_pickles_are_never_executed(store: ArtifactStore, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     payload = pickle.dumps(Canary(marker))
@@ -223,6 +224,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.promise("B5")
 def test_bombs_and_lies_are_refused_before_anything_is_allocated(store: ArtifactStore, name: str) -> None:
     import tracemalloc
 
@@ -252,6 +254,7 @@ def test_the_header_check_accepts_whatever_the_library_writes(layout: dict[str, 
 
 
 @pytest.mark.parametrize("target", ["content", "manifest"])
+@pytest.mark.promise("B1")
 def test_one_flipped_bit_anywhere_is_found(store: ArtifactStore, target: str) -> None:
     artifact = store.save("digits/m", TENSORS, META)
     path = artifact.path if target == "content" else store._manifest_path("digits/m")
@@ -269,6 +272,7 @@ def test_one_flipped_bit_anywhere_is_found(store: ArtifactStore, target: str) ->
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 100, -1])
+@pytest.mark.promise("B2")
 def test_truncated_files_are_found(store: ArtifactStore, cut: int) -> None:
     artifact = store.save("m", TENSORS, META)
     for path in (artifact.path, store._manifest_path("m")):
@@ -332,6 +336,7 @@ HOSTILE_NAMES = [
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda n: repr(n)[:20])
+@pytest.mark.promise("B8")
 def test_names_that_are_not_plain_components_are_refused(store: ArtifactStore, tmp_path: Path, name: Any) -> None:
     before = sorted(tmp_path.rglob("*"))
     for attempt in (
@@ -350,6 +355,7 @@ def test_a_manifest_is_no_artefact_name(store: ArtifactStore) -> None:
         store.save_bytes("m.manifest.json", b"{}")
 
 
+@pytest.mark.promise("B8")
 def test_symbolic_links_do_not_lead_out(store: ArtifactStore, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

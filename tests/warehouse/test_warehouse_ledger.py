@@ -44,6 +44,7 @@ def test_an_honest_chain_verifies_and_is_gapless(written: Warehouse) -> None:
         assert row["hash"] == previous
 
 
+@pytest.mark.promise("D7")
 def test_order_comes_from_seq_not_from_the_clock(home: Path) -> None:
     start = datetime(2026, 3, 29, 0, 59, tzinfo=UTC)
     ticks = iter([start - timedelta(days=1), start + timedelta(days=365), start, start, start - timedelta(hours=1)] * 9)
@@ -92,6 +93,7 @@ def test_order_comes_from_seq_not_from_the_clock(home: Path) -> None:
     ],
     ids=["flip body", "flip kind", "flip hash", "delete", "swap", "insert", "truncate", "empty"],
 )
+@pytest.mark.promise("E5")
 def test_every_change_is_found(written: Warehouse, damage: str, told: str, missing: int | None) -> None:
     n = written.ledger.head().seq
     tamper(written, damage.format(n=n))
@@ -118,6 +120,7 @@ def rewritten(w: Warehouse, last: int) -> None:
     tamper(w, *statements)
 
 
+@pytest.mark.promise("E5")
 def test_a_replay_with_fresh_hashes_is_found_by_the_mirror_the_snapshot_and_any_noted_head(written: Warehouse) -> None:
     written.publish()
     noted = written.ledger.head()
@@ -133,6 +136,7 @@ def test_a_replay_with_fresh_hashes_is_found_by_the_mirror_the_snapshot_and_any_
     )
 
 
+@pytest.mark.promise("A8")
 def test_a_lost_tail_stops_writing_until_it_is_on_record(home: Path, written: Warehouse) -> None:
     n = written.ledger.head().seq
     tamper(written, f"DELETE FROM ledger.entries WHERE seq > {n - 2}")
@@ -161,6 +165,7 @@ def test_a_missing_or_damaged_mirror_is_found(written: Warehouse, content: bytes
     assert written.ledger.verify().ok
 
 
+@pytest.mark.promise("B1")
 def test_one_bit_anywhere_in_the_mirror_is_found(written: Warehouse) -> None:
     good = written.head_file.read_bytes()
     for position in range(len(good)):
@@ -182,6 +187,7 @@ def test_a_mirror_that_lags_is_in_order_and_catches_up(written: Warehouse) -> No
     assert chain.read_mirror(written.head_file) == head
 
 
+@pytest.mark.promise("A8")
 def test_a_restored_backup_is_noticed(home: Path, w: Warehouse) -> None:
     w.ledger.append("note", {"i": 0})
     backup = (w.folder / "palimpsest.duckdb").read_bytes()

@@ -717,6 +717,7 @@ def test_models_in_the_dark(ask: Ask) -> None:
     assert [(r["request_id"], r["asset"], r["num_examples"]) for r in rows] == [("r-1", "digits/models/ensemble", 1)]
 
 
+@pytest.mark.promise("B6")
 def test_hostile_values_are_data(ask: Ask) -> None:
     for name in queries.names():
         for parameter, default in queries.get(name).params.items():

@@ -33,6 +33,7 @@ def signed(tmp_path: Path) -> tuple[bytes, list]:
     return data, [signing.key_of(signing.public_file(tmp_path).read_bytes(), where="key")]
 
 
+@pytest.mark.promise("E6")
 def test_what_was_signed_is_read_with_the_public_key(signed: tuple[bytes, list]) -> None:
     data, keys = signed
     assert signing.is_envelope(data) and signing.opened(data, keys, payload_type="t") == SAID
@@ -41,6 +42,7 @@ def test_what_was_signed_is_read_with_the_public_key(signed: tuple[bytes, list])
     )
 
 
+@pytest.mark.promise("E6")
 def test_every_flipped_bit_is_seen(signed: tuple[bytes, list]) -> None:
     data, keys = signed
     for place in range(8 * len(data)):
@@ -50,6 +52,7 @@ def test_every_flipped_bit_is_seen(signed: tuple[bytes, list]) -> None:
             signing.opened(bytes(changed), keys, payload_type="t")
 
 
+@pytest.mark.promise("E6")
 def test_another_key_another_type_and_no_envelope(signed: tuple[bytes, list], tmp_path: Path) -> None:
     data, keys = signed
     (tmp_path / "other").mkdir()
@@ -120,6 +123,7 @@ def test_a_key_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.dsse.json")), ids=lambda file: file.name)
+@pytest.mark.promise("E6")
 def test_certificates_of_all_versions_verify_for_ever(file: Path) -> None:
     """A certificate that was once given to somebody is never refused by a later program, but for its age."""
     key = signing.key_of((GOLDEN / "signing.pub.pem").read_bytes(), where="golden")

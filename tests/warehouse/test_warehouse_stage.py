@@ -204,6 +204,7 @@ def test_hostile_text_in_requests_is_data(w: Warehouse) -> None:
     assert w.requests.list()["legal_basis"].to_list() == [hostile]
 
 
+@pytest.mark.promise("D7")
 def test_events_stay_in_order_when_the_clock_jumps(home: Path) -> None:
     moments = iter([datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=d) for d in (0, 0, -1, 365, -400, 3, 9, 9, 9)])
     w = Warehouse.open(home, clock=lambda: next(moments))

@@ -98,6 +98,7 @@ def test_the_same_content_again_changes_nothing_and_says_so(w: Warehouse) -> Non
     assert other.changed, "rows must not claim a configuration that did not make them"
 
 
+@pytest.mark.promise("A9")
 def test_no_rows_are_a_result(w: Warehouse) -> None:
     assert w.receipt(EL2N.table, subject="digits") is None
     assert replace(w, score_frame([])).changed
@@ -126,6 +127,7 @@ def test_a_refused_frame_leaves_the_old_rows_intact(w: Warehouse, bad: pl.DataFr
     assert w.verify_tables() == []
 
 
+@pytest.mark.promise("C4")
 def test_columns_in_another_order_are_matched_by_name(w: Warehouse) -> None:
     frame = pl.DataFrame({"wall_s": [1.0], "spread": [0.25], "el2n": [0.5], "example_id": [7]})
     replace(w, frame)
@@ -137,6 +139,7 @@ def test_columns_in_another_order_are_matched_by_name(w: Warehouse) -> None:
     }
 
 
+@pytest.mark.promise("B6")
 def test_hostile_values_come_back_byte_for_byte(w: Warehouse) -> None:
     w.replace(EVERYTHING, everything([*HOSTILE, None]), partition={"part": "p"}, **COMMON)
     with w.reading() as con:
@@ -165,6 +168,7 @@ def test_any_text_comes_back(w: Warehouse, text: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Digits", "a b", "../x", "a'b", "x" * 65, "-a", "a\n", None, 7])
+@pytest.mark.promise("B6")
 def test_hostile_subjects_are_refused(w: Warehouse, name: Any) -> None:
     with pytest.raises(IllegalName):
         replace(w, score_frame([1]), subject=name)
