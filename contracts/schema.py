@@ -404,6 +404,38 @@ RECIPE_MATCH = TableSpec(
     ),
 )
 
+BASELINE = TableSpec(
+    schema="audits",
+    name="baseline",
+    doc="Values of the last audit, which the next one is compared with: every score, and every attack's score of the "
+    "audited model as attack:NAME.",
+    key=("score", "example_id"),
+    partition=("score",),
+    columns=(
+        _text("score", "the score, or attack:NAME"),
+        EXAMPLE_ID,
+        Column(name="value", dtype="float64", doc="its value in the last audit"),
+    ),
+)
+
+DRIFT = TableSpec(
+    schema="audits",
+    name="drift",
+    doc="Whether scores and exposures moved between the last two audits: a paired test on the same examples.",
+    key=("score",),
+    columns=(
+        _text("score", "the score, or attack:NAME"),
+        _count("num_examples", "examples with a value in both audits"),
+        _count("num_others", "examples with a value in one of them; not compared"),
+        _share("distance", "Kolmogorov-Smirnov distance; null of a score that is new", nullable=True),
+        _share("p_value", "of 'it has not moved'", nullable=True),
+        _share("p_holm", "corrected for the number of scores (Holm)", nullable=True),
+        Column(
+            name="moved", dtype="bool", doc="an alarm: the corrected p-value and the distance are beyond their limits"
+        ),
+    ),
+)
+
 CERTIFICATES = TableSpec(
     schema="certificates",
     name="issued",
@@ -540,6 +572,8 @@ TABLES: tuple[TableSpec, ...] = (
     AGAINST_RETRAINING,
     RECIPE_MATCH,
     FINDINGS,
+    BASELINE,
+    DRIFT,
     CERTIFICATES,
     REGISTER,
     REQUEST_EVENTS,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
+from dagster._utils.schedules import schedule_execution_time_iterator
 
 from contracts.requests import CONCEPT, OPEN, RequestState
 from contracts.subject import Subject
@@ -19,6 +20,8 @@ REQUEST_TAG = "palimpsest/forget_request"
 TO_RUN = (RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED)  # an audited request waits for a person
 MAX_RUNS = 3
 WARN_DAYS = 7
+LATE = "palimpsest/late"  # tag of a run: when the audit that it makes up for was due
+LATE_AFTER = timedelta(hours=1)
 
 
 def audit_job_name(subject: str) -> str:
@@ -52,16 +55,7 @@ def subject_definitions(subject: Subject) -> dg.Definitions:
     )
     jobs, schedules, sensors = [audit], [], []
     if subject.schedule:
-        schedules.append(
-            dg.ScheduleDefinition(
-                name=f"{audit_job_name(subject.subject)}_schedule",
-                job=audit,
-                cron_schedule=subject.schedule,
-                execution_timezone="UTC",
-                default_status=dg.DefaultScheduleStatus.RUNNING,
-                description="Repeats the audit, so that a certificate never outlives its evidence.",
-            )
-        )
+        schedules.append(_audit_schedule(subject, audit))
     if per_request:
         forget = dg.define_asset_job(
             request_job_name(subject.subject),
@@ -72,6 +66,39 @@ def subject_definitions(subject: Subject) -> dg.Definitions:
         jobs.append(forget)
         sensors += [_request_sensor(subject, forget, partitions), _failure_sensor(subject, forget)]
     return dg.Definitions(assets=[*static, *per_request], jobs=jobs, schedules=schedules, sensors=sensors)
+
+
+def _audit_schedule(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+    cron = str(subject.schedule)
+
+    @dg.schedule(
+        name=f"{job.name}_schedule",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Repeats the audit, so that a certificate never outlives its evidence. Audits that were due while "
+        "nothing ran are made up for by one, which is marked late.",
+    )
+    def _schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        return audit_tick(cron, due=context.scheduled_execution_time, now=datetime.now(UTC))
+
+    return _schedule
+
+
+def audit_tick(cron: str, *, due: datetime, now: datetime) -> dg.RunRequest | dg.SkipReason:
+    """What the schedule answers for the audit that was due at ``due``: Dagster asks for each one that was missed.
+
+    Only the last of those that are due by ``now`` is run; one that is more than ``LATE_AFTER`` late carries when it was
+    due in the tag :data:`LATE`.
+    """
+    following = next(
+        at for at in schedule_execution_time_iterator(due.timestamp(), cron, "UTC", ascending=True) if at > due
+    )
+    if following <= now:
+        return dg.SkipReason(f"missed; the audit that was due at {following.isoformat()} stands for this one too")
+    late = {LATE: due.astimezone(UTC).isoformat()} if now - due > LATE_AFTER else {}
+    return dg.RunRequest(run_key=due.astimezone(UTC).isoformat(), tags=late)
 
 
 def _request_sensor(

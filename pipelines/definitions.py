@@ -12,6 +12,7 @@ from contracts.errors import PalimpsestError
 from pipelines.components import AuditedModel
 from pipelines.home import state_home
 from pipelines.launchers import PipesLauncher
+from pipelines.operations.definitions import operations_definitions
 from pipelines.subjects import attributes_of, subject_files
 
 
@@ -43,4 +44,5 @@ def subject_or_error(name: str, path: Path, home: Path) -> dg.Definitions:
 def defs() -> dg.Definitions:
     home = state_home()
     parts = [subject_or_error(name, path, home) for name, path in subject_files(home).items()]
+    parts.append(operations_definitions())
     return dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}, executor=executor()))

@@ -1,10 +1,12 @@
 """Unlearning jobs in processes of their own. A job record makes a retry adopt the running job or read the finished one.
 
-    <home>/jobs/<job id>/record.json   {job_id, pid, started, boot_id}     written before the job counts as running
+    <home>/jobs/<job id>/record.json   {pid, started, boot_id, run_id}     written before the job counts as running
     <home>/jobs/<job id>/job.json      what the worker reads
     <home>/jobs/<job id>/progress.json {done, total, what}                 written by the worker, read by whoever waits
 
-The identity of a process is (pid, start time, boot id): a recycled pid is never taken for the job.
+The identity of a process is (pid, start time, boot id): a recycled pid is never taken for the job. ``run_id`` is the
+run that waits for it: who adopts the job writes its own. The worker holds the lock of the folder while it works, so
+that one whose starter died before it wrote the record is waited for by the next, too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from pipelines.home import ROOT
 from warehouse import ArtifactStore, fsio
 
 POLL_S = 0.1
+RECORD = "record.json"
 WORKER = "pipelines.worker"
 
 
@@ -43,15 +47,17 @@ class PipesLauncher:
         """
         folder = home / "jobs" / job.job_id
         folder.mkdir(parents=True, exist_ok=True)
-        running = _alive(folder)
+        running = process_of(folder)
         if running is not None:
+            with suppress(psutil.NoSuchProcess):
+                _write_record(folder, running, context)
             context.log.info(f"adopting job {job.job_id}: process {running.pid} is still at work")
             _wait(running, folder, progress)
-        if _finished(job, home):
+        if finished(job, home):
             return
         fsio.write_bytes(folder / "job.json", canonical_json(job).encode())
         status = self._start(folder, home, context, progress)
-        if _finished(job, home):
+        if finished(job, home):
             return
         what = f"unlearning job {job.job_id} ({job.method.name})"
         if status is not None and status < 0:
@@ -85,8 +91,7 @@ class PipesLauncher:
             )
             process = psutil.Process(child.pid)
             try:
-                record = {"pid": child.pid, "started": process.create_time(), "boot_id": boot_id()}
-                fsio.write_bytes(folder / "record.json", canonical_json(record).encode())
+                _write_record(folder, process, context)
                 while child.poll() is None:
                     _report(folder, progress)
                     time.sleep(POLL_S)
@@ -97,10 +102,15 @@ class PipesLauncher:
             return child.returncode
 
 
-def _alive(folder: Path) -> psutil.Process | None:
+def _write_record(folder: Path, process: psutil.Process, context: Any) -> None:
+    record = {"pid": process.pid, "started": process.create_time(), "boot_id": boot_id(), "run_id": context.run.run_id}
+    fsio.write_bytes(folder / RECORD, canonical_json(record).encode())
+
+
+def process_of(folder: Path) -> psutil.Process | None:
     """The job's process if it still runs. A process of the same pid, but another start or boot, is not it."""
     try:
-        record = json.loads((folder / "record.json").read_bytes())
+        record = json.loads((folder / RECORD).read_bytes())
         process = psutil.Process(int(record["pid"]))
         same = abs(process.create_time() - float(record["started"])) < 0.02 and record["boot_id"] == boot_id()
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
@@ -122,7 +132,7 @@ def _report(folder: Path, progress: Progress) -> None:
         return
 
 
-def _finished(job: UnlearnJob, home: Path) -> bool:
+def finished(job: UnlearnJob, home: Path) -> bool:
     """The output exists, is whole, and was made by exactly this job."""
     try:
         _, meta = ArtifactStore(home / "artifacts").load(job.output)

@@ -23,6 +23,7 @@ from contracts.jobs import UnlearnJob, times_of
 from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
+from pipelines.launchers import finished
 from recipes.plan import device_of, load_examples, model_builder
 from warehouse import ArtifactStore, fsio
 
@@ -142,9 +143,11 @@ def main() -> None:
 
     path = Path(sys.argv[1])
     job = UnlearnJob.from_mapping(json.loads(path.read_bytes()))
-    with open_dagster_pipes():
+    with fsio.locked_folder(path.parent), open_dagster_pipes():  # never two at once, whoever started the other
         pipes = PipesContext.get()
         pipes.log.info(f"job {job.job_id}: {job.method.name} over {len(job.seeds)} seeds")
+        if finished(job, state_home()):
+            return
         try:
             meta = run_job(job, home=state_home(), folder=path.parent)
         except Exception as error:  # a user's model may raise anything; the launcher reads the last line

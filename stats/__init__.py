@@ -2,6 +2,7 @@
 claim."""
 
 from stats.binomial import clopper_pearson, lower_bound, upper_bound
+from stats.drift import ks_distance, moved
 from stats.multiple import benjamini_hochberg, holm
 from stats.paired import (
     AucDifference,
@@ -60,11 +61,13 @@ __all__ = [
     "examples_for_tpr_difference",
     "exceedance_p_value",
     "holm",
+    "ks_distance",
     "low_fpr_p_value",
     "lower_bound",
     "mcnemar",
     "minimum_negatives",
     "minimum_references",
+    "moved",
     "paired_bootstrap",
     "pairs_for_tpr_difference",
     "placements",

@@ -21,6 +21,7 @@ from pipelines.cli import (
     reproduce,
     requests,
     show,
+    upkeep,
     verify,
 )
 from pipelines.cli.terminal import errors, speak_plainly
@@ -44,6 +45,7 @@ app.command("trace")(show.trace)
 app.command("certify")(certify.certify)
 app.command("evidence")(certify.evidence)
 app.command("verify")(verify.verify)
+app.command("upkeep")(upkeep.upkeep)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-checkpoint")(imports.import_checkpoint)
 app.command("doctor")(doctor.doctor)

@@ -182,6 +182,7 @@ def _launch(
 
     from pipelines.build import REQUEST_TAG, audit_job_name, request_job_name, subject_definitions
     from pipelines.observations import asset_key, filed_under
+    from pipelines.operations.after_run import after_run
     from pipelines.reaper import run_tags
 
     hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
@@ -199,6 +200,10 @@ def _launch(
             tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
+    for line in after_run(
+        workspace.home, plan, instance=instance, run_id=result.run_id, succeeded=result.success, request=request
+    ):
+        errors.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
     if not result.success:
         raise JobFailed(_first_failure(result))
     made = {tuple(m.asset_key.path): m.metadata["state"].value for m in _materializations(result)}

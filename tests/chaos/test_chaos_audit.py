@@ -1,5 +1,5 @@
-"""SIGKILL at random moments of ``palimpsest audit``: readers see a whole old or new state, the next run ends in the
-same digests."""
+"""SIGKILL at random moments of ``palimpsest audit``: readers see a whole old or new state, and the run that goes on
+after the kills ends in the digests of one that was never killed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import audit_server
 import duckdb
 import pytest
 import yaml
@@ -19,49 +24,103 @@ import yaml
 from contracts.digests import digest
 from warehouse import Warehouse
 
-pytestmark = pytest.mark.chaos
-KILLS = int(os.environ.get("PALIMPSEST_KILLS", "20"))
+pytestmark = [pytest.mark.chaos, pytest.mark.promise("A3")]
+ROWS = 178
 PLAN = {
     "subject": "crash",
-    "source": {"name": "sklearn", "config": {"dataset": "digits", "test_fraction": 0.5}},
-    "model": {"name": "mlp", "config": {"hidden": [32]}},
-    "recipe": {"name": "supervised", "config": {"lr": 0.1, "batch": 64, "epochs": 15}},
+    "source": {"name": "sklearn", "config": {"dataset": "wine", "test_fraction": 0.5}},
+    "model": {"name": "mlp", "config": {"hidden": [8]}},
+    "recipe": {"name": "supervised", "config": {"lr": 0.1, "batch": 32, "epochs": 3}},
     "early": {"seeds": 2, "epoch": 1},
     "ensemble": {"num_models": 8, "block": 2},
-    "scores": ["el2n", "grand", "memorization"],
+    "scores": ["el2n", "memorization"],
     "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
-    "unlearning": {"split": "random", "methods": [{"name": "finetune", "config": {"epochs": 1}}], "seeds": 1},
     "attacks": ["loss", "lira_online"],
 }
+UNLEARNING = {"split": "random", "methods": [{"name": "finetune", "config": {"epochs": 1}}], "seeds": 1}
+MODULES = """
+import sys
+_, here, home, names = sys.argv
+sys.path.insert(0, here)
+import audit_server
+status = audit_server.audit(home)
+open(names, "w").write("\\n".join(sorted(name for name in sys.modules if name != "__main__")))
+sys.exit(status)
+"""
 
 
-def _home(folder: Path) -> Path:
+def _home(folder: Path, plan: dict[str, Any]) -> Path:
     subject = folder / "subjects" / "crash"
     subject.mkdir(parents=True)
-    document = {"type": "pipelines.components.AuditedModel", "attributes": PLAN}
+    document = {"type": "pipelines.components.AuditedModel", "attributes": plan}
     (subject / "defs.yaml").write_text(yaml.safe_dump(document))
     return folder
 
 
-def _start(home: Path) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PALIMPSEST_HOME": str(home)}
-    return subprocess.Popen(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", "audit", "crash"],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+class Server:
+    """Starts audits that are already loaded."""
+
+    def __init__(self, modules: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(audit_server.__file__)), str(modules)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._said("ready") == ""
+
+    def _said(self, word: str) -> str:
+        assert self.process.stdout is not None
+        first, _, rest = self.process.stdout.readline().strip().partition(" ")
+        assert first == word, (first, rest)
+        return rest
+
+    def audit(self, home: Path, *, kill_after_s: float | None = None, alone: bool = True) -> int:
+        """Exit status of one audit; -9 when it was killed first.
+
+        Args:
+            alone: the audit's own process is killed; otherwise those that it started too.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{home}\n")
+        self.process.stdin.flush()
+        pid = int(self._said("started"))
+        timer = threading.Timer(kill_after_s or 0, _kill, (pid, alone))
+        if kill_after_s is not None:
+            timer.start()
+        try:
+            return int(self._said("ended"))
+        finally:
+            timer.cancel()
 
 
-def _finish(home: Path) -> None:
-    process = _start(home)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode in (0, 1), out.decode()
+def _kill(pid: int, alone: bool) -> None:
+    with suppress(ProcessLookupError):
+        (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the modules that an audit loads, by an audit that then names them."""
+    folder = tmp_path_factory.mktemp("modules")
+    home, names = _home(folder / "home", PLAN), folder / "modules.txt"
+    here = str(Path(audit_server.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", MODULES, here, str(home), str(names)], capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return names
+
+
+@pytest.fixture(scope="module")
+def server(modules: Path) -> Iterator[Server]:
+    found = Server(modules)
+    yield found
+    assert found.process.stdin is not None
+    found.process.stdin.close()
+    found.process.wait(60)
 
 
 def _content(home: Path) -> dict[str, str]:
-    """Digest of every table's rows (without clocks and run ids) and of every finished stage's data version."""
+    """Digest of the data version of every finished stage; tables, artefacts and ledger are whole."""
     w = Warehouse.open(home)
     assert w.ledger.verify().ok and w.verify_tables() == []
     last = {}
@@ -78,7 +137,7 @@ def _readable(home: Path) -> None:
     if not path.exists():
         return
     with duckdb.connect(str(path), read_only=True) as con:
-        for table, size in (("data.examples", 1797), ("scores.el2n", None)):
+        for table, size in (("data.examples", ROWS), ("scores.el2n", None)):
             schema, name = table.split(".")
             known = con.execute(
                 "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?", [schema, name]
@@ -88,27 +147,31 @@ def _readable(home: Path) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.promise("A3")
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    golden = _home(tmp_path / "golden")
+@pytest.mark.parametrize(
+    ("plan", "kills"),
+    [(PLAN, 80), ({**PLAN, "unlearning": UNLEARNING}, 20)],
+    ids=["scores and attacks", "unlearning too"],
+)
+def test_a_hundred_kills_at_random_moments(server: Server, tmp_path: Path, plan: dict[str, Any], kills: int) -> None:
+    golden = _home(tmp_path / "golden", plan)
     started = time.monotonic()
-    _finish(golden)
+    assert server.audit(golden) in (0, 1)
     whole_s = time.monotonic() - started
     expected = _content(golden)
-    assert len(expected) > 10
+    assert len(expected) > 8
     rng = random.Random(20)
-    killed = 0
-    home = _home(tmp_path / "killed-0")
-    for attempt in range(KILLS):
-        process = _start(home)
-        time.sleep(rng.uniform(0.2, whole_s))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL) if attempt % 2 else process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait(60)
+    killed = finished = 0
+    home = _home(tmp_path / "home-0", plan)
+    while killed < kills:
+        status = server.audit(home, kill_after_s=rng.uniform(0.02, 0.9) * whole_s, alone=killed % 2 == 0)
         _readable(home)
-        if process.returncode in (0, 1) or attempt % 4 == 3:
-            _finish(home)
-            assert _content(home) == expected
-            home = _home(tmp_path / f"killed-{attempt + 1}")
-    assert killed >= KILLS // 2
+        if status == -signal.SIGKILL:
+            killed += 1
+            if killed < kills:
+                continue
+            status = server.audit(home)
+        assert status in (0, 1), Path(f"{home}.log").read_text()
+        assert _content(home) == expected
+        finished += 1
+        home = _home(tmp_path / f"home-{finished}", plan)
+    assert finished >= 1

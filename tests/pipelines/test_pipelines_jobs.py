@@ -40,7 +40,7 @@ JOB = UnlearnJob(
     members_sha256="0",
     output="small/unlearning/finetune/result",
 )
-CONTEXT = SimpleNamespace(log=logging.getLogger("test"))
+CONTEXT = SimpleNamespace(log=logging.getLogger("test"), run=SimpleNamespace(run_id="a-run"))
 
 
 def _finish(home: Path, job: UnlearnJob = JOB) -> None:
@@ -121,7 +121,7 @@ def test_another_jobs_result_is_not_taken(tmp_path: Path) -> None:
     other = UnlearnJob.from_mapping({**json.loads(canonical_json(JOB)), "seeds": [2]})
     _finish(tmp_path, other)
     assert JOB.job_id != other.job_id
-    assert not launchers._finished(JOB, tmp_path) and launchers._finished(other, tmp_path)
+    assert not launchers.finished(JOB, tmp_path) and launchers.finished(other, tmp_path)
 
 
 @pytest.mark.promise("A5")

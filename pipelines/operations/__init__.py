@@ -1,0 +1,1 @@
+"""What runs beside audits: anchors of the ledger, alerts, drift, upkeep, events for other systems."""

@@ -1,0 +1,112 @@
+"""Operation in Dagster: what follows a run, the reaper, the daily upkeep. One of each, whatever the subjects."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from pipelines.reaper import PID, reap, reap_jobs
+
+SUBJECT_TAG = "palimpsest/subject"
+PARTITION_TAG = "dagster/partition"
+UPKEEP = "0 5 * * *"  # UTC, before the audits
+
+
+def operations_definitions() -> dg.Definitions:
+    """Loads without a state folder; nothing is read before a tick."""
+    return dg.Definitions(
+        jobs=[upkeep_job],
+        schedules=[upkeep_schedule],
+        sensors=[reaper_sensor, after_run_sensor, after_failure_sensor],
+    )
+
+
+@dg.op(name="upkeep", description="Expiring certificates, due requests, what was left behind, anchors, old event logs.")
+def _upkeep(context) -> None:  # type: ignore[no-untyped-def]  # Dagster reads the annotation at run time
+    from pipelines.home import state_home
+    from pipelines.operations.upkeep import upkeep
+
+    for line in upkeep(state_home(), context.instance, now=datetime.now(UTC)):
+        context.log.warning(line)
+
+
+@dg.job(name="upkeep", description="What an installation needs once a day, besides its audits.")
+def upkeep_job() -> None:
+    _upkeep()
+
+
+upkeep_schedule = dg.ScheduleDefinition(
+    name="upkeep_schedule",
+    job=upkeep_job,
+    cron_schedule=UPKEEP,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Once a day, before the audits.",
+)
+
+
+@dg.sensor(
+    name="reaper",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Ends runs whose process died, and jobs that nobody waits for any more.",
+)
+def reaper_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    from pipelines.home import state_home
+    from pipelines.operations.alerts import Alert, send
+    from pipelines.operations.config import operations_of
+
+    home, now = state_home(), datetime.now(UTC)
+    found: list[str] = []
+    reap(context.instance, note=found.append)
+    reap_jobs(context.instance, home, now=now, note=found.append)
+    if not found:
+        return dg.SkipReason("every run and job that is under way is alive")
+    alerts = [Alert(kind="reaped", subject="", sentence=line) for line in found]
+    for problem in send(alerts, operations_of(home).alerts, now=now):
+        context.log.warning(problem)
+    return dg.SkipReason("; ".join(found))
+
+
+_DESCRIPTION = "Lineage events, drift, the ledger's head noted outside, alerts, as operations.yaml says."
+
+
+@dg.run_status_sensor(
+    name="after_run",
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=_DESCRIPTION,
+)
+def after_run_sensor(context: dg.RunStatusSensorContext) -> None:
+    _follow(context, succeeded=True)
+
+
+@dg.run_status_sensor(
+    name="after_failure",
+    run_status=dg.DagsterRunStatus.FAILURE,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=_DESCRIPTION,
+)
+def after_failure_sensor(context: dg.RunStatusSensorContext) -> None:
+    _follow(context, succeeded=False)
+
+
+def _follow(context: dg.RunStatusSensorContext, *, succeeded: bool) -> None:
+    from pipelines.home import state_home
+    from pipelines.operations.after_run import after_run
+    from pipelines.subjects import load_subject
+
+    run, home = context.dagster_run, state_home()
+    subject = run.tags.get(SUBJECT_TAG)
+    if subject is None or PID in run.tags:  # the command line has done it for its own runs
+        return
+    for line in after_run(
+        home,
+        load_subject(subject, home),
+        instance=context.instance,
+        run_id=run.run_id,
+        succeeded=succeeded,
+        request=run.tags.get(PARTITION_TAG),
+    ):
+        context.log.warning(line)

@@ -1,0 +1,80 @@
+"""What an installation needs once a day, besides its audits.
+
+    certificates   those that expire soon or have expired, and no later one took their place
+    requests       forget requests that are due soon, or were
+    left behind    runs whose process died and jobs whose run has ended (``pipelines.reaper``)
+    anchors        the ledger's head, where it has not been noted since
+    event logs     of old runs, pruned
+
+``palimpsest upkeep`` does it by hand, the job of that name once a day.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import polars as pl
+
+from contracts import schema
+from pipelines.operations.alerts import Alert, send
+from pipelines.operations.config import operations_of
+from pipelines.operations.pruning import prune
+from pipelines.reaper import reap, reap_jobs
+
+if TYPE_CHECKING:
+    from warehouse import Warehouse
+
+
+def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[str]:
+    """Do all of it; what was found and done, in sentences.
+
+    Args:
+        now: with a time zone.
+
+    Raises:
+        ConfigError: ``operations.yaml`` is not what it should be.
+    """
+    from pipelines.build import overdue
+    from pipelines.subjects import subject_files
+    from warehouse import Warehouse, anchors
+
+    config = operations_of(home)
+    w = Warehouse.open(home)
+    alerts: list[Alert] = []
+    for name in subject_files(home):
+        alerts += expiring(w, name, now=now, warn_days=config.alerts.warn_days)
+        alerts += [Alert(kind="request", subject=name, sentence=line) for line in overdue(w, name, now=now)]
+    reaped: list[str] = []
+    reap(instance, note=reaped.append)
+    reap_jobs(instance, home, now=now, note=reaped.append)
+    alerts += [Alert(kind="reaped", subject="", sentence=line) for line in reaped]
+    said = [alert.sentence for alert in alerts]
+    problems = anchors.note(w.ledger.head(), home, config.anchors, now=now).problems
+    if problems:
+        alerts.append(Alert(kind="anchor", subject="", sentence="the ledger's head could not be noted"))
+    if config.pruning.enabled:
+        pruned = prune(instance, before=now - timedelta(days=config.pruning.after_days))
+        if pruned.events:
+            said.append(f"{pruned.events:,} events of old runs were pruned")
+    return [*said, *problems, *send(alerts, config.alerts, now=now)]
+
+
+def expiring(w: Warehouse, subject: str, *, now: datetime, warn_days: int) -> list[Alert]:
+    """An alert for the last certificate of each request that has expired, or will within ``warn_days`` days."""
+    issued = w.read(schema.CERTIFICATES, subject=subject)
+    last = issued.sort("serial").group_by("request_id", maintain_order=True).last()
+    found = []
+    for row in (
+        last.filter(pl.col("expires_at") <= now + timedelta(days=warn_days)).sort("expires_at").iter_rows(named=True)
+    ):
+        until = row["expires_at"].astimezone(UTC).date().isoformat()
+        state = f"expired on {until}" if row["expires_at"] <= now else f"expires on {until}"
+        sentence = (
+            f"certificate {row['serial']} of forget request {row['request_id']} of {subject} {state}: palimpsest "
+            f"request run {subject} {row['request_id']}, then palimpsest certify {subject} {row['request_id']}"
+        )
+        found.append(Alert(kind="certificate", subject=subject, sentence=sentence))
+    return found
