@@ -19,6 +19,11 @@ from contracts.params import Config, param
 FILE = "operations.yaml"
 
 
+def _url(name: str, value: str) -> None:
+    if value and not value.startswith(("http://", "https://")):
+        raise ConfigError(f"{name} = {value[:100]!r} is no address: it begins with http:// or https://")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anchors(Config):
     """Where the ledger's head is noted after every run that changed it."""
@@ -98,8 +103,3 @@ class Operations(Config):
     alerts: Alerts = param(Alerts())
     drift: Drift = param(Drift())
     pruning: Pruning = param(Pruning())
-
-
-def _url(name: str, value: str) -> None:
-    if value and not value.startswith(("http://", "https://")):
-        raise ConfigError(f"{name} = {value[:100]!r} is no address: it begins with http:// or https://")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from pipelines.cli.terminal import console, live_progress, state_to_read
 
 if TYPE_CHECKING:
+    from warehouse import Head
     from warehouse.verify import Verification
 
 
@@ -33,6 +34,17 @@ def verify(
         list[Path] | None,
         typer.Option("--key", help="public key (PEM) of a certificate; then no state folder is needed, or asked"),
     ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option("--heads", help="a file of heads, which the ledger must contain (anchors.file of operations.yaml)"),
+    ] = None,
+    timestamp_roots: Annotated[
+        Path | None,
+        typer.Option(
+            "--timestamp-roots",
+            help="root certificates (PEM) of the time-stamping server (anchors.timestamp_roots of operations.yaml)",
+        ),
+    ] = None,
 ) -> None:
     """Check ledger, tables, artefacts, reports, requests and the published snapshot against each other.
 
@@ -52,9 +64,10 @@ def verify(
         _certificate(report, key or [])
     anchors = [Head.parse(text) for text in head or ()]
     w = Warehouse.existing(state_to_read())
-    whole = True
+    noted, whole = _noted(w.home, heads, timestamp_roots)
+    anchors += noted
     if report is not None:
-        whole = _print(verify_report(w, report, anchors=anchors), f"the report {report}", w.home)
+        whole &= _print(verify_report(w, report, anchors=anchors), f"the report {report}", w.home)
     if ledger or report is None:
         with live_progress("reading the ledger") as progress:
             found = verify_all(w, anchors=anchors, progress=progress)
@@ -78,6 +91,32 @@ def _certificate(file: Path | None, keys: list[Path]) -> None:
         raise InvalidInput(f"--key is the public key of a certificate, and {file or 'no file'} is none")
     w = None if keys else Warehouse.existing(state_to_read())
     raise typer.Exit(0 if check(file.read_bytes(), keys, str(file), w) else 1)
+
+
+def _noted(home: Path, heads: Path | None, roots: Path | None) -> tuple[list[Head], bool]:
+    """The heads noted outside the state folder, and whether its time-stamps hold.
+
+    Raises:
+        InvalidInput: a file that was named is not there, or not what it should be.
+    """
+    from pipelines.operations.config import operations_of
+    from warehouse import anchors
+
+    config = operations_of(home).anchors
+    file = heads or (Path(config.file).expanduser() if config.file else None)
+    noted: list[Head] = []
+    if file is not None and heads is None and not file.exists():
+        _say(f"Note: {file}, where heads are noted, is not there; with --heads FILE another one is read.")
+    elif file is not None:
+        noted = anchors.heads_in(file)
+        _say(f"Checked: {len(noted)} heads noted in {file}, all of which the ledger must contain.")
+    trusted = roots or (Path(config.timestamp_roots).expanduser() if config.timestamp_roots else None)
+    stamped, problems, said = anchors.check_tokens(home, trusted)
+    if said:
+        _say(f"{'Checked' if trusted else 'Note'}: {said}")
+    for problem in problems:
+        console.print(f"[bold red]![/] {escape(problem)}", soft_wrap=True, highlight=False)
+    return [*noted, *stamped], not problems
 
 
 def _export(folder: Path) -> None:
