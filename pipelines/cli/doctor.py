@@ -22,6 +22,7 @@ LEAST_GIB = 1.0
 # what each extra of pyproject.toml is for; the packages are read from there
 EXTRAS = {
     "notebook": "exports to Hugging Face datasets, cleanlab's Datalab, the tutorial",
+    "operations": "time-stamps of the ledger by RFC 3161, OpenLineage events",
     "gpu": "nearest neighbours on a GPU",
     "hf": "",
     "graph": "",

@@ -36,7 +36,9 @@ def verify(
     ] = None,
     heads: Annotated[
         Path | None,
-        typer.Option("--heads", help="a file of heads, which the ledger must contain (anchors.file of operations.yaml)"),
+        typer.Option(
+            "--heads", help="a file of heads, which the ledger must contain (anchors.file of operations.yaml)"
+        ),
     ] = None,
     timestamp_roots: Annotated[
         Path | None,

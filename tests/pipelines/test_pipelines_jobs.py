@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +87,33 @@ def test_a_running_job_is_adopted(tmp_path: Path, no_start: None) -> None:
     assert ArtifactStore(tmp_path / "artifacts").exists(JOB.output)
 
 
+@pytest.mark.promise("A6")
+def test_a_worker_waits_for_the_one_at_work_and_then_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its starter had died before it wrote a record, so a second worker was started."""
+    from pipelines import worker
+
+    folder = tmp_path / "jobs" / JOB.job_id
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(canonical_json(JOB))
+    pipes = SimpleNamespace(log=logging.getLogger("test"))
+    ran: list[str] = []
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder / "job.json")])
+    monkeypatch.setattr(worker, "open_dagster_pipes", lambda: nullcontext())
+    monkeypatch.setattr(worker, "PipesContext", SimpleNamespace(get=lambda: pipes))
+    monkeypatch.setattr(worker, "run_job", lambda *_, **__: (ran.append("ran"), {"runs": []})[1])
+    second = threading.Thread(target=worker.main)
+    with fsio.locked_folder(folder):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive() and ran == []
+        _finish(tmp_path)
+    second.join(30)
+    assert not second.is_alive() and ran == []
+
+
 @pytest.mark.parametrize(("shift", "boot"), [(100.0, None), (0.0, "another boot")])
 def test_a_recycled_pid_is_not_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, boot: str | None
@@ -154,3 +183,35 @@ def test_the_reaper_ends_runs_of_dead_processes_only() -> None:
         "daemon": DagsterRunStatus.STARTED,
     }
     assert "finished stages are kept" in notes[0]
+
+
+@pytest.mark.promise("A5")
+@pytest.mark.parametrize(
+    ("case", "reaped"),
+    [("gone", True), ("recycled", True), ("before the boot", True), ("alive", False), ("silent", False)],
+)
+def test_runs_of_a_daemon_are_known_by_the_pid_that_they_reported(
+    case: str, reaped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def empty() -> None:
+        nothing()
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with dg.instance_for_test() as instance:
+        run = instance.create_run_for_job(empty, status=DagsterRunStatus.STARTED)
+        if case == "recycled":  # the process that has this pid now began long after the event
+            monkeypatch.setattr("pipelines.reaper._LATER_S", -1000.0)
+        if case == "before the boot":
+            monkeypatch.setattr(psutil, "boot_time", lambda: time.time() + 3600)
+        if case != "silent":
+            instance.report_engine_event(f"Started process for run (pid: {child.pid}).", run)
+        if case in ("gone", "silent"):
+            child.kill()
+            child.wait(10)
+        assert reap(instance, note=lambda _: None) == ([run.run_id] if reaped else [])
+    child.kill()
+    child.wait(10)
