@@ -29,11 +29,14 @@ def query(snapshot: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], *
     Raises:
         InvalidInput: not exactly one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), or refused by DuckDB.
         NotReady: nothing has been published yet.
+        OSError: what did not fit into memory could not be written to the disk either.
     """
     with connection.door(snapshot, limits=limits) as con:
         _one_statement(con, sql)
         try:
             return fetch(con, sql, params)
+        except duckdb.IOException:
+            raise  # a disk that is full or failing is not the query's fault
         except duckdb.Error as error:
             raise InvalidInput(f"the query was refused: {error}") from error
 

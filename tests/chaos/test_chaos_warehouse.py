@@ -238,6 +238,7 @@ attempts = {{
     "replace": lambda: w.replace(job.SCORE, big, subject="digits", run_id="big", config_digest="big"),
     "artifact": lambda: w.artifacts.save("digits/big", {{"w": np.zeros(n)}}, {{}}),
     "publish": w.publish,
+    "spill": lambda: w.query("SELECT count(*) FROM (SELECT DISTINCT hash(i) FROM range(20000000) t(i))"),
 }}
 try:
     attempts[sys.argv[2]]()
@@ -247,7 +248,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("what", ["replace", "artifact", "publish"])
+@pytest.mark.parametrize("what", ["replace", "artifact", "publish", "spill"])
 @pytest.mark.promise("A4")
 def test_a_full_disk_is_a_clear_error_and_the_old_state_stays(home: Path, golden: str, what: str) -> None:
     """The file size limit of a process stands for a full disk."""

@@ -304,6 +304,7 @@ def test_what_fails_after_a_run_is_said_and_nothing_else_fails(home: Path) -> No
         assert "nonsense" in said
 
 
+@pytest.mark.promise("E5")
 def test_verify_compares_the_ledger_with_the_heads_that_were_noted(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "heads"
     (home / "operations.yaml").write_text(f"anchors: {{file: '{file}'}}")

@@ -180,6 +180,7 @@ def test_openssl_itself_accepts_what_was_kept(tmp_path: Path, authority: tuple[A
     assert done.returncode == 0 and "OK" in done.stdout + done.stderr
 
 
+@pytest.mark.promise("E5")
 def test_no_token_holds_for_another_head_another_root_or_other_bytes(
     tmp_path: Path, authority: tuple[Authority, Anchors], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
