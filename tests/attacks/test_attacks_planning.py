@@ -85,10 +85,9 @@ def test_a_set_judged_by_its_retrainings_needs_rows_and_retrainings() -> None:
 @pytest.mark.parametrize("size", [269, 89])
 def test_audits_of_exact_removal_pass_as_often_as_computed_and_fail_in_at_most_alpha(size: int) -> None:
     """200 random sets of the digits, each removed by three retrainings, attacked and judged as an audit does."""
-    from assets.models import losses
     from recipes.ensemble import train_ensemble
     from recipes.models import builder
-    from recipes.predict import predict_logits
+    from recipes.predict import predict_logits, reading_of_outputs
     from recipes.schedule import SupervisedConfig
     from recipes.training import Trainer
     from sources.loading import load
@@ -98,7 +97,13 @@ def test_audits_of_exact_removal_pass_as_often_as_computed_and_fail_in_at_most_a
     config = SupervisedConfig(optimizer="sgd", lr=0.2, momentum=0.9, batch=64, epochs=60, schedule="cosine")
     build = builder("mlp", {"hidden": (64,)}, input_shape=data.input_shape, num_outputs=10)
     ensemble = train_ensemble(
-        build, data, recipe="supervised", config=config, ensemble=Ensemble(num_models=64, block=64), seed=size
+        build,
+        data,
+        recipe="supervised",
+        config=config,
+        ensemble=Ensemble(num_models=64, block=64),
+        seed=size,
+        outputs=True,
     )
     trainer = Trainer(recipe="supervised", build=build, config=config)
     rng = np.random.default_rng(size)
@@ -116,7 +121,15 @@ def test_audits_of_exact_removal_pass_as_often_as_computed_and_fail_in_at_most_a
         )
         logits = np.stack([predict_logits(model, data) for model in trained]).reshape(20, models, len(data), -1)
         for number, (s, z) in enumerate(zip(sets, logits, strict=True)):
-            evidence = Evidence.of_ensemble(ensemble, z[:, where], calibrated=True)
+            reading = reading_of_outputs(data, z)
+            evidence = Evidence.of_ensemble(
+                ensemble,
+                reading.values[:, where],
+                z[:, where],
+                task=data.task,
+                constants=data.constants,
+                calibrated=True,
+            )
             member = np.isin(ids, data.example_id[s])
             shown = member | outside
             verdicts = []
@@ -136,8 +149,7 @@ def test_audits_of_exact_removal_pass_as_often_as_computed_and_fail_in_at_most_a
                 verdicts.append(worst(judged).verdict)
             unseen = np.flatnonzero((data.split == "test") & np.isin(data.y, data.y[s]))
             of_losses = {}
-            for k, outputs in enumerate(z):
-                loss = losses(outputs, data.y)
+            for k, loss in enumerate(reading.loss):
                 result = population_umia(loss[s], loss[unseen], seed=start + number)
                 of_losses[k] = judge_umia(result, what="u_mia", thresholds=LIMITS, num_tests=tests)
             found.append(overall([*verdicts, worst(of_losses).verdict]))
