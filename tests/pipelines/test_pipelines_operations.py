@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -30,17 +31,20 @@ from contracts.operations import Alerts, Drift, Mail
 from contracts.subject import Subject
 from pipelines.build import LATE, audit_tick
 from pipelines.cli.app import app
-from pipelines.operations import openlineage
+from pipelines.operations import definitions, openlineage
 from pipelines.operations.after_run import after_run
 from pipelines.operations.alerts import KINDS, Alert, send
 from pipelines.operations.config import operations_of
+from pipelines.operations.definitions import PARTITION_TAG, SUBJECT_TAG, operations_definitions
 from pipelines.operations.drift import compare, drift
 from pipelines.operations.pruning import DISPENSABLE, prune
 from pipelines.operations.upkeep import expiring, upkeep
+from pipelines.reaper import PID
 from warehouse import Warehouse, anchors, empty
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 WEEKLY = "0 6 * * 1"
+PARTITION = {PARTITION_TAG: "r-1"}
 
 
 @pytest.fixture
@@ -452,3 +456,49 @@ def test_a_lineage_server_that_is_gone_is_said(home: Path, monkeypatch: pytest.M
     with dg.instance_for_test() as instance:
         (said,) = openlineage.emit(instance, Warehouse.open(home), _staged(instance), subject="wine", request=None)
     assert "took 0 events" in said
+
+
+# ----------------------------------------------------------------- in Dagster
+
+
+def test_what_operation_adds_to_the_code_location_is_there_once_and_runs_by_itself() -> None:
+    found = operations_definitions()
+    assert [job.name for job in found.jobs or []] == ["upkeep"]
+    assert sorted(s.name for s in found.sensors or []) == ["after_failure", "after_run", "reaper"]
+    assert [s.cron_schedule for s in found.schedules or []] == ["0 5 * * *"]
+    assert {s.default_status.value for s in (*(found.sensors or []), *(found.schedules or []))} == {"RUNNING"}
+
+
+def test_a_daemons_run_is_followed_once_and_one_of_the_command_line_is_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.subjects import write_subject
+
+    write_subject(Subject.from_mapping(PLAN), home, comment="a test")
+    followed: list[tuple[str, bool, str | None]] = []
+
+    def noted(_: Path, plan: Subject, *, succeeded: bool, request: str | None, **__: object) -> list[str]:
+        followed.append((plan.subject, succeeded, request))
+        return ["a sentence"]
+
+    monkeypatch.setattr("pipelines.operations.after_run.after_run", noted)
+    lines: list[str] = []
+    with dg.instance_for_test() as instance:
+        for tags in ({}, {SUBJECT_TAG: "wine", PID: "1"}, {SUBJECT_TAG: "wine"}, {SUBJECT_TAG: "wine", **PARTITION}):
+            run = create_run_for_test(instance, tags=tags)
+            context = SimpleNamespace(dagster_run=run, instance=instance, log=SimpleNamespace(warning=lines.append))
+            definitions._follow(context, succeeded=not PARTITION.items() <= tags.items())  # type: ignore[arg-type]
+    assert followed == [("wine", True, None), ("wine", False, "r-1")] and lines == ["a sentence"] * 2
+
+
+def test_the_reaper_says_what_it_ended(home: Path, posted: tuple[str, list[dict[str, Any]]]) -> None:
+    url, got = posted
+    (home / "operations.yaml").write_text(f"alerts: {{webhook: '{url}'}}")
+    with dg.instance_for_test() as instance:
+        context = dg.build_sensor_context(instance=instance)
+        assert "alive" in str(definitions.reaper_sensor(context))
+        dead = {PID: "1", "palimpsest/started": "0", "palimpsest/boot_id": "another boot"}
+        run = create_run_for_test(instance, tags=dead, status=dg.DagsterRunStatus.STARTED)
+        assert run.run_id[:8] in str(definitions.reaper_sensor(context))
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert [one["kind"] for one in got] == ["reaped"]
