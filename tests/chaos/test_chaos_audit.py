@@ -149,7 +149,7 @@ def _readable(home: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("plan", "kills"),
-    [(PLAN, 80), ({**PLAN, "unlearning": UNLEARNING}, 20)],
+    [(PLAN, 90), ({**PLAN, "unlearning": UNLEARNING}, 10)],
     ids=["scores and attacks", "unlearning too"],
 )
 def test_a_hundred_kills_at_random_moments(server: Server, tmp_path: Path, plan: dict[str, Any], kills: int) -> None:
