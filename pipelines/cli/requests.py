@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
-from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date
+from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
@@ -331,8 +331,19 @@ def hold(subject: Name, request_id: RequestId, why: Why) -> None:
 
 @app.command("withdraw")
 def withdraw(subject: Name, request_id: RequestId, why: Why = "withdrawn by the person who asked") -> None:
-    """The person has taken the request back."""
-    _advance(subject, request_id, RequestState.WITHDRAWN, why)
+    """The person has taken the request back: what its runs made is removed, so that all but the register is as
+    before."""
+    from pipelines.cli.audit import workspace_of
+    from pipelines.erasure import withdraw as undo
+    from pipelines.subjects import load_subject
+
+    workspace = workspace_of(state_to_write())
+    w = workspace.warehouse
+    next_state(_of(w, subject, request_id).state, RequestState.WITHDRAWN)
+    undo(load_subject(subject, workspace.home), workspace, request_id)
+    w.requests.advance(request_id, RequestState.WITHDRAWN, note=why)
+    w.publish()
+    console.print(f"request {request_id} is now withdrawn")
 
 
 @app.command("extend")
@@ -387,6 +398,7 @@ def close(
             f"palimpsest request run {subject} {request_id}"
         )
     verdict = _refuse_failed(w, subject, request_id)
+    _refuse_live(w, subject, request_id)
     w.requests.advance(
         request_id, RequestState.CLOSED, note=f"closed by {by.strip()}: {why.strip()} (audit: {verdict})"
     )
@@ -411,6 +423,17 @@ def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
             "method under 'unlearning' in the plan (exact retraining: retrain) and run it again"
         )
     return judgement.verdict.value
+
+
+def _refuse_live(w: Any, subject: str, request_id: str) -> None:
+    """Raise :class:`StateError` while anything of a request's examples may still be there."""
+    from pipelines.erasure import finished
+
+    if not finished(w, request_id):
+        raise StateError(
+            f"request {request_id} is closed when nothing of its examples is left; first: palimpsest erase {subject} "
+            f"{request_id} --execute"
+        )
 
 
 def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
@@ -541,9 +564,11 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
     from assets.request_concepts import refuse_concept
     from assets.request_rows import answer_unseen, refuse_changed
     from pipelines.cli.audit import run_subject
+    from pipelines.erasure import refuse_erased
 
     subject, home = plan.subject, workspace.home
     entry = _of(workspace.warehouse, subject, request_id)
+    refuse_erased(workspace.warehouse, request_id)
     if entry.state in NOT_RUN:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     refuse_concept(entry.request, plan)

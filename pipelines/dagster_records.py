@@ -1,0 +1,140 @@
+"""What Dagster's own storage keeps of a subject, and its removal: runs, events (tables, previews, messages), logs.
+
+Dagster's SQLite files lie under the state folder (``dagster.yaml``). A deleted row stays in a file's free pages until
+VACUUM, and in the write-ahead log until that is truncated.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contracts.errors import StateError
+from pipelines.home import dagster_home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_FOLDERS = ("history", "schedules")
+_BUSY_MS = 5000
+
+
+def databases(home: Path) -> list[Path]:
+    """Dagster's SQLite files below a state folder."""
+    return sorted(path for folder in _FOLDERS for path in (home / folder).rglob("*.db"))
+
+
+def runs_of(home: Path, subject: str) -> list[str]:
+    """Ids of the runs that made or observed assets of a subject; none where Dagster has recorded nothing."""
+    if not databases(home):
+        return []
+    import dagster as dg
+
+    dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        return sorted(run.run_id for run in instance.get_runs() if _is_of(run, subject))
+
+
+def _is_of(run: dg.DagsterRun, subject: str) -> bool:
+    from pipelines.build import audit_job_name, request_job_name
+
+    if run.job_name in (audit_job_name(subject), request_job_name(subject)):
+        return True
+    return any(key.path[0] == subject for key in run.asset_selection or ())
+
+
+def logs_of(home: Path, runs: Iterable[str]) -> list[Path]:
+    """Folders with what the processes of runs printed and passed on."""
+    places = [place / run for run in runs for place in (home, home / "storage")]
+    return [place for place in places if place.is_dir()]
+
+
+def unfinished(home: Path, subject: str) -> list[str]:
+    """Runs of a subject that are under way, after those of dead processes were ended."""
+    if not databases(home):
+        return []
+    import dagster as dg
+
+    from pipelines.reaper import reap
+
+    dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        reap(instance, note=lambda _: None)
+        return [run.run_id for run in instance.get_runs() if not run.is_finished and _is_of(run, subject)]
+
+
+def remove(home: Path, subject: str, runs: Iterable[str]) -> None:
+    """Delete runs with their events, and every event about assets of a subject, whoever reported it."""
+    if not databases(home):
+        return
+    import dagster as dg
+
+    dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        for run in runs:
+            instance.delete_run(run)
+        keys = [key for key in instance.all_asset_keys() if key.path[0] == subject]
+        if keys:
+            instance.wipe_assets(keys)
+    for run in runs:
+        for path in (home / "history" / "runs").glob(f"{run}.db*"):
+            path.unlink(missing_ok=True)
+    for path in databases(home):
+        _forget_events(path, subject)
+
+
+def _forget_events(path: Path, subject: str) -> None:
+    """What wiping leaves: the rows of assets themselves with their last event, and events that were reported twice."""
+    like = f'["{subject}"%'
+    with closing(_opened(path)) as con, con:
+        tables = {row[0] for row in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "asset_keys" in tables:
+            con.execute("DELETE FROM asset_keys WHERE asset_key LIKE ?", [like])
+        for table in ("event_logs", "asset_event_tags", "asset_check_executions", "asset_check_partitions"):
+            if table in tables and "asset_key" in _columns(con, table):
+                con.execute(f"DELETE FROM {table} WHERE asset_key LIKE ?", [like])  # noqa: S608 # names of this list
+
+
+def _columns(con: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in con.execute(f"PRAGMA table_info({table})")}
+
+
+def rewrite(path: Path) -> str:
+    """Write a SQLite file anew from its live rows, and empty its log; its size, in words.
+
+    Raises:
+        StateError: somebody else has it open.
+    """
+    try:
+        with closing(_opened(path)) as con:
+            con.isolation_level = None
+            con.execute("PRAGMA secure_delete = ON")
+            con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            con.execute("VACUUM")
+            busy, *_ = con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise sqlite3.OperationalError("its log is in use")
+    except sqlite3.OperationalError as error:
+        raise StateError(
+            f"{path} cannot be written anew ({error}): stop what has it open ('make ui', dagster dev), then run the "
+            "same command again: it goes on where it was"
+        ) from error
+    return f"{path.stat().st_size:,} bytes, from live rows only"
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    con = sqlite3.connect(path)
+    con.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    return con
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that may already be gone, whole; a link is not followed."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
