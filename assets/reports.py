@@ -27,7 +27,7 @@ from contracts.digests import digest, plain
 from contracts.methods import analysis, maker, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import NO_REFERENCES, RETRAIN, Subject
-from contracts.verdicts import TARGET, Verdict
+from contracts.verdicts import TARGET
 from recipes.plan import device_of, recipe_config
 from reports import (
     AnalysisSection,

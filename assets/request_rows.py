@@ -147,8 +147,8 @@ def refuse_changed(
 
 
 def answer_unseen(warehouse: Warehouse, request_id: str) -> str:
-    """Bring a verified request none of whose examples is in the training split to its end but one: its rows are still to
-    be erased. The answer, which is also on record."""
+    """Bring a verified request none of whose examples is in the training split up to its erasure; the answer, which is
+    also on record."""
     num = warehouse.requests.pins(request_id).height
     answer = (
         f"No example of request {request_id} is in the training split ({num} in the test split): the audited model was "
@@ -183,7 +183,7 @@ def refuse_erased(subject: str, data: ExampleSet, warehouse: Warehouse) -> None:
         if same:
             left.append((request_id, same))
     if left:
-        named = "; ".join(f"{len(ids)} of request {name} ({_some(ids)})" for name, ids in left)
+        named = "; ".join(f"{len(ids)} of request {name}" for name, ids in left)
         raise DataError(
             f"the source of {subject} still holds rows that were erased: {named}. Take them out of it, or, where it "
             f"cannot be changed, list their ids under 'without' in the plan: nothing is trained on them again",

@@ -96,7 +96,7 @@ def _forget_events(path: Path, subject: str) -> None:
             con.execute("DELETE FROM asset_keys WHERE asset_key LIKE ?", [like])
         for table in ("event_logs", "asset_event_tags", "asset_check_executions", "asset_check_partitions"):
             if table in tables and "asset_key" in _columns(con, table):
-                con.execute(f"DELETE FROM {table} WHERE asset_key LIKE ?", [like])  # noqa: S608 # names of this list
+                con.execute(f"DELETE FROM {table} WHERE asset_key LIKE ?", [like])  # names of this list
 
 
 def _columns(con: sqlite3.Connection, table: str) -> set[str]:
@@ -132,9 +132,9 @@ def _opened(path: Path) -> sqlite3.Connection:
     return con
 
 
-def remove_folder(folder: Path) -> None:
-    """Delete a folder that may already be gone, whole; a link is not followed."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+def remove_path(path: Path) -> None:
+    """Delete a file or a whole folder that may already be gone; a link is not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -194,11 +194,11 @@ def _jobs(home: Path, subject: str) -> list[Path]:
 
 
 def _beside(subject: Subject, home: Path, w: Warehouse) -> Beside:
-    from contracts.methods import recipe
     from contracts.methods import curator as curators
+    from contracts.methods import recipe
 
     name = subject.subject
-    outline = home / "outlines" / f"{name}.json"
+    outline, exports = home / "outlines" / f"{name}.json", known_exports(home, name)
     runs = dagster_records.runs_of(home, name)
     sets = w.read(schema.DATASETS, subject=name)
     methods = dict(sets.select("dataset_id", "method").iter_rows())
@@ -223,7 +223,8 @@ def _beside(subject: Subject, home: Path, w: Warehouse) -> Beside:
             if method in curators.names()
         },
         others=_same_source(subject, home),
-        exports=known_exports(home, name),
+        exports=[path for path in exports if not Path(path).is_relative_to(home)],
+        exports_here=below([Path(path) for path in exports if Path(path).is_relative_to(home)]),
     )
 
 
@@ -273,11 +274,9 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
         )
         w.erasures.settle(request_id, proofs)
         fault("erasure.after_rows_settled")
-    for folder in [home / item.where for item in items.values() if item.kind in ("job", "log")]:
-        dagster_records.remove_folder(folder)
     for item in items.values():
-        if item.kind == "file":
-            (home / item.where).unlink(missing_ok=True)
+        if item.kind in ("job", "log", "file", "export") and item.action is Action.REMOVE:
+            dagster_records.remove_path(home / item.where)
     dagster_records.remove(home, subject, [item.where for item in items.values() if item.kind == "dagster"])
     fault("erasure.after_records")
     told: dict[int, tuple[str, str]] = {}
@@ -285,10 +284,10 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
         if item.kind == "database" and not item.where.startswith("warehouse/"):
             path = home / item.where
             told[seq] = (DONE, dagster_records.rewrite(path) if path.exists() else "gone")
-        elif item.kind in ("job", "log", "file", "dagster"):
-            told[seq] = (DONE, "gone")
         elif item.action is Action.YOURS:
             told[seq] = (OPEN, "")
+        elif item.kind in ("job", "log", "file", "dagster", "export"):
+            told[seq] = (DONE, "gone")
         elif item.action is Action.KEEP:
             told[seq] = (DONE, "kept")
     w.compact()

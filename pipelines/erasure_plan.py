@@ -1,12 +1,12 @@
-"""What an erasure does to every thing that holds, or was made from, the examples of a forget request: a pure function of
-what was found.
+"""What an erasure does to every thing that holds, or was made from, the examples of a forget request: a pure function
+of what was found.
 
     made from them, or from what was made from them     the closure of lineage; each of its assets has an item
     of the plan's own stages                            artefacts go, rows about the examples leave, figures go
     of curated sets                                     what their method declares (``after_erasure``)
     of this request                                     its evidence stays as readings that hold no content
     of other requests                                   what they say of these examples leaves, the rest stays
-    beside the warehouse                                jobs, Dagster's records, logs, outlines, the database's free blocks
+    beside the warehouse                                jobs, Dagster's records, logs, the free blocks of databases
     outside the state folder                            named, for a person to do; looked at again when data are loaded
 
 The model in use that the audit of the request found without the examples stays (``keeps_model``): it is the result.
@@ -42,7 +42,7 @@ class Beside:
         retains: what the recipe keeps of its data besides the weights.
         methods: curated set -> its method. ``roles``: curated set -> the roles that it assigns.
         others: subjects that read the same source.
-        exports: files and folders that the state knows were exported from the subject.
+        exports: files and folders outside that the state knows were exported from the subject. ``exports_here``: below it.
     """
 
     jobs: Sequence[str] = ()
@@ -57,6 +57,7 @@ class Beside:
     roles: Mapping[str, Sequence[str]] = field(default_factory=dict)
     others: Sequence[str] = ()
     exports: Sequence[str] = ()
+    exports_here: Sequence[str] = ()
 
 
 def plan(
@@ -312,7 +313,7 @@ def _beside(beside: Beside) -> list[Item]:
                 kind="source",
                 where=beside.checkpoint,
                 action=Action.YOURS,
-                why="a given model, trained elsewhere: it cannot be made anew here; give one that was trained without them",
+                why="a given model, trained elsewhere, cannot be made anew here: give one that was trained without them",
             )
         )
     items += [
@@ -323,6 +324,10 @@ def _beside(beside: Beside) -> list[Item]:
             why="reads the same source: register and erase the request there too",
         )
         for name in beside.others
+    ]
+    items += [
+        Item(kind="export", where=path, action=Action.REMOVE, why="exported from this subject")
+        for path in beside.exports_here
     ]
     items += [
         Item(

@@ -347,8 +347,8 @@ def _check_erasures(db: Database, con: Connection) -> None:
     if ERASURES.full_name not in db.tables:
         return
     for subject, request_id, left in con.execute(
-        f"SELECT subject, request_id, count(*) FROM {ddl.table(ERASURES)} WHERE state = 'planned' GROUP BY ALL ORDER BY "
-        "ALL"
+        f"SELECT subject, request_id, count(*) FROM {ddl.table(ERASURES)} WHERE state = 'planned' GROUP BY ALL ORDER "
+        "BY ALL"
     ).fetchall():
         db.wrong(
             f"The erasure for forget request {request_id} of {subject} was begun and {left} of its items are not done: "
