@@ -42,7 +42,7 @@ class Beside:
         retains: what the recipe keeps of its data besides the weights.
         methods: curated set -> its method. ``roles``: curated set -> the roles that it assigns.
         others: subjects that read the same source.
-        exports: files and folders outside that the state knows were exported from the subject. ``exports_here``: below it.
+        exports: files and folders outside to which the subject was exported. ``exports_here``: below the state folder.
     """
 
     jobs: Sequence[str] = ()
@@ -313,7 +313,7 @@ def _beside(beside: Beside) -> list[Item]:
                 kind="source",
                 where=beside.checkpoint,
                 action=Action.YOURS,
-                why="a given model, trained elsewhere, cannot be made anew here: give one that was trained without them",
+                why="a given model cannot be made anew here: give one that was trained without them",
             )
         )
     items += [

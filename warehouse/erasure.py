@@ -20,20 +20,20 @@ import numpy as np
 import polars as pl
 
 from contracts.digests import canonical_json, digest
-from contracts.erasure import DONE, PLANNED, Action, Item
+from contracts.erasure import DONE, OPEN, PLANNED, Action, Item
 from contracts.requests import ForgetRequest
 from contracts.schema import ARTIFACTS, DATASETS, EDGES, ERASURES, LINEAGE_MEMBERS, LINEAGE_SETS, MEMBERS
 from contracts.tables import TableSpec
 from warehouse import ddl, lineage, requests
 from warehouse.connection import Connection, fetch
 from warehouse.faults import fault
-from warehouse.frames import digest_of, empty
+from warehouse.frames import empty
 from warehouse.session import Session
 from warehouse.writer import Receipt, Transaction, part_text, read_partition, subject_of, transaction
 
 WRITER = "erasure"
 _LINEAGE = ("lineage.sets", "lineage.members", "lineage.edges", "lineage.artifacts")
-_OF_REQUESTS = "requests."
+_TOLD = ("seq", "kind", "place", "part", "asset", "action", "why", "num_examples", "state", "proof")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +206,17 @@ class Erasures:
                 "request_id = ? ORDER BY seq",
                 [request_id],
             )
+
+    def record(self, request_id: str) -> str:
+        """The journal of an erasure that was carried out to its end, as canonical JSON for certificate and evidence:
+        places outside the state folder are left out, which may name a person. "" where there was none, or it is not
+        finished."""
+        journal = self.journal(request_id)
+        if not journal.height or not journal["state"].is_in([DONE, OPEN]).all():
+            return ""
+        outside = pl.col("action") == Action.YOURS.value
+        told = journal.with_columns(place=pl.when(outside).then(pl.lit("")).otherwise("place"))
+        return canonical_json([{c: row[c] for c in _TOLD} for row in told.iter_rows(named=True)])
 
     def erased(self, subject: str) -> list[str]:
         """Requests of a subject whose erasure was begun, by id."""
@@ -454,8 +465,3 @@ def item_of(row: Mapping[str, Any]) -> Item:
         examples=row["num_examples"],
         note=json.loads(row["note"]),
     )
-
-
-def left_over(frame: pl.DataFrame, spec: TableSpec) -> str:
-    """Digest of rows, for comparing what others have before and after."""
-    return digest_of(frame, spec.columns)

@@ -10,12 +10,14 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+import pytest
 from PIL import Image
 from recorded_state import PLAN as OTHER
 from recorded_state import run as audit_other
 from sklearn.datasets import load_digits
 
 from assets import Workspace, subject_stages
+from assets import stage as stage_module
 from assets.request_rows import pins, resolve
 from assets.stage import materialize
 from contracts.digests import canonical_json
@@ -23,9 +25,11 @@ from contracts.jobs import UnlearnJob
 from contracts.requests import ForgetRequest
 from contracts.subject import Subject
 from pipelines.subjects import write_subject
+from reports import plots
 from warehouse import Warehouse
 
 MARKER = "zqxmarkerxqz"
+NOTED: dict[Path, tuple[dict[str, pl.DataFrame], dict[str, str]]] = {}  # by root: before the request was run
 WHEN = {"received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00"}
 
 
@@ -93,20 +97,28 @@ def build(root: Path) -> Path:
     os.environ["PALIMPSEST_HOME"] = str(home)
     pictures(root)
     plan = plan_of(root)
-    audit_other(home, Subject.from_mapping(OTHER))
+    with pytest.MonkeyPatch.context() as patch:  # neither is looked at here, and they take two thirds of the time
+        patch.setattr(stage_module, "_check", lambda run, tables: {"passed": True, "broken": False})
+        patch.setattr(plots, "_save", lambda *args, **kwargs: b"\x89PNG")
+        _audit(root, home, plan)
+    dagster_records(home)
+    return home
+
+
+def _audit(root: Path, home: Path, plan: Subject) -> None:
+    audit_other(home, Subject.from_mapping({**OTHER, "scores": ["el2n"], "attacks": []}))
     write_subject(plan, home, comment="a test")
     workspace = Workspace(home, launcher=Here(), publish_every_s=1e9)
     for stage in subject_stages(plan):
         if not stage.per_request:
             materialize(stage, workspace, run_id="first", request=None, context=None)
+    NOTED[root] = (tables_of(workspace.warehouse), artifacts_of(workspace.warehouse))
     run_request(
         workspace,
         plan,
         ForgetRequest(request_id="r1", subject="mine", selector="where", where=f"origin LIKE '%{MARKER}%'", **WHEN),
     )
     workspace.warehouse.publish()
-    dagster_records(home)
-    return home
 
 
 def dagster_records(home: Path) -> None:
@@ -117,7 +129,6 @@ def dagster_records(home: Path) -> None:
     dagster_home()
     with dg.DagsterInstance.get() as instance:
         for subject, text in (("mine", MARKER), ("wine", "nothing of theirs")):
-
             scored = shown(subject, text)
             job = dg.define_asset_job(audit_job_name(subject))
             definitions = dg.Definitions(assets=[scored], jobs=[job])
@@ -129,8 +140,9 @@ def dagster_records(home: Path) -> None:
 
 def shown(subject: str, text: str) -> Any:
     """A Dagster asset that shows and prints a text."""
+
     @dg.asset(key=[subject, "scores", "el2n"])
-    def scored(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def scored(context):  # Dagster reads annotations, and these are text here
         context.log.info(text)
         print(text)
         return dg.MaterializeResult(metadata={"hardest": text, "rows": dg.MetadataValue.md(f"| {text} |")})
