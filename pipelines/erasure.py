@@ -43,8 +43,11 @@ _AXIS = {"example_id": 0, "reading": 1, "logits": 1}  # of a request's results: 
 _IN_DATABASE = ("table", "lineage", "request")
 
 
-def preview(subject: Subject, workspace: Workspace, request_id: str) -> list[Item]:
+def preview(subject: Subject, workspace: Workspace, request_id: str, *, retrained: bool = False) -> list[Item]:
     """What an erasure would do, in order; of one that was begun, what it does.
+
+    Args:
+        retrained: its rows were taken out of the source and everything was trained again, which needs no audit first.
 
     Raises:
         StateError: the request has not been audited, names no rows, or work on the subject is under way.
@@ -55,7 +58,7 @@ def preview(subject: Subject, workspace: Workspace, request_id: str) -> list[Ite
     if begun.height:
         return [item_of(row) for row in begun.iter_rows(named=True)]
     entry = w.requests.get(request_id)
-    _refuse(subject, entry.request, entry.state)
+    _refuse(subject, entry.request, entry.state, retrained=retrained)
     ids = ids_of(w, request_id)
     in_use, verdict = _audited(w, subject.subject, request_id)
     return plan(
@@ -68,7 +71,7 @@ def preview(subject: Subject, workspace: Workspace, request_id: str) -> list[Ite
     )
 
 
-def execute(subject: Subject, workspace: Workspace, request_id: str) -> pl.DataFrame:
+def execute(subject: Subject, workspace: Workspace, request_id: str, *, retrained: bool = False) -> pl.DataFrame:
     """Erase what a request names; the journal. Again, it does what is left to do, and nothing when all is done.
 
     Raises:
@@ -76,7 +79,7 @@ def execute(subject: Subject, workspace: Workspace, request_id: str) -> pl.DataF
     """
     w, home = workspace.warehouse, workspace.home
     if not w.erasures.journal(request_id).height:
-        items = preview(subject, workspace, request_id)
+        items = preview(subject, workspace, request_id, retrained=retrained)
         _refuse_work(subject, home)
         w.erasures.begin(w.requests.get(request_id).request, items)
     _carry_out(subject.subject, workspace, request_id, ids_of(w, request_id))
@@ -143,13 +146,13 @@ def ids_of(w: Warehouse, request_id: str) -> np.ndarray:
     return np.union1d(ids, scope["forget"])
 
 
-def _refuse(subject: Subject, request: ForgetRequest, state: RequestState) -> None:
+def _refuse(subject: Subject, request: ForgetRequest, state: RequestState, *, retrained: bool) -> None:
     name = request.request_id
     if request.subject != subject.subject:
         raise UnknownName(f"request of {subject.subject}", name, [])
     if not request.names_rows:
         raise StateError(f"request {name} names a concept, not rows: there is no row to erase")
-    if state not in _ERASED_FROM:
+    if state not in _ERASED_FROM and not retrained:
         raise StateError(
             f"request {name} is {state.value}: first the audit, then the erasure: palimpsest request run "
             f"{subject.subject} {name}"

@@ -439,6 +439,7 @@ def _refuse_live(w: Any, subject: str, request_id: str) -> None:
 def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
     from assets.request_closing import RETRAINED, close_on_retraining, refuse_left_in_source
     from pipelines.cli.audit import run_subject, workspace_of
+    from pipelines.erasure import execute as erase
     from pipelines.subjects import load_subject
 
     home = state_to_write()
@@ -456,6 +457,7 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
         _refuse_failed(workspace.warehouse, subject, request_id)
     refuse_left_in_source(request_id, plan, workspace)
     run_subject(plan, home, job="audit", workspace=workspace)
+    erase(plan, workspace, request_id, retrained=True)
     console.print(f"request {request_id} is now closed. {close_on_retraining(request_id, plan, workspace, by=by)}")
     console.print(f"The proof: palimpsest report {request_id}")
 
@@ -549,7 +551,9 @@ def run(subject: Name, request_id: RequestId) -> None:
     by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
     on_retraining = f"take its rows out of the data, then: palimpsest request close {subject} {request_id} --retrained"
     accepts = plan.unlearning is not None and plan.unlearning.closing == "retrained"
-    finish(workspace, plan, asset, done, wall_s, undecided=[by_a_person, *([on_retraining] if accepts else [])])
+    others = [by_a_person, *([on_retraining] if accepts else [])]
+    erase = f"palimpsest erase {subject} {request_id} --plan"
+    finish(workspace, plan, asset, done, wall_s, undecided=others, then=[erase])
 
 
 def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[str, Any]] | str:

@@ -178,7 +178,7 @@ def test_without_one_of_its_steps_the_marker_is_found(
 # --------------------------------------------------------------------------------- E2: the cascade is complete
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     edges=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=24),
     members=st.lists(st.frozensets(st.integers(0, 5), max_size=4), min_size=9, max_size=9),
