@@ -534,7 +534,13 @@ def show(subject: Name, request_id: RequestId) -> None:
 
 
 @app.command("run")
-def run(subject: Name, request_id: RequestId) -> None:
+def run(
+    subject: Name,
+    request_id: RequestId,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would be trained and audited, and about how long; do nothing")
+    ] = False,
+) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
     from pipelines.cli.audit import finish, workspace_of
     from pipelines.subjects import load_subject
@@ -542,6 +548,10 @@ def run(subject: Name, request_id: RequestId) -> None:
     home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
+    if dry_run:
+        for line in would_run(plan, workspace, request_id):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
     started = time.perf_counter()
     done = execute(plan, workspace, request_id)
     if isinstance(done, str):
@@ -565,23 +575,64 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
             what is lacking.
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
-    from assets.request_concepts import refuse_concept
-    from assets.request_rows import answer_unseen, refuse_changed
+    from assets.request_rows import answer_unseen
     from pipelines.cli.audit import run_subject
-    from pipelines.erasure import refuse_erased
 
-    subject, home = plan.subject, workspace.home
-    entry = _of(workspace.warehouse, subject, request_id)
-    refuse_erased(workspace.warehouse, request_id)
-    if entry.state in NOT_RUN:
-        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
-    refuse_concept(entry.request, plan)
-    if (pinned := workspace.warehouse.requests.pins(request_id)).height:
-        refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
-    if entry.num_examples == 0:
+    home = workspace.home
+    if _runnable(plan, workspace, request_id).num_examples == 0:
         return answer_unseen(workspace.warehouse, request_id)
-    if plan.unlearning is None:
-        raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
     run_subject(plan, home, job="audit", workspace=workspace)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     return records
+
+
+def _runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
+    """The request, where a run may start. Raises as :func:`execute`, before any work."""
+    from assets.request_concepts import refuse_concept
+    from assets.request_rows import refuse_changed
+    from pipelines.erasure import refuse_erased
+
+    w = workspace.warehouse
+    entry = _of(w, plan.subject, request_id)
+    refuse_erased(w, request_id)
+    if entry.state in NOT_RUN:
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
+    refuse_concept(entry.request, plan)
+    if (pinned := w.requests.pins(request_id)).height:
+        refuse_changed(entry.request, pinned, workspace.examples(plan), w)
+    if plan.unlearning is None and entry.num_examples != 0:
+        raise ConfigError(f"subject {plan.subject} has no unlearning plan, so it cannot honour a forget request")
+    return entry
+
+
+def would_run(plan: Subject, workspace: Workspace, request_id: str) -> list[str]:
+    """What a run of a request would compute, in sentences; nothing is computed or recorded. Raises as
+    :func:`execute`."""
+    from assets.current import current_stages
+    from pipelines.outline import outline_of
+
+    if _runnable(plan, workspace, request_id).num_examples == 0:
+        return ["Nothing: none of its rows is in the training split."]
+    outline = outline_of(plan, workspace)
+    current = current_stages(
+        outline.stages,
+        workspace.warehouse,
+        request=request_id,
+        outside=lambda what: outline.outside(plan, workspace, what),
+    )
+    wanted = [stage for stage in outline.stages if stage.asset(request_id) not in current]
+    last = workspace.warehouse.completions(_alike(stage) for stage in wanted)
+    known = [float(last[_alike(stage)][0].get("wall_s", 0.0)) for stage in wanted if _alike(stage) in last]
+    said = [f"{stage.asset(request_id)}" for stage in wanted]
+    unknown = len(wanted) - len(known)
+    return [
+        f"{len(wanted)} of {len(outline.stages)} stages would be computed; the others are current:",
+        *(f"  {asset}" for asset in said),
+        f"The like of {len(known)} of them took {sum(known):.0f} s in the last audit"
+        + (f"; of {unknown} nothing is known yet." if unknown else "."),
+    ]
+
+
+def _alike(stage: Any) -> str:
+    """The asset of the plan's own audit that does what a stage of a request does; its own of any other stage."""
+    return "/".join([stage.subject, stage.path[0].removeprefix("request_"), stage.path[1]])

@@ -478,3 +478,16 @@ def test_the_plan_as_json_and_a_command_that_asks_for_one_of_two(home: Path) -> 
     items = json.loads(result.stdout[result.stdout.index("[") :])
     assert {"cut", "empty", "remove", "rewrite", "keep", "yours"} == {item["action"] for item in items}
     assert CliRunner().invoke(app, ["erase", "mine", "r1"]).exception is not None
+
+
+def test_a_dry_run_says_what_a_run_would_do_and_changes_nothing(home: Path) -> None:
+    w = Warehouse.open(home)
+    w.requests.add(ForgetRequest(request_id="r2", subject="mine", selector="ids", ids=(1,), **world.WHEN))
+    w.requests.advance("r2", RequestState.VERIFIED, note="a test")
+    head = w.ledger.head()
+    said = CliRunner().invoke(app, ["request", "run", "mine", "r2", "--dry-run"])
+    assert said.exit_code == 0, said.output
+    named = [line.strip() for line in said.output.splitlines() if line.startswith("  mine/")]
+    assert "mine/request_unlearning/r2/retrain" in named, "what is to be trained"
+    assert all("/r2/" in asset for asset in named), "the audit is current"
+    assert w.ledger.head() == head
