@@ -7,20 +7,17 @@ VACUUM, and in the write-ahead log until that is truncated.
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.errors import StateError
 from pipelines.home import dagster_home
+from warehouse import sqlite
 
 if TYPE_CHECKING:
     import dagster as dg
 
 _FOLDERS = ("history", "schedules")
-_BUSY_MS = 5000
 
 
 def databases(home: Path) -> list[Path]:
@@ -84,52 +81,7 @@ def remove(home: Path, subject: str, runs: Iterable[str]) -> None:
         for path in (home / "history" / "runs").glob(f"{run}.db*"):
             path.unlink(missing_ok=True)
     for path in databases(home):
-        _forget_events(path, subject)
-
-
-def _forget_events(path: Path, subject: str) -> None:
-    """What wiping leaves: the rows of assets themselves with their last event, and events that were reported twice."""
-    like = f'["{subject}"%'
-    with closing(_opened(path)) as con, con:
-        tables = {row[0] for row in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "asset_keys" in tables:
-            con.execute("DELETE FROM asset_keys WHERE asset_key LIKE ?", [like])
-        for table in ("event_logs", "asset_event_tags", "asset_check_executions", "asset_check_partitions"):
-            if table in tables and "asset_key" in _columns(con, table):
-                con.execute(f"DELETE FROM {table} WHERE asset_key LIKE ?", [like])  # names of this list
-
-
-def _columns(con: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in con.execute(f"PRAGMA table_info({table})")}
-
-
-def rewrite(path: Path) -> str:
-    """Write a SQLite file anew from its live rows, and empty its log; its size, in words.
-
-    Raises:
-        StateError: somebody else has it open.
-    """
-    try:
-        with closing(_opened(path)) as con:
-            con.isolation_level = None
-            con.execute("PRAGMA secure_delete = ON")
-            con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            con.execute("VACUUM")
-            busy, *_ = con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if busy:
-                raise sqlite3.OperationalError("its log is in use")
-    except sqlite3.OperationalError as error:
-        raise StateError(
-            f"{path} cannot be written anew ({error}): stop what has it open ('make ui', dagster dev), then run the "
-            "same command again: it goes on where it was"
-        ) from error
-    return f"{path.stat().st_size:,} bytes, from live rows only"
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    con = sqlite3.connect(path)
-    con.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    return con
+        sqlite.forget_assets(path, subject)
 
 
 def remove_path(path: Path) -> None:

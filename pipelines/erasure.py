@@ -30,6 +30,7 @@ from contracts.verdicts import Verdict
 from pipelines import dagster_records
 from pipelines.erasure_plan import Beside, closure_of, plan, withdrawn
 from pipelines.export import known_exports
+from warehouse import sqlite
 from warehouse.erasure import item_of
 from warehouse.faults import fault
 
@@ -78,9 +79,12 @@ def execute(subject: Subject, workspace: Workspace, request_id: str, *, retraine
         StateError: as :func:`preview`; or something was made from the examples meanwhile; or a database is in use.
     """
     w, home = workspace.warehouse, workspace.home
+    entry = w.requests.get(request_id)
+    _refuse(subject, entry.request, entry.state, retrained=retrained)
+    if not finished(w, request_id):
+        _refuse_work(subject, home)
     if not w.erasures.journal(request_id).height:
         items = preview(subject, workspace, request_id, retrained=retrained)
-        _refuse_work(subject, home)
         w.erasures.begin(w.requests.get(request_id).request, items)
     _carry_out(subject.subject, workspace, request_id, ids_of(w, request_id))
     _refuse_left(w, subject.subject, request_id)
@@ -286,7 +290,7 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
     for seq, item in items.items():
         if item.kind == "database" and not item.where.startswith("warehouse/"):
             path = home / item.where
-            told[seq] = (DONE, dagster_records.rewrite(path) if path.exists() else "gone")
+            told[seq] = (DONE, sqlite.rewrite(path) if path.exists() else "gone")
         elif item.action is Action.YOURS:
             told[seq] = (OPEN, "")
         elif item.kind in ("job", "log", "file", "dagster", "export"):

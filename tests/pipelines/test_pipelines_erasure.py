@@ -35,7 +35,7 @@ from contracts.requests import ForgetRequest, RequestState
 from pipelines import dagster_records, erasure
 from pipelines.cli.app import app
 from pipelines.erasure_plan import Beside, closure_of, plan
-from warehouse import Warehouse, faults, verify
+from warehouse import Warehouse, faults, sqlite, verify
 from warehouse.erasure import Found, Held, reached
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +160,7 @@ def test_the_search_finds_the_marker_in_every_kind_of_file(tmp_path: Path) -> No
     ("where", "spoiled"),
     [
         ("warehouse/palimpsest.duckdb", lambda m: m.setattr(Warehouse, "compact", Warehouse.publish)),
-        pytest.param("history/", lambda m: m.setattr(dagster_records, "rewrite", lambda path: "-"), marks=SLOW),
+        pytest.param("history/", lambda m: m.setattr(sqlite, "rewrite", lambda path: "-"), marks=SLOW),
         pytest.param("history/", lambda m: m.setattr(dagster_records, "remove", lambda *_: None), marks=SLOW),
         pytest.param("jobs/", lambda m: m.setattr(dagster_records, "remove_path", lambda path: None), marks=SLOW),
     ],
@@ -491,3 +491,14 @@ def test_a_dry_run_says_what_a_run_would_do_and_changes_nothing(home: Path) -> N
     assert "mine/request_unlearning/r2/retrain" in named, "what is to be trained"
     assert all("/r2/" in asset for asset in named), "the audit is current"
     assert w.ledger.head() == head
+
+
+def test_the_events_of_a_subject_of_almost_the_same_name_stay(tmp_path: Path) -> None:
+    path = tmp_path / "index.db"
+    with closing(sqlite3.connect(path)) as con, con:
+        con.execute("CREATE TABLE asset_keys (asset_key TEXT)")
+        keys = ['["a_b", "scores"]', '["axb", "scores"]', '["a_bc", "scores"]']
+        con.executemany("INSERT INTO asset_keys VALUES (?)", [(key,) for key in keys])
+    sqlite.forget_assets(path, "a_b")
+    with closing(sqlite3.connect(path)) as con:
+        assert [row[0] for row in con.execute("SELECT asset_key FROM asset_keys")] == keys[1:]
