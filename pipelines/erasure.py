@@ -266,11 +266,10 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
     left = set(journal.filter(pl.col("state") == "planned")["seq"])
     if not left:
         return
-    proofs: dict[int, tuple[str, str]] = {}
     if any(items[seq].kind in _IN_DATABASE and items[seq].action is not Action.KEEP for seq in left):
         files, proofs = _files(subject, workspace, request_id, items, ids)
         every = list(items.values())
-        proofs |= w.erasures.apply(
+        w.erasures.apply(
             request_id,
             ids,
             items=items,
@@ -278,9 +277,8 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
             removed=_removed(every),
             affected=closure_of(every),
             kept=_untouched(every),
+            done=proofs,
         )
-        w.erasures.settle(request_id, proofs)
-        fault("erasure.after_rows_settled")
     for item in items.values():
         if item.kind in ("job", "log", "file", "export") and item.action is Action.REMOVE:
             dagster_records.remove_path(home / item.where)

@@ -270,7 +270,8 @@ class Erasures:
         removed: Mapping[str, Sequence[str]],
         affected: Iterable[str],
         kept: Iterable[str] = (),
-    ) -> dict[int, tuple[str, str]]:
+        done: Mapping[int, tuple[str, str]] | None = None,
+    ) -> None:
         """Carry out the items about tables, lineage and the register in one transaction, with the journal.
 
         Args:
@@ -280,15 +281,13 @@ class Erasures:
             removed: asset -> artefacts that are gone.
             affected: assets whose completion and lineage no longer hold.
             kept: of them, those whose completion stays: their results are what they were.
-
-        Returns:
-            seq -> (state, proof) of what was done.
+            done: seq -> (state, proof) of the items that were carried out before, in files.
         """
         wanted = np.unique(np.asarray(ids, np.int64))
         with transaction(self._s) as t:
             entry = requests.found(t.con, request_id)
             subject = entry.request.subject
-            proofs: dict[int, tuple[str, str]] = {}
+            proofs = dict(done or {})
             known = ddl.declared(t.con)
             for seq, item in items.items():
                 if item.kind == "table" and item.action in (Action.CUT, Action.EMPTY):
@@ -312,7 +311,6 @@ class Erasures:
                     proofs[seq] = (DONE, requests.forget_selector(t, request_id))
             _settle(t, request_id, proofs)
         fault("erasure.after_apply")
-        return proofs
 
 
 def _by_asset(recorded: Iterable[tuple[str, str]], stored: Iterable[str], assets: set[str]) -> dict[str, list[str]]:
