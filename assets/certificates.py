@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from importlib import metadata
 from typing import Any
 
@@ -118,7 +119,7 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
             f"request {request_id} has not been audited, so there is nothing to certify: palimpsest request run {name} "
             f"{request_id}"
         )
-    facts = w.artifacts.load_json(report)
+    facts, erased = w.artifacts.load_json(report), w.erasures.record(request_id)
     judged = judged_findings(findings, told=facts["verdict"], why=facts["sentence"])
     method = str(facts["decides"])
     now = datetime.now(UTC).replace(microsecond=0)
@@ -141,6 +142,7 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
             **{what: facts["audited"]["Digests"][what] for what in ("configuration", "data")},
             "report": w.artifacts.sha256(report),
             "set": w.artifacts.sha256(f"{name}/request_curation/{request_id}/split/result"),
+            **({"erasure": sha256(erased.encode()).hexdigest()} if erased else {}),
         },
         ledger_head=f"{head.seq}:{head.hash}",
         issued_at=now.isoformat(),

@@ -27,7 +27,7 @@ from contracts.digests import digest, plain
 from contracts.methods import analysis, maker, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import NO_REFERENCES, RETRAIN, Subject
-from contracts.verdicts import TARGET, Verdict
+from contracts.verdicts import TARGET
 from recipes.plan import device_of, recipe_config
 from reports import (
     AnalysisSection,
@@ -99,10 +99,9 @@ def _report(run: Run, report: AuditReport) -> Output:
         store.save_bytes(f"{run.asset}.json", render_json(report).encode()),
     ]
     if run.request:
-        verdict = report.judgement.verdict
-        run.warehouse.requests.reach(run.request, RequestState.AUDITED, note=f"audit says {verdict.value}")
-        if verdict is Verdict.PASS:
-            run.warehouse.requests.reach(run.request, RequestState.CLOSED, note=report.judgement.sentence)
+        said = report.judgement
+        note = f"audit says {said.verdict.value}: {said.sentence}"
+        run.warehouse.requests.reach(run.request, RequestState.AUDITED, note=note)  # an erasure closes it
     return Output(
         artifacts=files,
         metadata={
@@ -201,7 +200,10 @@ def _request(subject: Subject, request: ForgetRequest, using: InUse) -> dict[str
     if subject.unlearning.closing == RETRAINED:
         grounds += ", or exact retraining: all models trained from scratch on data without its rows, with proof"
     by = {"removed by": f"{using.method}. {using.why}"} if using.why else {}
-    return {k: v for k, v in plain(request).items() if v} | by | {"may be closed by": grounds}
+    return {k: v for k, v in plain(request).items() if v and k not in _NAMES_ROWS} | by | {"may be closed by": grounds}
+
+
+_NAMES_ROWS = ("ids", "owner", "where")  # a report outlives what it names: the register alone says this
 
 
 def _removed(run: Run, scope: Scope) -> Removed:

@@ -147,23 +147,48 @@ def refuse_changed(
 
 
 def answer_unseen(warehouse: Warehouse, request_id: str) -> str:
-    """Close a verified request none of whose examples is in the training split; the answer, which is also on record."""
+    """Bring a verified request none of whose examples is in the training split up to its erasure; the answer, which is
+    also on record."""
     num = warehouse.requests.pins(request_id).height
     answer = (
         f"No example of request {request_id} is in the training split ({num} in the test split): the audited model was "
         "not trained on them, so there is nothing to unlearn. The audit's reference models draw from both splits: "
-        "remove the rows from the data and audit again."
+        f"palimpsest erase {warehouse.requests.get(request_id).request.subject} {request_id} --execute"
     )
     notes = {
         RequestState.SCOPED: f"0 training examples, {num} in the test split",
         RequestState.EXECUTED: "nothing to unlearn",
-        RequestState.AUDITED: "no membership in the audited model",
-        RequestState.CLOSED: answer,
+        RequestState.AUDITED: answer,
     }
     for state, note in notes.items():
         warehouse.requests.reach(request_id, state, note=note)
     warehouse.publish()
     return answer
+
+
+def refuse_erased(subject: str, data: ExampleSet, warehouse: Warehouse) -> None:
+    """Nothing, when no row is in the data that was erased for a forget request.
+
+    Raises:
+        DataError: some are, as they were when they were pinned; says of which requests.
+    """
+    left = []
+    for request_id in warehouse.erasures.erased(subject):
+        pinned = warehouse.requests.pins(request_id)
+        here = pinned.filter(pl.col("example_id").is_in(data.example_id.tolist()))
+        if not here.height:
+            continue
+        now = pins(data, here["example_id"].to_numpy(), warehouse.salt())
+        same = here.join(now, on=["example_id", "pin"], how="semi")["example_id"].to_list()
+        if same:
+            left.append((request_id, same))
+    if left:
+        named = "; ".join(f"{len(ids)} of request {name}" for name, ids in left)
+        raise DataError(
+            f"the source of {subject} still holds rows that were erased: {named}. Take them out of it, or, where it "
+            f"cannot be changed, list their ids under 'without' in the plan: nothing is trained on them again",
+            example_ids=[i for _, ids in left for i in ids],
+        )
 
 
 def _some(ids: list[int], most: int = 5) -> str:

@@ -54,12 +54,21 @@ class Workspace:
             self._published_s = time.monotonic()
 
     def examples(self, subject: Subject) -> ExampleSet:
-        """The subject's data, read from its source once a process."""
+        """The subject's data, read from its source once a process.
+
+        Raises:
+            DataError: it holds rows that were erased for a forget request.
+            Others: as the source raises.
+        """
+        from assets.request_rows import refuse_erased
         from sources.plan import load_examples  # here: a run that has nothing to do loads no library of numbers
 
-        key = digest({"source": subject.source, "seed": subject.seed, "inputs": subject.model.inputs})
+        read = {"source": subject.source, "seed": subject.seed, "inputs": subject.model.inputs}
+        key = digest(read | {"without": subject.without})
         if key not in self._examples:
-            self._examples[key] = load_examples(subject)
+            data = load_examples(subject)
+            refuse_erased(subject.subject, data, self.warehouse)
+            self._examples[key] = data
         return self._examples[key]
 
     def outside(self, subject: Subject, what: str) -> str:

@@ -11,6 +11,7 @@ PalimpsestError
 |-- UnsafeFile                  refused before it is read: pickle, bomb, path that leaves its root
 |-- IntegrityError              stored bytes do not match the digest recorded for them
 |-- NotReady                    something an operation needs has not been made yet
+|   |-- Erased                  it was made, and erased for a forget request: it cannot be rebuilt
 |   `-- NotTrusted              it was made, and missed a condition of its own declaration
 |-- StateError                  a transition that the current state does not allow
 |-- LockTimeout                 another writer holds the warehouse
@@ -97,6 +98,10 @@ class IntegrityError(PalimpsestError):
 
 class NotReady(PalimpsestError):
     """Something this operation needs has not been produced yet; the message names the command that makes it."""
+
+
+class Erased(NotReady):
+    """It was made, and erased for a forget request; says for which and when."""
 
 
 class NotTrusted(NotReady):

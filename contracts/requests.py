@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from calendar import monthrange
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from contracts import digests
 from contracts.errors import ConfigError, StateError
@@ -14,6 +15,7 @@ from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.params import Config, param
 
 Selector = Literal["ids", "owner", "class", "where", "score", "concept"]
+ERASED_TEXT = "erased"  # in place of an SQL predicate whose rows are erased
 CONCEPT = "concept"  # the selector that names no rows
 
 
@@ -154,6 +156,10 @@ class ForgetRequest(Config):
         record, and the digest, that they had before there were concepts."""
         found: dict[str, Any] = digests.plain(self)
         return found if self.concept is not None else {k: v for k, v in found.items() if k != CONCEPT}
+
+    def resolved(self) -> Self:
+        """As it is kept once its rows are erased: without the text of an SQL predicate, which may name a person."""
+        return dataclasses.replace(self, where=ERASED_TEXT) if self.where else self
 
     def digest(self) -> str:
         """SHA-256 of :meth:`recorded`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts import leaderboard
+from contracts import erasure, leaderboard
 from contracts.methods import DATASET_ID, EXAMPLE_ID, MADE_ID
 from contracts.tables import Column, TableSpec
 
@@ -503,6 +503,35 @@ REQUEST_PINS = TableSpec(
     ),
 )
 
+ERASURES = TableSpec(
+    schema="requests",
+    name="erasures",
+    doc="What was erased for a forget request: a row an item of its plan, with what proves that it was done.",
+    key=("request_id", "seq"),
+    partition=("request_id",),
+    columns=(
+        _text("request_id", "request"),
+        _count("seq", "order in which the items are carried out"),
+        _text("kind", "what it is: " + ", ".join(erasure.KINDS), choices=erasure.KINDS),
+        _text("place", "artefact, table, file or folder"),
+        Column(name="part", dtype="json", doc="partition of the table; {} of anything else"),
+        _text("asset", "asset whose result it is; empty of what no asset made"),
+        _text(
+            "action",
+            "; ".join(f"{action.value}: {words}" for action, words in erasure.ACTIONS.items()),
+            choices=tuple(action.value for action in erasure.Action),
+        ),
+        _text("why", "why that"),
+        _count("num_examples", "examples of the request that it held, by id; 0 where they cannot be counted"),
+        Column(name="note", dtype="json", doc="what carrying it out needs besides"),
+        _text("state", "planned; done; open: to be done by a person", choices=erasure.STATES),
+        _text(
+            "proof", "of what is left: SHA-256 of the rows or file, 'gone', or what was counted; empty while planned"
+        ),
+        _time("at", "when it was done, or planned", volatile=True),
+    ),
+)
+
 ARTIFACTS = TableSpec(
     schema="lineage",
     name="artifacts",
@@ -578,6 +607,7 @@ TABLES: tuple[TableSpec, ...] = (
     REGISTER,
     REQUEST_EVENTS,
     REQUEST_PINS,
+    ERASURES,
     ARTIFACTS,
     EDGES,
     LINEAGE_MEMBERS,

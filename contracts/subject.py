@@ -289,6 +289,12 @@ class Subject(Config):
     subject: str = param(doc="name; part of every asset key")
     title: str = param("", doc="one line for people")
     source: Choice = param(doc="where the data comes from", ref="source")
+    without: tuple[int, ...] = param(
+        (),
+        ge=0,
+        doc="ids of examples that are left out whatever the source holds: erased ones, where it cannot be changed",
+        added=True,
+    )
     model: Model = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable; or outputs")
     recipe: Choice = param(Choice(name=""), doc="how it is trained; nothing where there are only outputs", ref="recipe")
     seed: int = param(0, ge=0, lt=2**31, doc="root of every random choice")

@@ -231,12 +231,14 @@ def export(subject: str, what: str, to: str | Path, *, home: str | Path | None =
         UnknownName: neither is stored under that name. NotTrusted: the score is not current; says why.
         ConfigError: another ending; ``datasets`` is not installed (names the command).
     """
-    from pipelines.export import OBJECTS, refuse_target, table, write
+    from pipelines.export import OBJECTS, refuse_target, remember, table, write
 
     if to not in OBJECTS:
         refuse_target(Path(to))
     with _read(home) as warehouse:
         made = table(warehouse, subject, what)
+        if to not in OBJECTS:
+            remember(warehouse.home, subject, Path(to))
     if to in OBJECTS:
         return OBJECTS[str(to)](made)
     write(made, Path(to))

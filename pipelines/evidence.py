@@ -3,6 +3,7 @@
     certificate.dsse.json   the last certificate of the request, signed
     report.html, .json      the report that it names
     ledger.jsonl            the whole chain, a line an entry; what an entry says only where it is about this request
+    erasure.json            the journal of the erasure, where the examples were erased: each item with its proof
     check_evidence.py       one page that checks all of it, with Python and ``cryptography`` alone
     evidence.json           the SHA-256 of each of them
 
@@ -57,6 +58,8 @@ def evidence(w: Warehouse, subject: str, request_id: str, to: Path) -> list[str]
         "ledger.jsonl": _ledger(w, request_id),
         "check_evidence.py": resources.files("reports").joinpath("templates/check_evidence.py").read_bytes(),
     }
+    if record := w.erasures.record(request_id):
+        files["erasure.json"] = record.encode()
     listed = {"format": FORMAT, "subject": subject, "request": request_id}
     listed |= {"files": {name: sha256(data).hexdigest() for name, data in files.items()}}
     to.mkdir(exist_ok=True)

@@ -9,8 +9,10 @@ data set in its manifest and data sheet.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from contracts import schema
+from contracts.digests import canonical_json
 from contracts.errors import ConfigError, NotReady, NotTrusted, UnknownName
 from pipelines.interop import optional
+from warehouse import fsio
 
 if TYPE_CHECKING:
     from warehouse import Warehouse
@@ -35,6 +39,26 @@ class Table:
 
     frame: pl.DataFrame
     made: Mapping[str, str]
+
+
+def remember(home: Path, subject: str, to: Path) -> None:
+    """Note in the state folder that something of a subject was exported to a file or folder, so that an erasure can
+    name it; nothing is noted in a folder that cannot be written."""
+    path = str(to.expanduser().resolve())
+    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    told = canonical_json({"subject": subject, "path": path})
+    with suppress(OSError):
+        fsio.write_bytes(home / "exports" / f"{name}.json", told.encode() + b"\n")
+
+
+def known_exports(home: Path, subject: str) -> list[str]:
+    """Where things of a subject were exported to and still are; what is gone is no longer known."""
+    found = []
+    for path in sorted((home / "exports").glob("*.json")):
+        told = json.loads(path.read_bytes())
+        if told["subject"] == subject and Path(told["path"]).exists():
+            found.append(told["path"])
+    return found
 
 
 def table(warehouse: Warehouse, subject: str, what: str) -> Table:

@@ -118,6 +118,11 @@ def process_of(folder: Path) -> psutil.Process | None:
         return None
 
 
+def is_alive(folder: Path) -> bool:
+    """Whether the job of a folder still runs."""
+    return _alive(folder) is not None
+
+
 def _wait(process: psutil.Process, folder: Path, progress: Progress) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         _report(folder, progress)

@@ -28,13 +28,16 @@ import safetensors
 import safetensors.numpy
 
 from contracts.digests import canonical_json, digest
-from contracts.errors import DataError, IllegalName, IntegrityError, NotReady, UnsafeFile
+from contracts.errors import DataError, Erased, IllegalName, IntegrityError, NotReady, UnsafeFile
 from warehouse import fsio
 from warehouse.faults import fault
 
 _META = "palimpsest"
 _OS_ERROR = re.compile(r"os error (\d+)")  # how the library tells what the disk said
 _MANIFEST = ".manifest.json"
+ERASED = (
+    ".erased.json"  # in place of the manifest of what was erased for a forget request: when, for which, its SHA-256
+)
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
 _DTYPE_OF: dict[str, np.dtype[Any]] = {
@@ -188,12 +191,21 @@ class ArtifactStore:
             return False
         return bool(manifest["sha256"] == sha256 and sizes == {manifest["size_bytes"]})
 
-    def remove(self, name: str) -> None:
-        """Delete ``name``; the manifest goes first, so no reader finds half of it."""
+    def remove(self, name: str, *, erased_for: str = "", at: str = "") -> None:
+        """Delete ``name``; the manifest goes first, so no reader finds half of it.
+
+        Args:
+            erased_for: the forget request, of which whoever asks for the artefact is told; at: when, ISO 8601.
+        """
         path = self._manifest_path(name)
         if not path.parent.exists():
             return
         with fsio.locked_folder(path.parent):
+            fsio.sweep(path.parent)
+            if erased_for:
+                told = {"name": name, "request": erased_for, "at": at}
+                fsio.write_bytes(self._erased_path(name), canonical_json(told).encode("utf-8") + b"\n")
+            fault("erasure.after_tombstone")
             fsio.remove(path)
             fsio.remove(self._path(name))
             self._drop_content(name, keep="")
@@ -231,6 +243,7 @@ class ArtifactStore:
                 fault("artifacts.after_content")
                 sealed = canonical_json({**manifest, "check": digest(manifest)})
                 fsio.write_bytes(self._manifest_path(name), sealed.encode("utf-8") + b"\n")
+                fsio.remove(self._erased_path(name))
                 fault("artifacts.after_manifest")
             if kind != "safetensors" and not (path.exists() and path.samefile(content)):
                 fsio.link_over(content, path)
@@ -274,6 +287,7 @@ class ArtifactStore:
                 raise UnsafeFile(f"{path} has {path.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST}")
             text = path.read_bytes()
         except FileNotFoundError:
+            self._refuse_erased(name)
             raise NotReady(f"there is no artefact {name!r} yet ({path} does not exist)") from None
         try:
             manifest = json.loads(text)
@@ -296,9 +310,25 @@ class ArtifactStore:
 
     def _path(self, name: str) -> Path:
         path = fsio.confined(self.root, name)
-        if path.name.endswith(_MANIFEST):
-            raise IllegalName(f"artefact name {name!r} is not allowed: {_MANIFEST} is kept for manifests")
+        for kept in (_MANIFEST, ERASED):
+            if path.name.endswith(kept):
+                raise IllegalName(f"artefact name {name!r} is not allowed: {kept} is kept for manifests")
         return path
+
+    def _erased_path(self, name: str) -> Path:
+        path = self._path(name)
+        return path.with_name(path.name + ERASED)
+
+    def _refuse_erased(self, name: str) -> None:
+        try:
+            told = json.loads(self._erased_path(name).read_bytes())
+            request, at = str(told["request"]), str(told["at"])[:10]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        raise Erased(
+            f"artefact {name!r} was erased for forget request {request} on {at}: what it held cannot be rebuilt; an "
+            "audit makes a new one, without the examples of that request"
+        )
 
     def _manifest_path(self, name: str) -> Path:
         path = self._path(name)

@@ -54,10 +54,13 @@ def record(
     edges = pl.DataFrame({"parent": sorted(set(parents))}, schema={"parent": pl.String})
     t.replace(EDGES, edges, partition={"child": asset}, **common)
     if members is not None:
-        _record_members(t, asset, members, common)
+        set_members(t, asset, members, **common)
+        for left in unused(t.con, subject):
+            t.replace(LINEAGE_SETS, pl.DataFrame(schema=_RUNS), partition={"set_id": left}, **common)
 
 
-def _record_members(t: Transaction, asset: str, members: Any, common: Mapping[str, Any]) -> None:
+def set_members(t: Transaction, asset: str, members: Any, **common: Any) -> None:
+    """Say which examples an asset was made from, ids int64 in any order; sets that nothing uses any more stay."""
     ids = np.unique(np.asarray(members, dtype=np.int64))
     set_id = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     subject = common["subject"]
@@ -67,9 +70,11 @@ def _record_members(t: Transaction, asset: str, members: Any, common: Mapping[st
         runs = pl.DataFrame({"first_id": first, "last_id": last})
         t.replace(LINEAGE_SETS, runs, partition={"set_id": set_id}, **common)
     t.replace(LINEAGE_MEMBERS, pl.DataFrame({"set_id": [set_id]}), partition={"asset": asset}, **common)
-    unused = t.con.execute(_UNUSED, [subject, subject]).fetchall()
-    for (left,) in unused:
-        t.replace(LINEAGE_SETS, pl.DataFrame(schema=_RUNS), partition={"set_id": left}, **common)
+
+
+def unused(con: Connection, subject: str) -> list[str]:
+    """Sets of examples that no asset of the subject was made from any more."""
+    return [row[0] for row in con.execute(_UNUSED, [subject, subject]).fetchall()]
 
 
 def trace(con: Connection, example_id: int, subject: str | None) -> pl.DataFrame:

@@ -9,6 +9,8 @@ report of an earlier audit is still recognised.
     view              what ``scores.latest`` shows of a score
     stage             the last completion of an asset and its outputs; any entry with ``outputs`` names artefacts
     request           where a forget request stands
+    erase_rows        the rows of a partition that an erasure left
+    erase             artefacts that an erasure removed, and an asset whose completion does not hold any more
     accepted_loss     entries that are known to be gone
 """
 
@@ -247,6 +249,27 @@ class Recorded:
     def _request(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
         self.requests[body["request_id"]] = Asked(seq=seq, state=body["state"], request=body["request"])
 
+    def _erased_rows(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
+        key = (body["table"], body["subject"], part_text(body["partition"]))
+        self.carried.pop(key, None)
+        self.partitions[key] = Rows(
+            seq=seq,
+            rows=int(body["rows"]),
+            digest=body["digest"],
+            content=body["content"],
+            config_digest=body["config_digest"],
+            run_id=body["run_id"],
+            writers={(run_id, config): int(rows) for run_id, config, rows in body["writers"]},
+        )
+
+    def _erased(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
+        for name in body["removed"]:
+            self.artifacts.pop(name, None)
+        for table in body.get("tables", ()):
+            self.kept.pop(table, None)
+        if body["dropped"]:
+            self.stages.pop(body["asset"], None)
+
     def _view(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
         if "score" in body:
             self.shows[body["score"]] = tuple(body["shows"])
@@ -261,6 +284,8 @@ _READERS = {
     "table": Recorded._table,
     "stage": Recorded._stage,
     "request": Recorded._request,
+    "erase_rows": Recorded._erased_rows,
+    "erase": Recorded._erased,
     "view": Recorded._view,
     "accepted_loss": Recorded._loss,
 }

@@ -176,9 +176,31 @@ class Requests:
     def note(self, request_id: str, note: str) -> RequestRecord:
         """Put a sentence on record with the state as it is: a failed run, a call to the person."""
         with transaction(self._s) as t:
-            record = _get(t.con, request_id)
-            _enter(t, record.request, _row(t.con, record.request), seq=record.events.height, note=note)
+            remark(t, request_id, note)
             return _get(t.con, request_id)
+
+
+def found(con: Connection, request_id: str) -> RequestRecord:
+    """As :meth:`Requests.get`, inside a transaction."""
+    return _get(con, request_id)
+
+
+def remark(t: Transaction, request_id: str, note: str) -> None:
+    """As :meth:`Requests.note`, inside a transaction."""
+    record = _get(t.con, request_id)
+    _enter(t, record.request, _row(t.con, record.request), seq=record.events.height, note=note)
+
+
+def forget_selector(t: Transaction, request_id: str) -> str:
+    """Erase what a request's SQL predicate says: its rows were resolved and pinned, and text may name a person. What is
+    left, in words."""
+    record = _get(t.con, request_id)
+    told = record.request.resolved()
+    if told == record.request:
+        return f"selector {told.selector} says nothing of the examples but ids, a token or a name of the data"
+    row = _row(t.con, record.request) | {"request": canonical_json(told.recorded())}
+    _enter(t, told, row, seq=record.events.height, note="the SQL predicate was erased; its rows are pinned")
+    return f"request {told.digest()}, without its predicate"
 
 
 def _common(request: ForgetRequest) -> dict[str, Any]:

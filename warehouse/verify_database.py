@@ -20,6 +20,7 @@ from contracts.progress import Progress
 from contracts.schema import (
     ARTIFACTS,
     ATTACK_REPORTS,
+    ERASURES,
     FINDINGS,
     REGISTER,
     REQUEST_EVENTS,
@@ -121,6 +122,7 @@ def check_facts(db: Database, con: Connection) -> None:
     """Compare completed stages, forget requests and views with the ledger."""
     _check_stages(db, con)
     _check_requests(db, con)
+    _check_erasures(db, con)
     _check_views(db, con)
 
 
@@ -337,6 +339,21 @@ def _check_requests(db: Database, con: Connection) -> None:
         db.wrong(
             f"Forget request {request_id} is not in the register; entry {db.recorded.requests[request_id].seq} records "
             "it."
+        )
+
+
+def _check_erasures(db: Database, con: Connection) -> None:
+    """An erasure that was begun is carried out to its end; what is gone meanwhile must not come back."""
+    if ERASURES.full_name not in db.tables:
+        return
+    for subject, request_id, left in con.execute(
+        f"SELECT subject, request_id, count(*) FROM {ddl.table(ERASURES)} WHERE state = 'planned' GROUP BY ALL ORDER "
+        "BY ALL"
+    ).fetchall():
+        db.wrong(
+            f"The erasure for forget request {request_id} of {subject} was begun and {left} of its items are not done: "
+            "what else is said to be gone may be so for that reason.",
+            f"Do not restore anything; finish it: palimpsest erase {subject} {request_id} --execute",
         )
 
 

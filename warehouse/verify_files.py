@@ -24,7 +24,7 @@ import polars as pl
 from contracts.errors import IllegalName, IntegrityError, NotReady, UnsafeFile
 from contracts.progress import Progress
 from warehouse import fsio
-from warehouse.artifacts import Artifact, ArtifactStore
+from warehouse.artifacts import ERASED, Artifact, ArtifactStore
 from warehouse.chain import Head, contained
 from warehouse.recorded import RESTORE, Named, Problem, described
 from warehouse.verify_database import REPORTED, Database
@@ -253,7 +253,7 @@ def _others(store: ArtifactStore, known: set[Path]) -> list[Path]:
     manifest was not written any more."""
     out = []
     for path in sorted(p for p in store.root.rglob("*") if p.is_symlink() or not p.is_dir()):
-        if path in known or (path.name.startswith(".") and ".tmp" in path.name):
+        if path in known or (path.name.startswith(".") and ".tmp" in path.name) or path.name.endswith(ERASED):
             continue
         named = _CONTENT.search(path.name)
         if named and not path.is_symlink() and fsio.sha256_of(path).startswith(named[1]):

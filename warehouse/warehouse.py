@@ -34,6 +34,7 @@ from warehouse import chain, connection, ddl, fsio, lineage, publish, reader, ve
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.chain import Head
 from warehouse.connection import Connection, Limits, fetch, first
+from warehouse.erasure import Erasures
 from warehouse.faults import fault
 from warehouse.ledger import Ledger
 from warehouse.lineage import Lineage
@@ -60,6 +61,7 @@ class Warehouse(Session):
         ledger: the tamper-evident log.
         requests: forget requests.
         lineage: what was made from what.
+        erasures: what holds or was made from examples, and taking it out.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Warehouse(Session):
         super().__init__(home, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock, looks=looks)
         self.artifacts = ArtifactStore(home / "artifacts")
         self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
+        self.erasures = Erasures(self, self.artifacts.names)
 
     @classmethod
     def open(
@@ -232,6 +235,27 @@ class Warehouse(Session):
                     return False
             publish.publish(con, self.snapshot, limits=self._limits)
             return True
+
+    def compact(self) -> None:
+        """Write the database and the snapshot anew from their live rows: DuckDB keeps the bytes of deleted rows in free
+        blocks, whatever is deleted, checkpointed or vacuumed. Whoever has the old snapshot open keeps it until they
+        close it.
+
+        Raises:
+            OSError: the disk failed or is full; the old files stay.
+        """
+        beside = self.folder / f".{self.database.name}.compact.tmp"  # swept by the next who opens, if we die
+        with self.locked():
+            fsio.sweep(self.folder)
+            with connection.opened(self.database, limits=self._limits) as con:
+                chain.guard(con, chain.read_mirror(self.head_file))
+                publish.publish(con, beside, limits=self._limits)
+            with connection.opened(beside, limits=self._limits) as con:
+                publish.publish(con, self.snapshot, limits=self._limits)
+            fault("erasure.before_swap")
+            fsio.adopt(beside, self.database)
+            fsio.remove(self.database.with_name(f"{self.database.name}.wal"))
+            fault("erasure.after_swap")
 
     # ---------------------------------------------------------------- reading
 

@@ -147,6 +147,63 @@ class Transaction(Open):
         self._insert(spec, rows, subject, run_id, config_digest)
         return self._settle("append", spec, whole, subject, part, run_id, config_digest)
 
+    def take_out(
+        self, spec: TableSpec, *, subject: str, partition: Mapping[str, Any], ids: Sequence[int] | None
+    ) -> Receipt:
+        """Delete the rows about some examples from a partition, or all of them (``ids`` None); those of others stay as
+        they are, with who wrote them. What is left, on record."""
+        where, values = _partition_where(subject, partition)
+        if ids is not None:
+            where, values = f"{where} AND example_id IN (SELECT unnest(?::BIGINT[]))", [*values, list(ids)]
+        self.con.execute(f"DELETE FROM {ddl.table(spec)} WHERE {where}", values)
+        return self._left(spec, subject, dict(partition))
+
+    def put_back(self, spec: TableSpec, frame: pl.DataFrame, *, subject: str, partition: Mapping[str, Any]) -> Receipt:
+        """Replace a partition's rows by some of them, with their values changed or not, as written by who wrote them
+        last: what an erasure leaves of a row."""
+        part = dict(partition)
+        stored = first(
+            self.con, f"SELECT run_id, config_digest FROM meta.partitions WHERE {_ROW}", _where_row(spec, subject, part)
+        )
+        if stored is None:
+            raise DataError(f"table {spec.full_name}: nothing was ever written to {part_text(part)} of {subject}")
+        rows = frames.checked(spec, frame, part)
+        where, values = _partition_where(subject, part)
+        self.con.execute(f"DELETE FROM {ddl.table(spec)} WHERE {where}", values)
+        if rows.height:
+            self._insert(spec, rows, subject, *map(str, stored))
+        return self._left(spec, subject, part)
+
+    def _left(self, spec: TableSpec, subject: str, part: dict[str, Any]) -> Receipt:
+        """Put on record what an erasure left in a partition."""
+        row = _where_row(spec, subject, part)
+        stored = first(self.con, f"SELECT run_id, config_digest FROM meta.partitions WHERE {_ROW}", row)
+        run_id, config_digest = map(str, stored) if stored else ("", "")
+        frame = read_partition(self.con, spec, subject, part, [c.name for c in spec.all_columns])
+        facts = {
+            "rows": frame.height,
+            "digest": frames.digest_of(frame, spec.columns),
+            "content": frames.digest_of(frame, frames.content_columns(spec)),
+            "config_digest": config_digest,
+            "run_id": run_id,
+        }
+        named = {"table": spec.full_name, "version": spec.version, "subject": subject, "partition": part}
+        head = self.note("erase_rows", {**named, **facts, "writers": writers_of(frame)})
+        self.con.execute(
+            "UPDATE meta.partitions SET num_rows = ?, digest = ?, content = ?, seq = ? WHERE " + _ROW,
+            [facts["rows"], facts["digest"], facts["content"], head.seq, *row],
+        )
+        return Receipt(
+            table=spec.full_name,
+            subject=subject,
+            partition=part,
+            rows=frame.height,
+            digest=str(facts["digest"]),
+            content=str(facts["content"]),
+            changed=True,
+            seq=head.seq,
+        )
+
     def _prepare(
         self, spec: TableSpec | ScoreSpec, subject: str, partition: Mapping[str, Any] | None
     ) -> tuple[TableSpec, dict[str, Any]]:
@@ -277,6 +334,10 @@ def writers_of(frame: pl.DataFrame) -> list[list[Any]]:
 def subject_of(asset: str, output: Mapping[str, Any]) -> str:
     """Whose rows an output of a stage is: a :class:`Receipt` says it, an older record leaves it to the asset's name."""
     return str(output.get("subject") or asset.partition("/")[0])
+
+
+def _where_row(spec: TableSpec, subject: str, part: Mapping[str, Any]) -> list[Any]:
+    return [subject, spec.full_name, part_text(part)]
 
 
 def part_text(partition: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pipelines.cli import (
     certify,
     diff,
     doctor,
+    erase,
     export,
     imports,
     init,
@@ -42,6 +43,7 @@ app.command("methods")(methods.methods)
 app.command("export")(export.export)
 app.command("diff")(diff.diff)
 app.command("trace")(show.trace)
+app.command("erase")(erase.erase)
 app.command("certify")(certify.certify)
 app.command("evidence")(certify.evidence)
 app.command("verify")(verify.verify)

@@ -238,11 +238,12 @@ def finish(
     wall_s: float,
     *,
     undecided: Sequence[str] = (),
+    then: Sequence[str] = (),
 ) -> None:
     """Print the summary, where the report is and what to try next; exit with the verdict's status.
 
     Args:
-        undecided: commands to try as well when the verdict is inconclusive.
+        undecided: commands to try as well when the verdict is inconclusive. ``then``: in any case.
     """
     from reports.summary import judgement_of
 
@@ -269,6 +270,6 @@ def finish(
     console.print("Try:")
     if found := not_on_path():
         console.print(f"  {found}", soft_wrap=True, markup=False, highlight=False)
-    for line in (*(undecided if verdict == "inconclusive" else ()), *TRY):
+    for line in (*then, *(undecided if verdict == "inconclusive" else ()), *TRY):
         console.print("  " + line.format(subject=plan.subject), soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(EXIT[verdict])

@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write a score with all its columns, or the members of a curated set, to a file, by example id; or, with
     --format, the examples of a curated set to a folder, with manifest, data sheet and Croissant metadata."""
-    from pipelines.export import refuse_target, table, write
+    from pipelines.export import refuse_target, remember, table, write
     from pipelines.subjects import load_subject
     from warehouse import Warehouse
 
@@ -42,6 +42,7 @@ def export(
     refuse_target(to)
     home = state_to_read()
     made = table(Warehouse.existing(home), load_subject(subject, home).subject, what)
+    remember(home, subject, to)
     write(made, to)
     console.print(f"{made.frame.height:,} rows of {made.made['asset']} in {to}", soft_wrap=True, highlight=False)
 
@@ -50,6 +51,7 @@ def _data_set(subject: str, what: str, to: Path, format: str, role: str, test: b
     """The examples of a curated set in a folder of its own."""
     from curation.export.formats import FORMATS, refuse_folder
     from pipelines.data_export import data_set, write_data_set
+    from pipelines.export import remember
     from pipelines.subjects import load_subject
     from warehouse import Warehouse
 
@@ -60,6 +62,7 @@ def _data_set(subject: str, what: str, to: Path, format: str, role: str, test: b
     plan, warehouse = load_subject(subject, home), Warehouse.existing(home)
     with live_progress(f"exporting {what}") as progress:
         found = data_set(warehouse, plan, what, role=role, test=test)
+        remember(home, subject, to)
         write_data_set(warehouse, plan, what, to, format=format, found=found, progress=progress)
     console.print(
         f"{len(found.examples):,} examples of {subject}/curation/{what} in {to}, as {format}, with README.md, "

@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 from contracts.errors import ConfigError, DataError, StateError, UnknownName
-from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date
+from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
@@ -331,8 +331,19 @@ def hold(subject: Name, request_id: RequestId, why: Why) -> None:
 
 @app.command("withdraw")
 def withdraw(subject: Name, request_id: RequestId, why: Why = "withdrawn by the person who asked") -> None:
-    """The person has taken the request back."""
-    _advance(subject, request_id, RequestState.WITHDRAWN, why)
+    """The person has taken the request back: what its runs made is removed, so that all but the register is as
+    before."""
+    from pipelines.cli.audit import workspace_of
+    from pipelines.erasure import withdraw as undo
+    from pipelines.subjects import load_subject
+
+    workspace = workspace_of(state_to_write())
+    w = workspace.warehouse
+    next_state(_of(w, subject, request_id).state, RequestState.WITHDRAWN)
+    undo(load_subject(subject, workspace.home), workspace, request_id)
+    w.requests.advance(request_id, RequestState.WITHDRAWN, note=why)
+    w.publish()
+    console.print(f"request {request_id} is now withdrawn")
 
 
 @app.command("extend")
@@ -387,6 +398,7 @@ def close(
             f"palimpsest request run {subject} {request_id}"
         )
     verdict = _refuse_failed(w, subject, request_id)
+    _refuse_live(w, subject, request_id)
     w.requests.advance(
         request_id, RequestState.CLOSED, note=f"closed by {by.strip()}: {why.strip()} (audit: {verdict})"
     )
@@ -413,9 +425,21 @@ def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
     return judgement.verdict.value
 
 
+def _refuse_live(w: Any, subject: str, request_id: str) -> None:
+    """Raise :class:`StateError` while anything of a request's examples may still be there."""
+    from pipelines.erasure import finished
+
+    if not finished(w, request_id):
+        raise StateError(
+            f"request {request_id} is closed when nothing of its examples is left; first: palimpsest erase {subject} "
+            f"{request_id} --execute"
+        )
+
+
 def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
     from assets.request_closing import RETRAINED, close_on_retraining, refuse_left_in_source
     from pipelines.cli.audit import run_subject, workspace_of
+    from pipelines.erasure import execute as erase
     from pipelines.subjects import load_subject
 
     home = state_to_write()
@@ -433,6 +457,7 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
         _refuse_failed(workspace.warehouse, subject, request_id)
     refuse_left_in_source(request_id, plan, workspace)
     run_subject(plan, home, job="audit", workspace=workspace)
+    erase(plan, workspace, request_id, retrained=True)
     console.print(f"request {request_id} is now closed. {close_on_retraining(request_id, plan, workspace, by=by)}")
     console.print(f"The proof: palimpsest report {request_id}")
 
@@ -509,7 +534,13 @@ def show(subject: Name, request_id: RequestId) -> None:
 
 
 @app.command("run")
-def run(subject: Name, request_id: RequestId) -> None:
+def run(
+    subject: Name,
+    request_id: RequestId,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would be trained and audited, and about how long; do nothing")
+    ] = False,
+) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
     from pipelines.cli.audit import finish, workspace_of
     from pipelines.subjects import load_subject
@@ -517,6 +548,10 @@ def run(subject: Name, request_id: RequestId) -> None:
     home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
+    if dry_run:
+        for line in would_run(plan, workspace, request_id):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
     started = time.perf_counter()
     done = execute(plan, workspace, request_id)
     if isinstance(done, str):
@@ -526,7 +561,9 @@ def run(subject: Name, request_id: RequestId) -> None:
     by_a_person = f"palimpsest request close {subject} {request_id} --by NAME --why REASON"
     on_retraining = f"take its rows out of the data, then: palimpsest request close {subject} {request_id} --retrained"
     accepts = plan.unlearning is not None and plan.unlearning.closing == "retrained"
-    finish(workspace, plan, asset, done, wall_s, undecided=[by_a_person, *([on_retraining] if accepts else [])])
+    others = [by_a_person, *([on_retraining] if accepts else [])]
+    erase = f"palimpsest erase {subject} {request_id} --plan"
+    finish(workspace, plan, asset, done, wall_s, undecided=others, then=[erase])
 
 
 def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[str, Any]] | str:
@@ -538,21 +575,64 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
             what is lacking.
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
-    from assets.request_concepts import refuse_concept
-    from assets.request_rows import answer_unseen, refuse_changed
+    from assets.request_rows import answer_unseen
     from pipelines.cli.audit import run_subject
 
-    subject, home = plan.subject, workspace.home
-    entry = _of(workspace.warehouse, subject, request_id)
-    if entry.state in NOT_RUN:
-        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
-    refuse_concept(entry.request, plan)
-    if (pinned := workspace.warehouse.requests.pins(request_id)).height:
-        refuse_changed(entry.request, pinned, workspace.examples(plan), workspace.warehouse)
-    if entry.num_examples == 0:
+    home = workspace.home
+    if _runnable(plan, workspace, request_id).num_examples == 0:
         return answer_unseen(workspace.warehouse, request_id)
-    if plan.unlearning is None:
-        raise ConfigError(f"subject {subject} has no unlearning plan, so it cannot honour a forget request")
     run_subject(plan, home, job="audit", workspace=workspace)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     return records
+
+
+def _runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
+    """The request, where a run may start. Raises as :func:`execute`, before any work."""
+    from assets.request_concepts import refuse_concept
+    from assets.request_rows import refuse_changed
+    from pipelines.erasure import refuse_erased
+
+    w = workspace.warehouse
+    entry = _of(w, plan.subject, request_id)
+    refuse_erased(w, request_id)
+    if entry.state in NOT_RUN:
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
+    refuse_concept(entry.request, plan)
+    if (pinned := w.requests.pins(request_id)).height:
+        refuse_changed(entry.request, pinned, workspace.examples(plan), w)
+    if plan.unlearning is None and entry.num_examples != 0:
+        raise ConfigError(f"subject {plan.subject} has no unlearning plan, so it cannot honour a forget request")
+    return entry
+
+
+def would_run(plan: Subject, workspace: Workspace, request_id: str) -> list[str]:
+    """What a run of a request would compute, in sentences; nothing is computed or recorded. Raises as
+    :func:`execute`."""
+    from assets.current import current_stages
+    from pipelines.outline import outline_of
+
+    if _runnable(plan, workspace, request_id).num_examples == 0:
+        return ["Nothing: none of its rows is in the training split."]
+    outline = outline_of(plan, workspace)
+    current = current_stages(
+        outline.stages,
+        workspace.warehouse,
+        request=request_id,
+        outside=lambda what: outline.outside(plan, workspace, what),
+    )
+    wanted = [stage for stage in outline.stages if stage.asset(request_id) not in current]
+    last = workspace.warehouse.completions(_alike(stage) for stage in wanted)
+    known = [float(last[_alike(stage)][0].get("wall_s", 0.0)) for stage in wanted if _alike(stage) in last]
+    said = [f"{stage.asset(request_id)}" for stage in wanted]
+    unknown = len(wanted) - len(known)
+    return [
+        f"{len(wanted)} of {len(outline.stages)} stages would be computed; the others are current:",
+        *(f"  {asset}" for asset in said),
+        f"The like of {len(known)} of them took {sum(known):.0f} s in the last audit"
+        + (f"; of {unknown} nothing is known yet." if unknown else "."),
+    ]
+
+
+def _alike(stage: Any) -> str:
+    """The asset of the plan's own audit that does what a stage of a request does; its own of any other stage."""
+    return "/".join([stage.subject, stage.path[0].removeprefix("request_"), stage.path[1]])

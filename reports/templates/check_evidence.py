@@ -9,6 +9,8 @@ The public key has to come to you by another way than this folder. What is check
     3. report.json is the report that the certificate names, and says the same verdict and findings
     4. ledger.jsonl is one chain: entry n holds the hash of entry n - 1; the entries about this request have the hash of
        what they say; and the chain contains the entry that the certificate names as the last when it was issued
+    5. erasure.json, where the examples were erased, is the journal that the certificate names, and every item of it is
+       done, or named as open
 Exit 0: all of it holds. 1: something does not. 2: it could not be checked.
 """
 
@@ -97,6 +99,20 @@ def ledger(folder, head):
     check(head in heads, "it contains the entry that the certificate names", f"it does not contain {head}")
 
 
+def erasure(folder, one):
+    named = one["digests"].get("erasure")
+    if named is None:
+        print("    the certificate says nothing of an erasure")
+        return
+    check(
+        sha256(folder / "erasure.json") == named, "the erasure is the one that it names", "the erasure is another one"
+    )
+    items = json.loads((folder / "erasure.json").read_text("utf-8"))
+    done = sum(item["state"] == "done" and bool(item["proof"]) for item in items)
+    left = sum(item["state"] == "open" for item in items)
+    check(done + left == len(items), f"{done} items are erased, {left} are left to a person", "an item was not done")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
@@ -107,6 +123,7 @@ def main():
         files(asked.folder)
         report(asked.folder, one)
         ledger(asked.folder, one["ledger_head"])
+        erasure(asked.folder, one)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"It could not be checked: {type(error).__name__}: {error}")
         return 2

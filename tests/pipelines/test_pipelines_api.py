@@ -210,7 +210,7 @@ def test_a_request_is_looked_up_shown_and_answered(home: Path) -> None:
     assert "<li>2 examples: 2 in test</li>" in request._repr_html_()
     answer = request.run()
     assert isinstance(answer, str) and "nothing to unlearn" in answer
-    assert "closed" in command("request", "show", "wine", "r1")
+    assert "audited" in command("request", "show", "wine", "r1")
     with pytest.raises(ConfigError, match="exactly one"):
         palimpsest.request("wine")
     with pytest.raises(ConfigError, match=r"no option person.*owner"):

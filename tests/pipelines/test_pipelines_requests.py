@@ -250,6 +250,7 @@ def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
     head = warehouse(mine).ledger.head()
     palimpsest("request", "run", "mine", "r1")
     assert warehouse(mine).ledger.head() == head, "what is current is not done again"
+    palimpsest("erase", "mine", "r1", "--execute")
     said = palimpsest("request", "close", "mine", "r1", "--by", "Ann Lee", "--why", "exact retraining, row deleted")
     assert "closed by Ann Lee" in said and "inconclusive" in said
     assert "closed by Ann Lee: exact retraining" in palimpsest("request", "show", "mine", "r1")
@@ -271,10 +272,10 @@ def test_a_request_closed_on_exact_retraining(mine: Path) -> None:
     gone = w.requests.pins("r1")["example_id"].to_list()
     # A result that the plan no longer lists, made from the row, must keep the request open.
     w.record_lineage("mine/scores/dropped", subject="mine", run_id="old", config_digest="old", members=[*gone, 1])
+    run_subject(plan, home, job="audit")
     with pytest.raises(StateError, match="1 stored results were made from its rows: mine/scores/dropped"):
-        palimpsest("request", "close", "mine", "r1", "--retrained")
+        close_on_retraining("r1", plan, workspace_of(home))
     assert w.requests.get("r1").state is RequestState.VERIFIED
-    w.record_lineage("mine/scores/dropped", subject="mine", run_id="old", config_digest="old", members=[1])
     said = palimpsest("request", "close", "mine", "r1", "--retrained", "--by", "Ann Lee")
     assert "is now closed. Exact retraining" in said and w.requests.get("r1").state is RequestState.CLOSED
     assert "closing.html" in palimpsest("report", "r1")
@@ -288,6 +289,8 @@ def test_a_person_whose_rows_are_all_in_the_test_split_is_answered(mine: Path) -
     said = palimpsest("request", "add", "mine", "--owner", person, "--id", "r1")
     assert "1 in test" in said and "nothing to unlearn" in said
     assert "the audited model was not trained on them" in palimpsest("request", "run", "mine", "r1")
+    assert warehouse(mine).requests.get("r1").state is RequestState.AUDITED
+    palimpsest("erase", "mine", "r1", "--execute")
     assert warehouse(mine).requests.get("r1").state is RequestState.CLOSED
 
 
@@ -336,4 +339,5 @@ def test_forty_pictures_and_the_request_of_one_person(tmp_path: Path, monkeypatc
     assert "exact removal of" in palimpsest("request", "add", "mine", "--owner", person, "--id", "r1")
     assert "INCONCLUSIVE" in palimpsest("request", "run", "mine", "r1")
     assert "audit.html" in palimpsest("report", "r1")
+    palimpsest("erase", "mine", "r1", "--execute")
     assert "closed by Ann" in palimpsest("request", "close", "mine", "r1", "--by", "Ann", "--why", "retrained")
