@@ -21,6 +21,7 @@ from pipelines.cli import (
     reproduce,
     requests,
     show,
+    ui,
     verify,
 )
 from pipelines.cli.terminal import errors, speak_plainly
@@ -43,6 +44,7 @@ app.command("diff")(diff.diff)
 app.command("trace")(show.trace)
 app.command("certify")(certify.certify)
 app.command("evidence")(certify.evidence)
+app.command("ui")(ui.ui)
 app.command("verify")(verify.verify)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-checkpoint")(imports.import_checkpoint)
