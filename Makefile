@@ -29,8 +29,7 @@ audit: $(RUNTIME) ## set up, then audit SUBJECT (default digits) from data to re
 	@$(BIN)/palimpsest audit $(SUBJECT) $(ARGS)
 
 ui: $(RUNTIME) ## the Dagster UI on http://127.0.0.1:3000 (no log-in of its own: see SECURITY.md)
-	@mkdir -p $(PALIMPSEST_HOME)
-	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev -m pipelines.definitions --host 127.0.0.1 $(ARGS)
+	@DAGSTER_HOME=$(CURDIR) $(BIN)/palimpsest ui $(ARGS)
 
 test: $(DEV) ## set up, then the default tests on all cores (minutes); ARGS are given to pytest
 	@$(RECORDED) $(BIN)/python -m pytest -n auto $(ARGS)

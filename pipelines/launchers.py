@@ -120,7 +120,7 @@ def process_of(folder: Path) -> psutil.Process | None:
 
 def is_alive(folder: Path) -> bool:
     """Whether the job of a folder still runs."""
-    return _alive(folder) is not None
+    return process_of(folder) is not None
 
 
 def _wait(process: psutil.Process, folder: Path, progress: Progress) -> None:

@@ -107,7 +107,7 @@ PROMISES = {
 }
 
 # Promises of these groups that may still be open.
-AWAITED = frozenset({"B10", "E1", "E2", "E3", "E4", "E7"})
+AWAITED = frozenset({"B10", "E7"})
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ see, to write or to reach, and it must parse as one expression before it is eval
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,28 @@ import numpy as np
 import polars as pl
 
 from contracts.errors import InvalidInput
-from warehouse import connection
+from warehouse import connection, statements
 from warehouse.connection import Connection, Limits, fetch, first
-
-_READS = ("SELECT", "EXPLAIN")
 
 
 def query(snapshot: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], *, limits: Limits) -> pl.DataFrame:
     """Rows of one reading statement over the published snapshot.
 
     Raises:
-        InvalidInput: not exactly one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), or refused by DuckDB.
+        InvalidInput: not exactly one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN), one that names what shows the
+            machine (see ``warehouse.statements``), or refused by DuckDB.
         NotReady: nothing has been published yet.
         OSError: what did not fit into memory could not be written to the disk either.
     """
     with connection.door(snapshot, limits=limits) as con:
-        _one_statement(con, sql)
+        statements.check(con, sql)
         try:
             return fetch(con, sql, params)
         except duckdb.IOException:
             raise  # a disk that is full or failing is not the query's fault
         except duckdb.Error as error:
-            raise InvalidInput(f"the query was refused: {error}") from error
+            said = str(error).replace(str(snapshot.parent), "...")
+            raise InvalidInput(f"the query was refused: {said}") from error
 
 
 def select_where(
@@ -68,22 +67,15 @@ def select_where(
     return ids["example_id"].to_numpy().astype(np.int64)
 
 
-def _one_statement(con: Connection, sql: str) -> None:
-    try:
-        kinds = [statement.type.name for statement in con.extract_statements(sql)]
-    except duckdb.Error as error:
-        raise InvalidInput(f"the query cannot be parsed: {error}") from error
-    if len(kinds) != 1 or kinds[0] not in _READS:
-        raise InvalidInput(f"the query must be one SELECT, found: {', '.join(kinds) or 'nothing'}")
-
-
 def _one_expression(con: Connection, predicate: str) -> None:
     """The text must mean the same with and without parentheses around it: then it is an expression and ends there."""
     if not isinstance(predicate, str) or not predicate.strip():
         raise InvalidInput("the predicate is empty; write a boolean SQL expression such as label = 3")
-    bare = _parsed(con, f"SELECT 1 FROM data.examples WHERE {predicate}\n", predicate)
-    closed = _parsed(con, f"SELECT 1 FROM data.examples WHERE ({predicate}\n)", predicate)
-    plain = _parsed(con, "SELECT 1 FROM data.examples WHERE true", predicate)
+    bare = statements.parsed(con, f"SELECT 1 FROM data.examples WHERE {predicate}\n", f"the predicate {predicate!r}")
+    closed = statements.parsed(
+        con, f"SELECT 1 FROM data.examples WHERE ({predicate}\n)", f"the predicate {predicate!r}"
+    )
+    plain = statements.parsed(con, "SELECT 1 FROM data.examples WHERE true", f"the predicate {predicate!r}")
     frame = [{**tree, "where_clause": None} for tree in (bare, closed, plain)]
     if frame[0] != frame[2] or frame[1] != frame[2] or bare["where_clause"] != closed["where_clause"]:
         raise InvalidInput(f"the predicate {predicate!r} is more than one boolean expression over data.examples")
@@ -93,40 +85,8 @@ def _one_expression(con: Connection, predicate: str) -> None:
             "SELECT function_name FROM duckdb_functions() WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
         ).fetchall()
     }
-    used = sorted(_functions(bare["where_clause"]) & (moving | {"query", "query_table"}))
+    used = sorted(statements.functions(bare["where_clause"]) & (moving | {"query", "query_table"}))
     if used:
         raise InvalidInput(
             f"the predicate {predicate!r} uses {', '.join(used)}, whose answer differs from call to call"
         )
-
-
-def _parsed(con: Connection, sql: str, predicate: str) -> dict[str, Any]:
-    try:
-        row = first(con, "SELECT json_serialize_sql(?)", [sql])
-    except duckdb.Error as error:
-        raise InvalidInput(f"the predicate {predicate!r} cannot be parsed: {error}") from error
-    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
-    if tree.get("error"):
-        raise InvalidInput(
-            f"the predicate {predicate!r} cannot be parsed: {tree.get('error_message', 'not an expression')}"
-        )
-    if len(tree["statements"]) != 1:
-        raise InvalidInput(f"the predicate {predicate!r} holds {len(tree['statements'])} statements")
-    return dict(_without_positions(tree["statements"][0]["node"]))
-
-
-def _without_positions(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {k: _without_positions(v) for k, v in node.items() if k != "query_location"}
-    if isinstance(node, list):
-        return [_without_positions(v) for v in node]
-    return node
-
-
-def _functions(node: Any) -> set[str]:
-    if isinstance(node, dict):
-        own = {str(node["function_name"]).lower()} if "function_name" in node else set()
-        return own.union(*(_functions(v) for v in node.values()))
-    if isinstance(node, list):
-        return set().union(*(_functions(v) for v in node))
-    return set()

@@ -22,6 +22,7 @@ from pipelines.cli import (
     reproduce,
     requests,
     show,
+    ui,
     upkeep,
     verify,
 )
@@ -46,6 +47,7 @@ app.command("trace")(show.trace)
 app.command("erase")(erase.erase)
 app.command("certify")(certify.certify)
 app.command("evidence")(certify.evidence)
+app.command("ui")(ui.ui)
 app.command("verify")(verify.verify)
 app.command("upkeep")(upkeep.upkeep)
 app.command("reproduce")(reproduce.reproduce)

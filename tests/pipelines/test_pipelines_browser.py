@@ -40,22 +40,19 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ui(audited_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``dagster dev`` on a free port over the audited state folder."""
+    """What ``make ui`` starts, on a free port over the audited state folder."""
     home = Path(os.environ.get("PALIMPSEST_UI_HOME", audited_home))
     port = _free_port()
-    env = {**os.environ, "PALIMPSEST_HOME": str(home), "DAGSTER_HOME": str(ROOT), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    env = {
+        **os.environ,
+        "PALIMPSEST_HOME": str(home),
+        "DAGSTER_HOME": str(ROOT),
+        "PYTHONPATH": str(ROOT),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
     log = (tmp_path_factory.mktemp("ui") / "dagster.log").open("wb")
     server = subprocess.Popen(
-        [
-            Path(sys.executable).parent / "dagster",
-            "dev",
-            "-m",
-            "pipelines.definitions",
-            "-p",
-            str(port),
-            "-h",
-            "127.0.0.1",
-        ],
+        [sys.executable, "-P", "-m", "palimpsest", "ui", "--port", str(port)],
         cwd=ROOT,
         env=env,
         stdout=log,

@@ -135,6 +135,7 @@ def _plain(cell: Any) -> bytes:
         return cell
 
 
+@pytest.mark.promise("E1")
 def test_nothing_of_the_marker_is_left_in_any_byte_or_decoded_file(erased: tuple[Path, Any, Any]) -> None:
     home, _, _ = erased
     assert holding(home) == []
@@ -183,6 +184,7 @@ def test_without_one_of_its_steps_the_marker_is_found(
     members=st.lists(st.frozensets(st.integers(0, 5), max_size=4), min_size=9, max_size=9),
     asked=st.frozensets(st.integers(0, 5), min_size=1, max_size=3),
 )
+@pytest.mark.promise("E2")
 def test_the_closure_of_a_graph_is_what_is_acted_on(
     edges: list[tuple[int, int]], members: list[frozenset[int]], asked: frozenset[int]
 ) -> None:
@@ -239,8 +241,9 @@ def state(home: Path) -> Any:
 
 @pytest.mark.parametrize(
     "point",
-    ["erasure.after_artifact:9", "erasure.before_swap", *(pytest.param(p, marks=pytest.mark.slow) for p in REST)],
+    ["erasure.after_artifact:9", *(pytest.param(p, marks=pytest.mark.slow) for p in ("erasure.before_swap", *REST))],
 )
+@pytest.mark.promise("E3")
 def test_killed_at_a_point_it_goes_on_to_the_same_end(
     home: Path, finished: Path, point: str, monkeypatch: pytest.MonkeyPatch, golden: Any
 ) -> None:
@@ -302,6 +305,7 @@ def test_killed_for_good_at_every_point(home: Path, finished: Path, point: str, 
 # --------------------------------------------------------------------------------- E4: others untouched
 
 
+@pytest.mark.promise("E4")
 def test_others_are_untouched(erased: tuple[Path, list[Item], dict[str, Any]], finished: Path) -> None:
     home, _, before = erased
     w = Warehouse.open(home)

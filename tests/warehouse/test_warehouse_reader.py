@@ -19,7 +19,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame, score_run
 from contracts.errors import IntegrityError, InvalidInput, NotReady, UnknownName
 from contracts.methods import Call, ScoreSpec
 from contracts.schema import COLUMNS, EXAMPLES, SCORE_RUNS
-from warehouse import Warehouse, reader
+from warehouse import Warehouse, connection, reader, statements
 from warehouse.connection import Limits
 
 
@@ -143,6 +143,8 @@ ESCAPES = [
     "EXPLAIN ANALYZE COPY data.examples TO '{out}'",
     "SELECT * FROM sqlite_scan('/etc/passwd', 'x')",
     "CREATE MACRO m() AS 1",
+    "PRAGMA database_list",
+    "PRAGMA show_databases",
     "SELECT nonsense(",
     "SELECT * FROM no.such_table",
 ]
@@ -159,6 +161,100 @@ def test_the_door_can_do_nothing_but_read(door: Warehouse, tmp_path: Path, sql: 
     assert not out.exists() and door.snapshot.read_bytes() == before
     assert door.snapshot.stat().st_mtime_ns == stat.st_mtime_ns
     assert door.query("SELECT count(*) AS n FROM data.examples")["n"].to_list() == [20]
+
+
+HIDES_SQL = "SELECT * FROM duckdb_settings()"
+HIDDEN = [
+    "SELECT current_setting('temp_directory')",
+    "EXPLAIN SELECT current_setting('temp_directory')",
+    "EXPLAIN ANALYZE SELECT current_setting('temp_directory')",
+    "EXPLAIN (FORMAT json) SELECT current_setting('temp_directory')",
+    "/* \u00e9 */ explain /* ; */ SELECT ('temp_directory').current_setting()",
+    "DESCRIBE SELECT * FROM duckdb_databases()",
+    "SUMMARIZE SELECT * FROM duckdb_databases()",
+    "SUMMARIZE duckdb_databases",
+    "FROM duckdb_databases",
+    'FROM "DUCKDB_DATABASES"',
+    "FROM main.duckdb_databases",
+    "FROM system.main.duckdb_databases",
+    "FROM pg_catalog.pg_settings",
+    "FROM system.pragma_database_list",
+    "SELECT (SELECT path FROM duckdb_databases() LIMIT 1)",
+    "WITH duckdb_databases AS (SELECT 1) SELECT * FROM duckdb_databases",
+    "SELECT * FROM (WITH duckdb_databases AS (SELECT 1 AS x) SELECT x FROM duckdb_databases) a, duckdb_databases b",
+    f"SELECT * FROM query('{HIDES_SQL}')",
+    "SELECT * FROM query_table('duckdb_databases')",
+    "SELECT * FROM histogram('duckdb_databases', path)",
+    f"SELECT * FROM json_execute_serialized_sql(json_serialize_sql('{HIDES_SQL}'))",
+    "SELECT json_serialize_plan('SELECT current_setting(''temp_directory'')', optimize := true)",
+    "SELECT example_id FROM data.examples UNION ALL SELECT length(path) FROM duckdb_databases()",
+    "SELECT list_transform([1], lambda x: current_setting('temp_directory'))",
+]
+
+
+@pytest.mark.parametrize("sql", HIDDEN)
+def test_what_shows_the_machine_is_refused_however_it_is_written(door: Warehouse, sql: str) -> None:
+    with pytest.raises(InvalidInput, match="refused"):
+        door.query(sql)
+
+
+def calls(con: duckdb.DuckDBPyConnection) -> list[str]:
+    """Every function, pragma, view and way to show that the engine knows, called with what its signature may take."""
+    texts = ("''", "'data.examples'", "'temp_directory'", f"'{HIDES_SQL}'")
+    rows = con.execute(
+        "SELECT DISTINCT function_name, function_type, len(parameters) FROM duckdb_functions() "
+        "WHERE regexp_full_match(function_name, '[a-z_0-9]+') ORDER BY ALL"
+    ).fetchall()
+    found = []
+    for name, kind, num in rows:
+        arguments = [""] if num == 0 else [", ".join([t] * min(num, 2)) for t in texts]
+        for given in arguments if num <= 2 else [""]:
+            if kind == "pragma":
+                found += [f"PRAGMA {name}" + (f"({given})" if given else "")]
+            elif kind.startswith("table"):
+                found += [f"SELECT * FROM {name}({given})"]
+            elif kind in ("scalar", "macro"):
+                found += [f"SELECT {name}({given})"]
+    views = con.execute("SELECT schema_name, view_name FROM duckdb_views() WHERE internal").fetchall()
+    found += [f"FROM {schema}.{view}" for schema, view in views] + [f"FROM {view}" for _, view in views]
+    return found + [f"SHOW {what}" for what in ("DATABASES", "TABLES", "ALL TABLES", "SCHEMAS", "VARIABLES")]
+
+
+def leaks(con: duckdb.DuckDBPyConnection, sql: str, secrets: tuple[str, ...], *, checked: bool) -> bool:
+    try:
+        if checked:
+            statements.check(con, sql)
+        said = repr(con.execute(sql).fetchall())
+    except InvalidInput as error:
+        said = str(error)
+    except duckdb.Error as error:
+        said = str(error)
+    return any(secret in said for secret in secrets)
+
+
+def test_no_function_pragma_or_view_of_the_engine_shows_a_path(door: Warehouse, tmp_path: Path) -> None:
+    secrets = (str(door.home), str(tmp_path), "palimpsest-spill")
+    limits = Limits(memory="512MB", threads=1, spill=tmp_path / "spill")
+    with connection.door(door.snapshot, limits=limits) as con:
+        every = [sql for sql in calls(con) if "sleep" not in sql]
+        assert len(every) > 500
+        unchecked = [sql for sql in every if "PRAGMA" not in sql and leaks(con, sql, secrets, checked=False)]
+        assert {"FROM duckdb_databases", "SELECT * FROM duckdb_settings()"} <= set(unchecked), "the search would see it"
+        assert [sql for sql in every if leaks(con, sql, secrets, checked=True)] == []
+
+
+def test_a_refusal_by_the_engine_does_not_name_the_folder(filled: Warehouse) -> None:
+    tight = Warehouse.open(filled.home, limits=Limits(memory="64MB", threads=1))
+    with pytest.raises((InvalidInput, MemoryError)) as refused:
+        tight.query("SELECT string_agg(repeat('x', 1000), '') FROM range(200000)")
+    assert str(filled.home) not in str(refused.value) or isinstance(refused.value, MemoryError)
+
+
+def test_what_a_person_looks_at_first_is_still_shown(door: Warehouse) -> None:
+    for sql in ("SHOW TABLES", "SHOW DATABASES", "FROM duckdb_tables()", "FROM information_schema.columns"):
+        assert str(door.home) not in str(door.query(sql).to_dicts())
+    assert door.query("FROM range(3)").height == 3
+    assert door.query("SELECT unnest(high) AS one FROM scores.agreement").height > 0
 
 
 def test_memory_is_bounded_and_spill_leaves_nothing(filled: Warehouse) -> None:
