@@ -16,12 +16,13 @@ one with the largest mean of validation accuracy and disagreement with the wrong
 (``studies.corrective_report.choose_setting``).
 
 Which 30 of 300 are identified matters much, and the model matters more, so SSD's figures are means over three models,
-each with a draw of its own. Of one model with three draws Acc_corr was 17, 35, 38, 42, 49 and 67 with 10% identified,
-30, 37, 43, 50, 56 and 79 with 50%, at 0.2 to 1.1 points lost: standard deviations of 16 and 17, so of nine and ten for
-a mean of three models. The source of these claims asks for 35 and 45 of one model; 20 is two of these deviations
-below the mean of either, beside the 10 to 12 of EU. Of the 6,000 images, 300 swapped labels left EU with 10% and with
-all of them identified equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer
-images, where the difference was 11 to 18 points on five seeds.
+each with a draw of its own: of one model with three draws Acc_corr was 17, 35, 38, 42, 49 and 67 with 10% identified.
+Ten fresh seeds gave means of 45 (standard deviation 15) with 10% identified and 56 (12) with 50%, at 0.8 (0.4) points
+lost. The source of these claims asks for 35 and 45 of one model; 15 and 20 are two deviations below what was measured,
+or more. EU had 10.6 (0.2) and 11.3 (0.5) there, and 85.3 (1.6) with all of them identified. Of the 6,000 images, 300
+swapped labels left EU with 10% and with all of them identified equal within a point on one seed: a quarter of a class
+is too few to be learnt, hence fewer images, where the difference was 5 to 21 points on ten seeds, mean 12.8 (5.6). What
+SSD gains there within 2 points lost elsewhere was 0 on eight of them and below it on two.
 """
 
 from __future__ import annotations
@@ -161,12 +162,12 @@ def _poison(
     progress(5, 8, "fine-tuning without the poison")
     return [
         *claims,
-        at_most("2. EU, 10% identified: Acc_corr", eu[0.1], 15),
-        at_least("2. SSD, 10% identified: Acc_corr", dampened[0.1][0], 20),
+        at_most("2. EU, 10% identified: Acc_corr", eu[0.1], 12),
+        at_least("2. SSD, 10% identified: Acc_corr", dampened[0.1][0], 15),
         at_most("2. SSD, 10% identified: points lost on clean images", kept - dampened[0.1][1], 2),
-        at_most("2. EU, 50% identified: Acc_corr", eu[0.5], 20),
+        at_most("2. EU, 50% identified: Acc_corr", eu[0.5], 14),
         at_least("2. SSD, 50% identified: Acc_corr", dampened[0.5][0], 20),
-        at_least("3. EU, all identified: Acc_corr", eu[1.0], 82),
+        at_least("3. EU, all identified: Acc_corr", eu[1.0], 80),
         at_least("3. all identified: Acc_corr of EU above that of CF, points", eu[1.0] - cf, 30),
     ]
 
@@ -216,6 +217,6 @@ def _confusion(
     after, kept = _dampened(model, harm, 0.1, 0, seed=seed)
     healed = after - corr if clean - kept <= 2 else 0.0
     return [
-        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 3),
+        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 1.5),
         at_most("4. confusion, SSD, 10% identified: Acc_corr gained within 2 points lost elsewhere", healed, 10),
     ]

@@ -10,8 +10,8 @@
 Every unlearning is run three times, in other orders of the examples, and its mean is judged: a single run at this rate,
 which does not fall, ends up to 5 points of accuracy elsewhere.
 
-Measured on four fresh seeds, mean and standard deviation: l1-sparse 40 (9) points of UA ahead, RA 96.8 (1.4), TA -0.7
-(0.9); at 99% 62 (11) points ahead, 0.16 (0.13) of the dense gap, TA -1.3 (0.9), 0.76 (0.03) of the weight distance. The
+Measured on ten fresh seeds, mean and standard deviation: l1-sparse 41 (9) points of UA ahead, RA 97.3 (0.4), TA -0.5
+(0.4); at 99% 61 (10) points ahead, 0.15 (0.10) of the dense gap, TA -2.0 (0.8), 0.76 (0.02) of the weight distance. The
 source's small-scale figures are 15 points, RA 95 and TA -2; 45 points, half of the gap and TA -2. Where those are less
 than two standard deviations away, the threshold is what was measured less two of these. At 98%, where the source has 25
 points, fine-tuning was 59, 15 and 15 points ahead on three seeds, and nothing is claimed; nor at 80% to 95%: on so
@@ -109,7 +109,7 @@ def _pruned(model: nn.Module, split: Split) -> list[Claim]:
         at_most(
             "2. gap to retraining at 99%, as a share of the dense one", avg_gap(figures, reference) / dense_gap, 0.5
         ),
-        at_least("2. TA at 99% above that of the dense model", figures["ta"] - tuned["ta"], -3.5),
+        at_least("2. TA at 99% above that of the dense model", figures["ta"] - tuned["ta"], -4),
         at_most("2. weight distance to retraining at 99%, as a share of the dense one", apart, 0.9),
         at_most("3. weights by which the sparsity is off", abs(sparsity(unlearned, names) - SPARSITY) * size, 1.0),
     ]
