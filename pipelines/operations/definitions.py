@@ -22,7 +22,9 @@ def operations_definitions() -> dg.Definitions:
     )
 
 
-@dg.op(name="upkeep", description="Expiring certificates, due requests, what was left behind, anchors, old event logs.")
+@dg.op(
+    name="keep_up", description="Expiring certificates, due requests, what was left behind, anchors, old event logs."
+)
 def _upkeep(context) -> None:  # type: ignore[no-untyped-def]  # Dagster reads the annotation at run time
     from pipelines.home import state_home
     from pipelines.operations.upkeep import upkeep
