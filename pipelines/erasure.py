@@ -165,9 +165,9 @@ def _refuse(subject: Subject, request: ForgetRequest, state: RequestState, *, re
 
 def _refuse_work(subject: Subject, home: Path) -> None:
     """Raise :class:`StateError` while a job or run of the subject is under way: it would make again what is erased."""
-    from pipelines.launchers import is_alive
+    from pipelines.launchers import process_of
 
-    alive = [folder.name for folder in _jobs(home, subject.subject) if is_alive(folder)]
+    alive = [folder.name for folder in _jobs(home, subject.subject) if process_of(folder)]
     running = dagster_records.unfinished(home, subject.subject)
     if alive or running:
         raise StateError(

@@ -111,16 +111,23 @@ def process_of(folder: Path) -> psutil.Process | None:
     """The job's process if it still runs. A process of the same pid, but another start or boot, is not it."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        process = psutil.Process(int(record["pid"]))
-        same = abs(process.create_time() - float(record["started"])) < 0.02 and record["boot_id"] == boot_id()
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+        return same_process(record["pid"], record["started"], record["boot_id"])
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
-def is_alive(folder: Path) -> bool:
-    """Whether the job of a folder still runs."""
-    return process_of(folder) is not None
+def same_process(pid: int | str, started: float | str, boot: str) -> psutil.Process | None:
+    """The process of this pid, start time (s since 1970) and boot, if it still runs.
+
+    Raises:
+        ValueError: pid or start time is no number.
+    """
+    try:
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() - float(started)) < 0.02 and boot == boot_id()
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _wait(process: psutil.Process, folder: Path, progress: Progress) -> None:

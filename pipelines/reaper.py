@@ -23,7 +23,7 @@ import psutil
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.launcher import DefaultRunLauncher
 
-from pipelines.launchers import RECORD, boot_id, process_of
+from pipelines.launchers import RECORD, boot_id, process_of, same_process
 
 PID, STARTED, BOOT = "palimpsest/pid", "palimpsest/started", "palimpsest/boot_id"
 MAX_RETRIES = "dagster/max_retries"
@@ -59,10 +59,8 @@ def reap(instance: dg.DagsterInstance, *, note: Callable[[str], None]) -> list[s
 
 def _alive(tags: Mapping[str, str]) -> bool:
     try:
-        process = psutil.Process(int(tags[PID]))
-        same = abs(process.create_time() - float(tags[STARTED])) < 0.02 and tags[BOOT] == boot_id()
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ValueError, KeyError):
+        return same_process(tags[PID], tags[STARTED], tags[BOOT]) is not None
+    except (ValueError, KeyError):
         return False
 
 

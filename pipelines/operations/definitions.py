@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from pipelines.reaper import PID, reap, reap_jobs
+from pipelines.reaper import PID
 
 SUBJECT_TAG = "palimpsest/subject"
 PARTITION_TAG = "dagster/partition"
@@ -56,19 +56,17 @@ upkeep_schedule = dg.ScheduleDefinition(
 )
 def reaper_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     from pipelines.home import state_home
-    from pipelines.operations.alerts import Alert, send
+    from pipelines.operations.alerts import send
     from pipelines.operations.config import operations_of
+    from pipelines.operations.upkeep import left_behind
 
     home, now = state_home(), datetime.now(UTC)
-    found: list[str] = []
-    reap(context.instance, note=found.append)
-    reap_jobs(context.instance, home, now=now, note=found.append)
-    if not found:
+    alerts = left_behind(home, context.instance, now=now)
+    if not alerts:
         return dg.SkipReason("every run and job that is under way is alive")
-    alerts = [Alert(kind="reaped", subject="", sentence=line) for line in found]
     for problem in send(alerts, operations_of(home).alerts, now=now):
         context.log.warning(problem)
-    return dg.SkipReason("; ".join(found))
+    return dg.SkipReason("; ".join(alert.sentence for alert in alerts))
 
 
 _DESCRIPTION = "Lineage events, drift, the ledger's head noted outside, alerts, as operations.yaml says."

@@ -18,7 +18,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -151,11 +150,3 @@ def _output(name: str, materialization: Any) -> OutputDataset:
     if "dagster/row_count" in said:
         counted["outputStatistics"] = OutputStatisticsOutputDatasetFacet(rowCount=int(said["dagster/row_count"].value))
     return OutputDataset(namespace=NAMESPACE, name=name, facets=facets, outputFacets=counted)
-
-
-def version() -> str:
-    """Of the client, for ``palimpsest doctor``; "" where it is not installed."""
-    try:
-        return metadata.version("openlineage-python")
-    except metadata.PackageNotFoundError:
-        return ""

@@ -47,10 +47,7 @@ def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[s
     for name in subject_files(home):
         alerts += expiring(w, name, now=now, warn_days=config.alerts.warn_days)
         alerts += [Alert(kind="request", subject=name, sentence=line) for line in overdue(w, name, now=now)]
-    reaped: list[str] = []
-    reap(instance, note=reaped.append)
-    reap_jobs(instance, home, now=now, note=reaped.append)
-    alerts += [Alert(kind="reaped", subject="", sentence=line) for line in reaped]
+    alerts += left_behind(home, instance, now=now)
     said = [alert.sentence for alert in alerts]
     problems = anchors.note(w.ledger.head(), home, config.anchors, now=now).problems
     if problems:
@@ -60,6 +57,14 @@ def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[s
         if pruned.events:
             said.append(f"{pruned.events:,} events of old runs were pruned")
     return [*said, *problems, *send(alerts, config.alerts, now=now)]
+
+
+def left_behind(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[Alert]:
+    """End runs of dead processes and jobs that nobody waits for; an alert for each."""
+    found: list[str] = []
+    reap(instance, note=found.append)
+    reap_jobs(instance, home, now=now, note=found.append)
+    return [Alert(kind="reaped", subject="", sentence=line) for line in found]
 
 
 def expiring(w: Warehouse, subject: str, *, now: datetime, warn_days: int) -> list[Alert]:
