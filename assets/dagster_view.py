@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from assets.current import UNCHANGED
-from assets.stage import Stage, materialize
+from assets.stage import SHOWN, Stage, materialize
 from assets.workspace import Workspace
 from contracts.errors import in_words, may_pass
 from contracts.tables import TableSpec
@@ -185,7 +185,7 @@ def _metadata(
     stage: Stage, workspace: Workspace, record: Mapping[str, Any], request: str | None, state: str
 ) -> dict[str, Any]:
     w = workspace.warehouse
-    shown = w.artifacts.load_json(f"{stage.asset(request)}/shown")
+    shown = w.artifacts.load_json(f"{stage.asset(request)}/{SHOWN}")
     head = w.ledger.head()
     out: dict[str, Any] = {label: _metadata_value(value) for label, value in _leading(shown["metadata"]).items()}
     out |= {

@@ -344,12 +344,12 @@ def _score_section(run: Run, name: str) -> ScoreSection:
 def _analysis_section(run: Run, stage: Stage) -> AnalysisSection:
     spec = analysis.get(stage.path[1]).spec
     frames = {table.name: run.read(table) for table in spec.tables}
-    first = frames[spec.tables[0].name]
+    first, drawn = frames[spec.tables[0].name], run.pictures_of(stage)
     return AnalysisSection(
         name=spec.name,
         doc=spec.doc,
         audit=spec.stage == "audits",
-        charts=[(p, frames[p.table]) for p in spec.pictures if p.is_chart] if first.height else [],
+        charts=[(p.title, drawn[p.title]) for p in spec.pictures if p.is_chart and p.title in drawn],
         examples=[
             group for p in spec.pictures if not p.is_chart for group in examples_in(run.data, p, frames[p.table])
         ],

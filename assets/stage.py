@@ -33,6 +33,7 @@ from sources.example_set import ExampleSet
 from warehouse import Artifact
 
 Partition = Mapping[str, Any]
+SHOWN = "shown"  # the artefact of what the Dagster UI shows of a stage
 APPLIES = "applies"  # the check that says why a method does not apply to a subject
 
 
@@ -172,6 +173,11 @@ class Run:
         """The arrays and meta that an input stage saved (digest verified)."""
         return self.warehouse.artifacts.load(_join(dep.asset(self.request), name))  # type: ignore[no-any-return]
 
+    def pictures_of(self, dep: Stage) -> dict[str, bytes]:
+        """Label -> PNG of what an input stage drew (digest verified)."""
+        shown = self.warehouse.artifacts.load_json(_join(dep.asset(self.request), SHOWN))
+        return {label: base64.b64decode(png) for label, png in shown["pictures"].items()}
+
     def save(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], name: str = "") -> Artifact:
         return self.warehouse.artifacts.save(_join(self.asset, name), tensors, meta)
 
@@ -299,7 +305,7 @@ def materialize(
     output = stage.work(run)
     metadata = plain(output.metadata)
     pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
-    shown = w.artifacts.save_json(f"{run.asset}/shown", {"metadata": metadata, "pictures": pictures})
+    shown = w.artifacts.save_json(_join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures})
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
     outputs: list[dict[str, Any]] = []
     written: list[tuple[TableSpec, pl.DataFrame, Partition]] = []

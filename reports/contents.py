@@ -15,7 +15,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contracts.errors import DataError, InvalidInput
-from contracts.methods import Picture
 from contracts.schema import ATTACK_REPORTS, INTERVALS, METRICS, UNLEARNING_METRICS, UNLEARNING_RUNS
 from contracts.tables import TableSpec
 from contracts.verdicts import Finding
@@ -95,7 +94,7 @@ class AnalysisSection:
 
     Attributes:
         name, doc: as the analysis declares them.
-        charts: (declaration, rows) of each picture that is a chart.
+        charts: (title, PNG) of each picture that is a chart, as the analysis drew it.
         examples: one group a picture of kind "examples".
         table: the first rows of its first table; ``num_rows`` says how many there are.
         reason: why it does not apply to this subject, or "".
@@ -105,7 +104,7 @@ class AnalysisSection:
     name: str
     doc: str
     audit: bool = False
-    charts: Sequence[tuple[Picture, pl.DataFrame]] = ()
+    charts: Sequence[tuple[str, bytes]] = ()
     examples: Sequence[Examples] = ()
     table: pl.DataFrame | None = None
     num_rows: int = 0

@@ -15,7 +15,6 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from contracts.methods import Picture
 from contracts.verdicts import ATTACK, INFORMATION, TARGET, Verdict, overall
 from reports import plots, summary
 from reports.contents import AnalysisSection, AuditReport, Examples
@@ -171,7 +170,7 @@ def _removed(report: AuditReport) -> dict[str, Any] | None:
 def _analysis(section: AnalysisSection) -> dict[str, Any]:
     return {
         "section": section,
-        "charts": [_table_chart(p, rows) for p, rows in section.charts if plots.rows_of(p, rows).height],
+        "charts": [_chart(png, f"{title}.") for title, png in section.charts],
         "groups": [_group(e) for e in section.examples],
         "head": _head(section.table),
     }
@@ -304,10 +303,6 @@ def _histogram(name: str, unit: str, data: Histogram) -> dict[str, str]:
     marks = ", ".join(f"{percent(q)} quantile {summary.number(v)}" for q, v in data.quantiles)
     alt = f"Histogram of {name} over {count(int(data.counts.sum()))} examples{': ' + marks if marks else ''}."
     return _chart(plots.histogram_png(data, xlabel=label), alt)
-
-
-def _table_chart(picture: Picture, rows: pl.DataFrame) -> dict[str, str]:
-    return _chart(plots.table_png(picture, rows), f"{picture.title}.")
 
 
 def _head(frame: pl.DataFrame | None) -> dict[str, Any] | None:

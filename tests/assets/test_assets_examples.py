@@ -100,3 +100,15 @@ def test_the_folder_of_an_owner_is_stored_as_the_token(tmp_path: Path) -> None:
     told = _told(data, tokens)
     assert not any("person" in at for at in told) and len(set(told)) == 12
     assert told[0] == "/".join([tokens[data.owner[0]], *data.origin[0].split("/")[1:]])
+
+
+def test_a_chart_without_a_row_is_not_drawn() -> None:
+    """Every way in which nothing is left to draw, beside one that draws."""
+    rows = pl.DataFrame({"x": [0.0, 0.0], "y": [1.0, None], "kind": ["a", "b"]})
+    pictures = {
+        "drawn": Picture(table="t", title="drawn", x="x", y="y"),
+        "left out": Picture(table="t", title="left out", x="x", y="y", where=(("kind", "c"),)),
+        "without a value": Picture(table="t", title="without a value", x="x", y="y", where=(("kind", "b"),)),
+        "off its axis": Picture(table="t", title="off its axis", x="x", y="y", log_x=True),
+    }
+    assert [name for name, p in pictures.items() if analyses._png(SimpleNamespace(), p, rows)] == ["drawn"]
