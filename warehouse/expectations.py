@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -210,7 +211,14 @@ def _exposed(spec: TableSpec, frame: pl.DataFrame, *, stored: bool) -> Any:
 
 
 def _batch(frame: Any) -> Any:
-    """The frame as a batch of a context that lives in memory only."""
+    """The frame as a batch of Great Expectations."""
+    return _whole().get_batch({"dataframe": frame})
+
+
+@lru_cache(maxsize=1)
+def _whole() -> Any:
+    """What takes a frame whole, in a context that lives in memory only. It keeps nothing of a frame, and making it
+    takes a quarter of a check."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -224,8 +232,11 @@ def _batch(frame: Any) -> Any:
         analytics_enabled=False,
     )
     context = gx.get_context(mode="ephemeral", project_config=config)
-    asset = context.data_sources.add_pandas("frames").add_dataframe_asset("frame")
-    return asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": frame})
+    return (
+        context.data_sources.add_pandas("frames")
+        .add_dataframe_asset("frame")
+        .add_batch_definition_whole_dataframe("whole")
+    )
 
 
 def _result(found: Any, frame: pl.DataFrame, declared: set[str]) -> CheckResult:
