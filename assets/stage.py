@@ -307,9 +307,10 @@ def materialize(
     pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
     shown = w.artifacts.save_json(_join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures})
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
+    artifacts = (*output.artifacts, *output.volatile, *run.partial_work(), shown)
     outputs: list[dict[str, Any]] = []
     written: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
-    with w.transaction() as t:  # all tables of a stage, or none
+    with w.transaction() as t:  # all tables of a stage and their lineage, or nothing
         for declared, frame, partition in output.tables:
             receipt = t.replace(declared, frame, partition=dict(partition), **common)
             spec = declared.table if isinstance(declared, ScoreSpec) else declared
@@ -323,16 +324,17 @@ def materialize(
                     "receipt": receipt.digest,
                 }
             )
+        w.record_lineage(
+            run.asset,
+            parents=tuple(dep.asset(request) for dep in stage.deps),
+            artifacts=artifacts,
+            key=key,
+            members=output.members,
+            within=t,
+            **common,
+        )
     for artifact in output.artifacts:
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
-    w.record_lineage(
-        run.asset,
-        parents=tuple(dep.asset(request) for dep in stage.deps),
-        artifacts=(*output.artifacts, *output.volatile, *run.partial_work(), shown),
-        key=key,
-        members=output.members,
-        **common,
-    )
     record = {
         "key": key,
         "data_version": digest([(o["name"], o.get("partition"), o["digest"]) for o in outputs]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -198,9 +199,10 @@ class Lineage:
         artifacts: Sequence[Artifact | Receipt] = (),
         key: str = "",
         members: Any = None,
+        within: Transaction | None = None,
     ) -> None:
-        """As :func:`record`, in a transaction of its own."""
-        with transaction(self._s) as t:
+        """As :func:`record`, in an open transaction or in one of its own."""
+        with transaction(self._s) if within is None else nullcontext(within) as t:
             record(
                 t,
                 asset,

@@ -213,10 +213,13 @@ class Warehouse(Session):
         artifacts: Sequence[Artifact | Receipt] = (),
         key: str = "",
         members: Any = None,
+        within: Transaction | None = None,
     ) -> None:
-        """Replace what lineage knows of ``asset``: its results, its parents, the example ids it was made from."""
+        """Replace what lineage knows of ``asset``: its results, its parents, the example ids it was made from; in an
+        open transaction, or in one of its own."""
         self.lineage.record(
             asset,
+            within=within,
             subject=subject,
             run_id=run_id,
             config_digest=config_digest,
