@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assets import audits, unlearning
+from assets import audits, unlearning, verdicts
 from assets.in_use import asked_of, candidates, tried, used
 from assets.stage import Output, Run, Stage
 from assets.unlearning import CONTROLS, Scope
@@ -87,7 +87,7 @@ def _decide(run: Run, scope: Scope, against: Stage) -> Output:
     for place, method in enumerate(tried(run.subject)):
         about = f"{scope.name(run)}/{method}"
         found = [
-            f for f in audits.judge_method(run, scope, method, about, {against.path[1]: against}, limits) if f.judged
+            f for f in verdicts.judge_method(run, scope, method, about, {against.path[1]: against}, limits) if f.judged
         ]
         verdict = overall(f.verdict for f in found)
         deciding = next((f for f in found if f.verdict is verdict), None)

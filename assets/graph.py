@@ -18,6 +18,7 @@ from assets import (
     requests,
     scores,
     unlearning,
+    verdicts,
 )
 from assets.recipe_match import recipe_match
 from assets.references import check_references
@@ -54,7 +55,7 @@ def subject_stages(subject: Subject) -> list[Stage]:
     later += [match] if match else []
     if subject.unlearning is None:
         found = audits.attacks(subject, upstream, None, {})
-        findings = audits.findings(subject, None, scored, found, None, {}, analysed, match)
+        findings = verdicts.findings(subject, None, scored, found, None, {}, analysed, match)
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None, datasets=made))
     else:
@@ -107,7 +108,7 @@ def _audited(
     made = audits.attacks(subject, upstream, scope, jobs)
     made[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
     found = made | {name: removed[name] for name in (audits.AGAINST_RETRAINING,) if name in removed}
-    findings = audits.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
+    findings = verdicts.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
     shown = {} if scope.per_request else analysed
     report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted, datasets)
     signed = [certificates.stage(subject, scope, findings, report)] if scope.per_request else []
