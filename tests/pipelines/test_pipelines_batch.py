@@ -124,9 +124,11 @@ def test_one_id_or_all_and_the_end_says_the_worst(workspace: Workspace, monkeypa
         assert CliRunner().invoke(app, ["request", "run", "mine", "--all-due"]).exit_code == code
 
 
+@pytest.mark.slow
 def test_each_is_unlearned_audited_and_certified_by_itself_on_one_load_of_the_data(
     workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.without_checks_and_pictures(monkeypatch)
     plan, w = world.plan_of(finished), workspace.warehouse
     loads: list[str] = []
     load = sources.plan.load_examples
