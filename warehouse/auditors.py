@@ -246,7 +246,9 @@ def _hidden_cells(con: Connection, cells: pl.DataFrame, k: int) -> tuple[list[in
     """Keys of the cells that are not shown: by size, by subtraction within a subject, by what they lack of another; and
     those of the last kind alone."""
     rows = cells.select("key", "subject", "level", "split", "num_people").to_dicts()
-    at = {(r["subject"], r["level"], r["split"]): r["key"] for r in rows if r["level"] in ("all", "split")}
+    at: dict[tuple[str, str, str | None], int] = {
+        (r["subject"], r["level"], r["split"]): r["key"] for r in rows if r["level"] in ("all", "split")
+    }
 
     def parent(row: Mapping[str, Any]) -> int | None:
         if row["level"] == "all":
