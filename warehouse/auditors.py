@@ -63,9 +63,18 @@ ORDER BY subject, level, split, class, band
 """
 _PLACE = ("subject", "split", "class")
 _KEYS = {"all": (), "split": ("split",), "class": ("split", "class"), "band": ("band",)}
+# Of two cells one may hold the other where they are of different subjects, or divide the whole in different ways or one
+# of them a part of the other; there may be owners in one subject and none in the other.
+_PAIRS = """
+CREATE TEMP TABLE pair AS SELECT a.key AS a, b.key AS b FROM cell a JOIN cell b
+ON a.key <> b.key AND a.num_examples >= b.num_examples
+    AND (a.num_people - b.num_people < $k OR a.num_examples - b.num_examples < $k)
+    AND (a.subject <> b.subject
+        OR (a.level <> b.level AND (a.split IS NULL OR b.split IS NULL OR a.split = b.split)))
+"""
 _MEMBER = "CREATE TEMP TABLE member AS " + " UNION ALL ".join(
     f"SELECT c.key, p.thing, p.unit FROM placed p JOIN cell c USING ({', '.join(('subject', *names))}) "
-    f"WHERE c.level = '{level}'"
+    f"WHERE c.level = '{level}' AND c.key IN (SELECT a FROM pair UNION SELECT b FROM pair)"
     for level, names in _KEYS.items()
 )
 _BETWEEN = """
@@ -75,7 +84,7 @@ WITH outside AS (
 ), nested AS (SELECT a, b FROM pair EXCEPT SELECT a, b FROM outside)
 SELECT n.b FROM nested n JOIN member m ON m.key = n.a
 LEFT JOIN member o ON o.key = n.b AND o.thing = m.thing
-WHERE o.key IS NULL GROUP BY n.a, n.b HAVING count(DISTINCT m.unit) < ?
+WHERE o.key IS NULL GROUP BY n.a, n.b HAVING count(DISTINCT m.unit) < $k
 """
 _SCORES = "SELECT subject, score AS name, NULL::BIGINT AS seed, example_id, value FROM scores.latest"
 _EXPOSURE = """
@@ -267,28 +276,12 @@ def _hidden_cells(con: Connection, cells: pl.DataFrame, k: int) -> tuple[list[in
 
 def _nearly_another(con: Connection, cells: pl.DataFrame, k: int) -> set[int]:
     """Keys of cells inside another one that holds 1 to k - 1 people more."""
-    a = cells.select("key", "level", "subject", "split", "num_people")
-    same = pl.col("subject") == pl.col("subject_b")
-    apart = same & (pl.col("level") == pl.col("level_b"))  # parts of one whole do not overlap
-    other_split = same & (pl.col("split") != pl.col("split_b")).fill_null(False)
-    pairs = a.join(a, how="cross", suffix="_b").filter(
-        pl.col("key") != pl.col("key_b"),
-        ~apart,
-        ~other_split,
-        pl.col("num_people") - pl.col("num_people_b") < k,
-        pl.col("num_people") >= pl.col("num_people_b"),
-    )
-    if not pairs.height:
-        return set()
-    near = cells.filter(pl.col("key").is_in(pairs["key"].append(pairs["key_b"]).unique().to_list()))
-    con.register("incoming_pairs", pairs.select(a="key", b="key_b"))
-    con.register("incoming_cells", near)
-    con.execute("CREATE TEMP TABLE pair AS SELECT * FROM incoming_pairs")
-    con.execute("CREATE TEMP TABLE cell AS SELECT * FROM incoming_cells")
-    for name in ("incoming_pairs", "incoming_cells"):
-        con.unregister(name)
+    con.register("incoming", cells)
+    con.execute("CREATE TEMP TABLE cell AS SELECT * FROM incoming")
+    con.unregister("incoming")
+    con.execute(_PAIRS, {"k": k})
     con.execute(_MEMBER)
-    found = {key for (key,) in con.execute(_BETWEEN, [k]).fetchall()}
+    found = {key for (key,) in con.execute(_BETWEEN, {"k": k}).fetchall()}
     for name in ("pair", "cell", "member"):
         con.execute(f"DROP TABLE {name}")
     return found

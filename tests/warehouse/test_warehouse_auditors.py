@@ -320,6 +320,21 @@ def test_a_subject_that_lacks_a_few_people_of_another_is_not_counted_beside_it(
     assert differences(both, shown(con)["groups"]) != []
 
 
+@pytest.mark.parametrize("owned", ["photos", "fewer"])
+def test_the_same_examples_may_have_owners_in_one_subject_only(con: duckdb.DuckDBPyConnection, owned: str) -> None:
+    data = photos()
+    fewer = data.filter(~pl.col("owner").is_in(["token-of-anna", "token3"])).with_columns(pl.col("example_id") + 1_000)
+    if owned == "photos":
+        fewer = fewer.with_columns(owner=pl.lit(""))
+    else:
+        data = data.with_columns(owner=pl.lit(""))
+    put(con, EXAMPLES, data)
+    put(con, EXAMPLES, fewer, "fewer")
+    both = pl.concat([of_photos(data), fewer.with_columns(subject=pl.lit("fewer"))])
+    groups = shown(con)["groups"]
+    assert differences(both, groups) == [] and "photos" in groups["subject"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_nothing_small_in_random_worlds(con: duckdb.DuckDBPyConnection, seed: int) -> None:
     rng = np.random.default_rng(seed)
