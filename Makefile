@@ -71,12 +71,16 @@ sbom: $(RUNTIME) $(SBOM_TOOLS) ## sbom.cdx.json: what is installed (CycloneDX); 
 	@$(SBOM_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
 	  --output-format JSON --output-file $(SBOM) $(BIN)/python
 	@echo "$(SBOM): what is installed in $(VENV)"
-	@found=$(SBOM_VENV)/audit.md; rm -f $$found; \
-	if $(SBOM_VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
-	  --format markdown --output $$found 2> $(SBOM_VENV)/audit.log; \
-	then echo "no weakness is known of the versions in constraints.txt"; \
-	elif test -s $$found; then cat $$found; echo "weaknesses are known of versions in constraints.txt"; exit 1; \
-	else echo "whether weaknesses are known could not be asked: see $(SBOM_VENV)/audit.log"; exit 1; fi
+	@found=$(SBOM_VENV)/audit.md; rm -f $$found; status=0; \
+	$(SBOM_VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --format markdown --output $$found 2> $(SBOM_VENV)/audit.log || status=$$?; \
+	unasked=$$(cat $$found 2>/dev/null | grep -c 'could not be audited' || true); \
+	if [ $$status -ne 0 ] && [ ! -s $$found ]; then \
+	  echo "whether weaknesses are known could not be asked: see $(SBOM_VENV)/audit.log"; exit 1; \
+	elif [ $$status -ne 0 ]; then cat $$found; echo "weaknesses are known of versions in constraints.txt"; exit 1; \
+	elif [ $$unasked -ne 0 ]; then \
+	  echo "whether weaknesses are known could not be asked of $$unasked versions: see $$found"; exit 1; \
+	else echo "no weakness is known of the versions in constraints.txt"; fi
 
 clean: ## remove the environments and the tools' caches; the state in .palimpsest stays
 	rm -rf $(VENV) $(SBOM_VENV) $(SBOM) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache *.egg-info
