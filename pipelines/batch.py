@@ -1,7 +1,7 @@
 """Many forget requests worked off in one process: the data are read once, the audit is brought up to date once, and
 every request has its own unlearning, audit, certificate and run of Dagster's.
 
-    order     deadline class (past its day, due within WARN_DAYS, later), then receipt, then id
+    order     deadline class (past its day, due within a week, later), then receipt; the sensor starts runs in it too
     failure   a request that cannot be run, or whose run fails, is noted in the register; the others go on
 
 A run of its own, for the events of a run are erased with its request: of one run for many requests, what is on record
@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-import polars as pl
-
 from contracts.errors import PalimpsestError
 from contracts.requests import CONCEPT
-from pipelines.build import TO_RUN, WARN_DAYS
+from pipelines.build import to_run
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from assets import Workspace
     from contracts.subject import Subject
 
@@ -37,23 +37,13 @@ class Worked(NamedTuple):
     sentence: str
 
 
-def deadline_class(due_at: datetime, *, now: datetime) -> int:
-    """0 past its day, 1 due within ``WARN_DAYS`` days, 2 later."""
-    left_s = (due_at - now).total_seconds()
-    return 0 if left_s < 0 else 1 if left_s < 86_400 * WARN_DAYS else 2
-
-
 def waiting(requests: pl.DataFrame, *, now: datetime) -> list[str]:
-    """Ids of the requests that a run is to be made for, in the order of the module.
+    """Ids of the requests that name rows and wait for a run, in the order of the module.
 
     Args:
         requests: of ``Requests.list``.
     """
-    rows = requests.filter(
-        pl.col("state").is_in([state.value for state in TO_RUN]), pl.col("selector") != CONCEPT
-    ).iter_rows(named=True)
-    ordered = sorted((deadline_class(r["due_at"], now=now), r["received_at"], r["request_id"]) for r in rows)
-    return [request_id for _, _, request_id in ordered]
+    return [row["request_id"] for row in to_run(requests, now=now) if row["selector"] != CONCEPT]
 
 
 def work_off(
@@ -81,19 +71,19 @@ def work_off(
         found.append(Worked(request_id, how, sentence))
         done(found[-1])
 
-    w, to_run = workspace.warehouse, []
+    w, fit = workspace.warehouse, []
     for request_id in request_ids:
         try:
             if runnable(plan, workspace, request_id).num_examples == 0:
                 ended(request_id, "", answer_unseen(w, request_id))
             else:
-                to_run.append(request_id)
+                fit.append(request_id)
         except PalimpsestError as error:
             w.requests.note(request_id, f"not run: {type(error).__name__}")
             ended(request_id, FAILED, str(error))
-    if to_run:
+    if fit:
         run_subject(plan, workspace.home, job="audit", workspace=workspace)
-    for request_id in to_run:
+    for request_id in fit:
         try:
             run_subject(plan, workspace.home, job="forget", request=request_id, workspace=workspace)
         except PalimpsestError as error:

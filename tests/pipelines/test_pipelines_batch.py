@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -22,8 +23,8 @@ from contracts.errors import ConfigError, JobFailed
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
 from pipelines import batch
-from pipelines.batch import deadline_class, waiting, work_off
-from pipelines.build import REQUEST_TAG
+from pipelines.batch import waiting, work_off
+from pipelines.build import PRIORITY, REQUEST_TAG, deadline_class, request_partitions, request_tick
 from pipelines.cli import audit
 from pipelines.cli.app import app
 
@@ -58,6 +59,22 @@ def test_the_most_urgent_class_comes_first_and_within_it_who_asked_first() -> No
 @pytest.mark.parametrize(("left", "wanted"), [(-1, 0), (0, 1), (7 * 86_400 - 1, 1), (7 * 86_400, 2)])
 def test_classes_end_to_the_second(left: int, wanted: int) -> None:
     assert deadline_class(NOW + timedelta(seconds=left), now=NOW) == wanted
+
+
+def test_the_sensor_starts_runs_in_that_order_and_says_their_class_to_the_queue() -> None:
+    now = datetime.now(UTC)
+    dues = {"later": now + 20 * DAY, "missed": now - DAY, "soon": now + 3 * DAY}
+    rows = [{"request_id": name, **listed(due_at=due, num_examples=1)} for name, due in dues.items()]
+    requests = SimpleNamespace(list=lambda subject: pl.DataFrame(rows))
+    found = request_tick(
+        SimpleNamespace(warehouse=SimpleNamespace(requests=requests)),  # type: ignore[arg-type]
+        "mine",
+        request_partitions("mine"),
+        instance=SimpleNamespace(get_runs=lambda filters: []),  # type: ignore[arg-type]
+    )
+    assert isinstance(found, dg.SensorResult)
+    asked = [(run.partition_key, run.tags[PRIORITY]) for run in found.run_requests or []]
+    assert asked == [("missed", "0"), ("soon", "-1"), ("later", "-2")]
 
 
 @pytest.fixture
