@@ -3,7 +3,8 @@
     1. groups    every split, class and band of owner sizes is counted: examples, and people, who are distinct owners
                  (an example that is nobody's counts as one of its own)
     2. hidden    groups below k people, what they could be had from by subtraction (``warehouse.suppression``), and any
-                 group that differs from a larger shown one, of any subject, by 1 to k - 1 people
+                 group that differs from a larger shown one, of any subject, by 1 to k - 1 people; numbers of people
+                 are rounded down to multiples of k, since people, unlike examples, are in several parts of a whole
     3. values    means and quantiles of groups that are left, where the group has k different values, and of quantiles
                  where k people lie on either side; rounded to three digits, so that none is one example's value
     4. door      these tables alone, in a scratch instance: no external access, locked, the guard of
@@ -231,7 +232,7 @@ def tables_of(con: Connection, *, k: int, salt: bytes) -> dict[str, pl.DataFrame
     )
     head = head_of(con)
     frames = {
-        "groups": _counted(counts, cells, gone),
+        "groups": _counted(counts, cells, gone, k),
         **shown,
         "attacks": _attacks(fetch(con, _ATTACKS), large),
         "findings": _findings(fetch(con, _FINDINGS), token, large),
@@ -287,8 +288,9 @@ def _nearly_another(con: Connection, cells: pl.DataFrame, k: int) -> set[int]:
     return found
 
 
-def _counted(counts: pl.DataFrame, cells: pl.DataFrame, gone: list[int]) -> pl.DataFrame:
-    """The shown cells; ``complete`` where no part of it is hidden."""
+def _counted(counts: pl.DataFrame, cells: pl.DataFrame, gone: list[int], k: int) -> pl.DataFrame:
+    """The shown cells; ``complete`` where no part of it is hidden. People are rounded down to a multiple of k: of 42 in
+    all and 40 in a part, two would be those who are in the other parts alone."""
     lost = cells.filter(pl.col("key").is_in(gone)).select("subject", "split").rows()
     splits, subjects = set(lost), {subject for subject, _ in lost}
     whole = [
@@ -296,7 +298,7 @@ def _counted(counts: pl.DataFrame, cells: pl.DataFrame, gone: list[int]) -> pl.D
         or (row["subject"] not in subjects if row["level"] == "all" else (row["subject"], row["split"]) not in splits)
         for row in counts.iter_rows(named=True)
     ]
-    return counts.with_columns(complete=pl.Series(whole, dtype=pl.Boolean))
+    return counts.with_columns(num_people=pl.col("num_people") // k * k, complete=pl.Series(whole, dtype=pl.Boolean))
 
 
 def _summaries(con: Connection, source: str, place: pl.DataFrame, k: int) -> pl.DataFrame:

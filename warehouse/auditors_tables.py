@@ -62,7 +62,11 @@ TABLES: tuple[Shown, ...] = (
         ("class", "VARCHAR", "class; null of other levels"),
         ("band", "VARCHAR", "examples that the owner has: 1, 2-9, 10-99, 100 and more; nobody's; null of other levels"),
         ("num_examples", "BIGINT", "examples in the group"),
-        ("num_people", "BIGINT", "distinct owners; an example without an owner counts as one"),
+        (
+            "num_people",
+            "BIGINT",
+            "distinct owners, rounded down to a multiple of k; an example without an owner counts as one",
+        ),
         ("complete", "BOOLEAN", "false: parts of this group are hidden"),
     ),
     _table(

@@ -62,8 +62,8 @@ def test_a_request_is_found_by_the_token_that_its_page_shows(home: Path) -> None
 def test_k_is_that_of_the_operations_file(home: Path) -> None:
     before = classes(home)
     assert len(before) == 3
-    sizes = json.loads(sql("--auditor", "SELECT num_people FROM groups WHERE level = 'class'", "-f", "json"))
-    (home / "operations.yaml").write_text(f"auditors: {{k: {min(row['num_people'] for row in sizes) + 1}}}\n")
+    sizes = json.loads(sql("--auditor", "SELECT num_examples FROM groups WHERE level = 'class'", "-f", "json"))
+    (home / "operations.yaml").write_text(f"auditors: {{k: {min(row['num_examples'] for row in sizes) + 1}}}\n")
     assert len(classes(home)) < 3
     (home / "operations.yaml").write_text("auditors: {k: 2}\n")
     with pytest.raises(ConfigError, match="k"):

@@ -263,7 +263,7 @@ def test_small_classes_owners_and_what_tells_of_them_are_not_counted(con: duckdb
     assert differences(of_photos(data), groups) == []
     for row in groups.iter_rows(named=True):
         mine = members(of_photos(data), row)
-        assert (row["num_examples"], row["num_people"]) == (mine.height, mine["owner"].n_unique())
+        assert (row["num_examples"], row["num_people"]) == (mine.height, mine["owner"].n_unique() // K * K)
 
 
 def test_no_id_name_path_token_note_or_sentence_is_in_any_cell(con: duckdb.DuckDBPyConnection) -> None:
@@ -274,6 +274,28 @@ def test_no_id_name_path_token_note_or_sentence_is_in_any_cell(con: duckdb.DuckD
         assert frame.height, f"{name} shows nothing: the test would be none"
         text = json.dumps(frame.to_dicts(), default=str)
         assert [secret for secret in SECRET if secret in text] == [], name
+
+
+def test_numbers_of_people_tell_of_nobody_who_is_in_one_part_alone(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People are in several parts: where 42 are in all and 40 in training, two are in the test split alone."""
+    rows = [(split, label, f"token{i}") for i in range(40) for split in ("train", "test") for label in "ab"]
+    rows += [("test", label, f"token{i}") for i in (40, 41) for label in "ab"]
+    data = people(rows)
+    put(con, EXAMPLES, data)
+    groups = shown(con)["groups"]
+    numbers = groups.filter(pl.col("level").is_in(["all", "split"]))["num_people"].to_list()
+    assert numbers == [40, 40, 40] and differences(of_photos(data), groups) == []
+    assert not close_numbers(groups)
+    monkeypatch.setattr(auditors, "_counted", lambda counts, *_: counts.with_columns(complete=pl.lit(True)))
+    assert close_numbers(shown(con)["groups"])
+
+
+def close_numbers(groups: pl.DataFrame, k: int = K) -> list[tuple[int, int]]:
+    """All pairs of numbers of people, of whichever rows, that are 1 to k - 1 apart; and numbers below k."""
+    numbers = [0, *groups["num_people"]]
+    return [(a, b) for a, b in itertools.permutations(numbers, 2) if 0 < a - b < k]
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
@@ -352,7 +374,7 @@ def test_nothing_small_in_random_worlds(con: duckdb.DuckDBPyConnection, seed: in
     both = pl.concat([of_photos(data), part.with_columns(subject=pl.lit("part"))])
     for k in (5, 11):
         groups = shown(con, k)["groups"]
-        assert differences(both, groups, k) == []
+        assert differences(both, groups, k) == [] and close_numbers(groups, k) == []
     assert shown(con, 5)["groups"].height > 0
 
 
@@ -554,7 +576,7 @@ def test_the_door_of_a_warehouse_reads_what_was_published_and_writes_nothing(w: 
     w.publish()
     before = sorted((path, path.stat().st_mtime_ns) for path in w.home.rglob("*"))
     asked = "SELECT num_people FROM groups WHERE level = $level"
-    assert looking.query_groups(asked, {"level": "all"}, k=K)["num_people"].to_list() == [42]
+    assert looking.query_groups(asked, {"level": "all"}, k=K)["num_people"].to_list() == [40]
     assert sorted((path, path.stat().st_mtime_ns) for path in w.home.rglob("*")) == before
     with pytest.raises(InvalidInput, match="5 or more"):
         looking.query_groups("SELECT 1", k=1)
