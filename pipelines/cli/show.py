@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from contracts.errors import ConfigError, NotReady
+from contracts.errors import ConfigError, IntegrityError, NotReady
 from pipelines.cli.terminal import console, print_data, state_to_read
 
 
@@ -67,7 +67,7 @@ def sql(
         query, values = chosen.sql, {**chosen.params, **_params(param or [], chosen.params)}
     assert query is not None
     w = Warehouse.existing(state_to_read())
-    frame = w.query_groups(query, k=_smallest_group(w.home)) if auditor else w.query(query, values or ())
+    frame = _ask_groups(w, query) if auditor else w.query(query, values or ())
     if format is Format.TABLE:
         print_table(frame)
         return
@@ -113,10 +113,15 @@ def _list_queries(queries: Any) -> None:
     )
 
 
-def _smallest_group(home: Path) -> int:
+def _ask_groups(w: Any, query: str) -> pl.DataFrame:
+    """An outsider's question. What is wrong here and not with the question is said without a path of this machine."""
     from pipelines.operations.config import operations_of
 
-    return operations_of(home).auditors.k
+    try:
+        return w.query_groups(query, k=operations_of(w.home).auditors.k)  # type: ignore[no-any-return]
+    except (ConfigError, NotReady, IntegrityError, OSError, MemoryError) as error:
+        said = str(error).replace(str(w.home), "...")
+        raise NotReady(f"nothing can be asked now: {said}") from None
 
 
 def _list_groups() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from contracts.errors import ConfigError, InvalidInput
+from contracts.errors import ConfigError, InvalidInput, NotReady
 from pipelines.cli.app import app
 from warehouse import Warehouse
 
@@ -66,5 +66,19 @@ def test_k_is_that_of_the_operations_file(home: Path) -> None:
     (home / "operations.yaml").write_text(f"auditors: {{k: {min(row['num_examples'] for row in sizes) + 1}}}\n")
     assert len(classes(home)) < 3
     (home / "operations.yaml").write_text("auditors: {k: 2}\n")
-    with pytest.raises(ConfigError, match="k"):
+    with pytest.raises(NotReady, match=r"nothing can be asked now: \.\.\./operations\.yaml.*k"):
         classes(home)
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged", "no database"])
+def test_what_is_wrong_here_is_said_without_a_path(home: Path, how: str) -> None:
+    snapshot = Warehouse.existing(home).snapshot
+    if how == "gone":
+        snapshot.unlink()
+    else:
+        data = bytearray(snapshot.read_bytes())
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+        snapshot.write_bytes(data if how == "damaged" else b"nothing of the kind")
+    with pytest.raises(NotReady, match="nothing can be asked now") as caught:
+        sql("--auditor", "FROM groups")
+    assert str(home) not in str(caught.value) and caught.value.__suppress_context__
