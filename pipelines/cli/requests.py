@@ -16,7 +16,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from contracts.errors import ConfigError, StateError, UnknownName
+from contracts.errors import ConfigError, PalimpsestError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
@@ -573,7 +573,11 @@ def _run_all(plan: Subject, workspace: Workspace, *, dry_run: bool) -> None:
         return
     if dry_run:
         for request_id in ids:
-            for line in (f"{request_id}:", *would_run(plan, workspace, request_id)):
+            try:
+                said = would_run(plan, workspace, request_id)
+            except PalimpsestError as error:  # the others are told all the same
+                said = [f"cannot be run: {error}"]
+            for line in (f"{request_id}:", *said):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     worked = work_off(

@@ -19,13 +19,13 @@ import sources.plan
 from assets import Workspace
 from assets.request_rows import pins, resolve
 from contracts import schema
-from contracts.errors import ConfigError, JobFailed
+from contracts.errors import ConfigError, DataError, JobFailed
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
 from pipelines import batch
 from pipelines.batch import waiting, work_off
 from pipelines.build import PRIORITY, REQUEST_TAG, deadline_class, request_partitions, request_tick
-from pipelines.cli import audit
+from pipelines.cli import audit, requests
 from pipelines.cli.app import app
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -65,9 +65,9 @@ def test_the_sensor_starts_runs_in_that_order_and_says_their_class_to_the_queue(
     now = datetime.now(UTC)
     dues = {"later": now + 20 * DAY, "missed": now - DAY, "soon": now + 3 * DAY}
     rows = [{"request_id": name, **listed(due_at=due, num_examples=1)} for name, due in dues.items()]
-    requests = SimpleNamespace(list=lambda subject: pl.DataFrame(rows))
+    register = SimpleNamespace(list=lambda subject: pl.DataFrame(rows))
     found = request_tick(
-        SimpleNamespace(warehouse=SimpleNamespace(requests=requests)),  # type: ignore[arg-type]
+        SimpleNamespace(warehouse=SimpleNamespace(requests=register)),  # type: ignore[arg-type]
         "mine",
         request_partitions("mine"),
         instance=SimpleNamespace(get_runs=lambda filters: []),  # type: ignore[arg-type]
@@ -96,6 +96,10 @@ def add(workspace: Workspace, plan: Subject, name: str, *rows: int, verified: bo
     return ids
 
 
+def refuse(name: str) -> list[str]:
+    raise DataError(f"{name} has changed")
+
+
 def test_one_that_fails_is_noted_and_the_others_go_on(
     workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +125,14 @@ def test_one_that_fails_is_noted_and_the_others_go_on(
     assert found == told and "only a verified request is run" in found[0].sentence
     assert "failed" in w.requests.get("r3").events["note"].to_list()[-1]
     assert "failed" not in " ".join(w.requests.get("r2").events["note"].to_list())
+    monkeypatch.setattr("pipelines.subjects.load_subject", lambda name, home: plan)
+    monkeypatch.setattr(audit, "workspace_of", lambda home: workspace)
+    monkeypatch.setattr(
+        requests, "would_run", lambda plan, workspace, name: {"r2": ["2 stages"]}.get(name) or refuse(name)
+    )
+    head, said = w.ledger.head(), CliRunner().invoke(app, ["request", "run", "mine", "--all-due", "--dry-run"])
+    assert said.exit_code == 0 and "2 stages" in said.output and "cannot be run: r5 has changed" in said.output
+    assert w.ledger.head() == head
     assert work_off(plan, workspace, []) == [] and asked == ["audit", "r2", "r3", "r5"]
 
 
