@@ -12,6 +12,11 @@ RUNTIME := $(VENV)/.stamp-runtime
 DEV := $(VENV)/.stamp-dev
 SUBJECT ?= digits
 ARGS ?=
+# an environment of their own: what these tools need must not be where the program runs (rfc3987-syntax alone makes every
+# import of Great Expectations three seconds longer)
+SBOM_VENV ?= .venv-sbom
+SBOM_TOOLS := $(SBOM_VENV)/.stamp
+SBOM := sbom.cdx.json
 export PALIMPSEST_HOME ?= $(CURDIR)/.palimpsest
 export DAGSTER_DISABLE_TELEMETRY := 1
 # of the tests that show a promise it is recorded how they end; docs/promises.md is made of that
@@ -20,7 +25,7 @@ RECORDED := PALIMPSEST_RECORD_PROMISES=docs/promises.json
 NONE_IS_FINE := test $$? -eq 5
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help audit test lint ui reproduce bench chaos stat promises browser slow clean
+.PHONY: help audit test lint ui reproduce bench chaos stat promises browser slow sbom clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,8 +67,23 @@ browser: $(DEV) ## drive the UI in headless Chromium
 slow: $(DEV) ## minutes of compute on real data
 	@$(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_IS_FINE)
 
-clean: ## remove the environment and the tools' caches; the state in .palimpsest stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache *.egg-info
+sbom: $(RUNTIME) $(SBOM_TOOLS) ## sbom.cdx.json: what is installed (CycloneDX); and what is known against the pinned versions
+	@$(SBOM_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --output-format JSON --output-file $(SBOM) $(BIN)/python
+	@echo "$(SBOM): what is installed in $(VENV)"
+	@found=$(SBOM_VENV)/audit.md; rm -f $$found; status=0; \
+	$(SBOM_VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --format markdown --output $$found 2> $(SBOM_VENV)/audit.log || status=$$?; \
+	unasked=$$(cat $$found 2>/dev/null | grep -c 'could not be audited' || true); \
+	if [ $$status -ne 0 ] && [ ! -s $$found ]; then \
+	  echo "whether weaknesses are known could not be asked: see $(SBOM_VENV)/audit.log"; exit 1; \
+	elif [ $$status -ne 0 ]; then cat $$found; echo "weaknesses are known of versions in constraints.txt"; exit 1; \
+	elif [ $$unasked -ne 0 ]; then \
+	  echo "whether weaknesses are known could not be asked of $$unasked versions: see $$found"; exit 1; \
+	else echo "no weakness is known of the versions in constraints.txt"; fi
+
+clean: ## remove the environments and the tools' caches; the state in .palimpsest stays
+	rm -rf $(VENV) $(SBOM_VENV) $(SBOM) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache *.egg-info
 
 $(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Palimpsest needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -75,4 +95,9 @@ $(RUNTIME): pyproject.toml constraints.txt
 $(DEV): $(RUNTIME)
 	@echo "adding the development tools to $(VENV)"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(SBOM_TOOLS): Makefile
+	@$(PYTHON) -m venv --clear $(SBOM_VENV)
+	@$(SBOM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
 	@touch $@

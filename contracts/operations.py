@@ -1,10 +1,11 @@
 """How an installation is operated: ``operations.yaml`` in the state folder. Without that file everything here is off,
-but for the pruning of event logs and the drift alarm, whose defaults apply.
+but for the pruning of event logs, the drift alarm and the auditors' door, whose defaults apply.
 
     anchors     where the ledger's head is noted outside the state folder
     alerts      who is told when something needs a person
     drift       when the values of a score count as moved between two audits
     pruning     how long the event logs of Dagster are kept whole
+    auditors    the smallest group that an outsider is shown
 
 It is about a state folder and not about a subject, so it is no part of any plan and of no result's digest.
 """
@@ -96,6 +97,14 @@ class Pruning(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Auditors(Config):
+    """What ``palimpsest sql --auditor`` shows. Here and no option of the command: whoever may ask with two values of k
+    sees what lies between them."""
+
+    k: int = param(10, ge=5, le=100_000, doc="fewest people in a group that is shown")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Operations(Config):
     """All of ``operations.yaml``."""
 
@@ -103,3 +112,4 @@ class Operations(Config):
     alerts: Alerts = param(Alerts())
     drift: Drift = param(Drift())
     pruning: Pruning = param(Pruning())
+    auditors: Auditors = param(Auditors())

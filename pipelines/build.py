@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -20,6 +20,8 @@ REQUEST_TAG = "palimpsest/forget_request"
 TO_RUN = (RequestState.VERIFIED, RequestState.SCOPED, RequestState.EXECUTED)  # an audited request waits for a person
 MAX_RUNS = 3
 WARN_DAYS = 7
+DAY_S = 86_400
+PRIORITY = "dagster/priority"  # of a queued run: the highest goes first, of equals the one that was queued first
 LATE = "palimpsest/late"  # tag of a run: when the audit that it makes up for was due
 LATE_AFTER = timedelta(hours=1)
 
@@ -144,6 +146,19 @@ def _failure_sensor(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> d
     return _sensor
 
 
+def deadline_class(due_at: datetime, *, now: datetime) -> int:
+    """0 past its day, 1 due within ``WARN_DAYS`` days, 2 later."""
+    left_s = (due_at - now).total_seconds()
+    return 0 if left_s < 0 else 1 if left_s < DAY_S * WARN_DAYS else 2
+
+
+def to_run(requests: pl.DataFrame, *, now: datetime) -> list[dict[str, Any]]:
+    """The rows of ``Requests.list`` that wait for a run, with ``deadline_class``: by that class, then by receipt."""
+    waiting = requests.filter(pl.col("state").is_in([state.value for state in TO_RUN])).iter_rows(named=True)
+    classed = [{**row, "deadline_class": deadline_class(row["due_at"], now=now)} for row in waiting]
+    return sorted(classed, key=lambda row: (row["deadline_class"], row["received_at"], row["request_id"]))
+
+
 def request_tick(
     workspace: Workspace,
     subject: str,
@@ -151,16 +166,16 @@ def request_tick(
     *,
     instance: dg.DagsterInstance,
 ) -> dg.SensorResult | dg.SkipReason:
-    """What the sensor answers: a partition and a run for each request that is verified or was left half-way.
+    """What the sensor answers: a partition and a run for each request that is verified or was left half-way, the most
+    urgent first.
 
     A request with a run under way is left alone, one that failed is run again, ``MAX_RUNS`` times in all. One that
     names no training example is answered at once.
     """
     from assets.request_rows import answer_unseen
 
-    requests = workspace.warehouse.requests.list(subject)
-    waiting, given_up, concepts = {}, [], []
-    for row in requests.filter(pl.col("state").is_in([state.value for state in TO_RUN])).iter_rows(named=True):
+    waiting, urgency, given_up, concepts = {}, {}, [], []
+    for row in to_run(workspace.warehouse.requests.list(subject), now=datetime.now(UTC)):
         name = row["request_id"]
         if row["selector"] == CONCEPT:  # 'palimpsest request run' says what it lacks
             concepts.append(name)
@@ -175,7 +190,7 @@ def request_tick(
         if failures >= MAX_RUNS:
             given_up.append(name)
         else:
-            waiting[name] = f"{name}-{len(runs)}"
+            waiting[name], urgency[name] = f"{name}-{len(runs)}", str(-row["deadline_class"])
     if not waiting:
         if concepts and not given_up:
             return dg.SkipReason(f"these name a concept, which no stage here removes: {', '.join(concepts)}")
@@ -187,7 +202,8 @@ def request_tick(
         )
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(run_key=key, partition_key=name, tags={REQUEST_TAG: name}) for name, key in waiting.items()
+            dg.RunRequest(run_key=key, partition_key=name, tags={REQUEST_TAG: name, PRIORITY: urgency[name]})
+            for name, key in waiting.items()
         ],
         dynamic_partitions_requests=[partitions.build_add_request(list(waiting))],
     )

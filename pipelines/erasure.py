@@ -24,7 +24,8 @@ import polars as pl
 from contracts import schema
 from contracts.erasure import DONE, OPEN, Action, Item
 from contracts.errors import NotReady, StateError, UnknownName
-from contracts.requests import ForgetRequest, RequestState
+from contracts.requests import NOT_RUN, ForgetRequest, RequestState
+from contracts.requests import OPEN as UNDER_WAY
 from contracts.subject import Subject
 from contracts.verdicts import Verdict
 from pipelines import dagster_records
@@ -157,8 +158,11 @@ def _refuse(subject: Subject, request: ForgetRequest, state: RequestState, *, re
     if not request.names_rows:
         raise StateError(f"request {name} names a concept, not rows: there is no row to erase")
     if state not in _ERASED_FROM and not retrained:
+        if state not in UNDER_WAY:
+            raise StateError(f"request {name} is {state.value}: nothing is erased for it")
+        step = "verify" if state in NOT_RUN else "run"
         raise StateError(
-            f"request {name} is {state.value}: first the audit, then the erasure: palimpsest request run "
+            f"request {name} is {state.value}: first the audit, then the erasure: palimpsest request {step} "
             f"{subject.subject} {name}"
         )
 

@@ -22,6 +22,7 @@ import polars as pl
 
 from contracts import schema
 from contracts.errors import ConfigError, NotReady
+from contracts.requests import RequestState
 
 if TYPE_CHECKING:
     from warehouse import Warehouse
@@ -44,7 +45,12 @@ def evidence(w: Warehouse, subject: str, request_id: str, to: Path) -> list[str]
         )
     issued = w.read(schema.CERTIFICATES, subject=subject, partition={"request_id": request_id}).sort("serial")
     if not issued.height:
-        raise NotReady(f"request {request_id} has no certificate yet: palimpsest request run {subject} {request_id}")
+        state = w.requests.get(request_id).state
+        raise NotReady(
+            f"request {request_id} was closed without an audit, and has no certificate: palimpsest report {request_id}"
+            if state is RequestState.CLOSED
+            else f"request {request_id} has no certificate yet: palimpsest request run {subject} {request_id}"
+        )
     last, report = issued.row(-1, named=True), f"{subject}/request_reports/{request_id}/audit"
     if w.artifacts.sha256(f"{report}.json") != last["report_sha256"]:
         raise NotReady(

@@ -147,6 +147,7 @@ con.sql(hardest.sql, params={**hardest.params, "limit": 5}).pl()
 
 Joins are on `subject` and `example_id`, never on positions. `scores.latest` shows only scores whose run met the
 score's own conditions; `scores.runs` says why one is missing. Owners appear as salted tokens. Times are UTC.
+Outsiders, who may see no row, get tables of groups in place of these: [auditors.md](auditors.md).
 
 This page is made from `warehouse/queries/*.sql` (`warehouse.queries.cookbook()`).
 """

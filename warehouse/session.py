@@ -99,18 +99,28 @@ class Session:
             NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
         """
         if self.looks:
-            connection.refuse_unpublished(self.snapshot)
-            try:
-                with self.looking_at_snapshot() as con:
-                    yield con
-            except (duckdb.CatalogException, duckdb.BinderException) as error:
-                raise NotReady(
-                    f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes "
-                    "it anew"
-                ) from error
+            with self.published() as con:
+                yield con
             return
         with self.locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
             yield con
+
+    @contextmanager
+    def published(self) -> Iterator[Connection]:
+        """The published snapshot, without a lock, for what this program asks of it.
+
+        Raises:
+            NotReady: nothing has been published, or by an earlier version of this program.
+        """
+        connection.refuse_unpublished(self.snapshot)
+        try:
+            with self.looking_at_snapshot() as con:
+                yield con
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
+            raise NotReady(
+                f"{self.snapshot} was published by an earlier version of this program: palimpsest audit publishes it "
+                "anew"
+            ) from error
 
     @contextmanager
     def looking(self) -> Iterator[Connection]:

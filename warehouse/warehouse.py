@@ -30,7 +30,7 @@ from contracts.methods import ScoreSpec
 from contracts.progress import silent
 from contracts.schema import COLUMNS, EXAMPLES, TABLES
 from contracts.tables import TableSpec
-from warehouse import chain, connection, ddl, fsio, lineage, publish, reader, verify_database, views, writer
+from warehouse import auditors, chain, connection, ddl, fsio, lineage, publish, reader, verify_database, views, writer
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.chain import Head
 from warehouse.connection import Connection, Limits, fetch, first
@@ -417,6 +417,18 @@ class Warehouse(Session):
         """
         return reader.query(self.snapshot, sql, params, limits=self._limits)
 
+    def query_groups(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, k: int) -> pl.DataFrame:
+        """Rows of one SELECT over tables of groups of k people or more, made from the published snapshot: the door for
+        people who may see no row; see ``warehouse.auditors``.
+
+        Raises:
+            NotReady: nothing has been published yet.
+            InvalidInput: k is below 5, not one reading statement, or refused by DuckDB (with its message).
+        """
+        with self.published() as con:
+            frames = auditors.tables_of(con, k=k, salt=self._salt_to_read())
+        return auditors.query(frames, sql, params, limits=self._limits)
+
     def trace(self, example_id: int, subject: str | None = None) -> pl.DataFrame:
         """Everything an example touched: ``(subject, kind, location, asset, detail)``; see
         ``warehouse.lineage.trace``."""
@@ -479,7 +491,16 @@ class Warehouse(Session):
                 fsio.write_bytes(path, os.urandom(_SALT_BYTES), mode=0o600)
             return _checked_salt(path)
 
+    def request_token(self, request_id: str) -> str:
+        """What stands for a forget request at the auditors' door."""
+        return auditors.request_token(request_id, salt=self._salt_to_read())
+
     # ---------------------------------------------------------------- inside
+
+    def _salt_to_read(self) -> bytes:
+        """The salt; where none was made yet, one that holds for this call: who only reads writes nothing."""
+        path = self.folder / "salt"
+        return _checked_salt(path) if path.exists() else os.urandom(_SALT_BYTES)
 
     def _create(self) -> bool:
         """The database file, whole or not at all, if there is none; the caller holds the lock. Whether there was

@@ -16,7 +16,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from contracts.errors import ConfigError, DataError, StateError, UnknownName
+from contracts.errors import ConfigError, PalimpsestError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
@@ -167,6 +167,7 @@ def register(
         UnknownName: the plan does not list the score.
         DataError, InvalidInput, NotReady: see ``assets.request_rows.resolve``.
     """
+    from assets.request_owner import owner_in
     from assets.request_rows import pins, resolve
     from contracts.identity import owner_token
 
@@ -183,12 +184,15 @@ def register(
     if ids is not None:
         chosen["ids"] = tuple(int(i) for i in ids)
     if owner is not None:
-        chosen["owner"] = owner_token(owner, salt=w.salt())
+        chosen["owner"] = owner
     chosen |= {k: v for k, v in {"class_name": class_name, "where": where, "score": score}.items() if v is not None}
     if concept is not None:
         chosen["concept"] = Concept(name=concept, aliases=tuple(alias), anchor=anchor or "", keep=tuple(keep))
     if len(chosen) != 1:
         raise ConfigError("give exactly one of --ids, --owner, --class, --where, --score, --concept")
+    whose = None if owner is None else owner_in(workspace.examples(plan), owner)
+    if whose is not None:
+        chosen["owner"] = owner_token(whose.name, salt=w.salt())
     field = next(iter(chosen))
     request = ForgetRequest(
         request_id=request_id or f"r{now:%Y%m%d-%H%M%S}",
@@ -204,11 +208,10 @@ def register(
     ids_named: tuple[int, ...] = ()
     if request.names_rows:
         data = workspace.examples(plan)
-        if owner is not None:
-            _refuse_unknown_owner(owner, data)
         found = resolve(request, data, w)
         w.requests.add(request, pins=pins(data, found, w.salt()))
-        said, ids_named = _what_it_names(plan, data, found), tuple(found.tolist())
+        said = [*(whose.said if whose else ()), *_what_it_names(plan, data, found)]
+        ids_named = tuple(found.tolist())
     else:
         w.requests.add(request)
         said = _what_it_means(plan, request)
@@ -216,23 +219,6 @@ def register(
         w.requests.advance(request.request_id, RequestState.VERIFIED, note="verified by the operator who registered it")
     w.publish()
     return Registered(subject, request.request_id, request.due_at[:10], ids_named, tuple(said))
-
-
-def _refuse_unknown_owner(owner: str, data: Any) -> None:
-    """Raise :class:`DataError` for a name that owns nothing; names spelled much alike are listed."""
-    import difflib
-
-    import numpy as np
-
-    names = [name for name in np.unique(data.owner).tolist() if name]
-    if owner in names:
-        return
-    folded = {name.casefold().strip(): name for name in names}
-    close = [folded[n] for n in difflib.get_close_matches(owner.casefold().strip(), folded, n=3)]
-    raise DataError(
-        f"no example of {data.name} belongs to {owner!r}; "
-        + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"the data have {len(names)} owners")
-    )
 
 
 def _examples(num: int) -> str:
@@ -522,6 +508,7 @@ def show(subject: Name, request_id: RequestId) -> None:
     for key, value in (plain(entry.request) | {"concept": None} | _concept_in_words(entry.request)).items():
         if value:
             console.print(f"{key:>12}  {value}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{'for auditors':>12}  {w.request_token(request_id)}", highlight=False)
     console.print(f"{'state':>12}  [bold]{entry.state.value}[/]")
     for row in (
         w.read(REQUEST_EVENTS, subject=subject, partition={"request_id": request_id}).sort("seq").iter_rows(named=True)
@@ -536,18 +523,27 @@ def show(subject: Name, request_id: RequestId) -> None:
 @app.command("run")
 def run(
     subject: Name,
-    request_id: RequestId,
+    request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST]", help="id of the request")] = None,
+    all_due: Annotated[
+        bool, typer.Option("--all-due", help="all that wait for a run, the most urgent first, in one process")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would be trained and audited, and about how long; do nothing")
     ] = False,
 ) -> None:
-    """Execute a verified request: scope, unlearning jobs, attacks, verdict, report."""
+    """Execute a verified request: scope, unlearning jobs, attacks, verdict, report, certificate. With --all-due: all of
+    them, each by itself."""
     from pipelines.cli.audit import finish, workspace_of
     from pipelines.subjects import load_subject
 
+    if all_due == (request_id is not None):
+        raise ConfigError("give the id of a request, or --all-due for all that wait")
     home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
+    if request_id is None:
+        _run_all(plan, workspace, dry_run=dry_run)
+        return
     if dry_run:
         for line in would_run(plan, workspace, request_id):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -566,6 +562,39 @@ def run(
     finish(workspace, plan, asset, done, wall_s, undecided=others, then=[erase])
 
 
+def _run_all(plan: Subject, workspace: Workspace, *, dry_run: bool) -> None:
+    """Work off what waits; exit 0 where all pass, 1 where one is not shown to pass, 2 where one could not be run."""
+    from pipelines.batch import FAILED, waiting, work_off
+    from pipelines.cli.audit import EXIT
+
+    ids = waiting(workspace.warehouse.requests.list(plan.subject), now=datetime.now(UTC))
+    if not ids:
+        console.print(f"no verified forget request of {plan.subject} is waiting", highlight=False)
+        return
+    if dry_run:
+        for request_id in ids:
+            try:
+                said = would_run(plan, workspace, request_id)
+            except PalimpsestError as error:  # the others are told all the same
+                said = [f"cannot be run: {error}"]
+            for line in (f"{request_id}:", *said):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    worked = work_off(
+        plan,
+        workspace,
+        ids,
+        done=lambda one: console.print(
+            f"{one.request_id}: {one.ended or 'nothing to unlearn'}. {one.sentence}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        ),
+    )
+    console.print(f"Next, for each: palimpsest erase {plan.subject} REQUEST --plan", highlight=False)
+    raise typer.Exit(max(2 if one.ended == FAILED else EXIT.get(one.ended, 0) for one in worked))
+
+
 def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[str, Any]] | str:
     """Run a verified request, after the audit that it stands on; the state of each stage, or the answer in a sentence
     where none of its rows is in the training split.
@@ -579,14 +608,14 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
     from pipelines.cli.audit import run_subject
 
     home = workspace.home
-    if _runnable(plan, workspace, request_id).num_examples == 0:
+    if runnable(plan, workspace, request_id).num_examples == 0:
         return answer_unseen(workspace.warehouse, request_id)
     run_subject(plan, home, job="audit", workspace=workspace)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     return records
 
 
-def _runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
+def runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
     """The request, where a run may start. Raises as :func:`execute`, before any work."""
     from assets.request_concepts import refuse_concept
     from assets.request_rows import refuse_changed
@@ -611,7 +640,7 @@ def would_run(plan: Subject, workspace: Workspace, request_id: str) -> list[str]
     from assets.current import current_stages
     from pipelines.outline import outline_of
 
-    if _runnable(plan, workspace, request_id).num_examples == 0:
+    if runnable(plan, workspace, request_id).num_examples == 0:
         return ["Nothing: none of its rows is in the training split."]
     outline = outline_of(plan, workspace)
     current = current_stages(

@@ -26,7 +26,7 @@ def operations_of(home: Path) -> Operations:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if said is not None and not isinstance(said, dict):
-        raise ConfigError(f"{path} must hold fields: anchors, alerts, drift, pruning")
+        raise ConfigError(f"{path} must hold fields: anchors, alerts, drift, pruning, auditors")
     try:
         return Operations.from_mapping(said or {})
     except ConfigError as error:

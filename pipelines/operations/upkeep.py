@@ -19,6 +19,7 @@ import dagster as dg
 import polars as pl
 
 from contracts import schema
+from contracts.requests import NOT_RUN, OPEN
 from pipelines.operations.alerts import Alert, send
 from pipelines.operations.config import operations_of
 from pipelines.operations.pruning import prune
@@ -26,6 +27,8 @@ from pipelines.reaper import reap, reap_jobs
 
 if TYPE_CHECKING:
     from warehouse import Warehouse
+
+RUN_AGAIN = tuple(state.value for state in OPEN if state not in NOT_RUN)
 
 
 def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[str]:
@@ -70,6 +73,7 @@ def left_behind(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> l
 def expiring(w: Warehouse, subject: str, *, now: datetime, warn_days: int) -> list[Alert]:
     """An alert for the last certificate of each request that has expired, or will within ``warn_days`` days."""
     issued = w.read(schema.CERTIFICATES, subject=subject)
+    states = dict(w.requests.list(subject).select("request_id", "state").iter_rows())
     last = issued.sort("serial").group_by("request_id", maintain_order=True).last()
     found = []
     for row in (
@@ -78,8 +82,21 @@ def expiring(w: Warehouse, subject: str, *, now: datetime, warn_days: int) -> li
         until = row["expires_at"].astimezone(UTC).date().isoformat()
         state = f"expired on {until}" if row["expires_at"] <= now else f"expires on {until}"
         sentence = (
-            f"certificate {row['serial']} of forget request {row['request_id']} of {subject} {state}: palimpsest "
-            f"request run {subject} {row['request_id']}, then palimpsest certify {subject} {row['request_id']}"
+            f"certificate {row['serial']} of forget request {row['request_id']} of {subject} {state}: "
+            f"{_renewed(w, subject, row['request_id'], states.get(row['request_id'], ''))}"
         )
         found.append(Alert(kind="certificate", subject=subject, sentence=sentence))
     return found
+
+
+def _renewed(w: Warehouse, subject: str, request_id: str, state: str) -> str:
+    """How a certificate is renewed, as commands. A request that is closed, or whose examples are erased, is not run
+    again: there is nothing left to remove, and a new date is all that is missing.
+
+    Args:
+        state: of the request.
+    """
+    certify = f"palimpsest certify {subject} {request_id}"
+    if state not in RUN_AGAIN or w.erasures.journal(request_id).height:
+        return certify
+    return f"palimpsest request run {subject} {request_id}, then {certify}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ConfigError, IllegalName
-from contracts.identity import NAME_PATTERN, check_name, owner_token
+from contracts.identity import NAME_PATTERN, check_name, nearly_same, owner_token, same_text, spellings
 from contracts.tables import Column, TableSpec, check_identifier
 
 HOSTILE = [
@@ -110,3 +111,17 @@ def test_a_table_is_refused_when_it_contradicts_itself():
             table(**bad)
     with pytest.raises(ConfigError, match=r"low 2.* > high 1"):
         column("a", low=2, high=1)
+
+
+@given(st.text(max_size=20), st.sampled_from(["NFC", "NFD"]))
+def test_canonical_forms_read_the_same_and_nothing_else_does(name, form):
+    spelled = f" {unicodedata.normalize(form, name)} "
+    assert same_text(spelled) == same_text(name) == same_text(same_text(name))
+    assert nearly_same(spelled) == nearly_same(name)
+    assert same_text(name) in spellings(name) and spellings(name)[0] == name
+
+
+def test_case_and_compatibility_do_not_read_the_same_but_nearly():
+    for one, other in (("ann", "Ann"), ("\ufb01", "fi"), ("x\u00b2", "x2"), ("a b", "a\u00a0 b"), ("an\u200dn", "ann")):
+        assert same_text(one) != same_text(other) and nearly_same(one) == nearly_same(other)
+    assert nearly_same("ann") != nearly_same("anne")

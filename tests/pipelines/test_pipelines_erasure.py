@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from contracts.requests import ForgetRequest, RequestState
 from pipelines import dagster_records, erasure
 from pipelines.cli.app import app
 from pipelines.erasure_plan import Beside, closure_of, plan
+from pipelines.operations.upkeep import expiring
 from warehouse import Warehouse, faults, sqlite, verify
 from warehouse.erasure import Found, Held, reached
 
@@ -42,18 +44,6 @@ ROOT = Path(__file__).resolve().parents[2]
 POINTS = [p for p in (ROOT / "tests/chaos/points.txt").read_text().split() if p.startswith("erasure.")]
 SLOW = pytest.mark.slow
 REST = [point for point in POINTS if point != "erasure.before_swap"]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of an audited subject with an audited request r1 of MARKER, and another subject. For copying."""
-    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
-    root = tmp_path_factory.mktemp("erasure")
-    world.build(root)
-    yield root
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({} if value is None else {name: value})
 
 
 @pytest.fixture
@@ -347,6 +337,13 @@ def test_the_evidence_of_the_request_holds_no_content_and_is_certified(erased: A
     assert issued.certificate.serial == 2 and len(issued.certificate.digests["erasure"]) == 64
     result = CliRunner().invoke(app, ["verify", str(home / issued.file.path)], env={"PALIMPSEST_HOME": str(home)})
     assert result.exit_code == 0 and "GENUINE" in result.output, result.output
+    said = expiring(w, "mine", now=datetime(2100, 1, 1, tzinfo=UTC), warn_days=1)
+    advice = said[0].sentence.partition(": palimpsest ")[2]
+    assert len(said) == 1 and advice == "certify mine r1", "what is erased is not run again"
+    refused = CliRunner().invoke(app, ["request", "run", "mine", "r1"])
+    assert isinstance(refused.exception, StateError)
+    result = CliRunner().invoke(app, advice.split())
+    assert result.exit_code == 0 and "Certificate 3 of request r1" in " ".join(result.output.split()), result.output
 
 
 def test_what_cannot_be_rebuilt_is_refused_by_name(erased: Any) -> None:
@@ -378,9 +375,14 @@ def test_nothing_is_erased_before_it_is_audited_or_closed_before_it_is_erased(ho
     w.requests.add(ForgetRequest(request_id="r2", subject="mine", selector="class", class_name="odd", **world.WHEN))
     with pytest.raises(StateError, match="first the audit, then the erasure"):
         erasure.preview(subject, workspace, "r2")
+    with pytest.raises(StateError, match="palimpsest request verify mine r2"):
+        erasure.preview(subject, workspace, "r2")
     head = w.ledger.head()
     erasure.preview(subject, workspace, "r1")
     assert w.ledger.head() == head, "a plan changes nothing"
+    w.requests.advance("r2", RequestState.REFUSED, note="a test")
+    with pytest.raises(StateError, match="is refused: nothing is erased for it"):
+        erasure.preview(subject, workspace, "r2")
     closing = ["request", "close", "mine", "r1", "--by", "Ann", "--why", "enough"]
     result = CliRunner().invoke(app, closing)
     assert isinstance(result.exception, StateError) and "erase mine r1 --execute" in str(result.exception)

@@ -353,6 +353,31 @@ def test_certificates_that_expire_are_said_and_replaced_ones_are_not(home: Path)
     assert "expired on 2026-03-03" in said[0] and "expires on 2026-03-07" in said[1]
 
 
+def test_the_advice_for_an_expired_certificate_is_a_command_that_is_not_refused(home: Path) -> None:
+    """Run again while the request is under way; a new date alone once it is closed, or held."""
+    w = Warehouse.open(home)
+    _certificates(w, "r-1", NOW - timedelta(days=1))
+
+    def advice() -> str:
+        return expiring(w, "wine", now=NOW, warn_days=14)[0].sentence.partition(": ")[2]
+
+    again = "palimpsest request run wine r-1, then palimpsest certify wine r-1"
+    for state, wanted in (
+        ("verified", again),
+        ("scoped", again),
+        ("executed", again),
+        ("audited", again),
+        ("on_hold", "palimpsest certify wine r-1"),
+        ("verified", again),
+        ("scoped", again),
+        ("executed", again),
+        ("audited", again),
+        ("closed", "palimpsest certify wine r-1"),
+    ):
+        w.requests.advance("r-1", state)
+        assert advice() == wanted, state
+
+
 def test_upkeep_says_what_is_due_prunes_and_is_quiet_when_nothing_is(home: Path) -> None:
     from pipelines.subjects import write_subject
 

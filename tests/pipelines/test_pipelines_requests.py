@@ -108,6 +108,9 @@ def test_what_a_request_names_is_shown_and_nonsense_is_refused(mine: Path) -> No
         with pytest.raises(error, match=says):
             palimpsest("request", "add", "mine", *given, "--id", "r2")
     assert warehouse(mine).requests.list("mine").height == 1, "what is refused is not on the register"
+    said = palimpsest("request", "add", "mine", "--owner", f" {NAMES[3]} ", "--id", "r2")
+    assert f"the data spell this owner '{NAMES[3]}'" in said
+    assert stored.get("r2").request.owner == stored.get("r1").request.owner, "the token is of the data's spelling"
     with pytest.raises(UnknownName, match="known"):
         palimpsest("request", "list", "no-such-subject")
     with pytest.raises(PalimpsestError, match="palimpsest request run mine r1"):

@@ -1,0 +1,180 @@
+"""Many forget requests in one process: in order, on one audit, each by itself, and one that fails alone."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import erasure_world as world
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+import sources.plan
+from assets import Workspace
+from assets.request_rows import pins, resolve
+from contracts import schema
+from contracts.errors import ConfigError, DataError, JobFailed
+from contracts.requests import ForgetRequest, RequestState
+from contracts.subject import Subject
+from pipelines import batch
+from pipelines.batch import waiting, work_off
+from pipelines.build import PRIORITY, REQUEST_TAG, deadline_class, request_partitions, request_tick
+from pipelines.cli import audit, requests
+from pipelines.cli.app import app
+
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def listed(**changes: Any) -> dict[str, Any]:
+    return {"state": "verified", "selector": "ids", "received_at": NOW - 9 * DAY, "due_at": NOW + 20 * DAY} | changes
+
+
+def test_the_most_urgent_class_comes_first_and_within_it_who_asked_first() -> None:
+    rows = {
+        "late": listed(),
+        "early": listed(received_at=NOW - 10 * DAY, due_at=NOW + 25 * DAY),  # extended: first come, first served still
+        "soon": listed(due_at=NOW + 6 * DAY, received_at=NOW - DAY),
+        "sooner": listed(due_at=NOW + 5 * DAY, received_at=NOW),
+        "missed": listed(due_at=NOW - DAY, received_at=NOW - DAY / 2),
+        "twin": listed(),
+        "half-way": listed(state="executed", received_at=NOW - 8 * DAY),
+        "new": listed(state="received"),
+        "done": listed(state="audited", due_at=NOW - DAY),
+        "held": listed(state="on_hold", due_at=NOW - DAY),
+        "concept": listed(selector="concept"),
+    }
+    frame = pl.DataFrame([{"request_id": name, **row} for name, row in rows.items()])
+    wanted = ["missed", "soon", "sooner", "early", "late", "twin", "half-way"]
+    assert waiting(frame, now=NOW) == wanted
+    assert waiting(frame.reverse(), now=NOW) == wanted, "the order of the register does not matter"
+
+
+@pytest.mark.parametrize(("left", "wanted"), [(-1, 0), (0, 1), (7 * 86_400 - 1, 1), (7 * 86_400, 2)])
+def test_classes_end_to_the_second(left: int, wanted: int) -> None:
+    assert deadline_class(NOW + timedelta(seconds=left), now=NOW) == wanted
+
+
+def test_the_sensor_starts_runs_in_that_order_and_says_their_class_to_the_queue() -> None:
+    now = datetime.now(UTC)
+    dues = {"later": now + 20 * DAY, "missed": now - DAY, "soon": now + 3 * DAY}
+    rows = [{"request_id": name, **listed(due_at=due, num_examples=1)} for name, due in dues.items()]
+    register = SimpleNamespace(list=lambda subject: pl.DataFrame(rows))
+    found = request_tick(
+        SimpleNamespace(warehouse=SimpleNamespace(requests=register)),  # type: ignore[arg-type]
+        "mine",
+        request_partitions("mine"),
+        instance=SimpleNamespace(get_runs=lambda filters: []),  # type: ignore[arg-type]
+    )
+    assert isinstance(found, dg.SensorResult)
+    asked = [(run.partition_key, run.tags[PRIORITY]) for run in found.run_requests or []]
+    assert asked == [("missed", "0"), ("soon", "-1"), ("later", "-2")]
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    copied = Path(shutil.copytree(finished / "state", tmp_path / "state"))
+    monkeypatch.setenv("PALIMPSEST_HOME", str(copied))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return Workspace(copied, launcher=world.Here(), publish_every_s=1e9)
+
+
+def add(workspace: Workspace, plan: Subject, name: str, *rows: int, verified: bool = True) -> np.ndarray:
+    """Register a request for training examples by their places; their ids."""
+    data, w = workspace.examples(plan), workspace.warehouse
+    ids = np.sort(data.example_id[data.split == "train"])[list(rows)]
+    request = ForgetRequest(request_id=name, subject="mine", selector="ids", ids=tuple(ids.tolist()), **world.WHEN)
+    w.requests.add(request, pins=pins(data, resolve(request, data, w), w.salt()))
+    if verified:
+        w.requests.advance(name, RequestState.VERIFIED, note="a test")
+    return ids
+
+
+def refuse(name: str) -> list[str]:
+    raise DataError(f"{name} has changed")
+
+
+def test_one_that_fails_is_noted_and_the_others_go_on(
+    workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, asked = world.plan_of(finished), []
+    w = workspace.warehouse
+    for name, rows, verified in (("r2", (0,), True), ("r3", (1,), True), ("r4", (2,), False), ("r5", (3, 4), True)):
+        add(workspace, plan, name, *rows, verified=verified)
+
+    def run_subject(plan: Subject, home: Path, *, job: str, request: str | None = None, workspace: Workspace) -> None:
+        asked.append(request or job)
+        if request == "r3":
+            raise JobFailed("it failed")
+        if request:
+            w.artifacts.save_json(
+                f"mine/request_reports/{request}/audit.json", {"verdict": "pass", "sentence": "Gone."}
+            )
+
+    monkeypatch.setattr(audit, "run_subject", run_subject)
+    told: list[Any] = []
+    found = work_off(plan, workspace, ["r2", "r3", "r4", "r5"], done=told.append)
+    assert asked == ["audit", "r2", "r3", "r5"], "one audit for all; what may not be run is not"
+    assert {one.request_id: one.ended for one in found} == {"r4": "failed", "r2": "pass", "r3": "failed", "r5": "pass"}
+    assert found == told and "only a verified request is run" in found[0].sentence
+    assert "failed" in w.requests.get("r3").events["note"].to_list()[-1]
+    assert "failed" not in " ".join(w.requests.get("r2").events["note"].to_list())
+    monkeypatch.setattr("pipelines.subjects.load_subject", lambda name, home: plan)
+    monkeypatch.setattr(audit, "workspace_of", lambda home: workspace)
+    monkeypatch.setattr(
+        requests, "would_run", lambda plan, workspace, name: {"r2": ["2 stages"]}.get(name) or refuse(name)
+    )
+    head, said = w.ledger.head(), CliRunner().invoke(app, ["request", "run", "mine", "--all-due", "--dry-run"])
+    assert said.exit_code == 0 and "2 stages" in said.output and "cannot be run: r5 has changed" in said.output
+    assert w.ledger.head() == head
+    assert work_off(plan, workspace, []) == [] and asked == ["audit", "r2", "r3", "r5"]
+
+
+def test_one_id_or_all_and_the_end_says_the_worst(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (("mine",), ("mine", "r1", "--all-due")):
+        assert isinstance(CliRunner().invoke(app, ["request", "run", *given]).exception, ConfigError)
+    said = CliRunner().invoke(app, ["request", "run", "mine", "--all-due"])
+    assert said.exit_code == 0 and "no verified forget request of mine is waiting" in said.output
+    monkeypatch.setattr(batch, "waiting", lambda *_, **__: ["a", "b"])
+    for ends, code in (
+        (("pass", ""), 0),
+        (("pass", "inconclusive"), 1),
+        (("fail", "pass"), 1),
+        (("failed", "fail"), 2),
+    ):
+        worked = [batch.Worked(name, end, "") for name, end in zip("ab", ends, strict=True)]
+        monkeypatch.setattr(batch, "work_off", lambda *_, worked=worked, **__: worked)
+        assert CliRunner().invoke(app, ["request", "run", "mine", "--all-due"]).exit_code == code
+
+
+@pytest.mark.slow
+def test_each_is_unlearned_audited_and_certified_by_itself_on_one_load_of_the_data(
+    workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.without_checks_and_pictures(monkeypatch)
+    plan, w = world.plan_of(finished), workspace.warehouse
+    loads: list[str] = []
+    load = sources.plan.load_examples
+    monkeypatch.setattr(sources.plan, "load_examples", lambda subject: loads.append(subject.subject) or load(subject))
+    ids = {name: add(workspace, plan, name, *rows) for name, rows in (("r2", (0, 1)), ("r3", (5,)))}
+    found = work_off(plan, workspace, waiting(w.requests.list("mine"), now=NOW))
+    assert [one.request_id for one in found] == ["r2", "r3"] and not any(one.ended == "failed" for one in found)
+    assert loads == ["mine"]
+    issued = w.read(schema.CERTIFICATES, subject="mine").filter(pl.col("request_id").is_in(["r2", "r3"]))
+    assert sorted(issued["request_id"]) == ["r2", "r3"] and issued["sha256"].n_unique() == 2
+    for name, rows in ids.items():
+        assert w.requests.get(name).state in (RequestState.AUDITED, RequestState.CLOSED)
+        assert w.requests.get(name).num_examples == len(rows)
+        scope, _ = w.artifacts.load(f"mine/request_curation/{name}/split/result")
+        removed, _ = w.artifacts.load(f"mine/request_unlearning/{name}/retrain/result")
+        assert scope["forget"].tolist() == removed["forget"].tolist() == rows.tolist(), "its own rows and no others"
+    with dg.DagsterInstance.get() as instance:
+        runs = {name: instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: name})) for name in ids}
+        assert all(len(found) == 1 for found in runs.values())
+        assert runs["r2"][0].run_id != runs["r3"][0].run_id
