@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import marker_search
 import numpy as np
 import polars as pl
@@ -27,6 +29,7 @@ from assets import Workspace
 from contracts.subject import Subject
 from pipelines.cli import audit
 from pipelines.cli import requests as asked
+from pipelines.home import dagster_home
 from pipelines.subjects import write_subject
 from warehouse import Warehouse
 
@@ -177,6 +180,30 @@ def test_everything_that_could_have_told_has_said_something(people: dict[str, An
     assert list(home.rglob("job.json")) and any(home.rglob("runs.db"))
     w = Warehouse.existing(home)
     assert w.requests.get("r1").num_examples and w.requests.get("r1").state.value in ("audited", "closed")
+
+
+def test_a_marker_elsewhere_is_found(people: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Dagster's records, in the ledger, in a log, in a lineage event: each alone is refused, and named."""
+    home = Path(shutil.copytree(people["home"], tmp_path / "state"))
+    monkeypatch.setenv("PALIMPSEST_HOME", str(home))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    world = {**people, "home": home}
+    (home / "jobs" / "stderr.txt").write_text(f"row 3 says {COLUMN}")
+    with pytest.raises(AssertionError, match=r"jobs/stderr\.txt"):
+        refuse_elsewhere(world, COLUMN, PEOPLE[COLUMN])
+    (home / "jobs" / "stderr.txt").unlink()
+    refuse_elsewhere(world, COLUMN, PEOPLE[COLUMN])
+    with pytest.raises(AssertionError, match="events"):
+        refuse_elsewhere({**world, "events": people["events"] + COLUMN}, COLUMN, PEOPLE[COLUMN])
+    Warehouse.open(home).ledger.append("note", {"of": f"{OWNER}@example.org"})
+    with pytest.raises(AssertionError, match=r"palimpsest\.duckdb!ledger\.entries"):
+        refuse_elsewhere(world, OWNER, PEOPLE[OWNER])
+    dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        shown = dg.AssetObservation(asset_key=["people", "scores", "el2n"], metadata={"hardest": LABEL})
+        instance.report_runless_asset_event(shown)
+    with pytest.raises(AssertionError, match=r"history/.*event_logs"):
+        refuse_elsewhere(world, LABEL, PEOPLE[LABEL])
 
 
 @pytest.mark.promise("B10")
