@@ -27,6 +27,8 @@ from warehouse.connection import Connection, Limits
 from warehouse.faults import fault
 from warehouse.filesums import FileSums
 
+AGAIN = "'palimpsest audit SUBJECT' publishes it anew, also where nothing is to be computed"
+
 
 class Open:
     """An open transaction: it notes in the ledger what is done."""
@@ -194,7 +196,6 @@ class Session:
         Raises:
             IntegrityError: that cannot be done now.
         """
-        again = "'palimpsest audit SUBJECT' publishes it anew, also where nothing is to be computed"
         try:
             if not self.database.exists():
                 raise IntegrityError(f"the database {self.database} is gone as well")
@@ -202,7 +203,7 @@ class Session:
         except LockTimeout as error:
             raise IntegrityError(f"{damaged}. A run is writing, and will publish it anew: ask again then") from error
         except OSError as error:
-            raise IntegrityError(f"{damaged}. It cannot be replaced from here ({error.strerror}): {again}") from error
+            raise IntegrityError(f"{damaged}. It cannot be replaced from here ({error.strerror}): {AGAIN}") from error
         except IntegrityError as error:
             raise IntegrityError(f"{damaged}; and {error}. Restore the state folder from a backup") from error
         logging.getLogger("palimpsest").warning("%s: it was published anew from the database", damaged)

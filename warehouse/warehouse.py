@@ -55,7 +55,7 @@ from warehouse.filesums import FileSums
 from warehouse.ledger import Ledger
 from warehouse.lineage import Lineage
 from warehouse.requests import Requests
-from warehouse.session import Open, Session
+from warehouse.session import AGAIN, Open, Session
 from warehouse.writer import Receipt, Transaction
 
 if TYPE_CHECKING:
@@ -440,8 +440,10 @@ class Warehouse(Session):
         self.check_snapshot()
         try:
             return reader.query(self.snapshot, sql, params, limits=self._limits)
-        except IntegrityError:  # what DuckDB's own checksums find, and the file system did not tell of
+        except IntegrityError as error:  # what DuckDB's own checksums find, and the file system did not tell of
             self.check_snapshot(FileSums())
+            if not publish.is_recorded(self.snapshot):
+                raise IntegrityError(f"{error}; {AGAIN}") from error
             return reader.query(self.snapshot, sql, params, limits=self._limits)
 
     def query_groups(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, k: int) -> pl.DataFrame:
