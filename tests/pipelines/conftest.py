@@ -148,17 +148,3 @@ def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tupl
                 struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes()
             )
             return folder, []
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of an audited subject with an audited forget request r1, and another subject. For copying."""
-    import erasure_world as world
-
-    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
-    root = tmp_path_factory.mktemp("erasure")
-    world.build(root)
-    yield root
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({} if value is None else {name: value})
