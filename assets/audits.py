@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from assets import models, needs
-from assets.stage import APPLIES, Output, Partition, Run, Stage, labels_of, top_rows
+from assets.stage import APPLIES, Output, Partition, Run, Stage, top_rows
 from assets.unlearning import NONE, Scope
 from contracts import schema
 from contracts.digests import derive_seed
@@ -148,7 +148,7 @@ def _run_attack(
             .to_dicts()
             if whole
             else [],
-            "most_exposed": top_rows(exposed[0].filter("is_member"), "score", labels_of(run.data)) if exposed else [],
+            "most_exposed": top_rows(exposed[0].filter("is_member"), "score") if exposed else [],
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
         warnings={APPLIES: ""},

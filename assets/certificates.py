@@ -81,13 +81,17 @@ def _issue(run: Run) -> Output:
     )
 
 
-def certify(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) -> Issued:
+def certify(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS, renew: bool = False) -> Issued:
     """Issue another certificate of a request that has been audited: the same findings, a new date.
+
+    Args:
+        renew: sign with another key from now on.
 
     Raises:
         NotReady: it has not been audited.
+        IntegrityError: the signing key is gone or damaged.
     """
-    made = issue(subject, w, request_id, days=days)
+    made = issue(subject, w, request_id, days=days, renew=renew)
     said = made.certificate
     with w.transaction() as t:
         row = t.replace(
@@ -103,11 +107,11 @@ def certify(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS
     return made
 
 
-def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) -> Issued:
+def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS, renew: bool = False) -> Issued:
     """Sign what stands in the tables about a request, and store the file; its row is the caller's to write.
 
     Raises:
-        NotReady: it has not been audited.
+        NotReady, IntegrityError: as :func:`certify`.
     """
     name, entry = subject.subject, w.requests.get(request_id)
     report = f"{name}/request_reports/{request_id}/audit.json"
@@ -149,7 +153,7 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS) 
         expires_at=(now + timedelta(days=days)).isoformat(),
         issuer=f"palimpsest-audit {metadata.version('palimpsest-audit')}",
     )
-    signer = signing.signing_key(w.home)
+    signer = w.signer(renew=renew)
     said = statement(certificate, {models: w.artifacts.sha256(models)})
     file = w.artifacts.save_bytes(
         f"{name}/request_certificates/{request_id}/{serial}.dsse.json",

@@ -2,7 +2,8 @@
 loaded.
 
     key     = digest(asset, version, configuration, data versions of the inputs, request, digest of the data outside)
-    current = everything upstream is current, the last completion was for this key, and its outputs are in place
+    current = everything upstream is current, the last completion was for this key, and its results are in place,
+              undamaged byte for byte
 
 The key is made here for the stages at work as well, so that what is told beforehand and what a run does cannot differ.
 """
@@ -76,7 +77,12 @@ def scope_of(warehouse: Warehouse, request: str | None) -> str:
 
 
 def current_stages(
-    stages: Sequence[Declaration], warehouse: Warehouse, *, request: str | None, outside: Callable[[str], str | None]
+    stages: Sequence[Declaration],
+    warehouse: Warehouse,
+    *,
+    request: str | None,
+    outside: Callable[[str], str | None],
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Record]:
     """Asset -> record of the last completion, of the stages that a run now would leave as they are.
 
@@ -86,6 +92,7 @@ def current_stages(
         outside: digest of the "data", or the given "model" or "references", as they are now; None when they cannot be
             read: then nothing that reads them is current. Asked at most once for each, and only for a stage that
             reads it.
+        note: called with a sentence for every stage whose results are gone or damaged.
     """
     scope = scope_of(warehouse, request) if any(stage.per_request for stage in stages) else ""
     last = warehouse.completions(stage.asset(request) for stage in stages)
@@ -94,8 +101,10 @@ def current_stages(
     asked: dict[str, str | None] = {"": ""}
     for stage in stages:
         name, inputs = names[stage.path], [names[path] for path in stage.deps]
-        record, intact = last.get(name, ({}, False))
-        if not intact or any(dep not in found for dep in inputs):
+        record, trouble = last.get(name, ({}, ""))
+        if trouble:
+            note(f"{name} is made anew: {trouble}")
+        if not record or trouble or any(dep not in found for dep in inputs):
             continue
         if stage.reads not in asked:
             asked[stage.reads] = outside(stage.reads)

@@ -191,6 +191,7 @@ def _metadata(
     out |= {
         label: dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
         for label, png in shown["pictures"].items()
+        if label not in shown.get("report_only", ())
     }
     out |= {
         "state": state,

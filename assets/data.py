@@ -116,5 +116,5 @@ def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
         "owners": int(frame["owner"].n_unique() - (frame["owner"] == "").any()),
         "exact_duplicates": int(duplicated),
         "source_digest": data.digest,
-        "first_rows": frame.head(10).select("example_id", "split", "label_name").to_dicts(),
+        "first_rows": frame.head(10).select("example_id", "split").to_dicts(),
     }

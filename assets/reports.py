@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from assets.request_closing import RETRAINED
 from assets.requests import GROUPS as CLOSURE
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
+from assets.workspace import Workspace
 from contracts import schema
 from contracts.digests import digest, plain
+from contracts.errors import NotReady
 from contracts.methods import analysis, maker, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import NO_REFERENCES, RETRAIN, Subject
@@ -67,6 +70,10 @@ def audit_report(
     """
     made = datasets or {}
     per_request = scope is not None and scope.per_request
+
+    def facts(run: Run) -> AuditReport:
+        return assemble(run, scope, scores, analyses, findings, accepted, made)
+
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}reports", "audit"),
@@ -88,8 +95,56 @@ def audit_report(
         kinds=frozenset({"html", "json"}),
         per_request=per_request,
         fresh_days=None if per_request else 8,
-        work=lambda run: _report(run, assemble(run, scope, scores, analyses, findings, accepted, made)),
+        work=lambda run: _report(run, facts(run)),
+        report=facts,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rebuilt:
+    """A report that was made again.
+
+    Attributes:
+        text: its JSON.
+        differs: fields in which it says other things than the one on record; none where they are equal byte for byte.
+    """
+
+    text: str
+    differs: tuple[str, ...]
+
+
+def rebuild(stage: Stage, workspace: Workspace, *, request: str | None = None) -> Rebuilt:
+    """Make a report on record again, from ledger, tables and artefacts, and compare the two.
+
+    The time it was made is taken from the report, and the head that it names from the ledger.
+
+    Raises:
+        NotReady: there is none; or what it was made from was replaced since, or is damaged. Erased: it was erased.
+        IntegrityError: the report on record is damaged.
+    """
+    assert stage.report is not None
+    run, w, asset = Run(stage, workspace, "rebuild", request, None), workspace.warehouse, stage.asset(request)
+    stored = w.artifacts.load_bytes(f"{asset}.json")
+    record = w.last_complete(asset)
+    if record is None:
+        raise NotReady(f"no entry of the ledger records {asset}: palimpsest audit {stage.subject.subject}")
+    names = [dep.asset(request) for dep in stage.deps]
+    spoiled = [f"{name}: {trouble}" for name, (_, trouble) in w.completions(names).items() if trouble]
+    if spoiled or run.key() != record["key"]:
+        why = "; ".join(spoiled) or "its inputs, the plan, the data or the code are other ones"
+        raise NotReady(f"{asset} cannot be made again as it was: {why}; an audit makes a new one")
+    head, facts = w.ledger.before(asset, request=request), stage.report(run)
+    facts = dataclasses.replace(facts, created_at=json.loads(stored)["created_at"], ledger_head=str(head))
+    if request and facts.events is not None:  # what became of the request since is not in it
+        known = w.ledger.entries(kind="request").filter(pl.col("seq") <= head.seq)["body"]
+        told = sum(json.loads(body)["request_id"] == request for body in known)
+        facts = dataclasses.replace(facts, events=facts.events.sort("seq").head(told))
+    text = render_json(facts)
+    if text.encode() == stored:
+        return Rebuilt(text=text, differs=())
+    now, then = json.loads(text), json.loads(stored)
+    differs = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    return Rebuilt(text=text, differs=tuple(differs) or ("the text itself",))
 
 
 def _report(run: Run, report: AuditReport) -> Output:

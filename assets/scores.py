@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from assets import imported, needs
-from assets.stage import Output, Run, Stage, labels_of, top_rows
+from assets.stage import Output, Run, Stage, top_rows
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable, NotTrusted
@@ -79,7 +79,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
         metadata={
             "examples": frame.height,
             "mean": float(values.mean()) if len(values) else 0.0,  # type: ignore[arg-type]
-            "highest": top_rows(frame, spec.value, labels_of(run.data)),
+            "highest": top_rows(frame, spec.value),
         },
         pictures={"histogram": plots.histogram_png(values.to_numpy(), title=spec.name, xlabel=_xlabel(spec))}
         if len(values)

@@ -2,7 +2,7 @@
 
     key = digest(asset, code version, configuration, data versions of its inputs, request)
 
-The same key with its outputs still in place is a no-op. Otherwise the work runs, its tables replace their
+The same key with its results still in place, undamaged, is a no-op. Otherwise the work runs, its tables replace their
 partitions, its artifacts are written before the ledger says the stage is complete, and the snapshot is published.
 ``assets.dagster_view`` shows a stage as a Dagster asset.
 """
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,9 @@ from contracts.tables import TableSpec
 from contracts.verdicts import Verdict
 from sources.example_set import ExampleSet
 from warehouse import Artifact
+
+if TYPE_CHECKING:
+    from reports import AuditReport
 
 Partition = Mapping[str, Any]
 SHOWN = "shown"  # the artefact of what the Dagster UI shows of a stage
@@ -61,8 +64,10 @@ class Output:
         artifacts: bulk results already written through the artifact store.
         volatile: stored things that differ between equal runs (times); no part of the data version.
         members: ids of the examples that the results were made from.
-        metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table).
-        pictures: label -> PNG bytes, shown in the Dagster UI.
+        metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table). Nothing of an
+            example but its id: no text, label, name or column of the data.
+        pictures: label -> PNG bytes, shown in the Dagster UI and on reports: charts, no picture of an example.
+        report_only: labels of pictures that show words of the data, such as names of classes: not for Dagster.
         warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
         judged: name of a non-blocking check -> what it says.
     """
@@ -73,6 +78,7 @@ class Output:
     members: np.ndarray | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+    report_only: frozenset[str] = frozenset()
     warnings: Mapping[str, str] = field(default_factory=dict)
     judged: Mapping[str, Checked] = field(default_factory=dict)
 
@@ -93,6 +99,7 @@ class Stage:
         per_request: partitioned by forget request.
         trains: takes the training pool (one at a time).
         fresh_days: the asset is stale after so many days.
+        report: of a report: its facts, from what is stored now.
     """
 
     subject: Subject
@@ -110,6 +117,7 @@ class Stage:
     per_request: bool = False
     trains: bool = False
     fresh_days: int | None = None
+    report: Callable[[Run], AuditReport] | None = None
 
     @cached_property
     def config_digest(self) -> str:
@@ -298,14 +306,18 @@ def materialize(
     run = Run(stage, workspace, run_id, request, context)
     w = run.warehouse
     key = run.key()
-    record = w.completed(run.asset, key)
-    if record is not None:
+    record, trouble = w.completions([run.asset]).get(run.asset, ({}, ""))
+    if record and not trouble and record["key"] == key:
         return {**record, "unchanged": True}
+    if trouble and context is not None:
+        context.log.warning(f"{run.asset} is made anew: {trouble}")
     started = time.perf_counter()
     output = stage.work(run)
     metadata = plain(output.metadata)
     pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
-    shown = w.artifacts.save_json(_join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures})
+    shown = w.artifacts.save_json(
+        _join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures, "report_only": sorted(output.report_only)}
+    )
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
     artifacts = (*output.artifacts, *output.volatile, *run.partial_work(), shown)
     outputs: list[dict[str, Any]] = []
@@ -369,10 +381,11 @@ def _check(run: Run, tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]]
     }
 
 
-def top_rows(frame: pl.DataFrame, column: str, labels: pl.DataFrame, *, limit: int = 10) -> list[dict[str, Any]]:
-    """The examples with the highest values: id, class and value, for the table in the UI."""
+def top_rows(frame: pl.DataFrame, column: str, *, limit: int = 10) -> list[dict[str, Any]]:
+    """The examples with the highest values, id and value, for the table in the UI: Dagster's records hold nothing of an
+    example but its id."""
     top = frame.sort([column, "example_id"], descending=[True, False], nulls_last=True).head(limit)
-    return top.select("example_id", column).join(labels, on="example_id", how="left").to_dicts()
+    return top.select("example_id", column).to_dicts()
 
 
 def labels_of(data: ExampleSet) -> pl.DataFrame:

@@ -61,12 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @functools.cache
 def _scope(nodeid: str) -> str:
-    """Tests of one scope go to one worker: a file's share its fixtures, those that look at the audited state of
-    ``tests/pipelines`` share that, and of the battery it is the tests of one method, which fill the gaps at the end."""
+    """Tests of one scope go to one worker: a file's share its fixtures, those that look at one of the finished states
+    of ``tests/pipelines`` share that, and of the battery it is the tests of one method, which fill the gaps at the
+    end."""
     file, _, rest = nodeid.partition("::")
     if "/battery/" in file:
         return f"{file}::{'-'.join(rest.split('-')[:2])}"
-    return "audited_home" if "audited_home" in (ROOT / file).read_text(encoding="utf-8") else file
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return next((state for state in ("audited_home", "erasure_world") if state in text), file)
 
 
 @pytest.hookimpl(trylast=True)

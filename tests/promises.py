@@ -107,7 +107,7 @@ PROMISES = {
 }
 
 # Promises of these groups that may still be open.
-AWAITED = frozenset({"B10", "E7"})
+AWAITED: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

@@ -32,6 +32,9 @@ FOLDER = "anchors"
 PACKAGE = "rfc3161-client"
 _MOST = 1 << 20  # bytes of a token: one is some kilobytes
 _QUERY, _REPLY = "application/timestamp-query", "application/timestamp-reply"
+_CUT = re.compile(
+    r"([1-9][0-9]{0,17}(:[0-9a-f]{0,64})?)?\0*"
+)  # the beginning of a head; zeros where a disk lost the rest
 _NAME = re.compile(r"([1-9][0-9]{0,17})-([0-9a-f]{64})\.tsr")
 
 
@@ -98,7 +101,7 @@ def heads_in(path: Path) -> list[Head]:
         try:
             found += [Head.parse(words[0])] if words else []
         except InvalidInput as error:
-            if number == len(lines) or len(words) < 2:  # without its time, or its end: cut while it was written
+            if len(words) == 1 and _CUT.fullmatch(words[0]):  # a crash has cut it while it was written
                 continue
             raise InvalidInput(f"{path}, line {number}: {error}") from None
     return found

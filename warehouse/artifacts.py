@@ -31,13 +31,12 @@ from contracts.digests import canonical_json, digest
 from contracts.errors import DataError, Erased, IllegalName, IntegrityError, NotReady, UnsafeFile
 from warehouse import fsio
 from warehouse.faults import fault
+from warehouse.filesums import FileSums
 
 _META = "palimpsest"
 _OS_ERROR = re.compile(r"os error (\d+)")  # how the library tells what the disk said
 _MANIFEST = ".manifest.json"
-ERASED = (
-    ".erased.json"  # in place of the manifest of what was erased for a forget request: when, for which, its SHA-256
-)
+ERASED = ".erased.json"  # in place of the manifest of what was erased for a forget request: for which, and when
 _MAX_HEADER = 100 << 20
 _MAX_MANIFEST = 16 << 20
 _DTYPE_OF: dict[str, np.dtype[Any]] = {
@@ -73,10 +72,14 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Artefacts by name below one folder (``w.artifacts``)."""
+    """Artefacts by name below one folder (``w.artifacts``).
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Attributes:
+        sums: what is known of files that were read before; :meth:`trouble` alone believes it.
+    """
+
+    def __init__(self, root: Path, *, sums: FileSums | None = None) -> None:
+        self.root, self.sums = root, sums or FileSums()
 
     def save(self, name: str, tensors: Mapping[str, Any], meta: Mapping[str, Any], *, finite: bool = True) -> Artifact:
         """Store numpy arrays (and a JSON-able ``meta``) under ``name``, replacing an earlier one.
@@ -181,15 +184,25 @@ class ArtifactStore:
         return self._manifest_path(name).exists()
 
     def holds(self, name: str, sha256: str) -> bool:
-        """Whether ``name`` is stored with that digest: manifest intact, content present in full size (not re-read), and
-        the file for people too where there is one."""
+        """Whether ``name`` is stored with that digest, and undamaged; see :meth:`trouble`."""
+        return not self.trouble(name, sha256)
+
+    def trouble(self, name: str, sha256: str) -> str:
+        """What is wrong with ``name`` as the artefact of that SHA-256, in words; "" where the manifest, the content and
+        the file for people are as they were written. A file is read again only where something happened to it since it
+        was read last (``warehouse.filesums``); :meth:`load` and :meth:`verified` always read."""
         try:
             manifest = self._manifest(name)
-            files = {self._content_path(name, manifest), self._artifact(name, manifest).path}
-            sizes = {file.stat().st_size for file in files}
-        except (NotReady, IntegrityError, OSError):
-            return False
-        return bool(manifest["sha256"] == sha256 and sizes == {manifest["size_bytes"]})
+            if manifest["sha256"] != sha256:
+                return f"artefact {name} was replaced by another"
+            for path in dict.fromkeys((self._content_path(name, manifest), self._artifact(name, manifest).path)):
+                if self.sums.sha256(path) != sha256:
+                    return f"{path} is damaged or was changed: its SHA-256 is not the one on record"
+        except (NotReady, IntegrityError, UnsafeFile) as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename or name} cannot be read ({error.strerror})"
+        return ""
 
     def remove(self, name: str, *, erased_for: str = "", at: str = "") -> None:
         """Delete ``name``; the manifest goes first, so no reader finds half of it.
@@ -204,7 +217,8 @@ class ArtifactStore:
             fsio.sweep(path.parent)
             if erased_for:
                 told = {"name": name, "request": erased_for, "at": at}
-                fsio.write_bytes(self._erased_path(name), canonical_json(told).encode("utf-8") + b"\n")
+                sealed = canonical_json({**told, "check": digest(told)})
+                fsio.write_bytes(self._erased_path(name), sealed.encode("utf-8") + b"\n")
             fault("erasure.after_tombstone")
             fsio.remove(path)
             fsio.remove(self._path(name))
@@ -320,15 +334,39 @@ class ArtifactStore:
         return path.with_name(path.name + ERASED)
 
     def _refuse_erased(self, name: str) -> None:
+        """Nothing, where ``name`` was not erased.
+
+        Raises:
+            Erased: it was. IntegrityError: what says so is damaged.
+        """
         try:
-            told = json.loads(self._erased_path(name).read_bytes())
-            request, at = str(told["request"]), str(told["at"])[:10]
-        except (OSError, ValueError, KeyError, TypeError):
+            told = self.erased(name)
+        except FileNotFoundError:
             return
         raise Erased(
-            f"artefact {name!r} was erased for forget request {request} on {at}: what it held cannot be rebuilt; an "
-            "audit makes a new one, without the examples of that request"
+            f"artefact {name!r} was erased for forget request {told['request']} on {told['at'][:10]}: what it held "
+            "cannot be rebuilt; an audit makes a new one, without the examples of that request"
         )
+
+    def erased(self, name: str) -> dict[str, str]:
+        """What lies in place of an erased artefact: its name, for which request, when.
+
+        Raises:
+            FileNotFoundError: nothing. IntegrityError: it is damaged.
+        """
+        path = self._erased_path(name)
+        text = path.read_bytes()
+        try:
+            told = {key: str(value) for key, value in json.loads(text).items()}
+            check = told.pop("check", None)  # earlier versions wrote none
+            sealed = told if check is None else {**told, "check": digest(told)}
+            if set(told) != {"name", "request", "at"} or told["name"] != name:
+                raise ValueError
+            if text != canonical_json(sealed).encode("utf-8") + b"\n":
+                raise ValueError
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{path} is damaged: it does not say for which request {name} was erased") from error
+        return told
 
     def _manifest_path(self, name: str) -> Path:
         path = self._path(name)

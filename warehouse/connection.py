@@ -228,13 +228,14 @@ def translated(path: Path) -> Iterator[None]:
             raise DataError(f"the database refused the rows: {told}") from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise MemoryError(f"{path}: {told}; open the warehouse with a higher Limits.memory") from error
-        if isinstance(error, _DAMAGE) or "orrupt" in told or "not a valid DuckDB" in told:
+        if isinstance(error, _DAMAGE) or any(word in told for word in _DAMAGED):
             raise IntegrityError(f"{path} is damaged: {told}") from error
         if isinstance(error, duckdb.IOException):
             raise OSError(errno.EIO, told, str(path)) from error
         raise
 
 
+_DAMAGED = ("orrupt", "not a valid DuckDB", "Could not read enough bytes")  # the last: the file was cut
 _DAMAGE = (duckdb.SerializationException, duckdb.FatalException, duckdb.InternalException)
 
 

@@ -77,6 +77,22 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def write_cache(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` at once for readers, without waiting for the disk: for what may be lost, and whose
+    readers notice when it was cut.
+
+    Raises:
+        OSError: nothing can be written there; the old file is untouched.
+    """
+    temp = _temporary(path)
+    try:
+        temp.write_bytes(data)
+        temp.rename(path)
+    finally:
+        with suppress(OSError):
+            temp.unlink()
+
+
 def make_folder(folder: Path) -> None:
     """Create ``folder`` and what is missing above it, durably."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]

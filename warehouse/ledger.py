@@ -6,12 +6,13 @@ accepted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
-from contracts.errors import IntegrityError, LockTimeout
+from contracts.errors import IntegrityError, LockTimeout, NotReady
 from warehouse.chain import Anchor, Head, LedgerReport, entries_of, examine, head_of, read_mirror
 from warehouse.connection import fetch
 from warehouse.session import Open, Session
@@ -40,6 +41,26 @@ class Ledger:
                 "SELECT * FROM ledger.entries WHERE seq > ? AND (? IS NULL OR kind = ?) ORDER BY seq",
                 [after, kind, kind],
             )
+
+    def before(self, asset: str, *, request: str | None = None) -> Head:
+        """The head as the last completion of ``asset`` began to be put on record: the one that a report names.
+
+        Args:
+            request: the forget request that the asset is of; its register is told with it.
+
+        Raises:
+            NotReady: it was never completed.
+        """
+        with self._s.reading() as con:
+            entries = entries_of(con)
+        bodies = [(seq, hash_, kind, json.loads(body)) for seq, _, hash_, kind, body in entries]
+        done = [k for k, (_, _, kind, body) in enumerate(bodies) if kind == "stage" and body["asset"] == asset]
+        if not done:
+            raise NotReady(f"no entry of the ledger records {asset}")
+        place = done[-1] - 1
+        while place >= 0 and _is_of(asset, request, *bodies[place][2:]):
+            place -= 1
+        return Head(bodies[place][0], bodies[place][1]) if place >= 0 else Head()
 
     def verify(self, *, anchors: Sequence[Head] = ()) -> LedgerReport:
         """Recompute the chain and compare it with the mirrored head, the published snapshot and ``anchors``.
@@ -81,3 +102,11 @@ class Ledger:
         if self._s.snapshot.exists():
             out.append(("the published snapshot", self._s.published_head))
         return out + [(f"the given head {h.seq}", lambda h=h: h) for h in given]  # type: ignore[misc]
+
+
+def _is_of(asset: str, request: str | None, kind: str, body: Mapping[str, Any]) -> bool:
+    """Whether an entry is one that a completion of this asset writes before its own: lineage, and the register."""
+    part = body.get("partition", {})
+    if str(body.get("table", "")).startswith("lineage."):
+        return asset in (part.get("asset"), part.get("child"))
+    return request is not None and request in (part.get("request_id"), body.get("request_id"))

@@ -12,6 +12,7 @@ report of an earlier audit is still recognised.
     erase_rows        the rows of a partition that an erasure left
     erase             artefacts that an erasure removed, and an asset whose completion does not hold any more
     accepted_loss     entries that are known to be gone
+    salt              by what the salt of owner tokens and pins is recognised
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class Recorded:
         kept: tables of an earlier version, by the full name they have now.
         digests: (entry, artefact) for each SHA-256 ever named as an output.
         losses: (entry, reason) of each accepted loss.
+        salt: the check of the salt (``warehouse.salt``); None where it is on no record.
         problems: entries that cannot be read, or contradict each other.
     """
 
@@ -141,6 +143,7 @@ class Recorded:
     digests: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     requests: dict[str, Asked] = field(default_factory=dict)
     losses: list[tuple[int, str]] = field(default_factory=list)
+    salt: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @classmethod
@@ -277,6 +280,9 @@ class Recorded:
     def _loss(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
         self.losses.append((seq, str(body["reason"])))
 
+    def _salt(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
+        self.salt = str(body["check"])
+
 
 _READERS = {
     "replace": Recorded._write,
@@ -288,6 +294,7 @@ _READERS = {
     "erase": Recorded._erased,
     "view": Recorded._view,
     "accepted_loss": Recorded._loss,
+    "salt": Recorded._salt,
 }
 
 

@@ -3,6 +3,7 @@
     locked   a kernel lock, held for the moment of a transaction
     writing  the writer's file; what the block did is committed when it ends well, then the ledger's head is mirrored
     reading  the writer's file read-only, or the published snapshot where the state is only looked at
+    publish  brings the snapshot up to date; a damaged one is published anew by whoever finds it and may write
 
 A session holds paths and settings, no connection.
 """
@@ -10,6 +11,7 @@ A session holds paths and settings, no connection.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -18,11 +20,14 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from contracts.errors import NotReady
-from warehouse import chain, connection, lock, publish
+from contracts.errors import IntegrityError, LockTimeout, NotReady
+from warehouse import chain, connection, filesums, lock, publish
 from warehouse.chain import Head
 from warehouse.connection import Connection, Limits
 from warehouse.faults import fault
+from warehouse.filesums import FileSums
+
+AGAIN = "'palimpsest audit SUBJECT' publishes it anew, also where nothing is to be computed"
 
 
 class Open:
@@ -47,6 +52,7 @@ class Session:
         home: the state folder.
         folder: ``home/warehouse``.
         database: path of the writer's file. ``snapshot``: of the published snapshot. ``head_file``: of ledger.head.
+        sums: what is known of files that were read before.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Session:
         self.snapshot = self.folder / "palimpsest.read.duckdb"
         self.head_file = self.folder / "ledger.head"
         self._limits, self._lock_timeout_s, self._clock, self.looks = limits, lock_timeout_s, clock, looks
+        self.sums = FileSums(self.folder / filesums.NAME, keeps=not looks)
 
     @contextmanager
     def writing(self, kind: type[T], *, guarded: bool = True) -> Iterator[T]:
@@ -97,6 +104,7 @@ class Session:
 
         Raises:
             NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
+            IntegrityError: as :meth:`check_snapshot`.
         """
         if self.looks:
             with self.published() as con:
@@ -111,8 +119,9 @@ class Session:
 
         Raises:
             NotReady: nothing has been published, or by an earlier version of this program.
+            IntegrityError: as :meth:`check_snapshot`.
         """
-        connection.refuse_unpublished(self.snapshot)
+        self.check_snapshot()
         try:
             with self.looking_at_snapshot() as con:
                 yield con
@@ -140,6 +149,64 @@ class Session:
     def looking_at_snapshot(self) -> AbstractContextManager[Connection]:
         """The published snapshot, for comparing it; people use ``Warehouse.query``."""
         return connection.opened(self.snapshot, limits=self._limits, read_only=True)
+
+    def publish(self, *, anew: bool = False) -> bool:
+        """Bring the snapshot up to date; False when it already is.
+
+        Args:
+            anew: also then.
+        """
+        with self.locked(), connection.opened(self.database, limits=self._limits) as con:
+            chain.guard(con, chain.read_mirror(self.head_file))
+            if not anew and self._shows(chain.head_of(con)):
+                self.sums.keep()
+                return False
+            publish.publish(con, self.snapshot, limits=self._limits, sums=self.sums)
+            return True
+
+    def _shows(self, head: Head) -> bool:
+        """Whether the snapshot is whole, ends at this entry of the ledger, and its SHA-256 is on record."""
+        try:
+            publish.refuse_damaged(self.snapshot, self.sums)
+            return publish.is_recorded(self.snapshot) and self.published_head() == head
+        except (IntegrityError, FileNotFoundError):
+            return False
+
+    def check_snapshot(self, sums: FileSums | None = None) -> None:
+        """Nothing, where the published snapshot is as it was published. A damaged one is published anew, and that is
+        said in the log; nothing is written otherwise.
+
+        Args:
+            sums: other than this session's: an empty one reads the file, whatever is known of it.
+
+        Raises:
+            NotReady: nothing has been published yet.
+            IntegrityError: it is damaged and cannot be published anew now; says why, and what to do.
+        """
+        try:
+            publish.refuse_damaged(self.snapshot, sums or self.sums)
+        except FileNotFoundError:
+            connection.refuse_unpublished(self.snapshot)
+        except IntegrityError as damaged:
+            self._publish_anew(str(damaged))
+
+    def _publish_anew(self, damaged: str) -> None:
+        """Publish what the database holds in place of a damaged snapshot.
+
+        Raises:
+            IntegrityError: that cannot be done now.
+        """
+        try:
+            if not self.database.exists():
+                raise IntegrityError(f"the database {self.database} is gone as well")
+            self.publish(anew=True)
+        except LockTimeout as error:
+            raise IntegrityError(f"{damaged}. A run is writing, and will publish it anew: ask again then") from error
+        except OSError as error:
+            raise IntegrityError(f"{damaged}. It cannot be replaced from here ({error.strerror}): {AGAIN}") from error
+        except IntegrityError as error:
+            raise IntegrityError(f"{damaged}; and {error}. Restore the state folder from a backup") from error
+        logging.getLogger("palimpsest").warning("%s: it was published anew from the database", damaged)
 
     def published_head(self) -> Head | None:
         """Ledger head of the published snapshot; None when nothing was published."""

@@ -5,7 +5,8 @@
     artefacts   manifest, content and the digest on record; files on no record
     reports     the head they name, the rows they repeat, the page against its JSON
     requests    register, events and ledger
-    snapshot    the same as the tables, against the ledger inside it
+    secrets     the salt against the ledger, the signing key against its public half
+    snapshot    its SHA-256; the same as the tables, against the ledger inside it
 
 What this can show: somebody who changes one of these without all the others is found. What it cannot: a folder that was
 rewritten whole, reports included, is consistent. Then an anchor from outside decides: a head noted elsewhere
@@ -27,9 +28,10 @@ import duckdb
 
 from contracts.errors import ConfigError, IntegrityError, LockTimeout
 from contracts.progress import Progress, silent
-from warehouse import chain, verify_database, verify_files
+from warehouse import chain, publish, salt, signing, verify_database, verify_files
 from warehouse.chain import Head
 from warehouse.connection import Connection
+from warehouse.filesums import FileSums
 from warehouse.recorded import RESTORE, Problem
 from warehouse.verify_database import Database
 from warehouse.verify_files import Files
@@ -102,6 +104,8 @@ def verify(w: Warehouse, *, anchors: Sequence[Head] = (), progress: Progress = s
     if bound is not None:
         verify_files.check_completions(files, bound)
         verify_files.check_reports(files, w.artifacts, bound)
+    if readable is not None:
+        _check_secrets(files, w, readable)
     problems += files.problems
     is_empty = not problems and not files.intact and not files.partial
     is_empty = is_empty and (readable is None or readable.recorded.is_empty)
@@ -203,6 +207,26 @@ def _always(head: Head) -> Callable[[], Head]:
     return lambda: head
 
 
+# ------------------------------------------------------------------ secrets
+
+
+def _check_secrets(files: Files, w: Warehouse, db: Database) -> None:
+    """The salt is the one in use, and the signing key is whole; what this user may not read is noted."""
+    certificates = any(artifact.name.endswith(".dsse.json") for artifact in files.intact)
+    checks: tuple[tuple[str, Callable[[], str], str], ...] = (
+        ("salt", lambda: salt.problem(w.folder / salt.KIND, db.recorded.salt, used=False), salt.WITHOUT),
+        ("signing key", lambda: signing.problem(w.home, has_signed=certificates), signing.RENEW),
+    )
+    for what, look, todo in checks:
+        try:
+            found = look()
+        except OSError as error:
+            files.notes.append(f"The {what} was not checked: {error.strerror}.")
+            continue
+        if found:
+            files.wrong(f"{found[:1].upper()}{found[1:]}.", f"{todo}.")
+
+
 # ---------------------------------------------------------------- databases
 
 
@@ -230,11 +254,15 @@ def _published(w: Warehouse, problems: list[Problem], progress: Progress, *, tab
     if not w.snapshot.exists():
         return None
     mine: list[Problem] = []
+    try:
+        publish.refuse_damaged(w.snapshot, FileSums())  # whatever is known of it: it is read
+    except IntegrityError as error:
+        mine.append(Problem(f"{str(error)[:1].upper()}{str(error)[1:]}.", ""))
     found = _look(
         w.looking_at_snapshot, w.snapshot, Database(name="Published snapshot: "), mine, progress, tables=tables
     )
     again = (
-        f"Remove {w.snapshot} and run 'palimpsest audit SUBJECT', which publishes what the warehouse holds; if other "
+        "Run 'palimpsest audit SUBJECT', which publishes what the warehouse holds; if it still says so, or other "
         "problems are listed, restore the state folder from a backup."
     )
     problems += [Problem(problem.sentence, again) for problem in mine]

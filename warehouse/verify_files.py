@@ -99,6 +99,11 @@ def check_artifacts(files: Files, store: ArtifactStore, db: Database | None, pro
                 f"Artefact {name} is on record nowhere: a run that did not end left it, or somebody put it there.",
                 _unrecorded(name),
             )
+    for path in sorted(store.root.rglob(f"*{ERASED}")):
+        try:
+            store.erased(path.relative_to(store.root).as_posix().removesuffix(ERASED))
+        except (IntegrityError, UnsafeFile, IllegalName, OSError) as error:
+            files.wrong(f"{error}.")
     for path in _others(store, known):
         files.wrong(
             f"{path} belongs to no artefact: this program does not read it, and did not leave it there.",

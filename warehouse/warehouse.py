@@ -1,9 +1,10 @@
 """The warehouse of one state folder: the single place where results become rows and files.
 
     home/warehouse/palimpsest.duckdb        the writer's file, opened only inside a transaction
-    home/warehouse/palimpsest.read.duckdb   the published snapshot, for everyone else
+    home/warehouse/palimpsest.read.duckdb   the published snapshot, for everyone else; its SHA-256 beside it
     home/warehouse/ledger.head              the ledger's head, mirrored after each commit
     home/warehouse/writer.lock, salt        kernel lock; salt of the owner tokens (0600, never leaves this file)
+    home/warehouse/filesums.json            files read before, see ``warehouse.filesums``; may be lost
     home/artifacts/                         bulk results, see ``warehouse.artifacts``
 
 An object of this class holds paths and settings, no connection: it may be shared between threads and sent to processes.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,24 +29,40 @@ from contracts.errors import DataError, IntegrityError, InvalidInput, NotReady, 
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.methods import ScoreSpec
 from contracts.progress import silent
-from contracts.schema import COLUMNS, EXAMPLES, TABLES
+from contracts.schema import CERTIFICATES, COLUMNS, EXAMPLES, TABLES
 from contracts.tables import TableSpec
-from warehouse import auditors, chain, connection, ddl, fsio, lineage, publish, reader, verify_database, views, writer
+from warehouse import (
+    auditors,
+    chain,
+    connection,
+    ddl,
+    fsio,
+    lineage,
+    publish,
+    reader,
+    salt,
+    signing,
+    verify_database,
+    views,
+    writer,
+)
 from warehouse.artifacts import Artifact, ArtifactStore
 from warehouse.chain import Head
 from warehouse.connection import Connection, Limits, fetch, first
 from warehouse.erasure import Erasures
 from warehouse.faults import fault
+from warehouse.filesums import FileSums
 from warehouse.ledger import Ledger
 from warehouse.lineage import Lineage
 from warehouse.requests import Requests
-from warehouse.session import Session
+from warehouse.session import AGAIN, Open, Session
 from warehouse.writer import Receipt, Transaction
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
     from warehouse.expectations import CheckReport
 
-_SALT_BYTES = 32
 _PATIENCE_S = 2.0  # a writer holds its lock for the moment of a transaction; who only looks waits no longer than that
 
 
@@ -68,7 +85,7 @@ class Warehouse(Session):
         self, home: Path, *, limits: Limits, lock_timeout_s: float, clock: Callable[[], datetime], looks: bool = False
     ) -> None:
         super().__init__(home, limits=limits, lock_timeout_s=lock_timeout_s, clock=clock, looks=looks)
-        self.artifacts = ArtifactStore(home / "artifacts")
+        self.artifacts = ArtifactStore(home / "artifacts", sums=self.sums)
         self.ledger, self.requests, self.lineage = Ledger(self), Requests(self), Lineage(self)
         self.erasures = Erasures(self, self.artifacts.names)
 
@@ -229,16 +246,6 @@ class Warehouse(Session):
             members=members,
         )
 
-    def publish(self) -> bool:
-        """Bring the snapshot up to date; False when it already is."""
-        with self.locked(), connection.opened(self.database, limits=self._limits) as con:
-            chain.guard(con, chain.read_mirror(self.head_file))
-            with suppress(IntegrityError):  # a damaged snapshot is replaced
-                if publish.snapshot_head(self.snapshot, limits=self._limits) == chain.head_of(con):
-                    return False
-            publish.publish(con, self.snapshot, limits=self._limits)
-            return True
-
     def compact(self) -> None:
         """Write the database and the snapshot anew from their live rows: DuckDB keeps the bytes of deleted rows in free
         blocks, whatever is deleted, checkpointed or vacuumed. Whoever has the old snapshot open keeps it until they
@@ -252,9 +259,9 @@ class Warehouse(Session):
             fsio.sweep(self.folder)
             with connection.opened(self.database, limits=self._limits) as con:
                 chain.guard(con, chain.read_mirror(self.head_file))
-                publish.publish(con, beside, limits=self._limits)
+                publish.copy(con, beside, limits=self._limits)
             with connection.opened(beside, limits=self._limits) as con:
-                publish.publish(con, self.snapshot, limits=self._limits)
+                publish.publish(con, self.snapshot, limits=self._limits, sums=self.sums)
             fault("erasure.before_swap")
             fsio.adopt(beside, self.database)
             fsio.remove(self.database.with_name(f"{self.database.name}.wal"))
@@ -296,13 +303,14 @@ class Warehouse(Session):
         return found[0] if found else None
 
     def completed(self, asset: str, key: str) -> dict[str, Any] | None:
-        """The record of the asset's last completion, if it was for ``key`` and its outputs are still in place."""
-        record, intact = self.completions([asset]).get(asset, ({}, False))
-        return record if intact and record["key"] == key else None
+        """The record of the asset's last completion, if it was for ``key`` and its results are still in place."""
+        record, trouble = self.completions([asset]).get(asset, ({}, ""))
+        return record if record and not trouble and record["key"] == key else None
 
-    def completions(self, assets: Iterable[str]) -> dict[str, tuple[dict[str, Any], bool]]:
-        """The record of each asset's last completion and whether its outputs are still in place, in one reading; an
-        asset that was never completed is left out."""
+    def completions(self, assets: Iterable[str]) -> dict[str, tuple[dict[str, Any], str]]:
+        """The record of each asset's last completion and what is wrong with its results, in words, in one reading: ""
+        where its rows are still those on record, and every artefact of it undamaged, byte for byte (see
+        :meth:`ArtifactStore.trouble`). An asset that was never completed is left out."""
         names = list(assets)
         with self.reading() as con:
             bodies = _rows_of(
@@ -313,16 +321,29 @@ class Warehouse(Session):
             stored = _rows_of(
                 con, "SELECT name, subject, part, digest, content FROM meta.partitions", "subject", sorted(subjects)
             )
+            listed = _rows_of(con, "SELECT asset, kind, artifact_id, sha256 FROM lineage.artifacts", "asset", names)
         receipts = {(name, subject, part): digests for name, subject, part, *digests in stored}
+        files: dict[str, dict[str, str]] = {asset: {} for asset in records}
+        for asset, kind, name, sha256 in listed:
+            if kind != "table" and asset in files:
+                files[asset][name] = sha256
 
-        def in_place(asset: str, output: Mapping[str, Any]) -> bool:
-            if output["kind"] == "artifact":
-                return self.artifacts.holds(output["name"], output["digest"])
-            part = writer.part_text(output.get("partition") or {})
-            found = receipts.get((output["name"], writer.subject_of(asset, output), part), ())
-            return output.get("receipt", output["digest"]) in found
+        def trouble(asset: str) -> str:
+            outputs = records[asset]["outputs"]
+            for output in outputs:
+                if output["kind"] == "artifact":
+                    continue
+                part = writer.part_text(output.get("partition") or {})
+                found = receipts.get((output["name"], writer.subject_of(asset, output), part), ())
+                if output.get("receipt", output["digest"]) not in found:
+                    return f"its rows in {output['name']} are no longer those on record"
+            own = {output["name"]: output["digest"] for output in outputs if output["kind"] == "artifact"}
+            said = (self.artifacts.trouble(name, sha256) for name, sha256 in {**files[asset], **own}.items())
+            return next(filter(None, said), "")
 
-        return {a: (record, all(in_place(a, output) for output in record["outputs"])) for a, record in records.items()}
+        found = {asset: (record, trouble(asset)) for asset, record in records.items()}
+        self.sums.keep()
+        return found
 
     def versions(self, assets: Iterable[str]) -> dict[str, str]:
         """Data version of every asset that was ever completed, in one reading."""
@@ -414,8 +435,16 @@ class Warehouse(Session):
         Raises:
             NotReady: nothing has been published yet.
             InvalidInput: not one reading statement, or refused by DuckDB (with its message).
+            IntegrityError: the snapshot is damaged, and cannot be published anew now.
         """
-        return reader.query(self.snapshot, sql, params, limits=self._limits)
+        self.check_snapshot()
+        try:
+            return reader.query(self.snapshot, sql, params, limits=self._limits)
+        except IntegrityError as error:  # what DuckDB's own checksums find, and the file system did not tell of
+            self.check_snapshot(FileSums())
+            if not publish.is_recorded(self.snapshot):
+                raise IntegrityError(f"{error}; {AGAIN}") from error
+            return reader.query(self.snapshot, sql, params, limits=self._limits)
 
     def query_groups(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, k: int) -> pl.DataFrame:
         """Rows of one SELECT over tables of groups of k people or more, made from the published snapshot: the door for
@@ -425,8 +454,9 @@ class Warehouse(Session):
             NotReady: nothing has been published yet.
             InvalidInput: k is below 5, not one reading statement, or refused by DuckDB (with its message).
         """
+        key = self._salt_to_read()
         with self.published() as con:
-            frames = auditors.tables_of(con, k=k, salt=self._salt_to_read())
+            frames = auditors.tables_of(con, k=k, salt=key)
         return auditors.query(frames, sql, params, limits=self._limits)
 
     def trace(self, example_id: int, subject: str | None = None) -> pl.DataFrame:
@@ -482,14 +512,41 @@ class Warehouse(Session):
         return [problem.sentence for problem in found.problems]
 
     def salt(self) -> bytes:
-        """The salt of the owner tokens: created once, readable by this user only."""
-        path = self.folder / "salt"
-        with suppress(FileNotFoundError):
-            return _checked_salt(path)
-        with self.locked():
-            if not path.exists():
-                fsio.write_bytes(path, os.urandom(_SALT_BYTES), mode=0o600)
-            return _checked_salt(path)
+        """The salt of the owner tokens and pins: made at its first use, readable by this user only.
+
+        Raises:
+            IntegrityError: it is gone or damaged: a token made with another would name nobody. Says what to do.
+            NotReady: opened for looking only, and none was ever used.
+        """
+        path, on_record = self._salt_file()
+        if not on_record and not self.looks:
+            with self.writing(Open) as t:  # another process may have been first
+                check = salt.on_record(t.con)
+                salt.refuse(path, check, used=False)
+                if not path.exists():
+                    fsio.write_bytes(path, os.urandom(salt.NUM_BYTES), mode=0o600)
+                if check is None:
+                    t.note(salt.KIND, {"check": salt.check_of(path.read_bytes())})
+        if not path.exists():
+            raise NotReady(f"{path} does not exist yet: no owner has a token in this state folder")
+        return path.read_bytes()
+
+    def signer(self, *, renew: bool = False) -> CryptoSigner:
+        """The key that certificates are signed with: the one that has signed those issued so far; see
+        ``warehouse.signing``.
+
+        Args:
+            renew: make or take another one from now on.
+
+        Raises:
+            IntegrityError: it is gone, damaged or another one; says what to do.
+            InvalidInput: the file that PALIMPSEST_SIGNING_KEY names is not there, or is no Ed25519 key.
+        """
+        with self.reading() as con:
+            known = CERTIFICATES.full_name in ddl.declared(con)
+            issued = f"SELECT DISTINCT key_id FROM {ddl.table(CERTIFICATES)}"
+            used = [str(row[0]) for row in con.execute(issued).fetchall()] if known else []
+        return signing.signing_key(self.home, used=used, renew=renew)
 
     def request_token(self, request_id: str) -> str:
         """What stands for a forget request at the auditors' door."""
@@ -498,9 +555,21 @@ class Warehouse(Session):
     # ---------------------------------------------------------------- inside
 
     def _salt_to_read(self) -> bytes:
-        """The salt; where none was made yet, one that holds for this call: who only reads writes nothing."""
-        path = self.folder / "salt"
-        return _checked_salt(path) if path.exists() else os.urandom(_SALT_BYTES)
+        """The salt; where none was used yet, one that holds for this call: who only reads writes nothing."""
+        path, _ = self._salt_file()
+        return path.read_bytes() if path.exists() else os.urandom(salt.NUM_BYTES)
+
+    def _salt_file(self) -> tuple[Path, bool]:
+        """Where the salt lies, if it does, and whether it is on record.
+
+        Raises:
+            IntegrityError: it is not the one in use.
+        """
+        path = self.folder / salt.KIND
+        with self.reading() as con:
+            check, used = salt.on_record(con), salt.is_used(con)
+        salt.refuse(path, check, used=used)
+        return path, check is not None
 
     def _create(self) -> bool:
         """The database file, whole or not at all, if there is none; the caller holds the lock. Whether there was
@@ -532,12 +601,3 @@ def _rows_of(con: Connection, select: str, column: str, values: Sequence[str]) -
     """
     listed = ", ".join(connection.literal(value) for value in values)
     return con.execute(f"{select} WHERE {column} IN ({listed})").fetchall() if listed else []
-
-
-def _checked_salt(path: Path) -> bytes:
-    salt = path.read_bytes()
-    if len(salt) != _SALT_BYTES:
-        raise IntegrityError(
-            f"{path} has {len(salt)} bytes, not {_SALT_BYTES}: owner tokens could not be matched any more"
-        )
-    return salt

@@ -126,6 +126,7 @@ def run_subject(
             workspace.warehouse,
             request=request,
             outside=lambda what: outline.outside(plan, workspace, what),
+            note=lambda text: errors.print(f"  {text}", soft_wrap=True, highlight=False, markup=False),
         )
         with dg.DagsterInstance.get() as instance, open_files():
             reap(instance, note=lambda text: errors.print(f"  {text}"))

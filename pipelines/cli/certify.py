@@ -21,6 +21,14 @@ def certify(
     request_id: Annotated[str, typer.Argument(help="the forget request")],
     days: Annotated[int, typer.Option("--days", min=1, max=3650, help="how long it may be relied on")] = 90,
     to: Annotated[Path | None, typer.Option("--to", help="a folder that the file and the public key go to")] = None,
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key",
+            help="sign with another key from now on: the one before was lost, may be known to others, or "
+            "PALIMPSEST_SIGNING_KEY names its successor",
+        ),
+    ] = False,
 ) -> None:
     """Issue another certificate of an audited request, signed with this state folder's key.
 
@@ -35,7 +43,7 @@ def certify(
     if to is not None and not to.is_dir():
         raise ConfigError(f"--to {to} is no folder")
     w = Warehouse.open(home)
-    made = issue(load_subject(subject, home), w, request_id, days=days)
+    made = issue(load_subject(subject, home), w, request_id, days=days, renew=new_key)
     said = made.certificate
     file, public = home / made.file.path, signing.public_file(home)
     if to is not None:
@@ -69,7 +77,7 @@ def check(data: bytes, keys: list[Path], what: str, w: Warehouse | None, *, now:
     """Say what a signed certificate states, and whether it may be relied on.
 
     Args:
-        data: the envelope. ``keys``: files of public keys; none: that of the state folder ``w``.
+        data: the envelope. ``keys``: files of public keys; none: those of the state folder ``w``.
         what: the file, for messages.
         w: the state folder that it is about; None where there is none, or it is not to be asked.
         now: the time; None: of this clock.
@@ -81,7 +89,7 @@ def check(data: bytes, keys: list[Path], what: str, w: Warehouse | None, *, now:
     from contracts.errors import IntegrityError, InvalidInput
     from warehouse import signing
 
-    files = keys or ([signing.public_file(w.home)] if w is not None else [])
+    files = keys or (signing.public_files(w.home) if w is not None else [])
     if not files or not all(file.is_file() for file in files):
         missing = next((str(file) for file in files if not file.is_file()), "none was named")
         raise InvalidInput(f"{what} is checked with a public key: --key FILE ({missing})")

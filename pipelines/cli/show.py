@@ -166,15 +166,46 @@ def _text(value: Any) -> str:
 def report(
     what: Annotated[str, typer.Argument(help="a subject, or the id of a forget request")],
     open_: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="make it again from what is stored, and say whether it is the same")
+    ] = False,
 ) -> None:
-    """Where the report of a subject or of a forget request is."""
+    """Where the report of a subject or of a forget request is. With --rebuild: exit 0 when it is the same, else 1."""
     from warehouse import Warehouse
 
     home = state_to_read()
+    if rebuild:
+        _rebuild(what, home)
     path = home / Warehouse.existing(home).artifacts.describe(find_report(what, home)).path
     console.print(str(path), soft_wrap=True, highlight=False)
     if open_:
         webbrowser.open(path.as_uri())
+
+
+def _rebuild(what: str, home: Path) -> None:
+    """Make a report on record again, and compare.
+
+    Raises:
+        ConfigError: it is no report of an audit.
+        NotReady, IntegrityError: as ``assets.reports.rebuild``.
+        typer.Exit: 1 where it is another.
+    """
+    from assets import subject_stages
+    from assets.reports import rebuild
+    from pipelines.cli.audit import workspace_of
+    from pipelines.subjects import load_subject
+
+    name = find_report(what, home).removesuffix(".html")
+    plan = load_subject(name.partition("/")[0], home)
+    request = what if what != plan.subject else None
+    stage = next((stage for stage in subject_stages(plan) if stage.asset(request) == name and stage.report), None)
+    if stage is None:
+        raise ConfigError(f"{name} is no report of an audit of the plan as it is now, so it cannot be made again")
+    made = rebuild(stage, workspace_of(home), request=request)
+    if made.differs:
+        console.print(f"[bold red]NOT THE SAME[/]  {escape(name)} made again differs in {', '.join(made.differs)}")
+        raise typer.Exit(1)
+    console.print(f"[bold green]THE SAME[/]  {escape(name)} made again is the one on record, byte for byte.")
 
 
 def find_report(what: str, home: Path) -> str:

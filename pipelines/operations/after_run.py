@@ -18,6 +18,7 @@ from contracts.operations import Operations
 from pipelines.build import LATE
 from pipelines.operations import openlineage
 from pipelines.operations.alerts import Alert, send
+from pipelines.operations.anchoring import note_head
 from pipelines.operations.config import operations_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def after_run(
         said += _told(lambda: openlineage.emit(instance, w, run_id, subject=plan.subject, request=request))
     if succeeded and request is None and config.drift.enabled:
         said += _told(lambda: _drift(w, plan, config, run_id, alerts))
-    said += _told(lambda: _anchor(w, home, config, alerts, now()))
+    said += _told(lambda: _anchor(w, config, alerts, now()))
     return said + send(alerts, config.alerts, now=now())
 
 
@@ -99,9 +100,7 @@ def _drift(w: Warehouse, plan: Subject, config: Operations, run_id: str, alerts:
     return [sentence]
 
 
-def _anchor(w: Warehouse, home: Path, config: Operations, alerts: list[Alert], now: datetime) -> list[str]:
-    from warehouse import anchors
-
-    problems = list(anchors.note(w.ledger.head(), home, config.anchors, now=now).problems)
-    alerts += [Alert(kind="anchor", subject="", sentence="the ledger's head could not be noted") for _ in problems[:1]]
+def _anchor(w: Warehouse, config: Operations, alerts: list[Alert], now: datetime) -> list[str]:
+    failed, problems = note_head(w, config, now=now)
+    alerts += failed
     return problems

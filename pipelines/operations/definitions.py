@@ -69,27 +69,19 @@ def reaper_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason("; ".join(alert.sentence for alert in alerts))
 
 
-_DESCRIPTION = "Lineage events, drift, the ledger's head noted outside, alerts, as operations.yaml says."
+def _followed(name: str, status: dg.DagsterRunStatus) -> dg.SensorDefinition:
+    """The sensor that follows every run that ends so."""
 
+    @dg.run_status_sensor(
+        name=name,
+        run_status=status,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Lineage events, drift, the ledger's head noted outside, alerts, as operations.yaml says.",
+    )
+    def _sensor(context: dg.RunStatusSensorContext) -> None:
+        _follow(context, succeeded=status is dg.DagsterRunStatus.SUCCESS)
 
-@dg.run_status_sensor(
-    name="after_run",
-    run_status=dg.DagsterRunStatus.SUCCESS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=_DESCRIPTION,
-)
-def after_run_sensor(context: dg.RunStatusSensorContext) -> None:
-    _follow(context, succeeded=True)
-
-
-@dg.run_status_sensor(
-    name="after_failure",
-    run_status=dg.DagsterRunStatus.FAILURE,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=_DESCRIPTION,
-)
-def after_failure_sensor(context: dg.RunStatusSensorContext) -> None:
-    _follow(context, succeeded=False)
+    return _sensor
 
 
 def _follow(context: dg.RunStatusSensorContext, *, succeeded: bool) -> None:
@@ -110,3 +102,7 @@ def _follow(context: dg.RunStatusSensorContext, *, succeeded: bool) -> None:
         request=run.tags.get(PARTITION_TAG),
     ):
         context.log.warning(line)
+
+
+after_run_sensor = _followed("after_run", dg.DagsterRunStatus.SUCCESS)
+after_failure_sensor = _followed("after_failure", dg.DagsterRunStatus.FAILURE)

@@ -21,6 +21,7 @@ import polars as pl
 from contracts import schema
 from contracts.requests import NOT_RUN, OPEN
 from pipelines.operations.alerts import Alert, send
+from pipelines.operations.anchoring import note_head
 from pipelines.operations.config import operations_of
 from pipelines.operations.pruning import prune
 from pipelines.reaper import reap, reap_jobs
@@ -42,7 +43,7 @@ def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[s
     """
     from pipelines.build import overdue
     from pipelines.subjects import subject_files
-    from warehouse import Warehouse, anchors
+    from warehouse import Warehouse
 
     config = operations_of(home)
     w = Warehouse.open(home)
@@ -52,9 +53,8 @@ def upkeep(home: Path, instance: dg.DagsterInstance, *, now: datetime) -> list[s
         alerts += [Alert(kind="request", subject=name, sentence=line) for line in overdue(w, name, now=now)]
     alerts += left_behind(home, instance, now=now)
     said = [alert.sentence for alert in alerts]
-    problems = anchors.note(w.ledger.head(), home, config.anchors, now=now).problems
-    if problems:
-        alerts.append(Alert(kind="anchor", subject="", sentence="the ledger's head could not be noted"))
+    failed, problems = note_head(w, config, now=now)
+    alerts += failed
     if config.pruning.enabled:
         pruned = prune(instance, before=now - timedelta(days=config.pruning.after_days))
         if pruned.events:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,8 +13,7 @@ from assets import analyses
 from assets.data import _told
 from assets.examples import MOST, SHEET, examples_in
 from contracts.identity import owner_token
-from contracts.methods import Picture
-from reports import plots
+from contracts.methods import Picture, analysis
 from sources.example_set import ExampleSet
 from sources.loading import load
 
@@ -72,21 +69,14 @@ def test_numbers_are_sorted_as_numbers(digits) -> None:
         assert headings == sorted(values)
 
 
-@pytest.mark.parametrize(("sizes", "lengths"), [([8] * 10, [6] * 10), ([8, 3, 8], [8, 3, 8]), ([1] * 20, ())])
-def test_the_sheet_of_the_dagster_page_has_a_row_for_every_group(digits, sizes, lengths, monkeypatch) -> None:
-    drawn: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        plots,
-        "grid_png",
-        lambda images, captions, *, lengths, title: drawn.append((images, captions, lengths)) or b"png",
-    )
-    frame = table(digits, sizes, seed=2)
-    assert analyses._png(SimpleNamespace(data=digits), SHEET_OF, frame) == b"png"
-    ((images, captions, rows),) = drawn
-    assert rows == lengths and len(images) == len(captions)
-    assert set(captions) == {f"c_{i}" for i in range(len(sizes))}, "no group is left out"
-    monkeypatch.undo()
-    assert analyses._png(SimpleNamespace(data=digits), SHEET_OF, frame).startswith(b"\x89PNG")
+def test_no_picture_of_an_example_and_no_word_of_the_data_goes_to_dagster(digits) -> None:
+    """Its records are no data store: charts of what a method named, and figures."""
+    assert analyses._png(SHEET_OF, table(digits, [3, 3], seed=2)) is None
+    for spec in (method.spec for method in analysis):
+        for drawn in spec.tables:
+            kept = {c.name for c in drawn.columns if c.name in analyses._of_the_method(drawn)}
+            assert not kept & analyses._OF_THE_DATA
+            assert {c.name for c in drawn.columns if c.dtype in ("int64", "float64", "bool")} <= kept
 
 
 def test_the_folder_of_an_owner_is_stored_as_the_token(tmp_path: Path) -> None:
@@ -111,4 +101,4 @@ def test_a_chart_without_a_row_is_not_drawn() -> None:
         "without a value": Picture(table="t", title="without a value", x="x", y="y", where=(("kind", "b"),)),
         "off its axis": Picture(table="t", title="off its axis", x="x", y="y", log_x=True),
     }
-    assert [name for name, p in pictures.items() if analyses._png(SimpleNamespace(), p, rows)] == ["drawn"]
+    assert [name for name, p in pictures.items() if analyses._png(p, rows)] == ["drawn"]

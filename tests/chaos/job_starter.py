@@ -10,23 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from contracts.jobs import UnlearnJob
-from contracts.progress import silent
-from contracts.subject import Choice
-from pipelines import launchers
+from unlearn_job import JOB
 
-JOB = UnlearnJob(
-    subject={},
-    code="0",
-    data_version="0",
-    method=Choice(name="finetune"),
-    seeds=(1,),
-    target="t",
-    target_sha256="0",
-    members="m",
-    members_sha256="0",
-    output="small/unlearning/finetune/result",
-)
+from contracts.progress import silent
+from pipelines import launchers
 
 
 class Session:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-import job_starter
 import psutil
 import pytest
 from dagster._core.test_utils import create_run_for_test
+from unlearn_job import JOB
 
 from pipelines import launchers
 from pipelines.reaper import GRACE_S, reap_jobs
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 def _start(home: Path, point: str = "", *, slow_s: float = 4.0, run_id: str = "r") -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PALIMPSEST_HOME": str(home), "PYTHONPATH": path, "SLOW_S": str(slow_s)}
     command = [sys.executable, str(HERE / "job_starter.py"), str(home), point, run_id]
     return subprocess.Popen(command, env=env, start_new_session=True)
@@ -62,7 +62,7 @@ def test_a_job_whose_starter_was_killed_is_not_started_again(home: Path, point: 
     starter = _start(home, point)
     worker = _until_at_work(home)
     if not point:
-        while launchers.process_of(home / "jobs" / job_starter.JOB.job_id) is None:
+        while launchers.process_of(home / "jobs" / JOB.job_id) is None:
             time.sleep(0.02)
         starter.kill()
     assert starter.wait(60) == -signal.SIGKILL
@@ -70,7 +70,7 @@ def test_a_job_whose_starter_was_killed_is_not_started_again(home: Path, point: 
     again = _start(home)
     assert again.wait(120) == 0
     assert _at_work(home) == [["begins", str(worker)], ["ends", str(worker)]], "one worker did it, once"
-    arrays, _ = ArtifactStore(home / "artifacts").load(job_starter.JOB.output)
+    arrays, _ = ArtifactStore(home / "artifacts").load(JOB.output)
     assert arrays["reading"].tolist() == list(range(9))
     assert _start(home).wait(120) == 0 and len(_at_work(home)) == 2, "a third start reads what is there"
 
@@ -79,11 +79,11 @@ def test_a_killed_worker_is_started_anew_and_ends_in_the_same_result(home: Path)
     starter = _start(home, slow_s=1)
     os.kill(_until_at_work(home), signal.SIGKILL)
     assert starter.wait(60) not in (0, None), "JobLost"
-    assert not ArtifactStore(home / "artifacts").exists(job_starter.JOB.output)
+    assert not ArtifactStore(home / "artifacts").exists(JOB.output)
     assert _start(home, slow_s=0.1).wait(120) == 0
     words = [word for word, _ in _at_work(home)]
     assert words == ["begins", "begins", "ends"]
-    arrays, _ = ArtifactStore(home / "artifacts").load(job_starter.JOB.output)
+    arrays, _ = ArtifactStore(home / "artifacts").load(JOB.output)
     assert arrays["reading"].tolist() == list(range(9))
 
 
@@ -92,7 +92,7 @@ def test_a_job_that_nobody_waits_for_is_ended_after_a_while_and_no_other_is(home
         run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
         starter = _start(home, slow_s=120, run_id=run.run_id)
         worker = psutil.Process(_until_at_work(home))
-        while launchers.process_of(home / "jobs" / job_starter.JOB.job_id) is None:
+        while launchers.process_of(home / "jobs" / JOB.job_id) is None:
             time.sleep(0.02)
         starter.kill()
         starter.wait(60)
@@ -108,6 +108,6 @@ def test_a_job_that_nobody_waits_for_is_ended_after_a_while_and_no_other_is(home
             assert reap_jobs(other, home, now=now + timedelta(days=1), note=notes.append) == [], "of another instance"
         assert worker.is_running() and notes == []
         later = datetime.now(UTC) + timedelta(seconds=GRACE_S + 1)
-        assert reaped(later) == [job_starter.JOB.job_id]
+        assert reaped(later) == [JOB.job_id]
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
         assert len(notes) == 1 and reaped(later) == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +83,42 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of ``erasure_world``: an audited subject with an audited request r1 of its MARKER, and another
+    subject. For copying."""
+    import erasure_world as world
+
+    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
+    root = tmp_path_factory.mktemp("erasure")
+    world.build(root)
+    yield root
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
+
+
+@pytest.fixture(scope="session")
+def erased_once(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str, Any]]:
+    """A copy with the marker planted everywhere, erased: the folder, the plan that was shown, the tables before."""
+    import erasure_world as world
+    import marker_search
+
+    from assets import Workspace
+    from pipelines import erasure
+
+    copied = Path(shutil.copytree(finished / "state", tmp_path_factory.mktemp("erased") / "state"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALIMPSEST_HOME", str(copied))
+        world.plant(copied)
+        workspace, subject = Workspace(copied, launcher=world.Here()), world.plan_of(finished)
+        before = world.tables_of(workspace.warehouse) | {"artifacts": world.artifacts_of(workspace.warehouse)}
+        assert marker_search.holding(copied, world.MARKER), "the marker has to be there to be erased"
+        shown = erasure.preview(subject, workspace, "r1")
+        erasure.execute(subject, workspace, "r1")
+    return copied, shown, before
+
+
 @pytest.fixture(params=["csv", "parquet", "npz", "image_folder", "idx"])
 def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
     digits = load_digits()
@@ -110,17 +148,3 @@ def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tupl
                 struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes()
             )
             return folder, []
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of an audited subject with an audited forget request r1, and another subject. For copying."""
-    import erasure_world as world
-
-    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
-    root = tmp_path_factory.mktemp("erasure")
-    world.build(root)
-    yield root
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({} if value is None else {name: value})

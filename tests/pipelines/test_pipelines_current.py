@@ -256,3 +256,62 @@ def test_a_changed_data_file_and_a_failed_contract_are_run_again(
     frame = pl.read_csv(tmp_path / "mine.csv")
     frame.with_columns(f0=pl.col("f0") + 1).write_csv(tmp_path / "mine.csv")
     assert not {name for name, state in states().items() if state == UNCHANGED} - {"mine/reports/audit"}
+
+
+# ---- what is skipped is undamaged
+# ------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """One bit in place; size, inode and the time of the last change stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(before.st_size // 2)
+        file.write(bytes([byte ^ 4]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.promise("B1")
+@pytest.mark.parametrize(
+    "name", ["small/models/target/weights", "small/audits/lira_online/shown.json", "small/reports/audit.html"]
+)
+def test_a_bit_that_flipped_in_a_result_has_it_made_again_and_that_is_said(
+    home: Path, small: Subject, launched: list[set[str]], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all that a stage left, also of what only the UI shows."""
+    audit.run_subject(small, home, job="audit")
+    audit.run_subject(small, home, job="audit")
+    assert not launched, "a second and a third run have nothing to do"
+    flip(next((home / "artifacts").glob(f"{name}.{'[0-9a-f]' * 16}.*")))
+    capsys.readouterr()
+    audit.run_subject(small, home, job="audit")
+    asset = name.rpartition("/")[0] if "reports" not in name else "small/reports/audit"
+    assert launched == [downstream(small, asset.removeprefix("small/"))]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{asset} is made anew: " in said and "SHA-256" in said
+
+
+@pytest.mark.promise("B1")
+def test_a_damaged_result_is_made_again_with_the_digests_that_it_had(tmp_path: Path) -> None:
+    from recorded_state import PLAN, run
+
+    from warehouse.verify import verify
+
+    home, plan = tmp_path / "home", Subject.from_mapping({**PLAN, "attacks": []})
+    w = run(home, plan)
+
+    def versions() -> dict[str, str]:
+        names = ["/".join((plan.subject, *s.path)) for s in subject_stages(plan) if not s.per_request]
+        return w.versions(name for name in names if "/reports/" not in name)  # a report says when it was made
+
+    golden, head = versions(), w.ledger.head()
+    run(home, plan, run_id="r2")
+    assert w.ledger.head() == head, "nothing to do"
+    damaged = next((home / "artifacts").glob("wine/models/target/weights.*.safetensors"))
+    flip(damaged)
+    assert not verify(Warehouse.existing(home)).whole
+    run(home, plan, run_id="r3").publish()
+    assert versions() == golden and w.ledger.head() != head
+    assert verify(Warehouse.existing(home)).whole

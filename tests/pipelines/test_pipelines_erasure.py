@@ -10,9 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import zipfile
 import zlib
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import duckdb
 import erasure_world as world
+import marker_search
 import numpy as np
 import polars as pl
 import pytest
@@ -63,66 +62,12 @@ def erased(
     return erased_once
 
 
-@pytest.fixture(scope="session")
-def erased_once(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Item], dict[str, Any]]:
-    """A copy with the marker planted everywhere, erased: the folder, the plan that was shown, the tables before."""
-    copied = Path(shutil.copytree(finished / "state", tmp_path_factory.mktemp("erased") / "state"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PALIMPSEST_HOME", str(copied))
-        world.plant(copied)
-        workspace, subject = Workspace(copied, launcher=Here()), world.plan_of(finished)
-        before = world.tables_of(workspace.warehouse) | {"artifacts": world.artifacts_of(workspace.warehouse)}
-        assert holding(copied), "the marker has to be there to be erased"
-        shown = erasure.preview(subject, workspace, "r1")
-        erasure.execute(subject, workspace, "r1")
-    return copied, shown, before
-
-
 # --------------------------------------------------------------------------------- E1: gone means gone
 
 
 def holding(home: Path) -> list[str]:
     """Every file under a folder in whose bytes, or in what it decodes to, the marker is."""
-    return [
-        path.relative_to(home).as_posix()
-        for path in sorted(home.rglob("*"))
-        if MARKER in path.name or (path.is_file() and _holds(path))
-    ]
-
-
-def _holds(path: Path) -> bool:
-    data = path.read_bytes()
-    return any(MARKER.encode() in piece for piece in _decoded(path, data))
-
-
-def _decoded(path: Path, data: bytes) -> Iterator[bytes]:
-    yield data
-    if data[:16] == b"SQLite format 3\0":
-        with closing(sqlite3.connect(path)) as con:
-            for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                for row in con.execute(f'SELECT * FROM "{name}"'):
-                    yield from map(_plain, row)
-    elif data[8:12] == b"DUCK":
-        with duckdb.connect(str(path), read_only=True) as con:
-            for schema_, name in con.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall():
-                for row in con.execute(f'SELECT * FROM "{schema_}"."{name}"').fetchall():
-                    yield from map(_plain, row)
-    elif data[:2] == b"\x1f\x8b":
-        yield gzip.decompress(data)
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield from map(archive.read, archive.namelist())
-    elif data[:4] == b"PAR1":
-        yield pl.read_parquet(path).write_csv().encode()
-
-
-def _plain(cell: Any) -> bytes:
-    if not isinstance(cell, bytes):
-        return str(cell).encode()
-    try:
-        return cell + zlib.decompress(cell)  # as Dagster keeps its snapshots
-    except zlib.error:
-        return cell
+    return marker_search.holding(home, MARKER)
 
 
 @pytest.mark.promise("E1")
@@ -275,21 +220,29 @@ def golden(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_for_good_at_every_point(home: Path, finished: Path, point: str, golden: Any) -> None:
-    """SIGKILL in a process of its own."""
-    code = (
-        "import erasure_world as world, sys; from pathlib import Path; from assets import Workspace; "
-        "from pipelines import erasure; home, root = map(Path, sys.argv[1:]); "
-        "erasure.execute(world.plan_of(root), Workspace(home, launcher=world.Here()), 'r1')"
-    )
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/pipelines'}", faults.VARIABLE: point}
-    told = subprocess.run([sys.executable, "-c", code, str(home), str(finished)], env=env, timeout=120)
-    assert told.returncode == -signal.SIGKILL
-    workspace = Workspace(home, launcher=Here())
-    assert workspace.warehouse.requests.get("r1").state is not RequestState.CLOSED
-    erasure.execute(world.plan_of(finished), workspace, "r1")
+@pytest.mark.timeout(900)
+@pytest.mark.promise("E3")
+@pytest.mark.parametrize("point", ["erasure.after_artifact:9", *POINTS])
+def test_the_command_killed_for_good_at_every_point_goes_on_when_it_is_given_again(
+    home: Path, point: str, golden: Any
+) -> None:
+    """SIGKILL in the process of the command, then the same command."""
+
+    def erase(armed: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PALIMPSEST_HOME": str(home), faults.VARIABLE: armed}
+        command = [sys.executable, "-P", "-m", "palimpsest", "erase", "mine", "r1", "--execute"]
+        return subprocess.run(command, env=env, cwd=home.parent, timeout=300, capture_output=True, text=True)
+
+    killed = erase(point)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    w = Warehouse.open(home)
+    assert w.requests.get("r1").state is not RequestState.CLOSED
+    if point != "erasure.after_settle":  # where all is done, and the request only to be closed
+        assert not verify.verify(Warehouse.existing(home)).whole, "until then it is said what is to be done"
+    again = erase("")
+    assert again.returncode == 0, again.stderr
     assert state(home) == golden and holding(home) == []
+    assert verify.verify(Warehouse.existing(home)).whole
 
 
 # --------------------------------------------------------------------------------- E4: others untouched

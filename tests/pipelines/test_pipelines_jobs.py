@@ -19,29 +19,17 @@ import numpy as np
 import psutil
 import pytest
 from dagster import DagsterRunStatus
+from unlearn_job import JOB
 
 from contracts.digests import canonical_json, digest
 from contracts.errors import JobFailed, JobLost
 from contracts.jobs import UnlearnJob
 from contracts.progress import silent
-from contracts.subject import Choice
 from pipelines import launchers
 from pipelines.launchers import PipesLauncher, boot_id
 from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
 from warehouse import ArtifactStore, fsio
 
-JOB = UnlearnJob(
-    subject={},
-    code="0",
-    data_version="0",
-    method=Choice(name="finetune"),
-    seeds=(1,),
-    target="t",
-    target_sha256="0",
-    members="m",
-    members_sha256="0",
-    output="small/unlearning/finetune/result",
-)
 CONTEXT = SimpleNamespace(log=logging.getLogger("test"), run=SimpleNamespace(run_id="a-run"))
 
 

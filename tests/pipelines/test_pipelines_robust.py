@@ -137,6 +137,23 @@ def test_reading_works_where_nothing_can_be_written(home: Path, tmp_path: Path, 
     refused(palimpsest("audit", "wine", cwd=tmp_path, before=read_only), "no access (read-only file system)", str(home))
 
 
+@pytest.mark.promise("B1")
+def test_a_damaged_snapshot_is_said_and_published_anew_by_whoever_reads(home: Path, tmp_path: Path) -> None:
+    w = Warehouse.existing(home)
+    good = w.snapshot.read_bytes()
+    w.snapshot.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    done = palimpsest("sql", "SELECT count(*) AS n FROM data.examples", "-f", "csv", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "n\n178\n", done.stderr
+    assert "is damaged" in done.stderr and "it was published anew" in " ".join(done.stderr.split())
+    for words in READING:
+        w.snapshot.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        said = CliRunner().invoke(command.app, words, env={"COLUMNS": "200"})
+        if words == ["verify"]:
+            assert said.exit_code == 1 and "palimpsest audit" in said.output, "it repairs nothing"
+        else:
+            assert said.exit_code == 0, (words, said.exception, said.output)
+
+
 def test_looking_needs_no_lock_where_there_can_be_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")

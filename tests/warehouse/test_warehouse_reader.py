@@ -19,7 +19,7 @@ from warehouse_helpers import COMMON, EL2N, score_frame, score_run
 from contracts.errors import IntegrityError, InvalidInput, NotReady, UnknownName
 from contracts.methods import Call, ScoreSpec
 from contracts.schema import COLUMNS, EXAMPLES, SCORE_RUNS
-from warehouse import Warehouse, connection, reader, statements
+from warehouse import Warehouse, connection, publish, reader, statements
 from warehouse.connection import Limits
 
 
@@ -266,9 +266,11 @@ def test_memory_is_bounded_and_spill_leaves_nothing(filled: Warehouse) -> None:
         tight.query("SELECT string_agg(repeat('x', 1000), '') FROM range(200000)")
 
 
-def test_a_damaged_snapshot_is_an_integrity_error_and_is_replaced(filled: Warehouse) -> None:
+def test_a_damaged_snapshot_of_an_earlier_version_is_an_integrity_error_and_is_replaced(filled: Warehouse) -> None:
+    """One whose SHA-256 is on no record; of those that are: ``test_warehouse_snapshot``."""
+    publish.sums_file(filled.snapshot).unlink()
     filled.snapshot.write_bytes(b"not a database" * 1000)
-    with pytest.raises(IntegrityError, match=r"palimpsest\.read\.duckdb"):
+    with pytest.raises(IntegrityError, match=r"palimpsest\.read\.duckdb.*'palimpsest audit SUBJECT' publishes it anew"):
         filled.query("SELECT 1")
     assert filled.publish() and filled.query("SELECT 1 AS one").height == 1
 

@@ -98,6 +98,63 @@ def test_the_key_is_made_once_and_for_this_user_alone(tmp_path: Path) -> None:
         signing.signing_key(tmp_path)
 
 
+@pytest.mark.promise("B1")
+def test_a_lost_or_damaged_key_is_refused_before_anything_is_signed(tmp_path: Path) -> None:
+    """A certificate by a key that no auditor was given verifies for nobody."""
+    home, file = tmp_path, tmp_path / "keys" / "signing.pem"
+    first = signing.signing_key(home)
+    used, pem, public = [first.public_key.keyid], file.read_bytes(), signing.public_file(home).read_bytes()
+    seen = 0
+    places = range(1, 8 * len(pem), 5)
+    for place in places:
+        bad = bytearray(pem)
+        bad[place // 8] ^= 1 << place % 8
+        file.write_bytes(bytes(bad))
+        for known in (used, []):
+            try:
+                assert signing.signing_key(home, used=known).public_key.keyid in used, place
+            except IntegrityError as error:
+                seen += 1
+                assert signing.problem(home, has_signed=True), place
+                assert "signing.pem" in str(error) and "--new-key" in str(error)
+        assert signing.public_file(home).read_bytes() == public
+    assert seen > len(places), "most of them, and the others are of the text around the key"
+    file.unlink()
+    for known in (used, []):
+        with pytest.raises(IntegrityError, match=r"signing\.pem, the signing key, is gone.*backup"):
+            signing.signing_key(home, used=known)
+    assert "is gone" in signing.problem(home, has_signed=True) and not file.exists()
+    signing.public_file(home).unlink()
+    with pytest.raises(IntegrityError, match="is gone"):
+        signing.signing_key(home, used=used)
+    assert signing.problem(home, has_signed=False) == "" and "is gone" in signing.problem(home, has_signed=True)
+    file.write_bytes(pem)
+    assert signing.signing_key(home, used=used).public_key.keyid in used and signing.public_file(home).exists()
+
+
+def test_another_key_is_taken_when_that_is_asked_for_and_the_old_public_key_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = signing.signing_key(tmp_path)
+    old, used = signing.public_file(tmp_path).read_bytes(), [first.public_key.keyid]
+    second = signing.signing_key(tmp_path, used=used, renew=True)
+    assert second.public_key.keyid != first.public_key.keyid
+    shown = [file.read_bytes() for file in signing.public_files(tmp_path)]
+    assert shown == [signing.public_pem(second), old]
+    with pytest.raises(IntegrityError, match="not the key that has signed here"):
+        signing.signing_key(tmp_path, used=used)
+    used.append(second.public_key.keyid)
+    assert signing.signing_key(tmp_path, used=used).public_key.keyid == used[1]
+    vault = tmp_path / "vault.pem"
+    vault.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    monkeypatch.setenv(signing.KEY_FILE, str(vault))
+    with pytest.raises(IntegrityError, match=r"vault\.pem is not the key"):
+        signing.signing_key(tmp_path, used=used)
+    third = signing.signing_key(tmp_path, used=used, renew=True)
+    assert vault.exists() and signing.public_file(tmp_path).read_bytes() == signing.public_pem(third)
+    assert len(signing.public_files(tmp_path)) == 3
+
+
 def test_a_key_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, file = Ed25519PrivateKey.generate(), tmp_path / "own.pem"
     monkeypatch.setenv(signing.KEY_FILE, str(file))

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from warehouse_helpers import COMMON, EL2N, score_frame
 
-from contracts.errors import ConfigError, IntegrityError, InvalidInput, StateError, UnknownName
+from contracts.errors import ConfigError, IntegrityError, InvalidInput, NotReady, StateError, UnknownName
 from contracts.requests import TRANSITIONS, ForgetRequest, RequestState
-from contracts.schema import ARTIFACTS, EDGES, LINEAGE_MEMBERS, LINEAGE_SETS, MEMBERS, REQUEST_EVENTS
-from warehouse import Warehouse
+from contracts.schema import ARTIFACTS, EDGES, EXAMPLES, LINEAGE_MEMBERS, LINEAGE_SETS, MEMBERS, REQUEST_EVENTS
+from warehouse import Warehouse, empty
 from warehouse.lineage import runs_of
+from warehouse.verify import verify
 
 # ------------------------------------------------------------------ stages
 
@@ -318,7 +319,73 @@ def test_the_salt_is_made_once_and_kept_private(home: Path, w: Warehouse) -> Non
     assert len(salt) == 32 and Warehouse.open(home).salt() == salt
     assert stat.S_IMODE((w.folder / "salt").stat().st_mode) == 0o600
     w.publish()
-    assert salt not in w.snapshot.read_bytes()
-    (w.folder / "salt").write_bytes(b"short")
+    assert salt not in w.snapshot.read_bytes() and salt.hex().encode() not in w.snapshot.read_bytes()
+    assert w.ledger.entries(kind="salt").height == 1, "noted once"
+    assert Warehouse.existing(home).salt() == salt
+
+
+@pytest.mark.promise("B1")
+def test_a_lost_or_damaged_salt_is_refused_before_a_token_is_made(home: Path, w: Warehouse) -> None:
+    """A token made with another salt would name nobody, and nothing would say so."""
+    file, salt = w.folder / "salt", w.salt()
+    for place in (0, 100, 255):
+        bad = bytearray(salt)
+        bad[place // 8] ^= 1 << place % 8
+        file.write_bytes(bytes(bad))
+        with pytest.raises(IntegrityError, match=r"salt is damaged or was replaced.*backup.*PALIMPSEST_HOME"):
+            w.salt()
+        assert any("salt" in problem.sentence for problem in verify(w).problems)
+    file.write_bytes(b"short")
     with pytest.raises(IntegrityError, match="not 32"):
         w.salt()
+    file.unlink()
+    for opened in (w, Warehouse.open(home)):
+        with pytest.raises(IntegrityError, match=r"salt is gone.*Restore it from a backup"):
+            opened.salt()
+    assert not file.exists(), "no other one is made"
+    assert any("is gone" in problem.sentence for problem in verify(w).problems)
+    w.publish()
+    with pytest.raises(IntegrityError, match="is gone"):
+        Warehouse.existing(home).salt()
+    file.write_bytes(salt)
+    assert w.salt() == salt and not verify(w).problems
+
+
+def test_a_salt_of_an_earlier_version_is_noted_at_its_next_use_and_a_lost_one_is_told_by_what_it_made(
+    home: Path, w: Warehouse
+) -> None:
+    file = w.folder / "salt"
+    file.write_bytes(b"s" * 32)  # made before its check was recorded
+    assert w.salt() == b"s" * 32 and w.ledger.entries(kind="salt").height == 1
+    file.write_bytes(b"t" * 32)
+    with pytest.raises(IntegrityError, match="was replaced"):
+        w.salt()
+    other = Warehouse.open(home.parent / "other")
+    row = {c.name: "" for c in EXAMPLES.columns} | {"example_id": 1, "split": "train", "owner": "0" * 32}
+    owned = pl.DataFrame([row | {"label": None, "target": None}], schema=empty(EXAMPLES).schema)
+    other.replace(EXAMPLES, owned, **COMMON)
+    with pytest.raises(IntegrityError, match="is gone"):
+        other.salt()
+
+
+def test_looking_makes_no_salt(home: Path, w: Warehouse) -> None:
+    w.publish()
+    with pytest.raises(NotReady, match="no owner has a token"):
+        Warehouse.existing(home).salt()
+    assert not (w.folder / "salt").exists()
+
+
+def test_a_salt_whose_maker_was_killed_before_it_was_noted_is_the_one(
+    w: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from warehouse import chain
+
+    def killed(name: str, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(chain, "fault", killed)
+        w.salt()
+    left = (w.folder / "salt").read_bytes()
+    assert w.ledger.entries(kind="salt").height == 0
+    assert w.salt() == left and w.ledger.entries(kind="salt").height == 1
