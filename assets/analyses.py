@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from assets import needs
+from assets.examples import examples_in
 from assets.stage import APPLIES, Output, Run, Stage
 from contracts.digests import derive_seed
 from contracts.errors import NotApplicable, NotTrusted
@@ -16,6 +17,7 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.subject import Choice, Subject
 from contracts.tables import TableSpec
 from reports import plots
+from reports.plots import is_picture
 from warehouse import empty
 
 HEAD = 10
@@ -74,10 +76,10 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
         members=run.train.example_id,
         metadata={
             "rows": {t.name: frames[t.name].height for t in spec.tables},
-            "head": first.select(_of_the_method(spec.tables[0])).head(HEAD).to_dicts(),
+            "head": first.select(_shown(run, spec.tables[0])).head(HEAD).to_dicts(),
         },
-        pictures={p.title: png for p in spec.pictures if (png := _png(p, frames[p.table]))},
-        report_only=frozenset(p.title for p in spec.pictures if {p.series, p.x} & _OF_THE_DATA),
+        pictures={p.title: png for p in spec.pictures if (png := _png(run, p, frames[p.table]))},
+        of_data=frozenset(p.title for p in spec.pictures if {p.series, p.x} & _OF_THE_DATA),
         warnings={APPLIES: ""},
     )
 
@@ -86,19 +88,28 @@ def _analyse(run: Run, spec: AnalysisSpec, config: Any, upstream: Mapping[str, S
 _OF_THE_DATA = frozenset({"about", "class_name", "concept", "concept_set", "label_name", "step_name"})
 
 
-def _of_the_method(table: TableSpec) -> list[str]:
-    """Columns that Dagster may show: figures, and text that the method itself has named. What the data say stays in the
-    data store and in reports."""
+def _shown(run: Run, table: TableSpec) -> list[str]:
+    """Columns that Dagster may show: figures, and text that the method itself has named; what the data say as well
+    where the plan has previews."""
     return [
         c.name
         for c in table.columns
         if c.dtype in ("int64", "float64", "bool")
-        or (c.dtype == "str" and (c.choices or (c.name in table.key and c.name not in _OF_THE_DATA)))
+        or (c.dtype == "str" and (run.subject.previews or c.choices))
+        or (c.dtype == "str" and c.name in table.key and c.name not in _OF_THE_DATA)
     ]
 
 
-def _png(picture: Picture, frame: pl.DataFrame) -> bytes | None:
-    """A chart; pictures of examples are on the report alone."""
-    if not picture.is_chart:
+def _png(run: Run, picture: Picture, frame: pl.DataFrame) -> bytes | None:
+    """A chart; or a sheet of examples where they are pictures and the plan has previews."""
+    if picture.is_chart:
+        return plots.table_png(picture, frame) if plots.rows_of(picture, frame).height else None
+    if not (run.subject.previews and is_picture(run.data.input_shape)):
         return None
-    return plots.table_png(picture, frame) if plots.rows_of(picture, frame).height else None
+    groups = examples_in(run.data, picture, frame)
+    images = [image for e in groups if e.images is not None for image in e.images]
+    if not images:
+        return None
+    captions = [e.heading.split(" ", 1)[-1][:22] for e in groups for _ in e.example_id]
+    lengths = [len(e.example_id) for e in groups]  # a row of the sheet is a group, unless each has one example
+    return plots.grid_png(images, captions, lengths=lengths if max(lengths) > 1 else (), title=picture.title)  # type: ignore[arg-type]

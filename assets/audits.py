@@ -148,7 +148,7 @@ def _run_attack(
             .to_dicts()
             if whole
             else [],
-            "most_exposed": top_rows(exposed[0].filter("is_member"), "score") if exposed else [],
+            "most_exposed": top_rows(run, exposed[0].filter("is_member"), "score") if exposed else [],
         },
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
         warnings={APPLIES: ""},

@@ -18,8 +18,11 @@ from contracts.errors import NotApplicable, NotTrusted
 from contracts.methods import AFTER_ERASURE, CuratorSpec, curator, maker
 from contracts.subject import Dataset, Split, Subject
 from contracts.tables import TableSpec
+from reports import plots
 from sources.made import Made
 from warehouse import empty
+
+_SHOWN = 10  # made examples in the picture of a data set
 
 
 def splits(subject: Subject, upstream: Mapping[str, Stage], scores: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -134,8 +137,27 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
             "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",
             "after an erasure": AFTER_ERASURE[method.spec.after_erasure],
         },
+        pictures=_pictures(run, made) if run.subject.previews else {},
         warnings={APPLIES: ""},
     )
+
+
+def _pictures(run: Run, made: Made) -> dict[str, bytes]:
+    """Some made examples, each above one that it was drawn from, where they are pictures."""
+    data = made.examples
+    if not plots.is_picture(data.input_shape):
+        return {}
+    rows, first = made.some(_SHOWN)
+    originals = run.train.subset(np.unique(first))
+    lower = originals.x[originals.positions(first)]
+    return {
+        "made examples": plots.grid_png(
+            np.concatenate([data.x[rows], lower]),
+            [*(f"{data.class_names[c]} (made)" if data.class_names else "made" for c in data.y[rows])]
+            + ["original"] * len(rows),
+            lengths=[len(rows)] * 2,
+        )
+    }
 
 
 def curate(run: Run, dataset_id: str, method: str, config: Any, upstream: Mapping[str, Stage]) -> Output:
@@ -185,6 +207,7 @@ def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataF
     if spec.weighs:
         frames.append(named.select("dataset_id", "example_id", "weight").drop_nulls("weight"))
     partition = {"dataset_id": dataset_id}
+    label = "label_name" if run.subject.previews else "label"
     return Output(
         tables=[(table, frame, partition) for table, frame in zip(_tables(spec), frames, strict=True)],
         artifacts=[stored],
@@ -193,15 +216,15 @@ def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataF
             **{role: len(v) for role, v in ids.items()},
             "after an erasure": AFTER_ERASURE[spec.after_erasure],
             "per_class": members.join(_labels(run), on="example_id")
-            .group_by("label", "role")
+            .group_by(label, "role")
             .len()
-            .pivot("role", index="label", values="len")
+            .pivot("role", index=label, values="len")
             .fill_null(0)
-            .sort("label")
+            .sort(label)
             .to_dicts(),
         },
     )
 
 
 def _labels(run: Run) -> pl.DataFrame:
-    return run.read(schema.EXAMPLES).select("example_id", "label")
+    return run.read(schema.EXAMPLES).select("example_id", "label", "label_name")

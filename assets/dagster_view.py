@@ -191,7 +191,7 @@ def _metadata(
     out |= {
         label: dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")
         for label, png in shown["pictures"].items()
-        if label not in shown.get("report_only", ())
+        if stage.subject.previews or label not in shown.get("of_data", ())
     }
     out |= {
         "state": state,

@@ -60,7 +60,7 @@ def _examples(run: Run) -> Output:
     return Output(
         tables=[(schema.EXAMPLES, frame, {}), (schema.COLUMNS, _columns(data, tokens), {})],
         members=data.example_id,
-        metadata=_facts(data, frame),
+        metadata=_facts(run, data, frame),
         pictures={
             "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if "label" in shown else "target")
         },
@@ -106,8 +106,9 @@ def _without_names(values: np.ndarray, owner: np.ndarray, tokens: Mapping[str, s
     return pl.Series(said, dtype=pl.String).gather(place)
 
 
-def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
+def _facts(run: Run, data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
     duplicated = frame.height - frame["content_hash"].n_unique()
+    shown = ["example_id", "split", *(["label_name"] if run.subject.previews else [])]
     return {
         "examples": data.num_examples,
         "classes": data.num_classes,
@@ -116,5 +117,5 @@ def _facts(data: ExampleSet, frame: pl.DataFrame) -> dict[str, object]:
         "owners": int(frame["owner"].n_unique() - (frame["owner"] == "").any()),
         "exact_duplicates": int(duplicated),
         "source_digest": data.digest,
-        "first_rows": frame.head(10).select("example_id", "split").to_dicts(),
+        "first_rows": frame.head(10).select(shown).to_dicts(),
     }

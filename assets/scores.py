@@ -79,7 +79,7 @@ def _score(run: Run, spec: ScoreSpec, config: Any, upstream: Mapping[str, Stage]
         metadata={
             "examples": frame.height,
             "mean": float(values.mean()) if len(values) else 0.0,  # type: ignore[arg-type]
-            "highest": top_rows(frame, spec.value),
+            "highest": top_rows(run, frame, spec.value),
         },
         pictures={"histogram": plots.histogram_png(values.to_numpy(), title=spec.name, xlabel=_xlabel(spec))}
         if len(values)

@@ -65,9 +65,10 @@ class Output:
         volatile: stored things that differ between equal runs (times); no part of the data version.
         members: ids of the examples that the results were made from.
         metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table). Nothing of an
-            example but its id: no text, label, name or column of the data.
-        pictures: label -> PNG bytes, shown in the Dagster UI and on reports: charts, no picture of an example.
-        report_only: labels of pictures that show words of the data, such as names of classes: not for Dagster.
+            example but its id, unless the plan has ``previews``: no text, label, name or column of the data.
+        pictures: label -> PNG bytes, shown in the Dagster UI and on reports; of examples where the plan has previews.
+        of_data: labels of pictures that show words of the data, such as names of classes: on reports, and in Dagster
+            where the plan has previews.
         warnings: name of a non-blocking check -> sentence; an empty sentence is a pass.
         judged: name of a non-blocking check -> what it says.
     """
@@ -78,7 +79,7 @@ class Output:
     members: np.ndarray | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
-    report_only: frozenset[str] = frozenset()
+    of_data: frozenset[str] = frozenset()
     warnings: Mapping[str, str] = field(default_factory=dict)
     judged: Mapping[str, Checked] = field(default_factory=dict)
 
@@ -316,7 +317,7 @@ def materialize(
     metadata = plain(output.metadata)
     pictures = {label: base64.b64encode(png).decode() for label, png in output.pictures.items()}
     shown = w.artifacts.save_json(
-        _join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures, "report_only": sorted(output.report_only)}
+        _join(run.asset, SHOWN), {"metadata": metadata, "pictures": pictures, "of_data": sorted(output.of_data)}
     )
     common = {"subject": run.subject.subject, "run_id": run_id, "config_digest": stage.config_digest}
     artifacts = (*output.artifacts, *output.volatile, *run.partial_work(), shown)
@@ -381,11 +382,12 @@ def _check(run: Run, tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]]
     }
 
 
-def top_rows(frame: pl.DataFrame, column: str, *, limit: int = 10) -> list[dict[str, Any]]:
-    """The examples with the highest values, id and value, for the table in the UI: Dagster's records hold nothing of an
-    example but its id."""
+def top_rows(run: Run, frame: pl.DataFrame, column: str, *, limit: int = 10) -> list[dict[str, Any]]:
+    """The examples with the highest values, for the table in the UI: id and value, and the class where the plan has
+    previews."""
     top = frame.sort([column, "example_id"], descending=[True, False], nulls_last=True).head(limit)
-    return top.select("example_id", column).to_dicts()
+    rows = top.select("example_id", column)
+    return (rows.join(labels_of(run.data), on="example_id", how="left") if run.subject.previews else rows).to_dicts()
 
 
 def labels_of(data: ExampleSet) -> pl.DataFrame:

@@ -288,6 +288,11 @@ class Subject(Config):
     )
     subject: str = param(doc="name; part of every asset key")
     title: str = param("", doc="one line for people")
+    previews: bool = param(
+        False,
+        added=True,
+        doc="Dagster's pages show pictures of examples and names of classes, which its event log then holds",
+    )
     source: Choice = param(doc="where the data comes from", ref="source")
     without: tuple[int, ...] = param(
         (),

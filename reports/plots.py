@@ -453,6 +453,62 @@ def example_png(x: NDArray[Any], *, low: float | None = None, high: float | None
     )
 
 
+def grid_png(
+    images: NDArray[Any],
+    captions: Sequence[str] = (),
+    *,
+    lengths: Sequence[int] = (),
+    title: str = "",
+) -> bytes:
+    """A sheet of examples, one caption under each.
+
+    Args:
+        images: (N, H, W) or (N, C, H, W), as :func:`example_png`; floats share one scale over the sheet. 1 <= N <= 64.
+        captions: () or N of them.
+        lengths: images in each row, N in all; the places a shorter row leaves stay empty. () for rows of eight.
+
+    Raises:
+        InvalidInput: as :func:`example_png`, no image or more than 64, another number of captions, or lengths that are
+            not of N images.
+    """
+    images = np.asarray(images)
+    count = images.shape[0] if images.ndim else 0
+    if not 1 <= count <= 64 or (captions and len(captions) != count):
+        raise InvalidInput(f"grid_png: {count} images (1 to 64 fit) with {len(captions)} captions")
+    lengths = lengths or [min(8, count - start) for start in range(0, count, 8)]
+    if min(lengths) < 1 or sum(lengths) != count:
+        raise InvalidInput(f"grid_png: rows of {list(lengths)} for {count} images")
+    pixels = _pixels(images, None, None)
+    rows, columns = len(lengths), max(lengths)
+    places = [row * columns + column for row, length in enumerate(lengths) for column in range(length)]
+    figure = Figure(figsize=(columns * 0.95, rows * (1.18 if captions else 0.95) + (0.35 if title else 0.0)), dpi=_DPI)
+
+    def fill() -> None:
+        for number, place in enumerate(places):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.set_axis_off()
+            axes.imshow(
+                pixels[number].squeeze(-1) if pixels.shape[3] == 1 else pixels[number],
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                interpolation="nearest",
+            )
+            if captions:
+                axes.text(
+                    0.5,
+                    -0.08,
+                    captions[number],
+                    ha="center",
+                    va="top",
+                    fontsize=6.5,
+                    transform=axes.transAxes,
+                    color=_INK,
+                )
+
+    return _save(figure, fill, title=title, chart=False)
+
+
 def _clipped(text: str, most: int = 32) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,7 @@ from assets.data import _told
 from assets.examples import MOST, SHEET, examples_in
 from contracts.identity import owner_token
 from contracts.methods import Picture, analysis
+from reports import plots
 from sources.example_set import ExampleSet
 from sources.loading import load
 
@@ -69,14 +72,37 @@ def test_numbers_are_sorted_as_numbers(digits) -> None:
         assert headings == sorted(values)
 
 
+def a_run(data: ExampleSet, *, previews: bool) -> Any:
+    return SimpleNamespace(data=data, subject=SimpleNamespace(previews=previews))
+
+
 def test_no_picture_of_an_example_and_no_word_of_the_data_goes_to_dagster(digits) -> None:
-    """Its records are no data store: charts of what a method named, and figures."""
-    assert analyses._png(SHEET_OF, table(digits, [3, 3], seed=2)) is None
+    """Its records are no data store: charts of what a method named, and figures, unless the plan asks for more."""
+    closed, open_ = (a_run(digits, previews=previews) for previews in (False, True))
+    assert analyses._png(closed, SHEET_OF, table(digits, [3, 3], seed=2)) is None
     for spec in (method.spec for method in analysis):
         for drawn in spec.tables:
-            kept = {c.name for c in drawn.columns if c.name in analyses._of_the_method(drawn)}
+            kept = {c.name for c in drawn.columns if c.name in analyses._shown(closed, drawn)}
             assert not kept & analyses._OF_THE_DATA
             assert {c.name for c in drawn.columns if c.dtype in ("int64", "float64", "bool")} <= kept
+            assert kept | {c.name for c in drawn.columns if c.dtype == "str"} == set(analyses._shown(open_, drawn))
+
+
+@pytest.mark.parametrize(("sizes", "lengths"), [([8] * 10, [6] * 10), ([8, 3, 8], [8, 3, 8]), ([1] * 20, ())])
+def test_the_sheet_of_the_dagster_page_has_a_row_for_every_group(digits, sizes, lengths, monkeypatch) -> None:
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        plots,
+        "grid_png",
+        lambda images, captions, *, lengths, title: drawn.append((images, captions, lengths)) or b"png",
+    )
+    frame, run = table(digits, sizes, seed=2), a_run(digits, previews=True)
+    assert analyses._png(run, SHEET_OF, frame) == b"png"
+    ((images, captions, rows),) = drawn
+    assert rows == lengths and len(images) == len(captions)
+    assert set(captions) == {f"c_{i}" for i in range(len(sizes))}, "no group is left out"
+    monkeypatch.undo()
+    assert analyses._png(run, SHEET_OF, frame).startswith(b"\x89PNG")
 
 
 def test_the_folder_of_an_owner_is_stored_as_the_token(tmp_path: Path) -> None:
@@ -92,7 +118,7 @@ def test_the_folder_of_an_owner_is_stored_as_the_token(tmp_path: Path) -> None:
     assert told[0] == "/".join([tokens[data.owner[0]], *data.origin[0].split("/")[1:]])
 
 
-def test_a_chart_without_a_row_is_not_drawn() -> None:
+def test_a_chart_without_a_row_is_not_drawn(digits) -> None:
     """Every way in which nothing is left to draw, beside one that draws."""
     rows = pl.DataFrame({"x": [0.0, 0.0], "y": [1.0, None], "kind": ["a", "b"]})
     pictures = {
@@ -101,4 +127,4 @@ def test_a_chart_without_a_row_is_not_drawn() -> None:
         "without a value": Picture(table="t", title="without a value", x="x", y="y", where=(("kind", "b"),)),
         "off its axis": Picture(table="t", title="off its axis", x="x", y="y", log_x=True),
     }
-    assert [name for name, p in pictures.items() if analyses._png(p, rows)] == ["drawn"]
+    assert [name for name, p in pictures.items() if analyses._png(a_run(digits, previews=False), p, rows)] == ["drawn"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 from recorded_state import run
 from typer.testing import CliRunner
 
+from assets.curation import _pictures
 from contracts import schema
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
@@ -117,3 +119,9 @@ def test_it_leaves_as_a_data_set_without_its_judges(home: Path, plan: Subject) -
     assert np.array_equal(found.examples.x, stored["x"]) and found.examples.x.dtype == np.float32
     judges = w.read(schema.MEMBERS, subject="pictures").filter(role="judged_on")["example_id"].sort()
     assert found.excluded["example_id"].to_list() == judges.to_list()
+
+
+def test_people_see_it_above_what_it_started_from(home: Path, seen: list[object]) -> None:
+    (found,) = seen
+    pictures = _pictures(SimpleNamespace(train=images().train), found)  # type: ignore[arg-type]
+    assert pictures["made examples"].startswith(b"\x89PNG")

@@ -58,6 +58,7 @@ CHARTS: dict[str, Callable[..., bytes]] = {
     "scatter": lambda **k: plots.table_png(dataclasses.replace(LINES, kind="scatter"), ROWS, **k),
     "bars": lambda **k: plots.table_png(dataclasses.replace(LINES, kind="bars"), ROWS, **k),
     "empty table": lambda **k: plots.table_png(LINES, ROWS.clear(), **k),
+    "sheet": lambda **k: plots.grid_png(np.eye(8)[None].repeat(3, 0), [HOSTILE, "b", "c"], title=HOSTILE, **k),
 }
 
 
@@ -126,6 +127,10 @@ def test_the_roc_starts_at_one_over_n_neg() -> None:
         lambda: plots.dots_png({}, xlabel="x"),
         lambda: plots.intervals_png({}, xlabel="x", order=[]),
         lambda: plots.against_time_png({}, ylabel="y"),
+        lambda: plots.grid_png(np.zeros((0, 4, 4))),
+        lambda: plots.grid_png(np.zeros((2, 4, 4)), ["one"]),
+        lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[2]),
+        lambda: plots.grid_png(np.zeros((3, 4, 4)), lengths=[3, 0]),
         lambda: plots.example_png(np.zeros(30)),
         lambda: plots.example_png(np.zeros((2, 4, 4))),
         lambda: plots.example_png(np.full((4, 4), np.nan)),
@@ -135,6 +140,21 @@ def test_the_roc_starts_at_one_over_n_neg() -> None:
 def test_what_cannot_be_drawn_is_refused(call: Callable[[], bytes]) -> None:
     with pytest.raises(InvalidInput):
         call()
+
+
+def test_a_sheet_has_the_rows_that_were_asked_for() -> None:
+    """Nine images in rows of 3, 1, 2, 3: each in its own row and column, and nothing in the places left over."""
+    figures: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_save", lambda figure, fill, **_: (fill(), figures.append(figure), b"")[2])
+        plots.grid_png(np.arange(9)[:, None, None] * np.ones((9, 4, 4)), list("abcdefghi"), lengths=[3, 1, 2, 3])
+        plots.grid_png(np.zeros((11, 4, 4)))
+    sheet, plain = ([axes.get_subplotspec() for axes in figure.axes] for figure in figures)
+    where = [(place.rowspan.start, place.colspan.start) for place in sheet]
+    assert where == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+    assert [axes.texts[0].get_text() for axes in figures[0].axes] == list("abcdefghi")
+    assert [axes.images[0].get_array()[0, 0] for axes in figures[0].axes] == np.rint(np.arange(9) * 255 / 8).tolist()
+    assert (plain[7].rowspan.start, plain[7].colspan.start) == (0, 7) and plain[8].rowspan.start == 1
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (3, 5, 7)])
