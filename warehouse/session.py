@@ -172,12 +172,13 @@ class Session:
         except (IntegrityError, FileNotFoundError):
             return False
 
-    def check_snapshot(self, sums: FileSums | None = None) -> None:
+    def check_snapshot(self, sums: FileSums | None = None, *, anew: bool = True) -> None:
         """Nothing, where the published snapshot is as it was published. A damaged one is published anew, and that is
         said in the log; nothing is written otherwise.
 
         Args:
             sums: other than this session's: an empty one reads the file, whatever is known of it.
+            anew: publish it anew where it is damaged; else it is refused.
 
         Raises:
             NotReady: nothing has been published yet.
@@ -188,6 +189,8 @@ class Session:
         except FileNotFoundError:
             connection.refuse_unpublished(self.snapshot)
         except IntegrityError as damaged:
+            if not anew:
+                raise
             self._publish_anew(str(damaged))
 
     def _publish_anew(self, damaged: str) -> None:

@@ -453,7 +453,9 @@ class Warehouse(Session):
         Raises:
             NotReady: nothing has been published yet.
             InvalidInput: k is below 5, not one reading statement, or refused by DuckDB (with its message).
+            IntegrityError: the snapshot or the salt is damaged: people who may only ask have nothing written for them.
         """
+        self.check_snapshot(anew=False)
         key = self._salt_to_read()
         with self.published() as con:
             frames = auditors.tables_of(con, k=k, salt=key)
