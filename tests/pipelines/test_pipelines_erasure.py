@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from assets import Workspace
 from assets.certificates import certify
 from contracts.erasure import DONE, OPEN, Action, Item
-from contracts.errors import DataError, Erased, StateError
+from contracts.errors import DataError, Erased, IntegrityError, StateError
 from contracts.requests import ForgetRequest, RequestState
 from pipelines import dagster_records, erasure
 from pipelines.cli.app import app
@@ -297,6 +297,23 @@ def test_the_evidence_of_the_request_holds_no_content_and_is_certified(erased: A
     assert isinstance(refused.exception, StateError)
     result = CliRunner().invoke(app, advice.split())
     assert result.exit_code == 0 and "Certificate 3 of request r1" in " ".join(result.output.split()), result.output
+
+
+@pytest.mark.promise("B1")
+def test_a_lost_signing_key_is_refused_and_another_is_taken_when_that_is_asked_for(home: Path, finished: Path) -> None:
+    subject, w = world.plan_of(finished), Warehouse.open(home)
+    issued = home / w.artifacts.describe("mine/request_certificates/r1/1.dsse.json").path
+    (home / "keys" / "signing.pem").unlink()
+    with pytest.raises(IntegrityError, match=r"is gone.*backup.*--new-key"):
+        certify(subject, w, "r1")
+    assert any("signing key" in problem.sentence for problem in verify.verify(Warehouse.existing(home)).problems)
+    said = CliRunner().invoke(app, ["certify", "mine", "r1", "--new-key"])
+    assert said.exit_code == 0 and "Certificate 2" in said.output, (said.output, said.exception)
+    first = CliRunner().invoke(app, ["verify", str(issued)])
+    assert "has taken its place" in first.output and "signature" not in first.output, "the old public key stays"
+    second = home / w.artifacts.describe("mine/request_certificates/r1/2.dsse.json").path
+    assert "GENUINE" in CliRunner().invoke(app, ["verify", str(second)]).output
+    assert verify.verify(Warehouse.existing(home)).whole
 
 
 def test_what_cannot_be_rebuilt_is_refused_by_name(erased: Any) -> None:
