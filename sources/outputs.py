@@ -33,7 +33,7 @@ from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, r
 from sources.given_splits import read_splits
 from sources.labels import Labels, encode_labels
 from sources.npz import is_archive, members_of, open_archive, row_blocks
-from sources.table_files import column_names, kind_of, read_table
+from sources.table_files import as_texts, column_names, kind_of, read_table
 
 OUTPUTS, FEATURES = "outputs", "features"  # values of provenance["values"]
 _SUM = 0.01  # rows of probabilities may miss 1 by as much: rounding to two decimals, not another quantity
@@ -153,7 +153,7 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
         example_id=check_ids(stored.column(config.id)) if config.id else None,
         split=split,
         origin=origin,
-        owner=stored.column(config.owner).astype(str) if config.owner else None,
+        owner=_owners(stored.column(config.owner)) if config.owner else None,
         feature_names=() if len(config.features) < 2 else config.features,
         provenance={
             "source": OUTPUTS,
@@ -163,6 +163,10 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
             "notes": list(labels.notes),
         },
     )
+
+
+def _owners(values: np.ndarray) -> np.ndarray:
+    return np.array(as_texts(pl.Series(values)).fill_null("").to_list(), dtype=str)
 
 
 def outputs_of(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:

@@ -16,8 +16,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from contracts.errors import ConfigError, PalimpsestError, StateError, UnknownName
+from contracts.errors import ConfigError, NotReady, PalimpsestError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
+from pipelines.cli.show import what_next
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
@@ -121,11 +122,10 @@ def add(
     console.print(f"request [bold]{made.request_id}[/] registered, due {made.due}")
     for line in made.said:
         console.print(f"  {line}", highlight=False, markup=False)
-    console.print(
-        f"Next: palimpsest request run {subject} {made.request_id}"
-        if not unverified
-        else f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}"
-    )
+    if unverified:
+        console.print(f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}")
+    elif _lacking(plan, concept is not None) == "":
+        console.print(f"Next: palimpsest request run {subject} {made.request_id}")
 
 
 class Registered(NamedTuple):
@@ -208,7 +208,14 @@ def register(
     ids_named: tuple[int, ...] = ()
     if request.names_rows:
         data = workspace.examples(plan)
-        found = resolve(request, data, w)
+        try:
+            found = resolve(request, data, w)
+        except UnknownName as error:
+            if error.kind != "stored score":
+                raise
+            raise NotReady(
+                f"score {score} of {subject} has not been computed yet; run: palimpsest audit {subject}"
+            ) from None
         w.requests.add(request, pins=pins(data, found, w.salt()))
         said = [*(whose.said if whose else ()), *_what_it_names(plan, data, found)]
         ids_named = tuple(found.tolist())
@@ -252,12 +259,17 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     return said
 
 
-def _what_it_means(plan: Subject, request: ForgetRequest) -> list[str]:
-    """A concept in words, and what the plan lacks to remove it."""
+def _lacking(plan: Subject, concept: bool) -> str:
+    """What the plan lacks to run a request, of a concept or of rows; "" where nothing is."""
     from assets.request_concepts import lacking
 
+    return lacking(plan) if concept else "" if plan.unlearning is not None else "the plan has no unlearning"
+
+
+def _what_it_means(plan: Subject, request: ForgetRequest) -> list[str]:
+    """A concept in words, and what the plan lacks to remove it."""
     said = [f"{name} {text}" for name, text in _concept_in_words(request).items()]
-    why = lacking(plan)
+    why = _lacking(plan, True)
     return [*said, f"It is registered, and cannot be run yet: {why}." if why else "It names no rows of the data."]
 
 
@@ -379,9 +391,9 @@ def close(
     w = _warehouse()
     entry = _of(w, subject, request_id)
     if entry.state is not RequestState.AUDITED:
+        then = what_next(subject, request_id, entry.state)
         raise StateError(
-            f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; run: "
-            f"palimpsest request run {subject} {request_id}"
+            f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; {then}"
         )
     verdict = _refuse_failed(w, subject, request_id)
     _refuse_live(w, subject, request_id)
@@ -393,11 +405,13 @@ def close(
 
 
 def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
-    """The word of a request's audit.
+    """The word of a request's audit; of one whose examples no model under audit was trained on, that.
 
     Raises:
         StateError: it failed.
     """
+    if w.requests.get(request_id).num_examples == 0:
+        return "nothing to unlearn"
     from contracts.verdicts import Verdict
     from reports.summary import judgement_of
 
@@ -518,6 +532,18 @@ def show(subject: Name, request_id: RequestId) -> None:
     for row in findings.sort("judged", descending=True).iter_rows(named=True):
         note = "" if row["judged"] else " (does not count)"
         console.print(f"  {row['verdict']:<12} {row['about']}{note}: {row['sentence']}", markup=False, highlight=False)
+    if entry.state in OPEN:
+        console.print(f"Next: {_next(w, entry)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _next(w: Any, entry: Any) -> str:
+    """What a person does with an open request."""
+    from pipelines.erasure import finished
+
+    request = entry.request
+    if entry.state is RequestState.AUDITED and (not request.names_rows or finished(w, request.request_id)):
+        return f"palimpsest request close {request.subject} {request.request_id} --by NAME --why REASON"
+    return what_next(request.subject, request.request_id, entry.state)
 
 
 @app.command("run")
@@ -623,9 +649,10 @@ def runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
 
     w = workspace.warehouse
     entry = _of(w, plan.subject, request_id)
+    if entry.state in NOT_RUN or entry.state not in OPEN:
+        then = what_next(plan.subject, request_id, entry.state)
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run; {then}")
     refuse_erased(w, request_id)
-    if entry.state in NOT_RUN:
-        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     refuse_concept(entry.request, plan)
     if (pinned := w.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), w)

@@ -265,7 +265,9 @@ def test_request_register_from_the_command_line(audited_home: Path) -> None:
 def test_report_trace_verify_and_doctor(audited_home: Path) -> None:
     code, out = palimpsest("report", "small")
     assert code == 0 and Path(out.strip()).exists()
-    with pytest.raises(PalimpsestError, match="no report"):
+    with pytest.raises(PalimpsestError, match=r"no report of 'digits'.*palimpsest audit digits"):
+        palimpsest("report", "digits")
+    with pytest.raises(PalimpsestError, match=r"unknown subject or forget request 'nothing'.*known: .*small"):
         palimpsest("report", "nothing")
     train_id = "0"
     assert palimpsest("trace", train_id, "--subject", "small")[0] == 0

@@ -113,8 +113,13 @@ def test_what_a_request_names_is_shown_and_nonsense_is_refused(mine: Path) -> No
     assert stored.get("r2").request.owner == stored.get("r1").request.owner, "the token is of the data's spelling"
     with pytest.raises(UnknownName, match="known"):
         palimpsest("request", "list", "no-such-subject")
-    with pytest.raises(PalimpsestError, match="palimpsest request run mine r1"):
-        palimpsest("report", "r1")
+    advice = {"hold": "request verify mine r1", "verify": "request run mine r1", "withdraw": "request show mine r1"}
+    for step, then in ({"": "request run mine r1"} | advice).items():
+        if step:
+            palimpsest("request", step, "mine", "r1", *(("--why", "a test") if step == "hold" else ()))
+        with pytest.raises(PalimpsestError, match=f"palimpsest {then}"):
+            palimpsest("report", "r1")
+        assert (f"palimpsest {then}" in palimpsest("request", "show", "mine", "r1")) == (step != "withdraw")
 
 
 def test_predicates_are_checked_when_they_are_registered(audited_home: Path) -> None:
