@@ -134,9 +134,9 @@ def _remove(name: str, home: Path) -> None:
     from warehouse import Warehouse
 
     check_name(name, kind="checkpoint")
-    place, w = f"{IMPORTED}{name}", Warehouse.open(home)
-    if not w.artifacts.exists(place):
-        known = [other.removeprefix(IMPORTED) for other in w.artifacts.names() if other.startswith(IMPORTED)]
+    place, stored = f"{IMPORTED}{name}", Warehouse.existing(home).artifacts
+    if not stored.exists(place):
+        known = [other.removeprefix(IMPORTED) for other in stored.names() if other.startswith(IMPORTED)]
         raise UnknownName("imported checkpoint", name, known)
     named, unread = imported_for(home)
     if users := named.get(place):
@@ -145,6 +145,7 @@ def _remove(name: str, home: Path) -> None:
         raise StateError(
             f"the plan of {', '.join(unread)} cannot be read, so it may name {place}: correct it, or take it away"
         )
+    w = Warehouse.open(home)
     sha256 = w.artifacts.sha256(place)
     w.ledger.append("remove", {"removed": [place], "sha256": sha256})  # first: killed here, the same command goes on
     w.artifacts.remove(place)

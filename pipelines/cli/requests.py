@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from assets import Workspace
     from contracts.subject import Subject
 
+_WIDE = 100  # columns of a terminal in which the day of receipt has room beside a request's whole id
 app = typer.Typer(help="Forget requests: from registering to closing.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the audited subject")]
 RequestId = Annotated[str, typer.Argument(help="id of the request")]
@@ -34,10 +35,17 @@ Why = Annotated[str, typer.Option("--why", help="the reason, kept in the registe
 
 
 def _warehouse() -> Any:
-    """To write to."""
+    """To write to.
+
+    Raises:
+        NotReady: there is no register: nothing was ever put on record in this state folder.
+    """
     from warehouse import Warehouse
 
-    return Warehouse.open(state_to_write())
+    home = state_to_write()
+    if not Warehouse.existing(home).database.exists():
+        raise NotReady(f"no forget request is on record in {home}: palimpsest request add SUBJECT registers one")
+    return Warehouse.open(home)
 
 
 def _published() -> Any:
@@ -494,16 +502,16 @@ def list_(subject: Name) -> None:
     table = Table(
         title=f"Forget requests of {subject}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for name in ("request", "state", "selector", "examples", "received", "due", "days left"):
+    wide = console.width >= _WIDE
+    for name in ("request", "state", "selector", "examples", *(["received"] if wide else []), "due", "days left"):
         table.add_column(name, no_wrap=name != "request", overflow="fold")
     for r in rows.iter_rows(named=True):
         examples = "" if r["num_examples"] is None else str(r["num_examples"])
         days = (r["due_at"].replace(tzinfo=UTC) - now).days
         still = RequestState(r["state"]) in OPEN
         left = "" if not still else f"[bold red]{days}[/]" if days < 7 else str(days)
-        table.add_row(
-            r["request_id"], r["state"], r["selector"], examples, f"{r['received_at']:%F}", f"{r['due_at']:%F}", left
-        )
+        received = [f"{r['received_at']:%F}"] if wide else []
+        table.add_row(r["request_id"], r["state"], r["selector"], examples, *received, f"{r['due_at']:%F}", left)
     console.print(
         table
         if rows.height

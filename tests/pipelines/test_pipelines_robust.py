@@ -178,8 +178,15 @@ def test_no_state_is_made_by_reading_and_a_new_one_is_said(tmp_path: Path, home:
 
 @pytest.mark.parametrize(
     "words",
-    [["audit", "nobody"], ["request", "add", "nobody", "--ids", "3"], ["init", "x", "--data", "no.csv"]],
-    ids=lambda words: words[0],
+    [
+        ["audit", "nobody"],
+        ["request", "add", "nobody", "--ids", "3"],
+        ["request", "hold", "digits", "r1", "--why", "a test"],
+        ["certify", "nobody", "r1"],
+        ["import-checkpoint", "--remove", "net"],
+        ["init", "x", "--data", "no.csv"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
 )
 def test_a_command_that_fails_before_it_writes_leaves_no_state(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
