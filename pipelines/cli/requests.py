@@ -527,8 +527,9 @@ def show(subject: Name, request_id: RequestId) -> None:
 
     w = _published()
     entry = _of(w, subject, request_id)
+    unused = () if entry.request.selector == "score" else ("end",)
     for key, value in (plain(entry.request) | {"concept": None} | _concept_in_words(entry.request)).items():
-        if value:
+        if value and key not in unused:
             console.print(f"{key:>12}  {value}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{'for auditors':>12}  {w.request_token(request_id)}", highlight=False)
     console.print(f"{'state':>12}  [bold]{entry.state.value}[/]")
