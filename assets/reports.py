@@ -255,7 +255,8 @@ def _request(subject: Subject, request: ForgetRequest, using: InUse) -> dict[str
     if subject.unlearning.closing == RETRAINED:
         grounds += ", or exact retraining: all models trained from scratch on data without its rows, with proof"
     by = {"removed by": f"{using.method}. {using.why}"} if using.why else {}
-    return {k: v for k, v in plain(request).items() if v and k not in _NAMES_ROWS} | by | {"may be closed by": grounds}
+    unsaid = (*_NAMES_ROWS, *(() if request.selector == "score" else ("end",)))
+    return {k: v for k, v in plain(request).items() if v and k not in unsaid} | by | {"may be closed by": grounds}
 
 
 _NAMES_ROWS = ("ids", "owner", "where")  # a report outlives what it names: the register alone says this

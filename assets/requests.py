@@ -49,7 +49,7 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     members, twins = _closed(run, members)
     output = store(run, run.request, method, config, members)
     forget = int(output.metadata["forget"])
-    note = f"{forget} examples by {entry.request.selector}{twins}"
+    note = f"{forget} example{'s' * (forget != 1)} by {entry.request.selector}{twins}"
     requests.reach(run.request, RequestState.SCOPED, note=note, num_examples=forget)
     return output
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from contracts.digests import digest
-from contracts.errors import ConfigError
+from contracts.errors import ConfigError, NotReady
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress, silent
 from contracts.subject import IMPORTED, Subject
@@ -98,11 +98,17 @@ class Workspace:
 
         Raises:
             ConfigError: there is no such file.
-            NotReady: nothing of that name was imported.
+            NotReady: nothing of that name was imported; Erased: it was, and erased for a forget request.
         """
         named = subject.model.checkpoint
         if named.startswith(IMPORTED):
-            found = self.warehouse.artifacts.verified(named)
+            try:
+                found = self.warehouse.artifacts.verified(named)
+            except NotReady as error:
+                raise type(error)(
+                    f"{str(error).partition(':')[0]}; it is the given model of {subject.subject}, made by no audit: "
+                    "palimpsest import-checkpoint FILE --name NEW, then model.checkpoint: imported/NEW in the plan"
+                ) from None
             return found.path, found.sha256
         path = Path(named)
         if not path.is_file():

@@ -205,9 +205,9 @@ def judge_against_retraining(found: AgainstRetraining | None, *, what: str, thre
         return Finding(
             **figures,
             verdict=Verdict.INCONCLUSIVE,
-            sentence=f"{found.num_examples} forgotten examples are too few, or the untouched model knows them too "
-            f"little better, to show that they are gone: up to {left} of the trace may be left, tolerated "
-            f"{thresholds.max_trace:.0%}; the set is {shown}.",
+            sentence=f"{found.num_examples} forgotten example{'s are' if found.num_examples != 1 else ' is'} too few, "
+            f"or the untouched model knows them too little better, to show that they are gone: up to "
+            f"{left} of the trace may be left, tolerated {thresholds.max_trace:.0%}; the set is {shown}.",
         )
     if abs(found.shift) > bound:
         return Finding(

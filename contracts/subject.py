@@ -331,6 +331,8 @@ class Subject(Config):
 
     def check(self) -> None:
         check_name(self.subject, kind="subject")
+        if f"{self.subject}/" == IMPORTED:
+            raise ConfigError(f"subject {self.subject!r}: that is where imported checkpoints lie; give another name")
         if self.outputs_only != (self.source.name == OUTPUTS):
             raise ConfigError(f"subject {self.subject}: source {OUTPUTS} and model {OUTPUTS} go together")
         if self.outputs_only and (self.recipe.name or self.unlearning):

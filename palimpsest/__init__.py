@@ -78,7 +78,7 @@ def init(name: str, data: str | Path, *, home: str | Path | None = None, **optio
     from pipelines.cli.init import init as command
     from pipelines.cli.options import checked
 
-    with _state(home, make=True):
+    with _named(home):
         command(name, Path(data), **checked(command, options, besides=("name", "data")))
     return load_plan(name, home=home)
 
@@ -143,7 +143,7 @@ def report(what: str, *, home: str | Path | None = None) -> Report | Closing:
     closed on exact retraining, the proof.
 
     Raises:
-        NotReady: there is none yet; names the command that makes it.
+        NotReady: there is none yet; names the command that makes it. UnknownName: no such subject or request.
     """
     from palimpsest.results import stored
     from pipelines.cli.show import find_report
@@ -288,15 +288,28 @@ def import_issues(
 
 @contextmanager
 def _state(home: str | Path | None, *, make: bool = False) -> Iterator[Path]:
-    """The state folder, made where it is missing and may be; programs that are started from here find it in their
-    environment."""
-    from pipelines.home import state_home
+    """The state folder, made where it is missing and may be, which is said; programs that are started from here find it
+    in their environment."""
+    from pipelines.cli.terminal import drop_new_state, state_to_write
+    from pipelines.home import DEFAULT, state_home
 
+    with _named(home):
+        new = make and not Path(os.environ.get("PALIMPSEST_HOME") or DEFAULT).expanduser().exists()
+        try:
+            yield state_to_write() if new else state_home(make=make)
+        except Exception:
+            drop_new_state()
+            raise
+
+
+@contextmanager
+def _named(home: str | Path | None) -> Iterator[None]:
+    """The state folder that is named for one call, in the environment."""
     before = os.environ.get("PALIMPSEST_HOME")
     if home is not None:
         os.environ["PALIMPSEST_HOME"] = str(home)
     try:
-        yield state_home(make=make)
+        yield
     finally:
         if home is not None:
             os.environ.pop("PALIMPSEST_HOME")

@@ -26,11 +26,12 @@ from contracts.erasure import DONE, OPEN, Action, Item
 from contracts.errors import NotReady, StateError, UnknownName
 from contracts.requests import NOT_RUN, ForgetRequest, RequestState
 from contracts.requests import OPEN as UNDER_WAY
-from contracts.subject import Subject
+from contracts.subject import IMPORTED, Subject
 from contracts.verdicts import Verdict
 from pipelines import dagster_records
 from pipelines.erasure_plan import Beside, closure_of, plan, withdrawn
 from pipelines.export import known_exports
+from pipelines.subjects import imported_for
 from warehouse import sqlite
 from warehouse.erasure import item_of
 from warehouse.faults import fault
@@ -218,7 +219,11 @@ def _beside(subject: Subject, home: Path, w: Warehouse) -> Beside:
     def below(paths: list[Path]) -> list[str]:
         return [path.relative_to(home).as_posix() for path in paths]
 
+    artifacts = [place for place in w.artifacts.names() if place.startswith(IMPORTED)]
+    users, _ = imported_for(home) if artifacts else ({}, [])
     return Beside(
+        subject=name,
+        imported={place: users.get(place, []) for place in artifacts},
         jobs=below(_jobs(home, name)),
         outlines=below([outline] if outline.exists() else []),
         runs=runs,
@@ -279,7 +284,7 @@ def _carry_out(subject: str, workspace: Workspace, request_id: str, ids: np.ndar
             items=items,
             files=files,
             removed=_removed(every),
-            affected=closure_of(every),
+            affected=closure_of(every) | _removed(every).keys(),
             kept=_untouched(every),
             done=proofs,
         )

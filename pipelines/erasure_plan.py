@@ -36,15 +36,18 @@ class Beside:
     """What lies beside the warehouse and outside the state folder.
 
     Attributes:
-        jobs: folders of the subject's finished jobs. ``outlines``: files that remember its data's digest.
+        subject: whose examples leave.
+        jobs: folders of its finished jobs. ``outlines``: files that remember its data's digest.
         runs: Dagster runs of the subject. ``databases``: Dagster's SQLite files. ``logs``: folders of its runs' logs.
         source: the source in words. ``checkpoint``: the given model, "" where it was trained here.
+        imported: the checkpoints that were imported into the state -> the subjects whose plans name them.
         retains: what the recipe keeps of its data besides the weights.
         methods: curated set -> its method. ``roles``: curated set -> the roles that it assigns.
         others: subjects that read the same source.
         exports: files and folders outside to which the subject was exported. ``exports_here``: below the state folder.
     """
 
+    subject: str = ""
     jobs: Sequence[str] = ()
     outlines: Sequence[str] = ()
     runs: Sequence[str] = ()
@@ -52,6 +55,7 @@ class Beside:
     logs: Sequence[str] = ()
     source: str = ""
     checkpoint: str = ""
+    imported: Mapping[str, Sequence[str]] = field(default_factory=dict)
     retains: Sequence[str] = ()
     methods: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -307,15 +311,7 @@ def _beside(beside: Beside) -> list[Item]:
             why="take their rows out of it; the next load is refused while they are there",
         )
     )
-    if beside.checkpoint:
-        items.append(
-            Item(
-                kind="source",
-                where=beside.checkpoint,
-                action=Action.YOURS,
-                why="a given model cannot be made anew here: give one that was trained without them",
-            )
-        )
+    items += _given_models(beside)
     items += [
         Item(
             kind="source",
@@ -338,6 +334,28 @@ def _beside(beside: Beside) -> list[Item]:
         )
         for path in beside.exports
     ]
+    return items
+
+
+def _given_models(beside: Beside) -> list[Item]:
+    """The given model of the subject, and what was imported: copies in the state folder of weights that nobody here
+    trained."""
+    given, items = beside.checkpoint, []
+    anew = "a given model cannot be made anew here: give one that was trained without them"
+    if given and given not in beside.imported:
+        items.append(Item(kind="source", where=given, action=Action.YOURS, why=anew))
+    for place, users in beside.imported.items():
+        others = [name for name in users if name != beside.subject]
+        if place == given and not others:
+            items.append(Item(kind="artifact", where=place, asset=place, action=Action.REMOVE, why=anew))
+        elif place == given or not users:
+            also = (
+                f"{anew}; {', '.join(others)} name it too"
+                if others
+                else ("imported, and no plan names it: nobody here knows what it was trained on")
+            )
+            todo = f"palimpsest import-checkpoint --remove {place.partition('/')[2]}"
+            items.append(Item(kind="source", where=place, action=Action.YOURS, why=f"{also}; to take it out: {todo}"))
     return items
 
 

@@ -140,13 +140,17 @@ def write(made: Table, to: Path) -> None:
 
 def csv_of(frame: pl.DataFrame) -> str:
     """A table as CSV that a spreadsheet computes nothing from: text that it would take for a formula, in a cell or a
-    heading, gets an apostrophe before it (OWASP, CSV injection). Numbers and everything else stay as they are.
+    heading, gets an apostrophe before it (OWASP, CSV injection). Lists become JSON; numbers and everything else stay as
+    they are.
 
     >>> print(csv_of(pl.DataFrame({"label": ["cat", "=1+1"], "value": [-1, 2]})), end="")
     label,value
     cat,-1
     '=1+1,2
     """
+    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
+    told = [[None if v is None else json.dumps(v, default=str) for v in frame[name].to_list()] for name in nested]
+    frame = frame.with_columns(pl.Series(name, v, pl.String) for name, v in zip(nested, told, strict=True))
     text = pl.col(pl.String)
     safe = frame.with_columns(
         pl.when(text.str.head(1).is_in(_FORMULA_SIGNS)).then("'" + text).otherwise(text).name.keep()

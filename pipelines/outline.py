@@ -69,7 +69,7 @@ def outline_of(plan: Subject, workspace: Workspace) -> Outline:
     remembered = _recalled(path, plan, code)
     if remembered is not None:
         return remembered
-    workspace.progress(0, 0, f"{plan.subject}: loading the libraries")
+    workspace.progress(0, 0, f"loading the libraries for {plan.subject}")
     from assets import subject_stages
 
     made = Outline(stages=tuple(stage.declaration for stage in subject_stages(plan)))

@@ -9,7 +9,7 @@ import yaml
 
 from contracts.errors import ConfigError, UnknownName
 from contracts.migrations import migrated
-from contracts.subject import OUTPUTS, Subject
+from contracts.subject import IMPORTED, OUTPUTS, Subject
 
 COMPONENT = "pipelines.components.AuditedModel"
 BUILT_IN = Path(__file__).resolve().parent / "defs"
@@ -78,6 +78,23 @@ def _imported(subject: str, home: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(config, dict) for config in found.values()):
         raise ConfigError(f"{path} must give each imported score its configuration; it is written by import_issues")
     return found
+
+
+def imported_for(home: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """``imported/NAME`` -> the subjects whose plans name that checkpoint; and the subjects whose plans cannot be
+    read."""
+    named: dict[str, list[str]] = {}
+    unread = []
+    for subject, path in subject_files(home).items():
+        try:
+            model = attributes_of(path).get("model")
+        except (ConfigError, OSError):
+            unread.append(subject)
+            continue
+        place = model.get("checkpoint") if isinstance(model, dict) else None
+        if isinstance(place, str) and place.startswith(IMPORTED):
+            named.setdefault(place, []).append(subject)
+    return named, unread
 
 
 def load_subject(name: str, home: Path) -> Subject:

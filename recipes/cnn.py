@@ -27,7 +27,7 @@ class CNNConfig(Config):
 
 
 class CNN(nn.Module):
-    """See the head of this file.
+    """A small convolutional network of images: two convolutions with pooling, one hidden layer.
 
     Raises:
         NotApplicable: images smaller than 4 x 4.

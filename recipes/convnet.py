@@ -32,7 +32,7 @@ class ConvNetConfig(Config):
 
 
 class ConvNet(nn.Module):
-    """See the head of this file.
+    """The convolutional network of images on which data sets are distilled.
 
     Raises:
         NotApplicable: images of fewer than 2^depth pixels a side; the last normalisation would see one pixel, which is

@@ -65,6 +65,7 @@ def main(source: str, target: str, max_bytes: int, memory_bytes: int, cpu_second
         # torch's own message is long, and advises to switch the safety off: pass on only what was found.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {found[1]}" if found else "not tensors and plain containers"
+        what += "; save the weights alone: torch.save(model.state_dict(), FILE)"
         raise _Refused(f"not loadable with weights_only=True: {what}") from None
     except Exception as error:  # hostile bytes can make a parser raise anything; whatever it is, the file is refused
         raise _Refused(f"not a readable torch checkpoint ({type(error).__name__}: {error})") from None

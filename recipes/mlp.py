@@ -40,7 +40,10 @@ class MLPConfig(Config):
 
 
 class MLP(nn.Module):
-    """See the head of this file. ``hidden`` holds the hidden layers, ``head`` the output layer."""
+    """A multilayer perceptron of vectors, or of images flattened.
+
+    ``hidden`` holds the hidden layers, ``head`` the output layer.
+    """
 
     version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 

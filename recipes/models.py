@@ -187,7 +187,7 @@ def _imported(name: str, folder: str) -> Callable[..., nn.Module]:
         kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise ConfigError(f"model {name!r} cannot be imported: {kind}{' '.join(str(error).split())[:300]}") from error
     if not callable(found):
-        raise ConfigError(f"model {name!r} is a {type(found).__name__}, not callable")
+        raise ConfigError(f"model {name!r} is of type {type(found).__name__}, not callable")
     return found  # type: ignore[return-value]
 
 

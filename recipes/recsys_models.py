@@ -86,7 +86,7 @@ class LightGCNConfig(MFConfig):
 
 
 class MatrixFactorization(nn.Module):
-    """See the head of this file."""
+    """Matrix factorisation: ranks items by the product of a vector a user and a vector an item."""
 
     version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 
@@ -118,7 +118,7 @@ class MatrixFactorization(nn.Module):
 
 
 class LightGCN(MatrixFactorization):
-    """See the head of this file."""
+    """LightGCN: vectors of users and items, averaged over their neighbours in the graph of interactions."""
 
     version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
     settled_user: Tensor

@@ -52,7 +52,7 @@ class _Block(nn.Module):
 
 
 class ResNetGN(nn.Module):
-    """See the head of this file."""
+    """A residual network of images, with group in place of batch normalisation."""
 
     version: ClassVar[int] = 1  # raise it when the layers, their names or their initialisation change
 

@@ -62,7 +62,7 @@ class _Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    """See the head of this file.
+    """A small vision transformer of images.
 
     Raises:
         NotApplicable: the patch does not divide the height and width of the images.

@@ -4,9 +4,11 @@
     root/train/CLASS/*, root/test/CLASS/*            as it is; the words of ``sources.given_splits``: Training and
                                                      Testing, seg_train
         [, root/val/CLASS/*]                         and seg_test, ...
+    root/CLASS/train/*, root/CLASS/test/*            the same, said below each class
     root/OWNER/CLASS/*, root/CLASS/OWNER/*           label_level 2 or 1, owner_level 1 or 2
 
-Folders that hold nothing but one folder (seg_train/seg_train/CLASS) are passed through. How pictures are decoded:
+Folders that hold one folder and no picture (seg_train/seg_train/CLASS) are passed through; pictures of a split that lie
+in no class folder have no label and are left out. How pictures are decoded:
 ``sources.pictures``. Owners are a level of folders, or come from a table of the columns ``file`` and ``owner``; so do
 step, domain, client and group: a level of folders where a whole number is given, else a column of that table.
 
@@ -33,11 +35,11 @@ from sources.assemble import assemble
 from sources.columns import BesideConfig, as_column
 from sources.example_set import ExampleSet
 from sources.files import MAX_BYTES, PICTURES, check_size, entries, files_below, head, inside, is_junk, root_folder
-from sources.given_splits import VAL, WORDS, settle, spoken_for
+from sources.given_splits import VAL, WORDS, settle, split_of, spoken_for
 from sources.loading import only
 from sources.mask_folders import mask_folders
 from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
-from sources.table_files import read_table
+from sources.table_files import as_texts, read_table
 
 _FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 
@@ -149,7 +151,7 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
 
     Raises:
         UnsafeFile: links that leave the root, images above ``max_pixels``, arrays above ``max_bytes``.
-        DataError: no classes, empty ones, files that are no images or truncated (all named at once), images of
+        DataError: one class or none, empty ones, files that are no images or truncated (all named at once), images of
             different sizes, images without an owner where a table names them.
     """
     root = root_folder(config.root)
@@ -184,6 +186,11 @@ def image_folder(*, config: ImageFolderConfig, seed: int) -> ExampleSet:
 
     x = read_pictures(names, peek=peek, content=content, config=config, what=base.name)
     class_names, y = np.unique(labels, return_inverse=True)
+    if len(class_names) == 1:
+        raise DataError(
+            f"{base.name}: all pictures lie in the folder {str(class_names[0])!r}, and the class of a picture is the "
+            "sub-folder it lies in (cat/1.png, dog/2.png); a table of labels beside pictures is not read"
+        )
     return assemble(
         x,
         y.astype(np.int64),
@@ -217,24 +224,28 @@ def _tree(root: Path, *, table: str = "") -> _Tree:
         DataError: class folders without files, all of them named; names that are no text.
     """
     notes: list[str] = []
-    top = _unwrapped(root)
+    top, beside = _unwrapped(root)
     folders = [e for e in entries(top) if e.is_dir()]
     spoken = spoken_for([f.name for f in folders if any(e.is_dir() for e in entries(f))])
+    bare = [f.name for f in folders if f.name not in spoken and split_of(f.name)]  # no class folders in it
     given = "train" in spoken.values() and len(spoken) > 1
-    if given:
+    beside += [e.name for e in entries(top) if not e.is_dir()]
+    if given or (list(spoken.values()) == ["train"] and bare):
         bases = sorted(((top / name, split) for name, split in spoken.items()), key=lambda b: list(WORDS).index(b[1]))
-        other = [f.name for f in folders if f.name not in spoken]
+        other = [f.name for f in folders if f.name not in spoken and f.name not in bare]
         notes += [f"folders left out, as they are no split: {', '.join(other)}"] if other else []
-        beside = [e.name for e in entries(top) if not e.is_dir()]
+        notes += [
+            f"{name} is left out: its pictures lie in no class folder, so that they have no label" for name in bare
+        ]
     else:
-        bases, beside = [(top, "train")], []
+        bases = [(top, "train")]
     found: list[tuple[str, tuple[str, ...], str]] = []
     empty = []
     for base, split in bases:
-        base = _unwrapped(base)
+        base, passed = _unwrapped(base)
         inside(root, base.relative_to(root), folder=True)
         listed = entries(base)
-        beside += [e.name for e in listed if not e.is_dir()]
+        beside += [*passed, *(e.name for e in listed if not e.is_dir() and base != top)]
         of_split = []
         for folder in (e for e in listed if e.is_dir()):
             files = list(files_below(root, folder))
@@ -246,6 +257,9 @@ def _tree(root: Path, *, table: str = "") -> _Tree:
             f"class folder {', '.join(map(repr, empty[:10]))} holds no images"
             + (f"; {len(empty)} such folders in all" if len(empty) > 1 else "")
         )
+    if not given and (words := _split_below(found)):
+        given, notes = True, [*notes, "the folders below each class say what is for training and testing"]
+        found = [(name, (below[0], *below[2:]), word) for (name, below, _), word in zip(found, words, strict=True)]
     for name, _, _ in found:
         if not name.isprintable():  # also true of bytes that are not UTF-8
             raise DataError(f"file name {name!r} cannot be used: it is not printable text")
@@ -260,17 +274,35 @@ def _tree(root: Path, *, table: str = "") -> _Tree:
     return _Tree(list(names), list(below), list(words), given, notes)
 
 
-def _unwrapped(folder: Path) -> Path:
-    """The folder itself, or the one that it holds and nothing but folders with it: data/data/cat,
-    seg_train/seg_train/cat."""
+def _unwrapped(folder: Path) -> tuple[Path, list[str]]:
+    """The folder itself, or the one folder in it where no picture lies beside that (data/data/cat,
+    seg_train/seg_train/cat); and the names of the files that were passed by."""
+    passed: list[str] = []
     while True:
-        listed = entries(folder)
-        if len(listed) != 1 or not listed[0].is_dir() or listed[0].is_symlink():
-            return folder
-        below = entries(listed[0])
-        if not below or not all(e.is_dir() for e in below):
-            return folder
-        folder = listed[0]
+        folders, files = _listed(folder)
+        if len(folders) != 1 or folders[0].is_symlink() or _pictures(files):
+            return folder, passed
+        below, within = _listed(folders[0])
+        if not below or _pictures(within):
+            return folder, passed
+        passed += [file.name for file in files]
+        folder = folders[0]
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder."""
+    listed = entries(folder)
+    return [e for e in listed if e.is_dir()], [e for e in listed if not e.is_dir()]
+
+
+def _pictures(files: list[Path]) -> bool:
+    return any(head(file, 4).startswith(PICTURES) for file in files)
+
+
+def _split_below(found: list[tuple[str, tuple[str, ...], str]]) -> list[str]:
+    """The split that the folder below its class says of each picture; none unless all say one, and not all the same."""
+    words = [split_of(below[1]) if len(below) > 1 else None for _, below, _ in found]
+    return [str(word) for word in words] if None not in words and {"train"} < set(words) else []
 
 
 def _level(tree: _Tree, rows: np.ndarray, level: int, *, what: str) -> np.ndarray:
@@ -324,5 +356,5 @@ def columns_of(
         numbers = series.dtype.is_numeric() and not series.null_count()
         texts = series.cast(pl.String).fill_null("")
         columns[name] = series.to_numpy() if numbers else np.array(texts.to_list(), dtype=str)
-    owners = None if owner is None else data.column(owner).cast(pl.String).fill_null("").gather(found)
+    owners = None if owner is None else as_texts(data.column(owner)).fill_null("").gather(found)
     return None if owners is None else np.array(owners.to_list(), dtype=str), columns

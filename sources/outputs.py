@@ -33,7 +33,7 @@ from sources.files import MAX_BYTES, FileConfig, check_size, inside, manifest, r
 from sources.given_splits import read_splits
 from sources.labels import Labels, encode_labels
 from sources.npz import is_archive, members_of, open_archive, row_blocks
-from sources.table_files import column_names, kind_of, read_table
+from sources.table_files import as_texts, column_names, kind_of, read_table
 
 OUTPUTS, FEATURES = "outputs", "features"  # values of provenance["values"]
 _SUM = 0.01  # rows of probabilities may miss 1 by as much: rounding to two decimals, not another quantity
@@ -47,6 +47,7 @@ _WHOLE = {
     "probabilities": ("probabilities", "probs", "proba", "probability", "prob", "softmax", "outputs", "predictions"),
     "features": ("features", "embeddings", "embedding"),
 }
+_CALLED = {"logits": "logit", "probabilities": "prob"}  # how columns begin that say what they are
 _LABELS = ("label", "labels", "target", "targets", "class", "y")
 _SPLITS = ("split", "member", "is_member", "members", "in_train", "is_train")
 _IDS = ("example_id", "ids", "id")
@@ -57,7 +58,7 @@ class OutputsConfig(FileConfig):
     file: str = param(doc="name of the Parquet, CSV or NPZ file inside the root")
     outputs: tuple[str, ...] = param(doc="columns in the order of the classes; or one column of lists, or one array")
     scale: str = param(
-        "auto", choices=("auto", "probabilities", "logits"), doc="auto: rows that sum to 1 are probabilities"
+        "auto", choices=("auto", "probabilities", "logits"), doc="auto: values from 0 to 1 are probabilities"
     )
     label: str = param(doc="column of the label")
     split: str = param(doc="column of 'train' and 'test', or of who was a member: true and false, 1 and 0")
@@ -153,7 +154,7 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
         example_id=check_ids(stored.column(config.id)) if config.id else None,
         split=split,
         origin=origin,
-        owner=stored.column(config.owner).astype(str) if config.owner else None,
+        owner=_owners(stored.column(config.owner)) if config.owner else None,
         feature_names=() if len(config.features) < 2 else config.features,
         provenance={
             "source": OUTPUTS,
@@ -163,6 +164,10 @@ def outputs(*, config: OutputsConfig, seed: int) -> ExampleSet:
             "notes": list(labels.notes),
         },
     )
+
+
+def _owners(values: np.ndarray) -> np.ndarray:
+    return np.array(as_texts(pl.Series(values)).fill_null("").to_list(), dtype=str)
 
 
 def outputs_of(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
@@ -224,6 +229,8 @@ def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str,
             f"are one list column or array called probabilities or logits. {has}"
         )
     config: dict[str, Any] = {"root": str(path.parent), "file": path.name, "outputs": list(found)}
+    if scale := next((scale for scale, called in _CALLED.items() if found[0].lower().startswith(called)), ""):
+        config["scale"] = scale  # what they are called is what they have to be
     for option in ("task", "val", "drop"):
         if getattr(asked, option):
             raise ConfigError(
@@ -348,7 +355,8 @@ def _logits(stored: _Stored, config: OutputsConfig) -> tuple[np.ndarray, int]:
     if not unit:
         outside = ((values < 0) | (values > 1)).any(axis=1)
         raise DataError(
-            f"{where} are no probabilities: values outside 0..1 in {int(outside.sum())} rows",
+            f"{where} are no probabilities: values outside 0..1 in {int(outside.sum())} rows; logits are called "
+            "logit_<class>, or logits",
             where=stored.origin[outside].tolist(),
         )
     if off.any():

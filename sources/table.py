@@ -43,7 +43,7 @@ from sources.interactions import is_interactions
 from sources.labels import TASKS, Labels, encode_labels
 from sources.numbers import read_numbers
 from sources.splits import stratified_split
-from sources.table_files import SEPARATORS, Table, is_tables, picture_column, read_table, shard_of
+from sources.table_files import SEPARATORS, Table, as_texts, is_tables, picture_column, read_table, shard_of
 from sources.text_files import is_texts
 from tasks.base import named
 
@@ -96,8 +96,12 @@ def _from_path(path: Path, asked: Asked) -> Reading:
 
 
 def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop: Sequence[str]) -> Reading:
-    """The fields that name columns, with those that are better left out, and why."""
-    drop = list(drop)
+    """The fields that name columns, with those that are better left out, and why.
+
+    Raises:
+        DataError: no column is left to learn from; says why of each.
+    """
+    drop, left_out, used = list(drop), [], False
     for name in data.schema:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue
@@ -105,10 +109,17 @@ def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop
         why = feature.why_not or why_left_out(data, feature)
         if why:
             drop.append(name)
-            notes.append(f"column {name!r} is left out: {why}")
-        elif hint := another_role(data, feature, owned="owner" in config):
-            notes.append(hint)
-    return Reading(config | ({"drop": drop} if drop else {}), tuple(notes))
+            left_out.append(f"column {name!r} is left out: {why}")
+            continue
+        used = True
+        if hint := another_role(data, feature, owned="owner" in config):
+            left_out.append(hint)
+    if not used and left_out and data.num_rows:
+        raise DataError(
+            f"{data.name} has no column to learn from: {'; '.join(left_out[:10])} (an embedding of a text is a list of "
+            "numbers)"
+        )
+    return Reading(config | ({"drop": drop} if drop else {}), (*notes, *left_out))
 
 
 def named_columns(path: Path, asked: Asked) -> tuple[Table, dict[str, object], list[str]]:
@@ -366,6 +377,6 @@ def column_texts(data: Table, name: str, *, max_bytes: int) -> np.ndarray:
     Raises:
         UnsafeFile: they would take more than ``max_bytes``.
     """
-    texts = data.column(name).cast(pl.String).fill_null("")
+    texts = as_texts(data.column(name)).fill_null("")
     check_size(4 * len(texts) * int(texts.str.len_chars().max() or 0), max_bytes, f"column {name!r}")
     return np.array(texts.to_list(), dtype=str)

@@ -156,6 +156,16 @@ class Table:
         return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
 
 
+def as_texts(series: pl.Series) -> pl.Series:
+    """Values as text, missing as missing. Floats that are all whole are written whole: pandas makes floats of whole
+    numbers where a cell is empty, and who owns "17.0" is asked for as 17."""
+    if series.dtype.is_float():
+        known = series.drop_nulls().drop_nans()
+        if (known.is_finite() & (known == known.round()) & (known.abs() < 2**53)).all():
+            series = series.fill_nan(None).cast(pl.Int64)
+    return series.cast(pl.String)
+
+
 def kind_of(path: Path) -> str | None:
     """ "parquet", "json", "csv" or None, by content: Parquet's magic, an object or list, or a first row of at least two
     cells."""
@@ -169,7 +179,7 @@ def kind_of(path: Path) -> str | None:
         return None
     if text.startswith(("{", "[{")) or re.match(r"\[\s+\{", text):
         return "json"
-    return "csv" if len(_first_row(text, "")[1]) > 1 else None
+    return "csv" if len(_first_row(*_told(text))[1]) > 1 else None
 
 
 def shards(folder: Path) -> list[Path]:
@@ -233,7 +243,7 @@ def column_names(path: Path) -> list[str]:
             return []
     if kind == "csv":
         text = head(path, _MAX_LINE).decode("utf-8-sig", errors="replace").lstrip("\r\n")
-        return _first_row(text, "")[1]
+        return _first_row(*_told(text))[1]
     if kind == "json":
         line = head(path, _MAX_LINE).split(b"\n", 1)[0].rstrip(b",\r")
         try:
@@ -379,8 +389,8 @@ def _longer_row(path: Path, separator: str, width: int, skip: int) -> str:
 
 
 def _header(path: Path, separator: str) -> tuple[str, list[str], int, bool]:
-    """Separator, names, blank lines above them, and whether quotes stand behind a blank (which no fast reader
-    understands)."""
+    """Separator, names, lines above them (blank ones, and Excel's sep=), and whether quotes stand behind a blank (which
+    no fast reader understands)."""
     start = head(path, _MAX_LINE + 1)
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)
@@ -391,10 +401,24 @@ def _header(path: Path, separator: str) -> tuple[str, list[str], int, bool]:
     lines = text.splitlines(keepends=True)
     skip = len(list(itertools.takewhile(lambda line: not line.strip(), lines)))
     body = "".join(lines[skip:])
+    body, told = _told(body)
+    if told:
+        separator, skip = separator or told, skip + 1
+    if "\n" not in body and "\r" in body.strip("\r"):
+        raise DataError(
+            f"{path.name}: its lines end in carriage returns alone, as old Macs wrote; save it with line feeds"
+        )
     if len(start) > _MAX_LINE and "\n" not in body:
         raise DataError(f"{path.name}: the first line is longer than {_MAX_LINE:,} bytes; is it a table?")
     separator, names = _first_row(body, separator)
     return separator, names, skip, re.search(re.escape(separator) + ' +"', body) is not None
+
+
+def _told(text: str) -> tuple[str, str]:
+    """The text behind a first line that names the separator, as Excel writes and reads it ("sep=;"), and the
+    separator; the text and "" where there is none."""
+    found = re.match(rf"sep=([{''.join(SEPARATORS)}])\r?\n", text, re.IGNORECASE)
+    return (text[found.end() :], found[1]) if found else (text, "")
 
 
 def _first_row(text: str, separator: str) -> tuple[str, list[str]]:

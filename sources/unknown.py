@@ -20,6 +20,11 @@ _KINDS = (  # how it begins, what it is, what to do
     (b"\x89HDF", "an HDF5 file", "save its arrays x and y with numpy.savez"),
     (b"\x93NUMPY", "a single array (.npy)", "save values and labels together: numpy.savez('data.npz', x=..., y=...)"),
     (b"ARROW1", "an Arrow (Feather) file", "save it as Parquet: polars.read_ipc(path).write_parquet('data.parquet')"),
+    (
+        b"\xff\xff\xff\xff",
+        "an Arrow stream, as Hugging Face's save_to_disk leaves it",
+        "save it as Parquet: datasets.Dataset.from_file(path).to_parquet('data.parquet')",
+    ),
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"MATLAB", "a MATLAB file", "save its arrays with numpy.savez: scipy.io.loadmat reads them"),
     (b"%PDF", "a PDF", "give the data behind it"),
@@ -80,6 +85,8 @@ def _of_folder(folder: Path) -> str:
         return f"it is empty but for {', '.join(junk[:5])}" if junk else "it is empty"
     folders = [e for e in inside if e.is_dir()]
     files = [e for e in inside if not e.is_dir()]
+    if how := _saved_to_disk(folder):
+        return f"it is a Hugging Face data set as save_to_disk leaves it; save it as Parquet: {how}"
     pictures = [f for f in files if head(f, 8).startswith(PICTURES)]
     if pictures and not folders:
         return (
@@ -101,3 +108,12 @@ def _of_folder(folder: Path) -> str:
         return f"it holds tables ({tables[0].name}) and folders ({folders[0].name}); give one of them"
     kinds = Counter(p.suffix.lower() or "no suffix" for p in folder.rglob("*") if p.is_file() and not is_junk(p))
     return "it holds " + ", ".join(f"{n} files {kind}" for kind, n in kinds.most_common(4))
+
+
+def _saved_to_disk(folder: Path) -> str:
+    """How to save as Parquet what ``datasets`` wrote into this folder with save_to_disk; "" for any other folder."""
+    if (folder / "dataset_dict.json").is_file():
+        return "for split, part in datasets.load_from_disk(path).items(): part.to_parquet(f'data/{split}.parquet')"
+    if (folder / "dataset_info.json").is_file() and any(folder.glob("*.arrow")):
+        return "datasets.load_from_disk(path).to_parquet('data.parquet')"
+    return ""

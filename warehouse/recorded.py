@@ -11,6 +11,7 @@ report of an earlier audit is still recognised.
     request           where a forget request stands
     erase_rows        the rows of a partition that an erasure left
     erase             artefacts that an erasure removed, and an asset whose completion does not hold any more
+    remove            artefacts that a person took out because nothing needs them
     accepted_loss     entries that are known to be gone
     salt              by what the salt of owner tokens and pins is recognised
 """
@@ -273,6 +274,10 @@ class Recorded:
         if body["dropped"]:
             self.stages.pop(body["asset"], None)
 
+    def _removed(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
+        for name in body["removed"]:
+            self.artifacts.pop(name, None)
+
     def _view(self, seq: int, kind: str, body: Mapping[str, Any]) -> None:
         if "score" in body:
             self.shows[body["score"]] = tuple(body["shows"])
@@ -292,6 +297,7 @@ _READERS = {
     "request": Recorded._request,
     "erase_rows": Recorded._erased_rows,
     "erase": Recorded._erased,
+    "remove": Recorded._removed,
     "view": Recorded._view,
     "accepted_loss": Recorded._loss,
     "salt": Recorded._salt,

@@ -283,8 +283,9 @@ def _remake(store: ArtifactStore, name: str, db: Database | None) -> str:
 def _unrecorded(name: str) -> str:
     subject = name.partition("/")[0]
     if subject == "imported":
+        own = name.partition("/")[2]
         return (
-            "Import it again, so that the ledger records it: palimpsest import-checkpoint FILE --name "
-            f"{name.partition('/')[2]}."
+            f"Import it again, so that the ledger records it: palimpsest import-checkpoint FILE --name {own}; or take "
+            f"it out: palimpsest import-checkpoint --remove {own}."
         )
     return f"Run 'palimpsest audit {subject}' to the end and verify again; remove it if it is still there."

@@ -26,7 +26,7 @@ from pipelines.cli import (
     upkeep,
     verify,
 )
-from pipelines.cli.terminal import errors, speak_plainly
+from pipelines.cli.terminal import drop_new_state, errors, speak_plainly
 
 app = typer.Typer(
     name="palimpsest",
@@ -65,6 +65,7 @@ def main() -> None:
         errors.print("interrupted; finished stages are kept, run the same command to go on")
         sys.exit(2)
     except Exception as error:
+        drop_new_state()
         if os.environ.get("PALIMPSEST_TRACEBACK"):
             raise
         known, told = isinstance(error, (PalimpsestError, OSError, MemoryError)), in_words(error)

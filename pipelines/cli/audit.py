@@ -101,7 +101,7 @@ def run_subject(
         JobFailed: a stage failed; the message is the stage's own error.
     """
     with live_progress(f"{plan.subject}: loading") as progress:
-        progress(0, 0, f"{plan.subject}: what is current")
+        progress(0, 0, f"looking what is current of {plan.subject}")
         warnings.filterwarnings("ignore", module=r"dagster\..*")
         if (other := foreign_dagster_home()) is not None:
             errors.print(
@@ -178,7 +178,7 @@ def _launch(
     Raises:
         JobFailed: a stage failed; the message is the stage's own error.
     """
-    workspace.progress(0, 0, f"{plan.subject}: loading the libraries")
+    workspace.progress(0, 0, f"loading the libraries for {plan.subject}")
     import dagster as dg
 
     from pipelines.build import REQUEST_TAG, audit_job_name, request_job_name, subject_definitions

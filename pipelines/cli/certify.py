@@ -42,8 +42,8 @@ def certify(
     home = state_to_write()
     if to is not None and not to.is_dir():
         raise ConfigError(f"--to {to} is no folder")
-    w = Warehouse.open(home)
-    made = issue(load_subject(subject, home), w, request_id, days=days, renew=new_key)
+    plan, w = load_subject(subject, home), Warehouse.open(home)
+    made = issue(plan, w, request_id, days=days, renew=new_key)
     said = made.certificate
     file, public = home / made.file.path, signing.public_file(home)
     if to is not None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from contracts.errors import ConfigError
+from contracts.errors import ConfigError, DataError
 from contracts.identity import check_name
 from contracts.methods import Asked, analysis, attack, recipe, score, unlearner
 from contracts.registry import Registry
@@ -26,6 +26,9 @@ from pipelines.cli.terminal import console, state_to_write
 if TYPE_CHECKING:
     from sources.example_set import ExampleSet
     from tasks.base import Task
+
+
+_LEAST = 5  # training examples
 
 
 def init(
@@ -245,6 +248,10 @@ def plan_for(
             probe = dataclasses.replace(probe, model=model_of(model))
         tried_model(probe, examples)  # refuses what the audit would, before anything is written
     train = int((examples.split == "train").sum())
+    if train < _LEAST:
+        raise DataError(
+            f"{data.name} has {train} training examples; {_LEAST} are needed for a forget set of one, a fifth of them"
+        )
     batch = 64 if train <= 20_000 else 128
     epochs = int(min(100, max(10, (20_000 if model == "mlp" else 6_000) * batch // train)))
     plan: dict[str, Any] = {
@@ -280,7 +287,7 @@ def plan_for(
     elif examples.task.gives("tokens"):
         plan |= _texts(train, probe.model)
     plan = _applicable(plan, examples.task)
-    owners = len(set(examples.owner.tolist()) - {""})
+    owners, unowned = len(set(examples.owner.tolist()) - {""}), int((examples.owner == "").sum())
     facts = (
         f"{source}, {train:,} training and {examples.num_examples - train:,} test examples, "
         f"{examples.task.describe(examples)}, shape {' x '.join(map(str, examples.input_shape))}"
@@ -291,7 +298,8 @@ def plan_for(
             f"; every row counts, whatever its {config['rating']!r}: min_rating in the plan's source keeps the higher "
             "ones"
         )
-    notes = (*notes, *examples.provenance.get("notes", ()), *([said] if said else []))
+    nobody = f"{unowned:,} examples have no owner: no request by owner reaches them" if owners and unowned else ""
+    notes = (*notes, *examples.provenance.get("notes", ()), *filter(None, [nobody, said]))
     return Planned(Subject.from_mapping(plan), examples, facts, notes)
 
 

@@ -86,7 +86,9 @@ def _print_rows(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...
     listed = list(rows)
     if not listed:
         return
-    table = Table(*head, title=title, title_justify="left", show_header=any(head))
+    table = Table(title=title, title_justify="left", show_header=any(head))
+    for name in head:
+        table.add_column(name, overflow="fold")  # a name that is cut off cannot be typed
     for row in listed:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)

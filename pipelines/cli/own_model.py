@@ -50,10 +50,10 @@ class Checkpoint:
         """A ``.safetensors`` file, a ``.pt`` or ``.pth`` file, or ``imported/NAME``.
 
         Raises:
-            ConfigError: there is no such file; names what was imported.
+            ConfigError: there is no such file; names what was imported. Or another file was imported for this subject.
             DataError, UnsafeFile: it is neither, or holds more than arrays.
         """
-        from pipelines.cli.imports import read_legacy
+        from pipelines.cli.imports import read_legacy, refuse_taken
         from recipes.checkpoints import read_checkpoint
         from warehouse import ArtifactStore
 
@@ -62,7 +62,9 @@ class Checkpoint:
             with file.open("rb") as stream:
                 start = stream.read(9)
             if start[:2] == b"PK" or start[:1] == b"\x80":  # a zip, or a bare pickle: what torch.save writes
-                return cls(place=f"{IMPORTED}{subject}", arrays=read_legacy(file), to_import=True, file=file)
+                arrays = read_legacy(file)
+                refuse_taken(ArtifactStore(home / "artifacts"), subject, arrays)
+                return cls(place=f"{IMPORTED}{subject}", arrays=arrays, to_import=True, file=file)
             return cls(place=str(file.resolve()), arrays=read_checkpoint(file), to_import=False, file=file)
         store = ArtifactStore(home / "artifacts")
         if given.startswith(IMPORTED) and store.exists(given):

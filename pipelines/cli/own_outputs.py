@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contracts.errors import DataError
+from contracts.errors import ConfigError, DataError
 from contracts.methods import Asked
 from contracts.subject import OUTPUTS, Subject
 from tasks.base import gives
@@ -14,9 +14,16 @@ MAX_AUC = 0.60  # whether the model tells its members is the one question there 
 
 
 def asked_for_outputs(path: Path, outputs: bool | None, *, model: str, checkpoint: str | None) -> bool:
-    """Whether a file is read as a model's outputs: as the option says, else by the names of its columns."""
+    """Whether a file is read as a model's outputs: as the option says, else by the names of its columns.
+
+    Raises:
+        ConfigError: it is asked for, and so is a model.
+    """
     from sources.outputs import looks_like_outputs
 
+    if outputs and (model != "mlp" or checkpoint is not None):
+        named = f"--model {model}" if model != "mlp" else f"--checkpoint {checkpoint}"
+        raise ConfigError(f"--outputs says that there is no model, and {named} names one: leave one of them out")
     if outputs is not None or model != "mlp" or checkpoint is not None or not path.is_file():
         return bool(outputs)
     try:

@@ -16,8 +16,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from contracts.errors import ConfigError, PalimpsestError, StateError, UnknownName
+from contracts.errors import ConfigError, NotReady, PalimpsestError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
+from pipelines.cli.show import what_next
 from pipelines.cli.terminal import console, state_to_read, state_to_write
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from assets import Workspace
     from contracts.subject import Subject
 
+_WIDE = 100  # columns of a terminal in which the day of receipt has room beside a request's whole id
 app = typer.Typer(help="Forget requests: from registering to closing.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the audited subject")]
 RequestId = Annotated[str, typer.Argument(help="id of the request")]
@@ -33,10 +35,17 @@ Why = Annotated[str, typer.Option("--why", help="the reason, kept in the registe
 
 
 def _warehouse() -> Any:
-    """To write to."""
+    """To write to.
+
+    Raises:
+        NotReady: there is no register: nothing was ever put on record in this state folder.
+    """
     from warehouse import Warehouse
 
-    return Warehouse.open(state_to_write())
+    home = state_to_write()
+    if not Warehouse.existing(home).database.exists():
+        raise NotReady(f"no forget request is on record in {home}: palimpsest request add SUBJECT registers one")
+    return Warehouse.open(home)
 
 
 def _published() -> Any:
@@ -121,11 +130,10 @@ def add(
     console.print(f"request [bold]{made.request_id}[/] registered, due {made.due}")
     for line in made.said:
         console.print(f"  {line}", highlight=False, markup=False)
-    console.print(
-        f"Next: palimpsest request run {subject} {made.request_id}"
-        if not unverified
-        else f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}"
-    )
+    if unverified:
+        console.print(f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}")
+    elif _lacking(plan, concept is not None) == "":
+        console.print(f"Next: palimpsest request run {subject} {made.request_id}")
 
 
 class Registered(NamedTuple):
@@ -208,7 +216,14 @@ def register(
     ids_named: tuple[int, ...] = ()
     if request.names_rows:
         data = workspace.examples(plan)
-        found = resolve(request, data, w)
+        try:
+            found = resolve(request, data, w)
+        except UnknownName as error:
+            if error.kind != "stored score":
+                raise
+            raise NotReady(
+                f"score {score} of {subject} has not been computed yet; run: palimpsest audit {subject}"
+            ) from None
         w.requests.add(request, pins=pins(data, found, w.salt()))
         said = [*(whose.said if whose else ()), *_what_it_names(plan, data, found)]
         ids_named = tuple(found.tolist())
@@ -252,12 +267,17 @@ def _what_it_names(plan: Any, data: Any, ids: Any) -> list[str]:
     return said
 
 
-def _what_it_means(plan: Subject, request: ForgetRequest) -> list[str]:
-    """A concept in words, and what the plan lacks to remove it."""
+def _lacking(plan: Subject, concept: bool) -> str:
+    """What the plan lacks to run a request, of a concept or of rows; "" where nothing is."""
     from assets.request_concepts import lacking
 
+    return lacking(plan) if concept else "" if plan.unlearning is not None else "the plan has no unlearning"
+
+
+def _what_it_means(plan: Subject, request: ForgetRequest) -> list[str]:
+    """A concept in words, and what the plan lacks to remove it."""
     said = [f"{name} {text}" for name, text in _concept_in_words(request).items()]
-    why = lacking(plan)
+    why = _lacking(plan, True)
     return [*said, f"It is registered, and cannot be run yet: {why}." if why else "It names no rows of the data."]
 
 
@@ -379,9 +399,9 @@ def close(
     w = _warehouse()
     entry = _of(w, subject, request_id)
     if entry.state is not RequestState.AUDITED:
+        then = what_next(subject, request_id, entry.state)
         raise StateError(
-            f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; run: "
-            f"palimpsest request run {subject} {request_id}"
+            f"request {request_id} is {entry.state.value}: only an audited one is closed by a person; {then}"
         )
     verdict = _refuse_failed(w, subject, request_id)
     _refuse_live(w, subject, request_id)
@@ -393,11 +413,13 @@ def close(
 
 
 def _refuse_failed(w: Any, subject: str, request_id: str) -> str:
-    """The word of a request's audit.
+    """The word of a request's audit; of one whose examples no model under audit was trained on, that.
 
     Raises:
         StateError: it failed.
     """
+    if w.requests.get(request_id).num_examples == 0:
+        return "nothing to unlearn"
     from contracts.verdicts import Verdict
     from reports.summary import judgement_of
 
@@ -480,16 +502,16 @@ def list_(subject: Name) -> None:
     table = Table(
         title=f"Forget requests of {subject}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for name in ("request", "state", "selector", "examples", "received", "due", "days left"):
+    wide = console.width >= _WIDE
+    for name in ("request", "state", "selector", "examples", *(["received"] if wide else []), "due", "days left"):
         table.add_column(name, no_wrap=name != "request", overflow="fold")
     for r in rows.iter_rows(named=True):
         examples = "" if r["num_examples"] is None else str(r["num_examples"])
         days = (r["due_at"].replace(tzinfo=UTC) - now).days
         still = RequestState(r["state"]) in OPEN
         left = "" if not still else f"[bold red]{days}[/]" if days < 7 else str(days)
-        table.add_row(
-            r["request_id"], r["state"], r["selector"], examples, f"{r['received_at']:%F}", f"{r['due_at']:%F}", left
-        )
+        received = [f"{r['received_at']:%F}"] if wide else []
+        table.add_row(r["request_id"], r["state"], r["selector"], examples, *received, f"{r['due_at']:%F}", left)
     console.print(
         table
         if rows.height
@@ -505,8 +527,9 @@ def show(subject: Name, request_id: RequestId) -> None:
 
     w = _published()
     entry = _of(w, subject, request_id)
+    unused = () if entry.request.selector == "score" else ("end",)
     for key, value in (plain(entry.request) | {"concept": None} | _concept_in_words(entry.request)).items():
-        if value:
+        if value and key not in unused:
             console.print(f"{key:>12}  {value}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{'for auditors':>12}  {w.request_token(request_id)}", highlight=False)
     console.print(f"{'state':>12}  [bold]{entry.state.value}[/]")
@@ -518,6 +541,18 @@ def show(subject: Name, request_id: RequestId) -> None:
     for row in findings.sort("judged", descending=True).iter_rows(named=True):
         note = "" if row["judged"] else " (does not count)"
         console.print(f"  {row['verdict']:<12} {row['about']}{note}: {row['sentence']}", markup=False, highlight=False)
+    if entry.state in OPEN:
+        console.print(f"Next: {_next(w, entry)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _next(w: Any, entry: Any) -> str:
+    """What a person does with an open request."""
+    from pipelines.erasure import finished
+
+    request = entry.request
+    if entry.state is RequestState.AUDITED and (not request.names_rows or finished(w, request.request_id)):
+        return f"palimpsest request close {request.subject} {request.request_id} --by NAME --why REASON"
+    return what_next(request.subject, request.request_id, entry.state)
 
 
 @app.command("run")
@@ -623,9 +658,10 @@ def runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
 
     w = workspace.warehouse
     entry = _of(w, plan.subject, request_id)
+    if entry.state in NOT_RUN or entry.state not in OPEN:
+        then = what_next(plan.subject, request_id, entry.state)
+        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run; {then}")
     refuse_erased(w, request_id)
-    if entry.state in NOT_RUN:
-        raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run")
     refuse_concept(entry.request, plan)
     if (pinned := w.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), w)

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from contracts.errors import ConfigError, IntegrityError, NotReady
+from contracts.errors import ConfigError, IntegrityError, NotReady, UnknownName
+from contracts.requests import OPEN, RequestState
 from pipelines.cli.terminal import console, print_data, state_to_read
 
 
@@ -213,29 +214,44 @@ def find_report(what: str, home: Path) -> str:
 
     Raises:
         NotReady: there is none yet; names the command that makes it.
+        UnknownName: there is no such subject or request.
     """
     from assets.request_closing import closing_of
+    from pipelines.subjects import subject_files
     from warehouse import Warehouse
 
     w = Warehouse.existing(home)
     names = [f"{what}/reports/audit.html"]
-    known = w.requests.list() if w.snapshot.exists() else pl.DataFrame(schema=["subject", "request_id", "state"])
+    columns = ["subject", "request_id", "state", "num_examples"]
+    known = w.requests.list().select(columns) if w.snapshot.exists() else pl.DataFrame(schema=columns)
     asked = known.filter(pl.col("request_id") == what)
     for subject in asked["subject"]:
         names += [f"{subject}/request_reports/{what}/audit.html", f"{closing_of(subject, what)}.html"]
     for name in reversed(names):
         if w.artifacts.exists(name):
             return name
-    for subject, state in asked.select("subject", "state").iter_rows():
-        raise NotReady(
-            f"request {what} is {state} and has no report yet; "
-            + (
-                f"run: palimpsest request run {subject} {what}"
-                if state == "verified"
-                else f"see: palimpsest request show {subject} {what}"
-            )
-        )
+    for subject, _, state, num in asked.iter_rows():
+        unseen = num == 0 and state in (RequestState.AUDITED, RequestState.CLOSED)
+        why = "no report: none of its examples is in the training split, so nothing was unlearned"
+        then = what_next(subject, what, RequestState(state))
+        raise NotReady(f"request {what} is {state} and has {why if unseen else 'no report yet'}; {then}")
+    if what not in (subjects := subject_files(home)):
+        raise UnknownName("subject or forget request", what, [*subjects, *known["request_id"]])
     raise NotReady(f"there is no report of {what!r} in {home} yet; run: palimpsest audit {what}")
+
+
+def what_next(subject: str, request_id: str, state: RequestState) -> str:
+    """What a person does with a request in that state, as half a sentence."""
+    of = f"{subject} {request_id}"
+    if state is RequestState.RECEIVED:
+        return f"verify who asks, then: palimpsest request verify {of}"
+    if state is RequestState.ON_HOLD:
+        return f"to take it up again: palimpsest request verify {of}"
+    if state is RequestState.AUDITED:
+        return f"its examples are erased by: palimpsest erase {of} --plan, and then --execute"
+    if state in OPEN:
+        return f"run: palimpsest request run {of}"
+    return f"it is at its end; its history: palimpsest request show {of}"
 
 
 def trace(

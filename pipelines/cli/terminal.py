@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +77,22 @@ def not_on_path() -> str:
     return f"source {activate}" if shutil.which("palimpsest") is None and activate.exists() else ""
 
 
+_new: list[Path] = []  # state folders that this process has made
+
+
+def drop_new_state() -> None:
+    """Take away a state folder that was made for a command which then failed before it wrote anything."""
+    while _new:
+        with suppress(OSError):
+            _new.pop().rmdir()
+
+
 def state_to_write() -> Path:
     """The state folder of a command that writes, made if it is missing; says which it is and why that one."""
     named = os.environ.get("PALIMPSEST_HOME")
     new = "" if Path(named or DEFAULT).expanduser().exists() else "new, "
     home = state_home()
+    _new.extend([home] if new else [])
     why = "named by PALIMPSEST_HOME" if named else "in the working folder: PALIMPSEST_HOME is not set"
     errors.print(f"State: {home} ({new}{why})", highlight=False, markup=False, soft_wrap=True)
     return home

@@ -92,6 +92,18 @@ def test_importing_loads_no_library_and_works_beside_files_of_the_same_names(rec
     assert python(code, tmp_path) == "89\n"
 
 
+def test_a_new_state_folder_is_said_and_one_for_nothing_is_taken_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(palimpsest.PalimpsestError, match="unknown subject 'nobody'"):
+        palimpsest.audit("nobody", home=tmp_path / "new")
+    assert f"State: {tmp_path / 'new'} (new, " in capsys.readouterr().err and not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(palimpsest.PalimpsestError, match="unknown subject 'nobody'"):
+        palimpsest.audit("nobody", home=tmp_path / "old")
+    assert capsys.readouterr().err == "" and (tmp_path / "old").exists()
+
+
 def test_every_name_says_what_it_takes_gives_and_refuses() -> None:
     for name in palimpsest.__all__:
         said = getattr(palimpsest, name).__doc__ or ""

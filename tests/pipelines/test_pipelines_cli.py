@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import tomllib
@@ -233,8 +235,18 @@ def test_every_named_query_answers(audited_home: Path) -> None:
     assert len(queries.names()) >= 12
     for name in queries.names():
         has_subject = "subject" in queries.get(name).params
-        code, _ = palimpsest("sql", "--named", name, *(["--param", "subject=small"] if has_subject else []))
-        assert code == 0, name
+        for shape in ("table", "csv"):
+            asked = ["--param", "subject=small"] if has_subject else []
+            code, _ = palimpsest("sql", "--named", name, "-f", shape, *asked)
+            assert code == 0, (name, shape)
+
+
+def test_lists_leave_as_json_in_a_csv(audited_home: Path) -> None:
+    query = "SELECT ['a', '=b'] AS l, {'k': 1} AS s, NULL::INT[] AS n, '=x' AS t"
+    code, out = palimpsest("sql", query, "-f", "csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert code == 0 and (json.loads(row["l"]), json.loads(row["s"])) == (["a", "=b"], {"k": 1})
+    assert row["n"] == "" and row["t"] == "'=x"
 
 
 def test_request_register_from_the_command_line(audited_home: Path) -> None:
@@ -265,7 +277,9 @@ def test_request_register_from_the_command_line(audited_home: Path) -> None:
 def test_report_trace_verify_and_doctor(audited_home: Path) -> None:
     code, out = palimpsest("report", "small")
     assert code == 0 and Path(out.strip()).exists()
-    with pytest.raises(PalimpsestError, match="no report"):
+    with pytest.raises(PalimpsestError, match=r"no report of 'digits'.*palimpsest audit digits"):
+        palimpsest("report", "digits")
+    with pytest.raises(PalimpsestError, match=r"unknown subject or forget request 'nothing'.*known: .*small"):
         palimpsest("report", "nothing")
     train_id = "0"
     assert palimpsest("trace", train_id, "--subject", "small")[0] == 0

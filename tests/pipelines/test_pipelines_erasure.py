@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -34,8 +35,10 @@ from contracts.errors import DataError, Erased, IntegrityError, StateError
 from contracts.requests import ForgetRequest, RequestState
 from pipelines import dagster_records, erasure
 from pipelines.cli.app import app
+from pipelines.cli.imports import store
 from pipelines.erasure_plan import Beside, closure_of, plan
 from pipelines.operations.upkeep import expiring
+from pipelines.subjects import write_subject
 from warehouse import Warehouse, faults, sqlite, verify
 from warehouse.erasure import Found, Held, reached
 
@@ -432,6 +435,23 @@ def test_what_a_recipe_retains_is_named_and_goes() -> None:
     )
     [item] = [i for i in plan("r1", found, Beside(source="s", retains=("replay buffer",))) if i.kind == "artifact"]
     assert item.action is Action.REMOVE and "retains besides the weights (replay buffer)" in item.why
+
+
+def test_an_erasure_takes_an_imported_model_out_of_the_state(home: Path, finished: Path) -> None:
+    """A copy of weights that saw the examples: it goes as the models do that were trained here."""
+    for name in ("net", "loose"):
+        store({"weight": np.full((2, 3), 1.0, np.float32)}, name, file=Path("net.pt"), home=home)
+    subject = world.plan_of(finished)
+    subject = dataclasses.replace(subject, model=dataclasses.replace(subject.model, checkpoint="imported/net"))
+    write_subject(subject, home, comment="a test", replace=True)
+    workspace = Workspace(home, launcher=Here())
+    shown = {item.where: item.action for item in erasure.preview(subject, workspace, "r1")}
+    assert shown["imported/net"] is Action.REMOVE and shown["imported/loose"] is Action.YOURS
+    erasure.execute(subject, workspace, "r1")
+    assert not list((home / "artifacts" / "imported").glob("net.*.safetensors"))
+    with pytest.raises(Erased, match=r"erased for forget request r1.*given model of mine.*import-checkpoint FILE"):
+        workspace.checkpoint(subject)
+    assert verify.verify(Warehouse.existing(home)).whole
 
 
 def test_items_go_in_an_order_in_which_nothing_can_be_served_first() -> None:

@@ -111,6 +111,42 @@ def test_folders_beside_the_splits_are_named(tmp_path: Path) -> None:
         read(pictures(tmp_path / "two", ["train/a/1.png", "training/a/1.png", "test/a/1.png"]))
 
 
+def test_a_folder_of_pictures_without_classes_is_no_class(tmp_path: Path) -> None:
+    """As competitions give them: the test pictures have no label. "train" and "test" were the classes of that."""
+    names = [f"train/{c}/{i}.png" for c in ("cat", "dog") for i in range(6)]
+    found = read(pictures(tmp_path, [*names, *(f"test/{i}.png" for i in range(4))]))
+    assert found.examples.class_names == ("cat", "dog") and sorted(found.examples.origin.tolist()) == names
+    assert said(found, "test is left out", "no label") and (found.examples.split == "test").sum() == 3
+
+
+def test_splits_below_each_class_are_splits(tmp_path: Path) -> None:
+    names = [
+        f"{c}/{s}/{i}.png" for c in ("cat", "dog") for s, n in (("train", 4), ("val", 2), ("test", 3)) for i in range(n)
+    ]
+    found = read(pictures(tmp_path, names))
+    assert found.examples.class_names == ("cat", "dog") and said(found, "below each class")
+    assert (
+        sum("/train/" in origin for origin in found.examples.part("train").origin)
+        == 8
+        == len(found.examples.part("train"))
+    )
+    assert len(found.examples.part("test")) == 6 and said(found, "4 validation pictures are left out")
+    odd = read(
+        pictures(tmp_path / "odd", [f"{c}/{o}/{i}.png" for c in "ab" for o in ("train", "ann") for i in range(3)])
+    )
+    assert odd.examples.provenance["split"].startswith("stratified"), "not every folder speaks of a split"
+
+
+def test_a_file_beside_the_only_folder_hides_nothing(tmp_path: Path) -> None:
+    names = [f"data/{s}/{c}/{i}.png" for s in ("train", "test") for c in "ab" for i in range(4)]
+    root = pictures(tmp_path, names)
+    for name in ("README.md", "data/LICENSE"):
+        (root / name).write_text("hello")
+    found = read(root)
+    assert found.examples.class_names == ("a", "b") and sorted(found.examples.origin.tolist()) == sorted(names)
+    assert said(found, "in no class folder", "README.md", "LICENSE")
+
+
 def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     found = read(pictures(tmp_path, [f"{c}/{i}.png" for c in ("bus", "train", "test_tube") for i in range(3)]))
     assert found.examples.class_names == ("bus", "test_tube", "train")
@@ -250,6 +286,18 @@ def test_decimal_commas_and_blanks_behind_separators(tmp_path: Path) -> None:
     assert read(tmp_path / "f.csv").examples.feature_names == ("height\n(cm)",)
 
 
+def test_the_line_that_excel_writes_above_a_header_and_lines_of_old_macs(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(
+        "\ufeffsep=;\n" + "size;label\n" + "".join(f"{i},5;{'ab'[i % 2]}\n" for i in range(20))
+    )
+    found = read(tmp_path / "d.csv")
+    assert found.examples.feature_names == ("size",) and found.examples.x[:2, 0].tolist() == [0.5, 1.5]
+    assert found.examples.origin[0] == "d.csv row 1"
+    (tmp_path / "m.csv").write_bytes(b"size,label\r" + b"1,a\r2,b\r" * 9)
+    with pytest.raises(DataError, match=r"m\.csv: its lines end in carriage returns alone"):
+        read(tmp_path / "m.csv")
+
+
 def test_each_column_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
     path = table(
         tmp_path / "d.csv",
@@ -276,6 +324,26 @@ def test_each_column_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
     assert said(read(path), "'day' is left out", "dates or times written as text ('2024-01-01')")
     with pytest.raises(ConfigError, match="--drop 'nme' is not a column"):
         read(path, drop=("nme",))
+
+
+def test_where_nothing_is_left_to_learn_from_each_column_says_why(tmp_path: Path) -> None:
+    rows = {
+        "emb": [[1.0] * (2 + i % 2) for i in range(60)],
+        "note": [f"text {i}" for i in range(60)],
+        "label": [0, 1] * 30,
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
+    with pytest.raises(
+        DataError, match=r"no column to learn from: .*'emb' .* 2 to 3 numbers.*; column 'note' .* free text"
+    ):
+        read(tmp_path / "d.parquet")
+
+
+def test_rows_without_an_owner_are_counted(tmp_path: Path) -> None:
+    found = read(table(tmp_path / "d.csv", person=[None if i in (3, 9) else i % 20 for i in range(60)]), owner="person")
+    assert said(found, "2 examples have no owner") and set(found.examples.owner) == {"", *map(str, range(20))}
+    assert not said(read(table(tmp_path / "e.csv", person=[i % 20 for i in range(60)]), owner="person"), "no owner")
+    assert not said(read(table(tmp_path / "f.csv")), "no owner"), "nobody asked for owners"
 
 
 def test_missing_values_name_rows_and_what_to_do(tmp_path: Path) -> None:
@@ -446,6 +514,7 @@ def test_junk_is_passed_over_and_said(tmp_path: Path) -> None:
         ("d.h5", b"\x89HDF\r\n", "an HDF5 file"),
         ("d.npy", b"\x93NUMPY\1\0v\0{'descr': '<f8'}", r"a single array \(.npy\)"),
         ("d.png", b"\x89PNG\r\n", "a single picture; give the folder"),
+        ("d.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "an Arrow stream, as Hugging Face"),
         ("d.bin", bytes(range(256)), "its bytes are no text"),
     ],
 )
@@ -464,6 +533,11 @@ def test_the_cause_of_no_known_kind_is_said(tmp_path: Path, name: str, content: 
         ({"cat/": b"", "dog/": b""}, "2 of its 2 sub-folders hold no file: cat, dog"),
         ({"d.csv": b"a,label\n1,x\n", "model.bin": b"\0"}, "holds other files .*model.bin.*--data .*d.csv"),
         ({"a/1.wav": b"RIF", "b/1.wav": b"RIF"}, "it holds 2 files .wav"),
+        (
+            {"dataset_info.json": b"{}", "state.json": b"{}", "data-00000-of-00001.arrow": b"\xff\xff\xff\xff"},
+            r"as save_to_disk leaves it; .*load_from_disk\(path\).to_parquet",
+        ),
+        ({"dataset_dict.json": b"{}", "train/state.json": b"{}"}, "as save_to_disk leaves it; .*for split, part in"),
         ({"data/d.csv": b"a,label\n1,x\n", "README.md": b"# d"}, "its tables lie in a folder of it; .*--data .*data"),
     ],
 )
@@ -560,13 +634,18 @@ def test_init_says_how_it_reads_what_it_can_carry_and_how_long(tmp_path: Path, m
     [
         (lambda p: table(p, 2), "2 examples in 2 classes leave none for a test split"),
         (lambda p: table(p, 20, label="same"), "1 class; classification needs at least 2"),
+        (lambda p: table(p, 6), "d.csv has 4 training examples; 5 are needed"),
+        (lambda p: pictures(p, ["cat/1.png", "cat/2.png"]), "all pictures lie in the folder 'cat'.*sub-folder"),
         (lambda p: p.write_text("a,label\n1,x\n"), "1 examples in 1 classes leave none for a test split"),
         (lambda p: p.write_text("a,label\n"), "d.csv has no rows"),
         (lambda p: p.write_text("a,label\n1,x\n2,y,3\n"), "row 2 has 3 cells, the header 2"),
         (lambda p: p.write_text('a,label\n1,x\n"2,y\n'), "cannot be read as CSV"),
-        (lambda p: table(p, 200, text=[f"t {i}" for i in range(200)], a=None) and None, "no feature column besides"),
+        (
+            lambda p: table(p, 200, text=[f"t {i}" for i in range(200)], a=None) and None,
+            "no column to learn from: .*empty.*free text",
+        ),
     ],
-    ids=["tiny", "one class", "one row", "no rows", "longer row", "open quote", "text alone"],
+    ids=["tiny", "one class", "few", "one folder", "one row", "no rows", "longer row", "open quote", "text alone"],
 )
 def test_what_is_too_small_is_one_sentence(tmp_path: Path, make: object, message: str) -> None:
     make(tmp_path / "d.csv")  # type: ignore[operator]

@@ -88,6 +88,14 @@ def test_the_command_lists_and_shows_and_speaks_json(run):
     assert json.loads(run.invoke(app, ["methods", "el2n", "--json"]).stdout) == catalogue.find("el2n")
 
 
+def test_no_name_is_cut_off_and_every_model_says_what_it_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    said = "".join(CliRunner().invoke(app, ["methods", "el2n"]).output.split())
+    assert "n_seeds" in said and "…" not in said
+    for model in catalogue.every()["model"]:
+        assert len(model["doc"]) > 20 and "head of this file" not in model["doc"], model["name"]
+
+
 @pytest.mark.parametrize("words", [["methods"], ["methods", "--json"]])
 def test_a_reader_that_goes_away_is_no_verdict(words):
     """As in ``palimpsest methods | head -1``: 141, as of any program there, not the 1 of an audit not passed."""

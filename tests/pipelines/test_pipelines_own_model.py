@@ -455,6 +455,18 @@ class TestOutputsOnly:
         palimpsest("init", "d", "--data", "pixels.parquet")
         assert not load_subject("d", home).outputs_only
 
+    def test_columns_are_what_they_are_called_or_are_refused(self, table: pl.DataFrame, home: Path) -> None:
+        """Values above 1 under the name of probabilities were taken for logits without a word."""
+        table.with_columns(pl.col("prob_0") + 1.5).write_parquet("above.parquet")
+        with pytest.raises(DataError, match=r"no probabilities: values outside 0..1 in 400 rows"):
+            palimpsest("init", "e", "--data", "above.parquet")
+        table.select(pl.exclude("^prob_.*$"), logits=pl.concat_list(pl.col("^prob_.*$"))).write_parquet("named.parquet")
+        palimpsest("init", "f", "--data", "named.parquet")
+        assert load_subject("f", home).source.config["scale"] == "logits"
+        for given in (("--model", "stranger_nets:build"), ("--checkpoint", "net.pt")):
+            with pytest.raises(ConfigError, match=f"there is no model, and {given[0]} {given[1]} names one"):
+                palimpsest("init", "g", "--data", "named.parquet", "--outputs", *given)
+
     @pytest.mark.parametrize(
         ("gap", "verdict", "words"),
         [

@@ -104,6 +104,11 @@ def test_what_a_request_names_is_shown_and_nonsense_is_refused(mine: Path) -> No
         (("--class", "benign"), DataError, "classes are: 0, 1"),
         (("--ids", f"{stored.pins('r1')['example_id'][0]},100000"), DataError, "1 ids are not of mine: 100000"),
         (("--where", "label = 1"), PalimpsestError, "palimpsest audit mine"),
+        (
+            ("--score", "el2n", "--count", "3"),
+            PalimpsestError,
+            "score el2n of mine .* not been computed yet; run: palimp",
+        ),
     ):
         with pytest.raises(error, match=says):
             palimpsest("request", "add", "mine", *given, "--id", "r2")
@@ -111,10 +116,17 @@ def test_what_a_request_names_is_shown_and_nonsense_is_refused(mine: Path) -> No
     said = palimpsest("request", "add", "mine", "--owner", f" {NAMES[3]} ", "--id", "r2")
     assert f"the data spell this owner '{NAMES[3]}'" in said
     assert stored.get("r2").request.owner == stored.get("r1").request.owner, "the token is of the data's spelling"
+    said = palimpsest("request", "add", "mine", "--concept", "cells", "--id", "r3")
+    assert "cannot be run yet" in said and "Next:" not in said
     with pytest.raises(UnknownName, match="known"):
         palimpsest("request", "list", "no-such-subject")
-    with pytest.raises(PalimpsestError, match="palimpsest request run mine r1"):
-        palimpsest("report", "r1")
+    advice = {"hold": "request verify mine r1", "verify": "request run mine r1", "withdraw": "request show mine r1"}
+    for step, then in ({"": "request run mine r1"} | advice).items():
+        if step:
+            palimpsest("request", step, "mine", "r1", *(("--why", "a test") if step == "hold" else ()))
+        with pytest.raises(PalimpsestError, match=f"palimpsest {then}"):
+            palimpsest("report", "r1")
+        assert (f"palimpsest {then}" in palimpsest("request", "show", "mine", "r1")) == (step != "withdraw")
 
 
 def test_predicates_are_checked_when_they_are_registered(audited_home: Path) -> None:

@@ -176,6 +176,34 @@ def test_no_state_is_made_by_reading_and_a_new_one_is_said(tmp_path: Path, home:
     refused(palimpsest("audit", "nobody", cwd=tmp_path), f"State: {home} (named by PALIMPSEST_HOME)")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "nobody"],
+        ["request", "add", "nobody", "--ids", "3"],
+        ["request", "hold", "digits", "r1", "--why", "a test"],
+        ["certify", "nobody", "r1"],
+        ["import-checkpoint", "--remove", "net"],
+        ["init", "x", "--data", "no.csv"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_a_command_that_fails_before_it_writes_leaves_no_state(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for named in (None, str(tmp_path / "elsewhere")):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PALIMPSEST_HOME", named) if named else monkeypatch.delenv("PALIMPSEST_HOME", raising=False)
+        monkeypatch.setattr(sys, "argv", ["palimpsest", *words])
+        with pytest.raises(SystemExit):
+            command.main()
+        assert "(new, " in capsys.readouterr().err and not list(tmp_path.iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(SystemExit):
+        command.main()
+    assert (tmp_path / "elsewhere").is_dir(), "what was there before stays"
+
+
 @pytest.mark.parametrize("words", [["audit", "digits"], ["sql", "SELECT 1"], ["doctor"]], ids=lambda words: words[0])
 @pytest.mark.parametrize("below", ["", "/deeper"])
 def test_a_state_folder_that_is_a_file_is_refused(tmp_path: Path, words: list[str], below: str) -> None:

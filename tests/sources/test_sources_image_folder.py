@@ -166,7 +166,7 @@ def test_classes_without_images_are_refused(tree, tmp_path, image_tree):
     with pytest.raises(DataError, match=r"'c' \(index 2\)"):
         _load(other)
     single = image_tree(tmp_path / "s", {f"a/{i}.png": _grey() for i in range(4)})
-    with pytest.raises(DataError, match="at least 2"):
+    with pytest.raises(DataError, match="all pictures lie in the folder"):
         _load(single)
 
 
