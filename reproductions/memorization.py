@@ -1,8 +1,12 @@
 """Memorization (Feldman, STOC 2020; Feldman & Zhang, NeurIPS 2020) on digits with planted label noise.
 
-Setting: 500 digits, 10% of the labels changed, MLP 64-128-10 trained to interpolation on T = 200 random subsets of 70%.
-An under-trained control, the exact oracle of the 1-nearest-neighbour rule (memorization, influence, twins), influence
+Setting: 500 digits, 10% of the labels changed, MLP 64-128-10 trained to interpolation on T = 200 random subsets of 70%,
+means over three draws of digits and noise. An under-trained control, the exact oracle of the 1-nearest-neighbour rule (memorization, influence, twins), influence
 pairs of MLPs under a false-discovery cut, and the long-tail theorem by simulation.
+
+Ten seeds of one draw each, mean and standard deviation: AUROC of mem 0.992 (0.002), above that of the loss of one model
+0.044 (0.013), of the under-trained control 0.753 (0.040). Three draws keep these three and more deviations inside 0.02
+and 0.85; all other claims were so with one.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from sources.loading import load
 from sources.long_tail import LongTailMixture, price_of_not_memorising, zipf_prior
 from sources.planted import plant_label_noise
 
-NUM, RATIO, RUNS, CONTROL_RUNS, BASELINES = 500, 0.7, 200, 60, 5
+NUM, RATIO, RUNS, CONTROL_RUNS, BASELINES, DRAWS = 500, 0.7, 200, 60, 5, 3
 ORACLE_RUNS = 8000  # 4000 leave the largest of 200 errors a chance of 1% to exceed 0.05; these, 1e-4
 INTERPOLATING = SupervisedConfig(lr=0.1, momentum=0.9, batch=60, epochs=150, schedule="constant")
 PAIR_RUNS = 200
@@ -58,29 +62,42 @@ def long_tail_memorization(seed: int, progress: Progress) -> list[Claim]:
 
 
 def _planted_noise(seed: int, progress: Progress) -> list[Claim]:
+    """Every figure is a mean over draws of the digits and of their noise."""
+    found = [_of_one_draw(derive_seed("draw", seed, draw), progress) for draw in range(DRAWS)]
+    mean = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    gate = score.get("memorization").spec.gates[0].at_least
+    return [
+        at_least("1. accuracy of the runs on their own subsets", mean["acc_in"], 0.995),
+        at_least("1. mean mem of changed labels", mean["changed"], 0.9),
+        at_most("1. mean mem of unchanged labels", mean["unchanged"], 0.3),
+        at_least("1. AUROC of mem for changed labels", mean["auroc"], 0.95),
+        at_least("1. AUROC above that of the loss of one interpolating model", mean["above_loss"], 0.02),
+        at_most("2. under-trained control: mean acc_in, which the gate refuses below 0.98", mean["few"], gate - 1e-9),
+        at_most("2. under-trained control: AUROC of mem", mean["few_auroc"], 0.85),
+        at_least("3. Spearman of mem, odd against even runs", mean["spearman"], 0.85),
+        at_most("3. RMSE of mem, 50 against 200 runs", mean["rmse"], 0.08),
+    ]
+
+
+def _of_one_draw(seed: int, progress: Progress) -> dict[str, float]:
     data, flipped = _noisy_digits(derive_seed("noise", seed))
     runs = _train(data, INTERPOLATING, runs=RUNS, seed=derive_seed("runs", seed), progress=progress)
     found = memorization_scores(runs.keep, runs.correct)
-    auroc = roc_auc_score(flipped, found.mem)
+    auroc = float(roc_auc_score(flipped, found.mem))
     control = _train(data, UNDER_TRAINED, runs=CONTROL_RUNS, seed=derive_seed("control", seed), progress=progress)
     few = memorization_scores(control.keep, control.correct)
-    gate = score.get("memorization").spec.gates[0].at_least
     halves = [memorization_scores(runs.keep[start::2], runs.correct[start::2]).mem for start in (0, 1)]
-    return [
-        at_least("1. accuracy of the runs on their own subsets", found.acc_in.mean(), 0.995),
-        at_least("1. mean mem of changed labels", found.mem[flipped].mean(), 0.9),
-        at_most("1. mean mem of unchanged labels", found.mem[~flipped].mean(), 0.3),
-        at_least("1. AUROC of mem for changed labels", auroc, 0.95),
-        at_least(
-            "1. AUROC above that of the loss of one interpolating model", auroc - _loss_auroc(data, flipped, seed), 0.02
-        ),
-        at_most(
-            "2. under-trained control: mean acc_in, which the gate refuses below 0.98", few.acc_in.mean(), gate - 1e-9
-        ),
-        at_most("2. under-trained control: AUROC of mem", roc_auc_score(flipped, few.mem), 0.85),
-        at_least("3. Spearman of mem, odd against even runs", spearmanr(*halves).statistic, 0.85),
-        at_most("3. RMSE of mem, 50 against 200 runs", _rmse_of_quarters(runs, found.mem), 0.08),
-    ]
+    return {
+        "acc_in": found.acc_in.mean(),
+        "changed": found.mem[flipped].mean(),
+        "unchanged": found.mem[~flipped].mean(),
+        "auroc": auroc,
+        "above_loss": auroc - _loss_auroc(data, flipped, seed),
+        "few": few.acc_in.mean(),
+        "few_auroc": float(roc_auc_score(flipped, few.mem)),
+        "spearman": spearmanr(*halves).statistic,
+        "rmse": _rmse_of_quarters(runs, found.mem),
+    }
 
 
 def _noisy_digits(seed: int) -> tuple[ExampleSet, np.ndarray]:

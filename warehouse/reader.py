@@ -47,7 +47,7 @@ def select_where(
 
     Raises:
         InvalidInput: not one boolean SQL expression, one whose answer differs from call to call (random(), now()), or
-            one that DuckDB refuses; carries DuckDB's message.
+            one that DuckDB refuses; says why in its words, and which columns there are.
     """
     with connection.scratch(limits=limits) as con:
         con.register("incoming", examples)
@@ -63,7 +63,10 @@ def select_where(
                     raise InvalidInput(f"the predicate {predicate!r} gives {kind[0]}, not true or false")
                 ids = fetch(con, f"SELECT example_id FROM data.examples WHERE ({predicate}\n) ORDER BY example_id")
         except duckdb.Error as error:
-            raise InvalidInput(f"the predicate {predicate!r} was refused: {error}") from error
+            told = str(error).strip().splitlines()[0]
+            raise InvalidInput(
+                f"the predicate {predicate!r} was refused: {told}; columns: {', '.join(examples.columns)}"
+            ) from error
     return ids["example_id"].to_numpy().astype(np.int64)
 
 
