@@ -248,7 +248,8 @@ def export(subject: str, what: str, to: str | Path, *, home: str | Path | None =
 def out_of_fold(subject: str, *, home: str | Path | None = None) -> OutOfFold:
     """What models say of examples that they were not trained on, for cleanlab: ``labels`` and ``pred_probs``, with ids.
 
-    ``cleanlab.filter.find_label_issues(o.labels, o.pred_probs)``, or ``o.datalab()`` for a Datalab.
+    ``cleanlab.filter.find_label_issues(o.labels, o.pred_probs, n_jobs=1)``, or ``o.datalab()`` for a Datalab. Say one
+    job: cleanlab forks others, which beside the threads of polars may wait for ever.
 
     Raises:
         NotReady: the reference models have not been trained yet.

@@ -43,6 +43,10 @@ class OutOfFold:
     def datalab(self) -> Datalab:
         """A ``cleanlab.Datalab`` of these labels; its issues are in the order of ``example_id``.
 
+        Look for issues of labels with one job: ``find_issues(pred_probs=..., issue_types={"label":
+        {"clean_learning_kwargs": {"find_label_issues_kwargs": {"n_jobs": 1}}}})``. cleanlab forks others, which beside
+        the threads of polars may wait for ever.
+
         Raises:
             ConfigError: the package ``datasets``, which Datalab needs, is not installed; says how.
         """
