@@ -589,7 +589,9 @@ def test_the_table_of_examples_says_where_each_lies(tmp_path: Path) -> None:
     examples = read(pictures(tmp_path, names)).examples
 
     def stored(of: ExampleSet) -> pl.DataFrame:
-        run = SimpleNamespace(data=of, warehouse=SimpleNamespace(salt=lambda: b"salt"))
+        run = SimpleNamespace(
+            data=of, subject=SimpleNamespace(previews=False), warehouse=SimpleNamespace(salt=lambda: b"salt")
+        )
         spec, frame, _ = data_stage._examples(run).tables[0]  # type: ignore[arg-type]
         assert spec is EXAMPLES and frame.columns == [c.name for c in EXAMPLES.columns]
         return frame
