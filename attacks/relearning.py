@@ -32,6 +32,7 @@ from torch import nn
 
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
 from recipes.inputs import Inputs, model_dtype
+from recipes.threads import threads_for
 from sources.example_set import ExampleSet
 from tasks.base import READING, Reading
 
@@ -106,21 +107,22 @@ def relearn(
     weights = torch.from_numpy(share / data.task.loss_unit(data.constants)).to(inputs.device, dtype)
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum)
     readings = np.empty((steps + 1, len(data), len(READING)))
-    for step in range(steps + 1):
-        optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(data), _BLOCK):
-            rows = slice(start, min(start + _BLOCK, len(data)))
-            batch = inputs.slice(rows.start, rows.stop)
-            with np.errstate(all="ignore"):  # what is not finite is refused below
-                if step == steps:
-                    readings[step, rows] = data.task.read(student, batch).values
-                    continue
-                losses, reading = data.task.losses_and_reading(student, batch)
-            (weights[rows] * losses).sum().backward()  # type: ignore[no-untyped-call]
-            readings[step, rows] = reading.values
-        if not np.isfinite(readings[step]).all():
-            raise Diverged(f"relearning at lr {lr:g}: outputs are not finite after {step} steps; use a smaller lr")
-        if step < steps:
-            optimizer.step()
+    with threads_for(student, examples=min(len(data), _BLOCK)):
+        for step in range(steps + 1):
+            optimizer.zero_grad(set_to_none=True)
+            for start in range(0, len(data), _BLOCK):
+                rows = slice(start, min(start + _BLOCK, len(data)))
+                batch = inputs.slice(rows.start, rows.stop)
+                with np.errstate(all="ignore"):  # what is not finite is refused below
+                    if step == steps:
+                        readings[step, rows] = data.task.read(student, batch).values
+                        continue
+                    losses, reading = data.task.losses_and_reading(student, batch)
+                (weights[rows] * losses).sum().backward()  # type: ignore[no-untyped-call]
+                readings[step, rows] = reading.values
+            if not np.isfinite(readings[step]).all():
+                raise Diverged(f"relearning at lr {lr:g}: outputs are not finite after {step} steps; use a smaller lr")
+            if step < steps:
+                optimizer.step()
     said = Reading(readings)
     return Relearning(phi=said.signal, quality=said.quality)

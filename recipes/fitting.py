@@ -26,6 +26,7 @@ from recipes.inputs import Inputs
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
 from recipes.schedule import SupervisedConfig, batches_of, epoch_order, learning_rates, num_epochs
+from recipes.threads import threads_for
 from tasks.base import OutputTask, Task, require
 
 Observe = Callable[[Tensor, Tensor], None]
@@ -136,7 +137,11 @@ def descend(
         total = torch.zeros((), device=device)
         # Dropout and the like draw from the global generator: seeded anew every epoch, so that a resumed run draws the
         # same.
-        with local_rng(derive_seed("noise", seed, epoch), device=device), deterministic(device):
+        with (
+            local_rng(derive_seed("noise", seed, epoch), device=device),
+            deterministic(device),
+            threads_for(model, examples=min(config.batch, num)),
+        ):
             # An epoch that config.steps cuts short has fewer rates than batches.
             rates = learning_rates(config, steps=len(batches), epoch=epoch).tolist()
             for lr, batch in zip(rates, batches, strict=False):

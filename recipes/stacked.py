@@ -44,6 +44,7 @@ from recipes.schedule import SupervisedConfig, epoch_order, epochs_to_train, lea
 from recipes.stacked_mlp import StackedMLP
 from recipes.stacked_optim import StackedOptimizer
 from recipes.stacked_vmap import StackedVmap
+from recipes.threads import threads_for
 from sources.example_set import ExampleSet
 
 Path = Literal["auto", "mlp", "vmap", "loop"]
@@ -200,7 +201,8 @@ class StackedTrainer:
                 kept[epoch] = chunk.models if epoch == last else copy.deepcopy(chunk.models)
             if epoch == last:
                 break
-            with deterministic(inputs.device):
+            together = threads_for(chunk.models[0], examples=self.config.batch, models=len(chunk.models))
+            with deterministic(inputs.device), together:
                 for x, labels, weights, rates in batches.of(epoch):
                     optimizer.step(stack.gradients(x, labels, weights), rates)
             largest = torch.stack(

@@ -39,6 +39,7 @@ from recipes.inputs import Inputs, model_dtype
 from recipes.predict import eval_mode, predict_logits, read
 from recipes.recsys_models import is_ranker, settle, take_graph
 from recipes.rng import generator, local_rng
+from recipes.threads import threads_for
 from sources.example_set import ExampleSet
 from tasks.base import Batch, answers, require
 
@@ -358,7 +359,10 @@ def descend(plan: Descent, *, progress: Progress) -> nn.Module:
     optimizer = plan.optimizer(list(trained.values()), config)
     device = next(student.parameters()).device
     order, done, stopped = plan.order(), 0, False
-    with local_rng(derive_seed(plan.draws or name, "noise", plan.seed), device=device):
+    with (
+        local_rng(derive_seed(plan.draws or name, "noise", plan.seed), device=device),
+        threads_for(student, examples=config.batch),
+    ):
         train_mode(student, freeze_batch_norm=config.batch_norm == "freeze", frozen=frozen)
         for epoch in range(config.epochs):
             batches = [

@@ -40,6 +40,7 @@ from contracts.errors import NotApplicable
 from contracts.methods import AnalysisSpec, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
+from recipes.threads import threads_for
 from sources.example_set import ExampleSet
 from sources.frames import frame_of
 
@@ -137,7 +138,8 @@ def dropout_inversion_audit(
                 if attack not in config.attacks or not len(people):
                     continue
                 try:
-                    found = _run(attack, people, config=config, progress=progress)
+                    with threads_for(people.net.model, examples=len(people.labels)):
+                        found = _run(attack, people, config=config, progress=progress)
                 except NotApplicable as error:
                     refused.update({(attack, float(p), batchnorm): str(error) for p in np.unique(people.p)})
                     continue
