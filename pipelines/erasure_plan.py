@@ -14,7 +14,7 @@ The model in use that the audit of the request found without the examples stays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -278,63 +278,28 @@ def _table(h: Held, action: Action, why: str, note: dict[str, Any] | None = None
 
 
 def _beside(beside: Beside) -> list[Item]:
-    items = [
-        Item(kind="job", where=w, action=Action.REMOVE, why="what a finished job was told and said")
-        for w in beside.jobs
+    duckdb = ("warehouse/palimpsest.duckdb", "warehouse/palimpsest.read.duckdb")
+    others = [f"subject {name}" for name in beside.others]
+    return [
+        *_each("job", beside.jobs, Action.REMOVE, "what a finished job was told and said"),
+        *_each("file", beside.outlines, Action.REMOVE, "remembers the data's digest"),
+        *_each("dagster", beside.runs, Action.REMOVE, "its events hold tables, previews and messages"),
+        *_each("log", beside.logs, Action.REMOVE, "what its processes printed"),
+        *_each("database", beside.databases, Action.REWRITE, "SQLite keeps deleted rows until VACUUM"),
+        *_each("database", duckdb, Action.REWRITE, "DuckDB keeps deleted rows in free blocks"),
+        *_each("source", [beside.source], Action.YOURS, _TAKE_OUT),
+        *_given_models(beside),
+        *_each("source", others, Action.YOURS, "reads the same source: register and erase the request there too"),
+        *_each("export", beside.exports_here, Action.REMOVE, "exported from this subject"),
+        *_each("export", beside.exports, Action.YOURS, "exported from this subject: delete it, or export it anew"),
     ]
-    items += [
-        Item(kind="file", where=w, action=Action.REMOVE, why="remembers the data's digest") for w in beside.outlines
-    ]
-    items += [
-        Item(kind="dagster", where=w, action=Action.REMOVE, why="its events hold tables, previews and messages")
-        for w in beside.runs
-    ]
-    items += [Item(kind="log", where=w, action=Action.REMOVE, why="what its processes printed") for w in beside.logs]
-    items += [
-        Item(kind="database", where=w, action=Action.REWRITE, why="SQLite keeps deleted rows until VACUUM")
-        for w in beside.databases
-    ]
-    items += [
-        Item(
-            kind="database",
-            where=f"warehouse/{name}",
-            action=Action.REWRITE,
-            why="DuckDB keeps deleted rows in free blocks",
-        )
-        for name in ("palimpsest.duckdb", "palimpsest.read.duckdb")
-    ]
-    items.append(
-        Item(
-            kind="source",
-            where=beside.source,
-            action=Action.YOURS,
-            why="take their rows out of it; the next load is refused while they are there",
-        )
-    )
-    items += _given_models(beside)
-    items += [
-        Item(
-            kind="source",
-            where=f"subject {name}",
-            action=Action.YOURS,
-            why="reads the same source: register and erase the request there too",
-        )
-        for name in beside.others
-    ]
-    items += [
-        Item(kind="export", where=path, action=Action.REMOVE, why="exported from this subject")
-        for path in beside.exports_here
-    ]
-    items += [
-        Item(
-            kind="export",
-            where=path,
-            action=Action.YOURS,
-            why="exported from this subject: delete it, or export it anew",
-        )
-        for path in beside.exports
-    ]
-    return items
+
+
+_TAKE_OUT = "take their rows out of it; the next load is refused while they are there"
+
+
+def _each(kind: str, places: Iterable[str], action: Action, why: str) -> list[Item]:
+    return [Item(kind=kind, where=where, action=action, why=why) for where in places]
 
 
 def _given_models(beside: Beside) -> list[Item]:
