@@ -86,8 +86,10 @@ def entry_hash(seq: int, prev_hash: str, kind: str, body: Any) -> str:
     return digest({"seq": seq, "prev_hash": prev_hash, "kind": kind, "body": body})
 
 
-def head_of(con: Connection) -> Head:
-    row = first(con, "SELECT seq, hash FROM ledger.entries ORDER BY seq DESC LIMIT 1")
+def head_of(con: Connection, catalog: str = "") -> Head:
+    """The last entry of a database; of the current one unless another catalog is named."""
+    entries = f"{catalog}.ledger.entries" if catalog else "ledger.entries"
+    row = first(con, f"SELECT seq, hash FROM {entries} ORDER BY seq DESC LIMIT 1")
     return Head(int(row[0]), str(row[1])) if row else Head()
 
 

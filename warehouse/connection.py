@@ -59,6 +59,21 @@ def opened(path: Path, *, limits: Limits, read_only: bool = False) -> Iterator[C
 
 
 @contextmanager
+def beside(con: Connection, path: Path, *, read_only: bool = True) -> Iterator[str]:
+    """A second database file in the instance of ``con``: the catalog's name in SQL. The current one stays current.
+
+    Raises:
+        IntegrityError, OSError: as :func:`opened`.
+    """
+    with translated(path):
+        con.execute(f"ATTACH {literal(str(path))} AS beside ({_mode(read_only)})")
+        try:
+            yield "beside"
+        finally:
+            con.execute("DETACH beside")
+
+
+@contextmanager
 def door(path: Path, *, limits: Limits) -> Iterator[Connection]:
     """A reader that can neither write, nor reach any other file, nor loosen its own settings.
 
@@ -207,9 +222,12 @@ def _started(limits: Limits) -> Connection:
 
 
 def _attach(con: Connection, path: Path, *, read_only: bool) -> None:
-    mode = "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
-    con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({mode})")
+    con.execute(f"ATTACH {literal(str(path))} AS {CATALOG} ({_mode(read_only)})")
     con.execute(f"USE {CATALOG}")
+
+
+def _mode(read_only: bool) -> str:
+    return "READ_ONLY" if read_only else f"STORAGE_VERSION '{STORAGE}'"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from contracts.digests import canonical_json, digest
 from contracts.errors import IntegrityError
 from warehouse import connection, fsio
 from warehouse.chain import Head, head_of
-from warehouse.connection import CATALOG, STORAGE, Connection, Limits, literal
+from warehouse.connection import CATALOG, Connection
 from warehouse.faults import fault
 from warehouse.filesums import FileSums
 
@@ -27,19 +27,19 @@ _KEPT = 4  # of those published before: one is enough, and a process killed betw
 _TRIES = 5
 
 
-def snapshot_head(path: Path, *, limits: Limits) -> Head | None:
-    """Ledger head of a published snapshot; None when there is none.
+def snapshot_head(con: Connection, path: Path) -> Head | None:
+    """Ledger head of a snapshot, by a connection to another database; None when there is none.
 
     Raises:
         IntegrityError: the file is damaged.
     """
     if not path.exists():
         return None
-    with connection.opened(path, limits=limits, read_only=True) as con:
-        return head_of(con)
+    with connection.beside(con, path) as name:
+        return head_of(con, name)
 
 
-def publish(con: Connection, snapshot: Path, *, limits: Limits, sums: FileSums) -> Head:
+def publish(con: Connection, snapshot: Path, *, sums: FileSums) -> Head:
     """Publish what ``con`` holds as ``snapshot``, with its SHA-256 on record; its ledger head. Else as :func:`copy`.
 
     Args:
@@ -52,15 +52,13 @@ def publish(con: Connection, snapshot: Path, *, limits: Limits, sums: FileSums) 
         _record(snapshot, made[0])
         fault("publish.after_record")
 
-    head = copy(con, snapshot, limits=limits, before_rename=record)
+    head = copy(con, snapshot, before_rename=record)
     sums.note(snapshot, made[0])
     sums.keep()
     return head
 
 
-def copy(
-    con: Connection, target: Path, *, limits: Limits, before_rename: Callable[[Path], None] = lambda _: None
-) -> Head:
+def copy(con: Connection, target: Path, *, before_rename: Callable[[Path], None] = lambda _: None) -> Head:
     """Write what ``con`` holds to ``target``; its ledger head. The caller holds the writer's lock.
 
     Args:
@@ -74,13 +72,10 @@ def copy(
         fault("publish.before_copy")
         with connection.translated(target):
             con.execute(f"CHECKPOINT {CATALOG}")
-            con.execute(f"ATTACH {literal(str(temp))} AS snapshot (STORAGE_VERSION '{STORAGE}')")
-            try:
-                con.execute(f"COPY FROM DATABASE {CATALOG} TO snapshot")
-            finally:
-                con.execute("DETACH snapshot")
+            with connection.beside(con, temp, read_only=False) as name:
+                con.execute(f"COPY FROM DATABASE {CATALOG} TO {name}")
         fault("publish.after_copy")
-        copied = snapshot_head(temp, limits=limits)
+        copied = snapshot_head(con, temp)
         if copied != head:
             raise IntegrityError(f"the copy for {target} ends at ledger entry {copied}, the warehouse at {head}")
         before_rename(temp)

@@ -158,17 +158,18 @@ class Session:
         """
         with self.locked(), connection.opened(self.database, limits=self._limits) as con:
             chain.guard(con, chain.read_mirror(self.head_file))
-            if not anew and self._shows(chain.head_of(con)):
+            if not anew and self._shows(con):
                 self.sums.keep()
                 return False
-            publish.publish(con, self.snapshot, limits=self._limits, sums=self.sums)
+            publish.publish(con, self.snapshot, sums=self.sums)
             return True
 
-    def _shows(self, head: Head) -> bool:
-        """Whether the snapshot is whole, ends at this entry of the ledger, and its SHA-256 is on record."""
+    def _shows(self, con: Connection) -> bool:
+        """Whether the snapshot is whole, ends where the ledger of ``con`` does, and its SHA-256 is on record."""
         try:
             publish.refuse_damaged(self.snapshot, self.sums)
-            return publish.is_recorded(self.snapshot) and self.published_head() == head
+            recorded = publish.is_recorded(self.snapshot)
+            return recorded and publish.snapshot_head(con, self.snapshot) == chain.head_of(con)
         except (IntegrityError, FileNotFoundError):
             return False
 
@@ -213,7 +214,10 @@ class Session:
 
     def published_head(self) -> Head | None:
         """Ledger head of the published snapshot; None when nothing was published."""
-        return publish.snapshot_head(self.snapshot, limits=self._limits)
+        if not self.snapshot.exists():
+            return None
+        with self.looking_at_snapshot() as con:
+            return chain.head_of(con)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -259,9 +259,9 @@ class Warehouse(Session):
             fsio.sweep(self.folder)
             with connection.opened(self.database, limits=self._limits) as con:
                 chain.guard(con, chain.read_mirror(self.head_file))
-                publish.copy(con, beside, limits=self._limits)
+                publish.copy(con, beside)
             with connection.opened(beside, limits=self._limits) as con:
-                publish.publish(con, self.snapshot, limits=self._limits, sums=self.sums)
+                publish.publish(con, self.snapshot, sums=self.sums)
             fault("erasure.before_swap")
             fsio.adopt(beside, self.database)
             fsio.remove(self.database.with_name(f"{self.database.name}.wal"))
