@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from in_process import InProcess
+
 from assets import Workspace, subject_stages
 from assets.current import with_upstream
 from assets.stage import materialize
-from contracts.jobs import UnlearnJob
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
-
-
-class InProcess:
-    """Runs a job here: the cheats are known to this process only."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        from pipelines.worker import run_job
-
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True, exist_ok=True)
-        run_job(job, home=home, folder=folder)
 
 
 def plan(seed: int, methods: list[str], **changes: Any) -> Subject:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process import InProcess
 from PIL import Image
 from recorded_state import PLAN, run
 from sklearn.datasets import load_digits, load_wine
@@ -47,6 +48,20 @@ SMALL = {
     },
     "attacks": ["loss", "lira_online"],
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _jobs_in_this_process() -> Iterator[None]:
+    """What a command run by a test unlearns. ``test_pipelines_jobs`` starts a process for it, as people's do."""
+    from assets import Workspace
+    from pipelines.cli import audit
+
+    def workspace_of(home: Path) -> Workspace:
+        return Workspace(home, launcher=InProcess(), publish_every_s=audit.PUBLISH_EVERY_S)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "workspace_of", workspace_of)
+        yield
 
 
 @pytest.fixture(scope="session")

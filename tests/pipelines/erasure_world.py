@@ -11,6 +11,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from in_process import InProcess
 from PIL import Image
 from recorded_state import PLAN as OTHER
 from recorded_state import run as audit_other
@@ -20,7 +21,6 @@ from assets import Workspace, subject_stages
 from assets import stage as stage_module
 from assets.request_rows import pins, resolve
 from assets.stage import materialize
-from contracts.digests import canonical_json
 from contracts.jobs import UnlearnJob
 from contracts.requests import ForgetRequest
 from contracts.subject import Subject
@@ -33,17 +33,13 @@ NOTED: dict[Path, tuple[dict[str, pl.DataFrame], dict[str, str]]] = {}  # by roo
 WHEN = {"received_at": "2026-01-01T00:00:00+00:00", "due_at": "2026-02-01T00:00:00+00:00"}
 
 
-class Here:
-    """Runs jobs in this process, and leaves their folder as the launcher does."""
+class Here(InProcess):
+    """Runs jobs in this process; those of the subject mine name a picture of the marker's on their way."""
 
     def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        from pipelines.worker import run_job
-
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "job.json").write_text(canonical_json(job))
-        (folder / "stderr.txt").write_text(f"read {MARKER}_3.png\n" if job.subject["subject"] == "mine" else "")
-        run_job(job, home=home, folder=folder)
+        super().run(job, home=home, context=context, progress=progress)
+        if job.subject["subject"] == "mine":
+            (home / "jobs" / job.job_id / "stderr.txt").write_text(f"read {MARKER}_3.png\n")
 
 
 def pictures(root: Path) -> None:

@@ -19,13 +19,17 @@ import numpy as np
 import psutil
 import pytest
 from dagster import DagsterRunStatus
+from recorded_state import PLAN
 from unlearn_job import JOB
 
+from assets import Workspace
 from contracts.digests import canonical_json, digest
 from contracts.errors import JobFailed, JobLost
 from contracts.jobs import UnlearnJob
 from contracts.progress import silent
+from contracts.subject import Subject
 from pipelines import launchers
+from pipelines.build import audit_job_name, subject_definitions
 from pipelines.launchers import PipesLauncher, boot_id
 from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
 from warehouse import ArtifactStore, fsio
@@ -51,6 +55,30 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a second process was started")
 
     monkeypatch.setattr(PipesLauncher, "_start", refuse)
+
+
+@pytest.mark.filterwarnings("ignore::dagster.PreviewWarning")
+def test_a_job_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    plan = Subject.from_mapping(
+        {
+            **PLAN,
+            "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.2}}],
+            "unlearning": {"split": "random", "methods": [], "seeds": 1},
+        }
+    )
+    resources = {"workspace": dg.ResourceDefinition.hardcoded_resource(Workspace(tmp_path, launcher=PipesLauncher()))}
+    definitions = dg.Definitions.merge(subject_definitions(plan), dg.Definitions(resources=resources))
+    made = [("data", "examples"), ("models", "target"), ("curation", "random"), ("unlearning", "none")]
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = definitions.resolve_job_def(audit_job_name(plan.subject)).execute_in_process(
+            instance=instance, asset_selection=[dg.AssetKey([plan.subject, *path]) for path in made]
+        )
+    assert done.success
+    (folder,) = (tmp_path / "jobs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["pid"] != os.getpid() and record["run_id"] == done.run_id and not psutil.pid_exists(record["pid"])
+    assert ArtifactStore(tmp_path / "artifacts").exists(f"{plan.subject}/unlearning/none/result")
 
 
 def test_a_finished_job_is_read_not_run(tmp_path: Path, no_start: None) -> None:

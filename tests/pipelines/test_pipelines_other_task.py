@@ -46,16 +46,10 @@ for registry, name in ((score, "memorization"), (score, "grand"), (score, "worst
 AUDIT = """
 import sys
 from pathlib import Path
+from in_process import InProcess
 from assets import Workspace, subject_stages
 from assets.stage import materialize
 from contracts.subject import Subject
-from pipelines.worker import run_job
-
-class InProcess:
-    def run(self, job, *, home, context, progress):
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 home = Path(sys.argv[1])
 subject = Subject.from_mapping({
@@ -112,7 +106,7 @@ def run(program: str, site: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program, *arguments],
         cwd=site.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(site)])},
         capture_output=True,
         text=True,
         check=False,
