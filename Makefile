@@ -25,7 +25,7 @@ RECORDED := PALIMPSEST_RECORD_PROMISES=docs/promises.json
 NONE_IS_FINE := test $$? -eq 5
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help audit test lint ui reproduce bench chaos stat promises browser slow sbom clean
+.PHONY: help audit test lint ui reproduce bench journeys chaos stat promises browser slow sbom clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ ui: $(RUNTIME) ## the Dagster UI on http://127.0.0.1:3000 (no log-in of its own:
 
 test: $(DEV) ## set up, then the default tests on all cores (minutes); ARGS are given to pytest
 	@$(RECORDED) $(BIN)/python -m pytest -n auto $(ARGS)
+
+journeys: $(DEV) ## whole audits and requests, from the command to the answer (minutes)
+	@$(RECORDED) $(BIN)/python -m pytest -n auto -m journey $(ARGS)
 
 lint: $(DEV) ## format, lint, layers, types
 	$(BIN)/ruff format --check .

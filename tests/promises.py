@@ -2,7 +2,7 @@
 
     promise       a row of PROMISES: one sentence, under a letter and a number
     test          says by ``@pytest.mark.promise("A3")`` which promises it shows; found by reading the sources
-    result        of the last recorded run: ``make test``, ``make chaos``, ``make stat`` record into docs/promises.json
+    result        of the last recorded run: ``make test``, ``make journeys``, ``make chaos``, ``make stat`` record into docs/promises.json
 
 ``python -m tests.promises`` writes the page anew. A promise of the groups in WHOLE has a test, or stands in AWAITED.
 """

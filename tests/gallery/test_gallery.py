@@ -87,7 +87,11 @@ WHOLE = (tuple(REQUESTS), IN_USE)
 
 
 @pytest.mark.parametrize(
-    ("names", "in_use"), [QUICK, pytest.param(*WHOLE, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    ("names", "in_use"),
+    [
+        pytest.param(*QUICK, marks=pytest.mark.journey),
+        pytest.param(*WHOLE, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
 )
 def test_requests_pass_by_exact_removal_alone(
     home: Path, cheats: list[str], names: tuple[str, ...], in_use: tuple[str, ...]
@@ -116,6 +120,7 @@ def test_requests_pass_by_exact_removal_alone(
         assert min(untouched) > 3 > 1 > max(map(abs, retrained))
 
 
+@pytest.mark.journey
 def test_a_request_with_a_cheat_in_use_stays_open(home: Path, cheats: list[str]) -> None:
     subject = plan(11, ["cheat-logits-shrunk"], analyses=[], attacks=[])
     subject = dataclasses.replace(

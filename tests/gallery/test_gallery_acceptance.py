@@ -78,6 +78,7 @@ def used_by(workspace: Workspace, name: str) -> tuple[str, str]:
     return method, row["sentence"]
 
 
+@pytest.mark.journey
 def test_a_request_uses_the_first_method_that_is_accepted(home: Path, methods: None) -> None:
     subject = asking(decides=CHEAT, then=[SOUND])
     workspace = audit(home, subject, only=ACCEPTANCE)

@@ -176,6 +176,7 @@ def without(plan: Subject, score: str) -> Subject:
     return dataclasses.replace(plan, scores=tuple(c for c in plan.scores if c.name != score))
 
 
+@pytest.mark.journey
 def test_a_score_that_the_plan_drops_is_no_longer_current(audited_home: Path, small: Subject, tmp_path: Path) -> None:
     home = shutil.copytree(audited_home, tmp_path / "state")
     run_subject(without(small, "grand"), home, job="audit")

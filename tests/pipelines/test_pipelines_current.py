@@ -226,6 +226,7 @@ def table_of(tmp_path: Path) -> Subject:
     )
 
 
+@pytest.mark.journey
 def test_a_changed_data_file_and_a_failed_contract_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
 
 
 @pytest.mark.promise("G1")
+@pytest.mark.journey
 def test_dg_check_defs_is_clean_in_an_empty_environment(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     env = {

@@ -74,6 +74,7 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return subject, carry_out(subject, tmp_path_factory.mktemp("state"))
 
 
+@pytest.mark.journey
 def test_every_attack_that_applies_judges_every_model_and_the_others_say_why(
     audited: tuple[Subject, Workspace],
 ) -> None:
@@ -92,6 +93,7 @@ def test_every_attack_that_applies_judges_every_model_and_the_others_say_why(
     assert f"a {workspace.examples(subject).task} task" in why
 
 
+@pytest.mark.journey
 def test_the_untouched_model_gives_its_members_away_and_retraining_gives_the_removed_no_more(
     audited: tuple[Subject, Workspace],
 ) -> None:
@@ -103,6 +105,7 @@ def test_the_untouched_model_gives_its_members_away_and_retraining_gives_the_rem
     assert area["random/retrain"][1] <= 0.5 <= area["random/retrain"][2]
 
 
+@pytest.mark.journey
 def test_what_unlearning_costs_is_measured_by_the_tasks_quality(audited: tuple[Subject, Workspace]) -> None:
     subject, workspace = audited
     w, data = workspace.warehouse, workspace.examples(subject)
@@ -120,6 +123,7 @@ def test_what_unlearning_costs_is_measured_by_the_tasks_quality(audited: tuple[S
     assert f"{data.task.spec.quality} lost retained" in sentence
 
 
+@pytest.mark.journey
 def test_exposure_covers_the_training_examples_and_the_page_is_written(audited: tuple[Subject, Workspace]) -> None:
     subject, workspace = audited
     rows = workspace.warehouse.query("SELECT DISTINCT example_id FROM audits.exposure")
@@ -129,6 +133,7 @@ def test_exposure_covers_the_training_examples_and_the_page_is_written(audited: 
     assert pages and any(str(data.task.spec.quality) in page.read_text() for page in pages)
 
 
+@pytest.mark.journey
 def test_references_keep_readings_alone(audited: tuple[Subject, Workspace]) -> None:
     subject, workspace = audited
     arrays, _ = workspace.warehouse.artifacts.load(f"{subject.subject}/models/ensemble/result")
@@ -170,6 +175,7 @@ def test_reference_models_are_trained_and_keep_outputs_only_for_those_who_read_t
         assert (("models", "ensemble") in deps) == (kept is not None)
 
 
+@pytest.mark.journey
 def test_an_attack_without_references_looks_at_the_same_people(tmp_path: Path) -> None:
     """Alone it trains no reference models; its candidates are those that would have been in their pool."""
     found = {}
@@ -188,6 +194,7 @@ def test_an_attack_without_references_looks_at_the_same_people(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.journey
 def test_a_set_that_is_not_random_is_judged_by_retrainings_without_it(task: str, tmp_path: Path) -> None:
     """Of the plan's own split: what is stored of the retrainings is their signals, and a sample of class logits."""
     wanted = {"name": "ids", "method": "by_ids", "config": {"ids": list(range(12))}}

@@ -13,6 +13,8 @@ from assets import Workspace, subject_stages
 from assets.stage import materialize
 from contracts.subject import Subject
 
+pytestmark = pytest.mark.journey
+
 STEPS = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 

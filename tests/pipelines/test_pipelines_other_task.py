@@ -118,6 +118,7 @@ def test_everything_of_the_package_passes_the_battery_and_so_do_our_methods_on_i
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@pytest.mark.journey
 def test_a_whole_audit_of_it_runs_through(site: Path, tmp_path: Path) -> None:
     home = tmp_path / "state"
     home.mkdir()

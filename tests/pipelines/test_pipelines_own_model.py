@@ -261,6 +261,7 @@ def test_a_plan_whose_module_is_gone_leaves_the_others_as_they_are(
 class TestAGivenCheckpoint:
     """Trained by a stranger in plain PyTorch, saved with torch.save."""
 
+    @pytest.mark.journey
     def test_from_a_pt_file_to_the_answer(
         self, folder: Path, home: Path, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -406,6 +407,7 @@ class TestOutputsOnly:
         columns = {f"prob_{k}": p[:, k] for k in range(10)} | {f"emb_{i}": hidden[:, i] for i in range(16)}
         return pl.DataFrame(columns).with_columns(label=stored["y"], split=stored["split"], remark=pl.lit("-"))
 
+    @pytest.mark.journey
     def test_from_the_table_to_an_honest_answer(self, table: pl.DataFrame, home: Path) -> None:
         table.write_parquet("outputs.parquet")
         said = palimpsest("init", "said", "--data", "outputs.parquet", "--outputs")
@@ -475,6 +477,7 @@ class TestOutputsOnly:
         ],
         ids=["nothing", "much"],
     )
+    @pytest.mark.journey
     def test_attacks_without_references_convict_and_never_clear(
         self, gap: float, verdict: str, words: str, folder: Path, home: Path
     ) -> None:

@@ -28,6 +28,8 @@ from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
 
+pytestmark = pytest.mark.journey
+
 PLAN = {
     "subject": "outside",
     "source": {"name": "sklearn", "config": {"dataset": "digits", "test_fraction": 0.5}},

@@ -121,6 +121,7 @@ def test_verify_of_a_writers_folder_finds_what_is_wrong_with_what_it_published(h
         verify(w)
 
 
+@pytest.mark.journey
 def test_reading_works_where_nothing_can_be_written(home: Path, tmp_path: Path, mounting: None) -> None:
     read_only = f"mount --bind {home} {home}; mount -o remount,ro,bind {home}"
     every = "; ".join(f"app({words!r}, standalone_mode=False)" for words in READING[:-1] if words != ["verify"])
@@ -240,6 +241,7 @@ def cluttered(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.journey
 def test_an_audit_among_packages_of_our_names_under_another_dagster_on_a_plain_terminal(
     home: Path, cluttered: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: P
 
 
 @pytest.mark.promise("A4")
+@pytest.mark.journey
 def test_a_full_disk_is_named(tmp_path: Path, mounting: None) -> None:
     small = tmp_path / "small"
     small.mkdir()

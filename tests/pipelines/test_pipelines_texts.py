@@ -14,6 +14,8 @@ from contracts.jobs import UnlearnJob
 from contracts.subject import Subject
 from pipelines.worker import run_job
 
+pytestmark = pytest.mark.journey
+
 METHODS = ("flat", "npo", "grad_diff")
 STRONG = {"lr": 3e-3, "epochs": 10, "batch": 8, "warmup_epochs": 0.0, "schedule": "constant"}
 AUTHORS = {"forget": 2, "retain": 4, "holdout": 4, "real_authors": 1, "world_facts": 1}
