@@ -2,7 +2,7 @@
 
     promise       a row of PROMISES: one sentence, under a letter and a number
     test          says by ``@pytest.mark.promise("A3")`` which promises it shows; found by reading the sources
-    result        of the last recorded run: ``make test``, ``make journeys``, ``make chaos``, ``make stat`` record into docs/promises.json
+    result        of the last recorded run into docs/promises.json: of ``make test``, ``journeys``, ``chaos``, ``stat``
 
 ``python -m tests.promises`` writes the page anew. A promise of the groups in WHOLE has a test, or stands in AWAITED.
 """
@@ -205,7 +205,7 @@ def page(tests: Mapping[str, list[str]], results: Mapping[str, Mapping[str, str]
         "",
         "<!-- Written by `make promises`; not by hand. -->",
         f"{len(PROMISES)} promises: {counts}. A promise passed when all of its tests did in their last recorded run;",
-        "it is open when no test shows it yet. `make test`, `make chaos` and `make stat` record their results.",
+        "it is open when no test shows it yet. `make test`, `make journeys`, `make chaos` and `make stat` record their results.",
     ]
     for letter, title in GROUPS.items():
         lines += ["", f"## {letter}. {title}", "", "| promise | | test | last result |", "|---|---|---|---|"]
