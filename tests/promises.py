@@ -205,7 +205,8 @@ def page(tests: Mapping[str, list[str]], results: Mapping[str, Mapping[str, str]
         "",
         "<!-- Written by `make promises`; not by hand. -->",
         f"{len(PROMISES)} promises: {counts}. A promise passed when all of its tests did in their last recorded run;",
-        "it is open when no test shows it yet. `make test`, `make journeys`, `make chaos` and `make stat` record their results.",
+        "it is open when no test shows it yet. `make test`, `make journeys`, `make chaos` and `make stat` record their",
+        "results.",
     ]
     for letter, title in GROUPS.items():
         lines += ["", f"## {letter}. {title}", "", "| promise | | test | last result |", "|---|---|---|---|"]
