@@ -38,6 +38,7 @@ def members(
         columns = columns[rows]
     if len(data) and not len(rows):
         raise DataError(f"no example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
+    data.check_targets()
     for start in range(0, len(rows) if data.y.ndim == 1 else 0, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
         other = data.y[rows[some]] != ensemble.labels[columns[some]]
@@ -45,7 +46,6 @@ def members(
             raise DataError(
                 "labels differ from those the ensemble was trained on", example_ids=data.example_id[rows[some]][other]
             )
-    data.check_targets()
     return rows, columns
 
 

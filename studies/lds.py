@@ -144,6 +144,7 @@ def lds(
     if len(gone := np.setdiff1d(known, data.example_id)):
         raise DataError(f"{len(gone)} examples of the ensemble are not in {data.name}", example_ids=gone)
     train, unseen = data.subset(ensemble.example_id[pool]), data.subset(ensemble.example_id[population])
+    data.check_targets()
     for part, columns in ((train, pool), (unseen, population)):
         other = part.y != ensemble.labels[columns]
         if other.any():

@@ -330,13 +330,13 @@ def every_model_a_target(data: ExampleSet, ensemble: ReferenceEnsemble, *, outpu
     ids, times = np.unique(data.example_id, return_counts=True)
     if (times > 1).any():
         raise DataError("ids are used twice", example_ids=ids[times > 1])
+    data.check_targets()
     _, here, there = np.intersect1d(data.example_id, ensemble.example_id, assume_unique=True, return_indices=True)
     other = data.y[here] != ensemble.labels[there] if data.y.ndim == 1 else np.zeros(len(here), bool)
     if other.any():
         raise DataError(
             "labels differ from those the ensemble was trained on", example_ids=data.example_id[here][other]
         )
-    data.check_targets()
     if not (ensemble.pool[there] & (data.split[here] == "train")).any():
         raise DataError(f"no training example of {data.name} is in the ensemble's pool", example_ids=data.example_id)
     ordered = ensemble.by_id()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -217,8 +218,11 @@ def odd_data(world: World, method: Method[Any]) -> None:
 # --- on hostile data ----------------------------------------------------------------------------------------------
 
 
+_ALLOWED = re.compile(r"\d\.\.\d|[<>]=? ?\d|finite|negative|whole number", re.IGNORECASE)
+
+
 def spoilt_target(world: World, method: Method[Any]) -> None:
-    """A target that is none is refused, naming the example."""
+    """A target that is none is refused, naming the example and what is allowed."""
     if world.spoil is None or getattr(method.spec, "control", False):
         return
     victim = int(halves(world.train)[0].example_id[3])
@@ -227,6 +231,8 @@ def spoilt_target(world: World, method: Method[Any]) -> None:
         error = _refusal(lambda data=data: world.run(method, data=data), InvalidInput, f"a target {end} its range")  # type: ignore[misc]
         named = str(victim) in str(error) or victim in getattr(error, "example_ids", ())
         claim(named, f"the refusal of a target {end} its range does not name example {victim}: {error}")
+        told = _ALLOWED.search(str(error)) is not None
+        claim(told, f"the refusal of a target {end} its range does not say what is allowed (0..2, finite): {error}")
 
 
 def same_id_twice(world: World, method: Method[Any]) -> None:

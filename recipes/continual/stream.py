@@ -108,8 +108,9 @@ def stream_of(data: ExampleSet, config: StreamConfig) -> Stream:
 
     Raises:
         ConfigError: no steps, a class or a column that the data does not have.
-        DataError: examples that belong to no step; names them.
+        DataError: targets that are none of the task's, examples that belong to no step; names them.
     """
+    data.check_targets()
     columns: Mapping[str, NDArray[np.generic]] = getattr(data, "columns", None) or {}
     by = config.by or (STEP if STEP in columns else CLASS)
     if by == CLASS:

@@ -13,7 +13,7 @@ from palimpsest.testing.kinds import KINDS
 
 
 @pytest.mark.parametrize(("world", "kind", "name", "check", "elsewhere"), cases())
-@pytest.mark.promise("C3", "C5", "C8", "C9")
+@pytest.mark.promise("C2", "C3", "C5", "C8", "C9")
 def test_it_keeps_its_promises(
     world_of: Callable[[str, str, str], World], world: str, kind: str, name: str, check: Check, elsewhere: bool
 ) -> None:
