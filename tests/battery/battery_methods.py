@@ -141,6 +141,8 @@ def _of_any(world: World) -> Fields:
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
         ("recipe", "aggregate"): {"epochs": 3, "batch": 8, "bag_size": 4},
         ("maker", "bags"): {"bag_size": 4},
+        ("recipe", "node_classifier"): {"epochs": 3},
+        ("recipe", "erase"): {"epochs": 3},
         ("recipe", "bpr"): {"epochs": 2, "batch": 32},
         ("recipe", "causal_lm"): {"epochs": 2, "batch": 8},
         ("recipe", "lora"): {"epochs": 2, "batch": 8, "merge": False},
