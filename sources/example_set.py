@@ -201,6 +201,12 @@ class ExampleSet:
         """As ``take``, and nothing of the others is left: of a graph, the subgraph that these nodes induce."""
         return self._with(self.payload.only(rows), rows)
 
+    def among(self, other: ExampleSet | None = None) -> ExampleSet:
+        """The same examples; of the graph that they are nodes of, the subgraph that they and the examples of ``other``
+        induce. Examples that share nothing are as they are."""
+        found = self.payload.among(None if other is None else other.payload)
+        return self if found is self.payload else self._with(found, np.arange(len(self)))
+
     def _with(self, x: Any, rows: np.ndarray) -> ExampleSet:
         return dataclasses.replace(
             self,

@@ -8,8 +8,9 @@
 
 ``take`` keeps the graph and says which nodes are members: a node is read on the full graph. ``only`` (``induced``)
 gives the subgraph of some of them and nothing else, which is what a model is trained on that must not see the others
-(Olatunji et al. 2021). A node's content hash covers its own numbers; the edges and all nodes have a SHA-256 each, a
-part of the data digest, told by the ids of nodes and not by their positions.
+(Olatunji et al. 2021); ``among`` the subgraph that two sets of members induce. A node's content hash covers its own
+numbers; the edges and all nodes have a SHA-256 each, a part of the data digest, told by the ids of nodes and not by
+their positions.
 """
 
 from __future__ import annotations
@@ -119,6 +120,24 @@ class Graph(Payload):
 
     def only(self, rows: NDArray[Any]) -> Graph:
         return self.induced(rows)
+
+    def among(self, other: Payload | None) -> Graph:
+        """These members in the subgraph that they and the members of ``other`` induce, a part of the same graph.
+
+        Raises:
+            DataError: another graph.
+        """
+        together = self.nodes
+        if other is not None:
+            if not isinstance(other, Graph) or not (
+                self.features is other.features or np.array_equal(self.node_id, other.node_id)
+            ):
+                raise DataError("two sets of nodes are parts of different graphs")
+            together = np.union1d(self.nodes, other.nodes)
+        alone = dataclasses.replace(self, members=together).induced()
+        place = np.full(len(self.features), -1, np.int64)
+        place[together] = np.arange(len(together))
+        return dataclasses.replace(alone, members=place[self.nodes])
 
     @cached_property
     def edge_index(self) -> NDArray[np.int64]:
