@@ -195,12 +195,16 @@ def corrupt_labels(y: np.ndarray, *, num_classes: int, rate: float, kind: str, s
     return np.minimum(noisy, num_classes - 1).astype(np.int64)  # a row may sum to a hair below 1
 
 
-def label_noise(examples: ExampleSet, *, rate: float, kind: str, seed: int) -> tuple[ExampleSet, np.ndarray]:
+def label_noise(
+    examples: ExampleSet, *, rate: float, kind: str, seed: int, everywhere: bool = False
+) -> tuple[ExampleSet, np.ndarray]:
     """Draw every training label anew from the row of its class in a transition matrix.
 
     Args:
         rate: r in [0, 1); 0 changes nothing.
         kind: "symmetric" or "pair".
+        everywhere: test labels too. Examples that a model was trained on and others are then alike, as an audit of
+            membership needs them.
 
     Returns:
         the set with the noisy labels, and the ids of those that were changed, ascending.
@@ -210,12 +214,12 @@ def label_noise(examples: ExampleSet, *, rate: float, kind: str, seed: int) -> t
         DataError: a class would be left without a training example.
     """
     _check_classes(examples)
-    train = np.sort(examples.example_id[examples.split == "train"])
-    rows = examples.positions(train)
+    ids = np.sort(examples.example_id[(examples.split == "train") | everywhere])
+    rows = examples.positions(ids)
     y = examples.y.copy()
     y[rows] = corrupt_labels(y[rows], num_classes=examples.num_classes, rate=rate, kind=kind, seed=seed)
-    what = {"rate": rate, "kind": kind, "seed": seed}
-    return _with(examples, "label_noise", what, y=y), train[y[rows] != examples.y[rows]]
+    what = {"rate": rate, "kind": kind, "seed": seed, "everywhere": everywhere}
+    return _with(examples, "label_noise", what, y=y), ids[y[rows] != examples.y[rows]]
 
 
 def sample_deletion_set(ids: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:

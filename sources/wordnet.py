@@ -66,7 +66,12 @@ class WordNetConfig(FileConfig):
     root: str = param(ROOT, doc="folder with data.noun; that of Debian's wordnet-base when not given")
     num_nodes: int = param(12_000, ge=50, le=100_000, unit="nodes", doc="of the connected part that is taken")
     dim: int = param(256, ge=8, le=65_536, unit="columns", doc="that words are hashed to")
-    noise: float = param(0.0, ge=0, lt=1, doc="share of the training labels of each class that is made wrong")
+    noise: float = param(
+        0.0, ge=0, lt=1, doc="share of the training labels of each class that is made wrong on purpose"
+    )
+    noise_everywhere: bool = param(
+        False, doc="test labels too, so that seen and unseen nodes are alike, as membership is told by"
+    )
     noise_kind: str = param(
         "symmetric", choices=NOISE_KINDS, doc="symmetric: to any other class; pair: to one other class of each class"
     )
@@ -180,7 +185,10 @@ def wordnet(*, config: WordNetConfig, seed: int) -> ExampleSet:
             ],
         },
     )
-    return label_noise(data, rate=config.noise, kind=config.noise_kind, seed=seed)[0] if config.noise else data
+    if not config.noise:
+        return data
+    how = {"rate": config.noise, "kind": config.noise_kind, "everywhere": config.noise_everywhere}
+    return label_noise(data, **how, seed=seed)[0]
 
 
 def parse(content: bytes, *, name: str) -> list[Synset]:

@@ -82,7 +82,14 @@ def test_noise_makes_training_labels_wrong_and_the_truth_is_kept(root):
         wrong = data.y != truth
         assert not wrong[data.split == "test"].any()
         assert wrong[data.split == "train"].mean() == pytest.approx(0.4 if data is noisy else 0, abs=0.2)
-    assert noisy.provenance["planted_label_noise"] == {"rate": 0.4, "kind": "symmetric", "seed": 2}
+    assert noisy.provenance["planted_label_noise"] == {
+        "rate": 0.4,
+        "kind": "symmetric",
+        "seed": 2,
+        "everywhere": False,
+    }
+    both = read(root, num_nodes=90, noise=0.4, noise_everywhere=True)
+    assert (both.y != clean.y)[both.split == "test"].mean() == pytest.approx(0.4, abs=0.25)
     np.testing.assert_array_equal(clean.columns["true_class"], noisy.columns["true_class"])
     pairs = read(root, num_nodes=90, noise=0.4, noise_kind="pair")
     moved = {(t, pairs.class_names[k]) for t, k in zip(pairs.columns["true_class"], pairs.y, strict=True)}
