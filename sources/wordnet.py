@@ -275,8 +275,8 @@ def hashed_words(texts: Sequence[str], *, dim: int) -> np.ndarray:
     Words are runs of the letters a to z in lower case; a few of the commonest are left out. A text without words is a
     row of zeros.
 
-    >>> hashed_words(["the dog, the cat", ""], dim=8).sum(axis=1).round(3).tolist()
-    [1.414, 0.0]
+    >>> (hashed_words(["the dog, a dog", ""], dim=8) > 0).sum(axis=1).tolist()
+    [1, 0]
     """
     out = np.zeros((len(texts), dim), np.float32)
     for row, text in enumerate(texts):
