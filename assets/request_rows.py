@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from assets.request_edges import graph_of
 from contracts.errors import DataError, InvalidInput, NotReady
 from contracts.identity import owner_token
 from contracts.methods import curator
@@ -43,7 +44,7 @@ def resolve(
 
     Raises:
         DataError: it names no example, unknown ids, a class that there is not, or every training example.
-        NotApplicable: a class is asked for, and the data have none.
+        NotApplicable: a class is asked for, and the data have none; a neighbourhood, and the data are no graph.
         NotReady: the score or the examples that it selects by are not on record, or not current.
         InvalidInput: the SQL predicate is not one boolean expression.
     """
@@ -93,6 +94,8 @@ def said(request: ForgetRequest) -> str:
         "owner": "the examples of one owner",
         "class": f"class {request.class_name!r}",
         "where": f"where {request.where}",
+        "neighbourhood": f"node {request.around} and all within {request.hops} edges of it",
+        "edge": "an edge",
         "score": f"{request.end} {request.count or f'{request.fraction:.3g}'} of score {request.score!r}",
     }[request.selector]
 
@@ -216,5 +219,14 @@ def _by_owner(request: ForgetRequest, data: ExampleSet, warehouse: Warehouse) ->
     return data.example_id[np.isin(data.owner, matching)]  # type: ignore[no-any-return]
 
 
+def _around(request: ForgetRequest, data: ExampleSet, _: Warehouse) -> np.ndarray:
+    assert request.around is not None
+    return graph_of(data, "a neighbourhood").neighbourhood(request.around, request.hops)
+
+
 # the selectors that name examples one by one, in whichever split they are
-_NAMED: dict[str, Callable[[ForgetRequest, ExampleSet, Warehouse], np.ndarray]] = {"ids": _by_ids, "owner": _by_owner}
+_NAMED: dict[str, Callable[[ForgetRequest, ExampleSet, Warehouse], np.ndarray]] = {
+    "ids": _by_ids,
+    "owner": _by_owner,
+    "neighbourhood": _around,
+}

@@ -9,6 +9,7 @@ import polars as pl
 
 from assets.curation import choose, store
 from assets.request_concepts import refuse_concept
+from assets.request_edges import refuse_edge
 from assets.request_rows import pins, refuse_changed, resolve, selection
 from assets.stage import Output, Run, Stage
 from contracts import schema
@@ -43,6 +44,7 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     if entry.state in NOT_RUN:
         raise StateError(f"request {run.request} is {entry.state.value}: verify it before it is executed")
     refuse_concept(entry.request, run.subject)
+    refuse_edge(entry.request)
     method, chosen = selection(entry.request, _pinned(run, entry.request))
     config = curator.get(method).spec.config.from_mapping(chosen)
     members = choose(run, run.request, method, config, upstream)

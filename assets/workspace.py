@@ -57,17 +57,19 @@ class Workspace:
         """The subject's data, read from its source once a process.
 
         Raises:
-            DataError: it holds rows that were erased for a forget request.
+            DataError: it holds rows or edges that were erased for a forget request.
             Others: as the source raises.
         """
+        from assets.request_edges import refuse_erased_edges
         from assets.request_rows import refuse_erased
         from sources.plan import load_examples  # here: a run that has nothing to do loads no library of numbers
 
         read = {"source": subject.source, "seed": subject.seed, "inputs": subject.model.inputs}
-        key = digest(read | {"without": subject.without})
+        key = digest(read | {"without": [subject.without, subject.without_edges]})
         if key not in self._examples:
             data = load_examples(subject)
             refuse_erased(subject.subject, data, self.warehouse)
+            refuse_erased_edges(subject.subject, data, self.warehouse)
             self._examples[key] = data
         return self._examples[key]
 

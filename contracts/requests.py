@@ -1,4 +1,5 @@
-"""Forget requests: who asks for which examples, or which concept, to be forgotten, and where the request stands."""
+"""Forget requests: who asks for which examples, which edge or which concept to be forgotten, and where the request
+stands."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from contracts.errors import ConfigError, StateError
 from contracts.identity import MAX_EXAMPLE_ID, check_name
 from contracts.params import Config, param
 
-Selector = Literal["ids", "owner", "class", "where", "score", "concept"]
+Selector = Literal["ids", "owner", "class", "where", "score", "neighbourhood", "edge", "concept"]
 ERASED_TEXT = "erased"  # in place of an SQL predicate whose rows are erased
-CONCEPT = "concept"  # the selector that names no rows
+CONCEPT, EDGE = "concept", "edge"  # the selectors that name no rows
 
 
 class RequestState(enum.StrEnum):
@@ -99,10 +100,11 @@ class Concept(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetRequest(Config):
-    """Which examples of a subject, or which concept, are to be forgotten, and by when.
+    """Which examples of a subject, which edge of its graph, or which concept, are to be forgotten, and by when.
 
     Exactly one selector is given: ids, an owner (its salted token), a class name, an SQL predicate over
-    ``data.examples``, one end of a stored score (a fraction or a count of the training examples), or a concept.
+    ``data.examples``, one end of a stored score (a fraction or a count of the training examples), a node of a graph
+    with all around it, two nodes whose edge is meant, or a concept.
     """
 
     request_id: str = param(doc="legal name; also the Dagster partition key")
@@ -116,6 +118,13 @@ class ForgetRequest(Config):
     fraction: float = param(0.0, ge=0, lt=1, doc="share of the training examples, for selector score")
     count: int = param(0, ge=0, doc="number of training examples instead of a share, for selector score")
     end: str = param("highest", choices=("highest", "lowest"), doc="which end of the score, for selector score")
+    around: int | None = param(
+        None, ge=0, le=MAX_EXAMPLE_ID, doc="id of a node of the graph, for selector neighbourhood", added=True
+    )
+    hops: int = param(1, ge=1, le=16, doc="how far around it, for selector neighbourhood", added=True)
+    edge: tuple[int, ...] = param(
+        (), ge=0, le=MAX_EXAMPLE_ID, doc="ids of the two nodes, for selector edge: no rows are named", added=True
+    )
     concept: Concept | None = param(None, doc="for selector concept: no rows are named")
     legal_basis: str = param("GDPR Art. 17(1)", doc="as stated by the requester")
     received_at: str = param(doc="ISO 8601 in UTC")
@@ -130,6 +139,8 @@ class ForgetRequest(Config):
             "class": bool(self.class_name),
             "where": bool(self.where),
             "score": bool(self.score),
+            "neighbourhood": self.around is not None,
+            EDGE: bool(self.edge),
             CONCEPT: self.concept is not None,
         }
         chosen = [k for k, v in given.items() if v]
@@ -143,13 +154,17 @@ class ForgetRequest(Config):
                 f"request {self.request_id}: fraction {self.fraction:g} and count {self.count}: selector score needs "
                 "one of them, no other selector any"
             )
+        if self.edge and (len(self.edge) != 2 or self.edge[0] == self.edge[1]):
+            raise ConfigError(f"request {self.request_id}: an edge is between two nodes, not {list(self.edge)}")
+        if self.hops != 1 and self.around is None:
+            raise ConfigError(f"request {self.request_id}: hops go with selector neighbourhood")
         if len(set(self.ids)) != len(self.ids):
             raise ConfigError(f"request {self.request_id}: example ids are listed twice")
 
     @property
     def names_rows(self) -> bool:
-        """It names examples of the data; else a concept."""
-        return self.selector != CONCEPT
+        """It names examples of the data; else an edge between two of them, or a concept."""
+        return self.selector not in (CONCEPT, EDGE)
 
     def recorded(self) -> dict[str, Any]:
         """As it is put on record, plain data. One that names rows says nothing of a concept, so that requests have the

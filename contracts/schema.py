@@ -465,7 +465,7 @@ REGISTER = TableSpec(
     columns=(
         _text("request_id", "id, also the Dagster partition key"),
         _text("state", "where the request stands"),
-        _text("selector", "ids, owner, class, where, score or concept"),
+        _text("selector", "ids, owner, class, where, score, neighbourhood, edge or concept"),
         Column(name="request", dtype="json", doc="the request as received"),
         _text("legal_basis", "as stated"),
         _time("received_at", "receipt"),

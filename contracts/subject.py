@@ -300,6 +300,11 @@ class Subject(Config):
         doc="ids of examples that are left out whatever the source holds: erased ones, where it cannot be changed",
         added=True,
     )
+    without_edges: tuple[tuple[int, int], ...] = param(
+        (),
+        doc="pairs of ids of nodes whose edge is left out whatever the source holds: of a graph, erased ones",
+        added=True,
+    )
     model: Model = param(doc="the architecture: mlp, cnn, resnet_gn, vit, or module:callable; or outputs")
     recipe: Choice = param(Choice(name=""), doc="how it is trained; nothing where there are only outputs", ref="recipe")
     seed: int = param(0, ge=0, lt=2**31, doc="root of every random choice")

@@ -1,6 +1,7 @@
 """Manipulated data sets and the part of a manipulation that has been identified (corrective unlearning).
 
-    S_m = what was manipulated (``add_poison_trigger``, ``interclass_confusion``, ``random_label_swap``, of ``sources``)
+    S_m = what was manipulated (``add_poison_trigger``, ``interclass_confusion``, ``random_label_swap``,
+    ``label_noise``, of ``sources``)
     S_f = uniform subset of S_m of size fraction * |S_m|, at least one: the forget set; the rest of S_m stays in the
     retain set
 
@@ -24,7 +25,9 @@ from curation.members import ForgetConfig, forget_retain, training_ids
 from sources.example_set import ExampleSet
 from sources.planted_poison import (
     add_poison_trigger,
+    corrupt_labels,
     interclass_confusion,
+    label_noise,
     random_label_swap,
     sample_deletion_set,
 )
@@ -32,8 +35,10 @@ from sources.planted_poison import (
 __all__ = [
     "DeletionSetConfig",
     "add_poison_trigger",
+    "corrupt_labels",
     "deletion_set",
     "interclass_confusion",
+    "label_noise",
     "random_label_swap",
     "sample_deletion_set",
 ]

@@ -14,6 +14,7 @@ from contracts.errors import DataError, NotApplicable
 from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
+from tasks.base import respond
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -50,8 +51,8 @@ def embedder(model: nn.Module) -> Iterator[Callable[[Any], Tensor]]:
 
     def embed(inputs: Any) -> Tensor:
         seen.clear()
-        model(inputs)
-        if len(seen) != 1 or seen[0].shape != (len(inputs), head.in_features):
+        said = respond(model, inputs)
+        if len(seen) != 1 or seen[0].shape != (len(said), head.in_features):
             raise NotApplicable(f"{type(model).__name__} does not call its output layer once on (B, d)")
         return seen.pop()
 

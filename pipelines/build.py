@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from contracts.requests import CONCEPT, OPEN, RequestState
+from contracts.requests import CONCEPT, EDGE, OPEN, RequestState
 from contracts.subject import Subject
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def request_tick(
     waiting, urgency, given_up, concepts = {}, {}, [], []
     for row in to_run(workspace.warehouse.requests.list(subject), now=datetime.now(UTC)):
         name = row["request_id"]
-        if row["selector"] == CONCEPT:  # 'palimpsest request run' says what it lacks
+        if row["selector"] in (CONCEPT, EDGE):  # 'palimpsest request run' says what it lacks
             concepts.append(name)
             continue
         if row["num_examples"] == 0:
@@ -193,7 +193,7 @@ def request_tick(
             waiting[name], urgency[name] = f"{name}-{len(runs)}", str(-row["deadline_class"])
     if not waiting:
         if concepts and not given_up:
-            return dg.SkipReason(f"these name a concept, which no stage here removes: {', '.join(concepts)}")
+            return dg.SkipReason(f"these name a concept or an edge, which no stage here removes: {', '.join(concepts)}")
         return dg.SkipReason(
             f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} "
             f"ID', then 'palimpsest request run {subject} ID'"

@@ -157,7 +157,7 @@ def _refuse(subject: Subject, request: ForgetRequest, state: RequestState, *, re
     if request.subject != subject.subject:
         raise UnknownName(f"request of {subject.subject}", name, [])
     if not request.names_rows:
-        raise StateError(f"request {name} names a concept, not rows: there is no row to erase")
+        raise StateError(f"request {name} names {request.selector}, not rows: there is no row to erase")
     if state not in _ERASED_FROM and not retrained:
         if state not in UNDER_WAY:
             raise StateError(f"request {name} is {state.value}: nothing is erased for it")

@@ -2,9 +2,10 @@
 
 ``build(name, config, input_shape=, num_outputs=, seed=)`` gives a fresh ``nn.Module`` in train mode on the CPU that
 maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``mf`` and ``lightgcn`` take user indexes (B, 1), ``input_shape`` is
-(num_users,) and ``num_outputs`` the number of items. The initialisation depends on ``seed`` alone and PyTorch's global
-generator is left as it was. Built-in models name their output layer ``head``. They have no BatchNorm: it mixes the
-examples of a batch (see recipes.resnet_gn). ``model_version(name)`` is part of the key of everything trained: a model
+(num_users,) and ``num_outputs`` the number of items; ``gat`` and ``gcn`` take a graph and the nodes that are asked for.
+The initialisation depends on ``seed`` alone and PyTorch's global generator is left as it was. Built-in models name
+their output layer ``head``. They have no BatchNorm: it mixes the examples of a batch (see recipes.resnet_gn).
+``model_version(name)`` is part of the key of everything trained: a model
 whose code has changed is another model.
 """
 
@@ -24,6 +25,7 @@ from contracts.errors import ConfigError, NotApplicable, PalimpsestError, Unknow
 from contracts.params import Config
 from recipes.cnn import CNN, CNNConfig
 from recipes.convnet import ConvNet, ConvNetConfig
+from recipes.graph.networks import GAT, GCN, GATConfig, GCNConfig
 from recipes.language.models import PretrainedConfig, TinyLlamaConfig, pretrained_lm, tiny_llama
 from recipes.mlp import MLP, MLPConfig
 from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization, MFConfig, is_ranker
@@ -42,11 +44,14 @@ MODELS: dict[str, tuple[Any, type[Config]]] = {
     "vit": (ViT, ViTConfig),
     "mf": (MatrixFactorization, MFConfig),
     "lightgcn": (LightGCN, LightGCNConfig),
+    "gat": (GAT, GATConfig),
+    "gcn": (GCN, GCNConfig),
     "tiny_llama": (tiny_llama, TinyLlamaConfig),
     "pretrained_lm": (pretrained_lm, PretrainedConfig),
 }
 _IMAGES_ONLY = ("cnn", "convnet", "resnet_gn", "vit")
 _USERS_ONLY = ("mf", "lightgcn")
+_NODES_ONLY = ("gat", "gcn")
 
 
 def build(
@@ -61,8 +66,8 @@ def build(
     """A freshly initialised model.
 
     Args:
-        name: ``mlp``, ``cnn``, ``convnet``, ``resnet_gn``, ``vit``, ``mf``, ``lightgcn``, or ``module:callable``; the
-            callable is called as ``callable(input_shape, num_outputs, **config)`` and returns an ``nn.Module``.
+        name: one of ``MODELS``, or ``module:callable``; the callable is called as ``callable(input_shape, num_outputs,
+            **config)`` and returns an ``nn.Module``.
         config: fields of the model's configuration (``MODELS[name][1]``), or keyword arguments of the callable.
         input_shape: shape of one example, ``(D,)`` or ``(C, H, W)``; (num_users,) for ranking.
         num_outputs: K logits, or 1 for regression; items for ranking.
@@ -86,6 +91,8 @@ def build(
             )
         if name in _USERS_ONLY and len(shape) != 1:
             raise NotApplicable(f"model {name!r} ranks items for users: input_shape is (num_users,), not {shape}")
+        if name in _NODES_ONLY and len(shape) != 1:
+            raise NotApplicable(f"model {name!r} needs nodes with vectors; these examples have shape {shape}")
         kind, config_type = MODELS[name]
         make = partial(kind, config_type.from_mapping(config), input_shape=shape, num_outputs=num_outputs)
     else:

@@ -13,7 +13,7 @@ from torch import nn
 from contracts.errors import DataError
 from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
-from tasks.base import READING, OutputTask, Reading
+from tasks.base import READING, OutputTask, Reading, respond
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,7 +50,8 @@ def outputs_of(model: nn.Module, inputs: Inputs, *, batch: int) -> Iterator[tupl
     with eval_mode(model), torch.no_grad():
         for start in range(0, len(inputs), batch):
             rows = slice(start, min(start + batch, len(inputs)))
-            yield rows, model(inputs.block(rows.start, rows.stop)).to(torch.float32).cpu().numpy()
+            said: torch.Tensor = respond(model, inputs.block(rows.start, rows.stop))
+            yield rows, said.to(torch.float32).cpu().numpy()
 
 
 def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:

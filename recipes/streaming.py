@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,8 +29,9 @@ def check(name: str, data: ExampleSet, models: Sequence[nn.Module], *, wants: Se
         raise InvalidInput(f"{name} needs at least one early model; early_models is empty")
 
 
-def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, inputs, labels) in order, the last one partial, on the model's device and in its precision."""
+def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple[slice, Any, Tensor]]:
+    """(rows, inputs, labels) in order, the last one partial, on the model's device and in its precision; inputs are a
+    tensor, or named ones."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     for start in range(0, len(data), batch):
         rows = slice(start, min(start + batch, len(data)))
@@ -37,7 +39,15 @@ def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple
         # No name here for the inputs: who deletes theirs gives the memory back before the next batch is read. Two
         # batches alive at a time make the allocator hand pages back and fault them in again, up to a quarter of a pass
         # of an MLP.
-        yield rows, torch.from_numpy(data.inputs(rows)).to(device=like.device, dtype=like.dtype), y
+        yield rows, _tensors(data.inputs(rows), like), y
+
+
+def _tensors(values: Any, like: Tensor) -> Any:
+    """On the device of ``like``, numbers in its precision, positions as they are."""
+    if isinstance(values, dict):
+        return {name: _tensors(array, like) for name, array in values.items()}
+    found = torch.from_numpy(values)
+    return found.to(device=like.device, dtype=like.dtype if found.is_floating_point() else found.dtype)
 
 
 def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:

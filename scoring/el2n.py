@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,6 +37,7 @@ from recipes.predict import eval_mode
 from recipes.streaming import batches, check, check_finite, check_outputs
 from scoring.last_layer import LastLayer
 from sources.example_set import ExampleSet
+from tasks.base import respond
 
 _SQRT2 = math.sqrt(2.0)
 _BLOCK = 1 << 15  # logits: a few hundred KiB of work that stays in the cache
@@ -187,7 +189,7 @@ def model_values(
         for model in models:
             stack.enter_context(eval_mode(model))
             check_outputs(name, data, model)
-            _, x, _ = next(batches(data, model, batch=1), (None, torch.empty(0), None))
+            _, x, _ = next(batches(data, model, batch=1), (None, None, None))
             last_layers.append(stack.enter_context(LastLayer(model, x)))
         stack.enter_context(torch.inference_mode())
         start, held = 0, _Held(models, last_layers)
@@ -212,10 +214,10 @@ class _Held:
         self._logits: list[list[Tensor]] = [[] for _ in self._models]
         self._norms: list[list[Tensor | None]] = [[] for _ in self._models]
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Any, y: Tensor) -> None:
         self._y.append(y)
         for r, (model, last) in enumerate(zip(self._models, self._last_layers, strict=True)):
-            logits = model(x)
+            logits = respond(model, x)
             self._logits[r].append(logits)
             self._norms[r].append(last.norm(logits))
             self.size += logits.numel()

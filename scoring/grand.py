@@ -5,7 +5,8 @@
     numbers:    (f_r(x_i) - y_i)^2,     gradient at the prediction 2 (f_r(x_i) - y_i)       (1,)
     others:     of the model's answers: gradient at them by autograd, (B, T, V) of a language model included
                 not of one answer alone (items to rank): the loss itself is differentiated
-                of examples that share their inputs (nodes of a graph): one example at a time
+                of nodes of a graph: each on the part of the graph that it sees (scoring.grad_norms.nodes), or
+                one at a time
 
 f_r: R models stopped after a few epochs, eval mode. Exact over all trainable parameters (scoring.grad_norms), not the
 last layer alone, whose norm || p - y || sqrt(||h||^2 + 1) falls out as a by-product. The loss is that of the model as
@@ -38,6 +39,7 @@ from recipes.predict import eval_mode
 from recipes.streaming import check, check_finite, check_outputs
 from scoring.error_vector import error_vector
 from scoring.grad_norms import GradNorms, PerExampleGradNorm
+from scoring.grad_norms.nodes import NodeGradNorms, NotByParts
 from sources.example_set import ExampleSet
 from tasks.base import Batch, Constants, OutputTask, Task
 
@@ -222,12 +224,14 @@ class _OfLosses(PerExampleGradNorm):
 
 
 class _OneByOne:
-    """Where examples share their inputs: one forward and backward pass an example, one gradient held at a time."""
+    """Where examples share their inputs: by parts where the model allows it, else one backward pass an example."""
 
     output_layer: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         self._model, self._task = model, task
+        self._parts: NodeGradNorms | None = None
+        self._whole = not (task.gives("nodes") and isinstance(task, OutputTask))  # parts cannot be asked for
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
             raise NotApplicable("the model has no parameter that requires a gradient")
@@ -238,6 +242,11 @@ class _OneByOne:
     def __exit__(self, *_: object) -> None: ...
 
     def __call__(self, batch: Batch, rows: slice) -> GradNorms:
+        if not self._whole:
+            try:
+                return self._by_parts(batch)
+            except NotByParts:
+                self._whole = True
         with torch.enable_grad():
             losses = self._task.losses(self._model, batch)
         if not losses.requires_grad:
@@ -247,6 +256,15 @@ class _OneByOne:
             found = torch.autograd.grad(losses[b], self._parameters, retain_graph=True, allow_unused=True)
             total[b] = sum(float(g.double().square().sum()) for g in found if g is not None)
         return GradNorms(losses.detach()[:, None], {}, total)
+
+    def _by_parts(self, batch: Batch) -> GradNorms:
+        inputs, task = batch.inputs, self._task
+        assert isinstance(task, OutputTask)
+        if self._parts is None:
+            self._parts = NodeGradNorms(self._model, inputs["x"], inputs["edge_index"])
+        found = self._parts(inputs["nodes"], batch.targets, output_gradient(task))
+        self.output_layer = self._parts.output_layer
+        return found
 
 
 def _norms(found: GradNorms, output_layer: tuple[str, ...], data: ExampleSet, rows: slice) -> NDArray[np.float64]:

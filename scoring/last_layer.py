@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoring.grad_norms.graph import Graph
+from tasks.base import respond
 
 
 class LastLayer:
@@ -31,14 +32,14 @@ class LastLayer:
 
     Args:
         model: maps (B, ...) to logits (B, K); in eval mode.
-        x: (1, ...) one input, on which the output layer is looked for; (0, ...) finds none.
+        x: one input, a tensor (1, ...) or named ones, on which the output layer is looked for; None finds none.
 
     Attributes:
         layer: the output layer, or None when the model has none in the sense above.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.layer = _output_layer(model, x) if len(x) else None
+    def __init__(self, model: nn.Module, x: Any) -> None:
+        self.layer = _output_layer(model, x) if x is not None else None
         self._seen: tuple[Tensor, Tensor] | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
@@ -75,14 +76,14 @@ class LastLayer:
             self._seen = args[0], output
 
 
-def _output_layer(model: nn.Module, x: Tensor) -> nn.Linear | None:
+def _output_layer(model: nn.Module, x: Any) -> nn.Linear | None:
     """The nn.Linear that returns the logits, if nothing else uses its trainable parameters."""
     calls: list[tuple[nn.Linear, Tensor]] = []
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     handles = [m.register_forward_hook(lambda m, _, output: calls.append((m, output))) for m in linear]
     try:
         with torch.enable_grad():
-            logits = model(x)
+            logits = respond(model, x)
     finally:
         for handle in handles:
             handle.remove()

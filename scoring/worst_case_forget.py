@@ -55,7 +55,7 @@ from recipes.streaming import Moments, check, check_outputs, in_order_of
 from scoring.capped_simplex import project_capped_simplex
 from scoring.lower_level import LOWER_LEVELS, unlearn_weighted
 from sources.example_set import ExampleSet
-from tasks.base import require
+from tasks.base import answers, require
 
 _FORWARD = 1024  # examples a forward pass of the upper level
 _ROUNDING = 1e-9  # relative
@@ -241,8 +241,9 @@ def losses_of(model: nn.Module, inputs: Inputs) -> NDArray[np.float64]:
             if not logits:
                 losses[start:stop] = task.read(model, inputs.slice(start, stop)).loss
                 continue
-            z_BK = model(inputs.block(start, stop)).double()
-            y_B1 = inputs.targets[start:stop, None]
+            batch = inputs.slice(start, stop)
+            z_BK = answers(model, batch).double()
+            y_B1 = batch.targets[:, None]
             others_BK = (z_BK - z_BK.gather(1, y_B1)).scatter(1, y_B1, -torch.inf)
             losses[start:stop] = torch.nn.functional.softplus(others_BK.logsumexp(1)).cpu().numpy()
     broken = ~np.isfinite(losses)

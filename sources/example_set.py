@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -32,6 +32,7 @@ from sources.columns import check_columns, digested, in_order, taken
 from sources.payloads import masks
 from sources.payloads.arrays import payload_of
 from sources.payloads.base import Affine, Payload
+from sources.payloads.graph import Graph
 from tasks.base import Constants, Task, named
 
 SPLITS = ("train", "test")
@@ -200,6 +201,28 @@ class ExampleSet:
     def only(self, rows: np.ndarray) -> ExampleSet:
         """As ``take``, and nothing of the others is left: of a graph, the subgraph that these nodes induce."""
         return self._with(self.payload.only(rows), rows)
+
+    def without(self, ids: Iterable[int] | np.ndarray) -> ExampleSet:
+        """All examples but those of these ids, some of which may be unknown, and nothing of them: of a graph, nodes
+        that are no examples stay."""
+        gone = np.isin(self.example_id, _as_ids(ids))
+        return self._with(self.payload.without(np.flatnonzero(gone)), np.flatnonzero(~gone))
+
+    def without_edges(self, pairs: Sequence[tuple[int, int]]) -> ExampleSet:
+        """The same nodes without the edges between these pairs of ids, in either direction.
+
+        Raises:
+            ConfigError: the examples are no nodes of a graph.
+        """
+        if not isinstance(self.payload, Graph):
+            raise ConfigError(f"{self.name} has no edges to leave out: its examples are no nodes of a graph")
+        return dataclasses.replace(self, x=self.payload.without_edges(np.array(pairs, np.int64).reshape(-1, 2)))
+
+    def among(self, other: ExampleSet | None = None) -> ExampleSet:
+        """The same examples; of the graph that they are nodes of, the subgraph that they and the examples of ``other``
+        induce. Examples that share nothing are as they are."""
+        found = self.payload.among(None if other is None else other.payload)
+        return self if found is self.payload else self._with(found, np.arange(len(self)))
 
     def _with(self, x: Any, rows: np.ndarray) -> ExampleSet:
         return dataclasses.replace(

@@ -6,14 +6,17 @@
     random label swap     the labels of n_m random training examples permuted among them
     label flips           the labels of n_m random training examples, to another class: any (symmetric), or the next one
                           (asymmetric: c -> c + 1 mod K)
+    label noise           every training label drawn anew from a transition matrix C (K, K), row = true class:
+                          symmetric  1 - r on the diagonal, r / (K - 1) elsewhere
+                          pair       1 - r on the diagonal, r at ONE other class a row, drawn once
     deletion set          S_f = uniform subset of the manipulated S_m: the part that has been identified
     canaries              copies of test examples under a wrong target, each ``repeats`` times in the training split
 
 Source: Goel et al., "Corrective Machine Unlearning", TMLR 2024 (arXiv 2402.14015), section 4; flips as in Patrini et
-al., CVPR 2017; canaries after Jagielski et al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch
-after augmentation; the recipes here do not augment, so the patch of the stored image is the patch the model sees. With
-a uint8 image and an affine that differs between channels the raw value that stands for v may not exist: the nearest one
-does (white at most).
+al., CVPR 2017; transition matrices as in Chen et al., ERASE, CIKM 2024 (arXiv 2312.08852); canaries after Jagielski et
+al., NeurIPS 2020, and Carlini et al., S&P 2022. Goel et al. set the patch after augmentation; the recipes here do not
+augment, so the patch of the stored image is the patch the model sees. With a uint8 image and an affine that differs
+between channels the raw value that stands for v may not exist: the nearest one does (white at most).
 
 Draws depend on ids and seed, not on the order of the rows. Test examples are never touched; nothing on disk is read
 whole.
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, NotApplicable
 from sources.example_set import ExampleSet
 from sources.identity import Content
@@ -147,6 +151,75 @@ def label_flips(examples: ExampleSet, *, count: int, symmetric: bool, seed: int)
     y = examples.y.copy()
     y[rows] = (y[rows] + step) % examples.num_classes
     return _with(examples, "label_flips", {"count": count, "symmetric": symmetric, "seed": seed}, y=y), ids
+
+
+NOISE_KINDS = ("symmetric", "pair")
+
+
+def transition_matrix(num_classes: int, *, rate: float, kind: str, seed: int) -> np.ndarray:
+    """C, float64 (K, K): how likely an example of a class (row) is given each label (column).
+
+    Args:
+        num_classes: K >= 2.
+        rate: r in [0, 1), share of a class that is given another label.
+        kind: "symmetric" or "pair".
+        seed: of the pairs.
+
+    Raises:
+        ConfigError: out of range.
+
+    >>> transition_matrix(3, rate=0.5, kind="symmetric", seed=0)[0].tolist()
+    [0.5, 0.25, 0.25]
+    """
+    if num_classes < 2 or not 0 <= rate < 1 or kind not in NOISE_KINDS:
+        raise ConfigError(
+            f"label noise: num_classes = {num_classes} >= 2, rate = {rate!r} in [0, 1) and kind = {kind!r} in "
+            f"{', '.join(NOISE_KINDS)} are needed"
+        )
+    own = np.eye(num_classes)
+    if kind == "symmetric":
+        return (1 - rate) * own + rate / (num_classes - 1) * (1 - own)
+    step = np.random.default_rng(seed).integers(1, num_classes, num_classes)
+    return (1 - rate) * own + rate * own[(np.arange(num_classes) + step) % num_classes]
+
+
+def corrupt_labels(y: np.ndarray, *, num_classes: int, rate: float, kind: str, seed: int) -> np.ndarray:
+    """Labels (N,) drawn from the rows of :func:`transition_matrix` for the labels ``y`` (N,), int64, in their order.
+
+    Raises:
+        ConfigError: as of :func:`transition_matrix`.
+    """
+    steps = np.cumsum(transition_matrix(num_classes, rate=rate, kind=kind, seed=derive_seed("pairs", seed)), axis=1)
+    drawn = np.random.default_rng(seed).random(len(y))
+    noisy = (drawn[:, None] >= steps[y]).sum(axis=1)
+    return np.minimum(noisy, num_classes - 1).astype(np.int64)  # a row may sum to a hair below 1
+
+
+def label_noise(
+    examples: ExampleSet, *, rate: float, kind: str, seed: int, everywhere: bool = False
+) -> tuple[ExampleSet, np.ndarray]:
+    """Draw every training label anew from the row of its class in a transition matrix.
+
+    Args:
+        rate: r in [0, 1); 0 changes nothing.
+        kind: "symmetric" or "pair".
+        everywhere: test labels too. Examples that a model was trained on and others are then alike, as an audit of
+            membership needs them.
+
+    Returns:
+        the set with the noisy labels, and the ids of those that were changed, ascending.
+
+    Raises:
+        NotApplicable, ConfigError: no class labels, rate or kind out of range.
+        DataError: a class would be left without a training example.
+    """
+    _check_classes(examples)
+    ids = np.sort(examples.example_id[(examples.split == "train") | everywhere])
+    rows = examples.positions(ids)
+    y = examples.y.copy()
+    y[rows] = corrupt_labels(y[rows], num_classes=examples.num_classes, rate=rate, kind=kind, seed=seed)
+    what = {"rate": rate, "kind": kind, "seed": seed, "everywhere": everywhere}
+    return _with(examples, "label_noise", what, y=y), ids[y[rows] != examples.y[rows]]
 
 
 def sample_deletion_set(ids: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:

@@ -233,7 +233,10 @@ def _input_norms(data: ExampleSet, batch: int) -> Values:
     """||x|| of what a model sees, float64 (N,)."""
     norm = np.empty(len(data))
     for start in range(0, len(data), batch):
-        x = data.inputs(slice(start, min(start + batch, len(data))))
+        rows = slice(start, min(start + batch, len(data)))
+        x = data.inputs(rows)
+        if isinstance(x, dict):  # a node's own numbers
+            x = x["x"][x["nodes"]]
         norm[start : start + batch] = np.linalg.norm(x.reshape(len(x), -1).astype(np.float64), axis=1)
     return norm
 

@@ -307,7 +307,12 @@ class OutputTask(Task):
 
 def answers(model: nn.Module, batch: Batch) -> Any:
     """The model on a batch: ``model(tensor)`` or ``model(**dict)``."""
-    return model(**batch.inputs) if isinstance(batch.inputs, dict) else model(batch.inputs)
+    return respond(model, batch.inputs)
+
+
+def respond(model: nn.Module, inputs: Any) -> Any:
+    """The model on the inputs of a batch: ``model(tensor)`` or ``model(**dict)``."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
 @cache

@@ -153,7 +153,7 @@ def boundary_expand(
     row = (2 * torch.rand(head.in_features, generator=draws) - 1) * bound
     wide = _Expanded(head, row.to(head.weight.device, head.weight.dtype))
     _put(expanded, name, wide)
-    gone = inputs_of(model, forget)
+    gone = inputs_of(model, forget, beside=retain)
     targets = np.full(len(gone), head.out_features, np.int64)
     plan = Descent(
         model=expanded,

@@ -149,10 +149,16 @@ class Pass:
         )
 
 
-def inputs_of(model: nn.Module, data: ExampleSet) -> Inputs:
-    """The model inputs of ``data`` in the order of its ids: nothing done with them depends on how they came in."""
+def inputs_of(model: nn.Module, data: ExampleSet, *, beside: ExampleSet | None = None) -> Inputs:
+    """The model inputs of ``data`` in the order of its ids: nothing done with them depends on how they came in.
+
+    Args:
+        beside: examples of which something may show in the inputs of these. Nodes of a graph see one another: retained
+            ones are visited on the graph that is left when the others are gone, without their messages; those to be
+            forgotten on the graph of both, on which they were trained. Of other examples it changes nothing.
+    """
     device = next(model.parameters()).device
-    return Inputs(data.by_id(), dtype=model_dtype(model), device=device)
+    return Inputs(data.by_id().among(beside), dtype=model_dtype(model), device=device)
 
 
 def check_disjoint(retain: ExampleSet, forget: ExampleSet) -> None:

@@ -34,7 +34,7 @@ def gradient_ascent_plan(
 ) -> Descent:
     """What :func:`gradient_ascent` does, and raises before any work."""
     check_sets(model, retain=retain, forget=forget, trains_on_retain=False)
-    gone = Pass.over(inputs_of(model, forget), weight=-1.0)
+    gone = Pass.over(inputs_of(model, forget, beside=retain), weight=-1.0)
     return Descent(
         model=model, passes=lambda _: [gone], retain=retain, config=config, seed=seed, name="gradient_ascent"
     )

@@ -139,7 +139,7 @@ def influence_unlearning(
     run = f"influence_unlearning at alpha {config.alpha:g}"
     if len(forget) and bool(free.any()):
         units = start(student, retain)
-        kept, gone = inputs_of(student, retain), inputs_of(student, forget)
+        kept, gone = inputs_of(student, retain), inputs_of(student, forget, beside=retain)
         step = config.alpha * _direction(student, kept, gone, free=free, config=config, seed=seed, units=units)
         with torch.no_grad():
             flat = torch.cat([p.flatten() for p in own.values()])

@@ -61,7 +61,8 @@ def random_label_plan(
     """What :func:`random_label` does, and raises before any work."""
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("classes",))
     rng = np.random.default_rng(derive_seed("random_label", "labels", seed))
-    keep, gone = Pass.over(inputs_of(model, retain), weight=config.alpha), inputs_of(model, forget)
+    keep = Pass.over(inputs_of(model, retain), weight=config.alpha)
+    gone = inputs_of(model, forget, beside=retain)
     labels, num_classes = gone.data.y, gone.data.num_classes
 
     def passes(_: int) -> Sequence[Pass]:

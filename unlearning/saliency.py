@@ -29,14 +29,15 @@ def weight_saliency(model: nn.Module, forget: ExampleSet, *, retain: ExampleSet)
     Args:
         model: trained; not changed.
         forget: (N_f) examples to remove; of none every saliency is zero.
-        retain: (N_r) retained examples, which a number to predict has its units from; else not looked at.
+        retain: (N_r) retained examples, which a number to predict has its units from, and which nodes to be
+            forgotten have for neighbours; else not looked at.
 
     Raises:
         Diverged: a gradient is not finite.
     """
     student = copy.deepcopy(model)
     units = start(student, retain)
-    found = summed_gradient(student, inputs_of(student, forget), units=units)
+    found = summed_gradient(student, inputs_of(student, forget, beside=retain), units=units)
     return {name: g.abs() for name, g in found.items()}
 
 

@@ -122,7 +122,7 @@ TABLES: tuple[Shown, ...] = (
         "Forget requests by token: where each stands, and what its last certificate says.",
         _SUBJECT,
         _REQUEST,
-        ("selector", "VARCHAR", "ids, owner, class, where, score or concept"),
+        ("selector", "VARCHAR", "ids, owner, class, where, score, neighbourhood, edge or concept"),
         ("state", "VARCHAR", "where it stands"),
         ("received", "DATE", "day of receipt (UTC)"),
         ("due", "DATE", "day on which it is due, extensions included"),

@@ -25,6 +25,7 @@ from palimpsest.testing.kinds import kind_of
 from palimpsest.testing.world import World, halves
 from sources.example_set import ExampleSet
 from sources.identity import Content
+from sources.payloads.graph import Graph
 from sources.payloads.tokens import Tokens
 from tasks.base import gives
 
@@ -182,6 +183,8 @@ def constant(data: ExampleSet) -> ExampleSet:
     """Every example looks the same."""
     if isinstance(data.x, Tokens):
         return dataclasses.replace(data, x=dataclasses.replace(data.x, flat=np.ones_like(data.x.flat)))
+    if isinstance(data.x, Graph):
+        return dataclasses.replace(data, x=dataclasses.replace(data.x, features=np.ones_like(data.x.features)))
     return dataclasses.replace(data, x=np.ones_like(data.x))
 
 

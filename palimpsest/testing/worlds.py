@@ -1,4 +1,4 @@
-"""The built-in worlds: classes in vectors and in images, numbers to predict, items to rank, texts.
+"""The built-in worlds: classes in vectors, in images and of nodes, numbers to predict, items to rank, texts.
 
 A method is run in full in the first one whose task gives what it wants and that can give what it needs, and its
 promises about outputs are asked for in all the others. Each is made once, and trains a model only when a method needs
@@ -17,6 +17,7 @@ import numpy as np
 
 from contracts.registry import Method
 from palimpsest.testing.world import World, make_world
+from recipes.graph.training import NodeTrainingConfig
 from recipes.language.fitting import TokenTrainingConfig
 from recipes.models import builder
 from recipes.recsys import BprConfig
@@ -24,6 +25,7 @@ from recipes.schedule import SupervisedConfig
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.loading import load
+from sources.payloads.graph import Graph
 from sources.payloads.tokens import Tokens
 
 NUM_CLASSES, VOCAB = 3, 20
@@ -170,12 +172,46 @@ def texts() -> World:
     )
 
 
+def node_examples(num: int = 72, others: int = 12, *, seed: int = 4) -> ExampleSet:
+    """Three classes of nodes, four of five edges within a class, and nodes without a label among them."""
+    rng, whole = np.random.default_rng(seed), num + others
+    of_class = np.arange(whole) % NUM_CLASSES
+    examples = class_examples(num, seed=seed)
+    extra = np.asarray(examples.x)[rng.permutation(num)[:others]] + 0.1
+    near = NUM_CLASSES * rng.integers(0, whole // NUM_CLASSES, (2, whole)) + of_class
+    ends = np.where(rng.random((2, whole)) < 0.8, near, rng.integers(0, whole, (2, whole)))
+    edges = np.stack([np.tile(np.arange(whole), 2), ends.ravel()])
+    edges = np.unique(np.sort(edges[:, edges[0] != edges[1]], axis=0), axis=1)
+    place = rng.permutation(whole)  # members lie anywhere among the nodes
+    features, node_id = np.empty((whole, extra.shape[1]), np.float32), np.empty(whole, np.int64)
+    features[place] = np.concatenate([np.asarray(examples.x), extra])
+    node_id[place] = np.concatenate([examples.example_id, 5 * num + np.arange(others)])
+    graph = Graph(features, place[edges], node_id, members=place[:num])
+    return dataclasses.replace(examples, name="nodes", task="nodes", x=graph).validate()  # type: ignore[arg-type]
+
+
+@cache
+def nodes() -> World:
+    """Nodes of a graph, and a small attention network whose rows sum to 1."""
+    examples = node_examples()
+    sizes = {"hidden": 8, "heads": 2, "dim": 8, "dropout": 0.1, "rows": "l1"}
+    build = builder("gat", sizes, input_shape=examples.input_shape, num_outputs=NUM_CLASSES)
+    config = NodeTrainingConfig(lr=0.02, epochs=20)
+    return make_world(
+        examples,
+        trainer=Trainer(recipe="node_classifier", build=build, config=config),
+        fitting=dataclasses.replace(config, epochs=120),
+        num_models=8,
+    )
+
+
 WORLDS: dict[str, Callable[[], World]] = {
     "classes": classes,
     "numbers": numbers,
     "images": images,
     "items": items,
     "texts": texts,
+    "nodes": nodes,
 }
 
 

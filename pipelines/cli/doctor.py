@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import typer
 from rich.markup import escape
@@ -164,6 +165,14 @@ def _others() -> Iterator[Line]:
         if there
         else "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder "
         "fashion-mnist",
+    )
+    from sources.wordnet import FILE, ROOT
+
+    nouns = Path(ROOT) / FILE
+    yield (
+        "Optional graph",
+        f"WordNet, for the subject wordnet_nouns: {nouns if nouns.is_file() else 'missing'}.",
+        "" if nouns.is_file() else "apt-get install wordnet-base",
     )
     chromium = shutil.which("chromium")
     yield (

@@ -74,6 +74,13 @@ def add(
     ] = None,
     count: Annotated[int | None, typer.Option("--count", help="number of examples, for --score")] = None,
     end: Annotated[str, typer.Option("--end", help="highest or lowest of --score")] = "highest",
+    neighbourhood: Annotated[
+        int | None, typer.Option("--neighbourhood", help="a node of a graph, by its id, and all around it; with --hops")
+    ] = None,
+    hops: Annotated[int | None, typer.Option("--hops", help="edges around --neighbourhood; 1 when not given")] = None,
+    edge: Annotated[
+        str | None, typer.Option("--edge", help="the edge between two nodes of a graph, by their ids, like 3,17")
+    ] = None,
     concept: Annotated[
         str | None,
         typer.Option("--concept", help="a concept in place of rows, by its name; with --alias, --anchor, --keep"),
@@ -97,17 +104,14 @@ def add(
         bool, typer.Option("--unverified", help="the requester's identity is not yet verified: nothing is run")
     ] = False,
 ) -> None:
-    """Register a forget request: its rows are looked up, shown and pinned; or a concept is named in place of rows. A
-    verified one is run by the sensor under 'make ui', or by 'palimpsest request run'."""
+    """Register a forget request: its rows are looked up, shown and pinned; or an edge or a concept is named in place of
+    rows. A verified one is run by the sensor under 'make ui', or by 'palimpsest request run'."""
     from pipelines.cli.audit import workspace_of
     from pipelines.subjects import load_subject
 
     home = state_to_write()
     plan = load_subject(subject, home)
-    try:
-        listed = None if ids is None else tuple(int(i) for i in ids.split(","))
-    except ValueError:
-        raise ConfigError(f"--ids {ids!r} is not a list of whole numbers like 3,17,42") from None
+    listed, ends = _numbers("--ids", ids, "3,17,42"), _numbers("--edge", edge, "3,17")
     made = register(
         plan,
         workspace_of(home),
@@ -119,6 +123,9 @@ def add(
         fraction=fraction,
         count=count,
         end=end,
+        neighbourhood=neighbourhood,
+        hops=hops,
+        edge=ends,
         concept=concept,
         alias=alias or (),
         anchor=anchor,
@@ -132,8 +139,15 @@ def add(
         console.print(f"  {line}", highlight=False, markup=False)
     if unverified:
         console.print(f"Next: verify the requester, then palimpsest request verify {subject} {made.request_id}")
-    elif _lacking(plan, concept is not None) == "":
+    elif ends is None and _lacking(plan, concept is not None) == "":
         console.print(f"Next: palimpsest request run {subject} {made.request_id}")
+
+
+def _numbers(option: str, text: str | None, like: str) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(i) for i in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers like {like}") from None
 
 
 class Registered(NamedTuple):
@@ -159,6 +173,9 @@ def register(
     fraction: float | None = None,
     count: int | None = None,
     end: str = "highest",
+    neighbourhood: int | None = None,
+    hops: int | None = None,
+    edge: Sequence[int] | None = None,
     concept: str | None = None,
     alias: Sequence[str] = (),
     anchor: str | None = None,
@@ -171,10 +188,11 @@ def register(
     add``.
 
     Raises:
-        ConfigError: not exactly one way of choosing rows or one concept, or a date that is none.
+        ConfigError: not exactly one way of choosing rows, one edge or one concept, or a date that is none.
         UnknownName: the plan does not list the score.
         DataError, InvalidInput, NotReady: see ``assets.request_rows.resolve``.
     """
+    from assets.request_edges import how_to_remove, refuse_no_edge
     from assets.request_owner import owner_in
     from assets.request_rows import pins, resolve
     from contracts.identity import owner_token
@@ -186,6 +204,8 @@ def register(
         raise ConfigError("--fraction and --count go with --score")
     if concept is None and (alias or anchor is not None or keep):
         raise ConfigError("--alias, --anchor and --keep go with --concept")
+    if neighbourhood is None and hops is not None:
+        raise ConfigError("--hops goes with --neighbourhood")
     w = workspace.warehouse
     now = datetime.now(UTC).replace(microsecond=0)
     chosen: dict[str, Any] = {}
@@ -193,11 +213,17 @@ def register(
         chosen["ids"] = tuple(int(i) for i in ids)
     if owner is not None:
         chosen["owner"] = owner
+    if neighbourhood is not None:
+        chosen["around"] = neighbourhood
+    if edge is not None:
+        chosen["edge"] = tuple(int(i) for i in edge)
     chosen |= {k: v for k, v in {"class_name": class_name, "where": where, "score": score}.items() if v is not None}
     if concept is not None:
         chosen["concept"] = Concept(name=concept, aliases=tuple(alias), anchor=anchor or "", keep=tuple(keep))
     if len(chosen) != 1:
-        raise ConfigError("give exactly one of --ids, --owner, --class, --where, --score, --concept")
+        raise ConfigError(
+            "give exactly one of --ids, --owner, --class, --where, --score, --neighbourhood, --edge, --concept"
+        )
     whose = None if owner is None else owner_in(workspace.examples(plan), owner)
     if whose is not None:
         chosen["owner"] = owner_token(whose.name, salt=w.salt())
@@ -205,10 +231,11 @@ def register(
     request = ForgetRequest(
         request_id=request_id or f"r{now:%Y%m%d-%H%M%S}",
         subject=subject,
-        selector={"class_name": "class"}.get(field, field),  # type: ignore[arg-type]
+        selector={"class_name": "class", "around": "neighbourhood"}.get(field, field),  # type: ignore[arg-type]
         fraction=0.01 if score is not None and fraction is None and count is None else fraction or 0.0,
         count=count or 0,
         end=end,
+        hops=1 if hops is None else hops,
         received_at=now.isoformat(),
         due_at=_due(due, now).isoformat(),
         **chosen,
@@ -227,6 +254,10 @@ def register(
         w.requests.add(request, pins=pins(data, found, w.salt()))
         said = [*(whose.said if whose else ()), *_what_it_names(plan, data, found)]
         ids_named = tuple(found.tolist())
+    elif request.edge:
+        refuse_no_edge(request, workspace.examples(plan))
+        w.requests.add(request)
+        said = ["It names no rows of the data, but one edge.", how_to_remove(request)]
     else:
         w.requests.add(request)
         said = _what_it_means(plan, request)
@@ -454,7 +485,8 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
     entry = _of(workspace.warehouse, subject, request_id)
-    if plan.unlearning is None or plan.unlearning.closing != RETRAINED:
+    edge = bool(entry.request.edge)  # which nothing else removes
+    if not edge and (plan.unlearning is None or plan.unlearning.closing != RETRAINED):
         raise ConfigError(
             f"the plan of {subject} does not accept exact retraining as a ground: set unlearning.closing to "
             "'retrained' in it"
@@ -465,9 +497,30 @@ def _close_on_retraining(subject: str, request_id: str, by: str) -> None:
         _refuse_failed(workspace.warehouse, subject, request_id)
     refuse_left_in_source(request_id, plan, workspace)
     run_subject(plan, home, job="audit", workspace=workspace)
-    erase(plan, workspace, request_id, retrained=True)
-    console.print(f"request {request_id} is now closed. {close_on_retraining(request_id, plan, workspace, by=by)}")
+    current: frozenset[str] = frozenset()
+    if edge:  # no table and no file of ours holds one: what was made with it is gone when all is made anew
+        current = _current(plan, workspace)
+    else:
+        erase(plan, workspace, request_id, retrained=True)
+    ground = close_on_retraining(request_id, plan, workspace, by=by, current=current)
+    console.print(f"request {request_id} is now closed. {ground}")
     console.print(f"The proof: palimpsest report {request_id}")
+
+
+def _current(plan: Subject, workspace: Workspace) -> frozenset[str]:
+    """Assets of the plan whose results a run of the audit would leave as they are."""
+    from assets.current import current_stages
+    from pipelines.outline import outline_of
+
+    outline = outline_of(plan, workspace)
+    return frozenset(
+        current_stages(
+            outline.stages,
+            workspace.warehouse,
+            request=None,
+            outside=lambda what: outline.outside(plan, workspace, what),
+        )
+    )
 
 
 def _advance(subject: str, request_id: str, state: RequestState, note: str) -> None:
@@ -550,6 +603,10 @@ def _next(w: Any, entry: Any) -> str:
     from pipelines.erasure import finished
 
     request = entry.request
+    if request.edge:
+        from assets.request_edges import how_to_remove
+
+        return how_to_remove(request)
     if entry.state is RequestState.AUDITED and (not request.names_rows or finished(w, request.request_id)):
         return f"palimpsest request close {request.subject} {request.request_id} --by NAME --why REASON"
     return what_next(request.subject, request.request_id, entry.state)
@@ -653,6 +710,7 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
 def runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
     """The request, where a run may start. Raises as :func:`execute`, before any work."""
     from assets.request_concepts import refuse_concept
+    from assets.request_edges import refuse_edge
     from assets.request_rows import refuse_changed
     from pipelines.erasure import refuse_erased
 
@@ -663,6 +721,7 @@ def runnable(plan: Subject, workspace: Workspace, request_id: str) -> Any:
         raise StateError(f"request {request_id} is {entry.state.value}; only a verified request is run; {then}")
     refuse_erased(w, request_id)
     refuse_concept(entry.request, plan)
+    refuse_edge(entry.request)
     if (pinned := w.requests.pins(request_id)).height:
         refuse_changed(entry.request, pinned, workspace.examples(plan), w)
     if plan.unlearning is None and entry.num_examples != 0:

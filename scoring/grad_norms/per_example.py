@@ -144,7 +144,7 @@ class PerExampleGradNorm:
         all_logits, all_squared = [], []
         for rows, targets in split(x, y, self.micro_batch or self._micro_batch):
             logits, calls = self._forward(rows)
-            delta, size = _unit(error(logits.detach(), targets), logits.dtype)
+            delta, size = unit(error(logits.detach(), targets), logits.dtype)
             squared = self._norms(rows, logits, calls, delta, dtype)
             all_logits.append(logits.detach())
             all_squared.append(torch.stack([squared[name] for name in self._parameters]) * size.square())
@@ -245,7 +245,7 @@ class PerExampleGradNorm:
                 "what the model answers depends on none of its parameters as they stand (its vectors were settled "
                 "from a graph of all examples): an example has no gradient of its own"
             )
-        delta, _ = _unit(error(logits.detach(), y), logits.dtype)
+        delta, _ = unit(error(logits.detach(), y), logits.dtype)
         self._refuse_mixing(x, logits)
         graph = Graph(logits, self._names)
         # Asked at two sizes, so that another axis of the same length is not taken for the batch.
@@ -328,7 +328,7 @@ def _batch_first(calls: list[_Call], num: int) -> set[str]:
     return {c.module for c in calls if times[c.module] == 1 and len(c.inputs) == num == shape_of(c.edge)[0]}
 
 
-def _unit(delta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def unit(delta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """delta / ||delta|| of each example in the model's precision, and ||delta||, float64 (B,)."""
     if delta.dim() == 2:
         delta = delta.double()

@@ -104,6 +104,15 @@ class Payload(ABC):
         """These examples and nothing of the others: what a model that must not see the others may be trained on."""
         return self.take(rows)
 
+    def without(self, rows: NDArray[Any]) -> Any:
+        """All examples but these, and nothing of these."""
+        return self.take(np.delete(np.arange(len(self)), rows))
+
+    def among(self, other: Payload | None) -> Payload:
+        """These examples, and of what they share with others only what they share with those of ``other``; this very
+        payload where they share nothing."""
+        return self
+
     @abstractmethod
     def inputs(self, rows: Selection, affine: Affine) -> Values:
         """What a model sees of these rows, in fresh memory."""

@@ -8,8 +8,9 @@
 
 ``take`` keeps the graph and says which nodes are members: a node is read on the full graph. ``only`` (``induced``)
 gives the subgraph of some of them and nothing else, which is what a model is trained on that must not see the others
-(Olatunji et al. 2021). A node's content hash covers its own numbers; the edges and all nodes have a SHA-256 each, a
-part of the data digest, told by the ids of nodes and not by their positions.
+(Olatunji et al. 2021); ``among`` the subgraph that two sets of members induce. A node's content hash covers its own
+numbers; the edges and all nodes have a SHA-256 each, a part of the data digest, told by the ids of nodes and not by
+their positions.
 """
 
 from __future__ import annotations
@@ -119,6 +120,65 @@ class Graph(Payload):
 
     def only(self, rows: NDArray[Any]) -> Graph:
         return self.induced(rows)
+
+    def without(self, rows: NDArray[Any]) -> Graph:
+        """The graph without these members and their edges; nodes that are no members stay."""
+        at = positions(rows, len(self))
+        left = np.setdiff1d(np.arange(len(self.features)), self.nodes[at])
+        return self._cut(left, np.delete(self.nodes, at))
+
+    def without_edges(self, pairs: NDArray[np.int64]) -> Graph:
+        """The graph without the edges between these pairs of nodes, (n, 2) ids; pairs without an edge change nothing.
+        Of a directed graph, both directions."""
+        ends = np.sort(self.node_id[self.edges], axis=0)
+        gone = {tuple(pair) for pair in np.sort(pairs, axis=1).tolist()}
+        kept = np.array([tuple(end) not in gone for end in ends.T.tolist()], bool)
+        return dataclasses.replace(self, edges=np.ascontiguousarray(self.edges[:, kept]))
+
+    def has_edge(self, first: int, second: int) -> bool:
+        """Whether an edge joins the nodes of these ids, in either direction."""
+        ends = np.sort(self.node_id[self.edges], axis=0)
+        return bool((ends == np.sort([first, second])[:, None]).all(axis=0).any())
+
+    def neighbourhood(self, node: int, hops: int) -> NDArray[np.int64]:
+        """Ids of the members within ``hops`` edges of the node of that id, itself among them, ascending; edges lead
+        both ways here.
+
+        Raises:
+            DataError: there is no such node.
+        """
+        near = self.node_id == node
+        if not near.any():
+            raise DataError(f"there is no node {node} in the graph")
+        for _ in range(hops):
+            a, b = self.edges
+            more = near.copy()
+            more[b[near[a]]] = True
+            more[a[near[b]]] = True
+            near = more
+        return np.sort(self.node_id[self.nodes[near[self.nodes]]])
+
+    def among(self, other: Payload | None) -> Graph:
+        """These members in the subgraph that they and the members of ``other`` induce, a part of the same graph.
+
+        Raises:
+            DataError: another graph.
+        """
+        together = self.nodes
+        if other is not None:
+            if not isinstance(other, Graph) or not (
+                self.features is other.features or np.array_equal(self.node_id, other.node_id)
+            ):
+                raise DataError("two sets of nodes are parts of different graphs")
+            together = np.union1d(self.nodes, other.nodes)
+        return self._cut(together, self.nodes)
+
+    def _cut(self, left: NDArray[np.int64], members: NDArray[np.int64]) -> Graph:
+        """The subgraph of the nodes ``left``, with these of them for members."""
+        alone = dataclasses.replace(self, members=left).induced()
+        place = np.full(len(self.features), -1, np.int64)
+        place[left] = np.arange(len(left))
+        return dataclasses.replace(alone, members=place[members])
 
     @cached_property
     def edge_index(self) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from emoji_packages import write_packages
 from PIL import Image
+from wordnet_file import write_wordnet
 
 from contracts.methods import Asked, unlearner
 from contracts.registry import Method
@@ -141,6 +142,8 @@ def _of_any(world: World) -> Fields:
         ("recipe", "supervised"): {"epochs": 3, "batch": 32},
         ("recipe", "aggregate"): {"epochs": 3, "batch": 8, "bag_size": 4},
         ("maker", "bags"): {"bag_size": 4},
+        ("recipe", "node_classifier"): {"epochs": 3},
+        ("recipe", "erase"): {"epochs": 3},
         ("recipe", "bpr"): {"epochs": 2, "batch": 32},
         ("recipe", "causal_lm"): {"epochs": 2, "batch": 8},
         ("recipe", "lora"): {"epochs": 2, "batch": 8, "merge": False},
@@ -153,7 +156,7 @@ def _of_any(world: World) -> Fields:
         },
         ("recipe", "replay"): {"steps": [["red"], ["green", "blue"]], "epochs": 2, "buffer": 12},
         # fewer examples than weights: what lies outside their span is divided by lambda alone
-        ("unlearner", "influence_unlearning"): {"damping": 0.1},
+        ("unlearner", "influence_unlearning"): {"damping": 10.0 if task.gives("nodes") else 0.1},
         ("unlearner", "prune_then_unlearn"): {"rewind_epoch": 2, "sparsity": 0.5},
         **{("unlearner", method.spec.name): short for method in unlearner if "tokens" in method.spec.wants},
     }
@@ -169,6 +172,8 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
         found["source", name] = config
     found["source", "rotated_images"] = {"root": str(folder / "idx"), "label": 1}
     found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
+    (folder / "wordnet").mkdir()
+    found["source", "wordnet"] = {"root": str(write_wordnet(folder / "wordnet")), "num_nodes": 90, "dim": 32}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found
 

@@ -4,6 +4,8 @@ refusals.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +52,30 @@ def test_subsets_keep_the_graph_and_say_which_nodes_are_members(graph, data):
     assert part.row_bytes(slice(0, len(part))) == [graph.row_bytes(slice(int(r), int(r) + 1))[0] for r in rows]
     assert part.numbers.shape == (len(rows), 2)
     assert dict(part.shared) == dict(graph.shared)
+
+
+@given(graph=graphs(), data=st.data())
+def test_members_among_others_see_both_and_nobody_else(graph, data):
+    rows = np.array(data.draw(st.lists(st.sampled_from(range(len(graph))), unique=True)), np.int64)
+    more = np.array(data.draw(st.lists(st.sampled_from(range(len(graph))), unique=True)), np.int64)
+    found = graph.take(rows).among(graph.take(more))
+    found.check()
+    both = set(graph.node_id[rows].tolist()) | set(graph.node_id[more].tolist())
+    assert found.node_id[found.nodes].tolist() == graph.node_id[rows].tolist()
+    assert set(found.node_id.tolist()) == both
+    assert _named(found) == {edge for edge in _named(graph) if set(edge) <= both}
+    np.testing.assert_array_equal(np.asarray(found.numbers), graph.features[rows])
+    alone = graph.take(rows).among(None)
+    assert set(alone.node_id.tolist()) == set(graph.node_id[rows].tolist())
+    assert dict(alone.shared) == dict(graph.take(rows).induced().shared)
+
+
+def test_two_graphs_have_nothing_in_common():
+    features, edges = np.ones((3, 2), np.float32), np.array([[0], [1]])
+    first, second = (Graph(features.copy(), edges, np.arange(3) + k) for k in (0, 1))
+    with pytest.raises(DataError, match="different graphs"):
+        first.among(second)
+    assert first.among(dataclasses.replace(first, features=features.copy())).edges.shape == (2, 1)
 
 
 @given(graph=graphs(), data=st.data())

@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, NotApplicable
 from sources.example_set import ExampleSet
 from sources.identity import Content
 from sources.loading import load
 from sources.planted_poison import (
     add_poison_trigger,
+    corrupt_labels,
     interclass_confusion,
+    label_noise,
     plant_canaries,
     random_label_swap,
     sample_deletion_set,
+    transition_matrix,
     triggered,
 )
 from sources.rows import Rows, replaced
@@ -112,6 +116,41 @@ def test_a_swap_keeps_the_number_of_every_label(digits: ExampleSet) -> None:
     assert np.array_equal(np.bincount(planted.y), np.bincount(digits.y))
     assert 0.8 < (planted.y[rows] != digits.y[rows]).mean() < 0.98
     unchanged_but(digits, planted, rows)
+
+
+def test_transition_matrices_are_their_definition() -> None:
+    symmetric = transition_matrix(5, rate=0.4, kind="symmetric", seed=0)
+    assert np.allclose(symmetric.diagonal(), 0.6) and np.allclose(symmetric[~np.eye(5, dtype=bool)], 0.1)
+    pair = transition_matrix(5, rate=0.4, kind="pair", seed=0)
+    assert np.allclose(pair.diagonal(), 0.6) and (np.sort(pair, axis=1)[:, :-2] == 0).all()
+    assert np.allclose(np.sort(pair, axis=1)[:, -2], 0.4)
+    others = {transition_matrix(5, rate=0.4, kind="pair", seed=s).tobytes() for s in range(9)}
+    assert len(others) > 1  # drawn by the seed, not the next class
+    for rate, kind, classes in ((1.0, "pair", 3), (-0.1, "pair", 3), (0.2, "next", 3), (0.2, "pair", 1)):
+        with pytest.raises(ConfigError, match="label noise"):
+            transition_matrix(classes, rate=rate, kind=kind, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_labels_are_drawn_from_the_rows_of_the_matrix(kind: str) -> None:
+    y = np.repeat(np.arange(4), 20_000)
+    noisy = corrupt_labels(y, num_classes=4, rate=0.3, kind=kind, seed=5)
+    found = np.stack([np.bincount(noisy[y == k], minlength=4) / 20_000 for k in range(4)])
+    expected = transition_matrix(4, rate=0.3, kind=kind, seed=derive_seed("pairs", 5))
+    assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / 20_000)
+    assert np.array_equal(corrupt_labels(y, num_classes=4, rate=0.0, kind=kind, seed=5), y)
+
+
+def test_label_noise_is_of_the_training_split_and_knows_no_row_order(digits: ExampleSet) -> None:
+    noisy, ids = label_noise(digits, rate=0.3, kind="symmetric", seed=1)
+    rows = digits.positions(ids)
+    assert (noisy.y[rows] != digits.y[rows]).all() and (digits.split[rows] == "train").all()
+    unchanged_but(digits, noisy, rows)
+    assert len(ids) == pytest.approx(0.3 * (digits.split == "train").sum(), abs=70)
+    mixed = digits.take(np.random.default_rng(0).permutation(len(digits)))
+    other, again = label_noise(mixed, rate=0.3, kind="symmetric", seed=1)
+    assert np.array_equal(ids, again) and np.array_equal(other.by_id().y, noisy.by_id().y)
+    assert not len(label_noise(digits, rate=0.0, kind="symmetric", seed=1)[1])
 
 
 def test_deletion_sets_are_nested_subsets() -> None:

@@ -43,7 +43,9 @@ class Importance:
     num_batches: int
 
 
-def parameter_importance(model: nn.Module, *sets: ExampleSet, batch: int, seed: int) -> Importance:
+def parameter_importance(
+    model: nn.Module, *sets: ExampleSet, batch: int, seed: int, beside: ExampleSet | None = None
+) -> Importance:
     """I_S of the union of ``sets``, in one forward and backward pass over it.
 
     Args:
@@ -52,6 +54,7 @@ def parameter_importance(model: nn.Module, *sets: ExampleSet, batch: int, seed: 
             are rows of arrays.
         batch: examples a batch.
         seed: of the shuffle.
+        beside: as of ``unlearning.descent.inputs_of``.
 
     Returns:
         See :class:`Importance`.
@@ -66,9 +69,9 @@ def parameter_importance(model: nn.Module, *sets: ExampleSet, batch: int, seed: 
     filled = [one for one in sets if len(one)]
     if not filled:
         raise DataError("the importance of parameters for no example at all is undefined")
-    examples = Pass.over(inputs_of(model, filled[0]))
+    examples = Pass.over(inputs_of(model, filled[0], beside=beside))
     for one in filled[1:]:
-        examples = examples.together_with(Pass.over(inputs_of(model, one)))
+        examples = examples.together_with(Pass.over(inputs_of(model, one, beside=beside)))
     trained = trainable(model)
     squares = [torch.zeros_like(p) for p in trained.values()]
     order = torch.randperm(len(examples), generator=generator(derive_seed("importance", seed)))

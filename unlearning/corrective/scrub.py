@@ -112,8 +112,12 @@ def scrub(
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
     losses = partial(_losses, config=config)
     up, down = (
-        Pass.over(inputs_of(model, part), weight=sign, losses=losses(teacher=Teacher.of(model, part)))
-        for part, sign in ((forget, -1.0), (retain, 1.0))
+        Pass.over(
+            inputs_of(model, part, beside=other),
+            weight=sign,
+            losses=losses(teacher=Teacher.of(model, part.among(other))),
+        )
+        for part, other, sign in ((forget, retain, -1.0), (retain, None, 1.0))
     )
     epochs = _epochs(up, down, config)
     plan = Descent(

@@ -128,7 +128,7 @@ def selective_synaptic_dampening(
     units = start(student, retain)
     factors: dict[str, Tensor] = {}
     if len(forget):
-        used = parameter_importance(student, forget, batch=config.batch, seed=seed)
+        used = parameter_importance(student, forget, batch=config.batch, seed=seed, beside=retain)
         progress(1, 2, "selective_synaptic_dampening")
         compared = (retain, forget) if config.reference == "all" else (retain,)
         other = parameter_importance(student, *compared, batch=config.batch, seed=seed)
