@@ -59,6 +59,7 @@ def _examples(run: Run) -> Output:
     )
     return Output(
         tables=[(schema.EXAMPLES, frame, {}), (schema.COLUMNS, _columns(data, tokens), {})],
+        besides=data.payload.shared,
         members=data.example_id,
         metadata=_facts(run, data, frame),
         pictures={

@@ -63,6 +63,8 @@ class Output:
         tables: (spec, frame, partition) to replace.
         artifacts: bulk results already written through the artifact store.
         volatile: stored things that differ between equal runs (times); no part of the data version.
+        besides: SHA-256 by name of what the results stand for and do not hold (the edges of a graph); a part of the
+            data version, so that what is made of these results is made anew when it changes.
         members: ids of the examples that the results were made from.
         metadata: shown in the Dagster UI: label -> number, text, or a list of flat rows (a table). Nothing of an
             example but its id, unless the plan has ``previews``: no text, label, name or column of the data.
@@ -76,6 +78,7 @@ class Output:
     tables: Sequence[tuple[TableSpec | ScoreSpec, pl.DataFrame, Partition]] = ()
     artifacts: Sequence[Artifact] = ()
     volatile: Sequence[Artifact] = ()
+    besides: Mapping[str, str] = field(default_factory=dict)
     members: np.ndarray | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
@@ -348,9 +351,10 @@ def materialize(
         )
     for artifact in output.artifacts:
         outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
+    version: list[Any] = [(o["name"], o.get("partition"), o["digest"]) for o in outputs]
     record = {
         "key": key,
-        "data_version": digest([(o["name"], o.get("partition"), o["digest"]) for o in outputs]),
+        "data_version": digest([*version, dict(output.besides)] if output.besides else version),
         "outputs": outputs,
         "tables": [[spec.full_name, dict(partition)] for spec, _, partition in written],
         "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),

@@ -4,10 +4,17 @@
     features |pixels + N(0, 8^2)|, standardised; 20 training and 30 validation nodes a class, the labels of both
     corrupted (symmetric 0.5, pair 0.3); all others are test nodes: in the graph, without a label
 
-Means over three graphs, labels and initialisations. ERASE chooses its epoch by the noisy validation labels. Beside it
-stand label propagation and the same GAT trained by cross-entropy, at its last epoch and at the epoch that the noisy
-validation labels choose; the features are those on which cross-entropy is strong (on rows that sum to 1 it learns
-little, and to beat that alone would say nothing).
+Means over three graphs, labels and initialisations; pair noise is drawn twice on each. ERASE chooses its epoch by the
+noisy validation labels. Beside it stand label propagation and the same GAT trained by cross-entropy, at its last epoch
+and at the epoch that the noisy validation labels choose; the features are those on which cross-entropy is strong (on
+rows that sum to 1 it learns little, and to beat that alone would say nothing).
+
+Measured on six fresh seeds, mean and standard deviation: 0.848 (0.021) of the corrected training labels are right where
+0.50 of the given ones are; test accuracy 0.864 (0.031), above label propagation by 0.333 (0.029), above the last epoch
+of cross-entropy by 0.330 (0.026) and above its chosen epoch by 0.135 (0.031). Without denoising 0.193 (0.015) fewer of
+the corrected labels are right under symmetric noise, and 0.077 (0.021) fewer under pair noise, drawn once a graph.
+Thresholds are the source's, but for the chosen epoch of cross-entropy, of which the source has none: two and a half
+standard deviations below the mean.
 """
 
 from __future__ import annotations
@@ -103,7 +110,7 @@ def erase_claims(seed: int, progress: Progress) -> list[Claim]:
         at_least("1. test accuracy, symmetric 0.5", mean["erase"], 0.75),
         at_least("1. test accuracy above label propagation", mean["erase"] - mean["propagation"], 0.10),
         at_least("2. test accuracy above the last epoch of cross-entropy", mean["erase"] - mean["last"], 0.05),
-        at_least("2. above the epoch of cross-entropy that noisy labels choose", mean["erase"] - mean["chosen"], 0.0),
+        at_least("2. above the epoch of cross-entropy that noisy labels choose", mean["erase"] - mean["chosen"], 0.05),
         at_least("3. corrected labels lost without denoising, symmetric 0.5", mean["drop symmetric"], 0.03),
         at_least("3. corrected labels lost without denoising, pair 0.3", mean["drop pair"], 0.03),
         at_least("4. effective rank of the embeddings, no collapse", min(found["rank"]), 10),
@@ -120,17 +127,20 @@ def _one(seed: int) -> dict[str, float]:
     found["rank"] = min(epoch.effective_rank for epoch in read)
     found["propagation"] = _label_propagation(one, known)
     found["last"], found["chosen"] = _cross_entropy(one, known, seed=seed)
-    for kind, rate in (("symmetric", 0.5), ("pair", 0.3)):
-        labels = known if kind == "symmetric" else one.known(rate=rate, kind=kind, seed=seed)
-        each = {}
-        for denoise in (True, False):
-            if denoise and kind == "symmetric":
-                each[denoise] = right[ABLATION]
-                continue
-            config = EraseConfig(epochs=ABLATION, denoise=denoise, read_every=ABLATION)
-            each[denoise] = _erase(one, labels, config, seed=seed)[2][ABLATION]
-        found[f"drop {kind}"] = each[True] - each[False]
+    found["drop symmetric"] = right[ABLATION] - _corrected(one, known, denoise=False, seed=seed)
+    drops = []
+    for draw in range(2):
+        pairs = one.known(rate=0.3, kind="pair", seed=derive_seed(seed, draw))
+        with_, without = (_corrected(one, pairs, denoise=denoise, seed=seed) for denoise in (True, False))
+        drops.append(with_ - without)
+    found["drop pair"] = float(np.mean(drops))
     return found
+
+
+def _corrected(one: World, known: Labelled, *, denoise: bool, seed: int) -> float:
+    """How many of the training nodes' corrected labels are right after the epochs of the ablation."""
+    config = EraseConfig(epochs=ABLATION, denoise=denoise, read_every=ABLATION)
+    return _erase(one, known, config, seed=seed)[2][ABLATION]
 
 
 def _erase(

@@ -30,6 +30,8 @@ from tasks.classification import Classification
 class Nodes(Classification):
     """See the file."""
 
+    repeatable = False  # a node is in its graph once
+
     def check(self, data: Examples) -> None:
         """As of classification, of the nodes of a graph."""
         if getattr(data.x, "edges", None) is None:

@@ -78,8 +78,11 @@ def palimpsest(*arguments: str) -> str:
 
 
 def an_edge(plan: Subject) -> tuple[int, int]:
-    graph = load_examples(plan).x
-    first, second = graph.node_id[graph.edges[:, 7]].tolist()
+    """Between two training nodes, the first that is on file."""
+    data = load_examples(plan)
+    train = data.example_id[data.split == "train"]
+    ends = data.x.node_id[data.x.edges]
+    first, second = ends[:, np.isin(ends, train).all(axis=0)][:, 0].tolist()
     return first, second
 
 
@@ -191,7 +194,7 @@ def test_an_edge_is_closed_when_everything_was_trained_without_it(
 ) -> None:
     first, second = an_edge(plan)
     w = run(home, plan)
-    with_edge = w.artifacts.load("nodes/models/target")[0]
+    with_edge = w.artifacts.load("nodes/models/target/weights")[0]
     palimpsest("request", "add", "nodes", "--edge", f"{first},{second}", "--id", "r1")
     with pytest.raises(StateError, match="still in the data"):
         palimpsest("request", "close", "nodes", "r1", "--retrained")
@@ -211,7 +214,7 @@ def test_an_edge_is_closed_when_everything_was_trained_without_it(
     assert "Exact retraining" in said and "without its edge" in said
     w = Warehouse.open(home)
     assert w.requests.get("r1").state is RequestState.CLOSED
-    without = w.artifacts.load("nodes/models/target")[0]
+    without = w.artifacts.load("nodes/models/target/weights")[0]
     assert any(not np.array_equal(with_edge[name], without[name]) for name in with_edge)
     proof = w.artifacts.load_json("nodes/request_reports/r1/closing.json")
     assert "edges" in proof["checks"][0]["what"] and load_examples(cut).digest in proof["checks"][0]["found"]
