@@ -72,11 +72,19 @@ def where(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+def dotted(node: ast.expr) -> str:
+    """As it is written."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ast.unparse(node)
+
+
+@cache
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """Every call with the dotted name of what is called ("torch.load")."""
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+    return [(dotted(node.func), node) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
 
 
 def texts(path: Path) -> Iterator[ast.Constant]:
@@ -238,7 +246,7 @@ def test_nothing_unpickles():
                 names = [node.module or ""]
             found += [where(path, node) for name in names if name.split(".")[0] in PICKLES]
         for name, call in calls(path):
-            options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            options = {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg == "allow_pickle"}
             if name.endswith(("read_pickle", "to_pickle")) or name in ("torch.save", "yaml.load", "yaml.unsafe_load"):
                 found.append(where(path, call))
             if name in ("np.load", "numpy.load") and options.get("allow_pickle") != "False":
@@ -396,16 +404,17 @@ NOT_TASKS = tuple(folder for folder in PACKAGES if folder != "tasks")
 NAMES_TASKS = {"sources/labels.py", "pipelines/cli/init.py"}
 
 
-def task_names() -> set[str]:
+@cache
+def task_names() -> frozenset[str]:
     """The names of the tasks: the word ``name`` of every declaration in ``tasks/``."""
-    return {
+    return frozenset(
         keyword.value.value
         for path in files("tasks")
         for called, node in calls(path)
         if called == "TaskSpec"
         for keyword in node.keywords
         if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
-    }
+    )
 
 
 def compares_tasks(path: Path) -> list[str]:
@@ -418,8 +427,8 @@ def compares_tasks(path: Path) -> list[str]:
             return any(speaks(one) for one in node.elts)
         return isinstance(node, ast.Constant) and node.value in names
 
-    def is_task(node: ast.AST) -> bool:
-        text = ast.unparse(node)
+    def is_task(node: ast.expr) -> bool:
+        text = dotted(node)
         return bool(re.search(r"(^|\.)task(\.name|\.spec\.name)?$", text)) or (
             text.startswith(("str(", "type(")) and "task" in text
         )
@@ -433,7 +442,7 @@ def compares_tasks(path: Path) -> list[str]:
                 found.append(where(path, node))
         elif isinstance(node, ast.MatchValue) and speaks(node.value):
             found.append(where(path, node))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and len(node.args) == 2:
+        elif isinstance(node, ast.Call) and dotted(node.func) == "isinstance" and len(node.args) == 2:
             kinds = ast.unparse(node.args[1])
             if re.search(r"\b(Classification|Regression|Ranking|Language)\b", kinds):
                 found.append(where(path, node))
