@@ -240,8 +240,8 @@ def test_an_audit_of_digits_imports_no_library_of_other_kinds() -> None:
         "from contracts.methods import REGISTRIES\n"
         "for registry in REGISTRIES: registry.names()\n"
         "from unlearning.language import metrics, muse, decoding\n"
-        "heavy = {'transformers', 'peft', 'accelerate', 'tokenizers', 'rouge_score', 'nltk', 'gguf', 'diffusers', 'ray',\n"
-        "         'torch_geometric', 'skimage'} & set(sys.modules)\n"
+        "heavy = {'transformers', 'peft', 'accelerate', 'tokenizers', 'rouge_score', 'nltk', 'gguf', 'diffusers',\n"
+        "         'ray', 'torch_geometric', 'skimage'} & set(sys.modules)\n"
         "print(sorted(heavy), 'flat' in dict.fromkeys(REGISTRIES[-3].names()) or any('flat' in r.names() for r in "
         "REGISTRIES))\n"
     )
