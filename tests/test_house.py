@@ -444,7 +444,7 @@ def compares_tasks(path: Path) -> list[str]:
             found.append(where(path, node))
         elif isinstance(node, ast.Call) and dotted(node.func) == "isinstance" and len(node.args) == 2:
             kinds = ast.unparse(node.args[1])
-            if re.search(r"\b(Classification|Regression|Ranking|Language)\b", kinds):
+            if re.search(r"\b(Classification|Regression|Ranking|Language|Segmentation|Nodes)\b", kinds):
                 found.append(where(path, node))
     return found
 
