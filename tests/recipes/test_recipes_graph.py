@@ -121,7 +121,6 @@ def test_training_is_a_plain_loop_on_the_subgraph_of_the_members(data):
     torch.testing.assert_close(flat(found), flat(model), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.promise("E1")
 def test_nothing_of_other_nodes_reaches_a_model_but_everything_reaches_what_it_answers(data):
     """Features and edges of nodes that are no members change no bit of the weights, and change the logits of their
     neighbours."""
@@ -206,7 +205,6 @@ class Store:
         return self.kept.get(name)
 
 
-@pytest.mark.promise("C10")
 def test_a_run_that_was_stopped_and_taken_up_is_the_straight_run(data):
     train, store = data.part("train"), Store()
     straight = node_classifier(network(), train, config=CONFIG, seed=1)
