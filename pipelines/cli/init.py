@@ -286,6 +286,8 @@ def plan_for(
         plan |= _ranking(train, probe.model)
     elif examples.task.gives("tokens"):
         plan |= _texts(train, probe.model)
+    elif examples.task.gives("nodes"):
+        plan |= _nodes(train, probe.model)
     plan = _applicable(plan, examples.task)
     owners, unowned = len(set(examples.owner.tolist()) - {""}), int((examples.owner == "").sum())
     facts = (
@@ -309,7 +311,7 @@ def _own_default(task: Task) -> str:
     Raises:
         ConfigError: no recipe trains on such examples.
     """
-    views = {"features": "", "interactions": "mf", "tokens": "tiny_llama"}
+    views = {"features": "", "interactions": "mf", "tokens": "tiny_llama", "nodes": "gat"}
     fits = [model for view, model in views.items() if task.gives(view)]
     if fits and not task.gives("pixels"):  # a class a pixel: no built-in network answers so
         return fits[0]
@@ -328,6 +330,25 @@ def _texts(train: int, model: Model) -> dict[str, Any]:
         "scores": ["memorization"],
         "analyses": ["influence", "exposure"],
         "unlearning": {"split": "random", "methods": ["retrain"], "seeds": 1},
+    }
+
+
+def _nodes(train: int, model: Model) -> dict[str, Any]:
+    """Fields of a graph network's plan: a hundred passes over the whole graph, and fewer reference models of many
+    nodes."""
+    small = {"gat": {"hidden": 64, "heads": 4, "dim": 64}, "gcn": {"hidden": 64, "dim": 64}}
+    return {
+        "model": dataclasses.replace(model, config=small.get(model.name, {})),
+        "recipe": {"name": "node_classifier", "config": {"lr": 0.01, "epochs": 100}},
+        "early": {"seeds": 5, "epoch": 15},
+        "ensemble": {"num_models": 40, "block": 8} if train <= 10_000 else {"num_models": 20, "block": 4},
+        "scores": ["el2n", "grand", "memorization", "erase_labels"],
+        "analyses": ["influence", "exposure"],
+        "unlearning": {
+            "split": "random",
+            "methods": [{"name": "finetune", "config": {"epochs": 5, "lr": 0.01, "batch": 2048}}],
+            "seeds": 2,
+        },
     }
 
 

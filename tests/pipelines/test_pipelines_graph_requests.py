@@ -17,8 +17,9 @@ from graph_data import make_nodes
 from recorded_state import run
 from typer.testing import CliRunner
 
-from assets import request_closing
+from assets import Workspace, request_closing, subject_stages
 from assets.request_rows import refuse_changed, resolve
+from assets.stage import materialize
 from contracts.errors import ConfigError, DataError, NotApplicable, StateError
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
@@ -189,6 +190,18 @@ def test_an_edge_is_registered_and_no_run_starts(home: Path, plan: Subject) -> N
         _refuse(plan, entry.request, RequestState.AUDITED, retrained=True)
 
 
+def test_the_version_of_the_examples_covers_the_edges(home: Path, plan: Subject) -> None:
+    """Their table holds no edge; what is made of them must be made anew when one leaves, and only then."""
+    found = []
+    for one in (plan, plan, dataclasses.replace(plan, without_edges=(an_edge(plan),))):
+        workspace = Workspace(home, launcher=None)  # type: ignore[arg-type]  # nothing is unlearned
+        stage = next(stage for stage in subject_stages(one) if stage.path == ("data", "examples"))
+        found.append(materialize(stage, workspace, run_id="r", request=None, context=None))
+    assert found[0]["data_version"] == found[1]["data_version"] != found[2]["data_version"]
+    assert found[0]["outputs"][0]["digest"] == found[2]["outputs"][0]["digest"]
+
+
+@pytest.mark.journey
 def test_an_edge_is_closed_when_everything_was_trained_without_it(
     home: Path, plan: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

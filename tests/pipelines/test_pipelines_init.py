@@ -736,6 +736,19 @@ def test_texts_are_planned_for_a_small_language_model(tmp_path: Path) -> None:
     assert [c.name for c in plan.scores] == ["memorization"]
 
 
+def test_a_graph_is_planned_for_a_small_graph_network(tmp_path: Path) -> None:
+    rows = [f"{i},{RNG.normal():.3f},{RNG.normal():.3f},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "nodes.csv").write_text("\n".join(["node,x,y,label", *rows]))
+    (tmp_path / "edges.csv").write_text("\n".join(["source,target", *(f"{i},{(i + 2) % 60}" for i in range(60))]))
+    found = read(tmp_path, label="label")
+    plan = found.plan
+    assert (found.examples.task.name, plan.model.name, plan.recipe.name) == ("nodes", "gat", "node_classifier")
+    assert [c.name for c in plan.scores] == ["el2n", "grand", "memorization", "erase_labels"]
+    assert [c.name for c in plan.attacks] == ["loss", "lira_online", "rmia_online"] and plan.unlearning is not None
+    other = plan_for("mine", tmp_path, Asked(label="label"), model="gcn").plan.model
+    assert (other.name, other.config) == ("gcn", {"hidden": 64, "dim": 64})
+
+
 def test_what_nothing_here_trains_on_is_refused_with_the_reason(tmp_path: Path) -> None:
     for folder, mode in (("images", "L"), ("masks", "L")):
         (tmp_path / "set" / folder).mkdir(parents=True)
