@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from contracts.errors import InvalidInput
+
 _EPS = 1e-8
 
 
@@ -42,13 +44,16 @@ def class_coding_rate(z: Tensor, labels: Tensor, *, num_classes: int, eps: float
         z: (N, d).
         labels: int64 (N,) in [0, num_classes).
         eps: e > 0, distortion.
+
+    Raises:
+        InvalidInput: labels outside the classes.
     """
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InvalidInput(f"labels {int(labels.min())}..{int(labels.max())} are outside 0..{num_classes - 1}")
     total = z.new_zeros(())
     for c in torch.unique(labels).tolist():
         own = z[labels == c]
         total = total + len(own) / (2 * len(z)) * _logdet(own, z.shape[1] / (len(own) * eps + _EPS))
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f"labels {int(labels.min())}..{int(labels.max())} are outside 0..{num_classes - 1}")
     return total
 
 

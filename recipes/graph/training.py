@@ -28,7 +28,7 @@ from contracts.methods import RecipeSpec, recipe
 from contracts.params import param
 from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
-from recipes.fitting import descend, make_optimizer, trainable
+from recipes.fitting import Observe, descend, make_optimizer, trainable
 from recipes.inputs import Inputs, model_dtype
 from recipes.keeping import Keeping
 from recipes.models import Build
@@ -142,7 +142,7 @@ def node_classifier(
     checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
     checkpoint_name: str = "node_classifier",
     checkpoint_every: int = 10,
-    observe: Any = None,
+    observe: Observe | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
     """Train a fresh graph network on the nodes of ``data`` and the edges among them.

@@ -76,7 +76,7 @@ def test_the_loss_expands_the_whole_and_compresses_the_classes():
     assert torch.autograd.gradcheck(
         lambda rows: CodingRateReduction(eps=0.3, expand=2.0, compress=0.5)(rows, labels, CLASSES), (z,)
     )
-    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
+    with pytest.raises(InvalidInput, match=r"outside 0\.\.1"):
         class_coding_rate(z, labels, num_classes=2, eps=0.3)
 
 

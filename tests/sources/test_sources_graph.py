@@ -70,6 +70,42 @@ def test_members_among_others_see_both_and_nobody_else(graph, data):
     assert dict(alone.shared) == dict(graph.take(rows).induced().shared)
 
 
+@given(graph=graphs(), data=st.data())
+def test_what_a_graph_is_without_is_in_it_no_more(graph, data):
+    """Members, and nodes that are none; against sets of ids."""
+    rows = np.array(data.draw(st.lists(st.sampled_from(range(len(graph))), unique=True)), np.int64)
+    part = graph.take(rows)
+    gone = np.array(data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True)) if len(rows) else [], np.int64)
+    left = part.without(gone)
+    left.check()
+    out = set(graph.node_id[rows[gone]].tolist())
+    assert left.node_id[left.nodes].tolist() == np.delete(graph.node_id[rows], gone).tolist()
+    assert set(left.node_id.tolist()) == set(graph.node_id.tolist()) - out
+    assert _named(left) == {edge for edge in _named(graph) if not set(edge) & out}
+
+    pairs = data.draw(st.lists(st.tuples(*[st.sampled_from(graph.node_id.tolist())] * 2), max_size=4))
+    cut = part.without_edges(np.array(pairs, np.int64).reshape(-1, 2))
+    named = {frozenset(pair) for pair in pairs}
+    assert _named(cut) == {edge for edge in _named(graph) if frozenset(edge) not in named}
+    assert cut.nodes.tolist() == part.nodes.tolist()
+    for first, second in pairs:
+        assert not cut.has_edge(first, second)
+        assert part.has_edge(first, second) == any(set(edge) == {first, second} for edge in _named(graph))
+
+
+@given(graph=graphs(), data=st.data(), hops=st.integers(0, 3))
+def test_a_neighbourhood_is_what_a_search_finds_among_the_members(graph, data, hops):
+    rows = np.array(data.draw(st.lists(st.sampled_from(range(len(graph))), unique=True)), np.int64)
+    start = data.draw(st.sampled_from(graph.node_id.tolist()))
+    seen = {start}
+    for _ in range(hops):
+        seen |= {b for a, b in _named(graph) if a in seen} | {a for a, b in _named(graph) if b in seen}
+    found = graph.take(rows).neighbourhood(start, hops)
+    assert found.tolist() == sorted(seen & set(graph.node_id[rows].tolist()))
+    with pytest.raises(DataError, match="no node 10001"):
+        graph.neighbourhood(10_001, hops)
+
+
 def test_two_graphs_have_nothing_in_common():
     features, edges = np.ones((3, 2), np.float32), np.array([[0], [1]])
     first, second = (Graph(features.copy(), edges, np.arange(3) + k) for k in (0, 1))
