@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -243,8 +243,8 @@ def plan_for(
         base["source"] = probe.source
     else:
         examples = load_examples(probe)
-        if model == "mlp" and (fits := _own_default(examples.task)):
-            model = fits
+        if model == "mlp" and (kind := _kind_of(examples.task)) is not None:
+            model = kind.model
             probe = dataclasses.replace(probe, model=model_of(model))
         tried_model(probe, examples)  # refuses what the audit would, before anything is written
     train = int((examples.split == "train").sum())
@@ -282,12 +282,8 @@ def plan_for(
         },
         "attacks": ["loss", "lira_online", "rmia_online"],
     }
-    if examples.task.gives("interactions"):
-        plan |= _ranking(train, probe.model)
-    elif examples.task.gives("tokens"):
-        plan |= _texts(train, probe.model)
-    elif examples.task.gives("nodes"):
-        plan |= _nodes(train, probe.model)
+    if (kind := _kind_of(examples.task)) is not None:
+        plan |= kind.fields(train, probe.model)
     plan = _applicable(plan, examples.task)
     owners, unowned = len(set(examples.owner.tolist()) - {""}), int((examples.owner == "").sum())
     facts = (
@@ -305,17 +301,55 @@ def plan_for(
     return Planned(Subject.from_mapping(plan), examples, facts, notes)
 
 
-def _own_default(task: Task) -> str:
-    """The model that a person who names none gets for what is no vector and no image; "" for these.
+class Kind(NamedTuple):
+    """What a plan of examples that are no vectors and no pictures with one label each is made of.
+
+    Attributes:
+        model: that a person gets who names none.
+        fields: (training examples, model) -> fields of the plan.
+    """
+
+    model: str
+    fields: Callable[[int, Model], dict[str, Any]]
+
+
+def _kind_of(task: Task) -> Kind | None:
+    """By what the task gives; None for vectors and pictures with one target each.
 
     Raises:
         ConfigError: no recipe trains on such examples.
     """
-    views = {"features": "", "interactions": "mf", "tokens": "tiny_llama", "nodes": "gat"}
-    fits = [model for view, model in views.items() if task.gives(view)]
-    if fits and not task.gives("pixels"):  # a class a pixel: no built-in network answers so
-        return fits[0]
-    raise ConfigError(f"the data are read ({task}), but no recipe here trains on them yet; a package may bring one")
+    kinds = {
+        "interactions": Kind("mf", _ranking),
+        "tokens": Kind("tiny_llama", _texts),
+        "nodes": Kind("gat", _nodes),
+        "pixels": Kind("unet", _masks),  # before what follows: they are pictures too
+    }
+    found = next((kind for view, kind in kinds.items() if task.gives(view)), None)
+    if found is None and not task.gives("features"):
+        raise ConfigError(f"the data are read ({task}), but no recipe here trains on them yet; a package may bring one")
+    return found
+
+
+def _masks(train: int, model: Model) -> dict[str, Any]:
+    """Fields of a segmentation network's plan: some 1,500 steps of six pictures, at most 60 passes."""
+    epochs = int(min(60, max(5, 1_500 * 6 // max(train, 1))))
+    return {
+        "model": dataclasses.replace(model, config={"channels": [8, 16, 32]} if model.name == "unet" else {}),
+        "recipe": {
+            "name": "segmentation",
+            "config": {"loss": "ce_dice", "lr": 0.02, "momentum": 0.9, "batch": 6, "epochs": epochs},
+        },
+        "early": {"seeds": 2, "epoch": max(1, min(3, epochs // 10))},
+        "ensemble": {"num_models": 40, "block": 10},
+        "scores": ["grand", "memorization", "near_duplicates"],
+        "analyses": ["influence", "train_test_duplicates", "region_errors", "exposure"],
+        "unlearning": {
+            "split": "random",
+            "methods": [{"name": "finetune", "config": {"epochs": max(1, epochs // 8), "lr": 0.01}}],
+            "seeds": 2,
+        },
+    }
 
 
 def _texts(train: int, model: Model) -> dict[str, Any]:

@@ -749,12 +749,15 @@ def test_a_graph_is_planned_for_a_small_graph_network(tmp_path: Path) -> None:
     assert (other.name, other.config) == ("gcn", {"hidden": 64, "dim": 64})
 
 
-def test_what_nothing_here_trains_on_is_refused_with_the_reason(tmp_path: Path) -> None:
-    for folder, mode in (("images", "L"), ("masks", "L")):
+def test_pictures_with_masks_are_planned_for_a_u_net(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
         (tmp_path / "set" / folder).mkdir(parents=True)
-        for i in range(6):
-            array = np.full((8, 8), 40 * i if folder == "images" else 255 * (i % 2), np.uint8)
-            array[:4] = 0
-            Image.fromarray(array, mode).save(tmp_path / "set" / folder / f"{i}.png")
-    with pytest.raises(ConfigError, match="no recipe here trains on them yet"):
-        read(tmp_path / "set")
+        for i in range(24):
+            array = np.full((8, 8), 10 * i if folder == "images" else 255, np.uint8)
+            array[: 2 + i % 5] = 0
+            Image.fromarray(array, "L").save(tmp_path / "set" / folder / f"{i}.png")
+    found = read(tmp_path / "set")
+    plan = found.plan
+    assert (found.examples.task.name, plan.model.name, plan.recipe.name) == ("segmentation", "unet", "segmentation")
+    assert {"grand", "memorization"} <= {c.name for c in plan.scores}
+    assert "region_errors" in {c.name for c in plan.analyses} and plan.unlearning is not None
