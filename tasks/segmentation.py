@@ -92,6 +92,10 @@ class Segmentation(OutputTask):
         if bad.any():
             raise data.refusal(f"masks hold values outside 0..{len(data.class_names) - 1}", bad)
 
+    def output_shape(self, data: Examples) -> tuple[int, ...]:
+        """(K, H, W)."""
+        return (self.num_outputs(data), *data.y.shape[1:])
+
     def describe(self, data: Examples) -> str:
         return f"{len(data.class_names)} classes a pixel"
 
