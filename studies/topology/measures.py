@@ -26,9 +26,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from contracts.errors import InvalidInput
+from recipes.segmentation.losses.base import skeletons
 
 Masks = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -78,7 +80,6 @@ def holes(masks: Masks) -> Pieces:
 def betti_numbers(masks: Masks) -> Ints:
     """(N, 2) b0 and b1 of masks (N, H, W), or (2,) of one (H, W).
 
-    >>> ring = np.pad(~np.zeros((1, 1), bool), 0)
     >>> betti_numbers(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)).tolist()
     [1, 1]
     """
@@ -115,10 +116,6 @@ def hd95(predicted: Masks, true: Masks) -> Floats:
 
 def cl_dice_score(predicted: Masks, true: Masks) -> Floats:
     """(N,) in [0, 1], higher = better."""
-    import torch
-
-    from recipes.segmentation.losses.base import skeletons
-
     _same(predicted, true)
     p, g = _stack(predicted), _stack(true)
     thin_p, thin_g = (skeletons(torch.from_numpy(np.ascontiguousarray(m))).numpy() for m in (p, g))
