@@ -31,6 +31,7 @@ from recipes.segmentation.losses import LOSSES
 from recipes.segmentation.losses.base import labels_of
 from recipes.segmentation.randhue import rand_hue
 from sources.example_set import ExampleSet
+from tasks.base import require
 
 LATE = 0.7  # share of the run after which a loss begins its last part
 
@@ -88,9 +89,10 @@ def check_segmentation(model: nn.Module, inputs: Inputs, config: SegmentationCon
     """Refuse what cannot be trained, before work starts.
 
     Raises:
-        NotApplicable: colours at random of pictures that are not RGB.
+        NotApplicable: examples without masks, or colours at random of pictures that are not RGB.
         Others: as ``recipes.fitting.check_trainable``.
     """
+    require(inputs.data, "segmentation", "features", "pixels")
     check_trainable(model, inputs)
     if config.rand_hue and inputs.data.input_shape[0] != 3:
         raise NotApplicable(

@@ -35,7 +35,7 @@ from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from contracts.tables import Column, TableSpec
 from recipes.inputs import Inputs, model_device, model_dtype
-from recipes.predict import outputs_of
+from recipes.predict import not_finite, outputs_of
 from recipes.segmentation.losses import LOSSES
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
@@ -50,6 +50,7 @@ from studies.topology.measures import (
     holes,
     unmatched,
 )
+from tasks.base import require
 
 AUDITED = "audited"
 _FLIPS = 9_999
@@ -160,7 +161,7 @@ _SHOWN = TableSpec(
         source="Valverde, Koga et al., TopoMortar, BMVC 2025 (arXiv 2503.03365)",
         config=RegionErrorsConfig,
         needs=("model", "recipe"),
-        wants=("pixels",),
+        wants=("features", "pixels"),
         tables=(_SUMMARY, _ERRORS, _SHOWN),
         pictures=(
             Picture(
@@ -219,9 +220,12 @@ def region_errors(
         ``region_summary``, ``region_errors`` and ``region_outlines``, by model, class, group, or image.
 
     Raises:
-        NotApplicable: no test image; losses are to be compared and the recipe takes none.
+        NotApplicable: examples without masks, no test image; losses are to be compared and the recipe takes none.
         ConfigError: no such column.
+        DataError: masks with values that are no class, or outputs that are not finite; names the examples.
     """
+    require(data, "region_errors", "features", "pixels")
+    data.check_targets()
     test = data.part("test").by_id()
     if not len(test):
         raise NotApplicable(f"region_errors: {data.name} has no test image")
@@ -251,7 +255,7 @@ def _trained(
     """(loss, number of the training, model) of each loss that is compared; equal numbers start alike."""
     if config.losses and getattr(recipe.config, "loss", None) not in LOSSES:
         raise NotApplicable(f"region_errors: recipe {recipe.spec.name} has no loss of masks to compare others with.")
-    train = data.part("train")
+    train = data.part("train").by_id()
     for name in config.losses:
         other = dataclasses.replace(recipe, config=dataclasses.replace(recipe.config, loss=name))
         for number in range(config.seeds):
@@ -262,6 +266,8 @@ def _predicted(model: nn.Module, test: ExampleSet) -> Iterator[tuple[slice, NDAr
     """(rows, classes (B, H, W)), some images at a time."""
     inputs = Inputs(test, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
     for rows, logits in outputs_of(model, inputs, batch=None):
+        if (broken := ~np.isfinite(logits).all((1, 2, 3))).any():
+            raise not_finite(broken, test.take(np.arange(rows.start, rows.stop)))
         yield rows, logits.argmax(1)
 
 
