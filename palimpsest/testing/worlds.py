@@ -207,7 +207,7 @@ def nodes() -> World:
     )
 
 
-def mask_examples(num: int = 40, *, side: int = 12, seed: int = 0) -> ExampleSet:
+def mask_examples(num: int = 80, *, side: int = 12, seed: int = 0) -> ExampleSet:
     """Pictures of a bright disk with a hole and noise, its mask a class a pixel; some masks are thick."""
     rng = np.random.default_rng(seed)
     down, right = np.mgrid[:side, :side]

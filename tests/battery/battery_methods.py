@@ -178,6 +178,7 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
     found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
     (folder / "wordnet").mkdir()
     found["source", "wordnet"] = {"root": str(write_wordnet(folder / "wordnet")), "num_nodes": 90, "dim": 32}
+    found["source", "emoji_masks"] = {"root": str(folder / "emoji"), "fewest": 2}
     found["source", "topomortar"] = {"root": str(write_topomortar(folder / "walls", walls=(6, 3, 7))), "small": True}
     found["source", "brick_walls"] = {"size": 32, "num_train": 6, "num_test": 4, "num_other": 1}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
