@@ -160,7 +160,9 @@ def _of_any(world: World) -> Fields:
         },
         ("recipe", "replay"): {"steps": [["red"], ["green", "blue"]], "epochs": 2, "buffer": 12},
         # fewer examples than weights: what lies outside their span is divided by lambda alone
-        ("unlearner", "influence_unlearning"): {"damping": 10.0 if task.gives("nodes") or task.gives("pixels") else 0.1},
+        ("unlearner", "influence_unlearning"): {
+            "damping": 10.0 if task.gives("nodes") or task.gives("pixels") else 0.1
+        },
         ("unlearner", "prune_then_unlearn"): {"rewind_epoch": 2, "sparsity": 0.5},
         **{("unlearner", method.spec.name): short for method in unlearner if "tokens" in method.spec.wants},
     }
