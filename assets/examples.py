@@ -32,6 +32,8 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
     said = labels[labels.columns[1]].to_list() if labels.width > 1 else [""] * len(ids)
     if labels.width == 1 and data.origin is not None:
         said = data.origin[rows].tolist()
+    # A number that is no target of its own is told with its name: the share of an image that is foreground.
+    measured = labels.width > 1 and labels.columns[1] not in ("label_name", "target")
     features = None
     if not pictures and isinstance(data.x, (np.ndarray, Rows)) and data.x.ndim == 2:
         values = np.asarray(data.x[rows])
@@ -41,7 +43,7 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
         heading=heading,
         example_id=ids,
         value=frame[column].to_numpy().astype(np.float64),
-        label=[str(v) for v in said],
+        label=[f"{labels.columns[1]} {v:.2f}" if measured else str(v) for v in said],
         images=images,
         rows=features,
     )

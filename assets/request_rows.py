@@ -23,6 +23,7 @@ from contracts.errors import DataError, InvalidInput, NotReady
 from contracts.identity import owner_token
 from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
+from sources.payloads.masks import labels_of, taken
 
 if TYPE_CHECKING:
     from sources.example_set import ExampleSet
