@@ -374,4 +374,5 @@ def runs_of(mask: NDArray[np.bool_]) -> list[float]:
     """
     flat = np.concatenate([[False], mask.reshape(-1)])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(np.concatenate([[0], ends, [mask.size]])).astype(float).tolist()
+    lengths: list[float] = np.diff(np.concatenate([[0], ends, [mask.size]])).astype(float).tolist()
+    return lengths
