@@ -150,11 +150,11 @@ def _pictures(run: Run, made: Made) -> dict[str, bytes]:
     rows, first = made.some(_SHOWN)
     originals = run.train.subset(np.unique(first))
     lower = originals.x[originals.positions(first)]
+    single = data.class_names and data.y.ndim == 1
     return {
         "made examples": plots.grid_png(
             np.concatenate([data.x[rows], lower]),
-            [*(f"{data.class_names[c]} (made)" if data.class_names else "made" for c in data.y[rows])]
-            + ["original"] * len(rows),
+            [*(f"{data.class_names[c]} (made)" if single else "made" for c in data.y[rows])] + ["original"] * len(rows),
             lengths=[len(rows)] * 2,
         )
     }

@@ -62,10 +62,17 @@ def _examples(run: Run) -> Output:
         besides=data.payload.shared,
         members=data.example_id,
         metadata=_facts(run, data, frame),
-        pictures={
-            "labels": plots.histogram_png(data.y, title="Labels", xlabel="class" if "label" in shown else "target")
-        },
+        pictures={"labels": _labels(data)},
     )
+
+
+def _labels(data: ExampleSet) -> bytes:
+    """How the targets are spread: classes, numbers, or what their task shows of each where one is many numbers."""
+    shown = data.task.shown(data)
+    if data.y.ndim == 1:
+        return plots.histogram_png(data.y, title="Labels", xlabel="class" if "label" in shown else "target")
+    name, values = next(iter(shown.items()))
+    return plots.histogram_png(values, title="Labels", xlabel=name)
 
 
 def _told(data: ExampleSet, tokens: Mapping[str, str]) -> list[str]:

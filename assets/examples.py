@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ import polars as pl
 from assets.stage import labels_of
 from contracts.methods import Picture
 from reports import Examples
-from reports.plots import is_picture
+from reports.plots import TRUTH_AND_PREDICTION, is_picture, outlined
 from sources.example_set import ExampleSet
 from sources.rows import Rows
 
@@ -23,11 +24,16 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
     ids = frame["example_id"].to_numpy()
     rows = data.positions(ids)
     pictures = is_picture(data.input_shape)
+    images = data.inputs(rows) if pictures else None  # the scale of the model's input, whatever the raw values' is
+    if images is not None and data.task.gives("pixels"):
+        images = outlined(images, data.targets(rows) > 0)
     labels = labels_of(data.subset(ids))
     # What has no label of its own (a text) is told by where it lies.
     said = labels[labels.columns[1]].to_list() if labels.width > 1 else [""] * len(ids)
     if labels.width == 1 and data.origin is not None:
         said = data.origin[rows].tolist()
+    # A number that is no target of its own is told with its name: the share of an image that is foreground.
+    measured = labels.width > 1 and labels.columns[1] not in ("label_name", "target")
     features = None
     if not pictures and isinstance(data.x, (np.ndarray, Rows)) and data.x.ndim == 2:
         values = np.asarray(data.x[rows])
@@ -37,8 +43,8 @@ def examples_of(data: ExampleSet, frame: pl.DataFrame, column: str, heading: str
         heading=heading,
         example_id=ids,
         value=frame[column].to_numpy().astype(np.float64),
-        label=[str(v) for v in said],
-        images=data.inputs(rows) if pictures else None,  # the scale of the model's input, whatever the raw values' is
+        label=[f"{labels.columns[1]} {v:.2f}" if measured else str(v) for v in said],
+        images=images,
         rows=features,
     )
 
@@ -52,12 +58,14 @@ def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list
     than a sheet has places, those with the best examples are kept.
     """
     rows = frame.filter(*[pl.col(c) == v for c, v in picture.where]).drop_nulls([picture.x, picture.y])
-    images = picture.kind == "images"
-    rows = rows.sort(picture.x) if images else rows.sort([picture.y, picture.x], descending=[True, False])
+    images, masks = picture.kind == "images", picture.kind == "outlines"
+    first = (picture.value or picture.x) if masks else picture.y
+    rows = rows.sort(picture.x) if images else rows.sort([first, picture.x], descending=[True, False])
     parts = rows.partition_by(picture.series, as_dict=True) if picture.series else {(picture.title,): rows}
     shown = list(parts.items())[:SHEET]
     share = min(MOST, SHEET // max(len(shown), 1))
-    value = (pl.col(picture.value) if picture.value else pl.lit(None)) if images else pl.col(picture.y)
+    beside = pl.col(picture.value) if picture.value else pl.lit(None)
+    value = beside if images or masks else pl.col(picture.y)
     out = []
     for (name,), part in sorted(shown, key=lambda part: (part[0][0] != "original", _in_order(part[0][0]))):
         best = part.unique(picture.x, keep="first", maintain_order=True).head(share)
@@ -67,8 +75,19 @@ def examples_in(data: ExampleSet, picture: Picture, frame: pl.DataFrame) -> list
         if images and is_picture(data.input_shape):
             drawn = np.stack([np.reshape(v, data.input_shape) for v in best[picture.y]])
             found = dataclasses.replace(found, images=_in_range(drawn, data, chosen["example_id"].to_numpy()))
+        if masks and is_picture(data.input_shape):
+            at, shape = data.positions(chosen["example_id"].to_numpy()), data.input_shape[1:]
+            predicted = np.stack([_of_runs(runs, shape) for runs in best[picture.y]])
+            drawn = outlined(data.inputs(at), data.targets(at) > 0, predicted)
+            found = dataclasses.replace(found, images=drawn, heading=f"{found.heading}: {TRUTH_AND_PREDICTION}")
         out.append(found)
     return out
+
+
+def _of_runs(runs: Iterable[float], shape: tuple[int, ...]) -> np.ndarray:
+    """The mask (H, W) of which these are the lengths of runs, the first of background."""
+    lengths = np.asarray(list(runs), np.int64)
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(shape)
 
 
 def _in_order(name: object) -> object:

@@ -34,7 +34,7 @@ def keep(warehouse: Warehouse, asset: str, rows: pl.DataFrame, data: ExampleSet,
     whole = [name for name in rows.columns if rows[name].dtype.is_integer()]
     columns = rows.with_columns(pl.col(whole).fill_null(_NONE))
     arrays = {name: columns[name].to_numpy() for name in rows.columns}
-    arrays[_LABEL] = data.y[data.positions(arrays["example_id"])]
+    arrays[_LABEL] = data.target_keys[data.positions(arrays["example_id"])]
     digest = arrays_digest(arrays)
     warehouse.artifacts.save(_name(asset), arrays, {**made, "digest": digest, "columns": rows.columns})
     return digest
@@ -55,7 +55,7 @@ def rows_of(run: Run) -> pl.DataFrame:
             f"{run.asset}: what the plan names was not imported into this state; see palimpsest.import_issues"
         )
     known = np.isin(arrays["example_id"], run.data.example_id)
-    known[known] = run.data.y[run.data.positions(arrays["example_id"][known])] == arrays[_LABEL][known]
+    known[known] = run.data.target_keys[run.data.positions(arrays["example_id"][known])] == arrays[_LABEL][known]
     if not known.all():
         arrays = {name: values[known] for name, values in arrays.items()}
         run.warehouse.artifacts.save(_name(run.asset), arrays, meta)

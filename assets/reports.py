@@ -266,7 +266,8 @@ def _removed(run: Run, scope: Scope) -> Removed:
     """What was taken out; a forget request's examples are a person's, and are not shown."""
     data = run.data
     ids = run.load(scope.split)[0]["forget"]
-    names = [data.class_names[k] for k in data.y[data.positions(ids)].tolist()] if data.class_names else []
+    single = data.class_names and data.y.ndim == 1
+    names = [data.class_names[k] for k in data.y[data.positions(ids)].tolist()] if single else []
     shown = pl.DataFrame({"example_id": ids[:REMOVED_SHOWN]}).with_columns(value=pl.lit(None, pl.Float64))
     chosen = "named by" if scope.per_request else "chosen by"
     return Removed(

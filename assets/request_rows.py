@@ -23,6 +23,7 @@ from contracts.errors import DataError, InvalidInput, NotReady
 from contracts.identity import owner_token
 from contracts.methods import curator
 from contracts.requests import ForgetRequest, RequestState
+from sources.payloads.masks import labels_of, taken
 
 if TYPE_CHECKING:
     from sources.example_set import ExampleSet
@@ -103,7 +104,7 @@ def said(request: ForgetRequest) -> str:
 def pins(data: ExampleSet, ids: np.ndarray, salt: bytes) -> pl.DataFrame:
     """``(example_id, split, pin)`` of these examples, by id; pin is 64 hex digits."""
     at = data.positions(ids)
-    label = np.asarray(data.class_names)[data.y[at]] if data.class_names else data.y[at]
+    label = labels_of(taken(data.y, at), data.class_names)
     columns = (data.example_id[at], data.owner[at], label, data.content_hash[at])
     texts = ["\0".join(map(str, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
     made = [hmac.new(salt, text.encode("utf-8"), hashlib.sha256).hexdigest() for text in texts]

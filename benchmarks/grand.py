@@ -7,6 +7,7 @@ For each model, one thread:
   batch of 256 images 28 x 28, the two interleaved, median of the paired ratios;
 - the same for a causal language model of 4 layers (tied and untied output weights), 32 sequences of 64 tokens, 1,000
   words, the mean loss over tokens of each sequence;
+- the same for a U-Net 8-16-32, 16 pictures of 96 x 96, the mean cross-entropy over pixels;
 - relative difference from a naive loop over the examples in float64: in float64 the largest; in float32 that of 98% of
   the examples. Where a ReLU's input is 1e-7, single and double precision fall on different sides of its kink; the naive
   loop in float32 differs there as well (on random images, up to 2 of 256 examples, by up to 1e-3).
@@ -42,7 +43,8 @@ MODELS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("ViT d 64, 4 layers, 49 tokens", "vit", {"dim": 64, "depth": 4, "patch": 4}, 1.3),
 )
 WORDS, TOKENS, SEQUENCES, WIDTH, DEPTH, HEADS = 1000, 64, 32, 128, 4, 4
-LANGUAGE_BOUND = 1.3
+LANGUAGE_BOUND = MASKS_BOUND = 1.3
+PICTURES, PICTURE = 16, (3, 96, 96)
 EXACT_BOUND, SINGLE_BOUND, SINGLE_SHARE = 1e-10, 1e-4, 0.98
 
 
@@ -86,6 +88,47 @@ def measure(label: str, name: str, config: dict[str, Any], bound: float, *, repe
         Row(label, "GraNd / forward + backward", ratio, bound),
         Row(label, "GraNd float64, relative error", largest, EXACT_BOUND),
         Row(label, "GraNd float32, relative error", most, SINGLE_BOUND),
+    ]
+
+
+def measure_masks(label: str, *, repeats: int, seed: int) -> list[Row]:
+    task = named("segmentation")
+    assert isinstance(task, OutputTask)
+    error, losses_of = output_gradient(task), task.losses_of
+
+    def fresh() -> nn.Module:
+        return build("unet", {}, input_shape=PICTURE, num_outputs=2, seed=seed).eval()
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(PICTURES, *PICTURE, generator=generator)
+    y = (F.avg_pool2d(torch.randn(PICTURES, 1, *PICTURE[1:], generator=generator), 5, 1, 2)[:, 0] > 0).long()
+    model = fresh()
+
+    def plain() -> None:
+        model.zero_grad(set_to_none=True)
+        losses_of(model(x), y).mean().backward()
+
+    with PerExampleGradNorm(model) as norms:
+
+        def grand() -> Tensor:
+            return norms(x, y, error).total.sqrt()
+
+        single = grand()
+        ratio = paired_ratio(grand, plain, repeats=repeats)
+    double, exact = fresh().double(), []
+    for b in range(PICTURES):
+        (loss,) = losses_of(double(x[b : b + 1].double()), y[b : b + 1])
+        gradients = torch.autograd.grad(loss, list(double.parameters()))
+        exact.append(sum(float(g.square().sum()) for g in gradients) ** 0.5)
+    with PerExampleGradNorm(double) as norms64:
+        found = norms64(x.double(), y, error).total.sqrt()
+    loop = torch.tensor(exact, dtype=torch.float64)
+    return [
+        Row(label, "GraNd / forward + backward", ratio, MASKS_BOUND),
+        Row(label, "GraNd float64, relative error", float(_relative(found, loop).max()), EXACT_BOUND),
+        Row(
+            label, "GraNd float32, relative error", float(_relative(single, loop).quantile(SINGLE_SHARE)), SINGLE_BOUND
+        ),
     ]
 
 
@@ -164,6 +207,7 @@ def rows(o: argparse.Namespace) -> Iterator[Row]:
     for label, name, config, bound in MODELS:
         repeats = o.repeats * (10 if name == "mlp" else 1)  # milliseconds a call
         yield from measure(label, name, config, bound, repeats=repeats, seed=o.seed)
+    yield from measure_masks("U-Net 8-16-32", repeats=o.repeats, seed=o.seed)
     for tied in (False, True):
         label = f"causal LM d {WIDTH}, {DEPTH} layers, {'tied' if tied else 'untied'}"
         yield from measure_language(label, tied=tied, repeats=o.repeats, seed=o.seed)

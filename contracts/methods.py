@@ -262,7 +262,9 @@ class Picture:
         kind: "lines" (y against x, with the band low..high), "scatter" (the same, dots with whiskers and no line),
             "dots" (one a row, with whiskers), "bars", "examples" (the examples whose ids are in ``x``, in rows by
             ``series``, best ``y`` first), or "images" (pictures of the shape of an example that are in the "floats"
-            column ``y``, in rows by ``series``, "original" first, ordered by the ids in ``x``).
+            column ``y``, in rows by ``series``, "original" first, ordered by the ids in ``x``), or "outlines" (the
+            examples whose ids are in ``x``, with the outlines of their true masks and of the predicted ones, whose runs
+            are in the "floats" column ``y``).
         series: column that tells the lines apart, or "".
         low, high: columns of the interval, or "".
         value: column of the number under each image, or "".
@@ -273,7 +275,7 @@ class Picture:
     title: str
     x: str
     y: str
-    kind: Literal["lines", "dots", "bars", "scatter", "examples", "images"] = "lines"
+    kind: Literal["lines", "dots", "bars", "scatter", "examples", "images", "outlines"] = "lines"
     series: str = ""
     low: str = ""
     high: str = ""
@@ -284,7 +286,7 @@ class Picture:
     @property
     def is_chart(self) -> bool:
         """Drawn from the numbers of the table alone; not a sheet of examples or images."""
-        return self.kind not in ("examples", "images")
+        return self.kind not in ("examples", "images", "outlines")
 
 
 @dataclass(frozen=True, kw_only=True)

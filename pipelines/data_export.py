@@ -172,7 +172,9 @@ def sheet_of(warehouse: Warehouse, plan: Subject, name: str, found: DataSet) -> 
             f"{row['method']} {'made the set' if not found.role else f'chose the role {found.role!r}'}: {spec.doc} "
             f"{spec.source} Configuration: {row['config']}",
         ],
-        classes=[(data.class_names[k], n) for k, n in _counts(data.y).items()] if data.class_names else [],
+        classes=[(data.class_names[k], n) for k, n in _counts(data.y).items()]
+        if data.class_names and data.y.ndim == 1
+        else [],
         rates=_rates(warehouse, plan, ids),
         scores=_scores(warehouse, plan, ids),
         excluded=_reasons(found.excluded),

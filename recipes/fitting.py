@@ -221,13 +221,13 @@ def check_trainable(model: nn.Module, inputs: Inputs) -> None:
     Raises:
         NotApplicable: examples that are no vectors or images (an interaction is none; recipe ``bpr`` is for these).
         DataError: no examples, or labels that are not classes of the data; names the ids.
-        ConfigError: outputs are not (B, K), or (B, 1) for regression.
+        ConfigError: outputs are not (B, K), (B, 1) for regression, or (B, K, H, W) for a class a pixel.
     """
     require(inputs.data, "supervised training", "features")
     if not len(inputs):
         raise DataError(f"{inputs.data.name}: there is no example to train on")
     inputs.data.check_targets()
-    wanted = (1, max(inputs.data.num_classes, 1))
+    wanted = (1, *inputs.data.task.output_shape(inputs.data))
     with eval_mode(model), torch.no_grad(), local_rng(0, device=inputs.device):
         got = tuple(model(inputs.block(0, 1)).shape)
     if got != wanted:

@@ -1,19 +1,19 @@
 """Models by name, or by the user's own ``module:callable``.
 
 ``build(name, config, input_shape=, num_outputs=, seed=)`` gives a fresh ``nn.Module`` in train mode on the CPU that
-maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``mf`` and ``lightgcn`` take user indexes (B, 1), ``input_shape`` is
-(num_users,) and ``num_outputs`` the number of items; ``gat`` and ``gcn`` take a graph and the nodes that are asked for.
-The initialisation depends on ``seed`` alone and PyTorch's global generator is left as it was. Built-in models name
-their output layer ``head``. They have no BatchNorm: it mixes the examples of a batch (see recipes.resnet_gn).
-``model_version(name)`` is part of the key of everything trained: a model
-whose code has changed is another model.
+maps ``(B, *input_shape)`` to ``(B, num_outputs)``; ``unet`` gives (B, num_outputs, H, W), a class a pixel; ``mf`` and
+``lightgcn`` take user indexes (B, 1), ``input_shape`` is (num_users,) and ``num_outputs`` the number of items; ``gat``
+and ``gcn`` take a graph and the nodes that are asked for. The initialisation depends on ``seed`` alone and PyTorch's
+global generator is left as it was. Built-in models name their output layer ``head``. They have no BatchNorm: it mixes
+the examples of a batch (see recipes.resnet_gn). ``model_version(name)`` is part of the key of everything trained: a
+model whose code has changed is another model.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from recipes.recsys_models import LightGCN, LightGCNConfig, MatrixFactorization,
 from recipes.resnet_gn import ResNetConfig, ResNetGN
 from recipes.rng import local_rng
 from recipes.source_digest import source_digest
+from recipes.unet import UNet, UNetConfig
 from recipes.vit import ViT, ViTConfig
 
 Build = Callable[[int], nn.Module]
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[Any, type[Config]]] = {
     "convnet": (ConvNet, ConvNetConfig),
     "resnet_gn": (ResNetGN, ResNetConfig),
     "vit": (ViT, ViTConfig),
+    "unet": (UNet, UNetConfig),
     "mf": (MatrixFactorization, MFConfig),
     "lightgcn": (LightGCN, LightGCNConfig),
     "gat": (GAT, GATConfig),
@@ -49,7 +51,7 @@ MODELS: dict[str, tuple[Any, type[Config]]] = {
     "tiny_llama": (tiny_llama, TinyLlamaConfig),
     "pretrained_lm": (pretrained_lm, PretrainedConfig),
 }
-_IMAGES_ONLY = ("cnn", "convnet", "resnet_gn", "vit")
+_IMAGES_ONLY = ("cnn", "convnet", "resnet_gn", "vit", "unet")
 _USERS_ONLY = ("mf", "lightgcn")
 _NODES_ONLY = ("gat", "gcn")
 
@@ -104,7 +106,8 @@ def build(
             model = make()
         _check_module(name, model)
         zeros = _zeros(model, shape)
-        check_answers(name, model, zeros, num_outputs=num_outputs, training=False)
+        per_pixel = ((num_outputs, *shape[1:]),) if len(shape) == 3 else ()
+        check_answers(name, model, zeros, shapes=((num_outputs,), *per_pixel), training=False)
     return model.train()
 
 
@@ -129,8 +132,10 @@ def of_user(name: str, what: str) -> Iterator[None]:
         raise ConfigError(f"model {name!r} fails {what}: {type(error).__name__}: {said}{help_}") from error
 
 
-def check_answers(name: str, model: nn.Module, x: Tensor, *, num_outputs: int, training: bool) -> Tensor:
-    """What the model answers to ``x`` (B, *shape) in train or eval mode, when that is a tensor (B, num_outputs).
+def check_answers(
+    name: str, model: nn.Module, x: Tensor, *, shapes: Sequence[tuple[int, ...]], training: bool
+) -> Tensor:
+    """What the model answers to ``x`` (B, *shape) in train or eval mode, when that is a tensor (B, *one of shapes).
 
     Raises:
         ConfigError: it raises, or answers something else; one sentence.
@@ -139,14 +144,15 @@ def check_answers(name: str, model: nn.Module, x: Tensor, *, num_outputs: int, t
     model.train(training)
     with of_user(name, f"in {mode} mode on {given}"), torch.set_grad_enabled(training):
         outputs = model(x)
-    wanted = (len(x), num_outputs)
+    wanted = [(len(x), *shape) for shape in shapes]
+    asked = " or ".join(map(str, wanted))
     if not isinstance(outputs, Tensor):
         raise ConfigError(
-            f"model {name!r} maps {given} to a {type(outputs).__name__} in {mode} mode; one tensor {wanted} is needed: "
+            f"model {name!r} maps {given} to a {type(outputs).__name__} in {mode} mode; one tensor {asked} is needed: "
             "return the logits alone"
         )
-    if tuple(outputs.shape) != wanted:
-        raise ConfigError(f"model {name!r} maps {given} to {tuple(outputs.shape)}; {wanted} is needed")
+    if tuple(outputs.shape) not in wanted:
+        raise ConfigError(f"model {name!r} maps {given} to {tuple(outputs.shape)}; {asked} is needed")
     return outputs
 
 

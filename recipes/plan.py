@@ -123,8 +123,8 @@ def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
         x = torch.from_numpy(seen).to(device, model_dtype(model))
     with local_rng(0, device=device):
         for training in (False, True):  # training changes a model: a fresh one is given back
-            answers = check_answers(name, model, x, num_outputs=data.num_classes or 1, training=training)
-            broken = ~torch.isfinite(answers).all(dim=1).cpu().numpy()
+            answers = check_answers(name, model, x, shapes=(data.task.output_shape(data),), training=training)
+            broken = ~torch.isfinite(answers).flatten(1).all(dim=1).cpu().numpy()
             if broken.any():
                 ids = ", ".join(map(str, data.example_id[rows[broken]][:5].tolist()))
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar, cast
@@ -16,18 +17,33 @@ from sources.example_set import ExampleSet
 from tasks.base import READING, OutputTask, Reading, respond
 
 M = TypeVar("M", bound=nn.Module)
+_AT_ONCE, _PIXELS = 1024, 2**18  # examples of a batch; pixels, where an answer is one a pixel
 
 
-def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> np.ndarray:
+def examples_at_once(data: ExampleSet) -> int:
+    """Examples read at a time when nobody says: fewer where a model holds whole maps of each.
+
+    >>> from sources.brick_walls import brick_walls, BrickWallsConfig
+    >>> walls = brick_walls(config=BrickWallsConfig(size=64, num_train=2, num_test=2, num_other=0), seed=0)
+    >>> examples_at_once(walls)
+    64
+    """
+    if not data.task.gives("pixels"):
+        return _AT_ONCE
+    return max(1, min(_AT_ONCE, _PIXELS // math.prod(data.input_shape[1:])))
+
+
+def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int | None = None) -> np.ndarray:
     """Model outputs for every row of ``data``, in its order.
 
     Args:
         model: on any device; its train/eval state (of every submodule) is as before after the call.
         data: N examples.
-        batch: examples at a time; changes memory and speed only.
+        batch: examples at a time, :func:`examples_at_once` when None; changes memory and speed only.
 
     Returns:
-        float32 (N, K): logits, or (N, 1) predictions for regression. Readers convert to float64.
+        float32 (N, K): logits, or (N, 1) predictions for regression, or (N, K, H, W) of pixels. Readers convert to
+        float64.
 
     Raises:
         DataError: outputs that are not finite, naming the examples.
@@ -36,30 +52,31 @@ def predict_logits(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> 
     return logits_of(model, inputs, batch=batch)
 
 
-def logits_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> np.ndarray:
+def logits_of(model: nn.Module, inputs: Inputs, *, batch: int | None = None) -> np.ndarray:
     """As :func:`predict_logits`, on inputs that may already be in memory."""
     parts = [outputs for _, outputs in outputs_of(model, inputs, batch=batch)]
-    logits = np.concatenate(parts) if parts else np.empty((0, max(inputs.data.num_classes, 1)), np.float32)
-    _refuse_broken(~np.isfinite(logits).all(axis=1), inputs.data)
+    logits = np.concatenate(parts) if parts else np.empty((0, *inputs.data.task.output_shape(inputs.data)), np.float32)
+    _refuse_broken(~np.isfinite(logits).all(axis=tuple(range(1, logits.ndim))), inputs.data)
     return logits
 
 
-def outputs_of(model: nn.Module, inputs: Inputs, *, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+def outputs_of(model: nn.Module, inputs: Inputs, *, batch: int | None) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, outputs float32 (B, K)) in order, in eval mode; whether they are finite is for the caller to see."""
     # Not inference_mode: a module that caches a tensor on its first call must stay trainable.
+    step = batch or examples_at_once(inputs.data)
     with eval_mode(model), torch.no_grad():
-        for start in range(0, len(inputs), batch):
-            rows = slice(start, min(start + batch, len(inputs)))
+        for start in range(0, len(inputs), step):
+            rows = slice(start, min(start + step, len(inputs)))
             said: torch.Tensor = respond(model, inputs.block(rows.start, rows.stop))
             yield rows, said.to(torch.float32).cpu().numpy()
 
 
-def read(model: nn.Module, data: ExampleSet, *, batch: int = 1024) -> Reading:
+def read(model: nn.Module, data: ExampleSet, *, batch: int | None = None) -> Reading:
     """The task's four numbers of every row of ``data``, in its order: (N, 4).
 
     Args:
         model: on any device; its train/eval state is as before after the call.
-        batch: examples at a time; changes memory and speed only.
+        batch: examples at a time, :func:`examples_at_once` when None; changes memory and speed only.
 
     Raises:
         DataError: a reading that is not finite, naming the examples.
@@ -85,13 +102,14 @@ def reading_of_outputs(data: ExampleSet, outputs: np.ndarray) -> Reading:
     return cast(OutputTask, data.task).reading_of(outputs, data.targets(slice(None)), data.constants)
 
 
-def reading_of(model: nn.Module, inputs: Inputs, *, batch: int = 1024) -> Reading:
+def reading_of(model: nn.Module, inputs: Inputs, *, batch: int | None = None) -> Reading:
     """As :func:`read`, on inputs that may already be in memory."""
     data, values = inputs.data, np.empty((len(inputs), len(READING)))
+    step = batch or examples_at_once(data)
     # Outputs that are not finite are refused below, by their readings.
     with eval_mode(model), torch.no_grad(), np.errstate(all="ignore"):
-        for start in range(0, len(inputs), batch):
-            stop = min(start + batch, len(inputs))
+        for start in range(0, len(inputs), step):
+            stop = min(start + step, len(inputs))
             values[start:stop] = data.task.read(model, inputs.slice(start, stop)).values
     return finite_reading(values, data)
 

@@ -40,6 +40,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), (0, (1, 3)))
 _DPI = 160
 PICTURE_CHANNELS = (1, 3)
+_TRUE, _PREDICTED = (0, 200, 90), (233, 30, 140)
+TRUTH_AND_PREDICTION = "true outline green, predicted one magenta"
 
 
 def histogram_png(
@@ -451,6 +453,48 @@ def example_png(x: NDArray[Any], *, low: float | None = None, high: float | None
             else pixels.repeat(factor, 0).repeat(factor, 1)
         )
     )
+
+
+def outlined(
+    images: NDArray[Any], true: NDArray[np.bool_], predicted: NDArray[np.bool_] | None = None, *, min_side: int = 96
+) -> NDArray[np.uint8]:
+    """Examples with the outline of their mask, and of a predicted one: RGB, enlarged until the lines are thin.
+
+    The true outline lies just outside its mask and the predicted one just inside, so that both are seen where they
+    agree.
+
+    Args:
+        images: (N, C, H, W), as :func:`example_png`; floats share one scale over all of them.
+        true: (N, H, W).
+        predicted: (N, H, W), or None.
+        min_side: the images are enlarged by a whole factor until their longer side is at least so many pixels.
+
+    Returns:
+        uint8 (N, 3, k H, k W).
+
+    Raises:
+        InvalidInput: as :func:`example_png`, or masks that do not fit the images.
+    """
+    for mask in (true, predicted):
+        if mask is not None and mask.shape != (len(images), *images.shape[2:]):
+            raise InvalidInput(f"masks {mask.shape} do not fit images {images.shape}")
+    pixels = _pixels(np.asarray(images), None, None)
+    factor = max(1, math.ceil(min_side / max(pixels.shape[1:3])))
+    drawn = np.repeat(pixels, 3, 3) if pixels.shape[3] == 1 else pixels.copy()
+    drawn = drawn.repeat(factor, 1).repeat(factor, 2)
+    for mask, colour, outside in ((true, _TRUE, True), (predicted, _PREDICTED, False)):
+        if mask is None:
+            continue
+        large = mask.repeat(factor, 1).repeat(factor, 2)
+        drawn[_edge(~large if outside else large)] = colour
+    return np.ascontiguousarray(drawn.transpose(0, 3, 1, 2))
+
+
+def _edge(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of masks (N, H, W) beside a pixel of the image that is not of them."""
+    inner = np.pad(masks, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = (inner[:, :-2, 1:-1], inner[:, 2:, 1:-1], inner[:, 1:-1, :-2], inner[:, 1:-1, 2:])
+    return masks & ~np.logical_and.reduce(around)
 
 
 def grid_png(

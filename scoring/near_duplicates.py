@@ -25,6 +25,7 @@ of 4%: 0.94 to 0.99 (digits), 0.98 to 1.00 (Fashion-MNIST); moved by 1 or 2 of 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -164,7 +165,8 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
     ids = ordered.example_id
     columns.append(pl.Series("similarity", similarity, nan_to_null=True))
     del similarity
-    columns.append(pl.Series("group_labels", _labels_in(group, ordered.y)))
+    keys = ordered.target_keys
+    columns.append(pl.Series("group_labels", _labels_in(group, keys)))
     size = np.bincount(group, minlength=len(group))[group]
     columns.append(pl.Series("class_margin", _margin(size, ordered)))
     columns.append(pl.Series("group_size", size))
@@ -172,7 +174,7 @@ def near_duplicates(data: ExampleSet, *, config: NearDuplicatesConfig, seed: int
     columns.append(pl.Series("group_id", ids[group]))
     del group
     known = pl.Series("known", near >= 0)
-    columns.append(pl.Series("same_label", ordered.y[near] == ordered.y))
+    columns.append(pl.Series("same_label", keys[near] == keys))
     columns.append(pl.Series("nearest_id", ids[near]))  # of those who have none the last, which is taken back below
     del near
     frame = pl.DataFrame([pl.Series("example_id", ids), *columns])
@@ -254,7 +256,7 @@ def _margin(size: Ints, data: ExampleSet) -> NDArray[np.float64]:
     return margin
 
 
-def _labels_in(group: Ints, labels: NDArray[np.int64] | NDArray[np.float64]) -> Ints:
+def _labels_in(group: Ints, labels: NDArray[Any]) -> Ints:
     """Different labels in the group of each example."""
     kinds = np.unique(labels)
     num = max(len(kinds), 1)

@@ -36,7 +36,7 @@ from sources.pictures import PictureConfig, read_pictures
 from sources.splits import stratified_split
 
 _PACKAGE, _SIDE = "emoji-datasource-{style}", 64
-_LICENCE = "Google style: Apache-2.0; Twitter style: CC-BY-4.0, Twitter, Inc and other contributors; packages: MIT"
+LICENCE = "Google style: Apache-2.0; Twitter style: CC-BY-4.0, Twitter, Inc and other contributors; packages: MIT"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,18 +69,14 @@ def emoji(*, config: EmojiConfig, seed: int) -> ExampleSet:
         UnsafeFile: a file outside the root, or one that is too large.
     """
     root = root_folder(config.root)
-    lists = [inside(root, f"{_PACKAGE.format(style=style)}/emoji.json") for style in config.styles]
-    entries = _listed(lists[0], config)
+    lists = [list_of(root, style) for style in config.styles]
+    entries = listed_emoji(lists[0], config)
     there = [e for e in entries if all(e[f"has_img_{style}"] for style in config.styles)]
-    names = _categories(there, config)
+    names = categories_of(there, config)
     there = sorted((e for e in there if e["category"] in names), key=lambda e: e["unified"])
     label = np.array([names.index(e["category"]) for e in there], np.int64)
     split = stratified_split(label, np.arange(len(there)), test_fraction=config.test_fraction, seed=seed)
-    paths = [
-        inside(root, f"{_PACKAGE.format(style=style)}/img/{style}/{_SIDE}/{e['image']}")
-        for style in config.styles
-        for e in there
-    ]
+    paths = [picture_of(root, style, e) for style in config.styles for e in there]
     origin = np.array([path.relative_to(root).as_posix() for path in paths], dtype=str)
     x = read_pictures(
         origin.tolist(),
@@ -108,7 +104,7 @@ def emoji(*, config: EmojiConfig, seed: int) -> ExampleSet:
         provenance={
             "source": "emoji",
             "files": manifest(root, lists),
-            "licence": config.licence or _LICENCE,
+            "licence": config.licence or LICENCE,
             "split": "drawn by emoji within each category: the same in every style",
             "notes": [
                 f"{len(entries) - len(there)} of {len(entries)} emoji are left out: no such category, or not in every "
@@ -118,7 +114,23 @@ def emoji(*, config: EmojiConfig, seed: int) -> ExampleSet:
     )
 
 
-def _listed(path: Path, config: EmojiConfig) -> list[dict[str, Any]]:
+def picture_of(root: Path, style: str, entry: dict[str, Any]) -> Path:
+    """The file of an emoji in a style."""
+    return inside(root, f"{_PACKAGE.format(style=style)}/img/{style}/{_SIDE}/{entry['image']}")
+
+
+def list_of(root: Path, style: str) -> Path:
+    """The file that lists the emoji of a style."""
+    return inside(root, f"{_PACKAGE.format(style=style)}/emoji.json")
+
+
+def listed_emoji(path: Path, config: EmojiConfig) -> list[dict[str, Any]]:
+    """The entries of emoji.json.
+
+    Raises:
+        DataError: it is no list of emoji.
+        UnsafeFile: it is too large.
+    """
     check_size(path.stat().st_size, config.max_file_bytes, path.name)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +142,12 @@ def _listed(path: Path, config: EmojiConfig) -> list[dict[str, Any]]:
     return list(entries)
 
 
-def _categories(entries: list[dict[str, Any]], config: EmojiConfig) -> list[str]:
+def categories_of(entries: list[dict[str, Any]], config: EmojiConfig) -> list[str]:
+    """Names of the categories that are taken.
+
+    Raises:
+        ConfigError: fewer than two, or one that there is not.
+    """
     found = [e["category"] for e in entries]
     names = list(config.categories) or sorted({c for c in found if found.count(c) >= config.fewest})
     if len(names) < 2 or not set(names) <= set(found):

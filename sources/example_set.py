@@ -124,6 +124,11 @@ class ExampleSet:
         """Whether ``y`` says something: classes, items or numbers. Else a payload is its own target (tokens, pairs)."""
         return bool(self.class_names) or self.y.dtype.kind == "f"
 
+    @property
+    def target_keys(self) -> np.ndarray:
+        """(N,) equal where two examples have the same target: the targets as they are, of masks their digests."""
+        return self.y if self.y.ndim == 1 else masks.labels_of(self.y, self.class_names)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over task, class names, and (id, split, label, owner, content hash) of every example ordered by id;

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -139,7 +139,7 @@ def image_masks(*, config: ImageMasksConfig, seed: int) -> ExampleSet:
     headers, _ = read_headers(images, peek, config)
     x = read_pictures(images, peek=peek, content=lambda row: read(images[row]), config=config, what=root.name)
     sizes = [header.size for header in headers if header is not None]
-    raw = _masks(masks, read, sizes, (x.shape[2], x.shape[3]), config)
+    raw = read_masks(masks, read, sizes, (x.shape[2], x.shape[3]), max_bytes=config.max_bytes)
     y, values = _classes(raw, masks, config)
     origin = np.array(images, dtype=str)
     owner, columns = None, {}
@@ -214,19 +214,26 @@ def _found(root: Path, config: ImageMasksConfig) -> _Found:
     return _Found(list(images), list(masks), list(words))
 
 
-def _masks(
-    names: list[str],
+def read_masks(
+    names: Sequence[str],
     read: Callable[[str], bytes],
-    sizes: list[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
     shape: tuple[int, int],
-    config: ImageMasksConfig,
+    *,
+    max_bytes: int,
 ) -> np.ndarray:
     """The raw values, uint8 (N, H, W).
+
+    Args:
+        names: of the files; ``read`` gives their bytes.
+        sizes: (width, height) of the picture that each belongs to.
+        shape: (H, W); a mask of another size is brought to it by its nearest pixels.
+        max_bytes: largest array.
 
     Raises:
         DataError: masks that cannot be read or are not of their picture's size, all of them named.
     """
-    check_size(len(names) * shape[0] * shape[1], config.max_bytes, "the masks")
+    check_size(len(names) * shape[0] * shape[1], max_bytes, "the masks")
     out = np.empty((len(names), *shape), np.uint8)
     bad = []
     for at, (name, size) in enumerate(zip(names, sizes, strict=True)):

@@ -143,7 +143,7 @@ def train_test_duplicates(
     near = np.where(identical, same, near)
     alike = np.where(identical, 1.0, likeness_of)
     found = np.flatnonzero(identical | (alike >= 1 - own.limit))
-    labels = train.y[near[found]] == test.y[found]
+    labels = train.target_keys[near[found]] == test.target_keys[found]
     frame = pl.DataFrame(
         {
             "example_id": test.example_id[found],

@@ -203,6 +203,10 @@ class Task:
         """Numbers that a built-in network has to answer for one example."""
         return len(data.class_names) or 1
 
+    def output_shape(self, data: Examples) -> tuple[int, ...]:
+        """Shape of a model's answer to one example."""
+        return (self.num_outputs(data),)
+
     def target_tensor(self, y: NDArray[Any], dtype: Any) -> Tensor:
         """Targets as tensors; ``dtype`` is the model's, for targets that are numbers."""
         import torch

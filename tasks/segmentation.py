@@ -92,8 +92,21 @@ class Segmentation(OutputTask):
         if bad.any():
             raise data.refusal(f"masks hold values outside 0..{len(data.class_names) - 1}", bad)
 
+    def output_shape(self, data: Examples) -> tuple[int, ...]:
+        """(K, H, W)."""
+        return (self.num_outputs(data), *data.y.shape[1:])
+
     def describe(self, data: Examples) -> str:
         return f"{len(data.class_names)} classes a pixel"
+
+    def constant_quality(self, data: Examples) -> float:
+        """Of one class everywhere, whichever is best: of a foreground class its share of the image, divided by the
+        number of foreground classes that then are in mask or answer; of the background 1 for an empty mask, else 0."""
+        counts = pixel_counts(data.y, len(data.class_names))[:, :-1]
+        there = counts[:, 1:] > 0
+        share = counts[:, 1:] / counts.sum(1, keepdims=True)
+        quality = share / (there.sum(1, keepdims=True) + ~there)
+        return float(max((~there.any(1)).mean(), *quality.mean(0)))
 
     def strata(self, x: Any, y: NDArray[Any], example_id: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most ten bins of as many images by the share of pixels that are not background; ties by id."""

@@ -1,4 +1,4 @@
-"""The built-in worlds: classes in vectors, in images and of nodes, numbers to predict, items to rank, texts.
+"""The built-in worlds: classes in vectors, in images and of nodes, numbers to predict, items to rank, texts, masks.
 
 A method is run in full in the first one whose task gives what it wants and that can give what it needs, and its
 promises about outputs are asked for in all the others. Each is made once, and trains a model only when a method needs
@@ -22,11 +22,13 @@ from recipes.language.fitting import TokenTrainingConfig
 from recipes.models import builder
 from recipes.recsys import BprConfig
 from recipes.schedule import SupervisedConfig
+from recipes.segmentation.training import SegmentationConfig
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.loading import load
 from sources.payloads.graph import Graph
 from sources.payloads.tokens import Tokens
+from tasks.base import named
 
 NUM_CLASSES, VOCAB = 3, 20
 
@@ -205,6 +207,44 @@ def nodes() -> World:
     )
 
 
+def mask_examples(num: int = 80, *, side: int = 12, seed: int = 0) -> ExampleSet:
+    """Pictures of a bright disk with a hole and noise, its mask a class a pixel; some masks are thick."""
+    rng = np.random.default_rng(seed)
+    down, right = np.mgrid[:side, :side]
+    centre, radius = rng.uniform(4, side - 4, (num, 2, 1, 1)), rng.uniform(2.5, 4.5, (num, 1, 1))
+    far = np.hypot(down - centre[:, 0], right - centre[:, 1])
+    disk = (far < radius) & (far >= 1)
+    x = (90 * disk[:, None] + rng.integers(0, 110, (num, 1, side, side))).astype(np.uint8)
+    thick = np.arange(num) % 9 == 4
+    y = np.where(thick[:, None, None], far < radius + 1.5, disk).astype(np.int64)
+    return dataclasses.replace(
+        class_examples(num),
+        name="masks",
+        task=named("segmentation"),
+        x=x,
+        y=y,
+        center=np.full((1, 1, 1), 60, np.float32),
+        scale=np.full((1, 1, 1), 1 / 50, np.float32),
+        content_hash=np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in x]),
+        class_names=("ground", "ring"),
+        feature_names=(),
+    ).validate()
+
+
+@cache
+def masks() -> World:
+    """Pictures with a class for every pixel, and a small U-Net."""
+    examples = mask_examples()
+    build = builder("unet", {"channels": [4, 6], "convs": 1}, input_shape=examples.input_shape, num_outputs=2)
+    config = SegmentationConfig(lr=0.1, epochs=6, batch=8)
+    return make_world(
+        examples,
+        trainer=Trainer(recipe="segmentation", build=build, config=config),
+        fitting=dataclasses.replace(config, epochs=60),
+        num_models=8,
+    )
+
+
 WORLDS: dict[str, Callable[[], World]] = {
     "classes": classes,
     "numbers": numbers,
@@ -212,6 +252,7 @@ WORLDS: dict[str, Callable[[], World]] = {
     "items": items,
     "texts": texts,
     "nodes": nodes,
+    "masks": masks,
 }
 
 

@@ -1,4 +1,5 @@
-"""Squared per-example gradient norms of nn.Conv2d: groups, stride, dilation, every padding mode, padding="same".
+"""Squared per-example gradient norms of nn.Conv2d: groups, stride, dilation, every padding mode, padding="same"; and of
+nn.ConvTranspose2d.
 
 grad W[o, c, i, j] = sum_t delta[o, t] * a[c, s t + d (i, j)]        t runs over the T = H x W output positions
 
@@ -13,12 +14,19 @@ Bias: ||sum_t Delta_t||^2.
 columns are unfolded (k_w copies); with rows sorted by their phase modulo the stride, kernel row i is then a contiguous
 window of the same buffer, so each of the k_h products reads a view.
 
-Source: "Deep Learning on a Data Diet" (NeurIPS 2021). Not for transposed convolutions.
+A transposed convolution y[o, s t + d (i, j) - p] += W[c, o, i, j] x[c, t] has
+
+grad W[c, o, i, j] = sum_t x[c, t] * delta[o, s t + d (i, j) - p]
+
+the gradient of the convolution that takes delta, padded by p, to x: the same three ways with the two exchanged.
+
+Source: "Deep Learning on a Data Diet" (NeurIPS 2021).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,39 +39,85 @@ from scoring.grad_norms.linear import inner
 _NARROW = 1 << 14  # numbers in the weight; measured: beyond, the grouped convolution loses to the products
 
 
+class _Geometry(NamedTuple):
+    """What the weight's gradient depends on of a layer."""
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
 @closed_form(nn.Conv2d)
 def conv2d(module: nn.Conv2d, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
     """``inputs`` (B, C, H_in, W_in), ``deltas`` (B, O, H, W)."""
     found = {}
     if "weight" in wanted:
-        found["weight"] = _weight(module, inputs, deltas)
+        of = _Geometry(
+            module.in_channels,
+            module.out_channels,
+            module.groups,
+            module.kernel_size,
+            module.stride,
+            module.dilation,
+        )
+        found["weight"] = _weight(of, _pad(module, inputs), deltas)
     if "bias" in wanted:
         found["bias"] = squared_norm(deltas.flatten(2).sum(2))
     return found
 
 
-def _weight(module: nn.Conv2d, a_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+@closed_form(nn.ConvTranspose2d)
+def conv_transpose2d(
+    module: nn.ConvTranspose2d, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]
+) -> dict[str, Tensor]:
+    """``inputs`` (B, C, H_in, W_in), ``deltas`` (B, O, H, W)."""
+    found = {}
+    if "weight" in wanted:
+        of = _Geometry(
+            module.out_channels,
+            module.in_channels,
+            module.groups,
+            module.kernel_size,
+            module.stride,
+            module.dilation,
+        )
+        down, right = (int(p) for p in module.padding)
+        padded = F.pad(deltas, (right, right, down, down)) if down or right else deltas
+        reach = [
+            s * (size - 1) + d * (k - 1) + 1
+            for s, d, k, size in zip(of.stride, of.dilation, of.kernel_size, inputs.shape[2:], strict=True)
+        ]
+        # What output_padding adds at the end is of no tap.
+        found["weight"] = _weight(of, padded[:, :, : reach[0], : reach[1]], inputs)
+    if "bias" in wanted:
+        found["bias"] = squared_norm(deltas.flatten(2).sum(2))
+    return found
+
+
+def _weight(module: _Geometry, padded: Tensor, d_BOHW: Tensor) -> Tensor:
     channels, outputs = module.in_channels // module.groups, module.out_channels // module.groups
     positions = d_BOHW.shape[2] * d_BOHW.shape[3]
     taps = channels * module.kernel_size[0] * module.kernel_size[1]
     if positions * (taps + outputs) < taps * outputs:
         form, working = _ghost, 2 * module.groups * positions**2
-    elif module.out_channels * taps <= _NARROW and a_BCHW.device.type == "cpu":
+    elif module.out_channels * taps <= _NARROW and padded.device.type == "cpu":
         form, working = _grouped, module.out_channels * taps
     else:
         form, working = _direct, module.out_channels * channels * module.kernel_size[1]
-    padded = _pad(module, a_BCHW)
     if form is not _grouped:
         working += module.in_channels * module.kernel_size[1] * padded.shape[2] * d_BOHW.shape[3]
     slices = chunks(len(padded), bytes_each=padded.element_size() * working)
     return torch.cat([form(module, padded[rows], d_BOHW[rows]) for rows in slices])
 
 
-def _grouped(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+def _grouped(module: _Geometry, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
     num, _, height, width = padded_BCHW.shape
     gradients = conv2d_weight(
         padded_BCHW.reshape(1, -1, height, width),
-        (num * module.out_channels, *module.weight.shape[1:]),
+        (num * module.out_channels, module.in_channels // module.groups, *module.kernel_size),
         d_BOHW.reshape(1, -1, *d_BOHW.shape[2:]),
         stride=module.stride,
         dilation=module.dilation,
@@ -72,13 +126,13 @@ def _grouped(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
     return squared_norm(gradients.view(num, -1))
 
 
-def _direct(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+def _direct(module: _Geometry, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
     d_XOT = _by_group(module, d_BOHW)
     squared = torch.stack([squared_norm(d_XOT @ u.mT) for u in _kernel_rows(module, padded_BCHW, d_BOHW.shape)])
     return squared.view(-1, len(d_BOHW), module.groups).sum((0, 2))
 
 
-def _ghost(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
+def _ghost(module: _Geometry, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
     d_XOT = _by_group(module, d_BOHW)
     gram = d_XOT.new_zeros(len(d_XOT), d_XOT.shape[2], d_XOT.shape[2])
     for u in _kernel_rows(module, padded_BCHW, d_BOHW.shape):
@@ -86,12 +140,12 @@ def _ghost(module: nn.Conv2d, padded_BCHW: Tensor, d_BOHW: Tensor) -> Tensor:
     return inner(gram, d_XOT.mT @ d_XOT).view(-1, module.groups).sum(1)
 
 
-def _by_group(module: nn.Conv2d, d_BOHW: Tensor) -> Tensor:
+def _by_group(module: _Geometry, d_BOHW: Tensor) -> Tensor:
     """(B, O, H, W) -> (B G, O/G, T)."""
     return d_BOHW.reshape(len(d_BOHW) * module.groups, module.out_channels // module.groups, -1)
 
 
-def _kernel_rows(module: nn.Conv2d, padded_BCHW: Tensor, out_shape: torch.Size) -> Iterator[Tensor]:
+def _kernel_rows(module: _Geometry, padded_BCHW: Tensor, out_shape: torch.Size) -> Iterator[Tensor]:
     """For each kernel row i its part (B G, C/G k_w, T) of the unfolded input, as a view of one buffer."""
     (k_h, k_w), (s_h, s_w), (d_h, d_w) = module.kernel_size, module.stride, module.dilation
     num, channels, rows, _ = padded_BCHW.shape

@@ -2,8 +2,8 @@
 
 With x_hat the normalised input:    weight: ||sum_pos delta * x_hat||^2      bias: ||sum_pos delta||^2
 where pos runs over every axis between the batch and the affine axes (LayerNorm, RMSNorm) or after the channel
-(GroupNorm, BatchNorm). BatchNorm uses its running statistics: with batch statistics an example has no gradient of its
-own.
+(GroupNorm, InstanceNorm, BatchNorm). BatchNorm uses its running statistics: with batch statistics an example has no
+gradient of its own. InstanceNorm uses those of each example, or its running ones where it keeps them.
 
 Source: "Deep Learning on a Data Diet" (NeurIPS 2021). Not for BatchNorm in training mode, which the caller refuses.
 """
@@ -43,7 +43,18 @@ def layer_norm(
 @closed_form(nn.GroupNorm)
 def group_norm(module: nn.GroupNorm, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
     """``inputs`` and ``deltas`` (B, C, ...)."""
-    return _channels(lambda: F.group_norm(inputs, module.num_groups, eps=module.eps), deltas, wanted)
+    ones, zeros = inputs.new_ones(module.num_channels), inputs.new_zeros(module.num_channels)  # quicker with them
+    return _channels(lambda: F.group_norm(inputs, module.num_groups, ones, zeros, eps=module.eps), deltas, wanted)
+
+
+@closed_form(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def instance_norm(
+    module: nn.InstanceNorm2d, inputs: Tensor, deltas: Tensor, wanted: frozenset[str]
+) -> dict[str, Tensor]:
+    """``inputs`` and ``deltas`` (B, C, ...)."""
+    own = module.training or module.running_mean is None or module.running_var is None
+    mean, var = (None, None) if own else (s.to(inputs.dtype) for s in (module.running_mean, module.running_var))  # type: ignore[union-attr]
+    return _channels(lambda: F.instance_norm(inputs, mean, var, use_input_stats=own, eps=module.eps), deltas, wanted)
 
 
 @closed_form(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -46,6 +46,9 @@ from scoring.grad_norms.graph import Graph, Use, only_broadcast, scale_of, shape
 _PROBES = 3
 _MICRO_BATCH, _CACHE_BYTES = 64, 16 << 20  # more than 64 examples while the layers' inputs and outputs fit the cache
 _HELD_BYTES, _ANSWER_BYTES = 1 << 30, 64 << 20  # of what layers take in and give out, and of the answer, at a time
+# Of maps of pixels, larger by far than the weights, fewer are held: fresh memory costs more than arithmetic. A U-Net
+# with 16 pictures of 96 x 96 held takes 1.4 of a plain pass, with 8 held 1.0.
+_MAPS_BYTES, _WEIGHTS = 64 << 20, 4
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -265,7 +268,9 @@ class PerExampleGradNorm:
                     self.output_layer = tuple(own.values())
         size = sum(call.inputs.numel() + math.prod(shape_of(call.edge)) for call in calls) * logits.element_size()
         self._micro_batch = max(_MICRO_BATCH, _CACHE_BYTES * len(logits) // max(size, 1))
-        for most, held in ((_HELD_BYTES, size), (_ANSWER_BYTES, logits.numel() * logits.element_size())):
+        weights = sum(p.numel() * p.element_size() for p in self._parameters.values())
+        most_held = min(_HELD_BYTES, max(_MAPS_BYTES, _WEIGHTS * weights))
+        for most, held in ((most_held, size), (_ANSWER_BYTES, logits.numel() * logits.element_size())):
             self._micro_batch = max(1, min(self._micro_batch, most * len(logits) // max(held, 1)))
         self._verify(x, logits, calls, delta)
 

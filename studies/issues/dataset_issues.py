@@ -176,7 +176,10 @@ class _Look:
         place = order.places(self.train)
         rng = np.random.default_rng(derive_seed(self.seed, "order"))
         near = order.order_test(place, self.near.position, permutations=self.config.permutations, rng=rng)
-        label = order.label_test(place, self.train.y, classes=self.train.task.gives("classes"))
+        y = self.train.y
+        if y.ndim > 1:  # a mask is no number: the task says which are alike
+            y = self.train.task.strata(self.train.x, y, self.train.example_id)
+        label = order.label_test(place, y, classes=self.train.task.gives("classes"))
         adjusted = holm([near[1], label[1]])
         said = (
             ("neighbours", "excess of neighbours that lie near in the order", near[0]),

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from emoji_packages import write_packages
 from PIL import Image
+from topomortar_folder import write_topomortar
 from wordnet_file import write_wordnet
 
 from contracts.methods import Asked, unlearner
@@ -144,6 +145,9 @@ def _of_any(world: World) -> Fields:
         ("maker", "bags"): {"bag_size": 4},
         ("recipe", "node_classifier"): {"epochs": 3},
         ("recipe", "erase"): {"epochs": 3},
+        ("recipe", "segmentation"): {"epochs": 2, "batch": 8},
+        ("recipe", "self_distillation"): {"epochs": 2, "batch": 8},
+        ("analysis", "region_errors"): {"losses": ["ce_dice", "cldice"]},
         ("recipe", "bpr"): {"epochs": 2, "batch": 32},
         ("recipe", "causal_lm"): {"epochs": 2, "batch": 8},
         ("recipe", "lora"): {"epochs": 2, "batch": 8, "merge": False},
@@ -156,7 +160,9 @@ def _of_any(world: World) -> Fields:
         },
         ("recipe", "replay"): {"steps": [["red"], ["green", "blue"]], "epochs": 2, "buffer": 12},
         # fewer examples than weights: what lies outside their span is divided by lambda alone
-        ("unlearner", "influence_unlearning"): {"damping": 10.0 if task.gives("nodes") else 0.1},
+        ("unlearner", "influence_unlearning"): {
+            "damping": 10.0 if task.gives("nodes") or task.gives("pixels") else 0.1
+        },
         ("unlearner", "prune_then_unlearn"): {"rewind_epoch": 2, "sparsity": 0.5},
         **{("unlearner", method.spec.name): short for method in unlearner if "tokens" in method.spec.wants},
     }
@@ -174,6 +180,9 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
     found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
     (folder / "wordnet").mkdir()
     found["source", "wordnet"] = {"root": str(write_wordnet(folder / "wordnet")), "num_nodes": 90, "dim": 32}
+    found["source", "emoji_masks"] = {"root": str(folder / "emoji"), "fewest": 2}
+    found["source", "topomortar"] = {"root": str(write_topomortar(folder / "walls", walls=(6, 3, 7))), "small": True}
+    found["source", "brick_walls"] = {"size": 32, "num_train": 6, "num_test": 4, "num_other": 1}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found
 

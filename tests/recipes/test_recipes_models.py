@@ -18,6 +18,7 @@ SMALL = {
     "convnet": {"width": 6, "depth": 2},
     "resnet_gn": {"widths": [8, 16], "blocks": 2, "groups": 4},
     "vit": {"dim": 8, "depth": 2, "heads": 2},
+    "unet": {"channels": [4, 6], "deep": 1},
 }
 
 
@@ -44,7 +45,7 @@ def test_each_row_has_its_own_logits(name):
     assert model.training
     x = torch.rand(5, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     together = model(x)
-    assert together.shape == (5, 3)
+    assert together.shape == ((5, 3, 8, 8) if name == "unet" else (5, 3))
     assert torch.allclose(together, torch.cat([model(row[None]) for row in x]), atol=1e-12)
 
 
@@ -74,7 +75,7 @@ def test_parameter_names_are_stable():
     assert names == ["hidden.0.weight", "hidden.0.bias", "hidden.1.weight", "hidden.1.bias", "head.weight", "head.bias"]
 
 
-@pytest.mark.parametrize("name", ["cnn", "convnet", "resnet_gn", "vit"])
+@pytest.mark.parametrize("name", ["cnn", "convnet", "resnet_gn", "vit", "unet"])
 def test_image_models_refuse_vectors(name):
     with pytest.raises(NotApplicable, match=r"\(30,\)"):
         build(name, None, input_shape=(30,), num_outputs=2, seed=0)
@@ -91,6 +92,9 @@ def test_image_models_refuse_vectors(name):
         ("vit", {}, (1, 9, 8), NotApplicable, "9 x 8"),
         ("cnn", {}, (1, 3, 8), NotApplicable, "4 x 4"),
         ("convnet", {}, (1, 7, 9), NotApplicable, "8 x 8; these are 7 x 9"),
+        ("unet", {}, (1, 7, 9), NotApplicable, "8 x 8; these are 7 x 9"),
+        ("unet", {"channels": [4]}, (1, 8, 8), ConfigError, "2 to 9 levels"),
+        ("unet", {"deep": 3}, (1, 8, 8), ConfigError, "below the 3 levels"),
         ("mlp", {}, (), ConfigError, "input_shape"),
         ("no_such_module_here:f", {}, (4,), ConfigError, "cannot be imported"),
         ("recipes_user_models:absent", {}, (4,), ConfigError, "cannot be imported"),
@@ -102,6 +106,38 @@ def test_image_models_refuse_vectors(name):
 def test_refusals(name, config, shape, error, words):
     with pytest.raises(error, match=words):
         build(name, config, input_shape=shape, num_outputs=2, seed=0)
+
+
+def test_the_unet_is_what_its_docstring_says():
+    """Written out for two levels: block, pooling, block, transposed convolution, the skip beside it, block, head."""
+    import torch.nn.functional as F
+
+    model = build("unet", {"channels": [4, 6]}, input_shape=(2, 8, 8), num_outputs=3, seed=0).double()
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def block(part, h):
+        for conv, norm in zip(part.convs, part.norms, strict=True):
+            h = conv(h)
+            centred = h - h.mean((2, 3), keepdim=True)
+            h = centred / (centred.square().mean((2, 3), keepdim=True) + norm.eps).sqrt()
+            h = F.relu(h * norm.weight[:, None, None] + norm.bias[:, None, None])
+        return h
+
+    top = block(model.down[0], x)
+    low = block(model.down[1], F.max_pool2d(top, 2))
+    joined = block(model.joined[0], torch.cat([model.up[0](low), top], 1))
+    torch.testing.assert_close(model(x), model.head(joined), rtol=1e-9, atol=1e-12)
+
+
+def test_the_unet_takes_any_size_and_answers_at_full_size():
+    model = build("unet", {"channels": [4, 6, 8], "deep": 2}, input_shape=(1, 13, 11), num_outputs=2, seed=0).double()
+    x = torch.rand(2, 1, 13, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert [z.shape for z in model.outputs(x)] == [(2, 2, 13, 11)] * 3
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 3))
+    torch.testing.assert_close(model(x), model(padded)[..., :13, :11])
+    torch.testing.assert_close(model(x), model.outputs(x)[0])
+    coarse = model.outputs(padded)[2]
+    assert torch.equal(coarse, coarse[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3))
 
 
 def test_a_users_callable_is_seeded_and_gets_its_configuration(rng_left_alone):

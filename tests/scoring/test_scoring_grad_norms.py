@@ -18,6 +18,8 @@ from recipes.models import build
 from scoring.error_vector import error_vector
 from scoring.grad_norms import PerExampleGradNorm, closed_form
 from scoring.grad_norms.fallback import loop_squared_norms, vmap_squared_norms
+from scoring.grand import output_gradient
+from tasks.base import named
 
 K = 3
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -77,6 +79,21 @@ IMAGES = {
 }
 
 
+up = nn.ConvTranspose2d
+TRANSPOSED = {
+    "2 x 2": lambda: (up(4, 6, 2, stride=2), 6),
+    "plain": lambda: (up(4, 6, 3), 6),
+    "padding": lambda: (up(4, 6, 3, padding=(1, 2)), 6),
+    "stride and padding": lambda: (up(4, 6, (3, 4), stride=(2, 3), padding=(1, 1)), 6),
+    "output padding": lambda: (up(4, 6, 3, stride=3, padding=1, output_padding=(2, 1)), 6),
+    "dilation beyond the stride": lambda: (up(4, 6, 2, stride=1, dilation=3, output_padding=2), 6),
+    "groups": lambda: (up(4, 6, 3, stride=2, groups=2), 6),
+    "no bias": lambda: (up(4, 6, 2, stride=2, bias=False), 6),
+    "wide": lambda: (up(64, 128, 2, stride=2), 128),
+    "wide, overlapping": lambda: (up(64, 32, (3, 9), padding=(1, 4)), 32),
+}
+
+
 def check(model: nn.Module, x: Tensor, y: Tensor, naive, *, rtol: float = 1e-10) -> PerExampleGradNorm:
     model = model.double().eval()
     exact = naive(model, x, y)
@@ -103,6 +120,41 @@ def test_conv2d(name: str, naive) -> None:
     x = torch.randn(5, layer.in_channels, 9, 8, dtype=torch.float64)
     norms = check(image_net(layer, width=width), x, labels(5), naive)
     assert set(norms.coverage.values()) == {"conv2d", "linear"}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_conv_transpose2d(name: str, naive) -> None:
+    layer, width = TRANSPOSED[name]()
+    x = torch.randn(5, layer.in_channels, 6, 5, dtype=torch.float64)
+    norms = check(image_net(layer, width=width), x, labels(5), naive)
+    assert set(norms.coverage.values()) == {"conv_transpose2d", "linear"}
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d])
+def test_instance_norm(kind: type[nn.Module], running: bool, naive) -> None:
+    axes = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}[kind]
+    norm = filled(kind(4, affine=True, track_running_stats=running))
+    model = Net(norm, 4, axes=tuple(range(2, 2 + axes)))
+    norms = check(model, torch.randn(5, 4, *[3] * axes, dtype=torch.float64), labels(5), naive)
+    assert norms.coverage["body.weight"] == "instance_norm"
+
+
+def test_a_unet_is_covered_by_closed_forms_and_equals_a_loop_over_examples() -> None:
+    """Skips, transposed convolutions, InstanceNorm; the mean cross-entropy over pixels."""
+    task = named("segmentation")
+    model = build("unet", {"channels": (4, 6, 8)}, input_shape=(3, 13, 16), num_outputs=3, seed=0).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 13, 16, dtype=torch.float64, generator=generator)
+    y = torch.randint(3, (5, 13, 16), generator=generator)
+    with PerExampleGradNorm(model) as norms:
+        found = norms(x, y, output_gradient(task))
+    assert set(norms.coverage.values()) == {"conv2d", "conv_transpose2d", "group_norm"}
+    for b in range(5):
+        (loss,) = task.losses_of(model(x[b : b + 1]), y[b : b + 1])
+        exact = torch.autograd.grad(loss, list(model.parameters()))
+        for name, g in zip(dict(model.named_parameters()), exact, strict=True):
+            torch.testing.assert_close(found.squared[name][b], g.square().sum(), rtol=1e-9, atol=1e-16)
 
 
 @settings(max_examples=40, deadline=None)

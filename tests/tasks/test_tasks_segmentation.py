@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,3 +181,14 @@ def test_nodes_are_classified_on_the_whole_graph() -> None:
         np.testing.assert_allclose(found.signal[row], log_p - np.log1p(-np.exp(log_p)), rtol=1e-5)
         assert found.quality[row] == float(z.argmax() == y[row])
     assert named("nodes").losses(model, batch).detach().numpy() == pytest.approx(found.loss, rel=1e-5)
+
+
+def test_the_best_constant_answer_by_trying_each_class() -> None:
+    rng = np.random.default_rng(4)
+    masks = rng.integers(0, 3, (9, 4, 5))
+    masks[0], masks[1] = 0, 2
+    masks[2][masks[2] == 1] = 0
+    for y in (masks, np.zeros_like(masks[:2]), masks[1:2]):
+        data = SimpleNamespace(y=y, class_names=("a", "b", "c"))
+        each = [np.mean([iou(np.full((4, 5), k), mask, 3) for mask in y]) for k in range(3)]
+        assert SEGMENTATION.constant_quality(data) == pytest.approx(max(each))
