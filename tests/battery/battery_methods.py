@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from addresses_package import write_addresses
 from emoji_packages import write_packages
 from PIL import Image
 from wordnet_file import write_wordnet
@@ -174,6 +175,8 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
     found["source", "emoji"] = {"root": str(write_packages(folder / "emoji")), "fewest": 2}
     (folder / "wordnet").mkdir()
     found["source", "wordnet"] = {"root": str(write_wordnet(folder / "wordnet")), "num_nodes": 90, "dim": 32}
+    addresses = str(write_addresses(folder / "addresses"))
+    found["source", "presidential_addresses"] = {"root": addresses, "num_presidents": 3, "tokens": 32}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found
 
