@@ -327,12 +327,17 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     Raises:
         NotReady: another recipe, architecture or code trained it than the plan names now.
     """
-    from recipes.checkpoints import load_arrays
-
     arrays, meta = run.load(stage, name)
     refuse_other_training(run, stage, meta)
+    return of_arrays(run, arrays)
+
+
+def of_arrays(run: Run, arrays: Mapping[str, np.ndarray], prefix: str = "") -> nn.Module:
+    """A fresh model of the plan with the arrays whose names begin with ``prefix``, in eval mode on the device."""
+    from recipes.checkpoints import load_arrays
+
     model = model_builder(run.subject, run.data)(0)
-    load_arrays(model, arrays)
+    load_arrays(model, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
 
 

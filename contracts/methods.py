@@ -406,11 +406,15 @@ class AttackSpec(MethodSpec):
     ``attacks.membership.evidence.Evidence`` and ``config``/``seed``; it returns float64 of shape (T, N), NaN where
     undefined.
 
+    An attack that wants "tokens" is given what the audited models say of every token (``Evidence.tokens``).
+
     Attributes:
         references: 0 when the attack needs no reference models, else the fewest it can work with.
+        base: it reads what the model said before it was trained (``Evidence.base``).
     """
 
     references: int = 0
+    base: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
