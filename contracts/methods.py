@@ -437,6 +437,8 @@ class RecipeSpec(MethodSpec):
             inputs, progress) -> models``: for each of ``epochs`` (None is the end) a list with one model for each set
             of positions in ``members``, equal to what the recipe itself gives on these rows with that seed. It raises
             NotApplicable for a network that it cannot take. None: the recipe is called once for each model.
+        structure: (build, config) -> build of what its models are loaded into, where that is not the plan's network as
+            it is (adapters on it). None: the plan's network.
     """
 
     retains: tuple[str, ...] = ()
@@ -444,6 +446,7 @@ class RecipeSpec(MethodSpec):
     observable: bool = False
     counts_steps: bool = False
     stacked: Callable[..., Any] | None = None
+    structure: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
