@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-WORDS = ("<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the", "Ġthe")
+WORDS = ("<s>", "</s>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the", "Ġthe")
 MERGES = ("t h", "th e", "Ġ the")
 
 
@@ -49,11 +49,12 @@ def write_gguf(path: Path, model: Any) -> Path:
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("default")
     w.add_token_list(list(WORDS))
-    w.add_token_types([3, 3] + [1] * (len(WORDS) - 2))
+    w.add_token_types([3, 3, 3] + [1] * (len(WORDS) - 3))
     w.add_token_merges(list(MERGES))
     w.add_bos_token_id(0)
     w.add_eos_token_id(1)
     w.add_unk_token_id(0)
+    w.add_pad_token_id(1)
     own = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     w.add_tensor("token_embd.weight", own["model.embed_tokens.weight"])
     w.add_tensor("output_norm.weight", own["model.norm.weight"])

@@ -104,6 +104,7 @@ def _of_any(world: World) -> Fields:
             "methods": [{"name": "scrub", "settings": [{"alpha": 1.0}, {}]}, {"name": "eu_k"}],
             "validation": share,
         },
+        ("analysis", "extraction"): {"prefix": 3, "suffix": 1},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
         ("analysis", "bag_risk_curve"): {"bag_sizes": [1, 3], "rhos": [0.0, 0.3], "repeats": 3},

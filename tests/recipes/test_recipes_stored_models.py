@@ -110,8 +110,8 @@ def test_what_is_not_there_is_refused_by_its_field(gguf_file: Path, tmp_path: Pa
     ):
         with pytest.raises(ConfigError, match=what):
             opened(path)
-    with pytest.raises(ConfigError, match=r"knows 32 words"):
-        opened(tmp_path / "plain", words=33)
+    with pytest.raises(ConfigError, match=r"knows 33 words"):
+        opened(tmp_path / "plain", words=34)
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         stored_tokenizer(str(tmp_path / "plain"), field="x.tokenizer")
     assert locate(str(gguf_file), field="f").gguf == "small.gguf"
