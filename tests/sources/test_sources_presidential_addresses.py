@@ -13,6 +13,7 @@ from addresses_package import FOLDER, write_addresses
 
 from contracts.errors import ConfigError, DataError
 from sources.loading import load
+from sources.presidential_addresses import TEMPLATES
 from sources.tokenizers import Bytes
 
 SMALL = {"num_presidents": 3, "tokens": 32, "member": 4, "held_out": 3}
@@ -47,8 +48,8 @@ def test_each_passage_stands_in_its_speech_at_its_place_and_nowhere_twice(root: 
         assert (said["name"], said["year"]) == (data.owner[row], data.columns["year"][row])
         assert data.columns["speech"][row] == stem
         assert data.columns["zlib_bytes"][row] == len(zlib.compress(text.encode()))
-    counted = data.x.targets(slice(None))
-    assert (counted != -100).all()  # the task leaves the first out, which nothing predicts
+    counted = data.x.targets(slice(None)) != -100
+    assert counted[:, 1:].all() and not counted[:, 0].any()  # the first is the prompt: nothing predicts it
 
 
 def test_members_and_held_out_passages_are_of_alternating_speeches(root: Path) -> None:
@@ -131,6 +132,11 @@ def test_files_that_are_no_addresses_are_refused_by_name(tmp_path: Path, said: s
     (root / FOLDER / "1801_ada_elm_n.json").write_text(said)
     with pytest.raises(DataError, match=r"1801_ada_elm_n\.json is no address"):
         read(root)
+
+
+def test_templates_are_the_tokenizers_own_tokens(root: Path) -> None:
+    told = [Bytes().decode(ids) for ids in read(root).provenance["templates"]]
+    assert told == list(TEMPLATES) and all(ids[-1] == Bytes.eos for ids in read(root).provenance["templates"])
 
 
 def test_the_licence_and_the_files_are_in_the_provenance(root: Path) -> None:
