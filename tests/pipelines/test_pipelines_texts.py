@@ -72,12 +72,14 @@ def test_every_unlearner_of_texts_runs_and_is_attacked(audited: Workspace) -> No
 def test_what_is_unlearnt_is_known_less_than_by_the_untouched_model(audited: Workspace) -> None:
     """By the share of tokens named right (``ua`` is what is left of 100), and by its loss as an attack sees it."""
     w = audited.warehouse
-    wide = w.query("SELECT method, ua, ra FROM unlearning.wide")
+    wide = w.query("SELECT method, ua, ra, loss_forget, loss_retain FROM unlearning.wide")
     known = {row["method"]: row for row in wide.iter_rows(named=True)}
     area = dict(w.query("SELECT audited, auc FROM audits.attack_reports WHERE attack = 'loss'").unique().rows())
     for name in METHODS:
         assert known[name]["ua"] > known["none"]["ua"] + 5, (name, known)
         assert area[f"random/{name}"] < area["random/none"], (name, area)
+        assert known[name]["loss_forget"] > known["none"]["loss_forget"] + 0.5, (name, known)
+    assert known["grad_diff"]["loss_retain"] < known["npo"]["loss_retain"], known
     assert known["grad_diff"]["ra"] > known["npo"]["ra"], known  # only one of them trains on what is to be kept
 
 
