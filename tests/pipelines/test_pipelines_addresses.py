@@ -49,7 +49,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plan["source"]["config"] |= {"root": str(root), "tokenizer": "bytes", "tokens": 48, "planted": 6, "copies": 3}
     plan["source"]["config"] |= {"presidents": [WHO, "Cy Ash"], "member": 10, "held_out": 8}
     plan["model"]["config"] |= {"path": str(base_model(root, folder / "base")), "dtype": "float32"}
-    plan["recipe"]["config"] |= {"layers": [1], "lr": 0.02, "epochs": 25, "rank": 16}
+    plan["recipe"]["config"] |= {"layers": [1], "lr": 0.02, "epochs": 20, "rank": 16}
     plan["ensemble"]["num_models"] = 4
     plan["analyses"] = [{"name": "extraction", "config": {"prefix": 16, "suffix": 8}}]
     strong = {"lr": 0.01, "epochs": 5, "batch": 4, "warmup_epochs": 0, "schedule": "constant"}
@@ -129,6 +129,7 @@ def test_a_president_who_asks_is_answered_honestly(audited: Workspace, plan: dic
     for stage in subject_stages(subject):
         if stage.per_request:
             materialize(stage, audited, run_id="q", request="r-1", context=None)
+    w.publish()
     arrays, _ = w.artifacts.load("addresses/request_curation/r-1/split/result")
     assert set(arrays["forget"]) == set(his) and len(his) > 12
     findings = w.query("SELECT about, method, what, verdict, sentence FROM audits.findings WHERE about LIKE 'r-1/%'")
