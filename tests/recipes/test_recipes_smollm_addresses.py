@@ -1,8 +1,9 @@
 """SmolLM2-135M on presidents' addresses: what its adapters learn, what attacks see of it, what unlearning leaves.
 
-Real model, real texts: eight presidents, 8 member and 8 held-out passages of 128 tokens each from alternating speeches,
+Real model, real texts: four presidents, 8 member and 8 held-out passages of 128 tokens each from alternating speeches,
 adapters of rank 8 on blocks 20 to 29. Some minutes of one core. The thresholds are those that one-seed figures allow,
-with room for other seeds: no equality of Min-K% where eight texts have a null error of 0.15.
+with room for other seeds: no equality of Min-K% where eight texts have a null error of 0.15; that the base tells nobody
+is asked of 128 passages against 128, where the null error of an AUC is 0.036.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = LoraConfig(rank=8, targets=LINEARS, layers=tuple(range(20, 30)), merge=False, lr=2e-3, batch=4, epochs=6)
 GENTLE = {"lr": 3e-4, "epochs": 3, "batch": 4, "warmup_epochs": 0.0, "schedule": "constant", "weight_decay": 0.0}
-SEED, PRESIDENTS, BATCH = 0, 8, 16
+SEED, PRESIDENTS, BATCH = 0, 4, 16
+MANY = 16  # presidents whose passages the base is read on
 METHODS = {"lm_gradient_ascent": (0.5, 0.2), "npo": (0.5, 0.2), "grad_diff": (0.5, 0.2), "flat": (0.3, 0.4)}
 
 
@@ -82,7 +84,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PALIMPSEST_HOME", str(tmp_path_factory.mktemp("home")))
-    asked = {"tokenizer": "smollm2", "num_presidents": PRESIDENTS, "passage_seed": SEED, "planted": 3, "copies": 12}
+    asked = {"tokenizer": "smollm2", "num_presidents": PRESIDENTS, "passage_seed": SEED, "planted": 2, "copies": 12}
     try:
         data = load("presidential_addresses", asked, seed=0)
         size = {"input_shape": data.input_shape, "num_outputs": data.task.num_outputs(data)}
@@ -103,11 +105,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     patch.undo()
 
 
-def test_the_base_tells_nobody_and_the_tuned_model_everybody(world: World, record_property: Any) -> None:
-    before = float(auc(-world.base.loss[world.inside], -world.base.loss[world.outside]))
-    after = world.areas(world.tuned, world.inside, world.outside)
-    record_property("figures", {"base": before, **after, **_means(world)})
+def test_the_base_tells_nobody(world: World, record_property: Any) -> None:
+    asked = {"tokenizer": "smollm2", "num_presidents": MANY, "passage_seed": SEED}
+    many = load("presidential_addresses", asked, seed=0)
+    loss = read(world.build(0), many, batch=BATCH).loss
+    before = float(auc(-loss[many.split == "train"], -loss[many.split == "test"]))
+    record_property("figures", {"base": before, "loss": float(loss.mean())})
     assert 0.40 <= before <= 0.60, before
+
+
+def test_the_tuned_model_tells_everybody(world: World, record_property: Any) -> None:
+    after = world.areas(world.tuned, world.inside, world.outside)
+    record_property("figures", {**after, **_means(world)})
     assert after["loss"] >= 0.95 and after["min_k"] >= 0.95 and after["minus_base"] >= 0.98, after
     assert world.said.loss[world.inside].mean() < world.base.loss[world.inside].mean() - 1.0
     assert world.said.loss[world.outside].mean() > world.base.loss[world.outside].mean() - 0.1
