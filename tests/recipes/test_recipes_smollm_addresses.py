@@ -146,7 +146,8 @@ def test_where_little_is_learnt_the_base_is_what_tells(world: World, record_prop
 @pytest.fixture(scope="module")
 def forgotten(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions of one president's member passages, of his held-out ones, and of all others that were trained on."""
-    who = sorted(set(world.data.owner))[0]
+    planted = set(world.data.owner[world.data.columns["planted"] == "yes"])  # these are another matter
+    who = sorted(set(world.data.owner) - planted)[0]
     his = (world.data.owner == who) & (world.data.split == "train")
     unseen = (world.data.owner == who) & world.outside
     return np.flatnonzero(his), np.flatnonzero(unseen), np.flatnonzero((world.data.split == "train") & ~his)
@@ -156,9 +157,8 @@ def test_retrained_without_a_president_his_passages_are_like_his_other_speeches(
     world: World, forgotten: tuple[np.ndarray, np.ndarray, np.ndarray], record_property: Any
 ) -> None:
     his, unseen, others = forgotten
-    own = world.data.columns["planted"][his] == "no"
     said = read(world.trained(others, SEED), world.data, batch=BATCH).loss
-    figures = {"his": said[his][own].mean(), "held out": said[unseen].mean(), "kept": said[others].mean()}
+    figures = {"his": said[his].mean(), "held out": said[unseen].mean(), "kept": said[others].mean()}
     record_property("figures", {name: float(value) for name, value in figures.items()})
     assert abs(figures["his"] - figures["held out"]) <= 0.3, figures
     assert figures["kept"] < figures["his"] - 1.0, figures
