@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = LoraConfig(rank=8, targets=LINEARS, layers=tuple(range(20, 30)), merge=False, lr=2e-3, batch=4, epochs=6)
-GENTLE = {"lr": 3e-4, "epochs": 3, "batch": 4, "warmup_epochs": 0.0, "schedule": "constant", "weight_decay": 0.0}
+GENTLE = {"lr": 3e-4, "epochs": 6, "batch": 4, "warmup_epochs": 0.0, "schedule": "constant", "weight_decay": 0.0}
 SEED, PRESIDENTS, BATCH = 0, 4, 16
 MANY = 16  # presidents whose passages the base is read on
 METHODS = {"lm_gradient_ascent": (0.5, 0.2), "npo": (0.5, 0.2), "grad_diff": (0.5, 0.2), "flat": (0.3, 0.4)}
