@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from assets import models, needs
+from assets import models, needs, read_closely
 from assets.stage import APPLIES, Output, Partition, Run, Stage, top_rows
 from assets.unlearning import NONE, Scope
 from contracts import schema
@@ -38,18 +38,35 @@ AGAINST_RETRAINING = "against_retraining"
 
 
 def attacks(
-    subject: Subject, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
+    subject: Subject,
+    upstream: Mapping[str, Stage],
+    scope: Scope | None,
+    jobs: Mapping[str, Stage],
+    tokens: Stage | None = None,
 ) -> dict[str, Stage]:
-    """``[subject, audits, <attack>]`` for every attack the subject lists."""
-    return {choice.name: _attack(subject, choice, upstream, scope, jobs) for choice in subject.attacks}
+    """``[subject, audits, <attack>]`` for every attack the subject lists.
+
+    Args:
+        tokens: of ``read_closely.tokens`` for this scope.
+    """
+    return {choice.name: _attack(subject, choice, upstream, scope, jobs, tokens) for choice in subject.attacks}
 
 
 def _attack(
-    subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]
+    subject: Subject,
+    choice: Choice,
+    upstream: Mapping[str, Stage],
+    scope: Scope | None,
+    jobs: Mapping[str, Stage],
+    tokens: Stage | None,
 ) -> Stage:
     spec = attack.get(choice.name).spec
     config = spec.config.from_mapping(choice.config)
     per_request = scope is not None and scope.per_request
+    closely = {
+        "base": upstream.get("base") if spec.base else None,
+        "tokens": tokens if "tokens" in spec.wants else None,
+    }
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", spec.name),
@@ -64,14 +81,20 @@ def _attack(
         version=spec.version + 2,  # each model on its own, on the references' scale, from readings
         deps=tuple(
             stage
-            for stage in (upstream["target"], upstream.get("ensemble"), scope.split if scope else None, *jobs.values())
+            for stage in (
+                upstream["target"],
+                upstream.get("ensemble"),
+                scope.split if scope else None,
+                *jobs.values(),
+                *closely.values(),
+            )
             if stage
         ),
         tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),
         per_request=per_request,
-        work=lambda run: _run_attack(run, spec, config, upstream, scope, jobs),
+        work=lambda run: _run_attack(run, spec, config, upstream, scope, jobs, closely),
     )
 
 
@@ -82,13 +105,19 @@ def _run_attack(
     upstream: Mapping[str, Stage],
     scope: Scope | None,
     jobs: Mapping[str, Stage],
+    closely: Mapping[str, Stage | None],
 ) -> Output:
     from attacks.membership import attack_report, roc
 
     audited = list(_audited(run, upstream, scope, jobs))
     try:
         needs.refuse(run, spec, "attack")
-        evidence = _evidence(run, upstream, [said for *_, said in audited], outputs="outputs" in spec.wants)
+        # What is compared with the base, or stands beside token readings, is as the model says it.
+        mapped = not spec.base and "tokens" not in spec.wants
+        said = [said for *_, said in audited]
+        evidence = _evidence(run, upstream, said, outputs="outputs" in spec.wants, calibrated=mapped)
+        of = [(TARGET, 0) if name == TARGET else (name.rpartition("/")[2], seed) for name, seed, _ in audited]
+        evidence = read_closely.added(run, evidence, of, **closely)
         scores = attack.get(spec.name)(
             evidence, config=config, seed=derive_seed(run.subject.seed, "attack", spec.name) % 2**31
         )
@@ -162,12 +191,15 @@ class _Said(NamedTuple):
     outputs: np.ndarray | None
 
 
-def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool) -> Evidence:
-    """What attacks may look at, from what each of T models says of the data set: with reference models, and on their
-    scale, where there are any; else the same candidates and population points without them.
+def _evidence(
+    run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool, calibrated: bool
+) -> Evidence:
+    """What attacks may look at, from what each of T models says of the data set: with reference models, where there are
+    any; else the same candidates and population points without them.
 
     Args:
         outputs: the attack reads whole outputs.
+        calibrated: on the reference models' scale, where there are any.
 
     Raises:
         NotApplicable: there are no reference models for this subject, or no whole outputs, and why.
@@ -188,7 +220,7 @@ def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *,
             None if logits is None else logits[:, rows],
             task=data.task,
             constants=data.constants,
-            calibrated=True,
+            calibrated=calibrated,
             outputs=outputs,
         )
     from recipes.design import pool_and_population

@@ -14,6 +14,7 @@ from assets import (
     data,
     models,
     needs,
+    read_closely,
     reports,
     requests,
     scores,
@@ -46,6 +47,8 @@ def subject_stages(subject: Subject) -> list[Stage]:
         upstream["early"] = models.early(subject, examples)
     if read := needs.read_of_references(subject):
         upstream["ensemble"] = models.ensemble(subject, examples, outputs="outputs" in read)
+    if (before := read_closely.base(subject, examples)) is not None:
+        upstream["base"] = before
     scored = scores.scores(subject, upstream)
     splits = curation.splits(subject, upstream, scored)
     made = curation.datasets(subject, upstream, scored, splits)
@@ -54,7 +57,9 @@ def subject_stages(subject: Subject) -> list[Stage]:
     match = recipe_match(subject, upstream)
     later += [match] if match else []
     if subject.unlearning is None:
-        found = audits.attacks(subject, upstream, None, {})
+        tokens = read_closely.tokens(subject, upstream, None, {})
+        found = audits.attacks(subject, upstream, None, {}, tokens)
+        later += [tokens] if tokens else []
         findings = verdicts.findings(subject, None, scored, found, None, {}, analysed, match)
         later += [*found.values(), findings]
         later.append(reports.audit_report(subject, upstream, None, scored, analysed, findings, None, datasets=made))
@@ -105,11 +110,12 @@ def _audited(
     """
     others = (COMPARISON, RETRAININGS, audits.AGAINST_RETRAINING)
     jobs, comparison = {name: job for name, job in removed.items() if name not in others}, removed[COMPARISON]
-    made = audits.attacks(subject, upstream, scope, jobs)
+    tokens = read_closely.tokens(subject, upstream, scope, jobs)
+    made = audits.attacks(subject, upstream, scope, jobs, tokens)
     made[audits.U_MIA] = audits.u_mia(subject, upstream, scope, jobs)
     found = made | {name: removed[name] for name in (audits.AGAINST_RETRAINING,) if name in removed}
     findings = verdicts.findings(subject, scope, scored, found, comparison, jobs, analysed, match, accepted)
     shown = {} if scope.per_request else analysed
     report = reports.audit_report(subject, upstream, scope, scored, shown, findings, comparison, accepted, datasets)
     signed = [certificates.stage(subject, scope, findings, report)] if scope.per_request else []
-    return [*made.values(), findings, report, *signed]
+    return [*([tokens] if tokens else []), *made.values(), findings, report, *signed]

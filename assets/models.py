@@ -18,7 +18,7 @@ from contracts.digests import digest
 from contracts.errors import ConfigError, InvalidInput, NotApplicable, NotReady
 from contracts.methods import recipe
 from contracts.subject import ADAPTERS, GIVEN, RETRAIN, Subject
-from recipes.plan import device_of, model_builder, recipe_config, trainer, tried_model, versions
+from recipes.plan import device_of, model_builder, recipe_config, trained_builder, trainer, tried_model, versions
 from recipes.schedule import SupervisedConfig, num_epochs
 from reports import plots
 from tasks.base import Reading
@@ -146,7 +146,8 @@ def given_model(subject: Subject, data: ExampleSet, workspace: Workspace) -> tup
     """
     from recipes.checkpoints import load_arrays, read_checkpoint
 
-    model = tried_model(subject, data)
+    tried_model(subject, data)
+    model = trained_builder(subject, data)(0)
     path, sha256 = workspace.checkpoint(subject)
     arrays = read_checkpoint(path)
     try:
@@ -327,12 +328,17 @@ def load_model(run: Run, stage: Stage, name: str = "weights") -> nn.Module:
     Raises:
         NotReady: another recipe, architecture or code trained it than the plan names now.
     """
-    from recipes.checkpoints import load_arrays
-
     arrays, meta = run.load(stage, name)
     refuse_other_training(run, stage, meta)
-    model = model_builder(run.subject, run.data)(0)
-    load_arrays(model, arrays)
+    return of_arrays(run, arrays)
+
+
+def of_arrays(run: Run, arrays: Mapping[str, np.ndarray], prefix: str = "") -> nn.Module:
+    """A fresh model of the plan with the arrays whose names begin with ``prefix``, in eval mode on the device."""
+    from recipes.checkpoints import load_arrays
+
+    model = trained_builder(run.subject, run.data)(0)
+    load_arrays(model, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
     return model.to(device_of(run.subject)).eval()  # type: ignore[no-any-return]
 
 

@@ -186,6 +186,8 @@ def lacks(spec: MethodSpec, kind: str, data: ExampleSet) -> str:
         return (
             f"{kind} {spec.name} needs reference models, so a model and its recipe; there are only a model's outputs."
         )
+    if getattr(spec, "base", False):
+        return f"{kind} {spec.name} needs the model before its training; there are only a model's outputs."
     looks = kind != "attack" and ("encoder" in spec.needs or not spec.needs)
     if looks and data.provenance.get("values") == OUTPUTS:
         return f"{kind} {spec.name} looks at what describes the examples; the table of outputs has no features."

@@ -28,7 +28,7 @@ from contracts.params import Config
 from contracts.progress import Progress
 from contracts.registry import Method
 from contracts.subject import Subject
-from recipes.plan import device_of, model_builder, recipe_config
+from recipes.plan import device_of, model_builder, recipe_config, trained_builder
 from recipes.plan import trainer as recipe_of
 from sources.example_set import ExampleSet
 from tasks.base import lacking, require
@@ -174,7 +174,7 @@ class JobProvider(Provider):
 
         models = []
         for r in range(self.subject.early.seeds):
-            model = model_builder(self.subject, self.data)(0)
+            model = trained_builder(self.subject, self.data)(0)
             load_arrays(model, self._load("early", f"seed{r}")[0])
             models.append(model.to(device_of(self.subject)).eval())
         return models
@@ -292,7 +292,7 @@ class UnlearnFrom:
         """A fresh model with the result's arrays, which must answer as the result does."""
         from recipes.as_saved import refuse_unlike, reloaded
 
-        fresh = reloaded(result, model_builder(self.provider.subject, retain), what=name)
+        fresh = reloaded(result, trained_builder(self.provider.subject, retain), what=name)
         for part in (retain.take(np.arange(min(len(retain), _COMPARED))), forget):
             if len(part):
                 refuse_unlike(result, fresh, part, what=name)  # type: ignore[arg-type]

@@ -273,7 +273,8 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
         for s, (row, took) in enumerate(zip(meta["runs"], times, strict=True)):
             same = np.array_equal(arrays["reading"][s], results[RETRAIN][0]["reading"][s])
             distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
-            rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance})
+            losses = _losses(run, scope, arrays, s) if row["status"] == "ok" else {}
+            rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance, **losses})
     gaps = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
     done = [{c.name: row[c.name] for c in schema.UNLEARNING_RUNS.columns} for row in gaps.to_dicts()]
     frame = frame_of(schema.UNLEARNING_RUNS, done)
@@ -334,6 +335,18 @@ def _answers(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray]) -> list[A
         Answers(forget=row[forget], retain=row[retain], test=row[test], non_member=called)
         for row, called in zip(quality, arrays["non_member"], strict=True)
     ]
+
+
+def _losses(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray], s: int) -> dict[str, float]:
+    """Mean losses of texts on the set, on what is kept, and on the test split: a share of tokens named right moves
+    little where a likelihood moves much."""
+    data, (ids, _) = run.data, run.load(scope.split)
+    if not data.task.gives("tokens"):
+        return {}
+    loss = Reading(arrays["reading"][s]).loss
+    of = {"forget": data.positions(arrays["forget"]), "retain": data.positions(ids["retain"])}
+    of["test"] = np.flatnonzero(data.split == "test")
+    return {f"loss_{name}": float(loss[rows].mean()) for name, rows in of.items() if len(rows)}
 
 
 def _distance(run: Run, own: list[Answers], retrained: list[Answers], s: int, *, same: bool) -> dict[str, float | None]:

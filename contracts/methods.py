@@ -408,11 +408,15 @@ class AttackSpec(MethodSpec):
     ``attacks.membership.evidence.Evidence`` and ``config``/``seed``; it returns float64 of shape (T, N), NaN where
     undefined.
 
+    An attack that wants "tokens" is given what the audited models say of every token (``Evidence.tokens``).
+
     Attributes:
         references: 0 when the attack needs no reference models, else the fewest it can work with.
+        base: it reads what the model said before it was trained (``Evidence.base``).
     """
 
     references: int = 0
+    base: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -435,6 +439,8 @@ class RecipeSpec(MethodSpec):
             inputs, progress) -> models``: for each of ``epochs`` (None is the end) a list with one model for each set
             of positions in ``members``, equal to what the recipe itself gives on these rows with that seed. It raises
             NotApplicable for a network that it cannot take. None: the recipe is called once for each model.
+        structure: (build, config) -> build of what its models are loaded into, where that is not the plan's network as
+            it is (adapters on it). None: the plan's network.
     """
 
     retains: tuple[str, ...] = ()
@@ -442,6 +448,7 @@ class RecipeSpec(MethodSpec):
     observable: bool = False
     counts_steps: bool = False
     stacked: Callable[..., Any] | None = None
+    structure: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

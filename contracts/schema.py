@@ -188,6 +188,9 @@ METRICS = {
     "avg_gap": "mean of the four gaps, its interval within the seed, paired by example; lower is closer to retraining",
     "ra_lost": "accuracy on retained examples lost against this seed's retraining, its interval paired",
     "ta_lost": "the same on test examples",
+    "loss_forget": "of texts: mean loss of the forget set, nats a token; far above retraining's it is ruin",
+    "loss_retain": "of texts: the same of the retain set; never read one without the other",
+    "loss_test": "of texts: the same of the test split",
     "retrain_spread": "mean avg_gap between this seed's retraining and those of the other seeds; of more than one seed",
 }
 """The metrics of classifiers in ``unlearning.metrics``, in percent or percentage points; other tasks may add theirs."""
@@ -255,7 +258,7 @@ UNLEARNING_METRICS = TableSpec(
     columns=(
         *_OF_A_RUN,
         _text("metric", "what was measured: " + "; ".join(f"{name}, {words}" for name, words in METRICS.items())),
-        Column(name="value", dtype="float64", doc="figure, in percent or percentage points"),
+        Column(name="value", dtype="float64", doc="figure, in percent or percentage points; losses in nats a token"),
         Column(name="low", dtype="float64", doc="lower bound; null for a metric without an interval", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
     ),

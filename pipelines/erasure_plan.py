@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from assets.read_closely import TOKENS
 from contracts import schema
 from contracts.erasure import Action, Item, in_order
 from contracts.methods import maker
@@ -239,6 +240,8 @@ def _evidence(
                 if stays
                 else "; weights that saw them go"
             )
+        elif stage == "request_audits" and name == TOKENS:
+            action, why = Action.REMOVE, "what models say of every token of theirs"
         elif what in ("audit.html", "audit.json", "closing.html", "closing.json"):
             why = "a report of a request shows no example"
         elif stage == "request_certificates":

@@ -24,7 +24,7 @@ from contracts.methods import unlearner
 from contracts.subject import Subject
 from pipelines.home import state_home
 from pipelines.launchers import finished
-from recipes.plan import device_of, load_examples, model_builder
+from recipes.plan import device_of, load_examples, trained_builder
 from warehouse import ArtifactStore, fsio
 
 
@@ -58,7 +58,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     ids, _ = store.load(job.members)
     train, test = data.part("train"), data.part("test")
     forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])  # read; a method gets its own
-    build, device = model_builder(subject, data), device_of(subject)
+    build, device = trained_builder(subject, data), device_of(subject)
     model = build(0)
     load_arrays(model, weights)
     model = model.to(device).eval()

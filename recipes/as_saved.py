@@ -87,12 +87,13 @@ def refuse_unlike(
     inputs = Inputs(data, dtype=model_dtype(fresh), device=model_device(fresh), preload_bytes=0)
     values, kept = np.empty((len(data), len(READING))), []
     changed, broken = np.zeros(len(data), bool), np.zeros(len(data), bool)
+    vectors = isinstance(task, OutputTask) and _vectors(result, fresh, inputs)
     with eval_mode(result), eval_mode(fresh), torch.no_grad(), np.errstate(all="ignore"):
         for start in range(0, len(data), _BATCH):
             rows = slice(start, min(start + _BATCH, len(data)))
             batch = inputs.slice(rows.start, rows.stop)
             said = None
-            if isinstance(task, OutputTask):
+            if vectors:
                 before, after = (answers(model, batch) for model in (result, fresh))
                 if all(torch.is_tensor(a) and a.ndim == 2 for a in (before, after)):
                     said = tuple(a.to(torch.float32).cpu().numpy() for a in (before, after))
@@ -112,6 +113,16 @@ def refuse_unlike(
     if changed.any():
         raise NotTheModel(_changed(what, f"{int(changed.sum())} of {len(data)} examples"))
     return Reading(values), np.concatenate(kept) if kept else None
+
+
+def _vectors(result: nn.Module, fresh: nn.Module, inputs: Inputs) -> bool:
+    """Whether both answer one vector an example, seen on one: answers of a language model to many texts at once, a
+    number a word and token, would fill the memory for nothing."""
+    if not len(inputs):
+        return False
+    with eval_mode(result), eval_mode(fresh), torch.no_grad():
+        both = [answers(model, inputs.slice(0, 1)) for model in (result, fresh)]
+    return all(torch.is_tensor(a) and a.ndim == 2 for a in both)
 
 
 def _changed(what: str, on: str) -> str:

@@ -93,6 +93,17 @@ def model_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
     )
 
 
+def trained_builder(subject: Subject, data: ExampleSet) -> Callable[[int], Any]:
+    """``seed -> fresh model`` of the structure that the subject's recipe gives its models: what stored ones are loaded
+    into, given ones too. That of :func:`model_builder`, but for recipes that say otherwise (``RecipeSpec.structure``).
+    """
+    build = model_builder(subject, data)
+    if not subject.recipe.name:
+        return build
+    structure = recipe.get(subject.recipe.name).spec.structure
+    return build if structure is None else structure(build, recipe_config(subject))  # type: ignore[no-any-return]
+
+
 def tried_model(subject: Subject, data: ExampleSet) -> nn.Module:
     """A fresh model of the plan that has shown, on a few training examples, that it can be audited: trained by a
     gradient and read in eval mode, with finite answers of the right shape, on the plan's device.

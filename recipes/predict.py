@@ -14,7 +14,8 @@ from torch import nn
 from contracts.errors import DataError
 from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
-from tasks.base import READING, OutputTask, Reading, respond
+from sources.payloads.tokens import NOT_COUNTED
+from tasks.base import READING, OutputTask, Reading, require, respond
 
 M = TypeVar("M", bound=nn.Module)
 _AT_ONCE, _PIXELS = 1024, 2**18  # examples of a batch; pixels, where an answer is one a pixel
@@ -112,6 +113,34 @@ def reading_of(model: nn.Module, inputs: Inputs, *, batch: int | None = None) ->
             stop = min(start + step, len(inputs))
             values[start:stop] = data.task.read(model, inputs.slice(start, stop)).values
     return finite_reading(values, data)
+
+
+def read_tokens(model: nn.Module, data: ExampleSet, *, batch: int = 64) -> np.ndarray:
+    """What a model says of every token of every row of ``data``: (N, T, 3) float32, T the longest text's, NaN where a
+    token does not count; see ``tasks.base.Task.read_tokens``.
+
+    Args:
+        model: on any device; its train/eval state is as before after the call.
+        batch: texts at a time; changes memory and speed only.
+
+    Raises:
+        NotApplicable: the examples are no sequences of tokens.
+        DataError: a counted token of which something is not finite, naming the examples.
+    """
+    require(data, "what reads single tokens", "tokens")
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
+    values = np.full((len(data), data.x.shape[1], 3), np.nan, np.float32)
+    broken = np.zeros(len(data), bool)
+    with eval_mode(model), torch.no_grad(), np.errstate(all="ignore"):
+        for start in range(0, len(data), batch):
+            some = inputs.slice(start, min(start + batch, len(data)))
+            said = data.task.read_tokens(model, some)
+            rows = slice(start, start + len(said))
+            values[rows, : said.shape[1]] = said
+            counts = (data.targets(rows) != NOT_COUNTED) & (np.arange(said.shape[1]) > 0)
+            broken[rows] = (~np.isfinite(said).all(axis=-1) & counts).any(axis=1)
+    _refuse_broken(broken, data)
+    return values
 
 
 def finite_reading(values: np.ndarray, data: ExampleSet) -> Reading:

@@ -27,6 +27,8 @@ _METRICS = {  # metric, or column of unlearning.runs -> heading, shorter heading
     "ua": ("Unlearning acc. %", "Unlearning acc."),
     "ra": ("Retain acc. %", "Retain acc."),
     "ta": ("Test acc. %", "Test acc."),
+    "loss_forget": ("Loss, forgotten", "Loss forg."),
+    "loss_retain": ("Loss, kept", "Loss kept"),
     "mia_efficacy": ("Membership eff. %", "Membership eff."),
     "wall_s": ("Seconds", "Seconds"),
 }

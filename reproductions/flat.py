@@ -60,6 +60,7 @@ from contracts.digests import derive_seed
 from contracts.methods import unlearner
 from contracts.progress import Progress
 from recipes.language.causal import causal_lm
+from recipes.language.decoding import greedy
 from recipes.language.fitting import TokenTrainingConfig
 from recipes.models import builder
 from reproductions.framework import Claim, at_least, at_most, reproduction
@@ -69,7 +70,7 @@ from sources.example_set import ExampleSet
 from sources.loading import load
 from sources.questions import Question
 from tasks.base import answers
-from unlearning.language.decoding import answer_nll, greedy
+from unlearning.language.decoding import answer_nll
 from unlearning.language.descent import Descent, Step
 from unlearning.language.flat import flat_loss, mean_token_probability
 from unlearning.language.metrics import GENERAL, SETS, LanguageMetrics, language_metrics

@@ -4,6 +4,7 @@
     words   5 special tokens, then the words of the training split, sorted; a word is a run of letters, digits and _,
             or one other character that is no blank; a word that training does not hold is <unk>
     folder  tokenizer.json, and beside it, where there are any, the names of the special tokens in tokenizer_config.json
+    GGUF    the tokenizer that a model's GGUF file holds, read by transformers (``stored_tokenizer``)
 
 A text is framed as <bos> text <eos>, a prompt with its answer as <bos> prompt <sep> answer <eos>; a folder's tokenizer
 adds those of the special tokens that it names (sep: none). ``encode`` says where in the text each token ends, so that a
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -25,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.digests import canonical_json
-from contracts.errors import DataError
+from contracts.errors import ConfigError, DataError
 from sources.files import check_size, inside
+from sources.stored_models import locate, need_extra
 
 BYTES, WORDS = "bytes", "words"
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MAX_FILE = 256 * 2**20
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
 class Encoded(NamedTuple):
@@ -169,24 +173,47 @@ class FromFolder(Tokenizer):
     sep = None
 
     def __init__(self, root: Path, name: str) -> None:
-        import tokenizers
-
         inside(root, name, folder=True)
         path = inside(root, f"{name}/tokenizer.json")
         check_size(path.stat().st_size, _MAX_FILE, path.name)
-        self._raw = path.read_bytes()
         special: dict[str, Any] = {}
         beside = root / name / "tokenizer_config.json"
         if beside.exists():
             special = _read_json(inside(root, f"{name}/tokenizer_config.json"))
+        self._read(path.read_bytes(), special, name)
+
+    @classmethod
+    def of_gguf(cls, folder: Path, file: str) -> FromFolder:
+        """The tokenizer in a GGUF file; nothing is written.
+
+        Raises:
+            NotReady: the extra ``hf`` is not installed.
+            DataError: the file holds none that can be read.
+        """
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        with need_extra("hf", f"the tokenizer in {file}"):
+            import gguf  # noqa: F401 - transformers asks for it only in the middle of its work
+            from transformers import AutoTokenizer
+        try:
+            found: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file, local_files_only=True)
+            raw = found.backend_tokenizer.to_str(pretty=False).encode("utf-8")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"{file}: its tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from error
+        made = cls.__new__(cls)
+        made._read(raw, {word: getattr(found, word) for word in _SPECIAL}, file)
+        return made
+
+    def _read(self, raw: bytes, special: dict[str, Any], name: str) -> None:
+        import tokenizers
+
+        self._raw = raw
         try:
             self._made = tokenizers.Tokenizer.from_buffer(self._raw)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{name}/tokenizer.json cannot be read as a tokenizer: {error}") from None
         self._made.no_padding()
         self._made.no_truncation()
-        self.bos, self.eos = (self._special(special, word, name) for word in ("bos_token", "eos_token"))
-        pad = self._special(special, "pad_token", name)
+        self.bos, self.eos, pad = (self._special(special, word, name) for word in _SPECIAL)
         self.pad = next((token for token in (pad, self.eos, self.bos) if token is not None), 0)
 
     def _special(self, config: dict[str, Any], word: str, name: str) -> int | None:
@@ -217,6 +244,27 @@ class FromFolder(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._made.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
+
+
+def stored_tokenizer(path: str, *, field: str) -> Tokenizer:
+    """``bytes``, or the tokenizer of a stored language model: of its folder, or of its GGUF file.
+
+    Args:
+        path: as of ``sources.stored_models.locate``.
+        field: that names it, for messages.
+
+    Raises:
+        ConfigError, UnsafeFile: as ``locate``; a folder of safetensors without tokenizer.json.
+        NotReady, DataError: see :class:`FromFolder`.
+    """
+    if path == BYTES:
+        return Bytes()
+    there = locate(path, field=field)
+    if there.gguf:
+        return FromFolder.of_gguf(there.folder, there.gguf)
+    if not (there.folder / "tokenizer.json").exists():
+        raise ConfigError(f"{field} = {path!r} holds no tokenizer.json: the model's own tokenizer is needed beside it")
+    return FromFolder(there.folder, ".")
 
 
 def tokenizer(root: Path, name: str, *, min_count: int = 1, max_words: int = 50_000) -> Tokenizer:

@@ -182,6 +182,15 @@ class Task:
         """The four numbers of every example, (B, 4), without gradient; the model is in eval mode."""
         raise NotImplementedError
 
+    def read_tokens(self, model: nn.Module, batch: Batch) -> NDArray[np.float32]:
+        """What the model says of every token, (B, T, 3) float32, ``tasks.signals.token_statistics``; NaN where a token
+        does not count.
+
+        Raises:
+            NotApplicable: examples are no sequences of tokens.
+        """
+        raise NotApplicable(f"{self} has no tokens that a model could be read on")
+
     def losses_and_reading(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Reading]:
         """:meth:`losses`, with gradient, and :meth:`read`, of one model in one state."""
         return self.losses(model, batch), self.read(model, batch)

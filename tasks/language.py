@@ -22,6 +22,7 @@ tokens alone, so padding and neighbours in a batch do not change them beyond the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from contracts.errors import DataError
 from contracts.methods import EVERY_TASK, TaskSpec, task
 from tasks.base import READING, Batch, Constants, Examples, OutputTask, Reading, answers
-from tasks.signals import log_odds, loss_from_log_odds
+from tasks.signals import log_odds, loss_from_log_odds, token_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,23 +97,17 @@ class Language(OutputTask):
     def read(self, model: nn.Module, batch: Batch) -> Reading:
         """As every task; some thousand tokens are run at a time, and only the logits of counted ones leave the
         device."""
-        import torch
-
-        labels, rows = batch.targets, max(1, _TOKENS // batch.targets.shape[1])
-        parts = []
-        for at in range(0, len(batch), rows):
-            some = Batch(
-                {name: values[at : at + rows] for name, values in batch.inputs.items()},
-                labels[at : at + rows],
-                batch.example_id[at : at + rows],
-                batch.constants,
-            )
-            aims = some.targets[:, 1:]
-            counted = aims != NOT_COUNTED
-            with torch.no_grad():
-                chosen = logits_of(answers(model, some))[:, :-1][counted].to(torch.float32).cpu().numpy()
-            parts.append(_reading(chosen, aims[counted].cpu().numpy(), counted.cpu().numpy()).values)
+        parts = [_reading(*some).values for some in _counted_logits(model, batch)]
         return Reading(np.concatenate(parts) if parts else np.empty((0, len(READING))))
+
+    def read_tokens(self, model: nn.Module, batch: Batch) -> NDArray[np.float32]:
+        """(B, T, 3), run as :meth:`read` is; at t what is said of token t, so that the first is NaN."""
+        found = np.full((*batch.targets.shape, 3), np.nan, np.float32)
+        done = 0
+        for logits, tokens, counted in _counted_logits(model, batch):
+            found[done : done + len(counted), 1:][counted] = token_statistics(logits, tokens)
+            done += len(counted)
+        return found
 
     def reading_of(self, outputs: NDArray[Any], targets: NDArray[Any], constants: Constants) -> Reading:
         """From logits (..., B, T, V) and labels (B, T).
@@ -142,6 +137,28 @@ class Language(OutputTask):
 
     def describe(self, data: Examples) -> str:
         return "the next token"
+
+
+def _counted_logits(
+    model: nn.Module, batch: Batch
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]]:
+    """Some sequences at a time: the logits (P, V) and tokens (P,) at their P counted positions, and where these are,
+    (b, T - 1) bool."""
+    import torch
+
+    labels, rows = batch.targets, max(1, _TOKENS // batch.targets.shape[1])
+    for at in range(0, len(batch), rows):
+        some = Batch(
+            {name: values[at : at + rows] for name, values in batch.inputs.items()},
+            labels[at : at + rows],
+            batch.example_id[at : at + rows],
+            batch.constants,
+        )
+        aims = some.targets[:, 1:]
+        counted = aims != NOT_COUNTED
+        with torch.no_grad():
+            chosen = logits_of(answers(model, some))[:, :-1][counted].to(torch.float32).cpu().numpy()
+        yield chosen, aims[counted].cpu().numpy(), counted.cpu().numpy()
 
 
 def _reading(logits: NDArray[Any], tokens: NDArray[Any], counted: NDArray[np.bool_]) -> Reading:

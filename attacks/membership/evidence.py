@@ -6,17 +6,19 @@ Legend: T audited models, M reference models, N candidate examples, P population
     target (T, N, 4)   reference (M, N, 4)   readings: loss, signal, log-likelihood, quality (``tasks.base.Reading``)
     keep (M, N): reference m trained on example n
     population_target (T, P, 4)   population_reference (M, P, 4)   of examples that no model was trained on
+    tokens: what the audited models say of every token    base (N, 4): what the model said before it was trained
     target_index (T,): which reference the audited model is (left out of its own statistics), -1 for none
 
 So an attack runs on every task. The few that read whole outputs declare ``wants=("outputs", "classes")`` and ask
-``evidence.outputs``. With Q > 1 queries an example (identity first, then for instance a horizontal flip; Carlini et al.
-2022) ``target_signals`` is (T, N, Q) and ``reference_signals`` (M, N, Q): LiRA averages over the queries; everything
-else is of the first.
+``evidence.outputs``; those that read single tokens want "tokens" and ask ``evidence.token_readings``; those that
+compare with the model before its training declare ``base`` and ask ``evidence.base_loss``. With Q > 1 queries an
+example (identity first, then for instance a horizontal flip; Carlini et al. 2022) ``target_signals`` is (T, N, Q) and
+``reference_signals`` (M, N, Q): LiRA averages over the queries; everything else is of the first.
 
 The constructors ``of_ensemble`` and ``of_logits`` map what the audited models say to the references' scale when asked
 to (``calibrated``; ``outputs.on_reference_scale``): a verdict then does not change when all outputs of an audited model
-    go through an
-increasing map. Published attacks, and the figures compared with the authors' codes, are without; audits are with.
+go through an increasing map. Published attacks, and the figures compared with the authors' codes, are without; audits
+are with, but for attacks on tokens and against the base, which are on no scale of reference models.
 
 Not here: the truth about the audited models. Membership of a target among the references is in ``keep`` because its
 siblings need it, and no attack may use row ``target_index[t]`` of it, or of the readings, against target t.
@@ -32,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership.outputs import Float, Logits, Outputs, Said, check_outputs, on_reference_scale
+from attacks.membership.tokens import TokenReadings
 from contracts.errors import ConfigError, DataError, InvalidInput, NotApplicable
 from recipes.ensemble import ReferenceEnsemble
 from tasks.base import NO_CONSTANTS, READING, Constants, Task, named
@@ -46,6 +49,7 @@ class Evidence:
     Attributes:
         likeliest: log-likelihood of the best answer there can be (``tasks.base.Task.likeliest``).
         whole: outputs, where they were kept.
+        tokens, base: where an attack reads them; as the models say it, on no other scale.
         Others: see the module.
 
     Raises:
@@ -63,6 +67,8 @@ class Evidence:
     reference_signals: Float | None = None
     likeliest: float = 0.0
     whole: Outputs | None = None
+    tokens: TokenReadings | None = None
+    base: Float | None = None
 
     def __post_init__(self) -> None:
         num = len(self.example_id)
@@ -79,6 +85,10 @@ class Evidence:
                 )
         self._check_population()
         self._check_queries()
+        if self.base is not None:
+            self._check("base", self.base[None], self.example_id)
+        if self.tokens is not None:
+            self.tokens.check(models=self.num_targets, ids=self.example_id)
         if self.target_index is not None:
             index = self.target_index
             if index.shape != (self.num_targets,) or (index < -1).any() or (index >= self.num_references).any():
@@ -286,6 +296,34 @@ class Evidence:
         return self.whole
 
     @property
+    def token_readings(self) -> TokenReadings:
+        """What the audited models say of every token.
+
+        Raises:
+            NotApplicable: it was not read.
+        """
+        if self.tokens is None:
+            raise NotApplicable(
+                "the attack reads single tokens, and nothing was read of them: either the task has none, or the attack "
+                "is run where only readings of whole examples are"
+            )
+        return self.tokens
+
+    @property
+    def base_loss(self) -> Float:
+        """(N,) loss of the model before it was trained.
+
+        Raises:
+            NotApplicable: it was not read.
+        """
+        if self.base is None:
+            raise NotApplicable(
+                "the attack compares with the model before its training, and that was not read: it is not known of a "
+                "given model, and not read by audits of many models at once"
+            )
+        return np.ascontiguousarray(self.base[:, _LOSS])
+
+    @property
     def nbytes(self) -> int:
         """Size of what is held, shared arrays once."""
         parts: list[NDArray[Any] | None] = [
@@ -297,6 +335,7 @@ class Evidence:
         ]
         parts += [self.target_signals, self.reference_signals]
         parts += [] if self.whole is None else [self.whole.target, self.whole.reference]
+        parts += [self.base, None if self.tokens is None else self.tokens.target]
         return sum({id(part): part.nbytes for part in parts if part is not None}.values())
 
     @cached_property

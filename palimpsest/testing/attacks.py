@@ -23,6 +23,8 @@ def of_candidates(evidence: Evidence, rows: np.ndarray) -> Evidence:
     if whole is not None:
         theirs = None if whole.reference is None else whole.reference[:, rows]
         whole = dataclasses.replace(whole, labels=whole.labels[rows], target=whole.target[:, rows], reference=theirs)
+    some["base"] = None if evidence.base is None else evidence.base[rows]
+    some["tokens"] = None if evidence.tokens is None else evidence.tokens.take(rows)
     return dataclasses.replace(evidence, example_id=evidence.example_id[rows], whole=whole, **some)
 
 
@@ -79,9 +81,9 @@ def odd_evidence(world: World, method: Method[Any]) -> None:
     }
     large = evidence.target * np.array([1e6, 1e6, 1e6, 1.0])
     cases = {
-        "all answers equal": dataclasses.replace(evidence, **zeros, whole=_changed(evidence, 0.0)),
+        "all answers equal": dataclasses.replace(evidence, **zeros, **_changed(evidence, 0.0)),
         "one example": of_candidates(evidence, np.array([0])),
-        "huge answers": dataclasses.replace(evidence, target=large, whole=_changed(evidence, 1e6)),
+        "huge answers": dataclasses.replace(evidence, target=large, **_changed(evidence, 1e6)),
     }
     if evidence.whole is not None:
         labels = dataclasses.replace(evidence.whole, labels=np.zeros_like(evidence.whole.labels))
@@ -93,7 +95,10 @@ def odd_evidence(world: World, method: Method[Any]) -> None:
             claim(out.shape == case.target.shape[:2], f"scores {out.shape}, not {case.target.shape[:2]}")
 
 
-def _changed(evidence: Evidence, factor: float) -> Any:
-    if evidence.whole is None:
-        return None
-    return dataclasses.replace(evidence.whole, target=evidence.whole.target * np.float32(factor))
+def _changed(evidence: Evidence, factor: float) -> dict[str, Any]:
+    """Whole outputs and token readings of the audited models, times ``factor``, where there are any."""
+    found = {}
+    for name in ("whole", "tokens"):
+        part: Any = getattr(evidence, name)
+        found[name] = part and dataclasses.replace(part, target=part.target * np.float32(factor))
+    return found

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from attacks.membership import Evidence
+from attacks.membership.tokens import TokenReadings, zlib_bytes
 from contracts.errors import NotApplicable
 from contracts.methods import NEEDS, analysis, unlearner
 from contracts.params import Config
@@ -33,7 +34,7 @@ from contracts.tables import Column
 from palimpsest.testing.kinds import kind_of
 from recipes.early import early_models, early_snapshots
 from recipes.ensemble import ReferenceEnsemble, train_ensemble
-from recipes.predict import predict_logits, read
+from recipes.predict import predict_logits, read, read_tokens
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
 from sources.made import Made
@@ -111,7 +112,7 @@ class World:
         models = [self.needs["model"], stranger]
         said = np.stack([ensemble.reading[0], *(read(model, people).values for model in models)])
         logits = np.stack([ensemble.outputs[0], *(predict_logits(m, people) for m in models)]) if whole else None
-        return Evidence.of_ensemble(
+        found = Evidence.of_ensemble(
             ensemble,
             said,
             logits,
@@ -120,6 +121,13 @@ class World:
             target_index=np.array([0, -1, -1]),
             outputs=whole,
         )
+        before = self.trainer.build(0).to(self.trainer.device)
+        candidates = self.examples.subset(found.example_id)
+        tokens = None
+        if self.examples.task.gives("tokens"):
+            of = np.stack([read_tokens(model, candidates) for model in (before, *models)])
+            tokens = TokenReadings(target=of, zlib_bytes=zlib_bytes(candidates))
+        return dataclasses.replace(found, base=read(before, candidates).values, tokens=tokens)
 
     def on(self, device: str) -> World:
         """The same world with its models trained, and kept, on a device; kept under the device's name."""

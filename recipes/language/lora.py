@@ -4,7 +4,9 @@
 
 Only A and B are trained, on every row of the data; then they are added into W, so that the result has the structure of
 the base model and whatever is done to any model (reading, unlearning, saving) is done to it. With weights in bfloat16
-the sum is rounded and small updates are lost: ``merge = false`` keeps the adapters apart.
+the sum is rounded and small updates are lost: ``merge = false`` keeps the adapters apart. Then they are what is saved
+and what unlearners move, the base is frozen, and blocks below the lowest of ``layers`` are run once a text
+(``adapted``).
 
 The base is what ``build`` gives, the same for every seed (model ``pretrained_lm``), or a fresh one.
 peft is imported when the recipe runs, and not before.
@@ -30,11 +32,13 @@ from contracts.progress import Progress, silent
 from contracts.stores import CheckpointStore, NoStore
 from recipes.fitting import make_optimizer, trainable
 from recipes.keeping import Keeping, load_optimizer, optimizer_arrays, run_fingerprint
+from recipes.language.adapted import Adapted
 from recipes.language.fitting import TokenTrainingConfig, fit_tokens
 from recipes.models import Build
 from recipes.rng import generator, local_rng
 from recipes.schedule import epochs_to_train, num_epochs
 from sources.example_set import ExampleSet
+from sources.stored_models import need_extra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,7 @@ class LoraConfig(TokenTrainingConfig):
             raise ConfigError("LoraConfig.layers need targets, the names of the linear layers in each block")
 
 
-def attach(base: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
+def attach(base: nn.Module, config: LoraConfig, *, seed: int) -> Adapted:
     """``base`` with fresh adapters, which are all that requires a gradient; ``base`` itself is taken over.
 
     Args:
@@ -67,10 +71,14 @@ def attach(base: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
         seed: of A.
 
     Raises:
-        ConfigError: peft finds no layer of these names, or cannot adapt the model.
+        ConfigError: peft finds no layer of these names, or cannot adapt the model; or it has adapters already.
+        NotReady: the extra ``hf`` is not installed.
     """
-    import peft
+    with need_extra("hf", "adapters"):
+        import peft
 
+    if isinstance(base, Adapted):
+        raise ConfigError("the model has adapters already: they can be trained, and no others laid over them (rank 0)")
     wanted = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -89,8 +97,9 @@ def attach(base: nn.Module, config: LoraConfig, *, seed: int) -> nn.Module:
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    restart(adapted, seed=seed)
-    return adapted
+    model = Adapted(adapted, first=min(config.layers, default=0))
+    restart(model, seed=seed)
+    return model
 
 
 @torch.no_grad()
@@ -128,8 +137,12 @@ def load_adapter(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
 def merged(model: nn.Module) -> nn.Module:
     """The base model with the adapters added into its weights; ``model`` is used up. All of it can be trained again."""
     adapted: Any = model
-    whole: nn.Module = adapted.merge_and_unload()
+    whole: nn.Module = adapted.model.merge_and_unload()
     return whole.requires_grad_(True).eval()
+
+
+def _structure(build: Build, config: LoraConfig) -> Build:
+    return build if config.merge else lambda seed: attach(build(seed), config, seed=seed)
 
 
 @recipe(
@@ -141,6 +154,7 @@ def merged(model: nn.Module) -> nn.Module:
         wants=("losses", "tokens"),
         early=True,
         counts_steps=True,
+        structure=_structure,
     )
 )
 def lora(
@@ -213,9 +227,10 @@ def lora(
 
 def state_digest(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, of any dtype, in the order of their
-    names."""
+    names; of one with adapters the base is among them."""
     state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    named = model.whole_state() if isinstance(model, Adapted) else model.state_dict()
+    for name, value in sorted(named.items()):
         state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return state.hexdigest()

@@ -29,7 +29,9 @@ from stats import auc
 from tasks.base import Reading
 from unlearning.metrics import evaluate
 
-READERS = [name for name in attack.names() if attack.get(name).spec.wants == ("reading",)]
+READERS = [
+    name for name in attack.names() if attack.get(name).spec.wants == ("reading",) and not attack.get(name).spec.base
+]
 CONFIG = ShadowUnlearningConfig(
     runs=27, targets=54, canaries=4, repeats=3, methods=("no-op", "again", "destroyed"), relearn_steps=5
 )

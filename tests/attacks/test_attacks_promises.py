@@ -7,6 +7,7 @@ where the method is conservative. The promises about unlearning (F3, F4, F8) hav
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -26,9 +27,10 @@ from attacks.dp_audit import (
     one_run_eps,
     one_run_p_value,
 )
-from attacks.membership import Leakage, Trials, at_best, at_fpr, attack_report, exposure_table
+from attacks.membership import Evidence, Leakage, Trials, at_best, at_fpr, attack_report, exposure_table
 from attacks.membership.exposure import smallest_p_value
 from attacks.membership.exposure_audit import ExposureConfig, exposure, judge_exposure
+from attacks.membership.tokens import TokenReadings
 from attacks.verdicts import judge_attack
 from contracts.methods import attack
 from contracts.subject import Thresholds
@@ -135,6 +137,19 @@ def test_f1_bounds_of_an_examples_exposure_cover_for_fresh_audited_models() -> N
     assert np.mean(covered) >= 0.94
 
 
+def with_tokens(evidence: Evidence, seed: int) -> Evidence:
+    """Eight to twelve tokens an example, and a base, drawn without regard to who was trained on what."""
+    rng = np.random.default_rng([seed, 7])
+    shape = (evidence.num_targets, len(evidence.example_id), 12)
+    told = np.stack([-rng.exponential(2.0, shape), -np.full(shape, 2.0), np.full(shape, 1.5)], axis=-1)
+    told[:, np.arange(12) >= rng.integers(8, 13, shape[1])[:, None]] = np.nan
+    return dataclasses.replace(
+        evidence,
+        tokens=TokenReadings(target=told.astype(np.float32), zlib_bytes=rng.integers(40, 60, shape[1])),
+        base=rng.normal(size=(shape[1], 4)),
+    )
+
+
 @pytest.mark.stat
 @pytest.mark.parametrize("name", attack.names())
 @pytest.mark.promise("F1")
@@ -143,7 +158,7 @@ def test_null_models_give_an_auc_of_one_half_at_the_promised_rate(name: str) -> 
     method, models, worlds = attack.get(name), 64, 2 if name == "shadow_model" else 15
     covered, areas = [], []
     for seed in range(worlds):
-        evidence, _ = normal_evidence(seed, models=models, examples=250)
+        evidence = with_tokens(normal_evidence(seed, models=models, examples=250)[0].made, seed)
         assert evidence.keep is not None
         for scores, member in zip(method(evidence, config=method.spec.config(), seed=seed), evidence.keep, strict=True):
             known = ~np.isnan(scores)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from addresses_package import write_addresses
 from emoji_packages import write_packages
 from PIL import Image
 from topomortar_folder import write_topomortar
@@ -104,6 +105,7 @@ def _of_any(world: World) -> Fields:
             "methods": [{"name": "scrub", "settings": [{"alpha": 1.0}, {}]}, {"name": "eu_k"}],
             "validation": share,
         },
+        ("analysis", "extraction"): {"prefix": 3, "suffix": 1},
         ("analysis", "shadow_unlearning"): {"runs": 12, "relearn_steps": 3},
         ("analysis", "unlearnability_audit"): {"dataset": "some", "defences": ["none", "cutout"]},
         ("analysis", "bag_risk_curve"): {"bag_sizes": [1, 3], "rhos": [0.0, 0.3], "repeats": 3},
@@ -183,6 +185,8 @@ def _of_files(examples: ExampleSet, folder: Path) -> Fields:
     found["source", "emoji_masks"] = {"root": str(folder / "emoji"), "fewest": 2}
     found["source", "topomortar"] = {"root": str(write_topomortar(folder / "walls", walls=(6, 3, 7))), "small": True}
     found["source", "brick_walls"] = {"size": 32, "num_train": 6, "num_test": 4, "num_other": 1}
+    addresses = str(write_addresses(folder / "addresses"))
+    found["source", "presidential_addresses"] = {"root": addresses, "num_presidents": 3, "tokens": 32}
     found["source", "outputs"], _ = outputs_config(folder / "outputs.parquet", Asked())
     return found
 

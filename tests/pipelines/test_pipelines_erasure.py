@@ -383,6 +383,19 @@ def first(finished: Path) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
 # --------------------------------------------------------------------------------- the planner alone
 
 
+def test_what_models_say_of_every_token_of_theirs_goes_with_them() -> None:
+    """Log-probabilities of a text's tokens are near to the text itself; readings of it are not."""
+    own, loss = (f"mine/request_audits/r1/{name}" for name in ("token_readings", "loss"))
+    found = Found(
+        subject="mine",
+        ids=np.array([5]),
+        assets={own: 1, loss: 1},
+        artifacts={own: [f"{own}/result"], loss: [f"{loss}/result"]},
+    )
+    items = {item.where: item.action for item in plan("r1", found, Beside(source="s")) if item.kind == "artifact"}
+    assert items[f"{own}/result"] is Action.REMOVE and items[f"{loss}/result"] is Action.KEEP
+
+
 def test_what_another_request_says_of_them_leaves_and_its_own_evidence_stays() -> None:
     """Earlier forgetting is measured again from its readings, which hold no content."""
     asset = "mine/request_unlearning/r0/finetune"

@@ -221,10 +221,13 @@ def test_a_folder_that_is_not_the_one_meant_is_refused(folder: Path, tmp_path: P
     def open_(**config: Any) -> nn.Module:
         return build_named("pretrained_lm", config, input_shape=(8,), num_outputs=VOCAB, seed=0)
 
-    with pytest.raises(ConfigError, match="no folder with safetensors"):
+    with pytest.raises(ConfigError, match="holds no model"):
         open_(path=str(tmp_path))
     with pytest.raises(IntegrityError, match="SHA-256"):
         open_(path=str(folder), sha256="0" * 64)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no folder with config"):
+        open_(path=str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(ConfigError, match=r"PretrainedConfig\.path"):
         open_(path=str(tmp_path))
@@ -265,7 +268,7 @@ def test_adapters_start_as_the_base_and_alone_move(llama: Callable[[int], nn.Mod
     own = dict(base.named_parameters())
     for name, parameter in fresh.named_parameters():
         if "lora_" not in name:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            plain = name.removeprefix("model.base_model.model.").replace(".base_layer", "")
             assert torch.equal(parameter, own[plain]), name
     assert all(bool(p.abs().max() > 0) for n, p in fresh.named_parameters() if "lora_B" in n)
 

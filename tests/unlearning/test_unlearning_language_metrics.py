@@ -14,8 +14,9 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from contracts.errors import DataError, InvalidInput
+from recipes.language.decoding import greedy
 from sources.questions import Question
-from unlearning.language.decoding import answer_log_probs, answer_nll, greedy
+from unlearning.language.decoding import answer_log_probs, answer_nll
 from unlearning.language.metrics import (
     Answers,
     forget_quality,

@@ -32,8 +32,9 @@ from scipy.stats import hmean, ks_2samp
 from torch import nn
 
 from contracts.errors import DataError, InvalidInput
+from recipes.language.decoding import greedy
 from sources.questions import Question
-from unlearning.language.decoding import answer_nll, greedy
+from unlearning.language.decoding import answer_nll
 
 COLLAPSED = 0.1  # utility below which a model is of no use, whatever its forget quality
 FORMS = ("arithmetic", "geometric")

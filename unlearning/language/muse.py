@@ -22,8 +22,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from contracts.errors import DataError, InvalidInput
+from recipes.language.decoding import greedy
 from sources.questions import Question
-from unlearning.language.decoding import answer_log_probs, greedy
+from unlearning.language.decoding import answer_log_probs
 from unlearning.language.metrics import Decode, rouge_l_f1
 
 

@@ -1,0 +1,46 @@
+"""Minus base: how much better the audited model knows an example than the model that it was made from.
+
+Source: Carlini et al., USENIX Security 2021 (perplexity compared with another model's); as a difference of losses
+    Watson et al., "On the Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022.
+score = l_base - l, in the unit of the task's loss; larger = likelier a member. Shapes: -> (T, N)
+
+l_base is of the model before its training: a pretrained model that is fine-tuned, which takes away how hard a text is
+for anybody. It takes away nothing where the model began from a random initialisation, which finds everything equally
+hard: then this is LOSS. It costs one reading and no reference model; what it cannot take away is what training on
+*others* taught (the style of a person whose other texts are in the set), which is what reference models are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.membership.evidence import Evidence
+from contracts.methods import AttackSpec, attack
+from contracts.params import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MinusBaseConfig(Config):
+    """Nothing to choose."""
+
+
+@attack(
+    AttackSpec(
+        name="minus_base",
+        wants=("reading",),
+        doc="Loss that fell far from what it was before the training means member.",
+        source="Carlini et al., USENIX Security 2021; Watson et al., ICLR 2022",
+        config=MinusBaseConfig,
+        base=True,
+    )
+)
+def minus_base(evidence: Evidence, *, config: MinusBaseConfig, seed: int) -> NDArray[np.float64]:
+    """Loss before training minus loss of the audited model, (T, N). ``seed`` is not used.
+
+    Raises:
+        NotApplicable: the model before its training was not read.
+    """
+    return evidence.base_loss - evidence.target_loss
