@@ -6,6 +6,7 @@
     lr(t) = lr * min((t + 1) / W, 1)                                     t < W
     cosine:    lr * (1 + cos(pi (t - W) / (T - W))) / 2                  t >= W
     multistep: lr * gamma ** #{milestones m: T * m / epochs <= t}        t >= W
+    polynomial: lr * (1 - (t - W) / (T - W)) ** 0.9                      t >= W    (nnU-Net)
     constant:  lr                                                        t >= W
 
 A run of `steps` cuts its last epoch short, and its schedule is that of `epochs` stretched over the steps: sets of
@@ -32,6 +33,9 @@ from contracts.errors import ConfigError
 from contracts.params import Config, param
 from recipes.rng import generator
 
+_SCHEDULES = ("cosine", "constant", "multistep", "polynomial")
+_POWER = 0.9
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupervisedConfig(Config):
@@ -56,7 +60,7 @@ class SupervisedConfig(Config):
         le=1_000_000_000,
         doc="length in optimiser steps in place of epochs, which then only divide the schedule",
     )
-    schedule: str = param("cosine", choices=("cosine", "constant", "multistep"), doc="learning rate, set every step")
+    schedule: str = param("cosine", choices=_SCHEDULES, doc="learning rate, set every step")
     milestones: tuple[int, ...] = param((), ge=1, le=100_000, unit="epochs", doc="multistep only, increasing")
     gamma: float = param(0.2, gt=0, lt=1, doc="multistep only: factor at each milestone")
     warmup_epochs: int = param(0, ge=0, le=100_000, unit="epochs", doc="linear warm-up; fewer than epochs")
@@ -113,6 +117,8 @@ def learning_rates(config: SupervisedConfig, *, steps: int, epoch: int) -> np.nd
     warm = total * config.warmup_epochs / config.epochs
     if config.schedule == "cosine":
         factor = 0.5 * (1 + np.cos(np.pi * np.maximum(step - warm, 0) / (total - warm)))
+    elif config.schedule == "polynomial":
+        factor = (1 - np.maximum(step - warm, 0) / (total - warm)) ** _POWER
     else:
         passed = np.searchsorted(total * np.array(config.milestones, np.int64), step * config.epochs, side="right")
         factor = np.array([config.gamma**k for k in range(len(config.milestones) + 1)])[passed]

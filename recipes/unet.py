@@ -1,9 +1,9 @@
 """A U-Net of images: one of K classes for every pixel.
 
     (C, H, W) -> c_1 at full size, c_2 at half, ... c_L at 1 / 2^(L-1); then up again, and K logits a pixel
-    block   (conv 3 x 3 -> InstanceNorm -> ReLU), ``convs`` times;  down: max pooling 2 x 2;  up: transposed conv 2 x 2,
-    stride 2,
-            beside the block's output of the same size on the way down
+    block   (conv 3 x 3 -> InstanceNorm -> ReLU), ``convs`` times
+    down    max pooling 2 x 2
+    up      transposed conv 2 x 2, stride 2, beside the block's output of the same size on the way down
 
 Images whose sides are no multiple of 2^(L-1) are padded with zeros at the right and at the bottom, and the logits of
 the padding are cut off. The normalisation is one group a channel, ``GroupNorm(c, c)`` with weight and bias, which is

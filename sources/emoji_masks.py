@@ -1,9 +1,8 @@
 """Emoji cut out of a ground: the mask is the drawing's own transparency, true to the pixel.
 
     root    as of ``emoji``: npm install emoji-datasource-google@16 emoji-datasource-twitter@16, the folder node_modules
-    x       the emoji over a ground: two colours, one running into the other in some direction, drawn from the seed, the
-    style
-            and the code point
+    x       the emoji over a ground: two colours, one running into the other in some direction, drawn from the seed,
+            the style and the code point
     y       1 where the drawing covers at least half of the pixel, else 0
 
 One example is one emoji in one style. Column ``domain`` is the style, ``group`` the code point and ``category`` its

@@ -3,14 +3,13 @@ groups.
 
     root/dataset/{train,val,test}/images/NNN.png                         RGB, 512 x 512
     root/dataset/{train,val,test}/{accurate,noisy,pseudo}/NNN.png        0 brick, 255 mortar; test walls: accurate alone
-    root/dataset/splits.yaml, splits_small.yaml                          {1: {train: [paths], val: [paths], test:
-    [paths]}} root/dataset/dataset_types.txt                                       ID,group: indistr, or a kind of shift
+    root/dataset/splits.yaml, splits_small.yaml                          {1: {train: [path], val: [path], test: [path]}}
+    root/dataset/dataset_types.txt                                       ID,group: indistr, or a kind of shift
 
 git clone https://github.com/jmlipman/TopoMortar, and root is that folder. 50 training walls (10 of them in the small
 set), 20 for validation, 350 to test on: 50 like the others and 50 of each shifted group. Column ``domain`` is the
 group, ``id`` for ``indistr``. Test walls have accurate labels whatever is trained on. The shifted groups differ from
-the training walls on
-purpose: leave them out (``shifted: false``) where members are told from test examples.
+the training walls on purpose: leave them out (``shifted: false``) where members are told from test examples.
 
 Source: Valverde, Koga et al., "TopoMortar" (BMVC 2025, arXiv 2503.03365); photographs and masks under the MIT licence.
 """

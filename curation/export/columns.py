@@ -1,7 +1,7 @@
 """Rows with columns: Parquet as Hugging Face's ``datasets`` writes it, and JSON lines.
 
-    parquet   data/SPLIT-00000-of-00001.parquet; images as {bytes, path} with PNG, other arrays as lists of numbers; the
-              footer names the features, so that ``datasets`` shows pictures and class names
+    parquet   data/SPLIT-00000-of-00001.parquet; images and masks as {bytes, path} with PNG, other arrays as lists of
+              numbers; the footer names the features, so that ``datasets`` shows pictures and class names
     jsonl     SPLIT.jsonl; vectors as named numbers, arrays as nested lists, tokens as lists
 
 Blocks of rows are written as they are read: memory is bounded by the block.
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from contracts.errors import NotApplicable
 from contracts.progress import Progress
-from curation.export.images import pictures, refuse_unless_pictures
+from curation.export.images import masks, pictures, refuse_unless_pictures
 from sources.example_set import ExampleSet
 from sources.payloads.tokens import Tokens
 from sources.rows import Rows
@@ -68,7 +68,14 @@ def _blocks(data: ExampleSet) -> Iterator[tuple[slice, Mapping[str, Any]]]:
     if _are_pictures(data):
         for rows, images in pictures(data):
             names = [f"{example}.png" for example in data.example_id[rows]]
-            yield rows, {"image": [{"bytes": b, "path": n} for b, n in zip(images, names, strict=True)]}
+            files = {"image": images} | ({"mask": masks(data, rows)} if data.task.gives("pixels") else {})
+            yield (
+                rows,
+                {
+                    kind: [{"bytes": b, "path": n} for b, n in zip(every, names, strict=True)]
+                    for kind, every in files.items()
+                },
+            )
         return
     for start in range(0, len(data), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(data)))
@@ -98,7 +105,10 @@ def _plain(data: ExampleSet, rows: slice) -> dict[str, Any]:
 
 def _columns(data: ExampleSet, rows: slice, values: Mapping[str, Any]) -> dict[str, Any]:
     beside = {name: column[rows].tolist() for name, column in sorted(data.columns.items())}
-    label = {"label": data.y[rows].tolist()} if data.labelled else {}
+    single = data.labelled and data.y.ndim == 1
+    label = {"label": data.y[rows].tolist()} if single else {}
+    if data.y.ndim > 1 and "mask" not in values:
+        values = {**values, "mask": data.targets(rows).tolist()}
     taken = {"example_id", *label}
     renamed = {name if name not in taken else f"{name}_": column for name, column in {**values, **beside}.items()}
     return {"example_id": data.example_id[rows].tolist(), **renamed, **label}
@@ -109,7 +119,8 @@ def _schema(data: ExampleSet) -> pa.Schema:
     first = next(_blocks(data))
     rows = slice(0, 1)
     if _are_pictures(data):
-        kinds: dict[str, pa.DataType] = {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())])}
+        file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        kinds: dict[str, pa.DataType] = dict.fromkeys(first[1], file)
     else:
         kinds = {name: _kind(data, name) for name in first[1]}
     fields, features = [], {}

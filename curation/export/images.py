@@ -1,4 +1,6 @@
-"""Images as files: lossless PNG in folders of classes, in WebDataset tars, or in a column (``columns``).
+"""Images as files: lossless PNG in folders of classes, in WebDataset tars, or in a column (``columns``); with a mask
+each, a PNG of class indexes, where there is a class for every pixel: in folders beside them (what
+``sources.image_masks`` reads), as ``ID.seg.png`` in tars, in a column.
 
 Source: WebDataset: Aizman, Maltby, Breuel, "High Performance I/O For Large Scale Deep Learning" (IEEE Big Data 2019):
 the files of an example stand one after the other in a tar and share their name up to the first dot.
@@ -51,7 +53,11 @@ def refuse_unless_pictures(data: ExampleSet) -> None:
 
 
 def class_folders(data: ExampleSet, folder: Path, progress: Progress) -> None:
-    """``SPLIT/CLASS/ID.png``, and ``examples.csv`` with file, id, split, label and label name."""
+    """``SPLIT/CLASS/ID.png``, or ``SPLIT/images/ID.png`` and ``SPLIT/masks/ID.png``; and ``examples.csv`` with file,
+    id, split, label and label name."""
+    if data.task.gives("pixels"):
+        _mask_folders(data, folder, progress)
+        return
     folders = folder_names(data)
     files: list[str] = []
     for split in np.unique(data.split):
@@ -63,6 +69,32 @@ def class_folders(data: ExampleSet, folder: Path, progress: Progress) -> None:
             (folder / files[-1]).write_bytes(image)
         progress(rows.stop, len(data), "pictures")
     pl.DataFrame({"file": files, **_facts(data)}).write_csv(folder / "examples.csv")
+
+
+def _mask_folders(data: ExampleSet, folder: Path, progress: Progress) -> None:
+    files: list[str] = []
+    for split in np.unique(data.split):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+    for rows, images in pictures(data):
+        for at, image, mask in zip(range(rows.start, rows.stop), images, masks(data, rows), strict=True):
+            files.append(f"{data.split[at]}/images/{data.example_id[at]}.png")
+            (folder / files[-1]).write_bytes(image)
+            (folder / str(data.split[at]) / "masks" / f"{data.example_id[at]}.png").write_bytes(mask)
+        progress(rows.stop, len(data), "pictures")
+    facts = {name: values for name, values in _facts(data).items() if not name.startswith("label")}
+    pl.DataFrame({"file": files, **facts}).write_csv(folder / "examples.csv")
+
+
+def masks(data: ExampleSet, rows: slice) -> list[bytes]:
+    """PNG files of the class indexes of these masks.
+
+    Raises:
+        NotApplicable: more classes than a byte tells apart.
+    """
+    if data.num_classes > 256:
+        raise NotApplicable(f"{data.name} has {data.num_classes} classes a pixel; PNG masks hold 256")
+    return [_png(mask[None].astype(np.uint8)) for mask in data.targets(rows)]
 
 
 def folder_names(data: ExampleSet) -> list[str]:
@@ -79,8 +111,9 @@ def folder_names(data: ExampleSet) -> list[str]:
 
 
 def webdataset(data: ExampleSet, folder: Path, progress: Progress) -> None:
-    """``SPLIT-NNNNNN.tar`` of ``ID.png``, ``ID.cls`` (the class index) and ``ID.json`` (id, split, label name)."""
-    done = 0
+    """``SPLIT-NNNNNN.tar`` of ``ID.png``, ``ID.cls`` (the class index; of masks ``ID.seg.png``) and ``ID.json`` (id,
+    split, label name)."""
+    done, segmented = 0, data.task.gives("pixels")
     for split in np.unique(data.split):
         part = data.part(str(split))
         facts = _facts(part)
@@ -91,11 +124,12 @@ def webdataset(data: ExampleSet, folder: Path, progress: Progress) -> None:
                 while at_hand is not None and tar.offset < _SHARD_BYTES:
                     at, image = at_hand
                     row, key = {name: values[at] for name, values in facts.items()}, f"{part.example_id[at]:016d}"
-                    for end, content in (
-                        ("png", image),
-                        ("cls", str(row["label"]).encode()),
-                        ("json", json.dumps(row).encode()),
-                    ):
+                    target = (
+                        ("seg.png", masks(part, slice(at, at + 1))[0])
+                        if segmented
+                        else ("cls", str(row["label"]).encode())
+                    )
+                    for end, content in (("png", image), target, ("json", json.dumps(row).encode())):
                         _add(tar, f"{key}.{end}", content)
                     done += 1
                     progress(done, len(data), "pictures")
@@ -110,13 +144,11 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _facts(data: ExampleSet) -> dict[str, list[object]]:
+    facts: dict[str, list[object]] = {"example_id": data.example_id.tolist(), "split": data.split.tolist()}
+    if data.y.ndim > 1:  # masks are files of their own
+        return facts
     names = [data.class_names[k] for k in data.y] if data.class_names else [""] * len(data)
-    return {
-        "example_id": data.example_id.tolist(),
-        "split": data.split.tolist(),
-        "label": data.y.tolist(),
-        "label_name": names,
-    }
+    return {**facts, "label": data.y.tolist(), "label_name": names}
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -21,6 +21,7 @@ from contracts.progress import silent
 from curation.export.formats import FORMATS, MANIFEST, export_set, verify_export
 from curation.export.images import folder_names
 from palimpsest.testing.worlds import class_examples, images, items, numbers, texts
+from palimpsest.testing.worlds import masks as mask_world
 from sources.example_set import ExampleSet
 from sources.loading import load
 
@@ -252,6 +253,57 @@ def test_a_changed_export_is_refused(format: str, pictures: ExampleSet, tmp_path
     (folder / MANIFEST).write_text("{")
     with pytest.raises(IntegrityError, match="no whole export"):
         verify_export(folder)
+
+
+@pytest.fixture(scope="module")
+def segmented() -> ExampleSet:
+    return mask_world().examples
+
+
+def test_masks_leave_in_folders_that_the_source_of_masks_reads(segmented: ExampleSet, tmp_path: Path) -> None:
+    folder = export(segmented, tmp_path / "out", "folder")
+    again = load("image_masks", {"root": str(folder), "class_names": list(segmented.class_names)})
+    assert (again.split == "train").sum() == (segmented.split == "train").sum() and again.class_names == (
+        "ground",
+        "ring",
+    )
+    place = {int(Path(origin).stem): row for row, origin in enumerate(again.origin)}
+    rows = [place[i] for i in segmented.example_id.tolist()]
+    assert np.array_equal(again.x[rows], segmented.x) and np.array_equal(again.y[rows], segmented.y)
+    listed = pl.read_csv(folder / "examples.csv")
+    assert set(listed["example_id"]) == set(segmented.example_id.tolist()) and "label" not in listed.columns
+
+
+def test_masks_stand_beside_their_pictures_in_tars_columns_and_arrays(segmented: ExampleSet, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    wanted = {i: (x, y) for i, x, y in zip(segmented.example_id.tolist(), segmented.x, segmented.y, strict=True)}
+
+    def opened(content: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(content)))
+
+    tars = export(segmented, tmp_path / "tars", "webdataset")
+    found = 0
+    for path in tars.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                key, _, end = member.name.partition(".")
+                if end == "seg.png":
+                    assert np.array_equal(opened(tar.extractfile(member).read()), wanted[int(key)][1])  # type: ignore[union-attr]
+                    found += 1
+    assert found == len(segmented)
+    table = pq.read_table(export(segmented, tmp_path / "parquet", "parquet") / "data").to_pylist()
+    assert len(table) == len(segmented) and "label" not in table[0]
+    for row in table:
+        image, mask = wanted[row["example_id"]]
+        assert np.array_equal(opened(row["image"]["bytes"]), image[0])
+        assert np.array_equal(opened(row["mask"]["bytes"]), mask)
+    lines = export(segmented, tmp_path / "lines", "jsonl") / "train.jsonl"
+    first = json.loads(lines.read_text().splitlines()[0])
+    assert np.array_equal(first["mask"], wanted[first["example_id"]][1])
+    arrays = np.load(export(segmented, tmp_path / "arrays", "npz") / "data.npz")
+    assert np.array_equal(arrays["y"], segmented.y)
 
 
 def test_folders_of_classes_are_safe_and_distinct(pictures: ExampleSet) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from assets import Workspace, subject_stages
@@ -44,7 +46,24 @@ PLANS: dict[str, dict[str, Any]] = {
         "model": {"name": "mf", "config": {"dim": 8}},
         "recipe": {"name": "bpr", "config": {"lr": 0.05, "batch": 64, "epochs": 15}},
     },
+    "segmentation": {
+        "source": {"name": "image_masks", "config": {"root": "", "test_fraction": 0.5}},
+        "model": {"name": "unet", "config": {"channels": [8, 16], "convs": 1}},
+        "recipe": {"name": "segmentation", "config": {"lr": 0.1, "momentum": 0.9, "batch": 16, "epochs": 12}},
+    },
 }
+
+
+def write_noise(folder: Path) -> Path:
+    """Pictures of noise with smooth masks that have nothing to do with them: what a model knows of them it knows by
+    heart."""
+    rng = np.random.default_rng(0)
+    for number in range(220):
+        masks = (gaussian_filter(rng.normal(size=(8, 8)), 1.0) > 0).astype(np.uint8) * 255
+        for kind, pixels in (("images", rng.integers(0, 256, (8, 8), dtype=np.uint8)), ("masks", masks)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / f"{number:03d}.png")
+    return folder
 
 
 def plan(task: str, **more: object) -> Subject:
@@ -70,7 +89,12 @@ def carry_out(subject: Subject, home: Path) -> Workspace:
 
 @pytest.fixture(scope="module", params=sorted(PLANS))
 def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Workspace]:
-    subject = plan(request.param)
+    more: dict[str, Any] = {}
+    if request.param == "segmentation":
+        source = PLANS["segmentation"]["source"]
+        root = str(write_noise(tmp_path_factory.mktemp("noise")))
+        more = {"source": {**source, "config": {**source["config"], "root": root}}}
+    subject = plan(request.param, **more)
     return subject, carry_out(subject, tmp_path_factory.mktemp("state"))
 
 

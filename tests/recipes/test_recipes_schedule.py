@@ -37,6 +37,19 @@ def test_cosine_equals_torchs_scheduler_stepped_every_batch():
     assert np.allclose(_all(config, 5), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_polynomial_equals_torchs_scheduler_stepped_every_batch():
+    config = SupervisedConfig(lr=0.3, epochs=7, schedule="polynomial")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=35, power=0.9)
+    expected = []
+    for _ in range(35):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rates = np.concatenate([learning_rates(config, steps=5, epoch=e) for e in range(7)])
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
 def test_warm_up_is_linear_then_cosine_over_the_rest():
     rates = _all(SupervisedConfig(lr=1.0, epochs=5, warmup_epochs=2), 3)
     assert np.allclose(rates[:6], np.arange(1, 7) / 6)
@@ -51,6 +64,7 @@ def test_multistep_drops_at_its_milestones():
 
 WHOLE = {
     "cosine": SupervisedConfig(lr=0.3, epochs=7, warmup_epochs=2),
+    "polynomial": SupervisedConfig(lr=0.3, epochs=7, schedule="polynomial", warmup_epochs=2),
     "multistep": SupervisedConfig(
         lr=0.3, epochs=7, schedule="multistep", milestones=(2, 5), gamma=0.3, warmup_epochs=1
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from assets import analyses
 from assets.examples import examples_in
 from contracts.errors import ConfigError, InvalidInput, NotApplicable
 from contracts.methods import analysis
@@ -327,5 +329,9 @@ def test_a_sheet_shows_both_outlines(walls, found) -> None:
     assert true.any() and plain.shape == (1, 3, 96, 96)
     inside = walls.targets(walls.positions(group.example_id[:1]))[0] > 0
     assert not (true & inside.repeat(3, 0).repeat(3, 1)).any()
+    for previews in (False, True):  # Dagster's page shows pictures of examples only where the plan says so
+        run = SimpleNamespace(data=walls, subject=SimpleNamespace(previews=previews))
+        png = analyses._png(run, picture, found[2]["region_outlines"])
+        assert png.startswith(b"\x89PNG") if previews else png is None
     with pytest.raises(InvalidInput, match="do not fit"):
         outlined(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 5), bool))

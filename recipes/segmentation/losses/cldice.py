@@ -10,8 +10,8 @@ k = 3 suits lines of up to about 7 pixels half-width; a smaller k leaves thick c
 stays at 0 or collapses: it goes with Dice, on probabilities of two channels at least (one channel, cut by ``[:, 1:]``,
 is none).
 
-Source: Shit et al., "clDice" (CVPR 2021, arXiv 2003.07311). Shapes: ``losses.base``; its map is skel(g), (N, K - 1, H,
-W).
+Source: Shit et al., "clDice" (CVPR 2021, arXiv 2003.07311). Shapes: ``losses.base``; its map is skel(g),
+(N, K - 1, H, W).
 """
 
 from __future__ import annotations

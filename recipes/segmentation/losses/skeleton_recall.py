@@ -1,8 +1,8 @@
 """Skeleton Recall: how much of a tube around the label's skeleton is predicted.
 
     K    = dilate(dilate(skeletonize(g))) * g          dilation by a cross of five pixels
-    SRL  = - mean over b, c of (sum p_c K_c + 1e-5) / (sum K_c + 1e-5)         c: foreground classes; -1 where p = 1 on
-    K loss = CE + SRL
+    SRL  = - mean over b, c of (sum p_c K_c + 1e-5) / (sum K_c + 1e-5)         c: foreground; -1 where p = 1 on K
+    loss = CE + SRL
 
 Only the label is thinned, once and on the CPU, so the loss costs no more than Dice. It asks for recall alone: without
 the cross-entropy the mask that is everywhere is best.

@@ -1,8 +1,7 @@
 """TopoLoss: critical points of the persistent components of a prediction, moved to where the label's would be.
 
-    filtration   1 - p of the foreground, on patches of 50 x 50 pixels, 8-connected; p falls from 1 to 0 and components
-    of
-                 {p >= t} are born at maxima and die where they meet an older one (elder rule)
+    filtration   1 - p of the foreground, on patches of 50 x 50 pixels, 8-connected; t falls from 1 to 0 and components
+                 of {p >= t} are born at maxima and die where they meet an older one (elder rule)
     pairs        (birth pixel, death pixel) of persistence p(birth) - p(death) > 0.03
     keep         the b0(g) - 1 most persistent, g the label's patch: birth -> 1, death -> 0
     join         the others: death -> p(birth), birth -> p(death)

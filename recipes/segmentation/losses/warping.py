@@ -1,10 +1,8 @@
 """Homotopy warping: cross-entropy on the pixels that no change of shape explains, only a change of topology.
 
     warp(a -> b)  flip pixels of a that differ from b and are simple, in order of their distance from a pixel that does
-    not
-                  differ, until none is left that may be flipped; what still differs is critical
-    loss = Dice + 0.1 mean over critical pixels of CE          critical: of warp(p -> g) or of warp(g -> p), p = (p >
-    1/2)
+                  not differ, until none is left that may be flipped; what still differs is critical
+    loss = Dice + 0.1 mean over critical pixels of CE          critical: of warp(p -> g) or of warp(g -> p), p > 1/2
 
 A pixel is simple where flipping it changes neither the number of 8-connected components of the mask nor that of its
 holes (4-connected): Yokoi's number of its eight neighbours is 1. Pixels of one of four interleaved grids are no
