@@ -54,7 +54,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Workspac
             "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.3}}],
             "unlearning": {
                 "split": "random",
-                "methods": [{"name": "gradient_ascent", "config": {"epochs": 5, "lr": 0.05}}],
+                "methods": [{"name": "random_label", "config": {"epochs": 20, "lr": 0.1}}],
                 "seeds": 1,
                 "decides": "retrain",
             },
@@ -81,7 +81,7 @@ def test_forgetting_costs_what_the_untouched_model_knew_by_heart(audited: tuple[
     runs = audited[1].warehouse.query("SELECT method, ua, ra, ta FROM unlearning.wide")
     known = {row["method"]: row for row in runs.iter_rows(named=True)}
     assert known["retrain"]["ua"] > known["none"]["ua"] + 5, known
-    assert known["gradient_ascent"]["ua"] > known["none"]["ua"], known
+    assert known["random_label"]["ua"] > known["none"]["ua"], known
 
 
 def test_the_page_is_written_and_the_scores_are_of_every_training_node(audited: tuple[Subject, Workspace]) -> None:
