@@ -50,7 +50,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     plan["source"]["config"] |= {"presidents": [WHO, "Cy Ash"], "member": 10, "held_out": 8}
     plan["model"]["config"] |= {"path": str(base_model(root, folder / "base")), "dtype": "float32"}
     plan["recipe"]["config"] |= {"layers": [1], "lr": 0.02, "epochs": 20, "rank": 16}
-    plan["ensemble"]["num_models"] = 4
+    plan["ensemble"]["population_fraction"] = 0.5
     plan["analyses"] = [{"name": "extraction", "config": {"prefix": 16, "suffix": 8}}]
     strong = {"lr": 0.01, "epochs": 5, "batch": 4, "warmup_epochs": 0, "schedule": "constant"}
     plan["unlearning"]["methods"] = [{"name": m["name"], "config": strong} for m in plan["unlearning"]["methods"]]
@@ -134,8 +134,12 @@ def test_a_president_who_asks_is_answered_honestly(audited: Workspace, plan: dic
     assert set(arrays["forget"]) == set(his) and len(his) > 12
     findings = w.query("SELECT about, method, what, verdict, sentence FROM audits.findings WHERE about LIKE 'r-1/%'")
     assert set(findings["verdict"]) <= {"pass", "fail", "inconclusive"} and findings.height
-    none = findings.filter(pl.col("method") == "none")
-    assert not (none["verdict"] == "pass").any()
-    assert all(len(sentence) > 20 for sentence in findings.filter(verdict="inconclusive")["sentence"])
+    said = {(row["method"], row["what"]): row for row in findings.iter_rows(named=True)}
+    assert said["none", "against retraining"]["verdict"] == "fail", "the untouched adapters still know him"
+    assert said["retrain", "against retraining"]["verdict"] != "fail"
+    assert said["lm_gradient_ascent", "quality"]["verdict"] == "fail", "a ruined model is not passed for forgetting"
+    why = ("too few", "Too few", "reaches past the tolerance", "list the analysis", "could not be run")
+    for row in findings.filter(verdict="inconclusive").iter_rows(named=True):
+        assert any(reason in row["sentence"] for reason in why), row
     told, _ = w.artifacts.load("addresses/request_audits/r-1/token_readings/result")
     assert set(told) >= {"counted", "example_id"} and any(name.startswith("retrain/") for name in told)
