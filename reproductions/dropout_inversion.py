@@ -2,8 +2,8 @@
 784-128-128-10, GELU, biases.
 
     victims   3 images at p = 0.25 and the same 3 at p = 0.5, dropout after both hidden layers, one image a client
-    attacks   IG (dropout off), DIA (masks found too), WIIG (control: the client's masks); 1,200 steps, patience 200, the
-              best by its loss of 3 starts (of one start DIA ends at a wrong image for 2 of 30 images: seeds 854, 857)
+    attacks   IG (dropout off), DIA (masks found too), WIIG (control: the client's masks); 1,200 steps, patience 200,
+              the best by its loss of 3 starts (from one, DIA ends at a wrong image for 2 of 30: seeds 854, 857)
     labels    100 random (image, mask) pairs at p = 0.5, for each of 8 untrained networks
     units     DIA = IG at p = 0; no way from the client's masks into DIA; the cosine's invariants; the analytic attack
 
