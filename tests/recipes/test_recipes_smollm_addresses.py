@@ -156,11 +156,12 @@ def forgotten(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_retrained_without_a_president_his_passages_are_like_his_other_speeches(
     world: World, forgotten: tuple[np.ndarray, np.ndarray, np.ndarray], record_property: Any
 ) -> None:
+    """Eight passages against eight: 0.17 nats apart on one seed, of a standard error of 0.15; learnt ones lie 3 below."""
     his, unseen, others = forgotten
     said = read(world.trained(others, SEED), world.data, batch=BATCH).loss
     figures = {"his": said[his].mean(), "held out": said[unseen].mean(), "kept": said[others].mean()}
     record_property("figures", {name: float(value) for name, value in figures.items()})
-    assert abs(figures["his"] - figures["held out"]) <= 0.3, figures
+    assert abs(figures["his"] - figures["held out"]) <= 0.45, figures
     assert figures["kept"] < figures["his"] - 1.0, figures
 
 
