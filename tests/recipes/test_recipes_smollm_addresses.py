@@ -156,7 +156,7 @@ def forgotten(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_retrained_without_a_president_his_passages_are_like_his_other_speeches(
     world: World, forgotten: tuple[np.ndarray, np.ndarray, np.ndarray], record_property: Any
 ) -> None:
-    """Eight passages against eight: 0.17 nats apart on one seed, of a standard error of 0.15; learnt ones lie 3 below."""
+    """Eight passages against eight: 0.17 nats apart on one seed, standard error 0.15; learnt ones lie 3 lower."""
     his, unseen, others = forgotten
     said = read(world.trained(others, SEED), world.data, batch=BATCH).loss
     figures = {"his": said[his].mean(), "held out": said[unseen].mean(), "kept": said[others].mean()}
