@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from contracts.subject import Ensemble
+from contracts.subject import Ensemble, Subject
 from recipes.design import halves
 from recipes.ensemble import train_ensemble
 from recipes.graph.networks import GATConfig
 from recipes.graph.training import NodeTrainingConfig, node_classifier
 from recipes.models import build
+from recipes.plan import model_builder, recipe_config, tried_model
 from recipes.predict import predict_logits, read
 from recipes.training import Trainer
 from sources.example_set import ExampleSet
@@ -259,3 +261,25 @@ def test_what_cannot_be_trained_is_refused(data):
             config=NodeTrainingConfig(epochs=2),
             seed=0,
         )
+
+
+# ---- a network of one's own -----------------------------------------------------------------------------------------
+
+
+def test_a_network_of_ones_own_is_tried_trained_and_read(data: ExampleSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    plan = Subject.from_mapping(
+        {
+            "subject": "mine",
+            "source": "node_table",
+            "model": {"name": "recipes_user_models:mean_graph"},
+            "recipe": {"name": "node_classifier", "config": {"epochs": 30, "lr": 0.05}},
+        }
+    )
+    model = tried_model(plan, data)
+    before = read(model, data).loss.mean()
+    trained = node_classifier(model_builder(plan, data), data, config=recipe_config(plan), seed=0)
+    assert read(trained, data).loss.mean() < 0.8 * before
+    wrong = dataclasses.replace(plan.model, name="recipes_user_models:mean_graph", config={"num_outputs": 5})
+    with pytest.raises(ConfigError, match="num_outputs"):
+        tried_model(dataclasses.replace(plan, model=wrong), data)
