@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from in_process import InProcess
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
@@ -21,7 +22,6 @@ from contracts.jobs import UnlearnJob
 from contracts.subject import Subject
 from pipelines.cli import app
 from pipelines.subjects import write_subject
-from pipelines.worker import run_job
 
 ATTACKS = ["loss", "lira_online", "rmia_online"]
 SHARED: dict[str, Any] = {
@@ -68,15 +68,6 @@ def write_noise(folder: Path) -> Path:
 
 def plan(task: str, **more: object) -> Subject:
     return Subject.from_mapping({"subject": task, **PLANS[task], **SHARED, **more})
-
-
-class InProcess:
-    """The worker without a process of its own."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 def carry_out(subject: Subject, home: Path) -> Workspace:

@@ -3,30 +3,17 @@ graph that is left does not."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import polars as pl
 import pytest
 from graph_data import make_nodes
+from in_process import InProcess
 
 from assets import Workspace, subject_stages
 from assets.stage import materialize
-from contracts.jobs import UnlearnJob
 from contracts.subject import Subject
-from pipelines.worker import run_job
 
 pytestmark = pytest.mark.journey
-
-
-class InProcess:
-    """The worker without a process of its own."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 @pytest.fixture(scope="module")

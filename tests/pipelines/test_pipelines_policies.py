@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from in_process import InProcess
 from safetensors.torch import load_file, save_file
 
 from assets import Workspace, subject_stages
@@ -19,12 +20,10 @@ from assets.stage import materialize
 from contracts import schema
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, NotApplicable, PalimpsestError
-from contracts.jobs import UnlearnJob
 from contracts.subject import Ensemble, Subject
 from pipelines.cli import app as command
 from pipelines.cli.audit import quick_plan
 from pipelines.subjects import write_subject
-from pipelines.worker import run_job
 from recipes.checkpoints import load_arrays, read_checkpoint
 from recipes.ensemble import ReferenceEnsemble
 from recipes.given import given_ensemble
@@ -40,15 +39,6 @@ WINE: dict[str, Any] = {
     "early": {"seeds": 1, "epoch": 1},
 }
 NUM = 9  # a design of one's own has as many as it has
-
-
-class InProcess:
-    """The worker without a process of its own."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 def carry_out(subject: Subject, home: Path) -> Workspace:

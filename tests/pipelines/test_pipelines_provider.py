@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process import InProcess
 
 from assets import Workspace, subject_stages
 from assets.needs import StageProvider, available
 from assets.provider import JobProvider, Provider
 from assets.stage import Run, materialize
 from contracts.errors import NotApplicable
-from contracts.jobs import UnlearnJob
 from contracts.methods import NEEDS, RecipeSpec, ScoreSpec, UnlearnerSpec, recipe, score, unlearner
 from contracts.registry import Registry
 from contracts.subject import Subject
 from contracts.tables import Column
-from pipelines.worker import run_job
 from recipes.checkpoints import arrays_digest, to_arrays
 
 PLAN: dict[str, Any] = {
@@ -53,13 +52,6 @@ def registered(registry: Registry[Any], spec: Any, function: Any) -> Iterator[No
         yield
     finally:
         del registry._methods[spec.name]
-
-
-class InProcess:
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 def digests(models: Any) -> list[str]:

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process import InProcess
 
 from assets import Workspace, subject_stages
 from assets.stage import APPLIES, Stage, materialize
 from contracts.errors import NotReady
-from contracts.jobs import UnlearnJob
 from contracts.methods import RecipeSpec, recipe
 from contracts.params import Config, param
 from contracts.subject import Subject
-from pipelines.worker import run_job
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
@@ -58,15 +57,6 @@ def flipped(build: Any, data: Any, *, config: FlippedConfig, seed: int) -> Any:
     drawn = np.where(rng.random(len(data)) < config.share, rng.integers(0, data.num_classes, len(data)), data.y)
     plan = SupervisedConfig(epochs=config.epochs, lr=0.05)
     return supervised(build, dataclasses.replace(data, y=drawn), config=plan, seed=seed)
-
-
-class InProcess:
-    """The worker without a process of its own: the recipe of a test is registered in this one."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 @pytest.fixture(scope="module")

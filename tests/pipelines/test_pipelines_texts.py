@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from in_process import InProcess
 
 from assets import Workspace, subject_stages
 from assets.stage import materialize
-from contracts.jobs import UnlearnJob
 from contracts.subject import Subject
-from pipelines.worker import run_job
 
 pytestmark = pytest.mark.journey
 
@@ -39,15 +37,6 @@ PLAN: dict[str, Any] = {
     },
     "attacks": list(ATTACKS),
 }
-
-
-class InProcess:
-    """The worker without a process of its own."""
-
-    def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
-        folder = home / "jobs" / job.job_id
-        folder.mkdir(parents=True)
-        run_job(job, home=home, folder=folder)
 
 
 @pytest.fixture(scope="module")
