@@ -147,7 +147,7 @@ def check_answers(
     with of_user(name, f"in {mode} mode on {given}"), torch.set_grad_enabled(training):
         outputs = model(x)
     wanted = [(len(x), *shape) for shape in shapes]
-    asked = " or ".join(map(str, wanted))
+    asked = " or, a class a pixel, ".join(map(str, wanted))
     if not isinstance(outputs, Tensor):
         raise ConfigError(
             f"model {name!r} maps {given} to a {type(outputs).__name__} in {mode} mode; one tensor {asked} is needed: "

@@ -221,7 +221,7 @@ def odd_data(world: World, method: Method[Any]) -> None:
 # --- on hostile data ----------------------------------------------------------------------------------------------
 
 
-_ALLOWED = re.compile(r"\d\.\.\d|[<>]=? ?\d|finite|negative|whole number", re.IGNORECASE)
+_ALLOWED = re.compile(r"\d\.\.\d|([<>]=?|below|above|at least|at most) -?\d|finite|negative|whole number")
 
 
 def spoilt_target(world: World, method: Method[Any]) -> None:

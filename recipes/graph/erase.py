@@ -24,10 +24,12 @@ Not a noise-robust loss: labels are replaced, and what is learnt of a node need 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from contracts.errors import ConfigError, DataError, Diverged
 from contracts.methods import RecipeSpec, recipe
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
+from contracts.stores import CheckpointStore, NoStore
 from recipes.fitting import take_step
 from recipes.graph.coding_rate import CodingRateReduction, effective_rank
 from recipes.graph.label_propagation import (
@@ -55,6 +58,7 @@ from recipes.graph.label_propagation import (
 from recipes.graph.networks import GraphNetwork
 from recipes.graph.training import MemberGraph, reproducible
 from recipes.inputs import model_dtype
+from recipes.keeping import Keeping, Stored, resume, run_arrays, run_fingerprint
 from recipes.models import Build
 from recipes.predict import eval_mode
 from recipes.rng import local_rng
@@ -63,6 +67,7 @@ from sources.example_set import ExampleSet
 from sources.splits import largest_remainders, stratified_split
 
 _READ_OUT_STEPS = 1000
+NOT_KEPT = Keeping(store=NoStore(), name="", every=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +153,8 @@ def train_erase(
     seed: int,
     epochs: int | None = None,
     watch: Callable[[int, Floats, Ints], None] | None = None,
+    keeping: Keeping = NOT_KEPT,
+    run: str = "",
     progress: Progress = silent,
 ) -> list[Epoch]:
     """Train encoder and read-out in place; the model is left in eval mode as it was at the chosen epoch.
@@ -159,6 +166,8 @@ def train_erase(
         seed: of dropout.
         epochs: to train, ``config.epochs`` when None; 0 fits the read-out to the initialisation.
         watch: called after each epoch with its number, Q (V, K) and the training nodes' corrected labels.
+        keeping: where the run is kept; ``run`` is what a kept one must agree on to be taken up
+            (``recipes.keeping.run_fingerprint``).
 
     Returns:
         The epochs that were read, in order; the chosen one is the first with the best accuracy, the last without
@@ -175,10 +184,16 @@ def train_erase(
     loss_of = CodingRateReduction(eps=config.eps, expand=config.expand, compress=config.compress)
     encoder = [p for name, p in model.named_parameters() if not name.startswith("head.") and p.requires_grad]
     optimizer = torch.optim.Adam(encoder, lr=config.lr, weight_decay=config.weight_decay, amsgrad=True)
-    read: list[Epoch] = []
-    best: dict[str, Tensor] | None = None
+    stored = keeping.load()
+    start = resume(model, optimizer, stored, run=run, last=last)
+    read, best = _kept(stored, x.device) if start and stored is not None else ([], {})
 
-    for epoch in range(0 if last == 0 else 1, last + 1):
+    def waited(epoch: int) -> bool:
+        return bool(len(known.val) and read) and epoch - _best(read).epoch >= config.patience
+
+    for epoch in range(0 if last == 0 else start + 1, last + 1):
+        if waited(epoch - 1):
+            break
         with local_rng(derive_seed("noise", seed, epoch), device=x.device), reproducible(x.device):
             model.train(epoch > 0)
             with torch.set_grad_enabled(epoch > 0):
@@ -196,13 +211,29 @@ def train_erase(
             if not before or not len(known.val) or told.accuracy > max(one.accuracy for one in before):
                 best = copy.deepcopy(model.state_dict())
             read.append(told)
+        keeping.after(
+            epoch,
+            last=last,
+            arrays=lambda kept=best: run_arrays(model, optimizer) | _as_arrays(kept),  # type: ignore[misc]
+            run=run,
+            read=[[*dataclasses.astuple(one)[:-1], None if math.isnan(one.accuracy) else one.accuracy] for one in read],
+        )
         progress(epoch, last, "training")
-        if len(known.val) and read and epoch - _best(read).epoch >= config.patience:
-            break
-    assert best is not None
     model.load_state_dict(best)
     model.eval().zero_grad(set_to_none=True)
     return read
+
+
+def _as_arrays(state: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {f"best/{name}": value.cpu().numpy() for name, value in state.items()}
+
+
+def _kept(stored: Stored, device: torch.device) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """What was read of the epochs before, and the best state of them."""
+    arrays, meta = stored
+    read = [Epoch(*(math.nan if value is None else value for value in one)) for one in meta["read"]]
+    best = {name: array for name, array in arrays.items() if name.startswith("best/")}
+    return read, {n.removeprefix("best/"): torch.from_numpy(np.array(a)).to(device) for n, a in best.items()}
 
 
 def _best(read: list[Epoch]) -> Epoch:
@@ -292,6 +323,9 @@ def erase(
     seed: int,
     device: str = "cpu",
     stop_after: int | None = None,
+    checkpoints: CheckpointStore = NoStore(),  # noqa: B008 - stateless
+    checkpoint_name: str = "erase",
+    checkpoint_every: int = 10,
     progress: Progress = silent,
 ) -> nn.Module:
     """Train a fresh encoder and its read-out on the nodes of ``data`` and the edges among them.
@@ -303,6 +337,7 @@ def erase(
         seed: of initialisation, validation nodes and dropout; in [0, 2**63).
         device: "cpu" or "cuda".
         stop_after: epochs after which the full run is left; the best of these is chosen. 0: the initialisation.
+        checkpoints, checkpoint_name, checkpoint_every: as for ``node_classifier``.
         progress: called with (epochs done, epochs, "training").
 
     Returns:
@@ -314,13 +349,25 @@ def erase(
         ConfigError: another network; ``stop_after`` beyond the run.
         Diverged: the loss or an embedding is not finite; names the epoch.
     """
+    keeping = Keeping(store=checkpoints, name=checkpoint_name, every=checkpoint_every)
     model = build(seed).to(device)
     if not (isinstance(model, GraphNetwork) and model.l1):
         raise ConfigError("recipe erase trains a built-in graph network whose rows sum to 1: model.config.rows: l1")
     graph = MemberGraph.of(data, dtype=model_dtype(model), device=device)
     last = epochs_to_train(config.epochs, stop_after)
     known = _known(graph.data, share=config.validation, seed=derive_seed("validation", seed))
-    train_erase(model, graph.x, graph.edge_index, known, config=config, seed=seed, epochs=last, progress=progress)
+    train_erase(
+        model,
+        graph.x,
+        graph.edge_index,
+        known,
+        config=config,
+        seed=seed,
+        epochs=last,
+        keeping=keeping,
+        run=run_fingerprint(model, graph.data, config=config, seed=seed),
+        progress=progress,
+    )
     return model
 
 

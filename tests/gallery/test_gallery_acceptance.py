@@ -195,6 +195,7 @@ def test_exact_retraining_is_what_is_left(methods: None) -> None:
     assert f"{CHEAT} is not accepted (worst, gap: fail)." in why and f"{SOUND} is not accepted" in why
 
 
+@pytest.mark.journey
 def test_acceptance_on_the_plans_own_split_trains_nothing_twice(home: Path, methods: None) -> None:
     subject = asking(decides=SOUND, split="worst", thresholds={"max_gap": 0.001})
     paths = ["/".join(stage.path) for stage in subject_stages(subject)]

@@ -157,6 +157,7 @@ def refuse_elsewhere(world: dict[str, Any], marker: str, allowed: set[str]) -> N
     assert marker_search.places(world["root"], marker), "it is in the data"
 
 
+@pytest.mark.journey
 @pytest.mark.promise("B10")
 @pytest.mark.parametrize("marker", PEOPLE)
 def test_what_an_example_says_is_in_the_data_store_and_nowhere_else(people: dict[str, Any], marker: str) -> None:
@@ -169,6 +170,7 @@ def test_what_a_text_says_is_nowhere_else_either(texts: dict[str, Any], marker: 
     refuse_elsewhere(texts, marker, TEXTS_TOO[marker])
 
 
+@pytest.mark.journey
 @pytest.mark.promise("B10")
 def test_everything_that_could_have_told_has_said_something(people: dict[str, Any]) -> None:
     home = people["home"]
@@ -182,6 +184,7 @@ def test_everything_that_could_have_told_has_said_something(people: dict[str, An
     assert w.requests.get("r1").num_examples and w.requests.get("r1").state.value in ("audited", "closed")
 
 
+@pytest.mark.journey
 def test_a_marker_elsewhere_is_found(people: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Dagster's records, in the ledger, in a log, in a lineage event: each alone is refused, and named."""
     home = Path(shutil.copytree(people["home"], tmp_path / "state"))

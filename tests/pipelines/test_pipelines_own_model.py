@@ -170,7 +170,7 @@ REFUSED = {
     "stranger_nets:odd_nan": "answers NaN or infinity to 64 of 64 training examples",
     "stranger_nets:odd_tuple": "to a tuple in eval mode; one tensor",
     "stranger_nets:odd_dict": "to a dict in eval mode; one tensor",
-    "stranger_nets:odd_narrow": r"to \(2, 9\); \(2, 10\) is needed",
+    "stranger_nets:odd_narrow": r"to \(2, 9\); \(2, 10\) or, a class a pixel, \(2, 10, 8, 8\) is needed",
     "stranger_nets:odd_raises": "fails in eval mode on 2 examples.*KeyError: 'no such thing'",
     "stranger_nets:odd_training": "to a tuple in train mode",
     "stranger_nets:odd_detached": "fails to be trained",

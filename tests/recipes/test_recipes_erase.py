@@ -22,6 +22,7 @@ from recipes.graph.coding_rate import CodingRateReduction, class_coding_rate, co
 from recipes.graph.erase import EraseConfig, Labelled, _known, erase, fit_read_out, train_erase
 from recipes.graph.label_propagation import Propagator, corrected_labels, denoise_labels, semantic_labels
 from recipes.graph.training import NodeTrainingConfig, node_classifier
+from recipes.keeping import Keeping
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
 from sources.planted_poison import label_noise
@@ -314,6 +315,37 @@ def test_it_can_be_left_early_also_at_the_initialisation(train):
     assert not torch.equal(start.head.weight, fresh.head.weight)
     early = erase(encoder, train, config=QUICK, seed=1, stop_after=2)
     assert torch.equal(flat(early), flat(erase(encoder, train, config=dataclasses.replace(QUICK, epochs=2), seed=1)))
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(train, validation, store):
+    config = dataclasses.replace(QUICK, epochs=6, validation=validation)
+    straight, told = erase(encoder, train, config=config, seed=1), []
+    erase(encoder, train, config=config, seed=1, stop_after=4, checkpoints=store, checkpoint_every=2)
+    resumed = erase(
+        encoder,
+        train,
+        config=config,
+        seed=1,
+        checkpoints=store,
+        checkpoint_every=2,
+        progress=lambda done, *_: told.append(done),
+    )
+    assert torch.equal(flat(resumed), flat(straight)) and told[0] == 5
+    again = erase(encoder, train, config=config, seed=1, checkpoints=store, checkpoint_every=2)
+    assert torch.equal(flat(again), flat(straight)), "a finished run is read, its best epoch included"
+    faster = dataclasses.replace(config, lr=0.02)
+    other = erase(encoder, train, config=faster, seed=1, checkpoints=store)
+    assert torch.equal(flat(other), flat(erase(encoder, train, config=faster, seed=1))), "that of another run is not"
+
+
+def test_a_run_out_of_patience_ends_where_it_ended_when_it_is_taken_up_again(train, store):
+    x, edges, known = _all(train)
+    config = EraseConfig(epochs=200, lr=1e-6, patience=4)
+    keeping = Keeping(store=store, name="run", every=1)
+    first = train_erase(network(rows="l1", dropout=0.0)(0), x, edges, known, config=config, seed=0, keeping=keeping)
+    again = train_erase(network(rows="l1", dropout=0.0)(0), x, edges, known, config=config, seed=0, keeping=keeping)
+    assert [one.epoch for one in again] == [one.epoch for one in first] == [1, 2, 3, 4, 5]
 
 
 def test_it_corrects_what_the_graph_contradicts():

@@ -194,21 +194,8 @@ def test_same_seed_same_bits_in_any_order_and_the_global_generator_is_left_alone
     assert not first.training
 
 
-class Store:
-    """A checkpoint store in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Any] = {}
-
-    def save(self, name: str, arrays: Any, meta: Any) -> None:
-        self.kept[name] = ({k: np.array(v) for k, v in arrays.items()}, dict(meta))
-
-    def load(self, name: str) -> Any:
-        return self.kept.get(name)
-
-
-def test_a_run_that_was_stopped_and_taken_up_is_the_straight_run(data):
-    train, store = data.part("train"), Store()
+def test_a_run_that_was_stopped_and_taken_up_is_the_straight_run(data, store):
+    train = data.part("train")
     straight = node_classifier(network(), train, config=CONFIG, seed=1)
     early = node_classifier(
         network(), train, config=CONFIG, seed=1, stop_after=4, checkpoints=store, checkpoint_every=2

@@ -60,8 +60,7 @@ def test_global_generators_are_left_alone():
 def test_unknown_sources_and_fields_are_refused():
     with pytest.raises(
         UnknownName,
-        match="idx, image_folder, image_masks, image_table, interactions, long_tail_mixture, node_table, npz, outputs, "
-        "rotated_images, sklearn, synthetic_interactions, table, text",
+        match="idx, image_folder, image_masks, image_table, interactions, long_tail_mixture, node_table, npz, outputs",
     ):
         load("excel", {})
     with pytest.raises(ConfigError, match="no field datset"):
