@@ -99,16 +99,6 @@ def _state_outside_the_repository(tmp_path_factory: pytest.TempPathFactory) -> I
         yield
 
 
-@pytest.fixture(scope="package")
-def few_pixels() -> Iterator[None]:
-    """Charts of a sixteenth of their pixels: whole audits draw hundreds of them."""
-    from reports import plots
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_DPI", 40)
-        yield
-
-
 @pytest.fixture
 def network_guard() -> ModuleType:
     """The socket guard; ``attempts`` lists what was refused."""

@@ -25,7 +25,3 @@ def cheats() -> Iterator[list[str]]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
     return tmp_path / "state"
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _few_pixels(few_pixels: None) -> None: ...

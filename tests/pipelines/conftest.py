@@ -163,7 +163,3 @@ def made_by_someone_else(request: pytest.FixtureRequest, tmp_path: Path) -> tupl
                 struct.pack(">II", 2049, 400) + labels.astype(np.uint8).tobytes()
             )
             return folder, []
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _few_pixels(few_pixels: None) -> None: ...
