@@ -62,11 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @functools.cache
 def _scope(nodeid: str) -> str:
     """Tests of one scope go to one worker: a file's share its fixtures, those that look at one of the finished states
-    of ``tests/pipelines`` share that, and of the battery it is the tests of one method, which fill the gaps at the
+    of ``tests/pipelines`` share that. Of the battery it is the tests in one world, whose models are trained once; in
+    the first, which most methods are asked in and which costs little, those of one method: they fill the gaps at the
     end."""
     file, _, rest = nodeid.partition("::")
     if "/battery/" in file:
-        return f"{file}::{'-'.join(rest.split('-')[:2])}"
+        method, world = rest.split("-")[:2], rest.rstrip("]").split("-")[2:3]
+        return f"{file}::{'-'.join(method)}" if world in ([], ["classes"]) else f"{file}::{world[0]}"
     text = (ROOT / file).read_text(encoding="utf-8")
     return next((state for state in ("audited_home", "erasure_world") if state in text), file)
 
@@ -75,7 +77,13 @@ def _scope(nodeid: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes on one worker comes first, what comes in small pieces last; else in the order drawn."""
     first = {"gallery": 0, "pipelines": 1, "battery": 3}
-    items.sort(key=lambda item: first.get(item.path.parent.name, 2))
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        whole_world = folder == "battery" and "-" not in _scope(item.nodeid)
+        return 1 if whole_world else first.get(folder, 2)
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(optionalhook=True)

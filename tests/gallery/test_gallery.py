@@ -36,6 +36,7 @@ def verdicts_of(
     return found
 
 
+@pytest.mark.journey
 def test_no_cheat_passes(home: Path, cheats: list[str]) -> None:
     methods = [name for name in cheats if name not in RETRAINS_EACH_RUN]
     assert len(methods) >= 14
