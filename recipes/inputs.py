@@ -85,14 +85,15 @@ class Inputs:
         return other
 
     def _read(self, rows: Any) -> Any:
-        values = self.data.inputs(rows)
-        if isinstance(values, dict):
-            return {name: self._tensor(array) for name, array in values.items()}
-        return self._tensor(values)
+        return tensors(self.data.inputs(rows), dtype=self.dtype, device=self.device)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        values = torch.from_numpy(array)
-        return values.to(self.device, dtype=self.dtype if values.is_floating_point() else values.dtype)
+
+def tensors(values: Any, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Inputs as arrays, or named ones, as tensors on a device: numbers in this precision, positions as they are."""
+    if isinstance(values, dict):
+        return {name: tensors(array, dtype=dtype, device=device) for name, array in values.items()}
+    found = torch.from_numpy(values)
+    return found.to(device, dtype=dtype if found.is_floating_point() else found.dtype)
 
 
 def model_device(model: torch.nn.Module) -> torch.device:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contracts.errors import DataError, InvalidInput, NotApplicable
-from recipes.inputs import Inputs, model_device, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype, tensors
 from sources.example_set import ExampleSet
 from tasks.base import answers, require
 
@@ -39,15 +39,7 @@ def batches(data: ExampleSet, model: nn.Module, *, batch: int) -> Iterator[tuple
         # No name here for the inputs: who deletes theirs gives the memory back before the next batch is read. Two
         # batches alive at a time make the allocator hand pages back and fault them in again, up to a quarter of a pass
         # of an MLP.
-        yield rows, _tensors(data.inputs(rows), like), y
-
-
-def _tensors(values: Any, like: Tensor) -> Any:
-    """On the device of ``like``, numbers in its precision, positions as they are."""
-    if isinstance(values, dict):
-        return {name: _tensors(array, like) for name, array in values.items()}
-    found = torch.from_numpy(values)
-    return found.to(device=like.device, dtype=like.dtype if found.is_floating_point() else found.dtype)
+        yield rows, tensors(data.inputs(rows), dtype=like.dtype, device=like.device), y
 
 
 def check_outputs(name: str, data: ExampleSet, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import NotApplicable
+from tasks.base import respond
 
 
 def num_of(x: Any) -> int:
@@ -42,7 +43,7 @@ def answer(model: nn.Module, x: Any) -> Tensor:
     Raises:
         NotApplicable: neither, or not one row an example.
     """
-    found = model(**x) if isinstance(x, dict) else model(x)
+    found = respond(model, x)
     logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
     num = num_of(x)
     if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != num:
