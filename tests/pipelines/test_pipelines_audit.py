@@ -195,7 +195,7 @@ def test_a_score_that_the_plan_drops_is_no_longer_current(audited_home: Path, sm
     ], again
 
 
-@pytest.mark.parametrize("selector", ["ids", "owner_missing"])
+@pytest.mark.parametrize("selector", [pytest.param("ids", marks=pytest.mark.journey), "owner_missing"])
 def test_a_forget_request_runs_to_its_verdict(audited_home: Path, small: Subject, selector: str) -> None:
     from datetime import UTC, datetime
 

@@ -96,9 +96,9 @@ def test_no_name_is_cut_off_and_every_model_says_what_it_is(monkeypatch):
         assert len(model["doc"]) > 20 and "head of this file" not in model["doc"], model["name"]
 
 
-@pytest.mark.parametrize("words", [["methods"], ["methods", "--json"]])
+@pytest.mark.parametrize("words", [["doctor"], ["methods", "--json"]])
 def test_a_reader_that_goes_away_is_no_verdict(words):
-    """As in ``palimpsest methods | head -1``: 141, as of any program there, not the 1 of an audit not passed."""
+    """As in ``palimpsest doctor | head -1``: 141, as of any program there, not the 1 of an audit not passed."""
     code = f"import sys; sys.argv = ['palimpsest', *{words}]; from pipelines.cli.app import main; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
