@@ -28,7 +28,7 @@ from sources.rows import Rows
 
 _BITS = 53
 _PERSON = b"example id"
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
