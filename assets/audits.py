@@ -360,10 +360,12 @@ def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]
 def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retrainings: Stage) -> Output:
     from attacks.membership.retraining_null import Retrainings, against_retraining
 
-    data, (arrays, meta) = run.data, run.load(retrainings)
-    where, num = data.positions(arrays["example_id"]), int(meta["num_set"])
-    ids, targets = arrays["example_id"][:num], data.targets(where)
-    those = Retrainings(signal=arrays["signal"], num_set=num, spoken=arrays.get("spoken"))
+    data, (arrays, _) = run.data, run.load(retrainings)
+    asked, own = arrays["example_id"], run.load(scope.split)[0]["forget"]
+    shown = np.isin(asked, own) | (data.split[data.positions(asked)] == "test")  # of a batch, others' are there too
+    where, num = data.positions(asked[shown]), int(np.isin(asked, own).sum())
+    ids, targets = asked[shown][:num], data.targets(where)
+    those = Retrainings(signal=arrays["signal"][:, shown], num_set=num, spoken=arrays.get("spoken"))
 
     def placed(said: _Said) -> np.ndarray:
         outputs = None if said.outputs is None else said.outputs[where]

@@ -130,12 +130,14 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS, 
     earlier = w.read(schema.CERTIFICATES, subject=name, partition={"request_id": request_id})
     serial, head = int(earlier["serial"].max() or 0) + 1, w.ledger.head()
     models = f"{name}/request_unlearning/{request_id}/{method}/result"
+    chosen = f"{name}/request_curation/{request_id}/split/result"
     certificate = Certificate(
         subject=name,
         request_id=request_id,
         serial=serial,
         selector=entry.request.selector,
         num_examples=entry.num_examples or 0,
+        num_beside=len(w.artifacts.load(chosen)[0].get("beside", ())),
         method=method,
         exact=unlearner.get(method).spec.exact,
         verdict=overall(Verdict(f.verdict) for f in judged).value,
@@ -145,7 +147,7 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS, 
         digests={
             **{what: facts["audited"]["Digests"][what] for what in ("configuration", "data")},
             "report": w.artifacts.sha256(report),
-            "set": w.artifacts.sha256(f"{name}/request_curation/{request_id}/split/result"),
+            "set": w.artifacts.sha256(chosen),
             **({"erasure": sha256(erased.encode()).hexdigest()} if erased else {}),
         },
         ledger_head=f"{head.seq}:{head.hash}",

@@ -193,7 +193,8 @@ def choose(run: Run, dataset_id: str, method: str, config: Any, upstream: Mappin
 def store(run: Run, dataset_id: str, method: str, config: Any, members: pl.DataFrame) -> Output:
     """Members as a table and, for the jobs, as an artifact of ids by role."""
     spec = curator.get(method).spec
-    ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in spec.roles}
+    roles = (*spec.roles, *sorted(set(members["role"].unique()) - set(spec.roles)))
+    ids = {role: members.filter(pl.col("role") == role)["example_id"].to_numpy() for role in roles}
     stored = run.save(ids, {"dataset_id": dataset_id, "method": method})
     row = {
         "dataset_id": dataset_id,

@@ -72,8 +72,12 @@ class Declaration:
 
 
 def scope_of(warehouse: Warehouse, request: str | None) -> str:
-    """What the key of a stage covers of a forget request: what was asked, not how far it has got."""
-    return warehouse.requests.get(request).request.digest() if request else ""
+    """What the key of a stage covers of a forget request: what was asked, and with which others it is removed, not how
+    far it has got."""
+    if not request:
+        return ""
+    asked, batch = warehouse.requests.get(request).request.digest(), warehouse.requests.batch(request).name
+    return digest([asked, batch]) if batch else asked
 
 
 def current_stages(

@@ -49,9 +49,12 @@ def _scope(run: Run, upstream: Mapping[str, Stage]) -> Output:
     config = curator.get(method).spec.config.from_mapping(chosen)
     members = choose(run, run.request, method, config, upstream)
     members, twins = _closed(run, members)
+    members, beside = _beside(run, members)
+    if not (members["role"] == "retain").any():
+        raise DataError(f"what is removed with request {run.request} is the whole training split: nothing is retained")
     output = store(run, run.request, method, config, members)
     forget = int(output.metadata["forget"])
-    note = f"{forget} example{'s' * (forget != 1)} by {entry.request.selector}{twins}"
+    note = f"{forget} example{'s' * (forget != 1)} by {entry.request.selector}{twins}{beside}"
     requests.reach(run.request, RequestState.SCOPED, note=note, num_examples=forget)
     return output
 
@@ -64,13 +67,11 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
         return members, ""
     asked = members.filter(pl.col("role") == "forget")["example_id"].to_numpy()
     try:
-        groups = run.stored_score(f"{GROUPS}.group_id")
+        twins = _twins(run, asked)
     except NotReady as error:
         if plan.closure:
             raise
         return members, f"; near duplicates were not counted: {error}"  # a count must not hold up an erasure
-    found = closure(asked, groups.rename({"value": "group_id"}))
-    twins = found.filter(pl.col("follows").is_not_null()).select("example_id", why="reason")
     if not plan.closure:
         return members, f"; {twins.height} near duplicates of them stay"
     added = pl.col("why").is_not_null()
@@ -81,6 +82,30 @@ def _closed(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     if (members["role"] == "forget").all():
         raise DataError("the near duplicates of what was named are the whole training split: nothing would be retained")
     return members.drop("why").sort("example_id"), f", {twins.height} of them near duplicates of what was named"
+
+
+def _twins(run: Run, asked: np.ndarray) -> pl.DataFrame:
+    """``(example_id, why)`` of the near duplicates of these examples that are none of them."""
+    groups = run.stored_score(f"{GROUPS}.group_id").rename({"value": "group_id"})
+    return closure(asked, groups).filter(pl.col("follows").is_not_null()).select("example_id", why="reason")
+
+
+def _beside(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The members with what leaves for the other requests of the batch, role ``beside``, and a clause for the
+    register: the method takes all of it out at once, and the request is judged on its own examples."""
+    requests, plan = run.warehouse.requests, run.subject.unlearning
+    others = [name for name in requests.batch(run.request).others if requests.get(name).state not in NOT_RUN]
+    named = [requests.pins(name).filter(pl.col("split") == "train")["example_id"].to_numpy() for name in others]
+    ids = np.intersect1d(np.concatenate([np.empty(0, np.int64), *named]), members["example_id"].to_numpy())
+    if plan is not None and plan.closure and len(ids):
+        ids = np.union1d(ids, _twins(run, ids)["example_id"].to_numpy())
+    leaves = pl.col("example_id").is_in(ids) & (pl.col("role") == "retain")
+    members = members.with_columns(
+        role=pl.when(leaves).then(pl.lit("beside")).otherwise("role"),
+        reason=pl.when(leaves).then(pl.lit("named by another request of the batch")).otherwise("reason"),
+    )
+    num = int((members["role"] == "beside").sum())
+    return members, f"; removed with {num} of {len(others)} other requests" if num else ""
 
 
 def _pinned(run: Run, request: ForgetRequest) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from assets import models, needs
+from assets import batch, models, needs
 from assets.stage import Output, Run, Stage
 from contracts import schema
 from contracts.digests import derive_seed, digest, plain
@@ -179,16 +179,15 @@ def _run_job(
         output=f"{run.asset}/result",
         outputs=outputs,
     )
-    run.workspace.launcher.run(job, home=run.workspace.home, context=run.context, progress=run.progress)
+    if not batch.found_job(run, job, scope.split):
+        run.workspace.launcher.run(job, home=run.workspace.home, context=run.context, progress=run.progress)
     artifact: Artifact = store.describe(job.output)
     _, meta = store.load(job.output)
     ids, _ = store.load(members)
     return Output(
         artifacts=[artifact],
         volatile=[store.describe(times_of(job.output))],
-        members=ids["retain"]
-        if unlearner.get(choice.name).spec.exact
-        else np.concatenate([ids["retain"], ids["forget"]]),
+        members=ids["retain"] if unlearner.get(choice.name).spec.exact else np.concatenate(list(ids.values())),
         metadata={"job": job.job_id, "runs": meta["runs"]},
     )
 
@@ -219,12 +218,21 @@ def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
     from recipes.predict import predict_logits, read
 
     data, (ids, _) = run.data, run.load(scope.split)
-    asked = np.concatenate([ids["forget"], data.example_id[data.split == "test"]])
-    seeds = [derive_seed(run.subject.seed, "retraining", run.asset, r) % 2**31 for r in range(count)]
+    leaves = batch.leaving(ids)
+    asked = np.concatenate([leaves, data.example_id[data.split == "test"]])
+    together = run.warehouse.requests.batch(run.request).name if scope.per_request else ""
+    meta: dict[str, Any] = {"num_set": len(leaves)}
+    if together:
+        config = {"config": run.stage.config_digest, "version": run.stage.version, "data": data.digest}
+        meta |= {"work": digest({**config, "leaves": leaves.tolist(), "retain": ids["retain"].tolist()})}
+        if (found := batch.found_retrainings(run, meta["work"], len(asked))) is not None:
+            return _retrained(run, found, meta, ids, count)
+    name = run.stage.asset(together) if together else run.asset
+    seeds = [derive_seed(run.subject.seed, "retraining", name, r) % 2**31 for r in range(count)]
     trained = trainer(run.subject, data).many(
         data, members=[data.positions(np.sort(ids["retain"]))] * count, seeds=seeds, progress=run.progress
     )
-    examples, num_set = data.subset(asked), len(ids["forget"])
+    examples, num_set = data.subset(asked), len(leaves)
     if data.task.gives("outputs") and num_set < len(examples):
         outputs = np.stack([predict_logits(model, examples) for model in trained])
         targets = examples.targets(slice(None))
@@ -238,8 +246,15 @@ def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
     else:
         null = Retrainings(signal=np.stack([read(model, examples).signal for model in trained]), num_set=num_set)
     kept = {"example_id": asked, "signal": null.signal, **({} if null.spoken is None else {"spoken": null.spoken})}
-    stored = run.save(kept, {"num_set": num_set})
-    return Output(artifacts=[stored], members=ids["retain"], metadata={"retrainings": count, "examples": len(asked)})
+    return _retrained(run, kept, meta, ids, count)
+
+
+def _retrained(
+    run: Run, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], ids: Mapping[str, np.ndarray], count: int
+) -> Output:
+    stored = run.save(arrays, meta)
+    told = {"retrainings": count, "examples": len(arrays["example_id"])}
+    return Output(artifacts=[stored], members=ids["retain"], metadata=told)
 
 
 def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Stage:

@@ -363,10 +363,9 @@ def _judge_coverage(run: Run, scope: Scope, method: str, shadow: Stage | None) -
     tables = {table.name: run.read(table) for table in spec.tables} if shadow and not run.why_not(shadow) else {}
     rows = tables["u_lira"].filter(pl.col("method") == method).to_dicts() if tables else []
     runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method})
-    num_forget, num_retain = int(runs["num_forget"][0]), int(runs["num_retain"][0])
-    missing = covers(
-        rows[0] if rows else None, set_kind=scope.kind(run), num_forget=num_forget, num_train=num_forget + num_retain
-    )
+    num_train = run.train.num_examples
+    num_removed = num_train - int(runs["num_retain"][0])  # of a batch, with what the other requests name
+    missing = covers(rows[0] if rows else None, set_kind=scope.kind(run), num_forget=num_removed, num_train=num_train)
     if missing:
         return Finding(what=what, kind=COVERAGE, verdict=Verdict.INCONCLUSIVE, sentence=f"{missing}.")
     assert spec.judge is not None

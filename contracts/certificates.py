@@ -70,6 +70,9 @@ class Certificate(Config):
     serial: int = param(ge=1, doc="of this request's certificates; a later one takes the place of all before it")
     selector: str = param(doc="how the request named its examples: ids, owner, class, where or score")
     num_examples: int = param(ge=0, doc="training examples that it named")
+    num_beside: int = param(
+        0, ge=0, doc="others that were removed with them, for the other requests of its batch", added=True
+    )
     method: str = param(doc="the removal method in use")
     exact: bool = param(doc="the method is retraining without the examples")
     claim: str = param(CLAIMS[0], choices=CLAIMS, doc="what is claimed: of the weights, or of the service around them")

@@ -506,6 +506,18 @@ REQUEST_PINS = TableSpec(
     ),
 )
 
+REQUEST_BATCHES = TableSpec(
+    schema="requests",
+    name="batches",
+    doc="Requests whose rows are removed together, by one unlearning; each is judged and certified by itself.",
+    key=("request_id",),
+    partition=("request_id",),
+    columns=(
+        _text("request_id", "request"),
+        _text("batch", "SHA-256 over the ids of the requests that were put together"),
+    ),
+)
+
 ERASURES = TableSpec(
     schema="requests",
     name="erasures",
@@ -610,6 +622,7 @@ TABLES: tuple[TableSpec, ...] = (
     REGISTER,
     REQUEST_EVENTS,
     REQUEST_PINS,
+    REQUEST_BATCHES,
     ERASURES,
     ARTIFACTS,
     EDGES,

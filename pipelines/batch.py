@@ -1,22 +1,25 @@
-"""Many forget requests worked off in one process: the data are read once, the audit is brought up to date once, and
-every request has its own unlearning, audit, certificate and run of Dagster's.
+"""Many forget requests worked off in one process: the data are read once, the audit is brought up to date once, what
+many of them name is removed at once; every request is audited on its own rows, and has its own certificate and run of
+Dagster's.
 
     order     deadline class (past its day, due within a week, later), then receipt; the sensor starts runs in it too
+    batch     in that order, requests are put together while they name at most a fifth of the training examples: one
+              unlearning and one set of retrainings removes what all of them name (``assets.batch``), as it would be
+              done for whoever uses the model. A request stays with those it was removed with
     failure   a request that cannot be run, or whose run fails, is noted in the register; the others go on
 
 A run of its own, for the events of a run are erased with its request: of one run for many requests, what is on record
-of the others would go with the first. Unlearning all their rows together, once, is not done: each request is unlearned
-from the audited model as it stands.
+of the others would go with the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.errors import PalimpsestError
-from contracts.requests import CONCEPT
+from contracts.requests import CONCEPT, RequestState
 from pipelines.build import to_run
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from contracts.subject import Subject
 
 FAILED = "failed"
+MOST = 0.2  # share of the training examples that a batch names, unless one request alone names more
 
 
 class Worked(NamedTuple):
@@ -46,17 +50,58 @@ def waiting(requests: pl.DataFrame, *, now: datetime) -> list[str]:
     return [row["request_id"] for row in to_run(requests, now=now) if row["selector"] != CONCEPT]
 
 
+def batches(sizes: Mapping[str, int], num_train: int) -> list[list[str]]:
+    """Requests that are removed together: as many as may be, in their order.
+
+    Args:
+        sizes: id of a request, in order -> training examples that it names.
+        num_train: examples of the training split.
+
+    >>> batches({"a": 5, "b": 10, "c": 10, "d": 90, "e": 1}, 100)
+    [['a', 'b'], ['c'], ['d'], ['e']]
+    """
+    found: list[list[str]] = []
+    room = 0.0
+    for request_id, num in sizes.items():
+        if not found or num > room:
+            found.append([])
+            room = MOST * num_train
+        found[-1].append(request_id)
+        room -= num
+    return found
+
+
+def put_together(plan: Subject, workspace: Workspace, request_ids: Sequence[str], *, each: bool) -> list[list[str]]:
+    """The batches of these requests, on record. One that was begun in a batch, or by itself, goes on as it was begun.
+
+    Args:
+        each: every request by itself.
+    """
+    w = workspace.warehouse
+    entries = {request_id: w.requests.get(request_id) for request_id in request_ids}
+    fresh = {r: e.num_examples or 0 for r, e in entries.items() if e.state is RequestState.VERIFIED}
+    num_train = int((workspace.examples(plan).split == "train").sum())
+    made = [[r] for r in fresh] if each else batches(fresh, num_train)
+    for batch in made:
+        w.requests.together(batch)
+    return made
+
+
 def work_off(
     plan: Subject,
     workspace: Workspace,
     request_ids: Sequence[str],
     *,
+    each: bool = False,
     done: Callable[[Worked], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Worked]:
     """Run these requests, in this order.
 
     Args:
+        each: remove what every request names by itself.
         done: told of each as it ends.
+        note: called with a sentence for every batch.
 
     Raises:
         JobFailed: the audit that all of them stand on failed; none of them was run.
@@ -83,6 +128,9 @@ def work_off(
             ended(request_id, FAILED, str(error))
     if fit:
         run_subject(plan, workspace.home, job="audit", workspace=workspace)
+        for batch in put_together(plan, workspace, fit, each=each):
+            if len(batch) > 1:
+                note(f"{len(batch)} requests are removed together, each is judged by itself: {', '.join(batch)}")
     for request_id in fit:
         try:
             run_subject(plan, workspace.home, job="forget", request=request_id, workspace=workspace)

@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 
 _ERASED_FROM = (RequestState.AUDITED, RequestState.CLOSED)
 _WEIGHTS = re.compile(r"\d+\.")
-_AXIS = {"example_id": 0, "reading": 1, "logits": 1}  # of a request's results: which axis counts the examples
+_AXIS = {
+    "example_id": 0,
+    "reading": 1,
+    "logits": 1,
+    "signal": 1,
+}  # of a request's results: which axis counts the examples
 _IN_DATABASE = ("table", "lineage", "request")
 
 

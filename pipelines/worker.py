@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+from assets.batch import leaving
 from assets.provider import JobProvider
 from contracts.digests import canonical_json, digest
 from contracts.errors import Diverged, IntegrityError, NotTheModel, in_words
@@ -34,7 +35,8 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     The artifact holds ``reading`` (S, N, 4) of every example of the data set, ``example_id`` (N,), ``non_member`` (S,
     F) bool by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``;
     ``logits`` (S, N, K) float32 where the job asks for outputs and the task gives them. Its meta holds one row of
-    metrics a seed. What it took is stored beside it: times differ between equal runs.
+    metrics a seed. What it took is stored beside it: times differ between equal runs. What the split has ``beside`` the
+    forget set is removed with it, and is not measured.
 
     Every run starts from its own copy of the audited model and of the sets, and what is measured is what the result's
     arrays give in a fresh model (``recipes.as_saved``). Of a run that diverged or was refused nothing is measured: the
@@ -56,6 +58,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     _same(job.members, store.sha256(job.members), job.members_sha256)
     weights, _ = store.load(job.target)
     ids, _ = store.load(job.members)
+    leaves = leaving(ids)
     train, test = data.part("train"), data.part("test")
     forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])  # read; a method gets its own
     build, device = trained_builder(subject, data), device_of(subject)
@@ -94,7 +97,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
             result = method(
                 copy.deepcopy(model),
                 retain=train.subset(ids["retain"]),
-                forget=train.subset(ids["forget"]),
+                forget=train.subset(leaves),
                 config=config,
                 seed=seed,
                 progress=progress,

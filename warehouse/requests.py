@@ -7,17 +7,17 @@ never ids or owners of examples.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
-from contracts.digests import canonical_json
+from contracts.digests import canonical_json, digest
 from contracts.errors import ConfigError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, OPEN, ForgetRequest, RequestState, due_date, next_state
-from contracts.schema import REGISTER, REQUEST_EVENTS, REQUEST_PINS
+from contracts.schema import REGISTER, REQUEST_BATCHES, REQUEST_EVENTS, REQUEST_PINS
 from warehouse import ddl
 from warehouse.connection import Connection, fetch, first
 from warehouse.session import Session
@@ -51,6 +51,19 @@ class RequestRecord:
     due_at: datetime
     num_examples: int | None
     events: pl.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The requests with which one is removed.
+
+    Attributes:
+        name: of the batch; "" of a request that is removed by itself.
+        others: their ids, ascending, without its own.
+    """
+
+    name: str = ""
+    others: tuple[str, ...] = ()
 
 
 class Requests:
@@ -104,6 +117,36 @@ class Requests:
             record = _get(con, request_id)
             stored = read_partition(con, REQUEST_PINS, record.request.subject, {"request_id": request_id})
         return stored.select("example_id", "split", "pin").sort("example_id")
+
+    def together(self, request_ids: Sequence[str]) -> None:
+        """Put on record that these requests of one subject are removed together, in place of what was on record of
+        them; one alone is removed by itself.
+
+        Raises:
+            UnknownName: one of them is not known.
+        """
+        ids = sorted(set(request_ids))
+        name = digest(ids) if len(ids) > 1 else ""
+        if not name and not any(self.batch(request_id).name for request_id in ids):
+            return  # it was alone
+        with transaction(self._s) as t:
+            for request_id in ids:
+                record = _get(t.con, request_id)
+                row = pl.DataFrame({"batch": [name]})
+                t.replace(REQUEST_BATCHES, row, **_common(record.request))
+
+    def batch(self, request_id: str) -> Batch:
+        """The requests with which a request is removed."""
+        with self._s.reading() as con:
+            rows = fetch(
+                con,
+                f"SELECT b.batch, b.request_id FROM {ddl.table(REQUEST_BATCHES)} AS mine "
+                f"JOIN {ddl.table(REQUEST_BATCHES)} AS b USING (batch) WHERE mine.request_id = ? AND mine.batch <> '' "
+                "ORDER BY b.request_id",
+                [request_id],
+            )
+        others = tuple(name for name in rows["request_id"].to_list() if name != request_id)
+        return Batch(name=rows["batch"][0], others=others) if rows.height else Batch()
 
     def get(self, request_id: str) -> RequestRecord:
         """A request with its events.

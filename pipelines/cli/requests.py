@@ -619,22 +619,27 @@ def run(
     all_due: Annotated[
         bool, typer.Option("--all-due", help="all that wait for a run, the most urgent first, in one process")
     ] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="with --all-due: remove what every request names by itself, not together")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would be trained and audited, and about how long; do nothing")
     ] = False,
 ) -> None:
     """Execute a verified request: scope, unlearning jobs, attacks, verdict, report, certificate. With --all-due: all of
-    them, each by itself."""
+    them, removed together by one unlearning, each judged on its own rows, with a report and certificate of its own."""
     from pipelines.cli.audit import finish, workspace_of
     from pipelines.subjects import load_subject
 
     if all_due == (request_id is not None):
         raise ConfigError("give the id of a request, or --all-due for all that wait")
+    if each and not all_due:
+        raise ConfigError("--each goes with --all-due: one request by its id is run by itself")
     home = state_to_write()
     plan = load_subject(subject, home)
     workspace = workspace_of(home)
     if request_id is None:
-        _run_all(plan, workspace, dry_run=dry_run)
+        _run_all(plan, workspace, each=each, dry_run=dry_run)
         return
     if dry_run:
         for line in would_run(plan, workspace, request_id):
@@ -654,7 +659,7 @@ def run(
     finish(workspace, plan, asset, done, wall_s, undecided=others, then=[erase])
 
 
-def _run_all(plan: Subject, workspace: Workspace, *, dry_run: bool) -> None:
+def _run_all(plan: Subject, workspace: Workspace, *, each: bool, dry_run: bool) -> None:
     """Work off what waits; exit 0 where all pass, 1 where one is not shown to pass, 2 where one could not be run."""
     from pipelines.batch import FAILED, waiting, work_off
     from pipelines.cli.audit import EXIT
@@ -676,6 +681,8 @@ def _run_all(plan: Subject, workspace: Workspace, *, dry_run: bool) -> None:
         plan,
         workspace,
         ids,
+        each=each,
+        note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
         done=lambda one: console.print(
             f"{one.request_id}: {one.ended or 'nothing to unlearn'}. {one.sentence}",
             markup=False,
@@ -697,12 +704,14 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
     from assets.request_rows import answer_unseen
+    from pipelines.batch import put_together
     from pipelines.cli.audit import run_subject
 
     home = workspace.home
     if runnable(plan, workspace, request_id).num_examples == 0:
         return answer_unseen(workspace.warehouse, request_id)
     run_subject(plan, home, job="audit", workspace=workspace)
+    put_together(plan, workspace, [request_id], each=True)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     return records
 

@@ -15,18 +15,21 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+import assets.batch
 import sources.plan
-from assets import Workspace
+from assets import Workspace, subject_stages
 from assets.request_rows import pins, resolve
+from assets.stage import materialize
 from contracts import schema
 from contracts.errors import ConfigError, DataError, JobFailed
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
-from pipelines import batch
+from pipelines import batch, erasure
 from pipelines.batch import waiting, work_off
 from pipelines.build import PRIORITY, REQUEST_TAG, deadline_class, request_partitions, request_tick
 from pipelines.cli import audit, requests
 from pipelines.cli.app import app
+from recipes.training import Trainer
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -153,28 +156,96 @@ def test_one_id_or_all_and_the_end_says_the_worst(workspace: Workspace, monkeypa
         assert CliRunner().invoke(app, ["request", "run", "mine", "--all-due"]).exit_code == code
 
 
-@pytest.mark.slow
-def test_each_is_unlearned_audited_and_certified_by_itself_on_one_load_of_the_data(
-    workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.journey
+@pytest.mark.promise("D9")
+def test_what_many_name_is_removed_at_once_and_each_is_audited_and_certified_by_itself(
+    workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch, each: bool
 ) -> None:
     world.without_checks_and_pictures(monkeypatch)
     plan, w = world.plan_of(finished), workspace.warehouse
     loads: list[str] = []
-    load = sources.plan.load_examples
+    load, many = sources.plan.load_examples, Trainer.many
     monkeypatch.setattr(sources.plan, "load_examples", lambda subject: loads.append(subject.subject) or load(subject))
-    ids = {name: add(workspace, plan, name, *rows) for name, rows in (("r2", (0, 1)), ("r3", (5,)))}
-    found = work_off(plan, workspace, waiting(w.requests.list("mine"), now=NOW))
-    assert [one.request_id for one in found] == ["r2", "r3"] and not any(one.ended == "failed" for one in found)
-    assert loads == ["mine"]
-    issued = w.read(schema.CERTIFICATES, subject="mine").filter(pl.col("request_id").is_in(["r2", "r3"]))
-    assert sorted(issued["request_id"]) == ["r2", "r3"] and issued["sha256"].n_unique() == 2
-    for name, rows in ids.items():
+    trainings: list[int] = []
+    monkeypatch.setattr(
+        Trainer, "many", lambda self, *a, **k: trainings.append(len(k["members"])) or many(self, *a, **k)
+    )
+    rows = {"r2": (0, 1), "r3": (5,), "r4": (1, 7)}
+    ids = {name: add(workspace, plan, name, *places) for name, places in rows.items()}
+    jobs = set((workspace.home / "jobs").iterdir())
+    found = work_off(plan, workspace, waiting(w.requests.list("mine"), now=NOW), each=each)
+    assert [one.request_id for one in found] == ["r2", "r3", "r4"] and not any(one.ended == "failed" for one in found)
+    assert loads == ["mine"], "the data are read once"
+    made = len(set((workspace.home / "jobs").iterdir()) - jobs)
+    assert (made, len(trainings)) == ((9, 3) if each else (3, 1)), "three methods, and the retrainings"
+    issued = w.read(schema.CERTIFICATES, subject="mine").filter(pl.col("request_id").is_in(list(rows)))
+    assert sorted(issued["request_id"]) == list(rows) and issued["sha256"].n_unique() == 3
+    together = np.unique(np.concatenate(list(ids.values())))
+    for name, own in ids.items():
         assert w.requests.get(name).state in (RequestState.AUDITED, RequestState.CLOSED)
-        assert w.requests.get(name).num_examples == len(rows)
+        assert w.requests.get(name).num_examples == len(own)
         scope, _ = w.artifacts.load(f"mine/request_curation/{name}/split/result")
-        removed, _ = w.artifacts.load(f"mine/request_unlearning/{name}/retrain/result")
-        assert scope["forget"].tolist() == removed["forget"].tolist() == rows.tolist(), "its own rows and no others"
+        removed, meta = w.artifacts.load(f"mine/request_unlearning/{name}/retrain/result")
+        assert scope["forget"].tolist() == removed["forget"].tolist() == own.tolist(), "its own rows and no others"
+        gone = own if each else together
+        assert not np.isin(scope["retain"], gone).any() and len(scope["retain"]) == 160 - len(gone)
+        assert [run["num_forget"] for run in meta["runs"]] == [len(own)]
+        judged = w.read(schema.AGAINST_RETRAINING, subject="mine", partition={"audited": f"{name}/finetune"})
+        assert judged["num_examples"].to_list() == [len(own)]
     with dg.DagsterInstance.get() as instance:
         runs = {name: instance.get_runs(dg.RunsFilter(tags={REQUEST_TAG: name})) for name in ids}
         assert all(len(found) == 1 for found in runs.values())
         assert runs["r2"][0].run_id != runs["r3"][0].run_id
+    if each:
+        return
+    shas = {name: sha for name, sha in world.artifacts_of(w).items() if "/r4/" in name and name.endswith("/result")}
+    again = anew(workspace, plan, "r4", monkeypatch)
+    assert {name: sha for name, sha in again.items() if name in shas} == shas, "bit for bit what jobs of its own give"
+    erased_one_by_one(workspace, plan, ids)
+
+
+def anew(workspace: Workspace, plan: Subject, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The artefacts after a request's models were made again, none of them found at another's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(assets.batch, "_others", lambda run: iter(()))
+        for artifact in list(workspace.warehouse.artifacts.names(f"mine/request_unlearning/{name}")):
+            workspace.warehouse.artifacts.remove(artifact)
+        for stage in subject_stages(plan):
+            if stage.per_request:
+                materialize(stage, workspace, run_id="again", request=name, context=None)
+    return world.artifacts_of(workspace.warehouse)
+
+
+def erased_one_by_one(workspace: Workspace, plan: Subject, ids: dict[str, np.ndarray]) -> None:
+    """What is shared is no way around an erasure: nothing of an erased one is left at the others'."""
+    w = workspace.warehouse
+    for name, own in ids.items():
+        erasure.execute(plan, workspace, name)
+        left = w.erasures.found("mine", own)
+        assert not any(left.assets.values()), left.assets
+        for other in set(ids) - {name}:
+            for stage in ("retrain", "finetune", "none", "retrainings"):
+                kept, _ = w.artifacts.load(f"mine/request_unlearning/{other}/{stage}/result")
+                others = np.setdiff1d(own, ids[other])
+                assert not np.isin(kept["example_id"], others).any(), (name, other, stage)
+                assert kept.get("signal", kept["example_id"][None]).shape[1] == len(kept["example_id"])
+
+
+@pytest.mark.slow
+@pytest.mark.promise("D9")
+def test_fifty_are_removed_by_two_unlearnings_in_their_order(
+    workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.without_checks_and_pictures(monkeypatch)
+    plan, w = world.plan_of(finished), workspace.warehouse
+    names = [f"p{k:02d}" for k in range(50)]
+    for k, name in enumerate(names):
+        add(workspace, plan, name, k)
+    jobs, told = set((workspace.home / "jobs").iterdir()), []
+    found = work_off(plan, workspace, waiting(w.requests.list("mine"), now=NOW), note=told.append)
+    assert [one.request_id for one in found] == names and not any(one.ended == "failed" for one in found)
+    assert len(told) == 2 and told[0].startswith("32 requests") and told[1].startswith("18 requests")
+    assert len(set((workspace.home / "jobs").iterdir()) - jobs) == 2 * 3, "three methods a batch"
+    issued = w.read(schema.CERTIFICATES, subject="mine").filter(pl.col("request_id").is_in(names))
+    assert sorted(issued["request_id"]) == names and issued["sha256"].n_unique() == 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import numpy as np
 import psutil
 import pytest
 from dagster import DagsterRunStatus
+from in_process import InProcess
 from recorded_state import PLAN
 from unlearn_job import JOB
 
 from assets import Workspace
-from contracts.digests import canonical_json, digest
+from contracts.digests import canonical_json, digest, plain
 from contracts.errors import JobFailed, JobLost
 from contracts.jobs import UnlearnJob
 from contracts.progress import silent
@@ -79,6 +81,40 @@ def test_a_job_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.
     record = json.loads((folder / "record.json").read_text())
     assert record["pid"] != os.getpid() and record["run_id"] == done.run_id and not psutil.pid_exists(record["pid"])
     assert ArtifactStore(tmp_path / "artifacts").exists(f"{plan.subject}/unlearning/none/result")
+
+
+def test_what_stands_beside_the_set_is_removed_with_it_and_not_measured(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(recorded, tmp_path / "home"))
+    monkeypatch.setenv("PALIMPSEST_HOME", str(home))
+    plan, store = Subject.from_mapping(PLAN), ArtifactStore(home / "artifacts")
+    data = Workspace(home, launcher=PipesLauncher()).examples(plan)
+    train = np.sort(data.example_id[data.split == "train"])
+    ours, others = train[:6], train[6:20]
+    sets = {
+        "batch": {"forget": ours, "beside": others, "retain": train[20:]},
+        "whole": {"forget": train[:20], "retain": train[20:]},
+        "alone": {"forget": ours, "retain": train[20:]},
+    }
+    found = {}
+    for name, ids in sets.items():
+        members, target = f"wine/{name}/members", "wine/models/target/weights"
+        sha = store.save(members, ids, {}).sha256
+        job = UnlearnJob.from_mapping(
+            plain(JOB)
+            | {"subject": plain(plan), "data_version": data.digest, "method": {"name": "gradient_ascent"}}
+            | {"target": target, "target_sha256": store.sha256(target), "inputs": {}}
+            | {"members": members, "members_sha256": sha, "output": f"wine/{name}/result"}
+        )
+        InProcess().run(job, home=home, context=CONTEXT, progress=silent)
+        found[name] = store.load(job.output)
+    weights = {name: {k: v for k, v in arrays.items() if k[0].isdigit()} for name, (arrays, _) in found.items()}
+    same = {name: all(np.array_equal(v, weights["batch"][k]) for k, v in w.items()) for name, w in weights.items()}
+    assert same == {"batch": True, "whole": True, "alone": False}
+    arrays, meta = found["batch"]
+    assert arrays["forget"].tolist() == ours.tolist() and {row["num_forget"] for row in meta["runs"]} == {6}
+    assert arrays["non_member"].shape == (1, 6)
 
 
 def test_a_finished_job_is_read_not_run(tmp_path: Path, no_start: None) -> None:

@@ -1,0 +1,105 @@
+"""Models that the requests of a batch share: trained for the first of them, found there by the others.
+
+    leaves   = what any request of the batch names (role ``forget`` of one is role ``beside`` of the others)
+    same     a job of the other request that differs in nothing but where it reads and writes, on sets whose union and
+             whose rest are the same
+
+Each request has its results under its own name: figures are measured anew on its own examples, and an erasure of one
+takes what it has to out of those of the others. What is found is what a job of its own would have given, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from assets.stage import Run, Stage
+from contracts.digests import digest
+from contracts.jobs import UnlearnJob, times_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Ids = Mapping[str, "NDArray[np.int64]"]
+
+
+def leaving(ids: Ids) -> NDArray[np.int64]:
+    """Ids, ascending, of all that is removed together, given a split's ids by role."""
+    return np.union1d(ids["forget"], ids.get("beside", ids["forget"]))
+
+
+def found_job(run: Run, job: UnlearnJob, split: Stage) -> bool:
+    """Whether another request of the batch has had this job done; if so its models, measured on this request's own
+    examples, are stored as the job's output.
+
+    Args:
+        split: the stage that chose the sets.
+    """
+    store = run.warehouse.artifacts
+    ids, _ = store.load(job.members)
+    for other in _others(run):
+        members, output = f"{split.asset(other)}/result", f"{run.stage.asset(other)}/result"
+        if not (store.exists(members) and store.exists(output)):
+            continue
+        theirs, _ = store.load(members)
+        arrays, meta = store.load(output)
+        twin = dataclasses.replace(job, members=members, members_sha256=store.sha256(members), output=output)
+        whole = any(name.startswith("0.") for name in arrays)  # an erasure may have taken the weights
+        if whole and meta["job"] == digest(twin) and _same(ids, theirs):
+            _measured(run, job, ids, arrays, meta)
+            store.save_json(times_of(job.output), store.load_json(times_of(output)))
+            return True
+    return False
+
+
+def found_retrainings(run: Run, work: str, num: int) -> dict[str, np.ndarray] | None:
+    """The arrays of the retrainings of another request of the batch; None where there are none.
+
+    Args:
+        work: digest of what they depend on, as it stands in their meta.
+        num: examples that they were asked about.
+    """
+    store = run.warehouse.artifacts
+    for other in _others(run):
+        name = f"{run.stage.asset(other)}/result"
+        if store.exists(name):
+            arrays, meta = store.load(name)
+            if meta.get("work") == work and len(arrays["example_id"]) == num:
+                return dict(arrays)
+    return None
+
+
+def _others(run: Run) -> Iterator[str]:
+    yield from run.warehouse.requests.batch(run.request).others if run.request else ()
+
+
+def _same(ids: Ids, theirs: Ids) -> bool:
+    return np.array_equal(leaving(ids), leaving(theirs)) and np.array_equal(ids["retain"], theirs["retain"])
+
+
+def _measured(run: Run, job: UnlearnJob, ids: Ids, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Store a job's output made of another's models."""
+    from recipes.checkpoints import load_arrays
+    from recipes.plan import device_of, trained_builder
+    from unlearning.metrics import measure
+
+    data, train = run.data, run.train
+    forget, retain, test = train.subset(ids["forget"]), train.subset(ids["retain"]), data.part("test")
+    build, device = trained_builder(run.subject, data), device_of(run.subject)
+    rows, non_member = [], []
+    for s, row in enumerate(meta["runs"]):
+        row, called = {**row, "num_forget": forget.num_examples}, np.zeros(forget.num_examples, dtype=bool)
+        if row["status"] == "ok":
+            model, prefix = build(0), f"{s}."
+            load_arrays(model, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+            model = model.to(device).eval()
+            metrics, called = measure(model, retain=retain, forget=forget, test=test, seed=row["seed"])
+            row |= metrics
+        rows.append(row)
+        non_member.append(called)
+    own = {"forget": forget.example_id, "non_member": np.stack(non_member)}
+    stored = {**arrays, **own}
+    run.warehouse.artifacts.save(job.output, stored, {**meta, "job": digest(job), "runs": rows})
