@@ -348,7 +348,7 @@ def against_retraining(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]
         doc="Is the very set forgotten? How much better each unlearned model knows it, and each of its examples, than "
         "retrainings without it do. 0 is forgotten. Unseen examples are no peers of a set that is not random, and do "
         "not decide.",
-        config={"alpha": subject.thresholds.alpha, "level": _level(subject, scope)},
+        config={"alpha": subject.thresholds.alpha, "level": level_of(subject, random=scope.random)},
         version=2,
         deps=(scope.split, *jobs.values(), retrainings),
         tables=(schema.AGAINST_RETRAINING, schema.ATTACK_SCORES),
@@ -384,7 +384,7 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
             null,
             untouched=untouched,
             alpha=run.subject.thresholds.alpha,
-            level=_level(run.subject, scope),
+            level=level_of(run.subject, random=scope.random),
         )
         rows.setdefault(name, []).append({"audited": name, "seed": seed, **dataclasses.asdict(found)})
         scored.setdefault(name, []).append(
@@ -409,13 +409,14 @@ def _against_retraining(run: Run, scope: Scope, jobs: Mapping[str, Stage], retra
     return Output(tables=tables, metadata={"shift": [row for of_method in rows.values() for row in of_method]})
 
 
-def num_tests(subject: Subject, scope: Scope) -> int:
-    """Tests that fail a method together: attacks (or retrainings), gap and quality, of every seed. Half of alpha is
-    theirs, the other half belongs to the shadow runs."""
+def num_tests(subject: Subject, *, random: bool) -> int:
+    """Tests that fail a method together: attacks (or, of a set that is not random, retrainings), gap and quality, of
+    every seed. Half of alpha is theirs, the other half belongs to the shadow runs."""
     assert subject.unlearning is not None
-    attacks_judged = len(subject.attacks) + 1 if scope.random else 1
+    attacks_judged = len(subject.attacks) + 1 if random else 1
     return 2 * subject.unlearning.seeds * (attacks_judged + 2)
 
 
-def _level(subject: Subject, scope: Scope) -> float:
-    return subject.thresholds.alpha / num_tests(subject, scope)
+def level_of(subject: Subject, *, random: bool) -> float:
+    """Of each of those tests."""
+    return subject.thresholds.alpha / num_tests(subject, random=random)

@@ -262,7 +262,7 @@ def judge_method(
     failed = runs.filter(pl.col("status") != "ok")
     if failed.height:
         return [_judge_failed(failed, runs.height)]
-    tests = audits.num_tests(run.subject, scope)
+    tests = audits.num_tests(run.subject, random=scope.random)
     found = _judge_attacks(run, scope, about, attack_stages, limits, tests)
     metrics = run.read(schema.UNLEARNING_METRICS, {"split": scope.name(run), "method": method})
     figures = {(seed, name): of for seed, name, *of in metrics.select("seed", "metric", "value", "low", "high").rows()}

@@ -139,7 +139,7 @@ class Retrainings:
         outputs: NDArray[np.floating] | None = None,
         targets: NDArray[np.int64] | None = None,
         *,
-        task: Task,
+        task: Task | None = None,
         constants: Constants = NO_CONSTANTS,
     ) -> Float:
         """(F,) signals of the set of another model, on the same scale.
@@ -147,6 +147,7 @@ class Retrainings:
         Args:
             signal: (F + T,) of the model, the set first.
             outputs, targets: (F + T, K) behind them and (F + T,), where the retrainings' outputs were given.
+            task: that reads outputs.
         """
         if self.spoken is not None and outputs is not None and targets is not None:
             assert isinstance(task, OutputTask)

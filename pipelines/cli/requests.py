@@ -16,10 +16,11 @@ import typer
 from rich import box
 from rich.table import Table
 
+from contracts.digests import plain
 from contracts.errors import ConfigError, NotReady, PalimpsestError, StateError, UnknownName
 from contracts.requests import MAX_MONTHS, NOT_RUN, OPEN, Concept, ForgetRequest, RequestState, due_date, next_state
 from pipelines.cli.show import what_next
-from pipelines.cli.terminal import console, state_to_read, state_to_write
+from pipelines.cli.terminal import console, print_data, state_to_read, state_to_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -657,6 +658,52 @@ def run(
     others = [by_a_person, *([on_retraining] if accepts else [])]
     erase = f"palimpsest erase {subject} {request_id} --plan"
     finish(workspace, plan, asset, done, wall_s, undecided=others, then=[erase])
+
+
+@app.command("remeasure")
+def remeasure(
+    subject: Name,
+    request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST]", help="one; all that were audited")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Is what was forgotten still forgotten, as it is measured and judged today? From what is kept of requests that
+    were audited, their examples erased or not; nothing is trained or written. Exit 0 where all pass, 1 where one does
+    not, 2 where one cannot be measured."""
+    from assets.remeasure import Again, measured_again
+    from pipelines.cli.audit import EXIT
+    from pipelines.subjects import load_subject
+
+    w, plan = _published(), load_subject(subject, state_to_read())
+    if request_id is None:
+        states = [RequestState.AUDITED.value, RequestState.CLOSED.value]
+        listed = w.requests.list(subject)
+        ids = listed.filter(pl.col("state").is_in(states) & (pl.col("num_examples") > 0))["request_id"].to_list()
+    else:
+        ids = [_of(w, subject, request_id).request.request_id]
+    found: dict[str, list[Again] | str] = {}
+    for name in ids:
+        try:
+            found[name] = measured_again(plan, w, name)
+        except NotReady as error:
+            found[name] = str(error)
+    if as_json:
+        print_data(json.dumps({name: plain(again) for name, again in found.items()}, indent=2))
+    elif not found:
+        console.print(f"no request of {subject} was audited", highlight=False)
+    codes = [0]
+    for name, again in found.items():
+        if isinstance(again, str):
+            codes.append(2)
+            lines = [again]
+        else:
+            codes += [EXIT.get(one.now.verdict.value, 1) for one in again if one.method != "none"]
+            lines = [
+                f"{name}, {one.method}: {one.now.verdict.value} (recorded: {one.recorded.value}). {one.now.sentence}"
+                for one in again
+            ]
+        for line in [] if as_json else lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(max(codes))
 
 
 def _run_all(plan: Subject, workspace: Workspace, *, each: bool, dry_run: bool) -> None:

@@ -233,6 +233,7 @@ def erased_one_by_one(workspace: Workspace, plan: Subject, ids: dict[str, np.nda
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some seconds each: their audits, not their unlearning
 @pytest.mark.promise("D9")
 def test_fifty_are_removed_by_two_unlearnings_in_their_order(
     workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
