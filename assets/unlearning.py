@@ -229,7 +229,7 @@ def _retrain_often(run: Run, scope: Scope, count: int) -> Output:
             return _retrained(run, found, meta, ids, count)
     name = run.stage.asset(together) if together else run.asset
     seeds = [derive_seed(run.subject.seed, "retraining", name, r) % 2**31 for r in range(count)]
-    trained = trainer(run.subject, data).many(
+    trained = trainer(run.subject, data).each(
         data, members=[data.positions(np.sort(ids["retain"]))] * count, seeds=seeds, progress=run.progress
     )
     examples, num_set = data.subset(asked), len(leaves)

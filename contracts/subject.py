@@ -319,7 +319,10 @@ class Subject(Config):
     attacks: tuple[Choice, ...] = param((), ref="attack")
     thresholds: Thresholds = param(Thresholds())
     budget_min: float | None = param(
-        None, gt=0, unit="min", doc="minutes that a first audit may take on two cores; said when it took longer"
+        None,
+        gt=0,
+        unit="min",
+        doc="that a first audit, or a forget request, may take on two cores; said before, and when it took longer",
     )
     schedule: str | None = param("0 6 * * 1", doc="cron of the repeated audit, UTC; null for none")
     owners: tuple[str, ...] = param(("team:privacy",), doc="Dagster owners of the assets")

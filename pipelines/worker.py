@@ -10,6 +10,7 @@ import copy
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from contracts.subject import Subject
 from pipelines.home import state_home
 from pipelines.launchers import finished
 from recipes.plan import device_of, load_examples, trained_builder
+from sources.example_set import ExampleSet
+from tasks.base import Reading
 from warehouse import ArtifactStore, fsio
 
 
@@ -89,7 +92,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     non_member: list[np.ndarray] = []
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     provider = JobProvider(subject, data, model, load=stored, progress=progress)
-    untouched_reading, untouched = read_with_outputs(model, data, outputs=whole)
+    untouched: tuple[Reading, np.ndarray | None] | None = None  # read where a run has no result
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
         status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)
@@ -105,12 +108,14 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
             )
             wall_s = time.perf_counter() - started
             result, reading, outputs = as_saved(result, build, data, what=job.method.name, outputs=whole)
-            metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed)
+            said_of = _known(data, reading)
+            metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed, known=said_of)
         except (Diverged, NotTheModel) as error:
             sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
             status, reason = "diverged" if isinstance(error, Diverged) else "refused", str(error)
             result, wall_s = model, time.perf_counter() - started
-            reading, outputs = untouched_reading, untouched
+            untouched = untouched or read_with_outputs(model, data, outputs=whole)
+            reading, outputs = untouched
         readings.append(reading.values)
         logits += [] if outputs is None else [outputs]
         non_member.append(called)
@@ -132,6 +137,11 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     kept |= {"logits": np.stack(logits)} if whole else {}
     store.save(job.output, arrays | kept, meta)
     return meta
+
+
+def _known(data: ExampleSet, reading: Reading) -> Callable[[ExampleSet], Reading]:
+    """Examples of the data set -> their part of its reading."""
+    return lambda some: Reading(reading.values[data.positions(some.example_id)])
 
 
 def _same(what: str, found: str, expected: str) -> None:

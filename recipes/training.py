@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,21 +212,45 @@ class Trainer:
             )
             if found is not None:
                 return found
+        alone = list(self._alone(data, rows, seeds, epochs, progress))
+        return [alone[k * len(rows) : (k + 1) * len(rows)] for k in range(len(epochs))]
+
+    def each(
+        self,
+        data: ExampleSet,
+        *,
+        members: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        progress: Progress = silent,
+    ) -> Iterator[nn.Module]:
+        """The models of :meth:`many` in their order. Those of a recipe without a stacked path are trained as they are
+        asked for: of large ones the last and the one in training are in memory, not all."""
+        if self.spec.stacked is not None:
+            yield from self.many(data, members=members, seeds=seeds, progress=progress)
+            return
+        rows = check_members(data, members, seeds)
+        self._refuse_task(data)
+        yield from self._alone(data, rows, seeds, (None,), progress)
+
+    def _alone(
+        self,
+        data: ExampleSet,
+        rows: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        epochs: Sequence[int | None],
+        progress: Progress,
+    ) -> Iterator[nn.Module]:
+        """The recipe itself, called for every epoch and model, models of one epoch after one another."""
         sets = [data if np.array_equal(own, np.arange(len(data))) else data.take(own) for own in rows]
         total = len(epochs) * len(sets)
+        runs = [(part, seed, epoch) for epoch in epochs for part, seed in zip(sets, seeds, strict=True)]
+        for number, (part, seed, epoch) in enumerate(runs):
 
-        def train(number: int, part: ExampleSet, seed: int, epoch: int | None) -> nn.Module:
-            def tell(done: int, of: int, _: str) -> None:
+            def tell(done: int, of: int, _: str, number: int = number) -> None:
                 progress(_SHARE * number + _SHARE * min(done, of) // max(of, 1), _SHARE * total, "training")
 
-            model = self.one(part, seed, stop_after=epoch, progress=tell)
+            yield self.one(part, seed, stop_after=epoch, progress=tell)
             progress(_SHARE * (number + 1), _SHARE * total, "training")
-            return model
-
-        return [
-            [train(k * len(sets) + m, part, seeds[m], epoch) for m, part in enumerate(sets)]
-            for k, epoch in enumerate(epochs)
-        ]
 
     def _refuse_task(self, data: ExampleSet) -> None:
         require(data, f"recipe {self.spec.name}", *self.spec.wants)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-_BLOCK = 1024  # examples turned at a time: K x _BLOCK float64 stays in the cache
-_TOKENS = 64  # tokens turned at a time: V x _TOKENS float64 of 50,000 words is 25 MB
+_BLOCK = 1024  # examples turned at a time, fewer of many classes: what is turned stays in the cache
+_TURNED = 2**20  # float64 values turned at a time: of 50,000 words twice as quick as _BLOCK tokens at once
+_TOKEN_VALUES = 2**18  # of tokens, of which several arrays are held at once: four times as quick as 64 tokens at once
 _LOG_FLOOR = np.log(1e-30)
 
 
@@ -42,8 +43,9 @@ def log_odds(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Float
     lead, (num, _) = logits.shape[:-2], logits.shape[-2:]
     rows = logits.reshape(-1, *logits.shape[-2:])
     phi = np.empty((len(rows), num))
-    for start in range(0, num, _BLOCK):
-        stop = min(start + _BLOCK, num)
+    block = max(1, min(_BLOCK, _TURNED // logits.shape[-1]))
+    for start in range(0, num, block):
+        stop = min(start + block, num)
         y, column = labels[start:stop], np.arange(stop - start)
         for model, out in zip(rows, phi, strict=True):
             # Classes first: numpy reduces over a short last axis ten times slower than over the first one.
@@ -99,8 +101,9 @@ def token_statistics(logits: NDArray[np.floating], tokens: NDArray[np.integer]) 
     [[-1.3863, -1.3863, 0.0]]
     """
     found = np.empty((len(logits), 3))
-    for start in range(0, len(logits), _TOKENS):
-        some = slice(start, min(start + _TOKENS, len(logits)))
+    block = max(1, _TOKEN_VALUES // logits.shape[-1])
+    for start in range(0, len(logits), block):
+        some = slice(start, min(start + block, len(logits)))
         log_p = log_softmax(logits[some])
         p = np.exp(log_p)
         mean = (p * log_p).sum(axis=-1)

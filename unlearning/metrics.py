@@ -20,7 +20,7 @@ share. It is not a membership audit: an average over examples from a weak attack
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, N
 from recipes.predict import read
 from sources.example_set import ExampleSet
 from tasks import signals
+from tasks.base import Reading
 from unlearning.descent import check_labels, finite_logits
 
 METRICS = ("ua", "ra", "ta", "mia_efficacy", "mia_correctness", "mia_entropy", "mia_m_entropy", "mia_prob")
@@ -58,12 +59,14 @@ class _Said:
     labels: np.ndarray
 
     @classmethod
-    def of(cls, model: nn.Module, data: ExampleSet, *, what: str) -> _Said:
+    def of(
+        cls, model: nn.Module, data: ExampleSet, *, what: str, known: Callable[[ExampleSet], Reading] | None
+    ) -> _Said:
         if data.task.gives("outputs", "classes"):
             log_p = log_softmax(finite_logits(model, data, what=what).astype(np.float64), axis=1)
             return cls(log_p.argmax(1) == data.y, np.empty(0), log_p, data.y)
         try:
-            reading = read(model, data)
+            reading = known(data) if known is not None else read(model, data)
         except DataError as error:
             raise Diverged(f"{what}: {error}") from error
         return cls(reading.quality, reading.signal, None, data.y)
@@ -139,8 +142,13 @@ def measure(
     seed: int,
     svc_cap: int | None = SVC_CAP,
     metrics: Collection[str] = METRICS,
+    known: Callable[[ExampleSet], Reading] | None = None,
 ) -> tuple[dict[str, float | None], np.ndarray]:
     """:func:`evaluate`, and what its efficacy attack says of each forgotten example.
+
+    Args:
+        known: examples of these sets -> what the model says of them, of whoever has read it already: a text is not run
+            again. Not asked where outputs of classes are measured.
 
     Returns:
         The figures, and (N_f,) bool: called a non-member; all False where ``mia_efficacy`` was not asked for.
@@ -157,13 +165,15 @@ def measure(
         test = test.subset(test.example_id[np.isin(test.y, np.unique(retain.y))])
     if test.num_examples == 0:
         raise DataError("the test set has no example of a retained class")
-    member, outsider = _Said.of(model, retain, what="retain"), _Said.of(model, test, what="test")
+    member, outsider = (
+        _Said.of(model, data, what=what, known=known) for what, data in (("retain", retain), ("test", test))
+    )
     figures: dict[str, float | None] = dict.fromkeys(METRICS)
     figures |= {"ra": member.mean_quality(), "ta": outsider.mean_quality()}
     called = np.zeros(forget.num_examples, dtype=bool)
     if forget.num_examples == 0:
         return figures, called
-    forgotten = _Said.of(model, forget, what="forget")
+    forgotten = _Said.of(model, forget, what="forget", known=known)
     figures["ua"] = 100.0 - forgotten.mean_quality()
     n = min(retain.num_examples, test.num_examples)
     rng = np.random.default_rng(derive_seed("mia", seed))

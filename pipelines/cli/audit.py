@@ -139,6 +139,8 @@ def run_subject(
             launched = [stage for stage in stages if stage not in kept]
             if launched and job == "audit":
                 _announce(plan, workspace)
+            if launched and plan.budget_min is not None:
+                errors.print(f"  budget: {plan.budget_min:g} minutes on two cores", highlight=False)
             try:
                 states = _launch(plan, workspace, instance, job, request, launched) if launched else {}
             finally:
@@ -161,8 +163,6 @@ def _announce(plan: Subject, workspace: Workspace) -> None:
     data = workspace.examples(plan)
     for sentence in (*of_references(plan, data), *expectations(plan, data)):
         errors.print(f"  {sentence}", highlight=False, markup=False)
-    if plan.budget_min is not None:
-        errors.print(f"  budget: {plan.budget_min:g} minutes on two cores", highlight=False)
 
 
 def _launch(

@@ -96,6 +96,9 @@ def test_an_outside_recipe_trains_every_model_itself(examples, no_stack, rng_lef
     ]
     assert told == sorted(told) and told[-1][0] == told[-1][1]
     assert not any(model.training for model in models)
+    one_by_one, done = trainer.each(data, members=members, seeds=[7, 8, 9]), len(function.calls)
+    assert states([next(one_by_one)]) == states(models[:1]) and len(function.calls) == done + 1
+    assert states(list(one_by_one)) == states(models[1:]) and function.calls[done:] == function.calls[:done]
     torch.rand(3)  # wherever the global generator stands
     alone = [trainer.one(data.take(rows), seed) for rows, seed in zip(members, (7, 8, 9), strict=True)]
     assert states(models) == states(alone) and len(set(states(models))) == 3
@@ -163,6 +166,7 @@ def test_the_supervised_recipe_keeps_its_bits(examples, name):
     trainer = Trainer(recipe="supervised", build=build, config=CONFIG)
     members = [np.arange(40), np.arange(20, 81)]
     many = trainer.many(data, members=members, seeds=[3, 4])
+    assert states(list(trainer.each(data, members=members, seeds=[3, 4]))) == states(many)
     assert states(many) == states(former.train(data, members=members, seeds=[3, 4]))
     assert states([trainer.one(data, 5)]) == states([supervised(build, data, config=CONFIG, seed=5)])
 

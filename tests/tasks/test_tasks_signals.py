@@ -82,3 +82,9 @@ def test_blocks_do_not_change_the_log_odds(monkeypatch: pytest.MonkeyPatch) -> N
     whole = signals.log_odds(z, y)
     monkeypatch.setattr(signals, "_BLOCK", 7)
     assert np.array_equal(whole, signals.log_odds(z, y))
+    told = signals.token_statistics(z[0], y)
+    for held in (3, 30):  # less than one row of classes, and a few rows
+        monkeypatch.setattr(signals, "_TURNED", held)
+        monkeypatch.setattr(signals, "_TOKEN_VALUES", held)
+        np.testing.assert_allclose(signals.log_odds(z, y), whole, rtol=1e-14)
+        assert np.array_equal(signals.token_statistics(z[0], y), told)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from language_data import build, make_texts
 from sklearn.svm import SVC
 from torch import nn
 
 from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable, NotReady
 from contracts.schema import METRICS as STORED
+from recipes.predict import read
 from sources.example_set import ExampleSet
-from unlearning.metrics import METRICS, _called_non_member, _merged, add_gaps, evaluate, summarise
+from tasks.base import Reading
+from unlearning.metrics import METRICS, _called_non_member, _merged, add_gaps, evaluate, measure, summarise
 
 
 class Table(nn.Module):
@@ -143,6 +147,30 @@ def test_only_the_figures_that_are_asked_for_are_fitted(world):
     few = evaluate(world.model, **world.sets, test=world.test, seed=4, metrics=("ua", "mia_entropy"))
     assert few["mia_entropy"] == whole["mia_entropy"] and few["ua"] == whole["ua"]
     assert few["mia_efficacy"] is None and few["mia_prob"] is None
+
+
+def test_what_is_known_of_a_model_is_not_read_again():
+    """Of texts the readings that are given are the figures; with another model's the figures are that model's."""
+    data, model, other = make_texts(40), build(0), build(1)
+    train, test = data.part("train"), data.part("test")
+    sets = {"retain": train.take(np.arange(6, len(train))), "forget": train.take(np.arange(6)), "test": test}
+    asked: list[int] = []
+
+    def known_of(whose: nn.Module) -> Callable[[ExampleSet], Reading]:
+        reading = read(whose, data).values
+
+        def known(some: ExampleSet) -> Reading:
+            asked.append(len(some))
+            return Reading(reading[data.positions(some.example_id)])
+
+        return known
+
+    alone = [measure(one, **sets, seed=3) for one in (model, other)]
+    assert alone[0][0]["ra"] != alone[1][0]["ra"]
+    for whose, (figures, called) in zip((model, other), alone, strict=True):
+        found, outside = measure(model, **sets, seed=3, known=known_of(whose))
+        assert found == pytest.approx(figures, abs=1e-6) and np.array_equal(outside, called)
+    assert sorted(asked) == sorted(2 * [len(part) for part in sets.values()])
 
 
 def test_what_cannot_be_measured_is_refused(world):
