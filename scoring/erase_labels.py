@@ -27,7 +27,8 @@ from contracts.methods import Call, ScoreSpec, score
 from contracts.tables import Column
 from explain.embeddings import embedder
 from recipes.graph.erase import PropagationConfig
-from recipes.graph.label_propagation import corrected_labels, denoise_labels, semantic_labels
+from recipes.graph.label_propagation import Floats, corrected_labels, denoise_labels, semantic_labels
+from recipes.graph.networks import GraphNetwork
 from recipes.inputs import Inputs, model_device, model_dtype
 from recipes.predict import eval_mode
 from sources.example_set import ExampleSet
@@ -79,13 +80,7 @@ def erase_labels(data: ExampleSet, *, config: PropagationConfig, seed: int, mode
     """
     require(data, "erase_labels", "classes", "nodes")
     data.check_targets()
-    ordered, graph = data.by_id(), data.x
-    embedded = _embeddings(model, ordered)
-    edges, num, known = graph.edge_index, len(graph.features), ordered.x.nodes
-    inner = config.propagator(edges, num, among=known)
-    denoised = denoise_labels(ordered.y, known, inner, num_classes=data.num_classes)
-    semantic = semantic_labels(embedded, denoised, known)
-    q = corrected_labels(denoised, semantic, config.propagator(edges, num), trust=config.trust)[data.x.nodes]
+    q = correction(data, model, config)
     q /= np.where(q.sum(axis=1) > 0, q.sum(axis=1), 1.0)[:, None]  # a row is empty where a lone node keeps nothing
     top = np.partition(q, -2, axis=1) if data.num_classes > 1 else np.pad(q, ((0, 0), (1, 0)))
     found = q.argmax(axis=1)
@@ -101,15 +96,38 @@ def erase_labels(data: ExampleSet, *, config: PropagationConfig, seed: int, mode
     )
 
 
-def _embeddings(model: nn.Module, data: ExampleSet) -> np.ndarray:
-    """(V, d) penultimate activations of all nodes of the graph, float64."""
+def correction(data: ExampleSet, model: nn.Module, config: PropagationConfig) -> Floats:
+    """Q (N, K) of the training nodes ``data``, in their order; errors as of :func:`erase_labels`."""
+    ordered, graph = data.by_id(), data.x
+    embedded = embeddings(model, ordered)
+    edges, num, known = graph.edge_index, len(graph.features), ordered.x.nodes
+    denoised = denoise_labels(
+        ordered.y, known, config.propagator(edges, num, among=known), num_classes=data.num_classes
+    )
+    semantic = semantic_labels(embedded, denoised, known)
+    q: Floats = corrected_labels(denoised, semantic, config.propagator(edges, num), trust=config.trust)[data.x.nodes]
+    return q
+
+
+def embeddings(model: nn.Module, data: ExampleSet, *, own: bool = False) -> Floats:
+    """(V, d) activations of all nodes of the graph, float64: what enters the last linear layer; with ``own`` the
+    embedding itself of a built-in graph network, before its rows are brought to length 1.
+
+    Raises:
+        NotApplicable: a model without a linear output layer.
+        DataError: activations that are not finite; names the nodes.
+    """
     device = model_device(model)
     if not len(data):
         return np.zeros((len(data.x.features), 1))
     inputs = Inputs(data, dtype=model_dtype(model), device=device).block(0, 1)
     inputs["nodes"] = torch.arange(len(data.x.features), device=device)
-    with eval_mode(model), torch.no_grad(), embedder(model) as embed:
-        found = embed(inputs).double().cpu().numpy()
+    with eval_mode(model), torch.no_grad():
+        if own and isinstance(model, GraphNetwork):
+            found = model.embed(inputs["x"], inputs["edge_index"]).double().cpu().numpy()
+        else:
+            with embedder(model) as embed:
+                found = embed(inputs).double().cpu().numpy()
     broken = ~np.isfinite(found).all(axis=1)
     if broken.any():
         raise DataError(

@@ -38,6 +38,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Workspac
             "early": {"seeds": 1, "epoch": 5},
             "ensemble": {"num_models": 16, "block": 8},
             "scores": ["grand", "erase_labels"],
+            "analyses": [{"name": "coding_rates", "config": {"eps": 0.5}}],
             "splits": [{"name": "random", "method": "random_fraction", "config": {"fraction": 0.3}}],
             "unlearning": {
                 "split": "random",
@@ -79,3 +80,17 @@ def test_the_page_is_written_and_the_scores_are_of_every_training_node(audited: 
         assert set(rows) == set(data.example_id[data.split == "train"])
     pages = [page.read_text() for page in workspace.home.rglob("audit.html")]
     assert len(pages) == 1 and "node_classifier" in pages[0]
+
+
+def test_coding_rates_are_asked_for_in_sql_and_shown_on_the_page(audited: tuple[Subject, Workspace]) -> None:
+    """A network fitted to wrong labels has classes that are apart on its training nodes; every class has its rows."""
+    w = audited[1].warehouse
+    rates = w.query("SELECT labels, rate, class_rate, delta, effective_rank FROM scores.coding_rate_summary")
+    assert set(rates["labels"]) == {"given", "corrected"} and rates["delta"].min() > 0
+    assert 1 < rates["effective_rank"][0] <= 32
+    parts = w.query("SELECT labels, sum(part) AS part, count(*) AS classes FROM scores.coding_rates GROUP BY labels")
+    for row in parts.iter_rows(named=True):
+        assert row["classes"] == 3
+        assert row["part"] == pytest.approx(rates.filter(labels=row["labels"])["class_rate"].item())
+    page = next(audited[1].home.rglob("audit.html")).read_text()
+    assert "Coding rate of each class, labels as corrected" in page and "coding_rate_summary" in page
