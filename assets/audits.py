@@ -25,7 +25,6 @@ from contracts.methods import AttackSpec, attack
 from contracts.subject import Choice, Subject
 from contracts.tables import TableSpec
 from contracts.verdicts import TARGET
-from recipes.policies import seed_of
 from reports import plots
 from tasks.base import Reading
 
@@ -65,7 +64,7 @@ def _attack(
     per_request = scope is not None and scope.per_request
     closely = {
         "base": upstream.get("base") if spec.base else None,
-        "tokens": tokens if "tokens" in spec.wants else None,
+        "tokens": tokens if "tokens" in spec.wants or spec.base else None,  # the base is compared with them, if any
     }
     return Stage(
         subject=subject,
@@ -78,7 +77,7 @@ def _attack(
             **({"outputs_only": subject.ensemble} if subject.outputs_only else {}),
             **({} if "ensemble" in upstream or subject.outputs_only else {"without_references": subject.ensemble}),
         },
-        version=spec.version + 2,  # each model on its own, on the references' scale, from readings
+        version=spec.version + 2 + bool(spec.base),  # each model by itself, on the references' scale, from readings
         deps=tuple(
             stage
             for stage in (
@@ -112,10 +111,8 @@ def _run_attack(
     audited = list(_audited(run, upstream, scope, jobs))
     try:
         needs.refuse(run, spec, "attack")
-        # What is compared with the base, or stands beside token readings, is as the model says it.
-        mapped = not spec.base and "tokens" not in spec.wants
         said = [said for *_, said in audited]
-        evidence = _evidence(run, upstream, said, outputs="outputs" in spec.wants, calibrated=mapped)
+        evidence = _evidence(run, upstream, said, outputs="outputs" in spec.wants)
         of = [(TARGET, 0) if name == TARGET else (name.rpartition("/")[2], seed) for name, seed, _ in audited]
         evidence = read_closely.added(run, evidence, of, **closely)
         scores = attack.get(spec.name)(
@@ -191,15 +188,12 @@ class _Said(NamedTuple):
     outputs: np.ndarray | None
 
 
-def _evidence(
-    run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool, calibrated: bool
-) -> Evidence:
-    """What attacks may look at, from what each of T models says of the data set: with reference models, where there are
-    any; else the same candidates and population points without them.
+def _evidence(run: Run, upstream: Mapping[str, Stage], said: Sequence[_Said], *, outputs: bool) -> Evidence:
+    """What attacks may look at, from what each of T models says of the data set: with reference models and on their
+    scale, where there are any; else the same candidates and population points without them.
 
     Args:
         outputs: the attack reads whole outputs.
-        calibrated: on the reference models' scale, where there are any.
 
     Raises:
         NotApplicable: there are no reference models for this subject, or no whole outputs, and why.
@@ -220,12 +214,10 @@ def _evidence(
             None if logits is None else logits[:, rows],
             task=data.task,
             constants=data.constants,
-            calibrated=calibrated,
+            calibrated=True,
             outputs=outputs,
         )
-    from recipes.design import pool_and_population
-
-    pool, population = pool_and_population(data, ensemble=run.subject.ensemble, seed=seed_of(run.subject))
+    pool, population = needs.pool_and_population(run.subject, data)
     kept = outputs and logits is not None
     return Evidence(
         example_id=data.example_id[pool],

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from assets import in_use
-from assets.needs import read_of_references
+from assets.needs import pool_and_population, read_of_references
 from assets.unlearning import NONE
 from contracts.digests import derive_seed
 from contracts.methods import attack, curator, unlearner
@@ -36,7 +36,7 @@ def of_references(subject: Subject, data: ExampleSet) -> list[str]:
         )
     if policy == GIVEN:
         return _of_given(subject, data)
-    pool = len(_pool(subject, data))
+    pool = len(pool_and_population(subject, data)[0])
     sides = f"each on a random half of {pool:,} examples: {half} with and {half} without each of them."
     if policy == RETRAIN:
         return [f"{plan.num_models} reference models, trained by {subject.recipe.name}, {sides}"]
@@ -72,18 +72,6 @@ def _of_given(subject: Subject, data: ExampleSet) -> list[str]:
         *said,
         f"That {subject.recipe.name} made them is tested on one of them; where it did not, nothing passes by them.",
     ]
-
-
-def _pool(subject: Subject, data: ExampleSet) -> np.ndarray:
-    """Positions of the examples that attacks are run on."""
-    if subject.ensemble.policy.name == GIVEN and read_of_references(subject):
-        from recipes.given import given_set
-
-        return given_set(data, ensemble=subject.ensemble).pool
-    from recipes.design import pool_and_population
-    from recipes.policies import seed_of
-
-    return pool_and_population(data, ensemble=subject.ensemble, seed=seed_of(subject))[0]
 
 
 def expectations(subject: Subject, data: ExampleSet) -> list[str]:
@@ -141,7 +129,7 @@ def _of_random(subject: Subject, data: ExampleSet, method: str, chosen: dict[str
     from attacks.planning import pass_probability, why_not
 
     forget = _forgotten(subject, data, name, method, chosen)
-    pool = _pool(subject, data)
+    pool, _ = pool_and_population(subject, data)
     inside, unseen = data.example_id[pool], int((data.split[pool] == "test").sum())
     num = int(np.isin(forget, inside).sum())
     with_references = [choice.name for choice in subject.attacks if attack.get(choice.name).spec.references]

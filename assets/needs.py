@@ -157,6 +157,23 @@ def refuse_unavailable(subject: Subject) -> None:
             )
 
 
+def pool_and_population(subject: Subject, data: ExampleSet) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the data, ascending, of the examples that attacks are run on, and of those that no model saw.
+
+    Raises:
+        ConfigError, DataError: given models that do not fit the plan or the data, or a test split that is too small.
+    """
+    if subject.ensemble.policy.name == GIVEN and read_of_references(subject):
+        from recipes.given import given_set
+
+        given = given_set(data, ensemble=subject.ensemble)
+        return given.pool, given.population
+    from recipes.design import pool_and_population as drawn
+    from recipes.policies import seed_of
+
+    return drawn(data, ensemble=subject.ensemble, seed=seed_of(subject))
+
+
 def available(kind: str) -> frozenset[str]:
     """The needs that can be met for methods of a kind ("split" for a plan's curators, "dataset" for its makers);
     nothing is kept from the analyses but rows imported for scores, and the secrets of makers."""

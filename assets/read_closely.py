@@ -1,7 +1,8 @@
 """What some attacks read besides the readings of whole examples: single tokens, and the model before its training.
 
     [subject, models, base]             readings of what the plan's recipe starts from
-    [subject, audits, token_readings]   what every audited and every unlearned model says of every token
+    [subject, audits, token_readings]   what every audited and every unlearned model says of every token, its
+                                        temperature taken out (``attacks.membership.temperature``)
 
 Either is there where a listed attack reads it (``AttackSpec``), and is made once for all of them.
 """
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from assets import models
+from assets import models, needs
 from assets.stage import APPLIES, Output, Run, Stage
 from assets.unlearning import Scope
 from contracts.errors import NotApplicable
 from contracts.methods import attack
-from contracts.subject import Subject
+from contracts.subject import GIVEN, Subject
 from recipes.plan import model_builder
 from tasks.base import require
 
@@ -66,13 +67,15 @@ def tokens(
     if not any("tokens" in attack.get(choice.name).spec.wants for choice in subject.attacks):
         return None
     per_request = scope is not None and scope.per_request
+    given = subject.ensemble.policy.name == GIVEN and "ensemble" in upstream  # which examples no model saw, they say
     return Stage(
         subject=subject,
         path=(f"{scope.prefix if scope else ''}audits", TOKENS),
         doc="What every audited and every unlearned model says of every token: its log-probability, and mean and "
-        "spread of log-probabilities there.",
-        config=models.training(subject),
-        deps=(upstream["examples"], upstream["target"], *jobs.values()),
+        "spread of log-probabilities there, at the temperature that suits the population best.",
+        config={**models.training(subject), "population": None if given else subject.ensemble.population_fraction},
+        version=2,  # without the models' temperatures
+        deps=(upstream["examples"], upstream["target"], *jobs.values(), *([upstream["ensemble"]] if given else [])),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=per_request,
@@ -81,7 +84,8 @@ def tokens(
 
 
 def _tokens(run: Run, upstream: Mapping[str, Stage], scope: Scope | None, jobs: Mapping[str, Stage]) -> Output:
-    from recipes.predict import read_tokens
+    from attacks.membership.temperature import inverse_temperature
+    from recipes.predict import read_tokens, token_logits
 
     try:
         if run.subject.outputs_only:
@@ -90,15 +94,22 @@ def _tokens(run: Run, upstream: Mapping[str, Stage], scope: Scope | None, jobs: 
     except NotApplicable as error:
         return Output(warnings={APPLIES: str(error)})
     told: dict[str, np.ndarray] = {"example_id": run.data.example_id}
-    wanted = list(_models(run, upstream, scope, jobs))
+    points = run.data.take(needs.pool_and_population(run.subject, run.data)[1])
+    wanted, factors = list(_models(run, upstream, scope, jobs)), {}
     for done, (key, load) in enumerate(wanted):
-        told[key] = read_tokens(load(), run.data)
+        model = load()
+        factors[key] = inverse_temperature(*token_logits(model, points))
+        told[key] = read_tokens(model, run.data, factor=factors[key])
         run.progress(done + 1, len(wanted), "token readings")
     # NaN marks what does not count, and artefacts hold finite numbers: the marks are stored beside the readings.
     counted = np.isfinite(told[wanted[0][0]][:, :, 0]) if wanted else np.empty((0, 0), bool)
     kept = {key: np.nan_to_num(values) if values.ndim == 3 else values for key, values in told.items()}
-    stored = run.save(kept | {"counted": counted}, {})
-    return Output(artifacts=[stored], members=run.train.example_id, metadata={"models": len(wanted)})
+    stored = run.save(kept | {"counted": counted}, {"inverse_temperature": factors})
+    return Output(
+        artifacts=[stored],
+        members=run.train.example_id,
+        metadata={"models": len(wanted), "inverse_temperature": factors},
+    )
 
 
 def _models(
@@ -145,7 +156,7 @@ def added(
     if base is not None:
         _refuse_missing(run, base)
         evidence = dataclasses.replace(evidence, base=run.load(base)[0]["reading"][rows])
-    if tokens is not None:
+    if tokens is not None and (base is None or not run.why_not(tokens)):  # what is compared with a base needs none
         _refuse_missing(run, tokens)
         arrays, _ = run.load(tokens)
         marks = arrays["counted"][rows][None, :, :, None]

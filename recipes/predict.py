@@ -115,12 +115,13 @@ def reading_of(model: nn.Module, inputs: Inputs, *, batch: int | None = None) ->
     return finite_reading(values, data)
 
 
-def read_tokens(model: nn.Module, data: ExampleSet, *, batch: int = 64) -> np.ndarray:
+def read_tokens(model: nn.Module, data: ExampleSet, *, factor: float = 1.0, batch: int = 64) -> np.ndarray:
     """What a model says of every token of every row of ``data``: (N, T, 3) float32, T the longest text's, NaN where a
     token does not count; see ``tasks.base.Task.read_tokens``.
 
     Args:
         model: on any device; its train/eval state is as before after the call.
+        factor: by which all logits are multiplied.
         batch: texts at a time; changes memory and speed only.
 
     Raises:
@@ -134,13 +135,45 @@ def read_tokens(model: nn.Module, data: ExampleSet, *, batch: int = 64) -> np.nd
     with eval_mode(model), torch.no_grad(), np.errstate(all="ignore"):
         for start in range(0, len(data), batch):
             some = inputs.slice(start, min(start + batch, len(data)))
-            said = data.task.read_tokens(model, some)
+            said = data.task.read_tokens(model, some, factor=factor)
             rows = slice(start, start + len(said))
             values[rows, : said.shape[1]] = said
             counts = (data.targets(rows) != NOT_COUNTED) & (np.arange(said.shape[1]) > 0)
             broken[rows] = (~np.isfinite(said).all(axis=-1) & counts).any(axis=1)
     _refuse_broken(broken, data)
     return values
+
+
+def token_logits(
+    model: nn.Module, data: ExampleSet, *, most: int = 2**25, batch: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits (P, V) float32 behind the counted tokens (P,) int64 of ``data``: all, or every k-th of them, so that
+    these are at most ``most`` numbers (one token at least).
+
+    Args:
+        model: on any device; its train/eval state is as before after the call.
+        batch: texts at a time; changes memory and speed only.
+
+    Raises:
+        NotApplicable: the examples are no sequences of tokens.
+        DataError: there is no counted token.
+    """
+    require(data, "what reads single tokens", "tokens")
+    inputs = Inputs(data, dtype=model_dtype(model), device=model_device(model), preload_bytes=0)
+    total = int((data.targets(slice(None))[:, 1:] != NOT_COUNTED).sum()) if len(data) else 0
+    if not total:
+        raise DataError(f"{data.name}: no token is counted")
+    logits, tokens, seen, apart = [], [], 0, 1
+    with eval_mode(model), torch.no_grad(), np.errstate(all="ignore"):
+        for start in range(0, len(data), batch):
+            some = inputs.slice(start, min(start + batch, len(data)))
+            for said, own, _ in data.task.token_logits(model, some):
+                apart = max(1, math.ceil(total * said.shape[1] / most))
+                at = np.flatnonzero((seen + np.arange(len(own))) % apart == 0)
+                logits.append(said[at])
+                tokens.append(own[at])
+                seen += len(own)
+    return np.concatenate(logits), np.concatenate(tokens)
 
 
 def finite_reading(values: np.ndarray, data: ExampleSet) -> Reading:

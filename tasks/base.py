@@ -16,7 +16,7 @@ Shapes: B examples, M models, N examples, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -182,9 +182,23 @@ class Task:
         """The four numbers of every example, (B, 4), without gradient; the model is in eval mode."""
         raise NotImplementedError
 
-    def read_tokens(self, model: nn.Module, batch: Batch) -> NDArray[np.float32]:
+    def read_tokens(self, model: nn.Module, batch: Batch, *, factor: float = 1.0) -> NDArray[np.float32]:
         """What the model says of every token, (B, T, 3) float32, ``tasks.signals.token_statistics``; NaN where a token
         does not count.
+
+        Args:
+            factor: by which all logits are multiplied.
+
+        Raises:
+            NotApplicable: examples are no sequences of tokens.
+        """
+        raise NotApplicable(f"{self} has no tokens that a model could be read on")
+
+    def token_logits(
+        self, model: nn.Module, batch: Batch
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]]:
+        """Some sequences at a time: the logits (P, V) and tokens (P,) at their P counted positions, row by row, and
+        where these are, (b, T - 1) bool.
 
         Raises:
             NotApplicable: examples are no sequences of tokens.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NOT_COUNTED = -100
-_TOKENS = 8192  # run at a time: their logits are 1.6 GB for 50,000 words
+_TOKENS = 2048  # run at a time: their logits are 0.4 GB for 50,000 words
 
 
 def logits_of(outputs: Any) -> Any:
@@ -101,14 +101,21 @@ class Language(OutputTask):
         parts = [_reading(*some).values for some in _counted_logits(model, batch)]
         return Reading(np.concatenate(parts) if parts else np.empty((0, len(READING))))
 
-    def read_tokens(self, model: nn.Module, batch: Batch) -> NDArray[np.float32]:
+    def read_tokens(self, model: nn.Module, batch: Batch, *, factor: float = 1.0) -> NDArray[np.float32]:
         """(B, T, 3), run as :meth:`read` is; at t what is said of token t, so that the first is NaN."""
         found = np.full((*batch.targets.shape, 3), np.nan, np.float32)
         done = 0
         for logits, tokens, counted in _counted_logits(model, batch):
+            logits = logits if factor == 1.0 else logits * np.float32(factor)
             found[done : done + len(counted), 1:][counted] = token_statistics(logits, tokens)
             done += len(counted)
         return found
+
+    def token_logits(
+        self, model: nn.Module, batch: Batch
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]]:
+        """As every task that has tokens."""
+        yield from _counted_logits(model, batch)
 
     def reading_of(self, outputs: NDArray[Any], targets: NDArray[Any], constants: Constants) -> Reading:
         """From logits (..., B, T, V) and labels (B, T).

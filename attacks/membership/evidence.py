@@ -18,7 +18,8 @@ example (identity first, then for instance a horizontal flip; Carlini et al. 202
 The constructors ``of_ensemble`` and ``of_logits`` map what the audited models say to the references' scale when asked
 to (``calibrated``; ``outputs.on_reference_scale``): a verdict then does not change when all outputs of an audited model
 go through an increasing map. Published attacks, and the figures compared with the authors' codes, are without; audits
-are with, but for attacks on tokens and against the base, which are on no scale of reference models.
+are with. Token readings are on no scale of reference models: audits take the temperature out of them (``temperature``).
+The base is read as it is; nobody who is audited decides what it says.
 
 Not here: the truth about the audited models. Membership of a target among the references is in ``keep`` because its
 siblings need it, and no attack may use row ``target_index[t]`` of it, or of the readings, against target t.

@@ -8,6 +8,11 @@ l_base is of the model before its training: a pretrained model that is fine-tune
 for anybody. It takes away nothing where the model began from a random initialisation, which finds everything equally
 hard: then this is LOSS. It costs one reading and no reference model; what it cannot take away is what training on
 *others* taught (the style of a person whose other texts are in the set), which is what reference models are for.
+
+A difference of two losses depends on the scale of either, and l_base stays as it is read. Where single tokens were
+read, l is their mean NLL, which an audit takes at the model's own temperature on the population (``temperature``): no
+temperature changes a score. Else l is the reading's, in an audit on the reference models' scale where there are any
+(``outputs.on_reference_scale``), which undoes an increasing map of all losses, and a temperature of texts about.
 """
 
 from __future__ import annotations
@@ -38,9 +43,10 @@ class MinusBaseConfig(Config):
     )
 )
 def minus_base(evidence: Evidence, *, config: MinusBaseConfig, seed: int) -> NDArray[np.float64]:
-    """Loss before training minus loss of the audited model, (T, N). ``seed`` is not used.
+    """Loss before training minus loss of the audited model, (T, N), of its tokens where they were read. ``seed`` is not
+    used.
 
     Raises:
         NotApplicable: the model before its training was not read.
     """
-    return evidence.base_loss - evidence.target_loss
+    return evidence.base_loss - (evidence.target_loss if evidence.tokens is None else evidence.tokens.loss)

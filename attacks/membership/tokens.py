@@ -6,8 +6,8 @@
 
     lowest_mean(v, k)    mean of the max(1, floor(k |C|)) lowest values among the counted tokens C of an example
 
-As the models say it: token readings are not mapped to the reference models' scale, as readings are
-(``outputs.on_reference_scale``), so a temperature on the audited model's logits moves these attacks.
+In an audit they are read at each model's own temperature on the population points (``temperature``), so that a
+temperature on all logits of an audited model moves none of these attacks. They are on no scale of reference models.
 
 Shapes: T audited models, N examples, L tokens of the longest.
 """
@@ -54,6 +54,13 @@ class TokenReadings:
     def counted(self) -> NDArray[np.bool_]:
         """(N, L) the tokens that count."""
         return ~np.isnan(self.target[0, :, :, 0])
+
+    @property
+    def loss(self) -> Float:
+        """(T, N) mean NLL of the counted tokens, nats."""
+        log_p = self.target[..., 0].astype(np.float64)
+        mean: Float = -np.nansum(log_p, axis=2) / self.counted.sum(axis=1)
+        return mean
 
     def lowest_mean(self, values: Float, share: float) -> Float:
         """(N,) mean of the lowest ``share`` of the values (N, L) of each example, NaN where nothing counts.

@@ -41,4 +41,5 @@ def zlib_ratio(evidence: Evidence, *, config: ZlibConfig, seed: int) -> NDArray[
     Raises:
         NotApplicable: no tokens were read.
     """
-    return -evidence.target_loss / evidence.token_readings.zlib_bytes
+    tokens = evidence.token_readings
+    return -tokens.loss / tokens.zlib_bytes

@@ -123,7 +123,7 @@ def test_zlib_is_of_the_characters_where_the_data_brings_them_and_of_the_tokens_
     with pytest.raises(DataError, match="zlib_bytes"):
         zlib_bytes(dataclasses.replace(data, columns={"zlib_bytes": np.zeros(len(data), np.int64)}))
     evidence = evidence_of(data, model)
-    np.testing.assert_allclose(scores_of("zlib_ratio", evidence)[0], -read(model, data).loss / packed, rtol=1e-12)
+    np.testing.assert_allclose(scores_of("zlib_ratio", evidence)[0], -read(model, data).loss / packed, rtol=1e-5)
 
 
 def test_minus_base_is_the_fall_of_the_loss_and_of_a_flat_base_it_is_loss(
@@ -132,10 +132,14 @@ def test_minus_base_is_the_fall_of_the_loss_and_of_a_flat_base_it_is_loss(
     base = build(7)
     evidence = evidence_of(data, model, base=base)
     np.testing.assert_allclose(
-        scores_of("minus_base", evidence)[0], read(base, data).loss - read(model, data).loss, rtol=1e-12
+        scores_of("minus_base", evidence)[0], read(base, data).loss - read(model, data).loss, rtol=1e-5, atol=1e-6
+    )
+    alone = dataclasses.replace(evidence, tokens=None)
+    np.testing.assert_allclose(
+        scores_of("minus_base", alone)[0], read(base, data).loss - read(model, data).loss, rtol=1e-12
     )
     flat = np.tile([math.log(VOCAB), 0.0, -math.log(VOCAB), 0.0], (len(data), 1))
-    levelled = dataclasses.replace(evidence, base=flat)
+    levelled = dataclasses.replace(alone, base=flat)
     order = np.argsort(scores_of("minus_base", levelled)[0])
     np.testing.assert_array_equal(order, np.argsort(scores_of("loss", levelled)[0]))
 
