@@ -32,7 +32,7 @@ import polars as pl
 
 from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import ULiRAResult
-from attacks.verdicts import CLAIM_FPR, judge_quality, judge_u_lira
+from attacks.verdicts import CLAIM_FPR, judge_quality, judge_u_lira, past_tolerance
 from contracts.subject import Thresholds
 from contracts.verdicts import ATTACK, QUALITY, RESULT, Finding, Verdict
 from stats import auc_of_effect, detectable_effect, minimum_references, runs_for_effect
@@ -172,7 +172,7 @@ def _judge_kept(row: dict[str, Any]) -> Finding:
     elif high <= KEPT_MARGIN:
         verdict, lead = Verdict.PASS, "Retained examples are no more exposed than after retraining"
     else:
-        verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
+        verdict, lead = Verdict.INCONCLUSIVE, past_tolerance(value, low, high, above=KEPT_MARGIN)
     return Finding(
         what="unlearning/kept",
         verdict=verdict,

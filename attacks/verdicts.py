@@ -38,11 +38,13 @@ from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, 
 from stats import (
     auc_of_effect,
     detectable_auc,
+    examples_for_auc,
     low_fpr_p_value,
     minimum_negatives,
     minimum_references,
 )
 
+_MANY = 100  # times as many examples: more are not named
 CLAIM_FPR = 0.05  # the lowest false-positive rate at which a pass claims that nobody stands out, unless given otherwise
 
 
@@ -107,14 +109,13 @@ def judge_attack(
     if not lacking and found_from > limit:
         lacking = (
             f"Too few examples: of {n_pos} against {n_neg} only an AUC of {min(found_from, 1.0):.3f} or more would "
-            "have been found"
+            f"have been found; {examples_for_auc(limit, alpha=alpha)} of each are needed for {limit:g}"
         )
     if lacking:
         return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"{lacking}. {shown}.")
     if high > limit or (two_sided and low < 1 - limit):
-        return Finding(
-            **figures, verdict=Verdict.INCONCLUSIVE, sentence=f"The interval reaches past the tolerance: {shown}."
-        )
+        reaches = past_tolerance(value, low, high, above=limit, below=1 - limit if two_sided else None)
+        return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"{reaches}: {shown}.")
     told = "does not tell members"
     if low > 0.5 or (two_sided and high < 0.5):
         told = "hardly tells members: within what is tolerated, and nobody stands out"
@@ -260,7 +261,7 @@ def judge_gap(
     elif high <= limit:
         verdict, lead = Verdict.PASS, "As close to retraining as asked"
     else:
-        verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
+        verdict, lead = Verdict.INCONCLUSIVE, past_tolerance(value, low, high, above=limit)
     return Finding(
         what=what,
         verdict=verdict,
@@ -304,7 +305,7 @@ def judge_quality(
     lead = {
         Verdict.FAIL: "The model is worse than after retraining",
         Verdict.PASS: "The model is as good as after retraining",
-        Verdict.INCONCLUSIVE: "The interval reaches past the tolerance",
+        Verdict.INCONCLUSIVE: past_tolerance(value, low, high, above=limit),
     }[judged(losses[name])]
     shown = ", ".join(f"{n} {v:.2f} points ({lo:.2f} to {hi:.2f})" for n, (v, lo, hi) in losses.items())
     return Finding(
@@ -385,6 +386,29 @@ def at_level(value: float, low: float, high: float, *, alpha: float, level: floa
     return float(expit(centre - down)), float(expit(centre + up))
 
 
+def past_tolerance(value: float, low: float, high: float, *, above: float, below: float | None = None) -> str:
+    """What an interval that reaches past the tolerance lacks, as a sentence without its end: how many times as many
+    examples would decide, if the figure stayed, as intervals narrow with the root of their number.
+
+    Args:
+        above: tolerated up to here. ``below``: and from here on; None: no figure is too low.
+
+    >>> past_tolerance(0.55, 0.49, 0.61, above=0.6, below=0.4)
+    'The interval reaches past the tolerance, and 1.5 times as many examples would decide it if the figure stayed'
+    """
+    if value > above or (below is not None and value < below):
+        outer = above if value > above else float(below)  # type: ignore[arg-type]
+        times = [((value - (low if value > above else high)) / (value - outer)) ** 2]
+    else:
+        sides = [(high - value, above - value), *([] if below is None else [(value - low, value - below)])]
+        times = [(reach / room) ** 2 if room > 0 else math.inf for reach, room in sides]
+    lead, most = "The interval reaches past the tolerance", max(times)
+    if not most <= _MANY:
+        return f"{lead}, and the figure lies so near to it that {_MANY} times as many examples would not decide it"
+    enough = max(math.ceil(10 * most) / 10, 1.1)
+    return f"{lead}, and {enough:g} times as many examples would decide it if the figure stayed"
+
+
 def _wider(alpha: float, num_tests: int) -> float:
     """How much wider a normal interval is at alpha / num_tests."""
     return float(norm.isf(alpha / num_tests / 2) / norm.isf(alpha / 2))
@@ -425,7 +449,7 @@ def _around_half(
     elif low >= 1 - limit and high <= limit:
         verdict, lead = Verdict.PASS, passed
     else:
-        verdict, lead = Verdict.INCONCLUSIVE, "The interval reaches past the tolerance"
+        verdict, lead = Verdict.INCONCLUSIVE, past_tolerance(value, low, high, above=limit, below=1 - limit)
     return Finding(
         what=what,
         verdict=verdict,

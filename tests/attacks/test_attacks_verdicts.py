@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import polars as pl
@@ -20,11 +21,12 @@ from attacks.verdicts import (
     judge_quality,
     judge_u_lira,
     judge_umia,
+    past_tolerance,
     worst,
 )
 from contracts.subject import Thresholds
 from contracts.verdicts import QUALITY, Verdict
-from stats import detectable_auc
+from stats import detectable_auc, examples_for_auc
 
 THRESHOLDS = Thresholds()
 
@@ -68,6 +70,30 @@ def test_an_interval_across_the_threshold_is_inconclusive() -> None:
     scores[:300] = np.minimum(scores[:300], 0.9)
     finding = judge(attack_report(scores, np.arange(600) < 300))
     assert finding.low < 0.6 < finding.high and finding.verdict is Verdict.INCONCLUSIVE
+    assert re.search(r"(times as many examples would (not )?decide it)", finding.sentence)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("value", [0.03, 0.09, 0.13, 0.24])
+def test_as_many_examples_as_are_named_would_decide(value: float, side: int) -> None:
+    """Intervals of half width 0.16, narrowed by the root of the number that is named: on one side of the tolerance, and
+    with a tenth of it less not."""
+    value, half, limit = side * value, 0.16, 0.1
+    said = past_tolerance(value, value - half, value + half, above=limit, below=-limit)
+    found = re.search(r"([\d.]+) times as many", said)
+    assert found is not None
+    times = float(found.group(1))
+
+    def decided(times: float) -> bool:
+        low, high = value - half / math.sqrt(times), value + half / math.sqrt(times)
+        return (low >= -limit and high <= limit) or low > limit or high < -limit
+
+    if "not decide" in said:
+        assert not decided(times)
+    else:
+        assert decided(times + 1e-9) and not decided(times - 0.11)
+    alone = past_tolerance(abs(value), abs(value) - half, abs(value) + half, above=limit)
+    assert alone == past_tolerance(abs(value), abs(value) - half, abs(value) + half, above=limit, below=-9.0)
 
 
 def test_worst_case_not_average() -> None:
@@ -84,6 +110,10 @@ def test_worst_case_not_average() -> None:
 def test_too_few_examples_or_references_never_pass() -> None:
     few = judge(report(0.0, n_pos=5000, n_neg=199))
     assert few.verdict is Verdict.INCONCLUSIVE and "199, needed 200" in few.sentence
+    members = judge(report(0.0, n_pos=40, n_neg=400))
+    needed = examples_for_auc(0.6, alpha=0.05)
+    assert members.verdict is Verdict.INCONCLUSIVE and f"{needed} of each are needed for 0.6" in members.sentence
+    assert detectable_auc(needed, needed, alpha=0.05) <= 0.6 < detectable_auc(needed - 1, needed - 1, alpha=0.05)
     strict = judge(report(0.0, n_pos=3000, n_neg=3000), claim_fpr=0.001)
     assert strict.verdict is Verdict.INCONCLUSIVE and "needed 10000" in strict.sentence
     assert judge(report(0.0), num_references=18).verdict is Verdict.INCONCLUSIVE
