@@ -8,6 +8,12 @@
     read-out  logistic regression on Z / ||Z||_2 of the training nodes, fitted to their corrected labels L;
               the epoch with the best accuracy on the validation nodes is kept, encoder and read-out
 
+Large graphs (``neighbours``, the paper's setting for ogbn-arxiv: 5 and 5, 200 nodes, denoising by propagation):
+    epoch     Z of all nodes in eval mode, L from it, once;  then for every batch B of nodes, in random order
+              Z_B of the sampled surroundings of B (``sampling``);  minimise  -g2 R(Z_B) + g1 Rc(Z_B, L_B)
+so that a step holds a batch and its surroundings, never the graph with its gradient. Rates told of such an epoch are
+means over its batches.
+
 The fitted read-out is the model's own layer ``head`` over normalised rows, so that one network is stored, read,
 attacked and unlearned like any other. Validation nodes are a share of the members, drawn within their (noisy) classes:
 their labels choose the epoch and do nothing else. Choosing by clean labels would leak what the method has to find;
@@ -27,7 +33,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +59,11 @@ from recipes.graph.label_propagation import (
     Propagator,
     corrected_labels,
     denoise_labels,
+    propagate_labels,
     semantic_labels,
 )
 from recipes.graph.networks import GraphNetwork
+from recipes.graph.sampling import InEdges, batches
 from recipes.graph.training import MemberGraph, reproducible
 from recipes.inputs import model_dtype
 from recipes.keeping import Keeping, Stored, resume, run_arrays, run_fingerprint
@@ -67,6 +75,8 @@ from sources.example_set import ExampleSet
 from sources.splits import largest_remainders, stratified_split
 
 _READ_OUT_STEPS = 1000
+HOPS = 2  # layers of the encoder
+DENOISING = ("smoothing", "propagation")
 NOT_KEPT = Keeping(store=NoStore(), name="", every=1)
 
 
@@ -97,6 +107,22 @@ class EraseConfig(PropagationConfig):
     expand: float = param(2.0, gt=0, le=100, doc="g2, weight of the rate of the whole embedding")
     compress: float = param(1.0, gt=0, le=100, doc="g1, weight of the rates of the classes")
     eps: float = param(0.05, gt=0, le=100, doc="e, distortion; 0.01 to 0.4 for rows that sum to 1")
+    neighbours: tuple[int, ...] = param(
+        (),
+        ge=1,
+        le=100_000,
+        added=True,
+        doc="in-edges drawn of a node, hop by hop (two of them); (): the whole graph in one step",
+    )
+    batch: int = param(
+        200, ge=2, le=1_000_000, unit="nodes", added=True, doc="whose rates a step is of, where neighbours are drawn"
+    )
+    denoising: str = param(
+        "smoothing",
+        choices=DENOISING,
+        added=True,
+        doc="of the given labels; propagation as the authors' for large graphs",
+    )
     denoise: bool = param(True, doc="smooth the given labels before training; false to see what that is worth")
     lr: float = param(1e-3, gt=0, le=1, doc="learning rate of Adam (AMSGrad)")
     weight_decay: float = param(5e-4, ge=0, le=1, doc="L2 penalty, in the gradient")
@@ -106,6 +132,12 @@ class EraseConfig(PropagationConfig):
         0.1, ge=0, lt=1, doc="share of the members whose labels only choose the epoch; 0 keeps the last epoch"
     )
     read_every: int = param(1, ge=1, le=100_000, unit="epochs", doc="a read-out is fitted and judged")
+
+    def check(self) -> None:
+        if len(self.neighbours) not in (0, HOPS):
+            raise ConfigError(
+                f"EraseConfig.neighbours = {list(self.neighbours)}: the encoder has {HOPS} layers, so {HOPS} numbers"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +210,8 @@ def train_erase(
     """
     last = config.epochs if epochs is None else epochs
     edges, num = edge_index.cpu().numpy(), len(x)
-    inner, whole = config.propagator(edges, num, among=known.train), config.propagator(edges, num)
-    smooth = inner if config.denoise else Propagator(inner.matrix, 0, config.keep)
-    denoised = denoise_labels(known.train_labels, known.train, smooth, num_classes=known.num_classes)
+    whole, denoised = config.propagator(edges, num), _denoised(known, edges, num, config)
+    around = InEdges.of(edges, num) if config.neighbours else None
     loss_of = CodingRateReduction(eps=config.eps, expand=config.expand, compress=config.compress)
     encoder = [p for name, p in model.named_parameters() if not name.startswith("head.") and p.requires_grad]
     optimizer = torch.optim.Adam(encoder, lr=config.lr, weight_decay=config.weight_decay, amsgrad=True)
@@ -195,19 +226,30 @@ def train_erase(
         if waited(epoch - 1):
             break
         with local_rng(derive_seed("noise", seed, epoch), device=x.device), reproducible(x.device):
-            model.train(epoch > 0)
-            with torch.set_grad_enabled(epoch > 0):
+            model.train(epoch > 0 and around is None)
+            with torch.set_grad_enabled(epoch > 0 and around is None):
                 z = model.embed(x, edge_index)
             q, labels = _correct(z, denoised, known, whole, config, epoch=epoch)
-            rates = loss_of.rates(z, torch.from_numpy(labels).to(z.device), known.num_classes)
-            if epoch:
-                loss = take_step(optimizer, config.compress * rates[1] - config.expand * rates[0])
-                if not math.isfinite(float(loss)):
-                    raise Diverged(f"ERASE diverged in epoch {epoch} of {last}: loss {float(loss)}; use a smaller lr")
+            classes = torch.from_numpy(labels).to(z.device)
+            if around is not None and epoch:
+                rng = np.random.default_rng(derive_seed("neighbours", seed, epoch))
+                steps = _sampled(model.train(), x, classes, around, config, rng)
+            else:
+                steps = iter([(z, classes)])
+            told_rates = []
+            for rows, own in steps:
+                rates = loss_of.rates(rows, own, known.num_classes)
+                told_rates.append([float(rate.detach()) for rate in rates])
+                if epoch:
+                    loss = take_step(optimizer, config.compress * rates[1] - config.expand * rates[0])
+                    if not math.isfinite(float(loss)):
+                        raise Diverged(
+                            f"ERASE diverged in epoch {epoch} of {last}: loss {float(loss)}; use a smaller lr"
+                        )
         if watch is not None:
             watch(epoch, q, labels[known.train])
         if epoch == last or (len(known.val) and epoch % config.read_every == 0):
-            told, before = _read(model, x, edge_index, known, labels, epoch, rates), read
+            told, before = _read(model, x, edge_index, known, labels, epoch, np.mean(told_rates, axis=0)), read
             if not before or not len(known.val) or told.accuracy > max(one.accuracy for one in before):
                 best = copy.deepcopy(model.state_dict())
             read.append(told)
@@ -222,6 +264,30 @@ def train_erase(
     model.load_state_dict(best)
     model.eval().zero_grad(set_to_none=True)
     return read
+
+
+def _denoised(known: Labelled, edges: Ints, num: int, config: EraseConfig) -> Floats:
+    """Yd (V, K), before any training."""
+    by_propagation = config.denoising == "propagation"
+    way = dataclasses.replace(config, normalization="sym") if by_propagation else config
+    inner = way.propagator(edges, num, among=known.train)
+    inner = inner if config.denoise else Propagator(inner.matrix, 0, config.keep)
+    make = propagate_labels if by_propagation else denoise_labels
+    return make(known.train_labels, known.train, inner, num_classes=known.num_classes)
+
+
+def _sampled(
+    model: GraphNetwork, x: Tensor, classes: Tensor, around: InEdges, config: EraseConfig, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings (B, d) of a batch of nodes by its sampled surroundings, and the classes (B,), batch by batch; each is
+    computed when it is asked for, by the model as it is then. A last batch of one node joins no step: it has no
+    rate."""
+    for own in batches(len(x), config.batch, rng):
+        if len(own) < 2 and len(x) > 1:
+            continue
+        nodes, edges = around.sample(own, config.neighbours, rng)
+        met = torch.from_numpy(nodes).to(x.device)
+        yield model.embed(x[met], torch.from_numpy(edges).to(x.device))[: len(own)], classes[met[: len(own)]]
 
 
 def _as_arrays(state: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
@@ -257,7 +323,7 @@ def _read(
     known: Labelled,
     labels: Ints,
     epoch: int,
-    rates: tuple[Tensor, Tensor],
+    rates: Floats,
 ) -> Epoch:
     """Fit the model's head to the corrected labels of the training nodes, in place, and judge it."""
     with eval_mode(model), torch.no_grad(), reproducible(x.device):
@@ -274,7 +340,7 @@ def _read(
         model.head.bias.copy_(torch.from_numpy(bias))
         said = model.read_out(z[torch.from_numpy(known.val).to(x.device)]).argmax(dim=1).cpu().numpy()
     accuracy = float((said == known.val_labels).mean()) if len(known.val) else math.nan
-    return Epoch(epoch, float(rates[0].detach()), float(rates[1].detach()), effective_rank(z), accuracy)
+    return Epoch(epoch, float(rates[0]), float(rates[1]), effective_rank(z), accuracy)
 
 
 def fit_read_out(rows: Floats, labels: Ints, num_classes: int) -> tuple[Floats, Floats]:

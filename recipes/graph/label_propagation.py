@@ -3,6 +3,7 @@
     A_n             column: A D^-1    row: D^-1 A    sym: D^-1/2 A D^-1/2        a node without an edge: zeros
     denoised        Y0 = onehot(given label) on training nodes, else 0;  A_tr = (A * tr tr^T) normalised
                     T times  Y <- (1 - a) A_tr Y + a Y;                          the result is Yd
+    or, propagated  T times  Y <- clip((1 - a) A_tr Y + a Y0, 0, 1),  A_tr by sym
     semantic        mu_c = mean of Z over training nodes with argmax Yd = c (zero where there are none)
                     S = |cos(Z, mu)|                                             (V, K) in [0, 1]
     corrected       Q = softmax_row(b Yd + (1 - b) S);   T times  Q <- (1 - a) A_n Q + a Q;   L = argmax_row Q
@@ -15,8 +16,9 @@ less, and a node's row is no average of its neighbours'. ``row`` is the average.
 embeddings irrelevant.
 
 Source: Chen et al., "ERASE: Error-Resilient Representation Learning on Graphs for Label Noise Tolerance" (CIKM 2024,
-arXiv 2312.08852), sections 4.1 and 4.2. Not label propagation as it is known otherwise (Zhou et al., NeurIPS 2003):
-nothing is clamped.
+arXiv 2312.08852), sections 4.1 and 4.2. ``denoise_labels`` is not label propagation as it is known otherwise (Zhou et
+al., NeurIPS 2003), which starts every step from the given labels again: that is ``propagate_labels``, which the authors
+take for large graphs.
 """
 
 from __future__ import annotations
@@ -103,6 +105,22 @@ def denoise_labels(labels: Ints, among: Ints, propagator: Propagator, *, num_cla
     given = np.zeros((propagator.matrix.shape[0], num_classes))
     given[among, labels] = 1.0
     return propagator(given)
+
+
+def propagate_labels(labels: Ints, among: Ints, propagator: Propagator, *, num_classes: int) -> Floats:
+    """Yd (V, K) by label propagation (Zhou et al., NeurIPS 2003): a of every step is the given labels, not what the
+    step before left of them.
+
+    Args:
+        labels, among: as of :func:`denoise_labels`.
+        propagator: of the edges among them, ``sym``; its steps and a are taken.
+    """
+    given = np.zeros((propagator.matrix.shape[0], num_classes))
+    given[among, labels] = 1.0
+    rows, keep = given, propagator.keep
+    for _ in range(propagator.steps):
+        rows = np.clip((1 - keep) * (propagator.matrix @ rows) + keep * given, 0.0, 1.0)
+    return rows
 
 
 def semantic_labels(embeddings: Floats, denoised: Floats, among: Ints) -> Floats:

@@ -17,10 +17,18 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError, Diverged, InvalidInput
 from recipes.graph.coding_rate import CodingRateReduction, class_coding_rate, coding_rate, effective_rank
 from recipes.graph.erase import EraseConfig, Labelled, _known, erase, fit_read_out, train_erase
-from recipes.graph.label_propagation import Propagator, corrected_labels, denoise_labels, semantic_labels
+from recipes.graph.label_propagation import (
+    Propagator,
+    corrected_labels,
+    denoise_labels,
+    propagate_labels,
+    semantic_labels,
+)
+from recipes.graph.sampling import InEdges
 from recipes.graph.training import NodeTrainingConfig, node_classifier
 from recipes.keeping import Keeping
 from recipes.predict import predict_logits
@@ -377,7 +385,140 @@ def test_it_corrects_what_the_graph_contradicts():
     assert accuracy[0] > accuracy[1] + 0.1
 
 
+# ---- sampled surroundings -------------------------------------------------------------------------------------------
+
+
+@given(graph=graphs(), data=st.data())
+def test_surroundings_are_so_many_in_edges_of_every_node_met(graph, data):
+    """Against sets: distinct edges of the graph, as many as there are up to the size, of the nodes of each hop."""
+    num, edges = graph
+    edges = np.unique(edges, axis=1)
+    asked = np.array(sorted(data.draw(st.sets(st.integers(0, num - 1), min_size=1))), np.int64)
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    nodes, local = InEdges.of(edges, num).sample(asked, sizes, np.random.default_rng(0))
+    np.testing.assert_array_equal(nodes[: len(asked)], asked)
+    assert len(set(nodes.tolist())) == len(nodes)
+    drawn = [(int(nodes[a]), int(nodes[b])) for a, b in local.T]
+    known = {(int(a), int(b)) for a, b in edges.T}
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= known
+    met, frontier = set(asked.tolist()), set(asked.tolist())
+    for size in sizes:
+        for v in frontier:
+            assert sum(b == v for _, b in drawn) == min(size, sum(b == v for _, b in known))
+        frontier = {a for a, b in drawn if b in frontier} - met
+        met |= frontier
+    assert set(nodes.tolist()) == met
+
+
+def test_every_neighbour_is_as_likely():
+    edges = InEdges.of(np.stack([np.arange(1, 7), np.zeros(6, np.int64)]), 7)
+    rng, counts = np.random.default_rng(0), np.zeros(7)
+    for _ in range(3000):
+        counts[edges.sample(np.array([0]), [2], rng)[0]] += 1
+    assert counts[0] == 3000 and abs(counts[1:] - 1000).max() < 5 * math.sqrt(3000 * 2 / 9)
+
+
+def test_with_all_neighbours_a_batch_is_embedded_as_by_the_whole_graph(train):
+    x, edges, _ = _all(train, share=0.0)
+    model, around = encoder(0).eval(), InEdges.of(edges.numpy(), len(x))
+    own = np.random.default_rng(1).permutation(len(x))[:11]
+    nodes, local = around.sample(own, [len(x)] * 2, np.random.default_rng(0))
+    with torch.no_grad():
+        found = model.embed(x[torch.from_numpy(nodes)], torch.from_numpy(local))[: len(own)]
+        torch.testing.assert_close(found, model.embed(x, edges)[torch.from_numpy(own)])
+        one_hop, fewer = around.sample(own, [len(x)], np.random.default_rng(0))
+        cut = model.embed(x[torch.from_numpy(one_hop)], torch.from_numpy(fewer))[: len(own)]
+    assert not torch.allclose(cut, found)  # a hop less is another answer
+
+
+SAMPLED = dataclasses.replace(QUICK, neighbours=(3, 3), batch=16, denoising="propagation")
+
+
+def test_a_sampled_epoch_by_hand(train):
+    """Labels once, of the whole graph in eval mode; then a step a batch, each on the encoder that the last one left."""
+    config = dataclasses.replace(SAMPLED, epochs=1, validation=0.0, neighbours=(99, 99), batch=20)
+    x, edges, known = _all(train, share=0.0)
+    ours, theirs = (network(rows="l1", dropout=0.0)(3) for _ in range(2))
+    read = train_erase(ours, x, edges, known, config=config, seed=3)
+    denoised = propagate_labels(
+        known.train_labels,
+        known.train,
+        Propagator.of(edges.numpy(), len(x), steps=config.steps, keep=config.keep, normalization="sym"),
+        num_classes=3,
+    )
+    with torch.no_grad():
+        z = theirs.eval().embed(x, edges).double().numpy()
+    q = corrected_labels(
+        denoised,
+        semantic_labels(z, denoised, known.train),
+        config.propagator(edges.numpy(), len(x)),
+        trust=config.trust,
+    )
+    labels = torch.from_numpy(q.argmax(1))
+    weights = [p for name, p in theirs.named_parameters() if not name.startswith("head.")]
+    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, amsgrad=True)
+    order = np.random.default_rng(derive_seed("neighbours", 3, 1)).permutation(len(x))
+    rates = []
+    for start in range(0, len(x), 20):
+        own = torch.from_numpy(order[start : start + 20])
+        if len(own) < 2:
+            continue
+        z = theirs.eval().embed(x, edges)[own]
+        whole = coding_rate(z, eps=config.eps)
+        apart = class_coding_rate(z, labels[own], num_classes=3, eps=config.eps)
+        optimizer.zero_grad()
+        (apart - config.expand * whole).backward()
+        optimizer.step()
+        rates.append((float(whole.detach()), float(apart.detach())))
+    assert len(rates) > 1
+    assert (read[-1].expanded, read[-1].compressed) == pytest.approx(tuple(np.mean(rates, axis=0)), rel=1e-3)
+    for mine, other in zip(ours.second.parameters(), theirs.second.parameters(), strict=True):
+        torch.testing.assert_close(mine.detach(), other.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_propagated_labels_start_from_the_given_ones_in_every_step(train):
+    x, edges, known = _all(train, share=0.0)
+    num = len(x)
+    sym = Propagator.of(edges.numpy(), num, steps=3, keep=0.3, normalization="sym")
+    given, a = np.eye(3)[known.train_labels], dense(num, edges.numpy(), "sym")
+    rows = given
+    for _ in range(3):
+        rows = np.clip(0.7 * a @ rows + 0.3 * given, 0, 1)
+    found = propagate_labels(known.train_labels, known.train, sym, num_classes=3)
+    np.testing.assert_allclose(found, rows, atol=1e-12)
+    smoothed = denoise_labels(known.train_labels, known.train, sym, num_classes=3)
+    assert np.abs(found - smoothed).max() > 0.01
+    still = dataclasses.replace(sym, keep=1.0)
+    np.testing.assert_array_equal(propagate_labels(known.train_labels, known.train, still, num_classes=3), given)
+
+
+def test_a_sampled_run_has_the_same_bits_in_any_order_and_taken_up_again(train, store, rng_left_alone):
+    with rng_left_alone():
+        whole = erase(encoder, train, config=SAMPLED, seed=1)
+    turned = train.take(np.random.default_rng(0).permutation(len(train)))
+    torch.testing.assert_close(flat(erase(encoder, turned, config=SAMPLED, seed=1)), flat(whole), rtol=0, atol=0)
+    more: dict[str, Any] = {"checkpoints": store, "checkpoint_every": 1}
+    erase(encoder, train, config=SAMPLED, seed=1, stop_after=3, **more)
+    torch.testing.assert_close(flat(erase(encoder, train, config=SAMPLED, seed=1, **more)), flat(whole), rtol=0, atol=0)
+    other = erase(encoder, train, config=dataclasses.replace(SAMPLED, neighbours=(1, 1)), seed=1)
+    assert not torch.equal(flat(other), flat(whole))
+
+
+def test_a_sampled_run_corrects_what_the_graph_contradicts():
+    """The bench of the whole graph: more corrected labels are right than given ones."""
+    clean = make_nodes(300).part("train").by_id()
+    noisy, _ = label_noise(clean, rate=0.3, kind="symmetric", seed=0)
+    x, edges, known = _all(noisy, share=0.0)
+    found: list[np.ndarray] = []
+    config = dataclasses.replace(SAMPLED, epochs=15, validation=0.0, batch=60, neighbours=(5, 5), steps=8)
+    wide = network(rows="l1", hidden=32, heads=4, dim=32)
+    train_erase(wide(0), x, edges, known, config=config, seed=0, watch=lambda epoch, q, labels: found.append(labels))
+    assert (found[-1] == clean.y).mean() > (noisy.y == clean.y).mean() + 0.1
+
+
 def test_what_cannot_be_trained_is_refused(train):
+    with pytest.raises(ConfigError, match="2 layers"):
+        EraseConfig(neighbours=(5,))
     with pytest.raises(ConfigError, match=r"model\.config\.rows: l1"):
         erase(network(rows="none"), train, config=QUICK, seed=0)
     few = train.take(np.array([int(np.flatnonzero(train.y == k)[0]) for k in range(3)]))
