@@ -48,8 +48,8 @@ def test_a_method_is_shown_as_it_is_declared(kind, method):
         required = {field["name"] for field in shown["fields"] if field["required"]}
         values = {field["name"]: field["default"] for field in shown["fields"] if "." not in field["name"]}
         if not required:  # the defaults shown are those of the configuration
-            built = plain(config.from_mapping({}))
-            assert values == {name: built[name] for name in values}
+            built = config.from_mapping({})
+            assert values == {name: plain(getattr(built, name)) for name in values}
     columns = [column["name"] for table in shown["tables"] for column in table["columns"]]
     tables = getattr(spec, "tables", ()) or ([spec.table] if kind == "score" else [])
     assert columns == [column.name for table in tables for column in table.columns]
