@@ -13,7 +13,7 @@ move. Buffers (the running statistics of batch norm) are no weights and are not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -59,6 +59,19 @@ class Held:
         """As ``parameters`` are now; of those that the mask names."""
         own = {name: p.detach().clone() for name, p in parameters.items() if name in mask}
         return cls({name: mask[name].to(p.device) for name, p in own.items()}, own)
+
+    @classmethod
+    def together(cls, each: Sequence[Held]) -> Held:
+        """What each of many models of one architecture holds, as one with a leading axis of models."""
+
+        def stack(of: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.stack([own[name] for own in of]) for name in of[0]}
+
+        return cls(stack([one.mask for one in each]), stack([one.values for one in each]))
+
+    def __call__(self, parameters: Mapping[str, Tensor], done: int, total: int) -> None:
+        """:meth:`restore`, as ``Descent.project`` takes it."""
+        self.restore(parameters)
 
     @torch.no_grad()
     def restore(self, parameters: Mapping[str, Tensor]) -> None:
@@ -124,6 +137,12 @@ def top(scores: Mapping[str, Tensor], count: int, *, within: Mask | None = None)
     if bool(torch.isnan(flat).any()):
         raise Diverged("weights cannot be ranked: a score is not a number")
     chosen = torch.zeros_like(free)
-    chosen[places[torch.argsort(flat[places], descending=True, stable=True)[:count]]] = True
+    if count:
+        # Those above the last score that is chosen, and of its equals the first: much quicker than a stable sort.
+        ranked = flat[places]
+        last = ranked.kthvalue(len(ranked) - count + 1).values
+        above, equal = ranked > last, torch.nonzero(ranked == last).flatten()
+        chosen[places[above]] = True
+        chosen[places[equal[: count - int(above.sum())]]] = True
     pieces = chosen.split([s.numel() for s in scores.values()])
     return {name: piece.reshape(s.shape) for (name, s), piece in zip(scores.items(), pieces, strict=True)}

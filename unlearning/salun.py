@@ -85,8 +85,7 @@ def salun_plan(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, conf
     mask = saliency_mask(model, forget, retain=retain, fraction=config.mask_fraction)
     if mask is None:
         return plan
-    held = Held.of(own, mask)
-    return dataclasses.replace(plan, project=lambda parameters, done, total: held.restore(parameters))
+    return dataclasses.replace(plan, project=Held.of(own, mask))
 
 
 @unlearner(

@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ from recipes.stacked_vmap import StackedVmap
 from sources.example_set import ExampleSet
 from sources.payloads.base import Payload
 from unlearning.descent import Descent, Pass, batches_of, check_unlearned, descend, hold, was_useful
+from unlearning.masks import Held
 
 Path = Literal["auto", "mlp", "vmap", "loop"]
 Outcome = nn.Module | Diverged
@@ -169,7 +171,13 @@ def _num_steps(plan: Descent, passes: list[list[Pass]]) -> int:
 
 def _counts(plan: Descent, visited: Sequence[Pass]) -> list[int]:
     """Steps of each pass of an epoch."""
-    return [len(batches_of(torch.arange(len(one)), plan.config.batch)) for one in visited]
+    return [len(_sizes(len(one), plan.config.batch)) for one in visited]
+
+
+@cache
+def _sizes(examples: int, batch: int) -> tuple[int, ...]:
+    """Examples of each batch of a pass."""
+    return tuple(len(rows) for rows in batches_of(torch.arange(examples), batch))
 
 
 def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...]:
@@ -259,16 +267,34 @@ class _Stream:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         config, order = self.plan.config, self.plan.order()
         for epoch, visited in enumerate(passes):
-            pieces = [batches_of(torch.randperm(len(one), generator=order), config.batch) for one in visited]
-            self.total = self.done + (config.epochs - epoch) * sum(map(len, pieces))
-            for one, batches in zip(visited, pieces, strict=True):
-                rows = np.concatenate([start[id(part)] + np.arange(len(part)) for part in one.parts])
+            # The orders of all passes of an epoch are drawn before its first step, as ``descend`` draws them.
+            orders = [torch.randperm(len(one), generator=order).numpy() for one in visited]
+            self.total = self.done + (config.epochs - epoch) * sum(_counts(self.plan, visited))
+            for one, at in zip(visited, orders, strict=True):
                 aims = [part.targets if own is None else own for part, own in zip(one.parts, one.targets, strict=True)]
-                targets, weights = torch.cat(aims).cpu().numpy(), one.weights.cpu().numpy()
-                for batch in batches:
-                    at = batch.numpy()
+                rows = np.concatenate([start[id(part)] + np.arange(len(part)) for part in one.parts])[at]
+                targets, weights = torch.cat(aims).cpu().numpy()[at], one.weights.cpu().numpy()[at]
+                begin = 0
+                for size in _sizes(len(one), config.batch):
                     self.epoch, self.done = epoch, self.done + 1
-                    yield rows[at], targets[at], weights[at] / len(at)
+                    end = begin + size
+                    yield rows[begin:end], targets[begin:end], weights[begin:end] / size
+                    begin = end
+
+
+def _judged(plan: Descent, student: nn.Module) -> Outcome:
+    """The student of a plan that has been carried out, or why it is none.
+
+    What the model was like before is asked only where the student is no good: it decides nothing else.
+    """
+    try:
+        return check_unlearned(plan, student, useful_before=True)
+    except Diverged as error:
+        found = error
+    try:
+        return found if was_useful(plan) else check_unlearned(plan, student, useful_before=False)
+    except Diverged as error:
+        return error
 
 
 class _Chunk:
@@ -297,28 +323,12 @@ class _Chunk:
 
     def outcomes(self) -> list[Outcome]:
         """Each plan's student, or why there is none."""
-        useful = [self._useful(plan) for plan in self.plans]
         if self.plans[0].config.epochs and len(self.x):
             with deterministic(self.device):
                 self._descend()
         for parameter in (p for own in self.held for p in own):
             parameter.requires_grad_(True)
-        done: list[Outcome] = []
-        for plan, student, before in zip(self.plans, self.students, useful, strict=True):
-            try:
-                if isinstance(before, Diverged):
-                    raise before
-                done.append(check_unlearned(plan, student.eval(), useful_before=before))
-            except Diverged as error:
-                done.append(error)
-        return done
-
-    @staticmethod
-    def _useful(plan: Descent) -> bool | Diverged:
-        try:
-            return was_useful(plan)
-        except Diverged as error:
-            return error
+        return [_judged(plan, student.eval()) for plan, student in zip(self.plans, self.students, strict=True)]
 
     def _descend(self) -> None:
         params = [self.stack.params[k].detach() for k in self.places]
@@ -326,6 +336,9 @@ class _Chunk:
         optimizer = self.plans[0].optimizer(params, self.plans[0].config)  # type: ignore[arg-type]
         every = len(self.plans)
         ended = np.zeros(every, bool)
+        held = self._held_together()
+        penalised = any(plan.penalty is not None for plan in self.plans)
+        room: dict[int, Tensor] = {}  # fresh memory of some MB a step would cost more than what is done in it
         while True:
             batches = [None if gone else stream.next() for gone, stream in zip(ended, self.streams, strict=True)]
             for number, batch in enumerate(batches):
@@ -341,7 +354,9 @@ class _Chunk:
                 if batch is not None:
                     size = len(batch[0])
                     rows[number, :size], targets[number, :size], weights[number, :size] = batch
-            x = self.x.index_select(0, torch.from_numpy(rows.ravel()).to(self.device))
+            if width not in room:
+                room[width] = self.x.new_empty((every * width, *self.x.shape[1:]))
+            x = torch.index_select(self.x, 0, torch.from_numpy(rows.ravel()).to(self.device), out=room[width])
             grads = self.stack.gradients(
                 x.view(every, width, *x.shape[1:]),
                 torch.from_numpy(targets).to(self.device),
@@ -349,8 +364,8 @@ class _Chunk:
             )
             grads = [grads[k] for k in self.places]
             live = [number for number in range(every) if not ended[number]]
-            if any(plan.penalty is not None for plan in self.plans):
-                grads = self._with_penalties(params, grads, live)
+            if penalised:
+                self._add_penalties(params, grads, live)
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad
             if rate is not None:
@@ -358,6 +373,9 @@ class _Chunk:
                     first = self.streams[live[0]]
                     group["lr"] = self.plans[0].config.lr * rate(first.done - 1, first.total)
             optimizer.step()
+            if held is not None:
+                held.restore({key: p.view(every, *shape) for (key, shape), p in zip(self.trained, params, strict=True)})
+                continue
             for number in live:
                 plan, stream = self.plans[number], self.streams[number]
                 if plan.project is not None:
@@ -368,17 +386,36 @@ class _Chunk:
         """Views of one model's weights, by name and in their own shapes."""
         return {key: p[number].view(shape) for (key, shape), p in zip(self.trained, params, strict=True)}
 
-    def _with_penalties(self, params: list[Tensor], grads: list[Tensor | None], live: list[int]) -> list[Tensor | None]:
-        leaves = [p.detach().requires_grad_() for p in params]
-        total = leaves[0].new_zeros(())
+    def _held_together(self) -> Held | None:
+        """What every plan holds, as one, where this is all that is done after a step; models that are done may be held,
+        too: they have been copied out."""
+        held = [plan.project for plan in self.plans]
+        own = [one for one in held if isinstance(one, Held)]
+        return Held.together(own) if len(own) == len(held) else None
+
+    def _add_penalties(self, params: Sequence[Tensor], grads: list[Tensor | None], live: list[int]) -> None:
+        """Add the gradient of each model's penalty to its own, in place.
+
+        Its leaves are its own: the gradient of a view of the stack would be as large as the stack.
+        """
+        leaves: list[Tensor] = []
+        places: list[tuple[int, int]] = []
+        total: Tensor | float = 0.0
         for number in live:
             plan = self.plans[number]
             if plan.penalty is not None:
-                total = total + plan.penalty(self._own(leaves, number), self.streams[number].epoch)
-        if not total.requires_grad:
-            return grads
-        added = torch.autograd.grad(total, leaves, allow_unused=True)
-        return [a if b is None else b if a is None else a + b for a, b in zip(grads, added, strict=True)]
+                own = {key: p.detach().requires_grad_() for key, p in self._own(params, number).items()}
+                total = total + plan.penalty(own, self.streams[number].epoch)
+                leaves += own.values()
+                places += [(k, number) for k in range(len(own))]
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return
+        for (k, number), found in zip(places, torch.autograd.grad(total, leaves, allow_unused=True), strict=True):
+            if found is not None:
+                whole = grads[k]
+                if whole is None:
+                    whole = grads[k] = torch.zeros_like(params[k])
+                whole[number] += found.view_as(whole[number])
 
     @torch.no_grad()
     def _copy_out(self, params: list[Tensor], number: int) -> None:
