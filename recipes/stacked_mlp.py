@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from recipes.mlp import MLP
 
+Losses = Callable[[Tensor, Tensor], Tensor]  # (outputs (n, K), targets (n, ...)) -> (n,) loss of each example
 _aten = torch.ops.aten
 # Both write into memory that is there already: forward(before, after), backward(gradient, before, after) in place.
 # Fresh memory of a few MB a step would cost more in page faults than these operations cost.
@@ -65,13 +66,16 @@ class StackedMLP:
         # (3, M, out, B) a hidden layer, for each width B met: before and after the activation, and its gradient
         self._work: dict[int, list[Tensor]] = {}
 
-    def gradients(self, x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor | None]:
+    def gradients(
+        self, x: Tensor, targets: Tensor, weights: Tensor, *, losses: Losses | None = None
+    ) -> list[Tensor | None]:
         """Gradient of the loss above with respect to every parameter of models 0 .. A-1.
 
         Args:
             x: (A, B, *shape) inputs.
-            labels: int64 (A, B).
+            targets: int64 (A, B) labels; (A, B, ...) what ``losses`` takes.
             weights: (A, B), 0 on padding.
+            losses: instead of the cross-entropy.
 
         Returns:
             One tensor a parameter, (A, ...); they are overwritten by the next call.
@@ -86,12 +90,20 @@ class StackedMLP:
         for layer, (before, out, _) in enumerate(work):
             torch.baddbmm(params[2 * layer + 1], params[2 * layer], after[-1], out=before)
             after.append(forward(before, out))
-        delta = torch.softmax(torch.baddbmm(params[-1], params[-2], after[-1]), dim=1)
-        if self.smoothing:
-            delta -= self.smoothing / delta.shape[1]
-        hit = labels.unsqueeze(1)
-        delta.scatter_add_(1, hit, delta.new_full((1, 1, 1), self.smoothing - 1).expand(hit.shape))
-        delta *= weights.unsqueeze(1)
+        logits = torch.baddbmm(params[-1], params[-2], after[-1])
+        if losses is None:
+            delta = torch.softmax(logits, dim=1)
+            if self.smoothing:
+                delta -= self.smoothing / delta.shape[1]
+            hit = targets.unsqueeze(1)
+            delta.scatter_add_(1, hit, delta.new_full((1, 1, 1), self.smoothing - 1).expand(hit.shape))
+            delta *= weights.unsqueeze(1)
+        else:
+            answers = logits.transpose(1, 2).flatten(0, 1).requires_grad_()
+            with torch.enable_grad():
+                total = (losses(answers, targets.flatten(0, 1)) * weights.flatten()).sum()
+            (found,) = torch.autograd.grad(total, answers)
+            delta = found.view(live, width, -1).transpose(1, 2).contiguous()
         for layer in reversed(range(len(after))):
             torch.bmm(delta, after[layer].transpose(1, 2), out=grads[2 * layer])
             torch.sum(delta, 2, keepdim=True, out=grads[2 * layer + 1])

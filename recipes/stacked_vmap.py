@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from recipes.rng import local_rng
+from recipes.stacked_mlp import Losses
 
 
 class StackedVmap:
@@ -41,14 +42,17 @@ class StackedVmap:
 
         return vmap(one, randomness="error")(tuple(params), fixed, x)
 
-    def gradients(self, x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor | None]:
+    def gradients(
+        self, x: Tensor, targets: Tensor, weights: Tensor, *, losses: Losses | None = None
+    ) -> list[Tensor | None]:
         """As :meth:`recipes.stacked_mlp.StackedMLP.gradients`."""
         params = [p[: len(x)].detach().requires_grad_() for p in self.params]
-        logits = self.logits(params, x)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=self.smoothing
-        )
-        return list(torch.autograd.grad((losses * weights.flatten()).sum(), params, allow_unused=True))
+        logits, aims = self.logits(params, x).flatten(0, 1), targets.flatten(0, 1)
+        if losses is None:
+            each = F.cross_entropy(logits, aims, reduction="none", label_smoothing=self.smoothing)
+        else:
+            each = losses(logits, aims)
+        return list(torch.autograd.grad((each * weights.flatten()).sum(), params, allow_unused=True))
 
     @torch.no_grad()
     def unstack(self) -> None:

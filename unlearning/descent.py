@@ -91,12 +91,15 @@ class Pass:
         targets: of each part, (n, ...) what its examples are trained towards; None: their own.
         weights: (n,) float64, factor of each example's loss, of all parts in their order; -1 ascends.
         losses: ``(model, batch) -> (B,)`` loss of each example; None: the task's.
+        of_outputs: ``(outputs (B, K), targets (B, ...)) -> (B,)`` instead, where the loss is one of the model's answer
+            and the target alone: plans whose functions are equal (``==``) may then be carried out together.
     """
 
     parts: tuple[Inputs, ...]
     targets: tuple[Tensor | None, ...]
     weights: Tensor
     losses: Callable[[nn.Module, Batch], Tensor] | None = None
+    of_outputs: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def over(
@@ -106,15 +109,25 @@ class Pass:
         targets: np.ndarray | None = None,
         weight: float = 1.0,
         losses: Callable[[nn.Module, Batch], Tensor] | None = None,
+        of_outputs: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Pass:
         """A pass over one set, by default with its own targets and its task's loss."""
         aims = None if targets is None else torch.from_numpy(targets).to(part.device)
-        return cls((part,), (aims,), torch.full((len(part),), weight, dtype=torch.float64, device=part.device), losses)
+        weights = torch.full((len(part),), weight, dtype=torch.float64, device=part.device)
+        return cls((part,), (aims,), weights, losses, of_outputs)
 
     def together_with(self, other: Pass) -> Pass:
         """Both shuffled into one pass, by the loss of this one."""
         weights = torch.cat([self.weights, other.weights])
-        return Pass(self.parts + other.parts, self.targets + other.targets, weights, self.losses)
+        return dataclasses.replace(
+            self, parts=self.parts + other.parts, targets=self.targets + other.targets, weights=weights
+        )
+
+    def losses_of(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) loss of each example of a batch of this pass, with gradient, without its weight."""
+        if self.of_outputs is not None:
+            return self.of_outputs(answers(model, batch), batch.targets)
+        return (self.losses or self.parts[0].data.task.losses)(model, batch)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -492,7 +505,7 @@ def step(
     if len(rows) == 1 and any(isinstance(m, _BATCH_NORMS) and m.training for m in student.modules()):
         raise NotApplicable("one example alone has no batch statistics; set batch_norm to 'freeze'")
     batch = in_units(one.batch(rows), units)
-    losses = (one.losses or one.parts[0].data.task.losses)(student, batch)
+    losses = one.losses_of(student, batch)
     loss = (one.weights[rows].to(losses.dtype) * losses).mean()
     return float(take_step(optimizer, loss if penalty is None else loss + penalty, lr=lr))
 

@@ -1,7 +1,7 @@
 """Many descents at once: the models of shadow runs, each with sets, labels, weights and batch orders of its own.
 
     theta (M, ...),  batch of model m at its step t: rows idx[m, :B_m], weights w[m, b] / B_m, 0 on padding
-    L = sum_m sum_b w[m, b] / B_m CE(f(theta_m, x[idx[m, b]]), t[m, b])          one backward, M separate gradients
+    L = sum_m sum_b w[m, b] / B_m l(f(theta_m, x[idx[m, b]]), t[m, b])           one backward, M separate gradients
 
 Every plan keeps its own stream of batches, drawn as ``descend`` draws them, so the result is that of ``descend`` on
 each plan to rounding (1e-9 of the largest weight in float64; in float32 what 1e-6 a step grows to). Models need not
@@ -9,13 +9,14 @@ have equally many examples or steps: batches are padded and masked, and a model 
 weights of 0 while the others go on. Penalties and projections work on views of each model's own weights. A model that
 leaves the finite numbers touches no other one: products are batched over models, never summed over them.
 
-Taken: classes with the task's own loss, an optimiser that works element by element, layers that stay, rates that
-change in step (those that have as many steps an epoch share a stack), and
+Taken: classes with the task's own loss or with one of the outputs (``Pass.of_outputs``), an optimiser that works
+element by element, layers that stay, rates that change in step (those that have as many steps an epoch share a stack),
+and
     mlp    recipes.mlp without dropout (``recipes.stacked_mlp``): CPU and CUDA
     vmap   what vmap can run (``recipes.stacked_vmap``), on CUDA
 Everything else runs one after another by ``descend``: BatchNorm, which mixes the examples of a batch; dropout, whose
-draws would depend on who shares the stack; numbers to predict; losses of a method's own; a rule to stop by; whatever
-else a plan may say that is not known here.
+draws would depend on who shares the stack; numbers to predict; losses of a method's own that want the model; a rule to
+stop by; whatever else a plan may say that is not known here.
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...
     buffers = tuple((key, b.shape, b.dtype) for key, b in plan.model.named_buffers())
     steps = () if plan.rate is None else tuple(sum(_counts(plan, epoch)) for epoch in passes)
     kind = type(plan.model), repr(plan.model), arrays, buffers, plan.config.digest(), plan.name
-    return stack, *kind, plan.optimizer, plan.rate, steps, tuple(plan.frozen)
+    own = next((one.of_outputs for epoch in passes for one in epoch), None)
+    return stack, *kind, plan.optimizer, plan.rate, steps, tuple(plan.frozen), own
 
 
 def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str, str]:
@@ -212,6 +214,8 @@ def _stack_of(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[str,
         return "loop", "what is learnt is no class"
     if any(one.losses is not None for one in visited):
         return "loop", "a pass has a loss of its own"
+    if any(one.of_outputs != visited[0].of_outputs for one in visited):
+        return "loop", "the passes have several losses"
     if any(isinstance(part.data.x, Payload) for part in parts):
         return "loop", "the examples are no arrays of one shape"
     if not isinstance(plan.optimizer([nn.Parameter(torch.zeros(1))], plan.config), _ELEMENTWISE):
@@ -259,7 +263,7 @@ class _Stream:
         self._batches = self._all(passes, start)
 
     def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(rows, targets, weights) of the next batch, each (B,); None after the last."""
+        """(rows, targets, weights) of the next batch, (B,), (B, ...) and (B,); None after the last."""
         return next(self._batches, None)
 
     def _all(
@@ -320,6 +324,8 @@ class _Chunk:
         self.device = next(self.students[0].parameters()).device
         self.x = torch.cat([part.block(0, len(part)) for part in parts.values()]) if parts else torch.empty(0)
         self.streams = [_Stream(plan, own, start) for plan, own in zip(plans, passes, strict=True)]
+        visited = [one for own in passes for epoch in own for one in epoch]
+        self.losses = visited[0].of_outputs if visited else None
 
     def outcomes(self) -> list[Outcome]:
         """Each plan's student, or why there is none."""
@@ -348,8 +354,9 @@ class _Chunk:
             if ended.all():
                 return
             width = max(len(batch[0]) for batch in batches if batch is not None)
-            rows, targets = np.zeros((2, every, width), np.int64)
-            weights = np.zeros((every, width))
+            like = next(batch[1] for batch in batches if batch is not None)
+            rows, weights = np.zeros((every, width), np.int64), np.zeros((every, width))
+            targets = np.zeros((every, width, *like.shape[1:]), like.dtype)
             for number, batch in enumerate(batches):
                 if batch is not None:
                     size = len(batch[0])
@@ -361,6 +368,7 @@ class _Chunk:
                 x.view(every, width, *x.shape[1:]),
                 torch.from_numpy(targets).to(self.device),
                 torch.from_numpy(weights).to(self.device, self.x.dtype),
+                losses=self.losses,
             )
             grads = [grads[k] for k in self.places]
             live = [number for number in range(every) if not ended[number]]

@@ -15,7 +15,7 @@ from contracts.methods import unlearner
 from contracts.progress import silent
 from recipes.models import builder
 from unlearning.descent import Descent, DescentConfig, descend
-from unlearning.stacked import _KNOWN, _counts, _stack_of, descend_many, unlearn_many
+from unlearning.stacked import _KNOWN, _counts, _kind, _stack_of, descend_many, unlearn_many
 
 CLOSE = {"rtol": 0.0, "atol": 1e-9}  # of float64
 
@@ -74,6 +74,10 @@ def fresh(seed: int) -> nn.Module:
         ("finetune", {"epochs": 0}),
         ("cf_k", {"k": 1, "lr": 0.05}),
         ("eu_k", {"k": 2, "lr": 0.05, "epochs": 12}),
+        ("salun", {"mask_fraction": 0.3}),
+        ("l1_sparse", {"gamma": 0.01}),
+        ("scrub", {"alpha": 0.7, "msteps": 7, "lr": 0.02}),
+        ("bad_teacher", {"lr": 0.02}),
     ],
 )
 def test_stacked_is_the_loop_for_sets_of_unequal_sizes(runs, flat, name, fields):
@@ -122,6 +126,37 @@ def test_layers_that_stay_stay_and_rates_change_in_step(runs, flat):
 
 def falling(step: int, steps: int) -> float:
     return 1 - step / steps
+
+
+def test_losses_of_the_outputs_share_a_stack_where_they_are_the_same(runs, flat):
+    """By both stacks; another distance to the trained model is another loss, and several in one plan are the loop's."""
+    fields = {"batch": 500, "lr": 0.02, "msteps": 4}  # one step a pass: the rates of all models agree
+    near, far = (plans_of(runs, "scrub", alpha=alpha, **fields) for alpha in (0.1, 5.0))
+    kinds = {_kind(plan, [list(plan.passes(e)) for e in range(3)], "auto") for plan in near}
+    others = {_kind(plan, [list(plan.passes(e)) for e in range(3)], "auto") for plan in far}
+    assert len(kinds) == 1 and not kinds & others
+    loop = [descend(plan, progress=silent) for plan in (*near, *far)]
+    assert (flat(loop[0]) - flat(loop[5])).abs().max() > 1e-4
+    for path in ("auto", "mlp", "vmap"):
+        many = descend_many((*near, *far), progress=silent, path=path)
+        for one, other in zip(loop, many, strict=True):
+            torch.testing.assert_close(flat(other), flat(one), **CLOSE)
+    first, second = near[0].passes(0), far[0].passes(0)
+    assert _stack_of(near[0], [[first[0], second[1]]], "auto") == ("loop", "the passes have several losses")
+
+
+def test_a_penalty_of_each_models_own_costs_no_others_gradient(runs, flat):
+    """Only two of five have one; the others come out as without any."""
+
+    def penalty(parameters, epoch):
+        return 0.05 * parameters["head.weight"].square().sum()
+
+    bare = plans_of(runs)
+    some = [dataclasses.replace(p, penalty=penalty if i in (1, 3) else None) for i, p in enumerate(bare)]
+    plain, many = descend_many(bare, progress=silent), descend_many(some, progress=silent)
+    for i, (one, other, plan) in enumerate(zip(plain, many, some, strict=True)):
+        torch.testing.assert_close(flat(other), flat(descend(plan, progress=silent)), **CLOSE)
+        assert torch.equal(flat(other), flat(one)) == (i not in (1, 3))
 
 
 def test_what_a_plan_says_that_is_not_known_takes_the_loop(runs, monkeypatch):

@@ -29,7 +29,6 @@ from contracts.params import param
 from contracts.progress import Progress, silent
 from recipes.inputs import model_device, model_dtype
 from sources.example_set import ExampleSet
-from tasks.base import Batch, answers
 from unlearning.corrective.rates import bench_rate
 from unlearning.corrective.teachers import Teacher
 from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
@@ -55,6 +54,33 @@ def distance_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="none").sum(dim=1)
 
 
+def bad_teacher_plan(
+    model: nn.Module,
+    *,
+    retain: ExampleSet,
+    forget: ExampleSet,
+    config: BadTeacherConfig,
+    seed: int,
+    build: Callable[[int], nn.Module],
+) -> Descent:
+    """What :func:`bad_teacher` does, and raises before any work but one look of both teachers at their examples."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
+    fresh = build(derive_seed("bad_teacher", "fresh", seed) % 2**31)
+    ignorant = fresh.to(model_device(model), model_dtype(model)).eval()
+    kept = Pass.over(inputs_of(model, retain), targets=_probabilities(model, retain), of_outputs=distance_to_targets)
+    gone = Pass.over(inputs_of(model, forget), targets=_probabilities(ignorant, forget), of_outputs=distance_to_targets)
+    both = kept.together_with(gone)
+    return Descent(
+        model=model,
+        passes=lambda _: [both],
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="bad_teacher",
+        rate=bench_rate,
+    )
+
+
 @unlearner(
     UnlearnerSpec(
         name="bad_teacher",
@@ -63,6 +89,7 @@ def distance_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
         source="Chundawat et al., AAAI 2023 (arXiv 2205.08096); settings of Goel et al., TMLR 2024 (arXiv 2402.14015)",
         needs=("build",),
         config=BadTeacherConfig,
+        plan=bad_teacher_plan,
     )
 )
 def bad_teacher(
@@ -93,21 +120,7 @@ def bad_teacher(
         DataError, NotApplicable: see ``check_sets``; examples that are no rows of arrays.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
-    fresh = build(derive_seed("bad_teacher", "fresh", seed) % 2**31)
-    ignorant = fresh.to(model_device(model), model_dtype(model)).eval()
-    kept = Pass.over(inputs_of(model, retain), targets=_probabilities(model, retain), losses=_losses)
-    gone = Pass.over(inputs_of(model, forget), targets=_probabilities(ignorant, forget), losses=_losses)
-    both = kept.together_with(gone)
-    plan = Descent(
-        model=model,
-        passes=lambda _: [both],
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="bad_teacher",
-        rate=bench_rate,
-    )
+    plan = bad_teacher_plan(model, retain=retain, forget=forget, config=config, seed=seed, build=build)
     return descend(plan, progress=progress)
 
 
@@ -115,7 +128,3 @@ def _probabilities(model: nn.Module, data: ExampleSet) -> np.ndarray:
     """(n, K), in the order of the ids, of the model's dtype."""
     found: np.ndarray = softmax(Teacher.of(model, data).answers.cpu().numpy(), axis=1)
     return found
-
-
-def _losses(student: nn.Module, batch: Batch) -> Tensor:
-    return distance_to_targets(answers(student, batch), batch.targets)

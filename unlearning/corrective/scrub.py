@@ -16,10 +16,10 @@ It is no bounded objective: msteps and the learning rate are what keeps the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,6 @@ from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
 from sources.example_set import ExampleSet
-from tasks.base import Batch, answers
 from unlearning.corrective.rates import bench_rate
 from unlearning.corrective.teachers import Teacher
 from unlearning.descent import Descent, DescentConfig, Pass, batches_of, check_sets, descend, inputs_of
@@ -73,6 +72,58 @@ def scrub_losses(logits: Tensor, teacher: Tensor, labels: Tensor, *, alpha: floa
     return cross_entropy + alpha * temperature**2 * distance
 
 
+@dataclass(frozen=True)
+class _Losses:
+    """L from outputs (B, K) and targets (B, 2, K): the label, one-hot, and the logits of the trained model."""
+
+    alpha: float
+    temperature: float
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        labels, teacher = targets[:, 0].argmax(dim=1), targets[:, 1]
+        return scrub_losses(outputs, teacher, labels, alpha=self.alpha, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Of all steps, which an epoch without its first pass has fewer of."""
+
+    steps: int
+
+    def __call__(self, step: int, _: int) -> float:
+        return bench_rate(step, self.steps)
+
+
+def scrub_plan(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: ScrubConfig, seed: int) -> Descent:
+    """What :func:`scrub` does, and raises before any work but one look of the trained model at all examples."""
+    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
+    losses = _Losses(config.alpha, config.temperature)
+    up, down = (
+        Pass.over(
+            inputs_of(model, part, beside=other), targets=_targets(model, part, other), weight=w, of_outputs=losses
+        )
+        for part, other, w in ((forget, retain, -1.0), (retain, None, 1.0))
+    )
+    epochs = _epochs(up, down, config)
+    return Descent(
+        model=model,
+        passes=epochs.__getitem__,
+        retain=retain,
+        config=config,
+        seed=seed,
+        name="scrub",
+        rate=_Rate(sum(_steps(one, config) for epoch in epochs for one in epoch)),
+    )
+
+
+def _targets(model: nn.Module, part: ExampleSet, other: ExampleSet | None) -> np.ndarray:
+    """(n, 2, K) in the order of the ids, of the model's dtype; see :class:`_Losses`."""
+    teacher = Teacher.of(model, part.among(other)).answers.cpu().numpy()
+    labels = np.zeros_like(teacher)
+    labels[np.arange(len(part)), part.by_id().y] = 1
+    return np.stack([labels, teacher], axis=1)
+
+
 @unlearner(
     UnlearnerSpec(
         name="scrub",
@@ -81,6 +132,7 @@ def scrub_losses(logits: Tensor, teacher: Tensor, labels: Tensor, *, alpha: floa
         source="Kurmanji et al., NeurIPS 2023 (arXiv 2302.09880); settings of Goel et al., TMLR 2024 "
         "(arXiv 2402.14015)",
         config=ScrubConfig,
+        plan=scrub_plan,
     )
 )
 def scrub(
@@ -109,40 +161,7 @@ def scrub(
         DataError, NotApplicable: see ``check_sets``.
         Diverged: the run left the finite numbers or collapsed.
     """
-    check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
-    losses = partial(_losses, config=config)
-    up, down = (
-        Pass.over(
-            inputs_of(model, part, beside=other),
-            weight=sign,
-            losses=losses(teacher=Teacher.of(model, part.among(other))),
-        )
-        for part, other, sign in ((forget, retain, -1.0), (retain, None, 1.0))
-    )
-    epochs = _epochs(up, down, config)
-    plan = Descent(
-        model=model,
-        passes=epochs.__getitem__,
-        retain=retain,
-        config=config,
-        seed=seed,
-        name="scrub",
-        rate=partial(_rate, steps=sum(_steps(one, config) for epoch in epochs for one in epoch)),
-    )
-    return descend(plan, progress=progress)
-
-
-def _losses(teacher: Teacher, config: ScrubConfig) -> Callable[[nn.Module, Batch], Tensor]:
-    def losses(student: nn.Module, batch: Batch) -> Tensor:
-        return scrub_losses(
-            answers(student, batch),
-            teacher.logits(batch),
-            batch.targets,
-            alpha=config.alpha,
-            temperature=config.temperature,
-        )
-
-    return losses
+    return descend(scrub_plan(model, retain=retain, forget=forget, config=config, seed=seed), progress=progress)
 
 
 def _epochs(up: Pass, down: Pass, config: ScrubConfig) -> list[Sequence[Pass]]:
@@ -158,8 +177,3 @@ def _epochs(up: Pass, down: Pass, config: ScrubConfig) -> list[Sequence[Pass]]:
 
 def _steps(one: Pass, config: ScrubConfig) -> int:
     return len(batches_of(torch.arange(len(one)), config.batch))
-
-
-def _rate(step: int, _: int, *, steps: int) -> float:
-    """Of all steps, which an epoch without its first pass has fewer of."""
-    return bench_rate(step, steps)
