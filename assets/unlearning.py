@@ -125,7 +125,7 @@ def _job(subject: Subject, choice: Choice, upstream: Mapping[str, Stage], scope:
             **({"outputs": True} if outputs else {}),
             **({"runs": runs} if runs else {}),
         },
-        version=3,  # of the job; the method's own is in the configuration
+        version=4,  # of the job; the method's own is in the configuration
         deps=(upstream["examples"], upstream["target"], scope.split, *others),
         kinds=frozenset({"torch", "safetensors"}),
         per_request=scope.per_request,
@@ -267,7 +267,7 @@ def comparison(subject: Subject, scope: Scope, jobs: Mapping[str, Stage]) -> Sta
         "membership attack, time, and the average gap to retraining of the same seed with its interval. Closer to "
         "retraining is better.",
         config={"alpha": subject.thresholds.alpha},
-        version=3,
+        version=4,
         deps=(scope.split, *jobs.values()),
         tables=(schema.UNLEARNING_METRICS, schema.UNLEARNING_RUNS),
         per_request=scope.per_request,
@@ -289,7 +289,11 @@ def _compare(run: Run, scope: Scope, jobs: Mapping[str, Stage]) -> Output:
             same = np.array_equal(arrays["reading"][s], results[RETRAIN][0]["reading"][s])
             distance = _distance(run, said[method], said[RETRAIN], s, same=same) if row["status"] == "ok" else {}
             losses = _losses(run, scope, arrays, s) if row["status"] == "ok" else {}
-            rows.append({"split": split, "method": method, "kind": kind, **row, **took, **distance, **losses})
+            both_ok = row["status"] == results[RETRAIN][1]["runs"][s]["status"] == "ok"
+            numbers = _numbers(arrays, results[RETRAIN][0], s) if both_ok else {}
+            rows.append(
+                {"split": split, "method": method, "kind": kind, **row, **took, **distance, **losses, **numbers}
+            )
     gaps = add_gaps(pl.DataFrame(rows, infer_schema_length=None))
     done = [{c.name: row[c.name] for c in schema.UNLEARNING_RUNS.columns} for row in gaps.to_dicts()]
     frame = frame_of(schema.UNLEARNING_RUNS, done)
@@ -362,6 +366,16 @@ def _losses(run: Run, scope: Scope, arrays: Mapping[str, np.ndarray], s: int) ->
     of = {"forget": data.positions(arrays["forget"]), "retain": data.positions(ids["retain"])}
     of["test"] = np.flatnonzero(data.split == "test")
     return {f"loss_{name}": float(loss[rows].mean()) for name, rows in of.items() if len(rows)}
+
+
+def _numbers(arrays: Mapping[str, np.ndarray], retrained: Mapping[str, np.ndarray], s: int) -> dict[str, float]:
+    """Of a task of numbers: how far the predictions on the set are from retraining's, and how soon it is relearnt."""
+    from unlearning.regression.metrics import Relearning, against_retraining
+
+    if "predicted" not in arrays:
+        return {}
+    own, reference = (Relearning(int(a["relearned"][s, 0]), bool(a["relearned"][s, 1])) for a in (arrays, retrained))
+    return against_retraining(arrays["predicted"][s], own, retrained=retrained["predicted"][s], reference=reference)
 
 
 def _distance(run: Run, own: list[Answers], retrained: list[Answers], s: int, *, same: bool) -> dict[str, float | None]:

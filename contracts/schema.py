@@ -191,6 +191,17 @@ METRICS = {
     "loss_forget": "of texts: mean loss of the forget set, nats a token; far above retraining's it is ruin",
     "loss_retain": "of texts: the same of the retain set; never read one without the other",
     "loss_test": "of texts: the same of the test split",
+    "mae_forget": "of numbers: mean absolute error on the forget set, in the target's unit; nearer to retraining's is "
+    "better, a larger one is not",
+    "mae_retain": "of numbers: the same on the retain set",
+    "mae_test": "of numbers: the same on the test split",
+    "w1": "of numbers: Wasserstein-1 distance of the predictions on the forget set to those of retraining, same seed, "
+    "in the target's unit",
+    "mia_member": "of numbers: share of the forget set that an SVM on the absolute error calls member",
+    "relearn_batches": "of numbers: steps on all training examples until the error on the forget set is the audited "
+    "model's again, to 5%; none where it is not within ten epochs",
+    "ain": "of numbers: anamnesis index, relearn_batches over retraining's (all of ten epochs where one does not get "
+    "there; none where neither does); near 0 = the knowledge is still there, 1 = as retraining",
     "retrain_spread": "mean avg_gap between this seed's retraining and those of the other seeds; of more than one seed",
 }
 """The metrics of classifiers in ``unlearning.metrics``, in percent or percentage points; other tasks may add theirs."""
@@ -258,7 +269,12 @@ UNLEARNING_METRICS = TableSpec(
     columns=(
         *_OF_A_RUN,
         _text("metric", "what was measured: " + "; ".join(f"{name}, {words}" for name, words in METRICS.items())),
-        Column(name="value", dtype="float64", doc="figure, in percent or percentage points; losses in nats a token"),
+        Column(
+            name="value",
+            dtype="float64",
+            doc="figure, in percent or percentage points; losses in nats a token; errors and w1 in the target's unit; "
+            "batches; ain a ratio",
+        ),
         Column(name="low", dtype="float64", doc="lower bound; null for a metric without an interval", nullable=True),
         Column(name="high", dtype="float64", doc="upper bound", nullable=True),
     ),

@@ -37,9 +37,10 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
 
     The artifact holds ``reading`` (S, N, 4) of every example of the data set, ``example_id`` (N,), ``non_member`` (S,
     F) bool by the efficacy attack, ``forget`` (F,) their ids, and the weights of seed s under ``<s>.<parameter>``;
-    ``logits`` (S, N, K) float32 where the job asks for outputs and the task gives them. Its meta holds one row of
-    metrics a seed. What it took is stored beside it: times differ between equal runs. What the split has ``beside`` the
-    forget set is removed with it, and is not measured.
+    ``logits`` (S, N, K) float32 where the job asks for outputs and the task gives them; of numbers ``predicted`` (S, F)
+    and ``relearned`` (S, 2), batches and whether they were enough. Its meta holds one row of metrics a seed. What it
+    took is stored beside it: times differ between equal runs. What the split has ``beside`` the forget set is removed
+    with it, and is not measured.
 
     Every run starts from its own copy of the audited model and of the sets, and what is measured is what the result's
     arrays give in a fresh model (``recipes.as_saved``). Of a run that diverged or was refused nothing is measured: the
@@ -52,6 +53,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     from recipes.checkpoints import load_arrays, to_arrays
     from recipes.predict import read_with_outputs
     from unlearning.metrics import measure
+    from unlearning.regression.metrics import run_figures
 
     subject = Subject.from_mapping(job.subject)
     store = ArtifactStore(home / "artifacts")
@@ -90,6 +92,8 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     logits: list[np.ndarray] = []
     whole = job.outputs and data.task.gives("outputs")
     non_member: list[np.ndarray] = []
+    numbers = data.task.gives("numbers") and all(len(part) for part in (forget, retain, test))
+    predicted, relearned = np.full((len(job.seeds), len(forget)), np.nan), np.zeros((len(job.seeds), 2), np.int64)
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     provider = JobProvider(subject, data, model, load=stored, progress=progress)
     untouched: tuple[Reading, np.ndarray | None] | None = None  # read where a run has no result
@@ -110,6 +114,10 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
             result, reading, outputs = as_saved(result, build, data, what=job.method.name, outputs=whole)
             said_of = _known(data, reading)
             metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed, known=said_of)
+            if numbers:
+                sets = {"retain": retain, "forget": forget, "train": train, "test": test}
+                figures, predicted[step], again = run_figures(result, original=model, **sets, seed=seed)
+                metrics, relearned[step] = metrics | figures, (again.batches, again.reached)
         except (Diverged, NotTheModel) as error:
             sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
             status, reason = "diverged" if isinstance(error, Diverged) else "refused", str(error)
@@ -135,6 +143,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     store.save_json(times_of(job.output), times)
     kept = {"reading": np.stack(readings), "non_member": np.stack(non_member), "forget": forget.example_id}
     kept |= {"logits": np.stack(logits)} if whole else {}
+    kept |= {"predicted": predicted, "relearned": relearned} if numbers else {}
     store.save(job.output, arrays | kept, meta)
     return meta
 

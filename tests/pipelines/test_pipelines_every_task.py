@@ -258,3 +258,53 @@ def test_a_method_for_classes_is_refused_by_name_before_its_process_starts(tmp_p
         materialize(stages[path], workspace, run_id="r", request=None, context=None)
     with pytest.raises(NotApplicable, match="unlearner random_label does not apply to diabetes, a regression task"):
         materialize(stages["unlearning", "random_label"], workspace, run_id="r", request=None, context=None)
+
+
+@pytest.mark.journey
+def test_what_is_measured_of_numbers_is_in_the_metrics_and_on_the_page(tmp_path: Path) -> None:
+    """A range of targets is forgotten; every figure again from the stored models, and AIN from the stored steps."""
+    from recipes.checkpoints import load_arrays
+    from recipes.plan import trained_builder
+    from unlearning.regression.metrics import ERROR_RANGE, predictions, relearning
+
+    short = {"name": "supervised", "config": {"lr": 0.02, "momentum": 0.9, "batch": 16, "epochs": 15}}
+    chosen = {"name": "high", "method": "by_ids", "config": {"ids": []}}
+    more: dict[str, Any] = {"recipe": short, "analyses": [], "attacks": [], "ensemble": None, "splits": [chosen]}
+    methods = ["retrain", {"name": "regression_finetune", "config": {"epochs": 2}}]
+    more["unlearning"] = {"split": "high", "methods": methods, "seeds": 1}
+    bare = plan("regression", **{**more, "unlearning": None, "splits": []})
+    data = Workspace(tmp_path / "look", launcher=InProcess()).examples(bare)
+    train = data.part("train")
+    chosen["config"] = {"ids": train.example_id[np.argsort(train.y)[-40:]].tolist()}
+    subject = plan("regression", **more)
+    w = carry_out(subject, tmp_path / "state").warehouse
+    rows = w.query("SELECT * FROM unlearning.wide")
+    figures = {row["method"]: row for row in rows.to_dicts()}
+    build, forget = trained_builder(subject, data), train.subset(chosen["config"]["ids"])
+
+    def model_of(method: str) -> Any:
+        arrays, _ = w.artifacts.load(f"regression/unlearning/{method}/result")
+        model = build(0)
+        load_arrays(model, {k.removeprefix("0."): v for k, v in arrays.items() if k.startswith("0.")})
+        return model.eval()
+
+    models = {method: model_of(method) for method in figures}
+    said = {method: np.sort(predictions(model, forget)) for method, model in models.items()}
+    error = (1 + ERROR_RANGE) * np.abs(predictions(models["none"], forget) - forget.y).mean()
+    (seed,) = rows["seed"].unique()
+    took = {
+        m: relearning(model, train, forget, error=error, seed=seed, lr=0.01, batch=32) for m, model in models.items()
+    }
+    assert took["none"].reached and took["none"].batches < took["retrain"].batches
+    for method, row in figures.items():
+        assert row["mae_forget"] == pytest.approx(np.abs(predictions(models[method], forget) - forget.y).mean())
+        assert row["w1"] == pytest.approx(np.abs(said[method] - said["retrain"]).mean())
+        known = took[method].reached or took["retrain"].reached
+        assert row["ain"] == (pytest.approx(took[method].batches / took["retrain"].batches) if known else None)
+        assert row["relearn_batches"] == (took[method].batches if took[method].reached else None)
+        assert 0 <= row["mia_member"] <= 100 and row["mae_retain"] > 0 and row["loss_forget"] is None
+    assert figures["none"]["mae_forget"] < figures["retrain"]["mae_forget"]
+    assert figures["none"]["ain"] < 0.2
+    assert figures["none"]["w1"] > figures["retrain"]["w1"] == 0
+    page = next((tmp_path / "state").rglob("*.html")).read_text()
+    assert all(heading in page for heading in ("Error, forgotten", "W1 to retraining", "Anamnesis index"))

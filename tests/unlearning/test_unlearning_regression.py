@@ -35,12 +35,14 @@ from unlearning.regression.gaussian_amnesiac import (
 )
 from unlearning.regression.metrics import (
     Relearning,
+    against_retraining,
     anamnesis_index,
     error_membership_rate,
     mean_absolute_error,
     predictions,
     relative_difference,
     relearning,
+    run_figures,
     wasserstein_to_retrain,
 )
 from unlearning.regression.regression_finetune import RegressionFinetuneConfig, regression_finetune
@@ -534,6 +536,39 @@ def test_the_anamnesis_index_is_one_of_retraining_itself_and_low_of_who_still_kn
     knows, quick, slow = anamnesis_index(mlp.model, **given)
     assert knows < 0.5 and quick.batches == 1 and slow == other
     assert torch.equal(flat(mlp.model), before[0]) and torch.equal(flat(retrained), before[1])
+
+
+def test_the_figures_of_a_run_are_their_definitions(mlp, flat):
+    """Of a model that is shifted by 7 on everything: all errors, and the attack on them, by hand."""
+    shifted = copy.deepcopy(mlp.model)
+    with torch.no_grad():
+        list(shifted.parameters())[-1].add_(7.0)
+    before, train = flat(shifted), _joined(mlp)
+    parts = {"retain": mlp.retain, "forget": mlp.forget, "train": train, "test": mlp.test}
+    figures, said, relearned = run_figures(shifted, original=mlp.model, **parts, seed=3)
+    errors = {}
+    for name in ("forget", "retain", "test"):
+        x, y = rows(parts[name], parts[name].example_id)
+        with torch.no_grad():
+            errors[name] = (shifted(x).flatten() - y.flatten()).abs().double().numpy()
+        assert figures[f"mae_{name}"] == pytest.approx(errors[name].mean(), rel=1e-5)
+    rate = error_membership_rate(errors["retain"], errors["test"], errors["forget"], seed=3)
+    assert figures["mia_member"] == pytest.approx(100 * rate, abs=100 / len(mlp.forget))
+    np.testing.assert_allclose(said, predictions(shifted, mlp.forget))
+    assert torch.equal(flat(shifted), before)
+    still = run_figures(mlp.model, original=mlp.model, **parts, seed=3)[2]
+    goal = 1.05 * mean_absolute_error(mlp.model, mlp.forget)
+    again = {"error": goal, "seed": 3, "lr": 0.01, "batch": max(32, len(train) // 100)}
+    assert relearned == relearning(shifted, train, mlp.forget, **again)
+    assert still == relearning(mlp.model, train, mlp.forget, **again) and still.reached
+
+
+def test_what_is_measured_against_retraining_says_nothing_of_two_bounds():
+    never, late, soon = Relearning(70, False), Relearning(40, True), Relearning(2, True)
+    found = against_retraining([0.0, 4.0], soon, retrained=[1.0, 2.0], reference=never)
+    assert found == {"w1": 1.5, "relearn_batches": 2.0, "ain": 2 / 70}
+    assert against_retraining([1.0], never, retrained=[1.0], reference=late) == {"w1": 0.0, "ain": 70 / 40}
+    assert against_retraining([1.0], never, retrained=[1.0], reference=never) == {"w1": 0.0}
 
 
 def test_the_student_comes_to_speak_of_the_forgotten_as_the_fresh_network_does_and_keeps_the_rest(mlp):
