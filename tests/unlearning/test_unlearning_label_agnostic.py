@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from contracts.digests import derive_seed
-from contracts.errors import DataError, Diverged, NotApplicable
+from contracts.errors import DataError, Diverged, InvalidInput, NotApplicable
 from explain.embeddings import embedder, embeddings
 from recipes.predict import predict_logits
 from sources.example_set import ExampleSet
@@ -26,6 +26,7 @@ from unlearning.label_agnostic.embedding_vae import (
 )
 from unlearning.label_agnostic.laf import LafConfig, label_agnostic_forgetting, laf
 from unlearning.label_agnostic.laf_repair import LafRepairConfig, laf_repair, supervised_repair
+from unlearning.label_agnostic.membership import sorted_softmax, tree_attack_success
 from unlearning.label_agnostic.objectives import (
     bounded_score,
     cosine_distance,
@@ -330,3 +331,45 @@ def test_the_repair_uses_its_share_of_the_labels(world):
         if not torch.equal(usual.head.weight, other.head.weight):
             used.add(int(example))
     assert len(used) == math.ceil(0.05 * len(world.retain))
+
+
+def confident(count: int, margin: float, *, seed: int) -> np.ndarray:
+    """Logits (count, 4) with one class, any, ahead by about a margin."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, 4))
+    logits[np.arange(count), rng.integers(0, 4, count)] += margin
+    return logits
+
+
+def test_trees_tell_confidence_whatever_the_class_and_nothing_where_there_is_none():
+    sides = confident(600, 8.0, seed=0), confident(400, 2.0, seed=1)
+    known, unknown = confident(300, 8.0, seed=2), confident(500, 2.0, seed=3)
+    assert tree_attack_success(*sides, forgotten=known, unseen=unknown, seed=0) > 85
+    assert tree_attack_success(*sides, forgotten=unknown, unseen=known, seed=0) < 15  # not folded at a half
+    again = confident(300, 2.0, seed=4)
+    assert abs(tree_attack_success(*sides, forgotten=again, unseen=unknown, seed=0) - 50) < 8
+    same = confident(600, 2.0, seed=5), confident(600, 2.0, seed=6)
+    assert abs(tree_attack_success(*same, forgotten=known[:200], unseen=known[200:], seed=0) - 50) < 15
+
+
+def test_the_tree_attack_is_blind_to_classes_and_to_the_order_of_rows_and_counts_each_side_by_half():
+    sides = confident(300, 5.0, seed=0), confident(200, 2.0, seed=1)
+    given = {"forgotten": confident(90, 4.0, seed=2), "unseen": confident(400, 2.0, seed=3)}
+    first = tree_attack_success(*sides, **given, seed=7)
+    mixed = [side[::-1][:, [2, 0, 3, 1]] for side in sides]
+    assert tree_attack_success(*mixed, **{k: v[:, ::-1] for k, v in given.items()}, seed=7) == first
+    twice = {**given, "unseen": np.concatenate([given["unseen"]] * 3)}
+    assert tree_attack_success(*sides, **twice, seed=7) == pytest.approx(first)
+    assert tree_attack_success(*sides, **given, seed=8) != first  # another 200 of the 300
+
+
+def test_sorted_softmax_is_its_definition_and_bad_sides_are_refused_by_name():
+    logits = confident(5, 3.0, seed=0)
+    by_hand = [sorted((np.exp(z) / np.exp(row).sum() for z in row), reverse=True) for row in logits]
+    np.testing.assert_allclose(sorted_softmax(logits), by_hand)
+    good = {"forgotten": logits, "unseen": logits}
+    for bad in (np.empty((0, 4)), np.full((3, 4), np.nan), np.zeros((3, 1)), np.zeros(4)):
+        with pytest.raises(InvalidInput, match="outsiders of shape"):
+            tree_attack_success(logits, bad, **good, seed=0)
+    with pytest.raises(InvalidInput, match="numbers of classes: members 4, outsiders 3"):
+        tree_attack_success(logits, logits[:, :3], **good, seed=0)

@@ -563,6 +563,16 @@ def test_the_figures_of_a_run_are_their_definitions(mlp, flat):
     assert still == relearning(mlp.model, train, mlp.forget, **again) and still.reached
 
 
+def test_a_relearning_that_diverges_is_none_and_no_fault_of_the_model(mlp, monkeypatch):
+    def diverging(*_, **__):
+        raise Diverged("step 3")
+
+    monkeypatch.setattr("unlearning.regression.metrics.relearning", diverging)
+    train = _joined(mlp)
+    figures, _, relearned = run_figures(mlp.model, original=mlp.model, **mlp.sets, train=train, test=mlp.test, seed=0)
+    assert relearned == Relearning(10 * -(-len(train) // 32), False) and all(np.isfinite(list(figures.values())))
+
+
 def test_what_is_measured_against_retraining_says_nothing_of_two_bounds():
     never, late, soon = Relearning(70, False), Relearning(40, True), Relearning(2, True)
     found = against_retraining([0.0, 4.0], soon, retrained=[1.0, 2.0], reference=never)
