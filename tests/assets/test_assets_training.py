@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from assets import models
 from assets.graph import subject_stages
@@ -26,6 +27,7 @@ from contracts.methods import RecipeSpec, UnlearnerSpec, recipe, source, unlearn
 from contracts.progress import silent
 from contracts.registry import Method, Registry
 from contracts.subject import Subject
+from pipelines.subjects import load_subject
 from recipes import models as recipe_models
 from recipes.checkpoints import arrays_digest, to_arrays
 from recipes.early import early_models
@@ -280,6 +282,22 @@ def test_fields_are_changed_for_one_call_and_the_plan_has_the_rest():
         planned = unlearn_from.config("noted")
     assert [(c.lr, c.epochs) for c in (*seen, planned)] == [(0.5, 3), (0.25, 3), (0.5, 3)]
     assert unlearn_from.config("finetune") == unlearner.get("finetune").spec.config()
+
+
+def test_the_shipped_leaderboard_carries_the_corrective_methods_and_runs_their_models_together(tmp_path):
+    """It names no method, which is every one that applies."""
+    subject = load_subject("digits_leaderboard", tmp_path)
+    (board,) = (choice for choice in subject.analyses if choice.name == "leaderboard")
+    assert not board.config.get("methods")
+    data = load_examples(subject)
+    run: Any = SimpleNamespace(subject=subject, data=data, train=data.part("train"), progress=silent, request=None)
+    unlearn_from = StageProvider(run, {}).unlearn_from()
+    start, ids = model_builder(run.subject, run.data)(0).eval(), run.train.example_id
+    sets = {"retain": [run.train.subset(ids[9:40])] * 2, "forget": [run.train.subset(ids[:9])] * 2}
+    for name in ("scrub", "bad_teacher", "cf_k", "eu_k"):
+        assert unlearn_from.refusal(name) == ""
+        found = unlearn_from.many([start] * 2, name, seeds=(1, 2), changed={"epochs": 1}, **sets)
+        assert found is not None and all(isinstance(model, nn.Module) for model in found), name
 
 
 def test_what_does_not_apply_is_told_by_name_before_any_work():
