@@ -6,6 +6,8 @@
     2   so does fine-tuning (steps of 32) after pruning to 99%, and comes nearer to the retraining of the same mask than
         the dense model to its own; the weights under the mask lie nearer to the retrained ones, too
     3   pruned weights stay zero, and the sparsity is what was asked for
+    4   200 images with a 4 x 4 white patch in the corner, labelled class 0, are forgotten: 10 epochs of l1-sparse at
+        0.02 take the backdoor out for little accuracy, as many of fine-tuning do not
 
 Every unlearning is run three times, in other orders of the examples, and its mean is judged: a single run at this rate,
 which does not fall, ends up to 5 points of accuracy elsewhere.
@@ -16,6 +18,11 @@ source's small-scale figures are 15 points, RA 95 and TA -2; 45 points, half of 
 than two standard deviations away, the threshold is what was measured less two of these. At 98%, where the source has 25
 points, fine-tuning was 59, 15 and 15 points ahead on three seeds, and nothing is claimed; nor at 80% to 95%: on so
 small a network the effect is absent there, or reversed.
+
+The source cleans a backdoor by fine-tuning a pruned model. On one seed this network held on to it whatever the mask (90%
+to 99%: an attack success of 95 to 98 percent after 5 epochs at 0.02, the dense model 96), and nothing is claimed of
+that; the l1 penalty, at 3e-3, does it. On five fresh seeds attack success was 98.4 (1.1) before, 4.2 (2.1) after
+l1-sparse and 94.5 (3.9) after fine-tuning, and l1-sparse cost 2.3 (1.6) points of accuracy.
 """
 
 from __future__ import annotations
@@ -25,10 +32,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import nn
 
+from attacks.backdoor import attack_success_rate
 from contracts.digests import derive_seed
 from contracts.progress import Progress, silent
+from recipes.predict import predict_logits
 from reproductions.framework import Claim, at_least, at_most, reproduction
 from reproductions.salun import FORGOTTEN, TRAINER, Figures, Split, avg_gap, fashion, of_rows
+from sources.example_set import ExampleSet
+from sources.planted_poison import add_poison_trigger, triggered
 from unlearning.finetune import FinetuneConfig, finetune, finetune_plan
 from unlearning.masked import descend_masked
 from unlearning.sparsity.l1_sparse import L1SparseConfig, l1_sparse
@@ -37,21 +48,25 @@ from unlearning.sparsity.prune_then_unlearn import joined
 from unlearning.sparsity.pruning import iterative_magnitude_prune, prunable, train_masked
 
 REWIND, SPARSITY = 2, 0.99  # epochs; share
+POISONED, TARGET, PATCH = 200, 0, 4  # images; class; pixels
+CLEANING = {"lr": 0.02, "epochs": 10, "batch": 32}
 REPEATS = 3  # of every unlearning: one run is a matter of luck
 L1, SPARSE_FT = {"lr": 0.02, "epochs": 5, "batch": 48}, {"lr": 0.02, "epochs": 5, "batch": 32}
 
 
 @reproduction(card=48, name="sparse_unlearning", paper="Jia et al. 2023")
 def claims(seed: int, progress: Progress) -> list[Claim]:
-    """All claims; about a minute on one core."""
+    """All claims; about a minute and a half on one core."""
     train, test = fashion(seed)
     model = TRAINER.one(train, _model_seed(seed))
     split = of_rows(train, test, train.y == FORGOTTEN, seed=seed)
-    progress(1, 3, "the original model")
+    progress(1, 4, "the original model")
     found = _l1(model, split)
-    progress(2, 3, "dense")
+    progress(2, 4, "dense")
     found += _pruned(model, split)
-    progress(3, 3, "sparse")
+    progress(3, 4, "sparse")
+    found += _backdoor(train, test, seed=seed)
+    progress(4, 4, "backdoor")
     return found
 
 
@@ -112,4 +127,32 @@ def _pruned(model: nn.Module, split: Split) -> list[Claim]:
         at_least("2. TA at 99% above that of the dense model", figures["ta"] - tuned["ta"], -4),
         at_most("2. weight distance to retraining at 99%, as a share of the dense one", apart, 0.9),
         at_most("3. weights by which the sparsity is off", abs(sparsity(unlearned, names) - SPARSITY) * size, 1.0),
+    ]
+
+
+def _backdoor(train: ExampleSet, test: ExampleSet, *, seed: int) -> list[Claim]:
+    """Success of the attack (of test images of other classes that carry the patch) and accuracy on clean ones."""
+    data = joined(train, test)
+    poisoned, ids = add_poison_trigger(
+        data, count=POISONED, target=TARGET, patch=PATCH, seed=derive_seed("trigger", seed) % 2**31
+    )
+    marked = triggered(data, test.example_id, patch=PATCH).subset(test.example_id)
+    planted = poisoned.subset(train.example_id)
+    split = of_rows(planted, test, np.isin(planted.example_id, ids), seed=seed)
+
+    def said(model: nn.Module) -> tuple[float, float]:
+        success = attack_success_rate(predict_logits(model, marked), marked.y, target=TARGET).value
+        right = predict_logits(model, test).argmax(axis=1) == test.y
+        return 100 * (np.nan if success is None else success), 100 * float(right.mean())
+
+    model, order = TRAINER.one(planted, _model_seed(seed)), derive_seed("cleaned", seed) % 2**31
+    tuned = finetune(model, **split.sets, config=FinetuneConfig.from_mapping(CLEANING), seed=order)
+    sparse_config = L1SparseConfig.from_mapping({**CLEANING, "gamma": 3e-3})
+    sparse = l1_sparse(model, **split.sets, config=sparse_config, seed=order)
+    (before, right), (left, _), (gone, kept) = said(model), said(tuned), said(sparse)
+    return [
+        at_least("4. attack success of the model with the backdoor", before, 90.0),
+        at_most("4. attack success after l1-sparse", gone, 15.0),
+        at_least("4. attack success after fine-tuning above that after l1-sparse", left - gone, 70.0),
+        at_least("4. accuracy on clean images after l1-sparse above that before", kept - right, -6.0),
     ]
