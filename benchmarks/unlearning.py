@@ -4,7 +4,7 @@ Run: python -m benchmarks.unlearning
 stacked   60 models of the digits MLP 64-128-10, each with a third of 400 targets to forget: the loop over the
           registered method / ``unlearning.stacked``, as the shipped plan of the digits sets each method, or by its
           defaults. Four times faster it is at batches of 64, as these models are trained. At the methods' own 256 and
-          512 it is two to three times: the products, which both sides take and which run at the peak of the core, are
+          512 it is two to four times: the products, which both sides take and which run at the peak of the core, are
           half of the time together, and what each model costs once (its inputs in order, a copy, a look for a collapse)
           is most of the rest.
 run       a CNN (conv 16, conv 32, 64) on 10,000 images of 28 x 28, 2 epochs: the registered method, with its checks,
