@@ -19,10 +19,10 @@ than two standard deviations away, the threshold is what was measured less two o
 points, fine-tuning was 59, 15 and 15 points ahead on three seeds, and nothing is claimed; nor at 80% to 95%: on so
 small a network the effect is absent there, or reversed.
 
-The source cleans a backdoor by fine-tuning a pruned model. On one seed this network held on to it whatever the mask (90%
-to 99%: an attack success of 95 to 98 percent after 5 epochs at 0.02, the dense model 96), and nothing is claimed of
-that; the l1 penalty, at 3e-3, does it. On five fresh seeds attack success was 98.4 (1.1) before, 4.2 (2.1) after
-l1-sparse and 94.5 (3.9) after fine-tuning, and l1-sparse cost 2.3 (1.6) points of accuracy.
+The source cleans a backdoor by fine-tuning a pruned model. On one seed this network held on to it whatever the mask
+(90% to 99%: an attack success of 95 to 98 percent after 5 epochs at 0.02, the dense model 96), and nothing is claimed
+of that; the l1 penalty, at 3e-3, does it. On six fresh seeds attack success was 98.5 (1.0) before, 4.4 (1.9) after
+l1-sparse and 94.8 (3.5) after fine-tuning, and l1-sparse cost 1.9 (1.7) points of accuracy.
 """
 
 from __future__ import annotations
