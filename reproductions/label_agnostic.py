@@ -20,8 +20,9 @@ three models: 7 to 19 points on each of six models, mean 15 (standard deviation 
 The source of these claims asks for 10 of one model at the end, here 4. Sigmoid autoencoders without the alignment cost
 the other classes 65 points and more, of which 20 are asked for.
 
-The attack of 5 was right of 56.7 (1.0) percent on the trained model, of 49.8 (0.8) after retraining and of 49.0 (0.6)
-after LAF, on three fresh models; with 300 forgotten and 1,000 unseen images chance alone has a deviation of 1.7.
+The attack of 5 was right of 56.2 (1.2) percent on the trained model, of 50.1 (0.8) after retraining and of 48.5 (1.2)
+after LAF, on four fresh models, 4.0 to 7.3 points above retraining before and 0.5 to 4.0 apart from it after; with 300
+forgotten and 1,000 unseen images chance alone has a deviation of 1.7.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
         at_least("2. LAF: test_f below that of either loss alone, points", ahead, 4),
         at_least("3. LAF+R, 5% labels: test_r above LAF, points", setting.figures(repaired)[1] - others, -1),
         *_invariants(setting, plain, seed=run),
-        at_least("5. attack of trees, accuracy on the trained model above that on retraining", known - reference, 3.0),
-        at_most("5. attack of trees, accuracy on LAF apart from that on retraining", abs(asked - reference), 5.0),
+        at_least("5. attack of trees, accuracy on the trained model above that on retraining", known - reference, 2.5),
+        at_most("5. attack of trees, accuracy on LAF apart from that on retraining", abs(asked - reference), 6.0),
     ]
     progress(4, 4, "label freeness")
     return claims
