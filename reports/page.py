@@ -32,7 +32,6 @@ _METRICS = {  # metric, or column of unlearning.runs -> heading, shorter heading
     "mae_forget": ("Error, forgotten", "Error forg."),
     "mae_retain": ("Error, kept", "Error kept"),
     "w1": ("W1 to retraining", "W1"),
-    "mia_member": ("Called member %", "Called member"),
     "ain": ("Anamnesis index", "AIN"),
     "mia_efficacy": ("Membership eff. %", "Membership eff."),
     "wall_s": ("Seconds", "Seconds"),
