@@ -7,7 +7,7 @@ a made data set    what was made
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from contracts.methods import AFTER_ERASURE, curator, maker, score
 from contracts.progress import Progress
 from contracts.subject import Subject
 from curation.export.formats import export_set
-from curation.export.index import EXCLUDED, INDEX, index_of
+from curation.export.index import EXCLUDED, INDEX, index_csv
 from pipelines.export import table
 from reports.datasheet import Datasheet, to_croissant, to_html, to_markdown
 from reports.plots import is_picture
@@ -189,12 +189,12 @@ def write_data_set(
     sheet = sheet_of(warehouse, plan, name, found)
     licence = sheet.facts["licence"] if "not stated" not in sheet.facts["licence"] else ""
 
-    def documents(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    def documents(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str | Iterable[str]]:
         return {
             "README.md": to_markdown(sheet),
             "datasheet.html": to_html(sheet),
             "croissant.json": to_croissant(sheet, files, licence=licence, version="1.0.0"),
-            INDEX: index_of(found.examples).write_csv(),
+            INDEX: index_csv(found.examples),
             EXCLUDED: found.excluded.write_csv(),
         }
 

@@ -18,10 +18,10 @@ from numpy.lib import format as npy
 
 from contracts.errors import NotApplicable
 from contracts.progress import Progress
+from curation.export.blocks import blocks_of, row_blocks, splits
 from sources.example_set import ExampleSet
 from sources.rows import Rows
 
-_BLOCK = 4096
 _NAMES = {"train": "train", "test": "t10k"}  # as MNIST calls its files
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -37,9 +37,9 @@ def npz(data: ExampleSet, folder: Path, progress: Progress) -> None:
     with zipfile.ZipFile(folder / "data.npz", "w", zipfile.ZIP_STORED) as archive:
         with _member(archive, "x") as file:
             _header(file, (len(data), *data.input_shape), data.x.dtype)
-            for start in range(0, len(data), _BLOCK):
-                file.write(np.ascontiguousarray(data.x[start : start + _BLOCK]).data.cast("B"))
-                progress(min(start + _BLOCK, len(data)), len(data), "rows")
+            for rows in row_blocks(data):
+                file.write(np.ascontiguousarray(data.x[rows]).data.cast("B"))
+                progress(rows.stop, len(data), "rows")
         own = {"y": data.y, "ids": data.example_id, "split": data.split}
         beside = {name if name not in own else f"{name}_": column for name, column in sorted(data.columns.items())}
         for name, values in {**own, **beside}.items():
@@ -65,17 +65,22 @@ def idx(data: ExampleSet, folder: Path, progress: Progress) -> None:
             "values: npz, parquet, jsonl"
         )
     done = 0
-    for split in np.unique(data.split):
-        part, name = data.part(str(split)), _NAMES[str(split)]
-        with (folder / f"{name}-images-idx3-ubyte").open("wb") as file:
-            file.write(struct.pack(">IIII", 0x0803, len(part), *part.input_shape[1:]))
-            for start in range(0, len(part), _BLOCK):
-                file.write(np.ascontiguousarray(part.x[start : start + _BLOCK]).data.cast("B"))
-                progress(done + min(start + _BLOCK, len(part)), len(data), "images")
-        labels = struct.pack(">II", 0x0801, len(part)) + part.y.astype(np.uint8).tobytes()
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(labels)
-        pl.DataFrame({"example_id": part.example_id, "label": part.y}).write_csv(folder / f"{name}-ids.csv")
-        done += len(part)
+    for split, rows in splits(data):
+        name = _NAMES[split]
+        with (
+            (folder / f"{name}-images-idx3-ubyte").open("wb") as images,
+            (folder / f"{name}-labels-idx1-ubyte").open("wb") as labels,
+            (folder / f"{name}-ids.csv").open("wb") as ids,
+        ):
+            images.write(struct.pack(">IIII", 0x0803, len(rows), *data.input_shape[1:]))
+            labels.write(struct.pack(">II", 0x0801, len(rows)))
+            for number, part in enumerate(blocks_of(data, rows)):
+                images.write(np.ascontiguousarray(part.x[:]).data.cast("B"))
+                labels.write(part.y.astype(np.uint8).tobytes())
+                told = pl.DataFrame({"example_id": part.example_id, "label": part.y})
+                told.write_csv(ids, include_header=number == 0)
+                done += len(part)
+                progress(done, len(data), "images")
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:

@@ -10,50 +10,47 @@ Blocks of rows are written as they are read: memory is bounded by the block.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from contracts.errors import NotApplicable
 from contracts.progress import Progress
+from curation.export.blocks import blocks_of, splits
 from curation.export.images import masks, pictures, refuse_unless_pictures
 from sources.example_set import ExampleSet
 from sources.payloads.tokens import Tokens
 from sources.rows import Rows
-
-_BLOCK = 4096
 
 
 def parquet(data: ExampleSet, folder: Path, progress: Progress) -> None:
     """See the module."""
     (folder / "data").mkdir()
     schema, done = _schema(data), 0
-    for split in np.unique(data.split):
-        part = data.part(str(split))
+    for split, rows in splits(data):
         with pq.ParquetWriter(folder / "data" / f"{split}-00000-of-00001.parquet", schema) as writer:
-            for rows, values in _blocks(part):
-                writer.write_table(pa.table(_columns(part, rows, values), schema=schema))
-                progress(done + rows.stop, len(data), "rows")
-        done += len(part)
+            for part in blocks_of(data, rows):
+                writer.write_table(pa.table(_columns(part, _values(part)), schema=schema))
+                done += len(part)
+                progress(done, len(data), "rows")
 
 
 def jsonl(data: ExampleSet, folder: Path, progress: Progress) -> None:
     """See the module."""
     done = 0
-    for split in np.unique(data.split):
-        part = data.part(str(split))
+    for split, rows in splits(data):
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            for start in range(0, len(part), _BLOCK):
-                rows = slice(start, min(start + _BLOCK, len(part)))
-                columns = {name: list(values) for name, values in _columns(part, rows, _plain(part, rows)).items()}
+            for part in blocks_of(data, rows):
+                columns = {name: list(values) for name, values in _columns(part, _plain(part, as_lists)).items()}
                 for row in zip(*columns.values(), strict=True):
                     file.write(json.dumps(dict(zip(columns, row, strict=True)), allow_nan=False) + "\n")
-                progress(done + rows.stop, len(data), "rows")
-        done += len(part)
+                done += len(part)
+                progress(done, len(data), "rows")
 
 
 def _are_pictures(data: ExampleSet) -> bool:
@@ -64,32 +61,44 @@ def _are_pictures(data: ExampleSet) -> bool:
     return True
 
 
-def _blocks(data: ExampleSet) -> Iterator[tuple[slice, Mapping[str, Any]]]:
-    if _are_pictures(data):
-        for rows, images in pictures(data):
-            names = [f"{example}.png" for example in data.example_id[rows]]
-            files = {"image": images} | ({"mask": masks(data, rows)} if data.task.gives("pixels") else {})
-            yield (
-                rows,
-                {
-                    kind: [{"bytes": b, "path": n} for b, n in zip(every, names, strict=True)]
-                    for kind, every in files.items()
-                },
-            )
-        return
-    for start in range(0, len(data), _BLOCK):
-        rows = slice(start, min(start + _BLOCK, len(data)))
-        yield rows, _plain(data, rows)
+def _values(part: ExampleSet) -> dict[str, Any]:
+    """The values of a block of examples as columns of Arrow: files of pictures and masks, or numbers."""
+    if not _are_pictures(part):
+        return _plain(part, as_arrow)
+    names = pa.array([f"{example}.png" for example in part.example_id.tolist()])
+    files = {"image": pictures(part)} | ({"mask": masks(part)} if part.task.gives("pixels") else {})
+    return {
+        kind: pa.StructArray.from_arrays([pa.array(every, pa.binary()), names], names=["bytes", "path"])
+        for kind, every in files.items()
+    }
 
 
-def _plain(data: ExampleSet, rows: slice) -> dict[str, Any]:
-    """The values of a block as columns of plain lists.
+def as_lists(values: NDArray[Any]) -> list[Any]:
+    """(n, *shape) as n nested lists of Python's numbers."""
+    return values.tolist()  # type: ignore[no-any-return]
+
+
+def as_arrow(values: NDArray[Any]) -> pa.Array:
+    """(n, *shape) as an Arrow array of n nested lists, without a Python object a number.
+
+    >>> as_arrow(np.arange(4, dtype=np.uint8).reshape(2, 2, 1)).to_pylist()
+    [[[0], [1]], [[2], [3]]]
+    """
+    array = pa.array(values.reshape(-1))
+    for axis in range(values.ndim - 1, 0, -1):
+        num = int(np.prod(values.shape[:axis]))
+        array = pa.ListArray.from_arrays(np.arange(num + 1, dtype=np.int32) * values.shape[axis], array)
+    return array
+
+
+def _plain(data: ExampleSet, told: Callable[[NDArray[Any]], Any]) -> dict[str, Any]:
+    """The values of a block of examples as columns; of arrays as ``told`` says.
 
     Raises:
         NotApplicable: examples that are no rows of numbers or tokens.
     """
     if isinstance(data.x, Tokens):
-        flat, counted, lengths = data.x.texts(rows)
+        flat, counted, lengths = data.x.texts(slice(0, len(data)))
         ends = np.cumsum(lengths)[:-1]
         return {
             "tokens": [part.tolist() for part in np.split(flat, ends)],
@@ -97,34 +106,34 @@ def _plain(data: ExampleSet, rows: slice) -> dict[str, Any]:
         }
     if not isinstance(data.x, (np.ndarray, Rows)):
         raise NotApplicable(f"{data.name}: {type(data.x).__name__} are no rows of numbers or tokens")
-    values = np.asarray(data.x[rows])
+    values = np.asarray(data.x[:])
     if data.feature_names:
-        return {name: values[:, k].tolist() for k, name in enumerate(data.feature_names)}
-    return {"values": values.tolist()}
+        return {name: told(values[:, k]) for k, name in enumerate(data.feature_names)}
+    return {"values": told(values)}
 
 
-def _columns(data: ExampleSet, rows: slice, values: Mapping[str, Any]) -> dict[str, Any]:
-    beside = {name: column[rows].tolist() for name, column in sorted(data.columns.items())}
+def _columns(data: ExampleSet, values: Mapping[str, Any]) -> dict[str, Any]:
+    beside = {name: column.tolist() for name, column in sorted(data.columns.items())}
     single = data.labelled and data.y.ndim == 1
-    label = {"label": data.y[rows].tolist()} if single else {}
+    label = {"label": data.y.tolist()} if single else {}
     if data.y.ndim > 1 and "mask" not in values:
-        values = {**values, "mask": data.targets(rows).tolist()}
+        values = {**values, "mask": data.targets(slice(0, len(data))).tolist()}
     taken = {"example_id", *label}
     renamed = {name if name not in taken else f"{name}_": column for name, column in {**values, **beside}.items()}
-    return {"example_id": data.example_id[rows].tolist(), **renamed, **label}
+    return {"example_id": data.example_id.tolist(), **renamed, **label}
 
 
 def _schema(data: ExampleSet) -> pa.Schema:
     """Types of the columns, and in the footer what ``datasets`` calls them."""
-    first = next(_blocks(data))
-    rows = slice(0, 1)
+    first = data.take(np.arange(1))
+    values = _values(first)
     if _are_pictures(data):
         file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        kinds: dict[str, pa.DataType] = dict.fromkeys(first[1], file)
+        kinds: dict[str, pa.DataType] = dict.fromkeys(values, file)
     else:
-        kinds = {name: _kind(data, name) for name in first[1]}
+        kinds = {name: _kind(data, name) for name in values}
     fields, features = [], {}
-    for name, column in _columns(data, rows, {n: v[:1] for n, v in first[1].items()}).items():
+    for name, column in _columns(first, values).items():
         kind = kinds.get(name) or kinds.get(name.rstrip("_")) or pa.infer_type(column)
         if name == "label":
             kind = pa.int64() if data.class_names else pa.float64()

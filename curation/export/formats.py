@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ FORMATS: Mapping[str, Callable[[ExampleSet, Path, Progress], None]] = {
     "folder": class_folders,
     "webdataset": webdataset,
 }
-Documents = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, str]]
+Documents = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, str | Iterable[str]]]
 
 
 def export_set(
@@ -51,7 +51,8 @@ def export_set(
         to: the folder; it is made, and may exist only if it is empty.
         format: one of ``FORMATS``.
         made: where the set is from, text -> text, for the manifest.
-        documents: the format's files with their SHA-256 and sizes -> {file name: text} that is written beside them.
+        documents: the format's files with their SHA-256 and sizes -> {file name: text, or its parts in order} that is
+            written beside them.
 
     Raises:
         UnknownName: the format; lists the known.
@@ -67,15 +68,17 @@ def export_set(
     partial = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.absolute().parent))
     try:
         FORMATS[format](data, partial, progress)
-        for name, text in documents(_listed(partial)).items():
-            (partial / name).write_text(text, encoding="utf-8")
+        files = _listed(partial)
+        for name, text in documents(files).items():
+            with (partial / name).open("w", encoding="utf-8") as file:
+                file.writelines([text] if isinstance(text, str) else text)
         about = {
             "format": format,
             "examples": len(data),
             "digest": data.digest,
             "class_names": list(data.class_names),
             "made": dict(made),
-            "files": _listed(partial),
+            "files": _listed(partial, known=files),
         }
         (partial / MANIFEST).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         partial.chmod(0o755)
@@ -114,11 +117,16 @@ def verify_export(folder: Path) -> int:
     return len(found)
 
 
-def _listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """Path below the folder -> SHA-256 and size."""
+def _listed(folder: Path, *, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Path below the folder -> SHA-256 and size, in the order of the paths; those that are ``known`` are not read
+    again."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if known is not None and name in known:
+            found[name] = known[name]
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(folder).as_posix()] = {"sha256": digest, "bytes": path.stat().st_size}
+        found[name] = {"sha256": digest, "bytes": path.stat().st_size}
     return found

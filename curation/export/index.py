@@ -7,6 +7,7 @@ FOLDER/excluded.csv   example_id, role, reason of the training examples that are
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from curation.export.formats import MANIFEST, verify_export
 from sources.example_set import ExampleSet
 
 INDEX, EXCLUDED = "index.csv", "excluded.csv"
+_BLOCK = 4096  # rows of the index that are told at a time
 
 
 def index_of(data: ExampleSet) -> pl.DataFrame:
@@ -33,6 +35,14 @@ def index_of(data: ExampleSet) -> pl.DataFrame:
         "content_sha256": data.content_hash.astype(np.str_),
     }
     return pl.DataFrame(columns, schema=INDEX_SCHEMA).sort("example_id")
+
+
+def index_csv(data: ExampleSet) -> Iterator[str]:
+    """``index_of`` as CSV, part after part: its memory does not grow with the examples."""
+    order = np.argsort(data.example_id, kind="stable")
+    for start in range(0, len(order), _BLOCK):
+        part = index_of(data.take(order[start : start + _BLOCK]))
+        yield part.write_csv(include_header=start == 0)
 
 
 def read_version(folder: Path) -> Version:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from contracts.errors import DataError, IntegrityError
 from contracts.progress import silent
 from curation.difference import CHANGES, INDEX_SCHEMA, REASONS_SCHEMA, Version, difference, in_words
 from curation.export.formats import MANIFEST, export_set
-from curation.export.index import EXCLUDED, INDEX, index_of, read_version
+from curation.export.index import EXCLUDED, INDEX, index_csv, index_of, read_version
 from palimpsest.testing.worlds import class_examples, numbers
 
 _ROW = st.tuples(st.sampled_from(["train", "test"]), st.sampled_from([None, "a", "b"]), st.sampled_from(["", "x", "y"]))
@@ -68,12 +69,15 @@ def test_an_example_twice_is_refused() -> None:
     assert refused.value.example_ids == (1,)
 
 
-def test_a_folder_is_read_back(tmp_path: Path) -> None:
+def test_a_folder_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = class_examples()
     excluded = pl.DataFrame({"example_id": [999], "role": ["drop"], "reason": ['so, "it" is']})
 
-    def documents(files: object) -> dict[str, str]:
-        return {INDEX: index_of(data).write_csv(), EXCLUDED: excluded.write_csv()}
+    monkeypatch.setattr("curation.export.index._BLOCK", 7)  # the index is told in parts
+    assert "".join(index_csv(data)) == index_of(data).write_csv()
+
+    def documents(files: object) -> dict[str, Any]:
+        return {INDEX: index_csv(data), EXCLUDED: excluded.write_csv()}
 
     made = {"asset": "s/curation/a"}
     export_set(data, tmp_path / "out", format="npz", made=made, documents=documents, progress=silent)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import struct
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,12 +21,15 @@ from contracts.errors import ConfigError, DataError, IntegrityError, NotApplicab
 from contracts.methods import Asked
 from contracts.methods import source as registered
 from contracts.progress import silent
+from curation.export.blocks import row_blocks
+from curation.export.columns import as_arrow, as_lists
 from curation.export.formats import FORMATS, MANIFEST, export_set, verify_export
-from curation.export.images import folder_names
+from curation.export.images import folder_names, tar_header
 from palimpsest.testing.worlds import class_examples, images, items, numbers, texts
 from palimpsest.testing.worlds import masks as mask_world
 from sources.example_set import ExampleSet
 from sources.loading import load
+from sources.rows import BLOCK_BYTES, Rows
 
 
 def export(data: ExampleSet, to: Path, format: str) -> Path:
@@ -180,10 +186,87 @@ def test_float_images_and_interactions_as_arrays(tmp_path: Path) -> None:
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = class_examples()
     whole = {f: (export(data, tmp_path / f, f) / MANIFEST).read_text() for f in ("npz", "jsonl")}
-    for module in ("arrays", "columns"):
-        monkeypatch.setattr(f"curation.export.{module}._BLOCK", 7)
+    monkeypatch.setattr("curation.export.blocks._MOST", 7)
     for format, manifest in whole.items():
         assert (export(data, tmp_path / f"{format}-small", format) / MANIFEST).read_text() == manifest
+
+
+@pytest.mark.parametrize("side", [1, 40, 3000])
+def test_a_block_is_bounded_in_bytes_with_its_masks(side: int) -> None:
+    """Every example once, in order; no block above the bound but one example that is larger than it."""
+    num = 5 if side == 3000 else 40_000
+    x = np.broadcast_to(np.zeros((1, 1, side, side), np.uint8), (num, 1, side, side))
+    y = np.broadcast_to(np.zeros((1, side, side), np.int64), (num, side, side))
+    data = type("Sized", (SimpleNamespace,), {"__len__": lambda own: num})(x=x, y=y)
+    cut = list(row_blocks(data))  # type: ignore[arg-type]
+    assert [row for part in cut for row in (part.start, part.stop)][1:-1:2] == [part.start for part in cut[1:]]
+    assert cut[0].start == 0 and cut[-1].stop == num
+    held = [(part.stop - part.start) * 9 * side**2 for part in cut]
+    assert max(held) <= BLOCK_BYTES or max(part.stop - part.start for part in cut) == 1
+    assert max(part.stop - part.start for part in cut) <= 4096
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (2, 3, 4), (0, 2), (4, 0)])
+def test_arrow_holds_the_lists_that_python_would(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert as_arrow(values).to_pylist() == values.tolist() == as_lists(values)
+    assert as_arrow(values[::-1]).to_pylist() == values[::-1].tolist()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 12_345, 8 * 2**30 - 1])
+def test_headers_of_tars_are_those_of_tarfile(size: int) -> None:
+    for name in ("0000000000000007.png", "9" * 19 + ".seg.png"):
+        info = tarfile.TarInfo(name)
+        info.size = size
+        assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_tars_are_to_the_byte_those_of_tarfile(colour: ExampleSet, tmp_path: Path, monkeypatch) -> None:
+    """Written anew by the library, file by file."""
+    monkeypatch.setattr("curation.export.images._SHARD_BYTES", 20_000)
+    folder = export(colour, tmp_path / "out", "webdataset")
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar, tarfile.open(tmp_path / "again.tar", "w", format=tarfile.USTAR_FORMAT) as again:
+            for member in tar:
+                info = tarfile.TarInfo(member.name)
+                info.size = member.size
+                again.addfile(info, tar.extractfile(member))
+        assert (tmp_path / "again.tar").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["npz", "idx", "parquet", "jsonl", "folder", "webdataset"])
+def test_memory_is_of_a_block_not_of_the_set(format: str, pictures: ExampleSet, tmp_path: Path, monkeypatch) -> None:
+    """A mapped file is never gathered beyond a block, and no split's columns are copied as a whole."""
+    monkeypatch.setattr("curation.export.blocks._MOST", 8)
+    np.save(tmp_path / "x.npy", np.asarray(pictures.x))
+    data = dataclasses.replace(pictures, x=np.load(tmp_path / "x.npy", mmap_mode="r"))
+    data = data.take(np.flatnonzero(np.arange(len(data)) % 5 != 2))
+    gathered, taken = [], []
+    gather, take = Rows._gather, ExampleSet.take
+    with monkeypatch.context() as seen:
+        seen.setattr(Rows, "_gather", lambda own, rows: gathered.append(len(rows)) or gather(own, rows))
+        seen.setattr(ExampleSet, "take", lambda own, rows: taken.append(len(rows)) or take(own, rows))
+        export(data, tmp_path / "out", format)
+    assert sum(gathered) >= len(data) - 2 * 8 and max(gathered) <= 8 and max(taken, default=0) <= 8
+    plain = dataclasses.replace(data, x=np.asarray(data.x[:]))
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == (export(plain, tmp_path / "b", format) / MANIFEST).read_bytes()
+
+
+def test_every_file_is_read_once_for_its_digest(pictures: ExampleSet, tmp_path: Path, monkeypatch) -> None:
+    read: list[str] = []
+    file_digest = hashlib.file_digest
+
+    def counted(file, name):  # type: ignore[no-untyped-def]
+        read.append(Path(file.name).name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    folder = export(pictures, tmp_path / "out", "npz")
+    assert sorted(read) == ["README.md", "data.npz"]
+    listed = json.loads((folder / MANIFEST).read_text())["files"]
+    for name, facts in listed.items():
+        content = (folder / name).read_bytes()
+        assert facts == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 @pytest.mark.parametrize(
