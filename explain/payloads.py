@@ -19,13 +19,14 @@ Registration" (IEEE TIP 1996) for the magnitudes. Not invariant to zoom, rotatio
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import DataError
-from explain.neighbours import Floats, Ints, blocks_of
+from explain.neighbours import Floats, Ints, Neighbours, blocks_of, nearest
 from sources.rows import Rows, gather
 
 Payload = NDArray[np.float32] | NDArray[np.uint8] | Rows
@@ -58,6 +59,7 @@ class PayloadSpace:
         self._scale = 1.0 / spread
         self._middle: Floats = np.zeros(1)
         self._constant = 1.0
+        self._others: dict[str, tuple[int, Neighbours, Floats]] = {}
         if self._image:
             side = min(*x.shape[2:], _SIDE)
             self.shifts = 0 if side < 8 else 1 if side < 16 else 2
@@ -67,6 +69,26 @@ class PayloadSpace:
         self._middle = fitted.mean(0) if self._image else self._middle
         self._constant = math.sqrt(float(np.square(fitted - self._middle).sum(1).mean())) or 1.0
 
+    def others(self, index: str = "exact", *, least: int = 1) -> tuple[Neighbours, Floats]:
+        """Candidates of every example among the others, by the search, and d to them, float64 (N, K): ``candidates`` of
+        them, or ``least``. Searched once: the longest list so far is remembered.
+
+        Args:
+            index: "exact", whose time grows with N^2, or "hnsw".
+        """
+        wanted = max(self.candidates, least)
+        if index not in self._others or self._others[index][0] < wanted:
+            every = np.arange(len(self._x))
+            found = nearest(self.points, k=wanted, method=index)
+            self._others[index] = wanted, found, self.distances(every, found.position)
+        _, found, distance = self._others[index]
+        return Neighbours(found.position[:, :wanted], found.similarity[:, :wanted]), distance[:, :wanted]
+
+    @cached_property
+    def points(self) -> NDArray[np.float32]:
+        """``vectors`` of all examples, float32 (N, d), kept."""
+        return self.vectors(np.arange(len(self._x)))
+
     def vectors(self, rows: Ints, *, of: Payload | None = None) -> NDArray[np.float32]:
         """Unit vectors whose cosines order the neighbours, float32 (B, d).
 
@@ -74,12 +96,13 @@ class PayloadSpace:
             rows: positions (B,) int64.
             of: the array that they are positions in; that of the space without it.
         """
-        x, parts = self._x if of is None else of, []
+        x = self._x if of is None else of
+        out = np.empty((len(rows), self._middle.size + 1 if self._image else x.shape[1] + 1), np.float32)
         for block in blocks_of(len(rows), 4 * math.prod(x.shape[1:])):
             w = self._features(x, rows[block]) - self._middle
             w = np.column_stack([w, np.full(len(w), self._constant)])
-            parts.append((w / np.sqrt(np.square(w).sum(1, keepdims=True))).astype(np.float32))
-        return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+            out[block] = w / np.sqrt(np.square(w).sum(1, keepdims=True))
+        return out
 
     def distances(self, rows: Ints, candidates: Ints, *, of: Payload | None = None) -> Floats:
         """d from each row to each of its candidates, float64 (B, K).

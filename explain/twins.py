@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.errors import InvalidInput
-from explain.cells import in_cells
+from explain.cells import Found, in_cells
 from explain.components import Groups
-from explain.neighbours import CELLS, Floats, Ints, nearest
+from explain.neighbours import CELLS, Floats, Ints
 from explain.payloads import PayloadSpace
 
 _KEPT, _RANK, _SKIPPED = 16, 10, 4
@@ -139,9 +139,7 @@ def _lists(space: PayloadSpace, num: int, index: str, seed: int) -> Callable[[],
     """(rows, positions (B, K), d (B, K), distances in the space of the search where that is another), as often as
     asked."""
 
-    def judged(rows: Ints, position: Ints, similarity: Floats) -> _List:
-        known = position >= 0
-        distance = np.where(known, space.distances(rows, np.where(known, position, 0)), np.inf)
+    def judged(rows: Ints, position: Ints, similarity: Floats, distance: Floats) -> _List:
         angle = np.sqrt(np.maximum(2 - 2 * similarity[:, :_RANK], 0)) if space.shifts else None
         order = np.lexsort((position, distance), axis=1)[:, :_KEPT]
         return rows, np.take_along_axis(position, order, 1), np.take_along_axis(distance, order, 1), angle
@@ -149,11 +147,15 @@ def _lists(space: PayloadSpace, num: int, index: str, seed: int) -> Callable[[],
     if num < 2:
         return lambda: iter(())
     if index == CELLS:
-        return lambda: (
-            judged(part.rows, part.position, part.similarity)
-            for part in in_cells(space.vectors, num, k=min(space.candidates, num - 1), seed=seed)
-        )
-    found = nearest(space.vectors(np.arange(num)), k=space.candidates, method=index)
+
+        def in_cell(part: Found) -> _List:
+            known = part.position >= 0
+            distance = np.where(known, space.distances(part.rows, np.where(known, part.position, 0)), np.inf)
+            return judged(part.rows, part.position, part.similarity, distance)
+
+        k = min(space.candidates, num - 1)
+        return lambda: map(in_cell, in_cells(space.vectors, num, k=k, seed=seed))
+    found, apart = space.others(index)
     blocks = [np.arange(start, min(start + _BLOCK, num)) for start in range(0, num, _BLOCK)]
-    kept = [judged(rows, found.position[rows], found.similarity[rows]) for rows in blocks]
+    kept = [judged(rows, found.position[rows], found.similarity[rows], apart[rows]) for rows in blocks]
     return lambda: iter(kept)

@@ -128,14 +128,27 @@ def train_test_duplicates(
         NotApplicable: a ranking task.
         DataError: no training example, ids used twice, labels outside the classes, values that are not finite.
     """
+    return twins_across(data, config=config, progress=progress)
+
+
+def twins_across(
+    data: ExampleSet, *, config: TrainTestConfig, space: PayloadSpace | None = None, progress: Progress = silent
+) -> dict[str, pl.DataFrame]:
+    """As ``train_test_duplicates``, which see.
+
+    Args:
+        space: of the training examples by id, where it has been searched already; of no use where some of them are
+            copies of one another.
+    """
     ordered = comparable("train_test_duplicates", data)
     train, test = ordered.part("train"), ordered.part("test")
     if not len(train):
         raise DataError(f"train_test_duplicates: {data.name} has no training example")
     check_finite(test.x, test.example_id)
     first, _ = same_content(train.content_hash)
-    train = train.take(np.flatnonzero(first == np.arange(len(first))))
-    space = PayloadSpace(train.x, train.example_id)
+    if space is None or (first != np.arange(len(first))).any():
+        train = train.take(np.flatnonzero(first == np.arange(len(first))))
+        space = PayloadSpace(train.x, train.example_id)
     own = twins(space, len(train), ratio=config.ratio, chance=config.chance, index=config.index)
     near, likeness_of = _nearest(space, train, test, own.radius, config.index, progress)
     same = _same_bytes(train, test)
@@ -180,7 +193,7 @@ def _nearest(
     """Position of the most alike training example of every test example, the smaller one of equals, and the
     likeness."""
     near, alike = np.zeros(len(test), np.int64), np.zeros(len(test))
-    points = space.vectors(np.arange(len(train)))
+    points = space.points
     for start in range(0, len(test), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(test)))
         queries = space.vectors(rows, of=test.x)

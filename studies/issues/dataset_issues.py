@@ -39,6 +39,7 @@ from contracts.methods import AnalysisSpec, Picture, analysis
 from contracts.params import Config, param
 from contracts.progress import Progress, silent
 from explain.neighbours import METHODS
+from explain.payloads import PayloadSpace, check_finite
 from recipes.predict import read
 from scoring.near_duplicates import comparable
 from sources.example_set import ExampleSet
@@ -46,7 +47,7 @@ from stats import clopper_pearson, holm
 from studies.issues import groups, order, outliers, shares
 from studies.issues.neighbourhood import SPACES, Neighbourhood, neighbourhood
 from studies.issues.tables import EXAMPLES, ISSUES, KINDS, Issue, informing, tables_of
-from studies.train_test_duplicates import TrainTestConfig, train_test_duplicates
+from studies.train_test_duplicates import TrainTestConfig, twins_across
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,9 +137,15 @@ class _Look:
         self._encoder = encoder
 
     @cached_property
+    def space(self) -> PayloadSpace:
+        """What the training examples hold: searched once, for whoever asks."""
+        return PayloadSpace(self.train.x, self.train.example_id)
+
+    @cached_property
     def near(self) -> Neighbourhood:
         of = self.config
-        return neighbourhood(self.train, self._encoder, k=of.k, space=of.space, index=of.index)
+        own = self.space if of.space == "data" else None
+        return neighbourhood(self.train, self._encoder, k=of.k, space=of.space, index=of.index, payloads=own)
 
     def outliers(self) -> Iterator[Issue]:
         remote = outliers.remoteness(self.near)
@@ -254,20 +261,16 @@ class _Look:
 
     def _clusters(self) -> np.ndarray:
         """Of the test examples, by what the examples hold: clusters in what the model sees would be of its errors."""
-        from explain.payloads import PayloadSpace, check_finite
-
         check_finite(self.test.x, self.test.example_id)
-        space = PayloadSpace(self.train.x, self.train.example_id)
-        train = space.vectors(np.arange(len(self.train)))
-        test = space.vectors(np.arange(len(self.test)), of=self.test.x)
+        test = self.space.vectors(np.arange(len(self.test)), of=self.test.x)
         seed = derive_seed(self.seed, "clusters") % 2**32
-        return groups.clusters(train, test, num=self.config.clusters, seed=seed)
+        return groups.clusters(self.space.points, test, num=self.config.clusters, seed=seed)
 
     def train_test(self) -> Iterator[Issue]:
         if not len(self.test):
             return
         asked = TrainTestConfig(index=self.config.index)
-        tables = train_test_duplicates(self.data, config=asked, seed=self.seed)
+        tables = twins_across(self.data, config=asked, space=self.space)
         row: Mapping[str, Any] = tables["train_test_summary"].row(0, named=True)
         found = row["num_identical"] > 0 or row["share_low"] > asked.chance
         twins = tables["train_test_duplicates"].iter_rows(named=True) if found else ()

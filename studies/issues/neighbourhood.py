@@ -19,43 +19,41 @@ from explain.payloads import PayloadSpace
 from sources.example_set import ExampleSet
 
 SPACES = ("data", "model")
-_BLOCK = 16_384  # rows whose candidates are compared at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
     """Attributes:
     position: int64 (N, k), rows of the nearest others. ``distance``: float64 (N, k) to them.
-    vectors: float32 (N, d) of unit length, which order the neighbours.
     """
 
     position: Ints
     distance: Floats
-    vectors: np.ndarray
 
 
-def neighbourhood(data: ExampleSet, encoder: nn.Module, *, k: int, space: str, index: str = "exact") -> Neighbourhood:
+def neighbourhood(
+    data: ExampleSet,
+    encoder: nn.Module,
+    *,
+    k: int,
+    space: str,
+    index: str = "exact",
+    payloads: PayloadSpace | None = None,
+) -> Neighbourhood:
     """Of every row of ``data``, in its order.
 
     Args:
         space: "data" or "model". ``index``: "exact" or "hnsw".
+        payloads: the space of ``data``, where it is there already.
 
     Raises:
         DataError: values, or activations, that are not finite.
     """
     if space == "model":
-        vectors = unit_vectors(embeddings(encoder, data))
-        found = nearest(vectors, k=k, method=index)
-        return Neighbourhood(found.position, np.sqrt(np.maximum(2 - 2 * found.similarity, 0)), vectors)
-    own = PayloadSpace(data.x, data.example_id)
-    vectors = own.vectors(np.arange(len(data)))
-    candidates = nearest(vectors, k=max(own.candidates, k), method=index).position
-    k = min(k, candidates.shape[1])
-    position, distance = np.empty((len(data), k), np.int64), np.empty((len(data), k))
-    for start in range(0, len(data), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(data)))
-        apart = own.distances(rows, candidates[rows])
-        order = np.lexsort((candidates[rows], apart), axis=1)[:, :k]
-        position[rows] = np.take_along_axis(candidates[rows], order, 1)
-        distance[rows] = np.take_along_axis(apart, order, 1)
-    return Neighbourhood(position, distance, vectors)
+        found = nearest(unit_vectors(embeddings(encoder, data)), k=k, method=index)
+        return Neighbourhood(found.position, np.sqrt(np.maximum(2 - 2 * found.similarity, 0)))
+    own = PayloadSpace(data.x, data.example_id) if payloads is None else payloads
+    candidates, apart = own.others(index, least=k)
+    k = min(k, apart.shape[1])
+    order = np.lexsort((candidates.position, apart), axis=1)[:, :k]
+    return Neighbourhood(np.take_along_axis(candidates.position, order, 1), np.take_along_axis(apart, order, 1))

@@ -18,6 +18,7 @@ from torch import nn
 from contracts.errors import ConfigError, DataError
 from contracts.subject import Thresholds
 from explain.embeddings import over_features
+from explain.neighbours import nearest
 from sources.example_set import ExampleSet
 from sources.loading import load
 from studies.issues import groups, order, outliers, shares
@@ -337,3 +338,27 @@ def test_copies_across_the_splits_are_those_of_their_own_analysis() -> None:
     row = issues.row(0, named=True)
     assert row["found"] and row["low"] <= 9 / len(test) <= row["high"] and "byte for byte" in row["what"]
     assert not found(data, look_for=["train_test"])[0]["found"].any()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_training_examples_are_searched_once_for_all_issues(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search is what grows with the square. What is found is what each issue finds by itself; where some training
+    examples are copies, duplicates across the splits are looked for among the others, in a search of their own."""
+    x = np.asarray(blobs(3).x).copy()
+    if copied:
+        x[1] = x[0]
+    data = blobs(3, x=x)
+    searched: list[tuple[int, bool]] = []
+
+    def counted(points, *, queries=None, **more):  # type: ignore[no-untyped-def]
+        searched.append((len(points), queries is None))
+        return nearest(points, queries=queries, **more)
+
+    for module in ("explain.payloads", "studies.train_test_duplicates", "studies.issues.neighbourhood"):
+        monkeypatch.setattr(f"{module}.nearest", counted)
+    together = found(data)[0]
+    train = int((data.split == "train").sum())
+    own = [(train, True)] + ([(train - 1, True)] if copied else [])
+    assert sorted(searched) == sorted([*own, (train - copied, False)])
+    alone = pl.concat([found(data, look_for=[kind])[0] for kind in KINDS])
+    assert together.sort("issue", "about").equals(alone.sort("issue", "about"))
