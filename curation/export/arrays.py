@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import polars as pl
 from numpy.lib import format as npy
 
 from contracts.errors import NotApplicable
@@ -70,15 +69,16 @@ def idx(data: ExampleSet, folder: Path, progress: Progress) -> None:
         with (
             (folder / f"{name}-images-idx3-ubyte").open("wb") as images,
             (folder / f"{name}-labels-idx1-ubyte").open("wb") as labels,
-            (folder / f"{name}-ids.csv").open("wb") as ids,
+            (folder / f"{name}-ids.csv").open("w", encoding="ascii") as ids,
         ):
             images.write(struct.pack(">IIII", 0x0803, len(rows), *data.input_shape[1:]))
             labels.write(struct.pack(">II", 0x0801, len(rows)))
-            for number, part in enumerate(blocks_of(data, rows)):
+            ids.write("example_id,label\n")
+            for part in blocks_of(data, rows):
                 images.write(np.ascontiguousarray(part.x[:]).data.cast("B"))
                 labels.write(part.y.astype(np.uint8).tobytes())
-                told = pl.DataFrame({"example_id": part.example_id, "label": part.y})
-                told.write_csv(ids, include_header=number == 0)
+                pairs = zip(part.example_id.tolist(), part.y.tolist(), strict=True)
+                ids.writelines(f"{example},{label}\n" for example, label in pairs)
                 done += len(part)
                 progress(done, len(data), "images")
 

@@ -1,5 +1,5 @@
-"""Examples that are read, encoded and written at a time: so many that they stay within a few MiB, whatever one takes and
-however many there are."""
+"""Examples that are read, encoded and written at a time: so many that they stay within a few MiB, whatever one takes
+and however many there are."""
 
 from __future__ import annotations
 

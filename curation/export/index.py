@@ -19,7 +19,7 @@ from curation.export.formats import MANIFEST, verify_export
 from sources.example_set import ExampleSet
 
 INDEX, EXCLUDED = "index.csv", "excluded.csv"
-_BLOCK = 4096  # rows of the index that are told at a time
+_BLOCK = 16_384  # rows of the index that are told at a time
 
 
 def index_of(data: ExampleSet) -> pl.DataFrame:
