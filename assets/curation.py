@@ -15,7 +15,7 @@ from assets.stage import APPLIES, Output, Run, Stage
 from contracts import schema
 from contracts.digests import canonical_json, derive_seed, digest
 from contracts.errors import NotApplicable, NotTrusted
-from contracts.methods import AFTER_ERASURE, CuratorSpec, curator, maker
+from contracts.methods import AFTER_ERASURE, CuratorSpec, MakerSpec, curator, maker
 from contracts.subject import Dataset, Split, Subject
 from contracts.tables import TableSpec
 from reports import plots
@@ -137,9 +137,18 @@ def _make(run: Run, plan: Dataset, config: Any, upstream: Mapping[str, Stage]) -
             "drawn from": f"{len(made.sources):,} of {len(train):,} training examples",
             "after an erasure": AFTER_ERASURE[method.spec.after_erasure],
         },
-        pictures=_pictures(run, made) if run.subject.previews else {},
+        pictures=charts(method.spec, made) | (_pictures(run, made) if run.subject.previews else {}),
         warnings={APPLIES: ""},
     )
+
+
+def charts(spec: MakerSpec, made: Made) -> dict[str, bytes]:
+    """The pictures that a maker declares of its tables, by title; none of an empty table."""
+    return {
+        picture.title: plots.table_png(picture, frame)
+        for picture in spec.pictures
+        if plots.rows_of(picture, frame := made.tables[picture.table]).height
+    }
 
 
 def _pictures(run: Run, made: Made) -> dict[str, bytes]:

@@ -433,10 +433,12 @@ def _dataset_section(run: Run, name: str, stage: Stage) -> AnalysisSection:
         )
     ]
     said = next((frame for table in spec.tables if (frame := made.tables[table.name]).height), None)
-    head = None if said is None else said.select(~cs.list()).head(10)
+    head = None if said is None else said.select(~cs.list()).head(MADE_SHOWN)
+    drawn = run.pictures_of(stage)
     return AnalysisSection(
         name=name,
         doc=spec.doc,
+        charts=[(p.title, drawn[p.title]) for p in spec.pictures if p.title in drawn],
         examples=groups,
         table=head,
         num_rows=0 if said is None else said.height,

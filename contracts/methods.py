@@ -255,10 +255,10 @@ EXAMPLE_ID = Column(name="example_id", dtype="int64", low=0, doc="stable id of t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """How a table of an analysis is drawn: beside the numbers in the Dagster UI and in the report.
+    """How a table of an analysis or a maker is drawn: beside the numbers in the Dagster UI and in the report.
 
     Attributes:
-        table: name of one of the analysis' tables.
+        table: name of one of the method's tables.
         kind: "lines" (y against x, with the band low..high), "scatter" (the same, dots with whiskers and no line),
             "dots" (one a row, with whiskers), "bars", "examples" (the examples whose ids are in ``x``, in rows by
             ``series``, best ``y`` first), or "images" (pictures of the shape of an example that are in the "floats"
@@ -289,6 +289,15 @@ class Picture:
         return self.kind not in ("examples", "images", "outlines")
 
 
+def _check_pictures(kind: str, name: str, tables: Sequence[TableSpec], pictures: Sequence[Picture]) -> None:
+    """Raise :class:`ConfigError` for a picture of a table, or of a column, that is not declared."""
+    columns = {t.name: {c.name for c in t.columns} for t in tables}
+    for p in pictures:
+        used = {p.x, p.y, p.series, p.low, p.high, p.value, *(c for c, _ in p.where)} - {""}
+        if not used <= columns.get(p.table, set()):
+            raise ConfigError(f"{kind} {name}: picture {p.title!r} draws {', '.join(sorted(used))} of {p.table}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSpec(MethodSpec):
     """A finding about the whole data set or the model rather than one number an example (a pruning curve, laws, an
@@ -317,13 +326,7 @@ class AnalysisSpec(MethodSpec):
         super().__post_init__()
         if bool(self.reads) != ("tables" in self.needs):
             raise ConfigError(f"analysis {self.name}: the need 'tables' and what it reads are declared together")
-        columns = {t.name: {c.name for c in t.columns} for t in self.tables}
-        for p in self.pictures:
-            used = {p.x, p.y, p.series, p.low, p.high, p.value, *(c for c, _ in p.where)} - {""}
-            if not used <= columns.get(p.table, set()):
-                raise ConfigError(
-                    f"analysis {self.name}: picture {p.title!r} draws {', '.join(sorted(used))} of {p.table}"
-                )
+        _check_pictures("analysis", self.name, self.tables, self.pictures)
 
     @property
     def stage(self) -> str:
@@ -367,13 +370,22 @@ class MakerSpec(MethodSpec):
     ``sources.made.Made``.
 
     Attributes:
-        tables: what it says of what it made, besides; replaced as a whole for each data set (:func:`made_table`).
+        tables: what it says of what it made, besides; replaced as a whole for each data set (:func:`made_table`). The
+            report shows the first that has rows.
+        pictures: charts of them; the made examples are shown beside these without being asked for.
         after_erasure: what has to be done with the made set when examples that it was made from are erased, a word of
             ``AFTER_ERASURE``: "drop" the rows that were made from them, or "remake" the whole.
     """
 
     tables: tuple[TableSpec, ...] = ()
+    pictures: tuple[Picture, ...] = ()
     after_erasure: Literal["drop", "remake"] = "remake"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_pictures("maker", self.name, self.tables, self.pictures)
+        if sheets := [p.title for p in self.pictures if not p.is_chart]:
+            raise ConfigError(f"maker {self.name}: picture {sheets[0]!r} is no chart; made examples are shown anyway")
 
 
 @dataclass(frozen=True, kw_only=True)

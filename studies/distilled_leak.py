@@ -1,14 +1,19 @@
 """Does a distilled set hide its sources? Membership, in networks trained on it, of what it was distilled from.
 
     M halves      each example of the training split in exactly M/2 of them; of each half a set is distilled
-    networks      one a half and kind: trained on the distilled set, on the real images that it started from, and on the
-                  whole half (an expert): what is hidden is the difference between the first and the last
+    networks      one a half and kind: trained on the distilled set; on real images of the half, as many: those that it
+                  started from, random ones, coresets (k-center, herding, facility location); and on the whole half (an
+                  expert): what is hidden is the difference between the first and the last
     attacks       the networks of a kind judge each other: each is attacked with the others as references
-    groups        members of the half, those of them that an image started from, and the rest; against non-members
+    groups        members of the half, those of them that the set was drawn from (that it holds, or that an image
+                  started from), and the rest; against non-members. Of the half: those that distilled images started
+                  from
 
 All intervals are clustered by network and by example (``attacks.membership.over_runs``). A set that was made of few
 images starts from few: the group of those is small in each half, and its interval wide. What the distilled set shows is
-a finding, for information.
+a finding, for information: one of all members, and one of those that an image started from, who are few and may stand
+out where the others do not. Where the attack finds nobody in networks trained on the halves themselves it has shown no
+power, and that it finds nobody elsewhere is inconclusive.
 
 That distilled sets protect their sources: Dong, Zhao & Lyu (ICML 2022, arXiv 2206.00240); that this claim was too
 strong: Carlini, Feldman & Nasr (arXiv 2209.14987).
@@ -35,9 +40,9 @@ from contracts.progress import Progress
 from contracts.stores import CheckpointStore
 from contracts.subject import Thresholds
 from contracts.tables import Column, TableSpec
-from contracts.verdicts import INFORMATION, Finding, at_most
+from contracts.verdicts import INFORMATION, Finding, Verdict, at_most
 from curation.distilled.begin import begin
-from curation.distilled.evaluation import StudentConfig, train_students
+from curation.distilled.evaluation import CORESETS, StudentConfig, coreset, train_students
 from curation.distilled.experts import ExpertConfig
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.trajectory import MatchConfig
@@ -49,8 +54,8 @@ from recipes.predict import reading_of_outputs
 from sources.example_set import ExampleSet
 from tasks.base import require
 
-KINDS = ("distilled", "initial", "half")
-MEMBERS, INITIAL, REST = "members", "initial", "rest"
+KINDS = ("distilled", "initial", "random", *CORESETS, "half")
+MEMBERS, DRAWN, REST = "members", "drawn", "rest"
 Bool = NDArray[np.bool_]
 
 
@@ -76,15 +81,22 @@ class DistilledLeakConfig(Config):
 LEAK = TableSpec(
     schema="audits",
     name="distilled_leak",
+    version=2,
     doc="How well members of a half are told from non-members by networks trained on what was made of it.",
     key=("attack", "trained_on", "group"),
     columns=(
         Column(name="attack", dtype="str", doc="membership attack"),
         Column(
-            name="trained_on", dtype="str", choices=KINDS, doc="distilled set, its initial images, or the half itself"
+            name="trained_on",
+            dtype="str",
+            choices=KINDS,
+            doc="distilled set, its initial images, as many random images or a coreset, or the half itself",
         ),
         Column(
-            name="group", dtype="str", choices=(MEMBERS, INITIAL, REST), doc="which members; all have the same others"
+            name="group",
+            dtype="str",
+            choices=(MEMBERS, DRAWN, REST),
+            doc="all members, those that the set was drawn from, or the rest; all have the same others",
         ),
         Column(name="num_models", dtype="int64", low=2, doc="networks attacked"),
         Column(name="num_members", dtype="float64", low=0, doc="mean over networks of the members of the group"),
@@ -97,30 +109,44 @@ LEAK = TableSpec(
 
 
 def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresholds) -> list[tuple[str, Finding]]:
-    """What networks trained on distilled sets show of all members, beside what those trained on the halves show."""
-    found = []
-    rows = tables[LEAK.name].filter(pl.col("group") == MEMBERS)
-    for (name,), own in rows.group_by("attack", maintain_order=True):
-        kind = {row["trained_on"]: row for row in own.iter_rows(named=True)}
-        row, limit = kind["distilled"], thresholds.max_auc
-        sentence = (
-            f"Networks trained on distilled sets tell members of what was distilled from others with an AUC of "
-            f"{row['auc']:.3f} ({row['auc_lo']:.3f} to {row['auc_hi']:.3f}); networks trained on the members "
-            f"themselves with {kind['half']['auc']:.3f}."
-        )
-        finding = Finding(
-            what=f"distilled_leak/{name}",
-            verdict=at_most(row["auc_lo"], row["auc_hi"], limit),
-            sentence=sentence,
-            value=row["auc"],
-            low=row["auc_lo"],
-            high=row["auc_hi"],
-            threshold=limit,
-            kind=INFORMATION,
-            judged=False,
-        )
-        found.append(("distilled sets", finding))
+    """What networks trained on distilled sets show of all members, and of those that an image started from, beside what
+    those trained on the halves and on as many random images show."""
+    found, limit = [], thresholds.max_auc
+    for (name,), own in tables[LEAK.name].group_by("attack", maintain_order=True):
+        by = {(row["trained_on"], row["group"]): row for row in own.iter_rows(named=True)}
+        blind = by["half", MEMBERS]["auc_lo"] <= 0.5
+        for group, about, whom, theirs in (
+            (MEMBERS, "distilled sets", "the members of what was distilled", "all of what they were drawn from"),
+            (DRAWN, "what distilled images started from", "the members that an image started from", "these images"),
+        ):
+            row, half, random = (by[kind, group] for kind in ("distilled", "half", "random"))
+            verdict = at_most(row["auc_lo"], row["auc_hi"], limit)
+            sentence = (
+                f"Networks trained on distilled sets tell {whom} ({row['num_members']:,.0f} a set) from others with an "
+                f"AUC of {_with_ends(row)}; networks trained on everything that was distilled tell them with "
+                f"{_with_ends(half)}. Networks trained on as many random images tell {theirs} with "
+                f"{_with_ends(random)}."
+            )
+            if blind and verdict is Verdict.PASS:
+                verdict = Verdict.INCONCLUSIVE
+                sentence += " The attack tells nobody even where everything was trained on: it has shown no power."
+            finding = Finding(
+                what=f"distilled_leak/{name}",
+                verdict=verdict,
+                sentence=sentence,
+                value=row["auc"],
+                low=row["auc_lo"],
+                high=row["auc_hi"],
+                threshold=limit,
+                kind=INFORMATION,
+                judged=False,
+            )
+            found.append((about, finding))
     return found
+
+
+def _with_ends(row: Mapping[str, Any]) -> str:
+    return f"{row['auc']:.3f} ({row['auc_lo']:.3f} to {row['auc_hi']:.3f})"
 
 
 @analysis(
@@ -135,7 +161,7 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
         pictures=(
             Picture(
                 table=LEAK.name,
-                title="Members told from others: networks trained on distilled sets, their initial images, the halves",
+                title="Members told from others by networks trained on distilled sets, on real ones, on the halves",
                 x="trained_on",
                 y="auc",
                 series="group",
@@ -177,7 +203,7 @@ def distilled_leak(
     keep = np.zeros((config.runs, len(data)), bool)
     keep[:, pool] = balanced_design(config.runs, int(pool.sum()), seed=derive_seed("halves", seed))
     readings: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in KINDS}
-    held = np.zeros_like(keep)
+    drawn = {kind: np.zeros_like(keep) for kind in KINDS}
     for number in range(config.runs):
         name = f"half-{number}"
         kept = checkpoints.load(name)
@@ -190,15 +216,15 @@ def distilled_leak(
             checkpoints.save(name, arrays, {})
         for kind in KINDS:
             readings[kind].append(np.asarray(arrays[kind]))
-        held[number, np.asarray(arrays["rows"])] = True
+            drawn[kind][number, np.asarray(arrays[f"{kind}/rows"])] = True
         progress(number + 1, config.runs, "halves distilled and attacked")
-    return {LEAK.name: leak(data, pool, keep, held, {kind: np.stack(r) for kind, r in readings.items()}, config, seed)}
+    return {LEAK.name: leak(data, pool, keep, drawn, {kind: np.stack(r) for kind, r in readings.items()}, config, seed)}
 
 
 def _one_half(
     data: ExampleSet, members: Bool, config: DistilledLeakConfig, device: str, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Readings (N, 4) of all examples by the network of each kind, and the ``rows`` that images started from."""
+    """Readings (N, 4) of all examples by the network of each kind, and as ``KIND/rows`` what its set was drawn from."""
     own = np.flatnonzero(members)
     every, y = torch.from_numpy(data.inputs(slice(None))).to(device), torch.from_numpy(data.y).to(device)
     x = Scale.fit(every[torch.from_numpy(data.split == "train").to(every.device)]).to(every)
@@ -223,29 +249,36 @@ def _one_half(
     )
     made = begun.matcher.run(begun.state, seed=derive_seed("matching", seed))
     targets = made.labels.softmax(1) if config.match.labels == "soft" else made.labels
-    of_start = one_hot(begun.classes, data.num_classes, x.dtype)
 
     def student(images: torch.Tensor, wanted: torch.Tensor, rate: float) -> torch.Tensor:
         seeds = [derive_seed("student", seed)]
         return train_students(network, images, wanted, rate=rate, config=config.students, seeds=seeds)[0]
 
-    networks = {
-        "distilled": student(made.images, targets, made.rate),
-        "initial": student(begun.state.images, of_start, config.match.lr_start),
-        "half": begun.experts.final(0, network),
-    }
+    start, expert = begun.rows.cpu().numpy(), begun.experts.final(0, network)
+    rows = {kind: start for kind in ("distilled", "initial", "half")}
+    rng, classes = np.random.default_rng(derive_seed("random", seed)), data.y[own]
+    rows["random"] = np.concatenate(
+        [rng.permutation(np.flatnonzero(classes == k))[: config.per_class] for k in range(data.num_classes)]
+    )
+    for name in CORESETS:
+        rows[name] = coreset(
+            name, network, expert, x[own], y[own], per_class=config.per_class, num_classes=data.num_classes
+        )
+    networks = {"distilled": student(made.images, targets, made.rate), "half": expert}
+    for kind in ("initial", "random", *CORESETS):
+        chosen = own[rows[kind]]
+        networks[kind] = student(x[chosen], one_hot(y[chosen], data.num_classes, x.dtype), config.match.lr_start)
     read = {
-        kind: reading_of_outputs(data, network.logits(theta, x).float().cpu().numpy()).values
-        for kind, theta in networks.items()
+        kind: reading_of_outputs(data, network.logits(networks[kind], x).float().cpu().numpy()).values for kind in KINDS
     }
-    return {**read, "rows": own[begun.rows.cpu().numpy()]}
+    return {**read, **{f"{kind}/rows": own[rows[kind]] for kind in KINDS}}
 
 
 def leak(
     data: ExampleSet,
     pool: Bool,
     keep: Bool,
-    held: Bool,
+    drawn: Mapping[str, Bool],
     readings: Mapping[str, NDArray[np.float64]],
     config: DistilledLeakConfig,
     seed: int,
@@ -254,7 +287,7 @@ def leak(
 
     Args:
         data: N examples by id. pool: (N,) those that halves are of.
-        keep, held: (M, N), members of each half, and those of them that an image started from.
+        keep: (M, N), members of each half. drawn: kind -> (M, N), those of them that its set was drawn from.
         readings: (M, N, 4) of the networks of each kind.
     """
     rows = []
@@ -274,8 +307,8 @@ def leak(
         for name in config.attacks:
             method = attack.get(name)
             scores = method(evidence, config=method.spec.config(), seed=derive_seed("attack", seed) % 2**31)
-            inside, first = keep[:, pool], held[:, pool]
-            for group, positive in ((MEMBERS, inside), (INITIAL, first), (REST, inside & ~first)):
+            inside, first = keep[:, pool], drawn[kind][:, pool]
+            for group, positive in ((MEMBERS, inside), (DRAWN, first), (REST, inside & ~first)):
                 area = auc_over_runs(np.where(positive | ~inside, scores, np.nan), positive)
                 low, high = area.interval(config.alpha)
                 rows.append(

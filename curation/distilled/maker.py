@@ -27,7 +27,7 @@ from torch import Tensor
 
 from contracts.digests import derive_seed
 from contracts.errors import ConfigError, DataError
-from contracts.methods import MakerSpec, maker
+from contracts.methods import MakerSpec, Picture, maker
 from contracts.params import Config, param
 from contracts.progress import Progress
 from contracts.stores import CheckpointStore
@@ -37,7 +37,16 @@ from curation.distilled.experts import ExpertConfig
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.judging import accuracy_of, judged
 from curation.distilled.smoothness import accuracies
-from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS, log_frame, smoothness_frame
+from curation.distilled.tables import (
+    DISTILLED,
+    EVAL,
+    LOG_TABLE,
+    SMOOTHNESS,
+    WORTH,
+    log_frame,
+    smoothness_frame,
+    worth_frame,
+)
 from curation.distilled.trajectory import Distilled, MatchConfig, TrajectoryMatcher
 from curation.distilled.whitening import Scale
 from recipes.models import builder
@@ -94,7 +103,26 @@ class Parts(NamedTuple):
         config=DistilledConfig,
         needs=("checkpoints", "device"),
         wants=("classes", "images"),
-        tables=(DISTILLED, LOG_TABLE, EVAL, SMOOTHNESS),
+        tables=(WORTH, DISTILLED, LOG_TABLE, EVAL, SMOOTHNESS),
+        pictures=(
+            Picture(
+                table=WORTH.name,
+                title="Accuracy of ConvNets trained on each set",
+                x="label_mode",
+                series="set_name",
+                y="acc",
+                low="acc_lo",
+                high="acc_hi",
+                kind="dots",
+                where=(("arch", "convnet"),),
+            ),
+            Picture(
+                table=LOG_TABLE.name,
+                title="Distance to the experts, relative to how far they moved",
+                x="iteration",
+                y="match_loss",
+            ),
+        ),
     )
 )
 def distilled(
@@ -195,6 +223,7 @@ def distilled(
             ),
             LOG_TABLE.name: log_frame(last),
             EVAL.name: table,
+            WORTH.name: worth_frame(table),
             SMOOTHNESS.name: smoothness_frame(experts, acc),
         },
     ).validate(data)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from contracts.methods import made_table
 from contracts.tables import Column
@@ -17,6 +18,7 @@ from curation.distilled.smoothness import smoothness
 from curation.distilled.trajectory import LOG, Distilled
 
 COMPARED = ("distilled", "initial", *CORESETS)
+RANDOM, EVERYTHING = "random", "everything"
 
 
 def _whole(name: str, doc: str, **more: Any) -> Column:
@@ -25,6 +27,10 @@ def _whole(name: str, doc: str, **more: Any) -> Column:
 
 def _share(name: str, doc: str) -> Column:
     return Column(name=name, dtype="float64", low=0, high=1, direction="higher = better", doc=doc)
+
+
+def _end(name: str, doc: str, *, low: float) -> Column:
+    return Column(name=name, dtype="float64", low=low, high=1, nullable=True, doc=doc)
 
 
 DISTILLED = made_table(
@@ -84,6 +90,40 @@ EVAL = made_table(
         _whole("num_judged", "held-out examples that judge"),
     ),
 )
+WORTH = made_table(
+    "distillation_worth",
+    doc="What each set is worth: accuracy on held-out training examples of networks trained on it, beside random "
+    "examples and everything; means and 95% intervals over the networks, of the one set that was made.",
+    key=("set_name", "arch", "label_mode"),
+    columns=(
+        Column(
+            name="set_name",
+            dtype="str",
+            choices=(*COMPARED, RANDOM, EVERYTHING),
+            doc="what was trained on; random: as many real examples, others for each network; everything: all that was "
+            "distilled, trained as the experts are",
+        ),
+        Column(name="arch", dtype="str", doc="architecture of the students"),
+        Column(name="label_mode", dtype="str", choices=("soft", "hard"), doc="learned labels, or classes"),
+        _whole("num_networks", "networks trained on it"),
+        _share("acc", "mean after the last epoch"),
+        _end("acc_lo", "lower end (Student's t); null of one network", low=0),
+        _end("acc_hi", "upper end", low=0),
+        Column(
+            name="above_random",
+            dtype="float64",
+            low=-1,
+            high=1,
+            nullable=True,
+            direction="higher = better",
+            doc="acc above that of random examples, network by network; null of random itself",
+        ),
+        _end("above_random_lo", "lower end (Student's t, paired)", low=-1),
+        _end("above_random_hi", "upper end", low=-1),
+        _whole("ipc", "examples a class"),
+        _whole("num_judged", "held-out examples that judge"),
+    ),
+)
 SMOOTHNESS = made_table(
     "trajectory_smoothness",
     doc="How the experts moved, epoch by epoch.",
@@ -128,6 +168,53 @@ def log_frame(state: Distilled) -> pl.DataFrame:
             "syn_lr": columns["syn_lr"],
         }
     )
+
+
+def worth_frame(judged: pl.DataFrame, *, alpha: float = 0.05) -> pl.DataFrame:
+    """Table ``distillation_worth``, of the rows of ``distillation_eval``: sets in its order, then random and
+    everything, architecture by architecture."""
+    rows = []
+    for (arch,), of_arch in judged.sort("seed", maintain_order=True).group_by("arch", maintain_order=True):
+        sets = [
+            (*name, own["acc"].to_numpy(), own["random_acc"].to_numpy())
+            for name, own in of_arch.group_by("set_name", "label_mode", maintain_order=True)
+        ]
+        once = of_arch.unique("seed", keep="first").sort("seed")
+        random, everything = once["random_acc"].to_numpy(), once["full_acc"].to_numpy()
+        sets += [(RANDOM, "hard", random, None), (EVERYTHING, "hard", everything, random)]
+        for name, mode, acc, beside in sets:
+            acc_lo, acc_hi = _student(acc, alpha, 0.0)
+            above = None if beside is None else acc - beside
+            low, high = (None, None) if above is None else _student(above, alpha, -1.0)
+            rows.append(
+                {
+                    "set_name": name,
+                    "arch": arch,
+                    "label_mode": mode,
+                    "num_networks": len(acc),
+                    "acc": float(acc.mean()),
+                    "acc_lo": acc_lo,
+                    "acc_hi": acc_hi,
+                    "above_random": None if above is None else float(above.mean()),
+                    "above_random_lo": low,
+                    "above_random_hi": high,
+                    "ipc": of_arch["ipc"][0],
+                    "num_judged": of_arch["num_judged"][0],
+                }
+            )
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(_ENDS, pl.Float64))
+
+
+_ENDS = ("acc_lo", "acc_hi", "above_random", "above_random_lo", "above_random_hi")
+
+
+def _student(values: NDArray[np.float64], alpha: float, least: float) -> tuple[float | None, float | None]:
+    """Student's interval of the mean, within [least, 1]; none of one value."""
+    if len(values) < 2:
+        return None, None
+    reach = float(stdtrit(len(values) - 1, 1 - alpha / 2) * values.std(ddof=1) / np.sqrt(len(values)))
+    mean = float(values.mean())
+    return max(least, mean - reach), min(1.0, mean + reach)
 
 
 def smoothness_frame(experts: ExpertBuffer, accuracy: NDArray[np.float64]) -> pl.DataFrame:

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from scipy import stats
 
 from contracts.errors import ConfigError, DataError, Diverged, NotApplicable
-from contracts.methods import curator, maker
+from contracts.methods import Picture, curator, maker
 from contracts.progress import silent
 from contracts.stores import NoStore
 from curation.distilled.evaluation import CORESETS, StudentConfig, activations, coreset, train_students
@@ -20,7 +21,7 @@ from curation.distilled.experts import ExpertBuffer, ExpertConfig, train_experts
 from curation.distilled.flat import FlatNetwork, one_hot
 from curation.distilled.maker import FIRST_ID, DistilledConfig, parted
 from curation.distilled.matching import match
-from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS
+from curation.distilled.tables import DISTILLED, EVAL, LOG_TABLE, SMOOTHNESS, WORTH, worth_frame
 from curation.distilled.trajectory import LEAST_RATE, Distilled, MatchConfig, TrajectoryMatcher, perturbed
 from curation.distilled.whitening import Scale
 from explain.embeddings import embeddings
@@ -110,6 +111,46 @@ def test_its_tables_say_what_was_done_and_what_it_is_worth(made: Made) -> None:
     longest = moved.group_by("expert").agg(pl.col("step_norm").max(), pl.col("max_step").first())
     assert longest["step_norm"].to_list() == pytest.approx(longest["max_step"].to_list())
     assert (made.tables[DISTILLED.name]["logits"].list.len() == 3).all()
+
+
+def test_the_worth_of_a_set_is_that_of_its_networks_beside_random_ones(made: Made) -> None:
+    """Every row against scipy's interval of what each network said, one by one."""
+    judged, worth = made.tables[EVAL.name], made.tables[WORTH.name]
+    assert worth.height == 2 * (4 + 3 + 2), "random and everything stand beside the sets"
+    for row in worth.iter_rows(named=True):
+        own = judged.filter(arch=row["arch"])
+        if row["set_name"] in ("random", "everything"):
+            one = own.filter(set_name="herding").sort("seed")
+            acc = one["random_acc" if row["set_name"] == "random" else "full_acc"].to_list()
+        else:
+            one = own.filter(set_name=row["set_name"], label_mode=row["label_mode"]).sort("seed")
+            acc = one["acc"].to_list()
+        above = [a - b for a, b in zip(acc, one["random_acc"].to_list(), strict=True)]
+        for name, values, least in (("acc", acc, 0.0), ("above_random", above, -1.0)):
+            if (row["set_name"], name) == ("random", "above_random"):
+                assert row[name] is row[f"{name}_lo"] is row[f"{name}_hi"] is None
+                continue
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+            low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error) if error else (values[0],) * 2
+            ends = (row[name], row[f"{name}_lo"], row[f"{name}_hi"])
+            assert ends == pytest.approx((np.mean(values), max(low, least), min(high, 1.0))), (row["set_name"], name)
+        assert (row["num_networks"], row["ipc"], row["num_judged"]) == (2, 2, 11)
+    alone = worth_frame(judged.filter(seed=0))
+    assert alone["acc"].null_count() == 0 and alone["acc_lo"].null_count() == alone.height
+    assert (
+        worth_frame(judged.sample(fraction=1, shuffle=True, seed=1))
+        .sort(worth.columns[:3])
+        .equals(worth.sort(worth.columns[:3]))
+    ), "the order of the rows does not matter"
+
+
+def test_a_picture_of_what_a_maker_does_not_store_is_refused() -> None:
+    spec = maker.get("distilled").spec
+    with pytest.raises(ConfigError, match="maker distilled: picture 't' draws a, b of distillation_worth"):
+        dataclasses.replace(spec, pictures=(Picture(table=WORTH.name, title="t", x="a", y="b"),))
+    with pytest.raises(ConfigError, match="maker distilled: picture 't' is no chart"):
+        sheet = Picture(table=DISTILLED.name, title="t", x="init_example_id", y="lr", kind="examples")
+        dataclasses.replace(spec, pictures=(sheet,))
 
 
 def test_a_stopped_distillation_goes_on_to_the_same_bits(train: ExampleSet, made: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from assets.curation import _pictures
 from contracts import schema
-from contracts.methods import AnalysisSpec, analysis
+from contracts.methods import AnalysisSpec, analysis, maker
 from contracts.params import Config, param
 from contracts.subject import Subject
 from contracts.tables import Column, TableSpec
@@ -94,6 +95,8 @@ def test_it_is_stored_with_its_log_its_worth_and_who_touched_it(home: Path, seen
     assert w.query("SELECT * FROM curation.distilled")["logits"].list.len().to_list() == [3] * 6
     assert w.query("SELECT * FROM curation.distillation_log").height == 3
     assert w.query("SELECT * FROM curation.trajectory_smoothness").height == 5
+    worth = w.query("SELECT * FROM curation.distillation_worth")
+    assert worth.height == 4 + 3 + 2 and worth["acc_lo"].null_count() == worth.height, "of one network"
     assert set(w.query("SELECT * FROM curation.distillation_eval")["set_name"]) >= {"distilled", "initial", "herding"}
     (found,) = seen
     assert len(found.learnt_from) == 43 and len(found.judged_on) == 11 and len(found.sources) == 43
@@ -125,3 +128,14 @@ def test_people_see_it_above_what_it_started_from(home: Path, seen: list[object]
     (found,) = seen
     pictures = _pictures(SimpleNamespace(train=images().train), found)  # type: ignore[arg-type]
     assert pictures["made examples"].startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_it_is_worth_and_shows_it(home: Path) -> None:
+    """Its charts, its made images and those they started from, and the table of its worth."""
+    folder = home / "artifacts/pictures/reports"
+    page, facts = (folder / "audit.html").read_text(), json.loads((folder / "audit.json").read_text())
+    [section] = facts["datasets"]
+    assert [row["set_name"] for row in section["head"]][-2:] == ["random", "everything"]
+    assert [len(group["example_id"]) for group in section["examples"]] == [6, 6]
+    for picture in maker.get("distilled").spec.pictures:
+        assert page.count(picture.title) >= 1

@@ -14,10 +14,11 @@ from contracts.progress import silent
 from contracts.stores import NoStore
 from contracts.subject import Thresholds
 from contracts.verdicts import Verdict
+from curation.distilled.evaluation import CORESETS
 from palimpsest.testing.worlds import images
 from recipes.design import balanced_design
 from sources.example_set import ExampleSet
-from studies.distilled_leak import INITIAL, KINDS, MEMBERS, REST, DistilledLeakConfig, judge_distilled_leak, leak
+from studies.distilled_leak import DRAWN, KINDS, MEMBERS, REST, DistilledLeakConfig, judge_distilled_leak, leak
 
 RUNS = 8
 SMALL: dict[str, Any] = {
@@ -45,43 +46,69 @@ def data() -> ExampleSet:
     return images().examples.by_id()
 
 
-def planted(data: ExampleSet, shift: dict[str, float]) -> pl.DataFrame:
-    """The table of networks whose loss is lower by ``shift`` for members of each group, of random halves."""
+def planted(
+    data: ExampleSet, shift: dict[str, float], *, kind: str = "distilled", known: float = 0.0, runs: int = RUNS
+) -> pl.DataFrame:
+    """The table of networks of ``kind`` whose loss is lower by ``shift`` for members of each group of their own set, of
+    random halves; and lower by ``known`` for all members in networks trained on the halves. Every kind is drawn from
+    other members."""
     rng = np.random.default_rng(0)
     pool = data.split == "train"
-    keep = np.zeros((RUNS, len(data)), bool)
-    keep[:, pool] = balanced_design(RUNS, int(pool.sum()), seed=1)
-    held = keep & (rng.random(keep.shape) < 0.3)
+    keep = np.zeros((runs, len(data)), bool)
+    keep[:, pool] = balanced_design(runs, int(pool.sum()), seed=1)
+    drawn = {name: keep & (rng.random(keep.shape) < 0.3) for name in KINDS}
     readings = {}
-    for kind in KINDS:
+    for name in KINDS:
         loss = 2 + 0.1 * rng.normal(size=keep.shape)
-        if kind == "distilled":
-            loss -= shift[INITIAL] * held + shift[REST] * (keep & ~held)
-        readings[kind] = np.stack([loss, -loss, -loss, np.full_like(loss, 0.5)], axis=2)
-    config = DistilledLeakConfig(runs=RUNS, attacks=("loss",))
-    return leak(data, pool, keep, held, readings, config, 0)
+        if name == kind:
+            loss -= shift[DRAWN] * drawn[name] + shift[REST] * (keep & ~drawn[name])
+        if name == "half":
+            loss -= known * keep
+        readings[name] = np.stack([loss, -loss, -loss, np.full_like(loss, 0.5)], axis=2)
+    config = DistilledLeakConfig(runs=runs, attacks=("loss",))
+    return leak(data, pool, keep, drawn, readings, config, 0)
 
 
-def test_only_the_group_that_shows_is_found(data: ExampleSet) -> None:
-    table = planted(data, {INITIAL: 1.0, REST: 0.0})
+@pytest.mark.parametrize("kind", ["distilled", "random", "herding"])
+def test_only_the_group_that_shows_is_found(data: ExampleSet, kind: str) -> None:
+    """Each kind by what its own set was drawn from: another's would have no AUC of 1."""
+    table = planted(data, {DRAWN: 1.0, REST: 0.0}, kind=kind)
     auc = {(r["trained_on"], r["group"]): r for r in table.iter_rows(named=True)}
-    assert auc["distilled", INITIAL]["auc"] > 0.999
-    assert auc["distilled", REST]["auc_lo"] < 0.5 < auc["distilled", REST]["auc_hi"]
-    assert 0.55 < auc["distilled", MEMBERS]["auc"] < 0.8, "three members in ten show"
-    for kind in ("initial", "half"):
-        for group in (MEMBERS, INITIAL, REST):
-            assert auc[kind, group]["auc_lo"] < 0.5 < auc[kind, group]["auc_hi"], "nothing was planted there"
-    members, first, rest = (auc["distilled", g]["num_members"] for g in (MEMBERS, INITIAL, REST))
+    assert auc[kind, DRAWN]["auc"] > 0.999
+    assert auc[kind, REST]["auc_lo"] < 0.5 < auc[kind, REST]["auc_hi"]
+    assert 0.55 < auc[kind, MEMBERS]["auc"] < 0.8, "three members in ten show"
+    for other in set(KINDS) - {kind}:
+        for group in (MEMBERS, DRAWN, REST):
+            assert auc[other, group]["auc_lo"] < 0.5 < auc[other, group]["auc_hi"], "nothing was planted there"
+    members, first, rest = (auc[kind, g]["num_members"] for g in (MEMBERS, DRAWN, REST))
     assert members == pytest.approx(first + rest) == pytest.approx((data.split == "train").sum() / 2)
 
 
-def test_the_finding_is_of_all_members_and_for_information(data: ExampleSet) -> None:
-    for shift, verdict in (({INITIAL: 1.0, REST: 1.0}, Verdict.FAIL), ({INITIAL: 0.0, REST: 0.0}, Verdict.PASS)):
-        limits = Thresholds(max_auc=0.65)
-        [(about, finding)] = judge_distilled_leak({"distilled_leak": planted(data, shift)}, limits)
-        assert about == "distilled sets" and finding.what == "distilled_leak/loss" and not finding.judged
-        assert finding.verdict == verdict and finding.low <= finding.value <= finding.high
-        assert f"{finding.value:.3f}" in finding.sentence
+@pytest.mark.parametrize(
+    ("shift", "known", "verdicts"),
+    [
+        ((0.2, 0.2), 1.0, (Verdict.FAIL, Verdict.FAIL)),
+        ((0.0, 0.0), 1.0, (Verdict.PASS, Verdict.PASS)),
+        ((0.2, 0.0), 1.0, (Verdict.INCONCLUSIVE, Verdict.FAIL)),  # few stand out: an average over all hides it
+        ((0.0, 0.0), 0.0, (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)),  # an attack without power clears nobody
+        ((0.2, 0.2), 0.0, (Verdict.FAIL, Verdict.FAIL)),
+    ],
+)
+def test_findings_are_of_all_members_and_of_those_started_from(
+    data: ExampleSet, shift: tuple[float, float], known: float, verdicts: tuple[Verdict, Verdict]
+) -> None:
+    table = planted(data, dict(zip((DRAWN, REST), shift, strict=True)), known=known, runs=16)
+    found = judge_distilled_leak({"distilled_leak": table}, Thresholds(max_auc=0.65))
+    assert [about for about, _ in found] == ["distilled sets", "what distilled images started from"]
+    assert tuple(finding.verdict for _, finding in found) == verdicts
+    for (_, finding), group in zip(found, (MEMBERS, DRAWN), strict=True):
+        assert finding.what == "distilled_leak/loss" and not finding.judged
+        for kind in ("distilled", "random", "half"):
+            [row] = table.filter(trained_on=kind, group=group).to_dicts()
+            assert f"{row['auc']:.3f} ({row['auc_lo']:.3f} to {row['auc_hi']:.3f})" in finding.sentence
+        [own] = table.filter(trained_on="distilled", group=group).to_dicts()
+        assert (finding.value, finding.low, finding.high) == (own["auc"], own["auc_lo"], own["auc_hi"])
+        assert ("no power" in finding.sentence) == (finding.verdict is Verdict.INCONCLUSIVE and known == 0)
 
 
 def test_networks_show_the_images_that_they_were_trained_on(data: ExampleSet) -> None:
@@ -106,9 +133,15 @@ def test_networks_show_the_images_that_they_were_trained_on(data: ExampleSet) ->
     run = analysis.get("distilled_leak")
     found = run(data, config=config, seed=0, progress=silent, checkpoints=store)["distilled_leak"]
     auc = {(r["trained_on"], r["group"]): r["auc"] for r in found.iter_rows(named=True)}
-    assert auc["initial", INITIAL] > 0.7 > auc["initial", REST]
+    for kind in ("initial", "random", *CORESETS):
+        assert auc[kind, DRAWN] > 0.7 > auc[kind, REST], kind
     assert auc["half", MEMBERS] > 0.55
-    assert found.filter(trained_on="initial", group=INITIAL)["num_members"].to_list() == [6.0]
+    assert set(found.filter((pl.col("trained_on") != "half") & (pl.col("group") == DRAWN))["num_members"]) == {6.0}
+    first = {kind: store.held["half-0"][0][f"{kind}/rows"] for kind in KINDS}
+    assert all(data.y[rows].tolist() == [0, 0, 1, 1, 2, 2] and len(set(rows.tolist())) == 6 for rows in first.values())
+    assert first["initial"].tolist() == first["distilled"].tolist() == first["half"].tolist()
+    others = {tuple(sorted(first[kind].tolist())) for kind in ("initial", "random", *CORESETS)}
+    assert len(others) == 5, "each chooses others"
     assert store.saves == RUNS
     del store.held["half-3"]
     again = run(data, config=config, seed=0, progress=silent, checkpoints=store)["distilled_leak"]
