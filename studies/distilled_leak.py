@@ -12,8 +12,14 @@
 All intervals are clustered by network and by example (``attacks.membership.over_runs``). A set that was made of few
 images starts from few: the group of those is small in each half, and its interval wide. What the distilled set shows is
 a finding, for information: one of all members, and one of those that an image started from, who are few and may stand
-out where the others do not. Where the attack finds nobody in networks trained on the halves themselves it has shown no
-power, and that it finds nobody elsewhere is inconclusive.
+out where the others do not. Nothing passes by an attack that does not find the same examples where they were trained on
+themselves: all members in networks trained on the halves, those that an image started from in networks trained on the
+initial images. Attacks with reference models know who is in a half and not which few were drawn, and have little power
+for these; the loss has it.
+
+Measured (subject digits_distilled: 1,258 digits, 16 sets of ten images, 0.77 test accuracy against 0.62 of initial and
+random images and 0.96 of the halves; AUC of the loss): of all members 0.523 (0.517 to 0.529) against 0.543 in the
+halves; of those that an image started from 0.601 (0.554 to 0.646), against 1.000 in networks trained on these images.
 
 That distilled sets protect their sources: Dong, Zhao & Lyu (ICML 2022, arXiv 2206.00240); that this claim was too
 strong: Carlini, Feldman & Nasr (arXiv 2209.14987).
@@ -114,12 +120,11 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
     found, limit = [], thresholds.max_auc
     for (name,), own in tables[LEAK.name].group_by("attack", maintain_order=True):
         by = {(row["trained_on"], row["group"]): row for row in own.iter_rows(named=True)}
-        blind = by["half", MEMBERS]["auc_lo"] <= 0.5
-        for group, about, whom, theirs in (
-            (MEMBERS, "distilled sets", "the members of what was distilled", "all of what they were drawn from"),
-            (DRAWN, "what distilled images started from", "the members that an image started from", "these images"),
+        for group, control, about, whom, theirs in (
+            (MEMBERS, "half", "distilled sets", "the members of what was distilled", "all they were drawn from"),
+            (DRAWN, "initial", "what distilled images started from", "the members that images started from", "these"),
         ):
-            row, half, random = (by[kind, group] for kind in ("distilled", "half", "random"))
+            row, half, random, known = (by[kind, group] for kind in ("distilled", "half", "random", control))
             verdict = at_most(row["auc_lo"], row["auc_hi"], limit)
             sentence = (
                 f"Networks trained on distilled sets tell {whom} ({row['num_members']:,.0f} a set) from others with an "
@@ -127,9 +132,12 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
                 f"{_with_ends(half)}. Networks trained on as many random images tell {theirs} with "
                 f"{_with_ends(random)}."
             )
-            if blind and verdict is Verdict.PASS:
+            if verdict is Verdict.PASS and at_most(known["auc_lo"], known["auc_hi"], limit) is not Verdict.FAIL:
                 verdict = Verdict.INCONCLUSIVE
-                sentence += " The attack tells nobody even where everything was trained on: it has shown no power."
+                sentence += (
+                    f" Where they are trained on themselves the attack tells them with {_with_ends(known)}, not "
+                    f"clearly above {limit:g} either: it has shown no power."
+                )
             finding = Finding(
                 what=f"distilled_leak/{name}",
                 verdict=verdict,
