@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sources.example_set import ExampleSet
+from sources.example_set import SPLITS, ExampleSet
 from sources.rows import BLOCK_BYTES, Rows
 
 _MOST = 4096  # examples of which every column is held as Python objects
@@ -26,7 +26,8 @@ def row_blocks(data: ExampleSet, num: int | None = None) -> Iterator[slice]:
 
 def splits(data: ExampleSet) -> list[tuple[str, np.ndarray]]:
     """Each split that the examples have, and the rows of its examples, in their order."""
-    return [(str(name), np.flatnonzero(data.split == name)) for name in np.unique(data.split)]
+    rows = ((name, np.flatnonzero(data.split == name)) for name in sorted(SPLITS))
+    return [(name, own) for name, own in rows if len(own)]
 
 
 def blocks_of(data: ExampleSet, rows: np.ndarray) -> Iterator[ExampleSet]:
