@@ -122,7 +122,13 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
         by = {(row["trained_on"], row["group"]): row for row in own.iter_rows(named=True)}
         for group, control, about, whom, theirs in (
             (MEMBERS, "half", "distilled sets", "the members of what was distilled", "all they were drawn from"),
-            (DRAWN, "initial", "what distilled images started from", "the members that images started from", "these"),
+            (
+                DRAWN,
+                "initial",
+                "what distilled images started from",
+                "the members that images started from",
+                "those images",
+            ),
         ):
             row, half, random, known = (by[kind, group] for kind in ("distilled", "half", "random", control))
             verdict = at_most(row["auc_lo"], row["auc_hi"], limit)
@@ -135,7 +141,7 @@ def judge_distilled_leak(tables: Mapping[str, pl.DataFrame], thresholds: Thresho
             if verdict is Verdict.PASS and at_most(known["auc_lo"], known["auc_hi"], limit) is not Verdict.FAIL:
                 verdict = Verdict.INCONCLUSIVE
                 sentence += (
-                    f" Where they are trained on themselves the attack tells them with {_with_ends(known)}, not "
+                    f" Trained on these themselves networks tell them with {_with_ends(known)}, not "
                     f"clearly above {limit:g} either: it has shown no power."
                 )
             finding = Finding(
