@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from assets.measured import Measured
 from assets.stage import Run, Stage
 from contracts.digests import digest
 from contracts.jobs import UnlearnJob, times_of
+from tasks.base import Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,22 +86,20 @@ def _measured(run: Run, job: UnlearnJob, ids: Ids, arrays: Mapping[str, np.ndarr
     """Store a job's output made of another's models."""
     from recipes.checkpoints import load_arrays
     from recipes.plan import device_of, trained_builder
-    from unlearning.metrics import measure
 
-    data, train = run.data, run.train
-    forget, retain, test = train.subset(ids["forget"]), train.subset(ids["retain"]), data.part("test")
-    build, device = trained_builder(run.subject, data), device_of(run.subject)
-    rows, non_member = [], []
+    build, device, store = trained_builder(run.subject, run.data), device_of(run.subject), run.warehouse.artifacts
+
+    def model_of(weights: Mapping[str, np.ndarray]) -> Any:
+        model = build(0)
+        load_arrays(model, weights)
+        return model.to(device).eval()
+
+    measured = Measured(run.data, ids, original=model_of(store.load(job.target)[0]), runs=len(meta["runs"]))
+    rows = []
     for s, row in enumerate(meta["runs"]):
-        row, called = {**row, "num_forget": forget.num_examples}, np.zeros(forget.num_examples, dtype=bool)
+        metrics, prefix = {}, f"{s}."
         if row["status"] == "ok":
-            model, prefix = build(0), f"{s}."
-            load_arrays(model, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
-            model = model.to(device).eval()
-            metrics, called = measure(model, retain=retain, forget=forget, test=test, seed=row["seed"])
-            row |= metrics
-        rows.append(row)
-        non_member.append(called)
-    own = {"forget": forget.example_id, "non_member": np.stack(non_member)}
-    stored = {**arrays, **own}
-    run.warehouse.artifacts.save(job.output, stored, {**meta, "job": digest(job), "runs": rows})
+            model = model_of({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+            metrics = measured.of(s, model, Reading(arrays["reading"][s]), seed=row["seed"])
+        rows.append({**row, **measured.sizes, **metrics})
+    store.save(job.output, {**arrays, **measured.arrays}, {**meta, "job": digest(job), "runs": rows})

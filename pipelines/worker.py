@@ -10,7 +10,6 @@ import copy
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.batch import leaving
+from assets.measured import Measured
 from assets.provider import JobProvider
 from contracts.digests import canonical_json, digest
 from contracts.errors import Diverged, IntegrityError, NotTheModel, in_words
@@ -27,7 +27,6 @@ from contracts.subject import Subject
 from pipelines.home import state_home
 from pipelines.launchers import finished
 from recipes.plan import device_of, load_examples, trained_builder
-from sources.example_set import ExampleSet
 from tasks.base import Reading
 from warehouse import ArtifactStore, fsio
 
@@ -52,8 +51,6 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     from recipes.as_saved import as_saved
     from recipes.checkpoints import load_arrays, to_arrays
     from recipes.predict import read_with_outputs
-    from unlearning.metrics import measure
-    from unlearning.regression.metrics import run_figures
 
     subject = Subject.from_mapping(job.subject)
     store = ArtifactStore(home / "artifacts")
@@ -64,8 +61,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     weights, _ = store.load(job.target)
     ids, _ = store.load(job.members)
     leaves = leaving(ids)
-    train, test = data.part("train"), data.part("test")
-    forget, retain = train.subset(ids["forget"]), train.subset(ids["retain"])  # read; a method gets its own
+    train = data.part("train")
     build, device = trained_builder(subject, data), device_of(subject)
     model = build(0)
     load_arrays(model, weights)
@@ -91,15 +87,13 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
     readings: list[np.ndarray] = []
     logits: list[np.ndarray] = []
     whole = job.outputs and data.task.gives("outputs")
-    non_member: list[np.ndarray] = []
-    numbers = data.task.gives("numbers") and all(len(part) for part in (forget, retain, test))
-    predicted, relearned = np.full((len(job.seeds), len(forget)), np.nan), np.zeros((len(job.seeds), 2), np.int64)
+    measured = Measured(data, ids, original=model, runs=len(job.seeds))
     arrays: dict[str, np.ndarray] = {"example_id": data.example_id}
     provider = JobProvider(subject, data, model, load=stored, progress=progress)
     untouched: tuple[Reading, np.ndarray | None] | None = None  # read where a run has no result
     for step, seed in enumerate(job.seeds):
         started = time.perf_counter()
-        status, reason, metrics, called = "ok", "", {}, np.zeros(forget.num_examples, dtype=bool)
+        status, reason, metrics = "ok", "", {}
         try:
             result = method(
                 copy.deepcopy(model),
@@ -112,12 +106,7 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
             )
             wall_s = time.perf_counter() - started
             result, reading, outputs = as_saved(result, build, data, what=job.method.name, outputs=whole)
-            said_of = _known(data, reading)
-            metrics, called = measure(result, retain=retain, forget=forget, test=test, seed=seed, known=said_of)
-            if numbers:
-                sets = {"retain": retain, "forget": forget, "train": train, "test": test}
-                figures, predicted[step], again = run_figures(result, original=model, **sets, seed=seed)
-                metrics, relearned[step] = metrics | figures, (again.batches, again.reached)
+            metrics = measured.of(step, result, reading, seed=seed)
         except (Diverged, NotTheModel) as error:
             sys.stderr.write(f"{job.method.name}, seed {seed}: {error}\n")
             status, reason = "diverged" if isinstance(error, Diverged) else "refused", str(error)
@@ -126,31 +115,14 @@ def run_job(job: UnlearnJob, *, home: Path, folder: Path) -> dict[str, Any]:
             reading, outputs = untouched
         readings.append(reading.values)
         logits += [] if outputs is None else [outputs]
-        non_member.append(called)
         arrays |= {f"{step}.{name}": value for name, value in to_arrays(result).items()}
-        rows.append(
-            {
-                "seed": seed,
-                "num_forget": forget.num_examples,
-                "num_retain": retain.num_examples,
-                **metrics,
-                "status": status,
-                "reason": reason,
-            }
-        )
+        rows.append({"seed": seed, **measured.sizes, **metrics, "status": status, "reason": reason})
         times.append({"seed": seed, "wall_s": wall_s, "rte": wall_s / 60})
     meta = {"job": digest(job), "method": job.method.name, "runs": rows}
     store.save_json(times_of(job.output), times)
-    kept = {"reading": np.stack(readings), "non_member": np.stack(non_member), "forget": forget.example_id}
-    kept |= {"logits": np.stack(logits)} if whole else {}
-    kept |= {"predicted": predicted, "relearned": relearned} if numbers else {}
+    kept = {"reading": np.stack(readings), **measured.arrays} | ({"logits": np.stack(logits)} if whole else {})
     store.save(job.output, arrays | kept, meta)
     return meta
-
-
-def _known(data: ExampleSet, reading: Reading) -> Callable[[ExampleSet], Reading]:
-    """Examples of the data set -> their part of its reading."""
-    return lambda some: Reading(reading.values[data.positions(some.example_id)])
 
 
 def _same(what: str, found: str, expected: str) -> None:

@@ -25,10 +25,10 @@ one to three trainings a point:
     digits, pools of 300, 1-32 passes, same       6  0.030   0.031           +0.001 (-0.001 to 0.003)      4
 
 So decay is claimed where pools were seen often enough for it to show (4: the share gained is 0.44 over ten fresh seeds,
-standard deviation 0.15, asked for 0.1), and for one pool at a time. The laws' own error on unions (3) is 0.022, standard
-deviation 0.005, asked for 0.035; the rank correlation of b and flip rate 0.96 (0.08), asked for 0.79. It is NOT claimed for unions, which is what the law is for: on these pools (3) a law
-without decay predicted them as well or better. Nor from few passes, nor on digits, where tau is mostly fitted at the
-end of its range.
+standard deviation 0.15, asked for 0.1), and for one pool at a time. It is NOT claimed for unions, which is what the law
+is for: on these pools (3) a law without decay predicted them as well or better. Nor from few passes, nor on digits,
+where tau is mostly fitted at the end of its range. Over the same ten seeds the laws' own error on unions (3) is 0.022
+(0.005), asked for 0.035, and the rank correlation of b and flip rate 0.96 (0.08), asked for 0.79.
 """
 
 from __future__ import annotations
@@ -238,7 +238,9 @@ def _unions(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
             0.7,
         ),
         at_most(
-            "3. mean |predicted - trained error|, 12 unions x budgets", float(np.abs(predicted - measured).mean()), 0.035
+            "3. mean |predicted - trained error|, 12 unions x budgets",
+            float(np.abs(predicted - measured).mean()),
+            0.035,
         ),
     ]
 
