@@ -178,6 +178,7 @@ def working(name: str, folder: str, num: int, seed: int) -> int:
         "encoder": lambda d: models[0],
         "train": lambda d: observed,
         "ensemble": lambda d: ensemble_of(d, home, seed),
+        "ensemble_outputs": lambda d: ensemble_of(d, home, seed),
         "unlearn": lambda d: None,
     }
 

@@ -1,6 +1,6 @@
 """Cost of the worst-case selection against the work it cannot avoid, in the same run.
 
-    python -m benchmarks.worst_case [--repeats 5] [--seed 0] [--json]
+    python -m benchmarks.worst_case [--repeats 9] [--seed 0] [--json]
 
 For each model and group, one thread: CPU time of a whole selection (S upper steps of E lower epochs, all steps taken)
 over CPU time of a plain loop that does S * E epochs of signSGD (forward, backward, p -= lr sign(g)) on the same batches
@@ -75,7 +75,7 @@ def rows(o: argparse.Namespace) -> Iterator[Row]:
 
 def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="pairs a model")
+    parser.add_argument("--repeats", type=int, default=9, help="pairs a model")
     o = parser.parse_args()
     torch.set_num_threads(1)
     return report(rows(o), as_json=o.json)

@@ -103,18 +103,19 @@ def greedy(features: Float, num: int) -> NDArray[np.int64]:
         )
     near = similarities(features)
     best, more, chosen = np.zeros(len(near), np.float32), np.empty(len(near), np.float32), np.empty(num, np.int64)
+    covered = 0.0  # F of what is chosen
     bounds = [(-gain, at) for at, gain in enumerate(near.sum(1, dtype=np.float64).tolist())]  # ties: the smaller id
     heapq.heapify(bounds)
     for t in range(num):
         while True:
             _, at = heapq.heappop(bounds)
-            np.maximum(np.subtract(near[at], best, out=more), 0, out=more)
-            gain = (-float(more.sum(dtype=np.float64)), at)
+            gain = (covered - float(np.add.reduce(np.maximum(near[at], best, out=more), dtype=np.float64)), at)
             if not bounds or gain <= bounds[0]:
                 break
             heapq.heappush(bounds, gain)
         chosen[t] = at
         np.maximum(best, near[at], out=best)
+        covered = float(best.sum(dtype=np.float64))
     return chosen
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -82,11 +83,23 @@ def export_set(
         }
         (partial / MANIFEST).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         partial.chmod(0o755)
+        for path in (*(p for p in partial.rglob("*") if p.is_file()), partial):
+            _to_disk(path)
         partial.rename(to)
+        _to_disk(to.absolute().parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return to / MANIFEST
+
+
+def _to_disk(path: Path) -> None:
+    """What is in a file, or which files are in a folder, is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_folder(to: Path) -> None:
