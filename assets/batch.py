@@ -1,5 +1,7 @@
-"""Models that the requests of a batch share: trained for the first of them, found there by the others.
+"""Batches of forget requests, and the models that those of a batch share: trained for the first, found there by the
+others.
 
+    batch    in the order of the requests, as many as name at most a fifth of the training examples together
     leaves   = what any request of the batch names (role ``forget`` of one is role ``beside`` of the others)
     same     a job of the other request that differs in nothing but where it reads and writes, on sets whose union and
              whose rest are the same
@@ -11,7 +13,7 @@ takes what it has to out of those of the others. What is found is what a job of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +22,55 @@ from assets.measured import Measured
 from assets.stage import Run, Stage
 from contracts.digests import digest
 from contracts.jobs import UnlearnJob, times_of
+from contracts.requests import RequestState
 from tasks.base import Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from warehouse.requests import Requests
+
 Ids = Mapping[str, "NDArray[np.int64]"]
+MOST = 0.2  # share of the training examples that a batch names, unless one request alone names more
+
+
+def batches(sizes: Mapping[str, int], num_train: int) -> list[list[str]]:
+    """Requests that are removed together: as many as may be, in their order.
+
+    Args:
+        sizes: id of a request, in order -> training examples that it names.
+        num_train: examples of the training split.
+
+    >>> batches({"a": 5, "b": 10, "c": 10, "d": 90, "e": 1}, 100)
+    [['a', 'b'], ['c'], ['d'], ['e']]
+    """
+    found: list[list[str]] = []
+    room = 0.0
+    for request_id, num in sizes.items():
+        if not found or num > room:
+            found.append([])
+            room = MOST * num_train
+        found[-1].append(request_id)
+        room -= num
+    return found
+
+
+def put_together(
+    requests: Requests, request_ids: Sequence[str], *, num_train: int, each: bool = False
+) -> list[list[str]]:
+    """The batches of these requests, on record. One that was begun in a batch, or by itself, goes on as it was begun.
+
+    Args:
+        request_ids: in the order in which they are run.
+        num_train: examples of the training split.
+        each: every request by itself.
+    """
+    entries = {request_id: requests.get(request_id) for request_id in request_ids}
+    fresh = {r: e.num_examples or 0 for r, e in entries.items() if e.state is RequestState.VERIFIED}
+    made = [[r] for r in fresh] if each else batches(fresh, num_train)
+    for batch in made:
+        requests.together(batch)
+    return made
 
 
 def leaving(ids: Ids) -> NDArray[np.int64]:

@@ -14,12 +14,12 @@ of the others would go with the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.errors import PalimpsestError
-from contracts.requests import CONCEPT, RequestState
+from contracts.requests import CONCEPT
 from pipelines.build import to_run
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from contracts.subject import Subject
 
 FAILED = "failed"
-MOST = 0.2  # share of the training examples that a batch names, unless one request alone names more
 
 
 class Worked(NamedTuple):
@@ -48,43 +47,6 @@ def waiting(requests: pl.DataFrame, *, now: datetime) -> list[str]:
         requests: of ``Requests.list``.
     """
     return [row["request_id"] for row in to_run(requests, now=now) if row["selector"] != CONCEPT]
-
-
-def batches(sizes: Mapping[str, int], num_train: int) -> list[list[str]]:
-    """Requests that are removed together: as many as may be, in their order.
-
-    Args:
-        sizes: id of a request, in order -> training examples that it names.
-        num_train: examples of the training split.
-
-    >>> batches({"a": 5, "b": 10, "c": 10, "d": 90, "e": 1}, 100)
-    [['a', 'b'], ['c'], ['d'], ['e']]
-    """
-    found: list[list[str]] = []
-    room = 0.0
-    for request_id, num in sizes.items():
-        if not found or num > room:
-            found.append([])
-            room = MOST * num_train
-        found[-1].append(request_id)
-        room -= num
-    return found
-
-
-def put_together(plan: Subject, workspace: Workspace, request_ids: Sequence[str], *, each: bool) -> list[list[str]]:
-    """The batches of these requests, on record. One that was begun in a batch, or by itself, goes on as it was begun.
-
-    Args:
-        each: every request by itself.
-    """
-    w = workspace.warehouse
-    entries = {request_id: w.requests.get(request_id) for request_id in request_ids}
-    fresh = {r: e.num_examples or 0 for r, e in entries.items() if e.state is RequestState.VERIFIED}
-    num_train = int((workspace.examples(plan).split == "train").sum())
-    made = [[r] for r in fresh] if each else batches(fresh, num_train)
-    for batch in made:
-        w.requests.together(batch)
-    return made
 
 
 def work_off(
@@ -106,6 +68,7 @@ def work_off(
     Raises:
         JobFailed: the audit that all of them stand on failed; none of them was run.
     """
+    from assets.batch import put_together
     from assets.request_rows import answer_unseen
     from pipelines.cli.audit import run_subject
     from pipelines.cli.requests import runnable
@@ -128,7 +91,8 @@ def work_off(
             ended(request_id, FAILED, str(error))
     if fit:
         run_subject(plan, workspace.home, job="audit", workspace=workspace)
-        for batch in put_together(plan, workspace, fit, each=each):
+        num_train = int((workspace.examples(plan).split == "train").sum())
+        for batch in put_together(w.requests, fit, num_train=num_train, each=each):
             if len(batch) > 1:
                 note(f"{len(batch)} requests are removed together, each is judged by itself: {', '.join(batch)}")
     for request_id in fit:

@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 from dagster._utils.schedules import schedule_execution_time_iterator
 
+from contracts.errors import NotReady
 from contracts.requests import CONCEPT, EDGE, OPEN, RequestState
 from contracts.subject import Subject
 
@@ -170,8 +171,10 @@ def request_tick(
     urgent first.
 
     A request with a run under way is left alone, one that failed is run again, ``MAX_RUNS`` times in all. One that
-    names no training example is answered at once.
+    names no training example is answered at once. Those that are new are put together (``assets.batch``): the first of
+    a batch trains, one process at a time, and the others find its models.
     """
+    from assets.batch import put_together
     from assets.request_rows import answer_unseen
 
     waiting, urgency, given_up, concepts = {}, {}, [], []
@@ -200,6 +203,7 @@ def request_tick(
             if given_up
             else "no verified forget request is waiting"
         )
+    put_together(workspace.warehouse.requests, list(waiting), num_train=_num_train(workspace.warehouse, subject))
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(run_key=key, partition_key=name, tags={REQUEST_TAG: name, PRIORITY: urgency[name]})
@@ -207,6 +211,15 @@ def request_tick(
         ],
         dynamic_partitions_requests=[partitions.build_add_request(list(waiting))],
     )
+
+
+def _num_train(warehouse: Warehouse, subject: str) -> int:
+    """Training examples on record; 0 before an audit has published any: then every request is removed by itself."""
+    counted = "SELECT count(*) AS num FROM data.examples WHERE subject = $subject AND split = 'train'"
+    try:
+        return int(warehouse.query(counted, {"subject": subject})["num"][0])
+    except NotReady:
+        return 0
 
 
 def overdue(warehouse: Warehouse, subject: str, *, now: datetime) -> list[str]:

@@ -750,15 +750,15 @@ def execute(plan: Subject, workspace: Workspace, request_id: str) -> list[dict[s
             what is lacking.
         DataError: its rows have changed since it was registered. JobFailed: a stage failed.
     """
+    from assets.batch import put_together
     from assets.request_rows import answer_unseen
-    from pipelines.batch import put_together
     from pipelines.cli.audit import run_subject
 
     home = workspace.home
     if runnable(plan, workspace, request_id).num_examples == 0:
         return answer_unseen(workspace.warehouse, request_id)
     run_subject(plan, home, job="audit", workspace=workspace)
-    put_together(plan, workspace, [request_id], each=True)
+    put_together(workspace.warehouse.requests, [request_id], num_train=0, each=True)
     _, records = run_subject(plan, home, job="forget", request=request_id, workspace=workspace)
     return records
 

@@ -68,13 +68,20 @@ def test_the_sensor_starts_runs_in_that_order_and_says_their_class_to_the_queue(
     now = datetime.now(UTC)
     dues = {"later": now + 20 * DAY, "missed": now - DAY, "soon": now + 3 * DAY}
     rows = [{"request_id": name, **listed(due_at=due, num_examples=1)} for name, due in dues.items()]
-    register = SimpleNamespace(list=lambda subject: pl.DataFrame(rows))
+    together: list[list[str]] = []
+    register = SimpleNamespace(
+        list=lambda subject: pl.DataFrame(rows),
+        get=lambda name: SimpleNamespace(state=RequestState.VERIFIED, num_examples=4),
+        together=together.append,
+    )
+    counted = pl.DataFrame({"num": [50]})
     found = request_tick(
-        SimpleNamespace(warehouse=SimpleNamespace(requests=register)),  # type: ignore[arg-type]
+        SimpleNamespace(warehouse=SimpleNamespace(requests=register, query=lambda *_: counted)),  # type: ignore[arg-type]
         "mine",
         request_partitions("mine"),
         instance=SimpleNamespace(get_runs=lambda filters: []),  # type: ignore[arg-type]
     )
+    assert together == [["missed", "soon"], ["later"]], "ten of fifty at most"
     assert isinstance(found, dg.SensorResult)
     asked = [(run.partition_key, run.tags[PRIORITY]) for run in found.run_requests or []]
     assert asked == [("missed", "0"), ("soon", "-1"), ("later", "-2")]
