@@ -90,10 +90,10 @@ def test_attacks_on_tokens_read_each_model_itself(audited: Workspace) -> None:
             "SELECT example_id, score FROM audits.attack_scores WHERE attack = 'minus_base' AND audited = 'target'"
         ).iter_rows()
     )
-    target, _ = w.artifacts.load("texts/models/target/readings")
     for example, score in fell.items():
         row = rows[example]
-        assert score == pytest.approx(base["reading"][row, 0] - target["reading"][row, 0])
+        loss = -told["target/0"][row, told["counted"][row], 0].astype(float).mean()
+        assert score == pytest.approx(base["reading"][row, 0] - loss, rel=1e-5)
 
 
 def test_the_untouched_model_is_not_passed_and_the_page_names_every_method(audited: Workspace) -> None:
