@@ -9,7 +9,6 @@ import dagster as dg
 import polars as pl
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from contracts.errors import NotReady
 from contracts.requests import CONCEPT, EDGE, OPEN, RequestState
 from contracts.subject import Subject
 
@@ -203,7 +202,7 @@ def request_tick(
             if given_up
             else "no verified forget request is waiting"
         )
-    put_together(workspace.warehouse.requests, list(waiting), num_train=_num_train(workspace.warehouse, subject))
+    put_together(workspace.warehouse.requests, list(waiting), num_train=workspace.warehouse.num_training(subject))
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(run_key=key, partition_key=name, tags={REQUEST_TAG: name, PRIORITY: urgency[name]})
@@ -211,15 +210,6 @@ def request_tick(
         ],
         dynamic_partitions_requests=[partitions.build_add_request(list(waiting))],
     )
-
-
-def _num_train(warehouse: Warehouse, subject: str) -> int:
-    """Training examples on record; 0 before an audit has published any: then every request is removed by itself."""
-    counted = "SELECT count(*) AS num FROM data.examples WHERE subject = $subject AND split = 'train'"
-    try:
-        return int(warehouse.query(counted, {"subject": subject})["num"][0])
-    except NotReady:
-        return 0
 
 
 def overdue(warehouse: Warehouse, subject: str, *, now: datetime) -> list[str]:

@@ -356,6 +356,12 @@ class Warehouse(Session):
         with self.reading() as con:
             return _last_stage(con, asset)
 
+    def num_training(self, subject: str) -> int:
+        """Training examples of a subject on record; 0 where none were recorded."""
+        with self.reading() as con:
+            counted = f"SELECT count(*) FROM {ddl.table(EXAMPLES)} WHERE subject = ? AND split = 'train'"
+            return int(con.execute(counted, [subject]).fetchall()[0][0])
+
     def latest_score(self, subject: str, name: str) -> pl.DataFrame:
         """``(example_id, value, stderr)`` of a current score that met its gates, by example id.
 

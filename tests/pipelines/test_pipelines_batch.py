@@ -74,9 +74,8 @@ def test_the_sensor_starts_runs_in_that_order_and_says_their_class_to_the_queue(
         get=lambda name: SimpleNamespace(state=RequestState.VERIFIED, num_examples=4),
         together=together.append,
     )
-    counted = pl.DataFrame({"num": [50]})
     found = request_tick(
-        SimpleNamespace(warehouse=SimpleNamespace(requests=register, query=lambda *_: counted)),  # type: ignore[arg-type]
+        SimpleNamespace(warehouse=SimpleNamespace(requests=register, num_training=lambda subject: 50)),  # type: ignore[arg-type]
         "mine",
         request_partitions("mine"),
         instance=SimpleNamespace(get_runs=lambda filters: []),  # type: ignore[arg-type]
