@@ -68,7 +68,7 @@ browser: $(DEV) ## drive the UI in headless Chromium
 	@$(BIN)/python -m pytest -m browser $(ARGS) || $(NONE_IS_FINE)
 
 slow: $(DEV) ## minutes of compute on real data
-	@$(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_IS_FINE)
+	@$(RECORDED) $(BIN)/python -m pytest -m slow $(ARGS) || $(NONE_IS_FINE)
 
 sbom: $(RUNTIME) $(SBOM_TOOLS) ## sbom.cdx.json: what is installed (CycloneDX); and what is known against the pinned versions
 	@$(SBOM_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
