@@ -105,7 +105,8 @@ def _beside(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
         reason=pl.when(leaves).then(pl.lit("named by another request of the batch")).otherwise("reason"),
     )
     num = int((members["role"] == "beside").sum())
-    return members, f"; removed with {num} of {len(others)} other requests" if num else ""
+    said = f"; removed with {num} examples of {len(others)} other request{'s' * (len(others) != 1)}"
+    return members, said if num else ""
 
 
 def _pinned(run: Run, request: ForgetRequest) -> np.ndarray:
