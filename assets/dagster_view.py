@@ -54,7 +54,6 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         if stage.fresh_days
         else None,
         required_resource_keys={"workspace"},
-        retry_policy=_AGAIN,
     )
     def _asset(context) -> dg.MaterializeResult:  # type: ignore[no-untyped-def, type-arg]  # Dagster reads this annotation at run time
         workspace: Workspace = context.resources.workspace
@@ -62,7 +61,11 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
         try:
             record = materialize(stage, workspace, run_id=context.run.run_id, request=request, context=context)
         except Exception as error:
-            raise dg.Failure(in_words(error), allow_retries=may_pass(error)) from error
+            failure = dg.Failure(in_words(error), allow_retries=False)
+            if not may_pass(error):
+                raise failure from error
+            failure.__cause__ = error
+            raise dg.RetryRequested(_AGAIN.max_retries, _AGAIN.calculate_delay(context.retry_number + 1)) from failure
         state = UNCHANGED if record["unchanged"] else f"computed in {record['wall_s']:.1f} s"
         context.log.info(f"{stage.asset(request)}: {state}")
         return dg.MaterializeResult(
@@ -75,7 +78,8 @@ def to_asset(stage: Stage, partitions: dg.PartitionsDefinition | None) -> dg.Ass
 
 
 # What may pass by itself (a killed process, a busy lock, a hiccup of the disk) is tried again; what is wrong stays
-# wrong.
+# wrong. It is asked for case by case: given to the asset as its policy, Dagster would also start a stage again that
+# somebody has interrupted, and neither Ctrl-C nor the UI's "terminate" would end a run.
 _AGAIN = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 

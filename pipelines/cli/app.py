@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -27,6 +28,8 @@ from pipelines.cli import (
     verify,
 )
 from pipelines.cli.terminal import drop_new_state, errors, speak_plainly
+
+INTERRUPTED = 130  # as typer ends, and as a shell says of SIGINT
 
 app = typer.Typer(
     name="palimpsest",
@@ -57,13 +60,15 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Entry point. Whatever goes wrong is one message and exit status 2, never a traceback: 1 says that an audit found
-    something, or could not show that all is well."""
+    something, or could not show that all is well. Who interrupts it (Ctrl-C, SIGTERM) gets 130."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     speak_plainly()
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("interrupted; finished stages are kept, run the same command to go on")
-        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interrupted: what was finished is kept; the same command, run again, goes on")
+        raise
     except Exception as error:
         drop_new_state()
         if os.environ.get("PALIMPSEST_TRACEBACK"):

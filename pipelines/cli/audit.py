@@ -205,6 +205,8 @@ def _launch(
         workspace.home, plan, instance=instance, run_id=result.run_id, succeeded=result.success, request=request
     ):
         errors.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    if _interrupted(result):
+        raise KeyboardInterrupt
     if not result.success:
         raise JobFailed(_first_failure(result))
     made = {tuple(m.asset_key.path): m.metadata["state"].value for m in _materializations(result)}
@@ -213,6 +215,14 @@ def _launch(
 
 def _materializations(result: ExecuteInProcessResult) -> list[AssetMaterialization]:
     return [event.materialization for event in result.get_asset_materialization_events()]
+
+
+def _interrupted(result: ExecuteInProcessResult) -> bool:
+    """Whether somebody ended the run (Ctrl-C, SIGTERM): Dagster keeps the signal to itself, its step fails."""
+    from dagster._core.execution.plan.objects import ErrorSource
+
+    failed = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return any(data.error_source is ErrorSource.INTERRUPT for data in failed)
 
 
 def _first_failure(result: Any) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +15,7 @@ import pytest
 
 from assets import dagster_view, subject_stages
 from assets.judged import OTHER
+from assets.stage import Stage
 from contracts.errors import ConfigError, UnknownName, in_words
 from contracts.methods import analysis
 from contracts.subject import Subject
@@ -92,6 +95,29 @@ def test_what_may_pass_is_tried_again_and_what_is_wrong_is_not(
     done = dg.materialize([asset], resources={"workspace": object()}, raise_on_error=False)
     (failed,) = [e.step_failure_data for e in done.all_events if e.is_step_failure]
     assert len(tried) == times and in_words(error) in failed.user_failure_data.description
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stage_is_not_tried_again_and_its_run_goes_no_further(
+    small: Subject, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    """By the terminal (Ctrl-C), a service manager, or "terminate" in the UI."""
+    tried = []
+
+    def interrupted(stage: Stage, *_: object, **__: object) -> None:
+        tried.append(stage.path)
+        os.kill(os.getpid(), sent)
+        time.sleep(10)
+
+    monkeypatch.setattr(dagster_view, "materialize", interrupted)
+    monkeypatch.setattr(dagster_view, "_AGAIN", dg.RetryPolicy(max_retries=2, delay=0))
+    assets = [dagster_view.to_asset(stage, None) for stage in subject_stages(small) if not stage.deps]
+    more = dg.asset(name="zz")(lambda: tried.append("the next"))  # stages are run in the order of their names
+    done = dg.materialize([*assets, more], resources={"workspace": object()}, raise_on_error=False)
+    assert tried == [("data", "examples")] and not done.success
+    (failed,) = [e.step_failure_data for e in done.all_events if e.is_step_failure]
+    assert failed.error_source.value == "INTERRUPT"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ command on."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -355,3 +357,35 @@ def test_only_what_may_pass_is_tried_again() -> None:
         not may_pass(OSError(28, "No space left", "/x")) and not may_pass(NotTrusted("no")) and not may_pass(KeyError())
     )
     assert in_words(OSError(28, "No space left on device", "/x")).startswith("the disk is full: /x.")
+
+
+# --- interruption
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def stages(w: Warehouse) -> set[tuple[str, int]]:
+    with w.reading() as con:
+        return set(con.execute("SELECT asset, seq FROM meta.stages").fetchall())
+
+
+@pytest.mark.journey
+def test_an_interrupted_audit_ends_at_once_and_the_next_goes_on(small: Subject, tmp_path: Path) -> None:
+    home, plan = tmp_path / "home", dataclasses.replace(small, unlearning=None)
+    write_subject(plan, home, comment="a test")
+    env = {"PYTHONPATH": str(ROOT), **os.environ, "PALIMPSEST_HOME": str(home)}
+    asked = [*MAIN, "audit", plan.subject]
+    with subprocess.Popen(asked, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        while plan.subject + "/" not in (line := running.stderr.readline()):  # the first stage that is at work
+            assert line
+        at = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        rest = running.stderr.read()
+    assert running.returncode == command.INTERRUPTED, rest
+    assert time.monotonic() - at < 30 and "interrupted: what was finished is kept" in rest and "Traceback" not in rest
+    finished = stages(Warehouse.open(home))
+    done = palimpsest("audit", plan.subject, cwd=tmp_path, env={"PALIMPSEST_HOME": str(home)})
+    assert done.returncode in (0, 1), done.stderr
+    w = Warehouse.open(home)
+    assert verify(w).whole
+    assert finished <= stages(w), "what was finished is not done anew"
