@@ -22,7 +22,7 @@ class Measured:
     Attributes:
         forget, retain: the sets, of the training split; ``forget`` is what is measured, whatever else was removed.
         non_member: (S, F) bool, called a non-member by the efficacy attack; all False of a run without a result.
-        predicted: (S, F) of a task of numbers, what each model says of the set; NaN of a run without a result.
+        predicted: (S, F) of a task of numbers, what each model says of the set; 0 of a run without a result.
         relearned: (S, 2) int64 of a task of numbers, batches until the set was learned again, and 1 where it was.
     """
 
@@ -32,7 +32,7 @@ class Measured:
         self.forget, self.retain = self._train.subset(ids["forget"]), self._train.subset(ids["retain"])
         self._numbers = data.task.gives("numbers") and all(map(len, (self.forget, self.retain, self._test)))
         self.non_member = np.zeros((runs, len(self.forget)), dtype=bool)
-        self.predicted, self.relearned = np.full((runs, len(self.forget)), np.nan), np.zeros((runs, 2), np.int64)
+        self.predicted, self.relearned = np.zeros((runs, len(self.forget))), np.zeros((runs, 2), np.int64)
 
     def of(self, run: int, model: nn.Module, reading: Reading, *, seed: int) -> dict[str, float | None]:
         """Metrics of a run's model.

@@ -283,13 +283,14 @@ def judge_method(
 
 def _judge_failed(failed: pl.DataFrame, num_runs: int) -> Finding:
     """What came back is no model of this plan, or none at all: there is nothing else to judge."""
-    refused = failed.filter(pl.col("status") == "refused")
-    first = (refused if refused.height else failed).row(0, named=True)
+    refused, diverged = (failed.filter(pl.col("status") == status) for status in ("refused", "diverged"))
+    first = (refused if refused.height else diverged).row(0, named=True)
+    told = {"refused": refused.height, "diverged": diverged.height}
     return Finding(
         what="result",
         kind=RESULT,
         verdict=Verdict.FAIL if refused.height else Verdict.BROKEN,
-        sentence=f"{failed.height} of {num_runs} runs {'refused' if refused.height else 'diverged'} (seed "
+        sentence=f"Of {num_runs} runs {' and '.join(f'{n} {status}' for status, n in told.items() if n)} (seed "
         f"{first['seed']}): {first['reason']}.",
     )
 

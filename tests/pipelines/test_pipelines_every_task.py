@@ -3,15 +3,18 @@ and a page."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from in_process import InProcess
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from torch import nn
 from typer.testing import CliRunner
 
 from assets import Workspace, subject_stages
@@ -19,6 +22,7 @@ from assets.stage import APPLIES, materialize
 from contracts import schema
 from contracts.errors import NotApplicable
 from contracts.jobs import UnlearnJob
+from contracts.methods import UnlearnerSpec, unlearner
 from contracts.subject import Subject
 from pipelines.cli import app
 from pipelines.subjects import write_subject
@@ -308,3 +312,43 @@ def test_what_is_measured_of_numbers_is_in_the_metrics_and_on_the_page(tmp_path:
     assert figures["none"]["w1"] > figures["retrain"]["w1"] == 0
     page = next((tmp_path / "state").rglob("*.html")).read_text()
     assert all(heading in page for heading in ("Error, forgotten", "W1 to retraining", "Anamnesis index"))
+
+
+class Failing:
+    """Retraining's settings, but the second run ends in weights that are not finite, and the third in another model."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, model: nn.Module, **_: Any) -> nn.Module:
+        self.runs += 1
+        if self.runs % 3 == 0:
+            return nn.Identity()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(torch.nan if self.runs % 3 == 2 else 0.9)
+        return model
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("task", ["classification", "ranking", "regression"])
+def test_a_run_without_a_result_fails_its_method_and_stops_nothing(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlearner.names()  # everything else is loaded first
+    monkeypatch.setattr(unlearner, "_methods", dict(unlearner._methods))
+    failing = Failing()
+    unlearner(UnlearnerSpec(name="failing", doc="a test"))(lambda *args, **kwargs: failing(*args, **kwargs))
+    classes = {"source": {"name": "sklearn", "config": {"dataset": "wine", "test_fraction": 0.5}}}
+    chosen = {**PLANS["regression"], **PLANS.get(task, classes)}
+    chosen["recipe"] = {**chosen["recipe"], "config": {"lr": 0.02, "batch": 32, "epochs": 3}}
+    more = {"analyses": [], "attacks": ["loss"], "splits": SHARED["splits"]}
+    unlearning = {"split": "random", "methods": ["retrain", "failing"], "seeds": 3, "decides": "failing"}
+    subject = Subject.from_mapping({"subject": task, **chosen, **more, "unlearning": unlearning})
+    w = carry_out(subject, tmp_path).warehouse
+    runs = w.query("SELECT seed, status, ta FROM unlearning.wide WHERE method = 'failing' ORDER BY seed")
+    assert sorted(runs["status"]) == ["diverged", "ok", "refused"]
+    assert runs.filter(pl.col("ta").is_not_null())["status"].to_list() == ["ok"]
+    found = w.query("SELECT verdict, sentence FROM audits.findings WHERE about = 'random/failing' AND what = 'result'")
+    assert found["verdict"].to_list() == ["fail"] and "Of 3 runs 1 refused and 1 diverged" in found["sentence"][0]
+    assert json.loads(w.artifacts.load_bytes(f"{task}/reports/audit.json"))["verdict"] == "fail"
