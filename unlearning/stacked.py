@@ -6,8 +6,9 @@
 Every plan keeps its own stream of batches, drawn as ``descend`` draws them, so the result is that of ``descend`` on
 each plan to rounding (1e-9 of the largest weight in float64; in float32 what 1e-6 a step grows to). Models need not
 have equally many examples or steps: batches are padded and masked, and a model that is done is copied out and gets
-weights of 0 while the others go on. Penalties and projections work on views of each model's own weights. A model that
-leaves the finite numbers touches no other one: products are batched over models, never summed over them.
+weights of 0 while the others go on. Penalties and projections work on views of each model's own weights; a penalty
+that all plans share (``==``) is asked for once for all of them, where vmap can. A model that leaves the finite numbers
+touches no other one: products are batched over models, never summed over them.
 
 Taken: classes with the task's own loss or with one of the outputs (``Pass.of_outputs``), an optimiser that works
 element by element, layers that stay, rates that change in step (those that have as many steps an epoch share a stack),
