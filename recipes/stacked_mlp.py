@@ -75,7 +75,8 @@ class StackedMLP:
             x: (A, B, *shape) inputs.
             targets: int64 (A, B) labels; (A, B, ...) what ``losses`` takes.
             weights: (A, B), 0 on padding.
-            losses: instead of the cross-entropy.
+            losses: instead of the cross-entropy; where it has a ``gradient``, ``(outputs, targets) -> (n, K)`` in fresh
+                memory, that is asked for.
 
         Returns:
             One tensor a parameter, (A, ...); they are overwritten by the next call.
@@ -99,10 +100,14 @@ class StackedMLP:
             delta.scatter_add_(1, hit, delta.new_full((1, 1, 1), self.smoothing - 1).expand(hit.shape))
             delta *= weights.unsqueeze(1)
         else:
-            answers = logits.transpose(1, 2).flatten(0, 1).requires_grad_()
-            with torch.enable_grad():
-                total = (losses(answers, targets.flatten(0, 1)) * weights.flatten()).sum()
-            (found,) = torch.autograd.grad(total, answers)
+            answers, aims = logits.transpose(1, 2).flatten(0, 1), targets.flatten(0, 1)
+            written_out = getattr(losses, "gradient", None)
+            if written_out is None:
+                with torch.enable_grad():
+                    each = losses(answers.requires_grad_(), aims)
+                (found,) = torch.autograd.grad(each, answers, weights.flatten())
+            else:
+                found = written_out(answers, aims).mul_(weights.reshape(-1, 1))
             delta = found.view(live, width, -1).transpose(1, 2).contiguous()
         for layer in reversed(range(len(after))):
             torch.bmm(delta, after[layer].transpose(1, 2), out=grads[2 * layer])
@@ -112,6 +117,14 @@ class StackedMLP:
                 torch.bmm(params[2 * layer].transpose(1, 2), delta, out=room)
                 delta = backward(room, before, out)
         return list(grads)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (M, B, *shape) -> (M, K, B), examples last."""
+        after = x.flatten(2).transpose(1, 2)
+        for weight, bias in zip(self.params[:-2:2], self.params[1:-2:2], strict=True):
+            before = torch.baddbmm(bias, weight, after)
+            after = _FORWARD[self.activation](before, before)
+        return torch.baddbmm(self.params[-1], self.params[-2], after)
 
     @torch.no_grad()
     def unstack(self) -> None:

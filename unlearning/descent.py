@@ -23,7 +23,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,8 @@ class Pass:
         weights: (n,) float64, factor of each example's loss, of all parts in their order; -1 ascends.
         losses: ``(model, batch) -> (B,)`` loss of each example; None: the task's.
         of_outputs: ``(outputs (B, K), targets (B, ...)) -> (B,)`` instead, where the loss is one of the model's answer
-            and the target alone: plans whose functions are equal (``==``) may then be carried out together.
+            and the target alone: plans whose functions are equal (``==``) may then be carried out together. One that
+            has a ``gradient``, ``(outputs, targets) -> (B, K)`` of each loss by its outputs, is then not recorded.
     """
 
     parts: tuple[Inputs, ...]
@@ -313,7 +314,8 @@ class Descent:
         config: optimiser settings.
         seed: root of the batch order and of the model's own noise (dropout).
         name: method, for messages and progress.
-        penalty: ``(parameters by name, epoch) -> scalar`` that is added to the mean loss of each batch.
+        penalty: ``(parameters by name, epoch) -> scalar`` that is added to the mean loss of each batch. Plans whose
+            penalties are equal (``==``) may be asked for theirs together, under ``torch.func.vmap`` where it can.
         project: ``(parameters by name, steps done, all steps) -> None``, in place after each step: what keeps weights
             where they may be (a mask, a ball). The parameters are those that train.
         optimizer: makes the optimiser from the parameters that train.
@@ -518,6 +520,12 @@ def batches_of(order: Tensor, size: int) -> list[Tensor]:
     return pieces
 
 
+@cache
+def sizes_of(examples: int, batch: int) -> tuple[int, ...]:
+    """Examples of each piece into which :func:`batches_of` puts so many."""
+    return tuple(len(rows) for rows in batches_of(torch.arange(examples), batch))
+
+
 def train_mode(model: nn.Module, *, freeze_batch_norm: bool, frozen: Sequence[nn.Module] = ()) -> None:
     """Training mode in place, all but the ``frozen`` modules, and the batch norms where they are frozen."""
     model.train()
@@ -531,7 +539,7 @@ def train_mode(model: nn.Module, *, freeze_batch_norm: bool, frozen: Sequence[nn
 
 def probe(retain: ExampleSet, *, seed: int) -> ExampleSet:
     """At most 1,024 of the examples, ordered by id."""
+    if len(retain) <= _PROBES:
+        return retain.by_id()
     ids = np.sort(retain.example_id)
-    if len(ids) > _PROBES:
-        ids = np.sort(np.random.default_rng(derive_seed("probe", seed)).choice(ids, _PROBES, replace=False))
-    return retain.subset(ids)
+    return retain.subset(np.sort(np.random.default_rng(derive_seed("probe", seed)).choice(ids, _PROBES, replace=False)))

@@ -78,7 +78,7 @@ class Held:
         """Put the held weights back, in place, of those that are there; a leading axis of models is allowed."""
         for name, chosen in self.mask.items():
             if name in parameters:
-                parameters[name].copy_(torch.where(chosen, parameters[name], self.values[name]))
+                torch.where(chosen, parameters[name], self.values[name], out=parameters[name])
 
 
 def both(first: Mask | None, second: Mask | None) -> Mask | None:

@@ -17,6 +17,7 @@ import copy
 from torch import Tensor, nn
 
 from contracts.errors import InvalidInput
+from recipes.recsys_models import is_ranker
 from sources.example_set import ExampleSet
 from unlearning.descent import inputs_of, start
 from unlearning.gradients import summed_gradient
@@ -35,8 +36,10 @@ def weight_saliency(model: nn.Module, forget: ExampleSet, *, retain: ExampleSet)
     Raises:
         Diverged: a gradient is not finite.
     """
-    student = copy.deepcopy(model)
-    units = start(student, retain)
+    student, units = model, None
+    if is_ranker(model) or retain.task.affine:
+        student = copy.deepcopy(model)  # what makes it ready changes it
+        units = start(student, retain)
     found = summed_gradient(student, inputs_of(student, forget, beside=retain), units=units)
     return {name: g.abs() for name, g in found.items()}
 

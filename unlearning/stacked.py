@@ -6,8 +6,9 @@
 Every plan keeps its own stream of batches, drawn as ``descend`` draws them, so the result is that of ``descend`` on
 each plan to rounding (1e-9 of the largest weight in float64; in float32 what 1e-6 a step grows to). Models need not
 have equally many examples or steps: batches are padded and masked, and a model that is done is copied out and gets
-weights of 0 while the others go on. Penalties and projections work on views of each model's own weights. A model that
-leaves the finite numbers touches no other one: products are batched over models, never summed over them.
+weights of 0 while the others go on. Penalties and projections work on views of each model's own weights; a penalty
+that all plans share (``==``) is asked for once for all of them, where vmap can. A model that leaves the finite numbers
+touches no other one: products are batched over models, never summed over them.
 
 Taken: classes with the task's own loss or with one of the outputs (``Pass.of_outputs``), an optimiser that works
 element by element, layers that stay, rates that change in step (those that have as many steps an epoch share a stack),
@@ -22,14 +23,15 @@ stop by; whatever else a plan may say that is not known here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, replace
-from functools import cache
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from contracts.errors import ConfigError, Diverged, NotApplicable
 from contracts.methods import UnlearnerSpec
@@ -43,7 +45,8 @@ from recipes.stacked_mlp import StackedMLP
 from recipes.stacked_vmap import StackedVmap
 from sources.example_set import ExampleSet
 from sources.payloads.base import Payload
-from unlearning.descent import Descent, Pass, batches_of, check_unlearned, descend, hold, was_useful
+from tasks.base import OutputTask
+from unlearning.descent import Descent, Pass, check_unlearned, descend, hold, sizes_of, was_useful
 from unlearning.masks import Held
 
 Path = Literal["auto", "mlp", "vmap", "loop"]
@@ -53,6 +56,8 @@ _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 4 * 2**30}
 _EXAMPLE_BYTES = 2**28
 _PLAN_BYTES = 2**30  # inputs that plans hold in memory at a time
+_CLOSE = 0.01  # of mean qualities: between them rounding may decide
+_BLOCK = 2**18  # positions of examples that are laid out at a time
 _KNOWN = {  # of a plan's fields; one with another in use takes the loop
     *("model", "passes", "retain", "config", "seed", "name", "draws"),
     *("penalty", "project", "optimizer", "stop", "rate", "frozen"),
@@ -172,13 +177,7 @@ def _num_steps(plan: Descent, passes: list[list[Pass]]) -> int:
 
 def _counts(plan: Descent, visited: Sequence[Pass]) -> list[int]:
     """Steps of each pass of an epoch."""
-    return [len(_sizes(len(one), plan.config.batch)) for one in visited]
-
-
-@cache
-def _sizes(examples: int, batch: int) -> tuple[int, ...]:
-    """Examples of each batch of a pass."""
-    return tuple(len(rows) for rows in batches_of(torch.arange(examples), batch))
+    return [len(sizes_of(len(one), plan.config.batch)) for one in visited]
 
 
 def _kind(plan: Descent, passes: list[list[Pass]], path: Path) -> tuple[Any, ...]:
@@ -252,38 +251,49 @@ def _chunk_size(plan: Descent, passes: list[list[Pass]]) -> int:
 
 
 class _Stream:
-    """The batches of one plan from its first step to its last, as rows of the chunk's joint examples.
+    """The batches of one plan from its first step to its last, as rows of the chunk's joint examples and targets."""
 
-    Attributes:
-        epoch: of the last batch given. ``done``, ``total``: steps, as ``descend`` counts them.
-    """
+    def __init__(self, plan: Descent, passes: list[list[Pass]], places: dict[int, int]) -> None:
+        self.plan, self.places, self._rows = plan, places, dict[int, tuple[np.ndarray, ...]]()
+        self._steps = self._all(passes)
 
-    def __init__(self, plan: Descent, passes: list[list[Pass]], start: dict[int, int]) -> None:
-        self.plan, self.epoch, self.done, self.total = plan, 0, 0, 0
-        self._batches = self._all(passes, start)
+    def fill(self, rows: np.ndarray, aims: np.ndarray, weights: np.ndarray) -> list[tuple[int, int, int]]:
+        """The next steps, at most S, written into (S, W) positions of examples and of targets, and weights; (examples,
+        epoch, all steps as ``descend`` counts them) of each. Nothing is written where no example is."""
+        told = []
+        for place, (own, aim, weight, epoch, total) in zip(range(len(rows)), self._steps, strict=False):
+            size = len(own)
+            rows[place, :size], aims[place, :size], weights[place, :size] = own, aim, weight
+            told.append((size, epoch, total))
+        return told
 
-    def next(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(rows, targets, weights) of the next batch, (B,), (B, ...) and (B,); None after the last."""
-        return next(self._batches, None)
-
-    def _all(
-        self, passes: list[list[Pass]], start: dict[int, int]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        config, order = self.plan.config, self.plan.order()
+    def _all(self, passes: list[list[Pass]]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int, int]]:
+        config, order, done = self.plan.config, self.plan.order(), 0
         for epoch, visited in enumerate(passes):
             # The orders of all passes of an epoch are drawn before its first step, as ``descend`` draws them.
             orders = [torch.randperm(len(one), generator=order).numpy() for one in visited]
-            self.total = self.done + (config.epochs - epoch) * sum(_counts(self.plan, visited))
+            total = done + (config.epochs - epoch) * sum(_counts(self.plan, visited))
             for one, at in zip(visited, orders, strict=True):
-                aims = [part.targets if own is None else own for part, own in zip(one.parts, one.targets, strict=True)]
-                rows = np.concatenate([start[id(part)] + np.arange(len(part)) for part in one.parts])[at]
-                targets, weights = torch.cat(aims).cpu().numpy()[at], one.weights.cpu().numpy()[at]
+                rows, aims, weights = (each[at] for each in self._of(one))
                 begin = 0
-                for size in _sizes(len(one), config.batch):
-                    self.epoch, self.done = epoch, self.done + 1
-                    end = begin + size
-                    yield rows[begin:end], targets[begin:end], weights[begin:end] / size
+                for size in sizes_of(len(one), config.batch):
+                    end, done = begin + size, done + 1
+                    yield rows[begin:end], aims[begin:end], weights[begin:end] / size, epoch, total
                     begin = end
+
+    def _of(self, one: Pass) -> tuple[np.ndarray, ...]:
+        """Positions of a pass's examples and targets, and its weights, (n,) each."""
+        if id(one) not in self._rows:
+            parts = [(self.places[id(part)], len(part)) for part in one.parts]
+            aims = [(self.places[id(aim)], len(aim)) for aim in _aims(one)]
+            joined = [np.concatenate([start + np.arange(size) for start, size in some]) for some in (parts, aims)]
+            self._rows[id(one)] = (*joined, one.weights.cpu().numpy())
+        return self._rows[id(one)]
+
+
+def _aims(one: Pass) -> list[Tensor]:
+    """What the examples of each part of a pass are trained towards."""
+    return [part.targets if own is None else own for part, own in zip(one.parts, one.targets, strict=True)]
 
 
 def _judged(plan: Descent, student: nn.Module) -> Outcome:
@@ -299,6 +309,12 @@ def _judged(plan: Descent, student: nn.Module) -> Outcome:
         return found if was_useful(plan) else check_unlearned(plan, student, useful_before=False)
     except Diverged as error:
         return error
+
+
+def _starts(each: Mapping[int, Sized]) -> dict[int, int]:
+    """Where each begins when they are joined."""
+    ends = np.cumsum([0, *map(len, each.values())]).tolist()
+    return dict(zip(each, ends, strict=False))
 
 
 class _Chunk:
@@ -318,14 +334,17 @@ class _Chunk:
         self.places = [k for k, (_, p) in enumerate(named) if p.requires_grad]
         if stack == "vmap":
             self.places = list(range(len(self.trained)))
-        parts: dict[int, Inputs] = {id(p): p for own in passes for epoch in own for one in epoch for p in one.parts}
-        sizes = np.cumsum([0, *map(len, parts.values())]).tolist()
-        start = dict(zip(parts, sizes, strict=False))
+        visited = [one for own in passes for epoch in own for one in epoch]
+        parts: dict[int, Inputs] = {id(part): part for one in visited for part in one.parts}
+        aims: dict[int, Tensor] = {id(aim): aim for one in visited for aim in _aims(one)}
+        places = _starts(parts) | _starts(aims)
         self.device = next(self.students[0].parameters()).device
         self.x = torch.cat([part.block(0, len(part)) for part in parts.values()]) if parts else torch.empty(0)
-        self.streams = [_Stream(plan, own, start) for plan, own in zip(plans, passes, strict=True)]
-        visited = [one for own in passes for epoch in own for one in epoch]
+        self.targets = torch.cat([*aims.values()]) if aims else torch.empty(0)
+        self.streams = [_Stream(plan, own, places) for plan, own in zip(plans, passes, strict=True)]
+        self.width = max((size for one in visited for size in sizes_of(len(one), plans[0].config.batch)), default=0)
         self.losses = visited[0].of_outputs if visited else None
+        self.penalty = plans[0].penalty if all(plan.penalty == plans[0].penalty for plan in plans) else None
 
     def outcomes(self) -> list[Outcome]:
         """Each plan's student, or why there is none."""
@@ -334,65 +353,107 @@ class _Chunk:
                 self._descend()
         for parameter in (p for own in self.held for p in own):
             parameter.requires_grad_(True)
-        return [_judged(plan, student.eval()) for plan, student in zip(self.plans, self.students, strict=True)]
+        fine = self._plainly_useful() if isinstance(self.stack, StackedMLP) else [False] * len(self.plans)
+        judged = zip(self.plans, self.students, fine, strict=True)
+        return [student.eval() if good else _judged(plan, student.eval()) for plan, student, good in judged]
 
     def _descend(self) -> None:
         params = [self.stack.params[k].detach() for k in self.places]
         rate = self.plans[0].rate
         optimizer = self.plans[0].optimizer(params, self.plans[0].config)  # type: ignore[arg-type]
-        every = len(self.plans)
-        ended = np.zeros(every, bool)
+        for group in optimizer.param_groups:
+            # One walk through memory instead of one an operation, as it lies: gradients have the same strides, below.
+            group["fused"] = all(p.is_contiguous() for p in params)
+        every, done = len(self.plans), 0
+        ended: set[int] = set()
         held = self._held_together()
         penalised = any(plan.penalty is not None for plan in self.plans)
         room: dict[int, Tensor] = {}  # fresh memory of some MB a step would cost more than what is done in it
-        while True:
-            batches = [None if gone else stream.next() for gone, stream in zip(ended, self.streams, strict=True)]
-            for number, batch in enumerate(batches):
-                if batch is None and not ended[number]:
-                    ended[number] = True
+        for told, rows, aims, weights in self._batches():
+            for number in range(every):
+                if number not in told and number not in ended:
+                    ended.add(number)
                     self._copy_out(params, number)
-            if ended.all():
-                return
-            width = max(len(batch[0]) for batch in batches if batch is not None)
-            like = next(batch[1] for batch in batches if batch is not None)
-            rows, weights = np.zeros((every, width), np.int64), np.zeros((every, width))
-            targets = np.zeros((every, width, *like.shape[1:]), like.dtype)
-            for number, batch in enumerate(batches):
-                if batch is not None:
-                    size = len(batch[0])
-                    rows[number, :size], targets[number, :size], weights[number, :size] = batch
+            done += 1
+            width = rows.shape[1]
             if width not in room:
                 room[width] = self.x.new_empty((every * width, *self.x.shape[1:]))
-            x = torch.index_select(self.x, 0, torch.from_numpy(rows.ravel()).to(self.device), out=room[width])
-            grads = self.stack.gradients(
-                x.view(every, width, *x.shape[1:]),
-                torch.from_numpy(targets).to(self.device),
-                torch.from_numpy(weights).to(self.device, self.x.dtype),
-                losses=self.losses,
-            )
+            x = torch.index_select(self.x, 0, rows.flatten(), out=room[width]).view(every, width, *self.x.shape[1:])
+            targets = self.targets.index_select(0, aims.flatten()).view(every, width, *self.targets.shape[1:])
+            grads = self.stack.gradients(x, targets, weights, losses=self.losses)
             grads = [grads[k] for k in self.places]
-            live = [number for number in range(every) if not ended[number]]
             if penalised:
-                self._add_penalties(params, grads, live)
+                self._add_penalties(params, grads, {number: epoch for number, (epoch, _) in told.items()})
             for p, grad in zip(params, grads, strict=True):
-                p.grad = grad
+                p.grad = None if grad is None else grad.contiguous()
             if rate is not None:
-                for group in optimizer.param_groups:  # all are at the same of as many steps
-                    first = self.streams[live[0]]
-                    group["lr"] = self.plans[0].config.lr * rate(first.done - 1, first.total)
+                total = next(iter(told.values()))[1]  # all are at the same of as many steps
+                for group in optimizer.param_groups:
+                    group["lr"] = self.plans[0].config.lr * rate(done - 1, total)
             optimizer.step()
             if held is not None:
-                held.restore({key: p.view(every, *shape) for (key, shape), p in zip(self.trained, params, strict=True)})
+                held.restore(self._every(params))
                 continue
-            for number in live:
-                plan, stream = self.plans[number], self.streams[number]
-                if plan.project is not None:
+            for number, (_, total) in told.items():
+                project = self.plans[number].project
+                if project is not None:
                     with torch.no_grad():
-                        plan.project(self._own(params, number), stream.done, stream.total)  # type: ignore[arg-type]
+                        project(self._own(params, number), done, total)  # type: ignore[arg-type]
+        for number in set(range(every)) - ended:
+            self._copy_out(params, number)
+
+    def _batches(self) -> Iterator[tuple[dict[int, tuple[int, int]], Tensor, Tensor, Tensor]]:
+        """(epoch and number of all steps of each model that has a batch, positions of examples and of targets, weights)
+        of each step, (M, W) on the device; a weight of 0 and some position where there is no example."""
+        every = len(self.plans)
+        steps = max(1, _BLOCK // (every * self.width))
+        while True:
+            places = np.zeros((2, steps, every, self.width), np.int64)
+            weights = np.zeros((steps, every, self.width))
+            told = [
+                stream.fill(*(each[:, number] for each in (*places, weights)))
+                for number, stream in enumerate(self.streams)
+            ]
+            rows, aims = torch.from_numpy(places).to(self.device)
+            factors = torch.from_numpy(weights).to(self.device, self.x.dtype)
+            for step in range(max(map(len, told))):
+                here = {number: own[step] for number, own in enumerate(told) if step < len(own)}
+                width = max(size for size, _, _ in here.values())
+                at = {number: (epoch, total) for number, (_, epoch, total) in here.items()}
+                yield at, *(each[step, :, :width] for each in (rows, aims, factors))
+            if max(map(len, told)) < steps:
+                return
+
+    @torch.no_grad()
+    def _plainly_useful(self) -> list[bool]:
+        """Of each model, whether it is finite and better on the retained examples than the best constant answer by more
+        than rounding can say: all are asked at once. One that is not is looked at as ``descend`` looks at it."""
+        ended = StackedMLP(self.students, label_smoothing=0.0)  # the stack went on with those that ended early
+        like = ended.params[0]
+        watched = [Inputs(plan.watched, dtype=like.dtype, device=like.device) for plan in self.plans]
+        task, longest = watched[0].data.task, max(map(len, watched))
+        if not isinstance(task, OutputTask) or any(own.data.task != task for own in watched):
+            return [False] * len(watched)
+        x = like.new_zeros((len(watched), longest, *watched[0].data.input_shape))
+        for room, own in zip(x, watched, strict=True):
+            room[: len(own)] = own.block(0, len(own))
+        said = ended.logits(x).transpose(1, 2).float().cpu().numpy()
+        whole = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in ended.params]).all(0).tolist()
+        found = []
+        for own, outputs, finite in zip(watched, said, whole, strict=True):
+            with np.errstate(all="ignore"):
+                values = task.reading_of(outputs[: len(own)], own.targets.cpu().numpy(), own.data.constants)
+            quality = float(values.quality.mean()) if len(own) and finite and np.isfinite(values.values).all() else 0.0
+            found.append(quality > task.constant_quality(own.data) + _CLOSE if len(own) else False)
+        return found
 
     def _own(self, params: Sequence[Tensor], number: int) -> dict[str, Tensor]:
         """Views of one model's weights, by name and in their own shapes."""
         return {key: p[number].view(shape) for (key, shape), p in zip(self.trained, params, strict=True)}
+
+    def _every(self, params: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Views of all models' weights, by name and in their own shapes behind the axis of models."""
+        return {key: p.view(len(p), *shape) for (key, shape), p in zip(self.trained, params, strict=True)}
 
     def _held_together(self) -> Held | None:
         """What every plan holds, as one, where this is all that is done after a step; models that are done may be held,
@@ -401,19 +462,23 @@ class _Chunk:
         own = [one for one in held if isinstance(one, Held)]
         return Held.together(own) if len(own) == len(held) else None
 
-    def _add_penalties(self, params: Sequence[Tensor], grads: list[Tensor | None], live: list[int]) -> None:
-        """Add the gradient of each model's penalty to its own, in place.
-
-        Its leaves are its own: the gradient of a view of the stack would be as large as the stack.
-        """
+    def _add_penalties(self, params: Sequence[Tensor], grads: list[Tensor | None], epochs: dict[int, int]) -> None:
+        """Add the gradient of each model's penalty to its own, in place; ``epochs`` of those that have a batch."""
+        if self.penalty is not None:
+            try:
+                self._add_penalty(params, grads, epochs, self.penalty)
+                return
+            except Exception:  # of many types are vmap's reports of what it cannot do; the function's own come again
+                self.penalty = None
         leaves: list[Tensor] = []
         places: list[tuple[int, int]] = []
         total: Tensor | float = 0.0
-        for number in live:
-            plan = self.plans[number]
-            if plan.penalty is not None:
+        for number, epoch in epochs.items():
+            penalty = self.plans[number].penalty
+            if penalty is not None:
+                # Leaves of its own: the gradient of a view of the stack would be as large as the stack.
                 own = {key: p.detach().requires_grad_() for key, p in self._own(params, number).items()}
-                total = total + plan.penalty(own, self.streams[number].epoch)
+                total = total + penalty(own, epoch)
                 leaves += own.values()
                 places += [(k, number) for k in range(len(own))]
         if not isinstance(total, Tensor) or not total.requires_grad:
@@ -424,6 +489,24 @@ class _Chunk:
                 if whole is None:
                     whole = grads[k] = torch.zeros_like(params[k])
                 whole[number] += found.view_as(whole[number])
+
+    def _add_penalty(
+        self,
+        params: Sequence[Tensor],
+        grads: list[Tensor | None],
+        epochs: dict[int, int],
+        penalty: Callable[[dict[str, Tensor], int], Tensor],
+    ) -> None:
+        """As :meth:`_add_penalties`, one function for all models: each epoch that some are in is one call of it."""
+        own = {key: p.detach().requires_grad_() for key, p in self._every(params).items()}
+        at = torch.tensor([epochs.get(number, -1) for number in range(len(self.plans))], device=self.device)
+        each = [vmap(partial(lambda e, p: penalty(p, e), epoch))(own)[at == epoch] for epoch in set(epochs.values())]
+        total = torch.cat(each).sum()
+        found = torch.autograd.grad(total, list(own.values()), allow_unused=True) if total.requires_grad else ()
+        for k, gradient in enumerate(found):
+            if gradient is not None:
+                whole = grads[k]
+                grads[k] = gradient.view_as(params[k]) if whole is None else whole.add_(gradient.view_as(whole))
 
     @torch.no_grad()
     def _copy_out(self, params: list[Tensor], number: int) -> None:

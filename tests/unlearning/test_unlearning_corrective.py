@@ -33,7 +33,7 @@ from unlearning.corrective.selective_synaptic_dampening import (
     dampening,
     selective_synaptic_dampening,
 )
-from unlearning.corrective.teachers import Teacher
+from unlearning.corrective.teachers import answers_of
 from unlearning.descent import inputs_of
 
 SHAPE, CLASSES = (6,), 4
@@ -316,7 +316,7 @@ def _relabelled(data: ExampleSet) -> ExampleSet:
     return dataclasses.replace(data, y=(data.y + 1) % CLASSES)
 
 
-def test_a_teacher_is_asked_once_and_answers_by_id(world):
+def test_a_teacher_is_asked_once_and_left_in_its_mode(world):
     calls = 0
 
     def count(*_: object) -> None:
@@ -325,16 +325,16 @@ def test_a_teacher_is_asked_once_and_answers_by_id(world):
 
     model = copy.deepcopy(world.model).train()
     handle = model.register_forward_pre_hook(count)
-    teacher = Teacher.of(model, world.retain)
+    found = answers_of(model, inputs_of(model, world.retain))
     assert calls == 1 and model.training
     handle.remove()
-    ids = np.random.default_rng(0).permutation(world.retain.example_id)[:20]
-    inputs = inputs_of(world.model, world.retain)
-    rows = torch.from_numpy(inputs.data.positions(ids))
-    expected = predict_logits(world.model, world.retain.subset(ids))
-    assert torch.equal(teacher.logits(inputs.batch(rows)), torch.from_numpy(expected)) or np.allclose(
-        teacher.logits(inputs.batch(rows)).numpy(), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(found, predict_logits(world.model, world.retain.by_id()), rtol=0, atol=1e-6)
+    doubled = copy.deepcopy(world.model).double()
+    assert answers_of(doubled, inputs_of(doubled, world.retain)).dtype == np.float64
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    with pytest.raises(Diverged, match="the trained model"):
+        answers_of(model, inputs_of(model, world.retain))
 
 
 # ---- importances and dampening -------------------------------------------------------------------------------------

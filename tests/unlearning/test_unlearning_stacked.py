@@ -14,8 +14,8 @@ from contracts.errors import ConfigError, Diverged, NotApplicable
 from contracts.methods import unlearner
 from contracts.progress import silent
 from recipes.models import builder
-from unlearning.descent import Descent, DescentConfig, descend
-from unlearning.stacked import _KNOWN, _counts, _kind, _stack_of, descend_many, unlearn_many
+from unlearning.descent import Descent, DescentConfig, Pass, descend, inputs_of
+from unlearning.stacked import _KNOWN, _counts, _judged, _kind, _stack_of, descend_many, unlearn_many
 
 CLOSE = {"rtol": 0.0, "atol": 1e-9}  # of float64
 
@@ -157,6 +157,88 @@ def test_a_penalty_of_each_models_own_costs_no_others_gradient(runs, flat):
     for i, (one, other, plan) in enumerate(zip(plain, many, some, strict=True)):
         torch.testing.assert_close(flat(other), flat(descend(plan, progress=silent)), **CLOSE)
         assert torch.equal(flat(other), flat(one)) == (i not in (1, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrinking:
+    """A penalty that grows by the epoch; its calls are counted."""
+
+    scale: float
+    asks: bool = False
+    calls: list[int] = dataclasses.field(default_factory=list, compare=False)
+
+    def __call__(self, parameters, epoch):
+        self.calls.append(epoch)
+        size = sum(p.abs().sum() for p in parameters.values())
+        return self.scale * (1 + epoch) * (size if not self.asks or float(size.detach()) > 0 else 0.0 * size)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_equal_penalties_are_asked_for_together_where_vmap_can(runs, flat, asks):
+    """Of sets of unequal sizes: in one step some models are an epoch ahead of others."""
+    bare = plans_of(runs, epochs=5)
+    plans = [dataclasses.replace(plan, penalty=Shrinking(0.02, asks)) for plan in bare]
+    loop = [descend(plan, progress=silent) for plan in plans]
+    calls = [len(plan.penalty.calls) for plan in plans]
+    assert len(set(calls)) > 1
+    for path in ("auto", "vmap", "mlp"):
+        for plan in plans:
+            plan.penalty.calls.clear()
+        many = descend_many(plans, progress=silent, path=path)
+        for one, other, without in zip(loop, many, bare, strict=True):
+            torch.testing.assert_close(flat(other), flat(one), **CLOSE)
+            assert (flat(other) - flat(descend(without, progress=silent))).abs().max() > 1e-4
+        asked = sum(len(plan.penalty.calls) for plan in plans)
+        assert asked == sum(calls) + 1 if asks else asked < 0.6 * sum(calls)
+    other = [dataclasses.replace(plan, penalty=Shrinking(0.02 + 0.01 * i)) for i, plan in enumerate(bare)]
+    for one, many in zip(other, descend_many(other, progress=silent), strict=True):
+        torch.testing.assert_close(flat(many), flat(descend(one, progress=silent)), **CLOSE)
+
+
+def test_only_a_model_that_is_hardly_better_than_a_constant_is_looked_at_alone(runs, flat, monkeypatch):
+    """The verdict on every model is that of the loop, whether it ends early or late."""
+    looked: list[Descent] = []
+
+    def look(plan, student):
+        looked.append(plan)
+        return _judged(plan, student)
+
+    monkeypatch.setattr("unlearning.stacked._judged", look)
+    plans = plans_of(runs, "gradient_ascent", lr=0.5, epochs=40)
+    for number in (0, 2, 4):
+        kept = Pass.over(inputs_of(plans[number].model, runs[1][number]))
+        plans[number] = dataclasses.replace(plans[number], passes=lambda _, kept=kept: [kept])
+    assert len({_kind(plan, [list(plan.passes(0))], "auto") for plan in plans}) == 1
+    many = descend_many(plans, progress=silent)
+    assert looked == [plans[1], plans[3]] or looked == [plans[3], plans[1]]
+    for number, (plan, one) in enumerate(zip(plans, many, strict=True)):
+        if number in (1, 3):
+            with pytest.raises(Diverged) as told:
+                descend(plan, progress=silent)
+            assert str(one) == str(told.value)
+        else:
+            torch.testing.assert_close(flat(one), flat(descend(plan, progress=silent)), rtol=0, atol=1e-6)
+    monkeypatch.setattr("unlearning.stacked._CLOSE", 1.0)
+    looked.clear()
+    descend_many(plans, progress=silent)
+    assert len(looked) == 5
+
+
+@pytest.mark.parametrize(("name", "fields"), [("scrub", {"alpha": 0.7, "temperature": 3.0}), ("bad_teacher", {})])
+def test_gradients_that_are_written_out_are_those_of_autograd(runs, name, fields):
+    plan = unlearner.get(name).spec.plan
+    needs = {"build": fresh} if name == "bad_teacher" else {}
+    models, retain, forget = runs
+    said = plan(models[0], retain=retain[0], forget=forget[0], config=settings(name, **fields), seed=1, **needs)
+    for one in said.passes(0):
+        rows = torch.arange(len(one))
+        outputs = torch.randn(len(one), 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).mul_(3)
+        outputs.requires_grad_()
+        targets = one.batch(rows).targets
+        (wanted,) = torch.autograd.grad(one.of_outputs(outputs, targets).sum(), outputs)
+        found = one.of_outputs.gradient(outputs.detach(), targets)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+        assert found.data_ptr() != outputs.data_ptr() and wanted.abs().max() > 0.1
 
 
 def test_what_a_plan_says_that_is_not_known_takes_the_loop(runs, monkeypatch):

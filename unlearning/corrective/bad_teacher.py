@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,10 +27,10 @@ from contracts.digests import derive_seed
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
-from recipes.inputs import model_device, model_dtype
+from recipes.inputs import Inputs, model_device, model_dtype
 from sources.example_set import ExampleSet
 from unlearning.corrective.rates import bench_rate
-from unlearning.corrective.teachers import Teacher
+from unlearning.corrective.teachers import answers_of
 from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of
 
 
@@ -54,6 +54,18 @@ def distance_to_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), targets, reduction="none").sum(dim=1)
 
 
+@dataclass(frozen=True)
+class _Distance:
+    """:func:`distance_to_targets`, and its gradient written out."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return distance_to_targets(outputs, targets)
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """softmax(z) - target, (B, K) of outputs z."""
+        return torch.softmax(outputs, dim=1).sub_(targets)
+
+
 def bad_teacher_plan(
     model: nn.Module,
     *,
@@ -67,8 +79,7 @@ def bad_teacher_plan(
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
     fresh = build(derive_seed("bad_teacher", "fresh", seed) % 2**31)
     ignorant = fresh.to(model_device(model), model_dtype(model)).eval()
-    kept = Pass.over(inputs_of(model, retain), targets=_probabilities(model, retain), of_outputs=distance_to_targets)
-    gone = Pass.over(inputs_of(model, forget), targets=_probabilities(ignorant, forget), of_outputs=distance_to_targets)
+    kept, gone = _distilled(model, inputs_of(model, retain)), _distilled(ignorant, inputs_of(model, forget))
     both = kept.together_with(gone)
     return Descent(
         model=model,
@@ -124,7 +135,6 @@ def bad_teacher(
     return descend(plan, progress=progress)
 
 
-def _probabilities(model: nn.Module, data: ExampleSet) -> np.ndarray:
-    """(n, K), in the order of the ids, of the model's dtype."""
-    found: np.ndarray = softmax(Teacher.of(model, data).answers.cpu().numpy(), axis=1)
-    return found
+def _distilled(teacher: nn.Module, part: Inputs) -> Pass:
+    """A pass that learns from ``teacher``."""
+    return Pass.over(part, targets=softmax(answers_of(teacher, part), axis=1), of_outputs=_Distance())

@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.params import param
 from contracts.progress import Progress, silent
+from recipes.inputs import Inputs
 from sources.example_set import ExampleSet
 from unlearning.corrective.rates import bench_rate
-from unlearning.corrective.teachers import Teacher
-from unlearning.descent import Descent, DescentConfig, Pass, batches_of, check_sets, descend, inputs_of
+from unlearning.corrective.teachers import answers_of
+from unlearning.descent import Descent, DescentConfig, Pass, check_sets, descend, inputs_of, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,12 @@ class _Losses:
         labels, teacher = targets[:, 0].argmax(dim=1), targets[:, 1]
         return scrub_losses(outputs, teacher, labels, alpha=self.alpha, temperature=self.temperature)
 
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """p - onehot(y) + alpha T (softmax(z / T) - softmax(z0 / T)), (B, K) of outputs z."""
+        own, aim = (torch.softmax(z / self.temperature, dim=1) for z in (outputs, targets[:, 1]))
+        found = torch.softmax(outputs, dim=1).sub_(targets[:, 0])
+        return found.add_(own.sub_(aim), alpha=self.alpha * self.temperature)
+
 
 @dataclass(frozen=True)
 class _Rate:
@@ -98,11 +105,10 @@ def scrub_plan(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, conf
     """What :func:`scrub` does, and raises before any work but one look of the trained model at all examples."""
     check_sets(model, retain=retain, forget=forget, trains_on_retain=True, wants=("outputs", "classes"))
     losses = _Losses(config.alpha, config.temperature)
+    gone, kept = inputs_of(model, forget, beside=retain), inputs_of(model, retain)
     up, down = (
-        Pass.over(
-            inputs_of(model, part, beside=other), targets=_targets(model, part, other), weight=w, of_outputs=losses
-        )
-        for part, other, w in ((forget, retain, -1.0), (retain, None, 1.0))
+        Pass.over(part, targets=_targets(model, part), weight=weight, of_outputs=losses)
+        for part, weight in ((gone, -1.0), (kept, 1.0))
     )
     epochs = _epochs(up, down, config)
     return Descent(
@@ -116,11 +122,11 @@ def scrub_plan(model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, conf
     )
 
 
-def _targets(model: nn.Module, part: ExampleSet, other: ExampleSet | None) -> np.ndarray:
-    """(n, 2, K) in the order of the ids, of the model's dtype; see :class:`_Losses`."""
-    teacher = Teacher.of(model, part.among(other)).answers.cpu().numpy()
+def _targets(model: nn.Module, part: Inputs) -> np.ndarray:
+    """(n, 2, K) of the model's dtype; see :class:`_Losses`."""
+    teacher = answers_of(model, part)
     labels = np.zeros_like(teacher)
-    labels[np.arange(len(part)), part.by_id().y] = 1
+    labels[np.arange(len(part)), part.data.y] = 1
     return np.stack([labels, teacher], axis=1)
 
 
@@ -176,4 +182,4 @@ def _epochs(up: Pass, down: Pass, config: ScrubConfig) -> list[Sequence[Pass]]:
 
 
 def _steps(one: Pass, config: ScrubConfig) -> int:
-    return len(batches_of(torch.arange(len(one)), config.batch))
+    return len(sizes_of(len(one), config.batch))

@@ -73,6 +73,16 @@ def l1_penalty(parameters: Parameters, gamma: float) -> Tensor:
     return gamma * torch.stack([p.abs().sum() for p in parameters.values()]).sum()
 
 
+@dataclass(frozen=True)
+class _Penalty:
+    """That of an epoch."""
+
+    config: L1SparseConfig
+
+    def __call__(self, parameters: Parameters, epoch: int) -> Tensor:
+        return l1_penalty(parameters, gamma_of(epoch, self.config))
+
+
 def l1_sparse_plan(
     model: nn.Module, *, retain: ExampleSet, forget: ExampleSet, config: L1SparseConfig, seed: int
 ) -> Descent:
@@ -90,7 +100,7 @@ def l1_sparse_plan(
         seed=seed,
         name="l1_sparse",
         draws="finetune",
-        penalty=(lambda parameters, epoch: l1_penalty(parameters, gamma_of(epoch, config))) if config.gamma else None,
+        penalty=_Penalty(config) if config.gamma else None,
         project=project,
     )
 
