@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from contracts.errors import PalimpsestError, in_words
+from contracts.errors import PalimpsestError, in_words, no_memory
 from pipelines.cli import (
     audit,
     certify,
@@ -68,7 +68,7 @@ def main() -> None:
         drop_new_state()
         if os.environ.get("PALIMPSEST_TRACEBACK"):
             raise
-        known, told = isinstance(error, (PalimpsestError, OSError, MemoryError)), in_words(error)
+        known, told = isinstance(error, (PalimpsestError, OSError)) or no_memory(error), in_words(error)
         kind, _, rest = told.partition(": ") if isinstance(error, PalimpsestError) else ("Error", "", told)
         errors.print(f"[bold red]{kind}[/]: {escape(rest)}", soft_wrap=True)
         if not known:

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from recorded_state import PLAN
 from typer.testing import CliRunner
 
-from contracts.errors import JobLost, LockTimeout, NotTrusted, in_words, may_pass
+from contracts.errors import JobLost, LockTimeout, NotTrusted, in_words, may_pass, no_memory
 from contracts.subject import Subject
 from pipelines import launchers
 from pipelines.cli import app as command
@@ -347,6 +348,24 @@ def test_an_error_that_nothing_expects_is_no_verdict(
     monkeypatch.setenv("PALIMPSEST_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         command.main()
+
+
+def test_memory_that_runs_out_in_torch_is_expected_and_says_what_takes_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def large() -> None:
+        torch.empty(2**45, dtype=torch.float64)  # 256 TiB
+
+    monkeypatch.setattr(command, "app", large)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and "the memory is not enough" in said and "Smaller inputs" in said
+    assert "Nothing expects" not in said
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        assert may_pass(error) and no_memory(error)
+    assert in_words(MemoryError("raise Limits.memory")) == "MemoryError: raise Limits.memory"
+    assert not no_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
