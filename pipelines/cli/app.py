@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 from rich.markup import escape
@@ -55,10 +57,19 @@ app.command("import-checkpoint")(imports.import_checkpoint)
 app.command("doctor")(doctor.doctor)
 
 
+def _in_background(number: int, frame: FrameType | None) -> None:
+    """Passes Ctrl-C over, as the shell asked for, and ends at SIGTERM: Dagster handles that as it finds SIGINT handled,
+    and where it is ignored nothing short of SIGKILL would end an audit or the interface."""
+    if number == signal.SIGTERM:
+        raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point. Whatever goes wrong is one message and exit status 2, never a traceback: 1 says that an audit found
     something, or could not show that all is well."""
     speak_plainly()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
+        signal.signal(signal.SIGINT, _in_background)
     try:
         app()
     except KeyboardInterrupt:
