@@ -12,6 +12,7 @@ Other spellings are named also where the owner is found, for the same person may
 from __future__ import annotations
 
 import difflib
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,11 +63,23 @@ def owner_in(data: ExampleSet, asked: str) -> Owner:
 
 def _near(asked: str, names: list[str]) -> str:
     """Names that come near, as the end of a sentence."""
+    number = _number(asked)
+    if number is not None and (same := [name for name in names if _number(name) == number]):
+        return f"did you mean {' or '.join(map(repr, same[:MOST]))}? The data spell the number so"
     folded = {nearly_same(name): name for name in names}
     close = [folded[found] for found in difflib.get_close_matches(nearly_same(asked), folded, n=MOST)]
     if not close:
         return f"the data have {len(names)} owners"
     return f"did you mean {' or '.join(map(repr, close))}?"
+
+
+def _number(name: str) -> Decimal | None:
+    """What a name of digits is as a number: 1.0 and 1, which a column of floats and whoever reads it spell apart."""
+    try:
+        number = Decimal(name)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
 
 
 def _listed(names: list[str], num: dict[str, int]) -> str:

@@ -172,7 +172,14 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same work, done again, may well succeed: a killed process, a busy lock, a hiccup of disk or
     memory."""
     transient = isinstance(error, OSError) and error.errno in _TRANSIENT
-    return transient or isinstance(error, (JobLost, LockTimeout, MemoryError))
+    return transient or no_memory(error) or isinstance(error, (JobLost, LockTimeout))
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of its accelerator: torch says it by errors of its own."""
+    kind = type(error).__name__
+    allocator = kind == "OutOfMemoryError" or (kind == "RuntimeError" and "can't allocate memory" in str(error))
+    return allocator or isinstance(error, MemoryError)
 
 
 def in_words(error: BaseException) -> str:
@@ -197,6 +204,11 @@ def in_words(error: BaseException) -> str:
             )
         return f"{error.strerror}{where}"
     said = " ".join(str(error).split()) or "no reason given"
+    if no_memory(error) and type(error) is not MemoryError:  # which brings words of its own
+        return (
+            f"the memory is not enough ({said[:200]}). Smaller inputs (pictures, lists), a smaller model or batch, or "
+            "fewer models at once (ensemble.block) take less"
+        )
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {said}{where}"

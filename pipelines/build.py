@@ -137,13 +137,29 @@ def _failure_sensor(subject: Subject, job: dg.UnresolvedAssetJobDefinition) -> d
 
         request = context.dagster_run.tags.get(REQUEST_TAG)
         if request:
-            why = context.failure_event.message or "no reason given"
-            note = f"run {context.dagster_run.run_id[:8]} failed: {why}"
+            note = f"run {context.dagster_run.run_id[:8]} failed: {failed_in(context)}"
             w = Warehouse.open(state_home())
             w.requests.note(request, note)
             w.publish()
 
     return _sensor
+
+
+def failed_in(context: dg.RunFailureSensorContext) -> str:
+    """Where a run failed and by what kind of error, for the register: not its text, which may quote an example and
+    would stay when that is erased."""
+    for event in context.get_step_failure_events():
+        kind = said_of(event).partition(":")[0]
+        told = f" ({kind})" if kind.isidentifier() else ""
+        return f"{str(event.step_key).replace('__', '/')}{told}; the run's page in the Dagster UI says why"
+    return context.failure_event.message or "no reason given"
+
+
+def said_of(event: dg.DagsterEvent) -> str:
+    """The error of a step that failed, as the stage said it."""
+    data = event.step_failure_data
+    said = data.user_failure_data.description if data.user_failure_data else data.error and data.error.message
+    return (said or "no reason given").strip()
 
 
 def deadline_class(due_at: datetime, *, now: datetime) -> int:
@@ -176,7 +192,7 @@ def request_tick(
     from assets.batch import put_together
     from assets.request_rows import answer_unseen
 
-    waiting, urgency, given_up, concepts = {}, {}, [], []
+    waiting, urgency, under_way, given_up, concepts = {}, {}, [], [], []
     for row in to_run(workspace.warehouse.requests.list(subject), now=datetime.now(UTC)):
         name = row["request_id"]
         if row["selector"] in (CONCEPT, EDGE):  # 'palimpsest request run' says what it lacks
@@ -187,6 +203,7 @@ def request_tick(
             continue
         runs = instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_TAG: name}))
         if any(not run.is_finished for run in runs):
+            under_way.append(name)
             continue
         failures = sum(run.is_failure for run in runs)
         if failures >= MAX_RUNS:
@@ -200,6 +217,8 @@ def request_tick(
             f"given up after {MAX_RUNS} failed runs: {', '.join(given_up)}; see 'palimpsest request show {subject} "
             f"ID', then 'palimpsest request run {subject} ID'"
             if given_up
+            else f"under way: {', '.join(under_way)}"
+            if under_way
             else "no verified forget request is waiting"
         )
     put_together(workspace.warehouse.requests, list(waiting), num_train=workspace.warehouse.num_training(subject))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 
 from assets import Workspace
-from contracts.errors import PalimpsestError
+from contracts.errors import ConfigError, PalimpsestError
 from pipelines.components import AuditedModel
 from pipelines.home import state_home
 from pipelines.launchers import PipesLauncher
 from pipelines.operations.definitions import operations_definitions
-from pipelines.subjects import attributes_of, subject_files
+from pipelines.subjects import BUILT_IN, attributes_of, subject_files, twin_of
 
 
 @dg.resource(description="State folder, data in memory, job launcher.")
@@ -28,10 +29,13 @@ def executor() -> dg.ExecutorDefinition:
     )
 
 
-def subject_or_error(name: str, path: Path, home: Path) -> dg.Definitions:
+def subject_or_error(name: str, path: Path, home: Path, *, before: Sequence[str] = ()) -> dg.Definitions:
     """A subject's definitions. Of a plan that cannot be loaded (a module of the user's that is gone, a field out of
-    range) an asset that says why: the other subjects keep their schedules and sensors."""
+    range, a name too much like one of those ``before``) an asset that says why: the other subjects keep their
+    schedules and sensors."""
     try:
+        if twin := twin_of(name, before):
+            raise ConfigError(f"it and {twin!r} differ in - and _ alone, which names of jobs do not; rename its folder")
         return dg.build_defs_for_component(AuditedModel.resolve_from_dict(attributes_of(path, home)))
     except (PalimpsestError, dg.DagsterError, ValueError, OSError) as error:
         why = f"{path} cannot be loaded: {error}"
@@ -43,6 +47,8 @@ def subject_or_error(name: str, path: Path, home: Path) -> dg.Definitions:
 @dg.definitions
 def defs() -> dg.Definitions:
     home = state_home()
-    parts = [subject_or_error(name, path, home) for name, path in subject_files(home).items()]
+    files = subject_files(home)
+    names = sorted(files, key=lambda name: (not files[name].is_relative_to(BUILT_IN), name))
+    parts = [subject_or_error(name, files[name], home, before=names[:at]) for at, name in enumerate(names)]
     parts.append(operations_definitions())
     return dg.Definitions.merge(*parts, dg.Definitions(resources={"workspace": workspace}, executor=executor()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def subject_files(home: Path) -> dict[str, Path]:
                 )
             found[path.parent.name] = path
     return dict(sorted(found.items()))
+
+
+def twin_of(name: str, others: Iterable[str]) -> str:
+    """The one of ``others`` whose name differs from this one in - and _ alone: Dagster, whose jobs know no -, would
+    refuse both and all other subjects with them. "" where there is none."""
+    return next((o for o in others if o != name and o.replace("-", "_") == name.replace("-", "_")), "")
 
 
 def attributes_of(path: Path, home: Path | None = None) -> dict[str, Any]:
@@ -120,9 +127,13 @@ def write_subject(subject: Subject, home: Path, *, comment: str, replace: bool =
         replace: it may take the place of the user's own subject of that name, never of a built-in one.
 
     Raises:
-        ConfigError: a subject of that name exists.
+        ConfigError: a subject of that name, or of one that differs in - and _ alone, exists.
     """
     files = subject_files(home)
+    if twin := twin_of(subject.subject, files):
+        raise ConfigError(
+            f"subject {subject.subject!r} and {twin!r} differ in - and _ alone, which names of jobs do not"
+        )
     if subject.subject in files and not (replace and files[subject.subject].is_relative_to(home)):
         raise ConfigError(f"subject {subject.subject!r} exists already: {files[subject.subject]}")
     from contracts.digests import plain

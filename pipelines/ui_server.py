@@ -9,6 +9,7 @@ that it knows: then a new version of Dagster would show the interface without a 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def serve(*, port: int, root: Path) -> None:
     interrupted."""
     from dagster._cli import dev
 
+    warnings.filterwarnings(
+        "ignore", message="Function `dev_command` is superseded"
+    )  # by one without a place for the guard
     dev.open_ipc_subprocess = _guarding(dev.open_ipc_subprocess)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     asked = ["-m", "pipelines.definitions", "-d", str(root), "--host", "127.0.0.1", "--port", str(port)]

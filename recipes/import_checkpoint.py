@@ -111,7 +111,10 @@ def _check_archive(path: Path, max_bytes: int) -> None:
             f"{path} was refused: its archive unpacks to more than {max_bytes} bytes or {_MAX_ENTRIES} files"
         )
     if any(n.endswith("/constants.pkl") or "/code/" in n for n in names):
-        raise UnsafeFile(f"{path} was refused: a TorchScript archive, which holds code")
+        raise UnsafeFile(
+            f"{path} was refused: a TorchScript archive, which holds code; save the weights alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+        )
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
         raise UnsafeFile(f"{path} was refused: its archive is compressed, which torch never does")
     if sum(n.endswith("/data.pkl") for n in names) != 1:

@@ -89,6 +89,12 @@ def why_left_out(data: Table, feature: Feature) -> str:
     return f"it is text that differs in nearly every row ({num} values in {len(series)} rows: names, or free text)"
 
 
+def says_nothing(data: Table, feature: Feature) -> bool:
+    """Whether the column holds one value in all of several rows: nothing is learnt from it."""
+    series = data.column(feature.name)
+    return feature.kind != "list" and len(series) > 1 and bool((series == series[0]).all())
+
+
 def another_role(data: Table, feature: Feature, *, owned: bool) -> str:
     """What a person should know of a column that is read as a feature and may be none, by its name and values; else "".
 
@@ -162,8 +168,9 @@ def content_of(data: Table, features: Sequence[Feature], *, max_bytes: int) -> C
             texts.append(series.cast(pl.String))
             continue
         flat = series.explode(empty_as_null=False) if feature.kind == "list" else series
-        with np.errstate(over="ignore"):  # becomes Inf, which validation refuses
+        with np.errstate(over="ignore"):  # becomes Inf, which is refused
             values[:, at : at + feature.width] = flat.cast(pl.Float64).to_numpy().reshape(data.num_rows, feature.width)
+        _refuse_infinite(values[:, at : at + feature.width], data, name=feature.name)
         at += feature.width
     joined = pl.DataFrame(texts).select(pl.concat_str(pl.all(), separator="\0")).to_series() if texts else None
     return Content(values, joined)
@@ -247,6 +254,17 @@ def refuse_missing(series: pl.Series, data: Table, *, role: str = "") -> None:
             advice = "fill them in, take the rows out, or leave the column out (--drop, or 'drop' in the plan)"
         raise DataError(
             f"{data.name}: column {series.name!r} is missing (or NaN) in {len(where)} rows: {advice}",
+            where=where,
+        )
+
+
+def _refuse_infinite(values: np.ndarray, data: Table, *, name: str) -> None:
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        where = data.origin()[bad].tolist()
+        raise DataError(
+            f"{data.name}: column {name!r} is NaN, infinite or larger than float32 holds in {len(where)} rows: correct "
+            "them, take the rows out, or leave the column out (--drop, or 'drop' in the plan)",
             where=where,
         )
 

@@ -38,7 +38,7 @@ from sources.files import MAX_BYTES, PICTURES, check_size, entries, files_below,
 from sources.given_splits import VAL, WORDS, settle, split_of, spoken_for
 from sources.loading import only
 from sources.mask_folders import mask_folders
-from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
+from sources.pictures import PictureConfig, as_they_are, read_headers, read_pictures
 from sources.table_files import as_texts, read_table
 
 _FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
@@ -118,7 +118,7 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         config["val"] = asked.val
     tree = _tree(path)
     headers, _ = read_headers(tree.names, lambda row: inside(path, tree.names[row]).open("rb"), PictureConfig(root="."))
-    size, notes = one_size(headers)
+    size, notes = as_they_are(headers)
     return Reading(config | size, tuple(notes))
 
 

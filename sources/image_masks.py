@@ -37,7 +37,7 @@ from sources.given_splits import VAL, settle, split_of, without_splits
 from sources.image_folder import columns_of
 from sources.loading import only
 from sources.mask_folders import mask_folders
-from sources.pictures import PictureConfig, one_size, opened, read_headers, read_pictures
+from sources.pictures import PictureConfig, as_they_are, opened, read_headers, read_pictures
 
 _MODES = ("1", "L", "P")
 _SHOWN = 10
@@ -93,7 +93,7 @@ def _from_path(path: Path, asked: Asked) -> Reading:
         config["val"] = asked.val
     found = _found(path.resolve(), ImageMasksConfig(root=str(path)))
     headers, _ = read_headers(found.images, lambda at: (path / found.images[at]).open("rb"), PictureConfig(root="."))
-    size, notes = one_size(headers)
+    size, notes = as_they_are(headers)
     return Reading(config | size, tuple(notes))
 
 

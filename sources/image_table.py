@@ -22,7 +22,7 @@ from contracts.params import param
 from sources.assemble import assemble
 from sources.example_set import ExampleSet
 from sources.files import manifest, root_folder
-from sources.pictures import PictureConfig, one_size, read_headers, read_pictures
+from sources.pictures import PictureConfig, as_they_are, read_headers, read_pictures
 from sources.table import (
     ColumnsConfig,
     beside_columns,
@@ -61,8 +61,8 @@ def _from_path(path: Path, asked: Asked) -> Reading:
     )
     contents, names = _contents(data, image)
     headers, _ = read_headers(names, lambda row: io.BytesIO(contents[row] or b""), PictureConfig(root="."))
-    size, resized = one_size(headers)
-    return Reading(config | size | ({"image": image} if image != "image" else {}), (*notes, *resized))
+    size, read = as_they_are(headers)
+    return Reading(config | size | ({"image": image} if image != "image" else {}), (*notes, *read))
 
 
 @source(

@@ -241,7 +241,7 @@ def outputs_config(path: Path, asked: Asked) -> tuple[dict[str, Any], tuple[str,
         if name is not None and name not in stored.names:
             raise ConfigError(f"--{option} {name!r} is not there; {has}")
     config["label"] = asked.label or _one(stored, _LABELS, "the label (--label)", has)
-    members = "the split ('train' and 'test'), or who was a member (true and false; --split),"
+    members = "the split ('train' and 'test'), or who was a member (true and false; --split)"
     config["split"] = asked.split or _one(stored, _SPLITS, members, has)
     if asked.owner is not None:
         config["owner"] = asked.owner

@@ -26,6 +26,8 @@ from sources.files import ImageConfig, check_size
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GREY = ("1", "L")
 _COLOUR = ("P", "RGB", "RGBA", "RGBX", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+_CLEAR = ("RGBA", "LA", "PA")
+_OTHER = ("CMYK", "YCbCr", "LAB", "HSV")
 _SHOWN = 10
 
 
@@ -119,18 +121,28 @@ def read_pictures(
     return x
 
 
-def one_size(headers: Sequence[Header | None]) -> tuple[dict[str, Any], list[str]]:
-    """The field ``size`` for pictures of different sizes, and the note that says so; nothing for pictures of one
-    size."""
+def as_they_are(headers: Sequence[Header | None]) -> tuple[dict[str, Any], list[str]]:
+    """How pictures that are not alike are read, said for people: the field ``size`` where they differ in size, and
+    notes of whatever is not kept of them."""
     good = [header for header in headers if header is not None]
+    size, notes = _one_size(good, len(headers))
+    clear = sum(header.mode in _CLEAR for header in good)
+    other = Counter(header.mode for header in good if header.mode in _OTHER)
+    grey = sum(header.mode in _GREY for header in good)
+    if clear:
+        notes.append(f"{clear:,} of {len(headers):,} pictures have transparency, which is dropped")
+    notes += [f"{num:,} of {len(headers):,} pictures are {mode}, and are read as RGB" for mode, num in other.items()]
+    if 0 < grey < len(good):
+        notes.append(f"{grey:,} of {len(headers):,} pictures are grey, and are read as RGB like the others")
+    return size, notes
+
+
+def _one_size(good: Sequence[Header], num: int) -> tuple[dict[str, Any], list[str]]:
     if len({header.size for header in good}) < 2:
         return {}, []
     width, height = _common_size(good)
     odd = sum(header.size != (width, height) for header in good)
-    what = (
-        f"{odd:,} of {len(headers):,} pictures are not {width} x {height}, the most frequent size, and are resized to "
-        "it"
-    )
+    what = f"{odd:,} of {num:,} pictures are not {width} x {height}, the most frequent size, and are resized to it"
     return {"size": [height, width]}, [f"{what} (size in the plan)"]
 
 

@@ -34,6 +34,7 @@ from sources.features import (
     is_text,
     judged,
     refuse_missing,
+    says_nothing,
     why_left_out,
 )
 from sources.files import MAX_BYTES, FileConfig, check_size, manifest, root_folder
@@ -101,7 +102,7 @@ def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop
     Raises:
         DataError: no column is left to learn from; says why of each.
     """
-    drop, left_out, used = list(drop), [], False
+    drop, left_out, same, used = list(drop), [], [], False
     for name in data.schema:
         if name in drop or name in (config.get(role) for role in ("label", "owner", "id", "split")):
             continue
@@ -111,9 +112,15 @@ def with_drops(data: Table, config: dict[str, object], notes: list[str], *, drop
             drop.append(name)
             left_out.append(f"column {name!r} is left out: {why}")
             continue
+        if says_nothing(data, feature):
+            same.append(name)
+            continue
         used = True
         if hint := another_role(data, feature, owned="owner" in config):
             left_out.append(hint)
+    if same:
+        named = f"{', '.join(map(repr, same[:5]))}{', ...' if len(same) > 5 else ''}"
+        left_out.append(f"one value in all rows, of which nothing is learnt: {len(same)} of the columns ({named})")
     if not used and left_out and data.num_rows:
         raise DataError(
             f"{data.name} has no column to learn from: {'; '.join(left_out[:10])} (an embedding of a text is a list of "

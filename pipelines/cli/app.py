@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from types import FrameType
 
 import typer
 from rich.markup import escape
 
-from contracts.errors import PalimpsestError, in_words
+from contracts.errors import PalimpsestError, in_words, no_memory
 from pipelines.cli import (
     audit,
     certify,
@@ -58,11 +59,20 @@ app.command("import-checkpoint")(imports.import_checkpoint)
 app.command("doctor")(doctor.doctor)
 
 
+def _in_background(number: int, frame: FrameType | None) -> None:
+    """Passes Ctrl-C over, as the shell asked for, and ends at SIGTERM: Dagster handles that as it finds SIGINT handled,
+    and where it is ignored nothing short of SIGKILL would end an audit or the interface."""
+    if number == signal.SIGTERM:
+        raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point. Whatever goes wrong is one message and exit status 2, never a traceback: 1 says that an audit found
     something, or could not show that all is well. Who interrupts it (Ctrl-C, SIGTERM) gets 130."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     speak_plainly()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
+        signal.signal(signal.SIGINT, _in_background)
     try:
         app()
     except SystemExit as end:
@@ -73,7 +83,7 @@ def main() -> None:
         drop_new_state()
         if os.environ.get("PALIMPSEST_TRACEBACK"):
             raise
-        known, told = isinstance(error, (PalimpsestError, OSError, MemoryError)), in_words(error)
+        known, told = isinstance(error, (PalimpsestError, OSError)) or no_memory(error), in_words(error)
         kind, _, rest = told.partition(": ") if isinstance(error, PalimpsestError) else ("Error", "", told)
         errors.print(f"[bold red]{kind}[/]: {escape(rest)}", soft_wrap=True)
         if not known:

@@ -226,6 +226,8 @@ def _interrupted(result: ExecuteInProcessResult) -> bool:
 
 
 def _first_failure(result: Any) -> str:
+    from pipelines.build import said_of
+
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed and evaluation.blocking:
             problems = evaluation.metadata.get("problems")
@@ -235,9 +237,7 @@ def _first_failure(result: Any) -> str:
             )
     for event in result.all_events:
         if event.is_step_failure:
-            data = event.step_failure_data
-            said = data.user_failure_data.description if data.user_failure_data else data.error.message
-            return f"{event.step_key.replace('__', '/')}: {said.strip()}"
+            return f"{event.step_key.replace('__', '/')}: {said_of(event)}"
     return "the run failed; open the Dagster UI for its events: make ui"
 
 

@@ -20,7 +20,10 @@ def certify(
     subject: Annotated[str, typer.Argument(help="the audited subject")],
     request_id: Annotated[str, typer.Argument(help="the forget request")],
     days: Annotated[int, typer.Option("--days", min=1, max=3650, help="how long it may be relied on")] = 90,
-    to: Annotated[Path | None, typer.Option("--to", help="a folder that the file and the public key go to")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="a folder, made if it is missing, that the file and the public key go to"),
+    ] = None,
     new_key: Annotated[
         bool,
         typer.Option(
@@ -37,16 +40,17 @@ def certify(
     from assets.certificates import certify as issue
     from contracts.errors import ConfigError
     from pipelines.subjects import load_subject
-    from warehouse import Warehouse, signing
+    from warehouse import Warehouse, fsio, signing
 
     home = state_to_write()
-    if to is not None and not to.is_dir():
+    if to is not None and to.exists() and not to.is_dir():
         raise ConfigError(f"--to {to} is no folder")
     plan, w = load_subject(subject, home), Warehouse.open(home)
     made = issue(plan, w, request_id, days=days, renew=new_key)
     said = made.certificate
     file, public = home / made.file.path, signing.public_file(home)
     if to is not None:
+        fsio.make_folder(to)
         file = to / f"{subject}-{request_id}-{said.serial}.dsse.json"
         file.write_bytes(w.artifacts.load_bytes(made.file.name))
         (to / public.name).write_bytes(public.read_bytes())

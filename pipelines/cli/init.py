@@ -36,7 +36,9 @@ def init(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", help="CSV, Parquet or JSON lines (also user-item logs, shards), NPZ, image folder, or IDX pair"
+            "--data",
+            help="CSV, Parquet or JSON lines (also user-item logs, texts, Hugging Face's pictures, folders of shards), "
+            "NPZ, IDX pair; a folder of images, of images/ and masks/, of .txt files, or nodes.csv and edges.csv",
         ),
     ],
     label: Annotated[
@@ -70,7 +72,12 @@ def init(
         str | None, typer.Option("--time", help="time column of a log: the last of each user are tested")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="mlp, cnn, resnet_gn, vit, or your module:callable in the working folder")
+        str,
+        typer.Option(
+            "--model",
+            help="mlp, cnn, resnet_gn, vit, or your module:callable in the working folder; texts, masks, graphs, logs "
+            "have one of their own by default",
+        ),
     ] = "mlp",
     checkpoint: Annotated[
         str | None,

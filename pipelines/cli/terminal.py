@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -23,37 +24,49 @@ from pipelines.home import DEFAULT, state_home
 if TYPE_CHECKING:
     from reports import Judgement, Row
 
-NOBODY_READS = 141  # 128 + SIGPIPE, as a shell reports any program whose reader has gone
-
-
-class _Terminal(Console):
-    """A console whose output may be piped into a program that stops reading, such as head."""
-
-    def on_broken_pipe(self) -> None:
-        """End with the status that a shell expects: 1 would say that something was not shown to pass."""
-        try:
-            super().on_broken_pipe()
-        except SystemExit:
-            raise SystemExit(NOBODY_READS) from None
-
-
-console = _Terminal()
-errors = _Terminal(stderr=True)
+console = Console()
+errors = Console(stderr=True)
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "broken": "magenta", "not judged": "cyan"}
 
 
 _SPELLED = {"\u2013": "-", "\u2212": "-", "\u2026": "...", "\u202f": " ", "\u2265": ">=", "\u2264": "<=", "\u00d7": "x"}
 
 
-def speak_plainly() -> None:
-    """Let a terminal that cannot print a character get the nearest plain text instead of an error.
+class _Pipe(io.FileIO):
+    """Standard output or error. A reader that goes away, such as head, ends nothing and changes no exit status: what
+    is said from then on is dropped, so that an audit, an erasure or a list ends as it would have."""
 
-    Dashes and the like become their ASCII neighbours, spinners an asterisk, any other character its escape.
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+def speak_plainly() -> None:
+    """Let what cannot be printed stop nobody.
+
+    A character that the terminal does not know becomes the nearest plain text: dashes and the like their ASCII
+    neighbours, spinners an asterisk, any other its escape. A reader that has gone is passed over.
     """
     codecs.register_error("palimpsest", _spelled)
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="palimpsest")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)  # of PYTHONUNBUFFERED the raw file itself
+        if isinstance(getattr(buffer, "raw", buffer), io.FileIO):
+            stream.flush()
+            pipe = _Pipe(stream.fileno(), "w", closefd=False)
+            anew = io.TextIOWrapper(
+                pipe if isinstance(buffer, io.FileIO) else io.BufferedWriter(pipe),
+                encoding=stream.encoding,
+                errors="palimpsest",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, anew)
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
@@ -65,10 +78,7 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 
 def print_data(text: str) -> None:
     """Text as it is, for other programs: UTF-8 whatever the terminal can print, no wrapping, no colours."""
-    try:
-        typer.echo(text.encode(), nl=not text.endswith("\n"))
-    except BrokenPipeError:
-        console.on_broken_pipe()
+    typer.echo(text.encode(), nl=not text.endswith("\n"))
 
 
 def not_on_path() -> str:

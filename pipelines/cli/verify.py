@@ -89,8 +89,10 @@ def _certificate(file: Path | None, keys: list[Path]) -> None:
     from pipelines.cli.certify import check
     from warehouse import Warehouse
 
-    if file is None or not file.is_file():
-        raise InvalidInput(f"--key is the public key of a certificate, and {file or 'no file'} is none")
+    if file is None:
+        raise InvalidInput("--key is the public key of a certificate, and no file of one is named before it")
+    if not file.is_file():
+        raise InvalidInput(f"{file}, the certificate to be checked with --key, is no file")
     w = None if keys else Warehouse.existing(state_to_read())
     raise typer.Exit(0 if check(file.read_bytes(), keys, str(file), w) else 1)
 

@@ -69,3 +69,16 @@ def test_nobody_is_nobody(asked: str) -> None:
 def test_a_name_that_comes_near_is_offered() -> None:
     with pytest.raises(DataError, match=r"did you mean 'person003@example\.org'"):
         owner_in(data("person003@example.org", "q"), "PERSON3@example.org")
+
+
+@pytest.mark.parametrize(
+    ("asked", "spelled", "others"),
+    [("1.0", "1", ["10", "11"]), ("7", "007", ["77"]), ("1", "1.0", ["10"]), ("2e1", "20", ["21"])],
+)
+def test_a_number_is_offered_as_the_data_spell_it(asked: str, spelled: str, others: list[str]) -> None:
+    """Owners of a column of floats are read as whole numbers: whoever types what the file shows is not sent to 10."""
+    with pytest.raises(DataError, match=rf"belongs to '{asked}'; did you mean '{spelled}'\? The data spell"):
+        owner_in(data(*others, spelled, "sNaN", "nan"), asked)
+    for name in ("sNaN", "Infinity"):
+        with pytest.raises(DataError, match="belongs to"):
+            owner_in(data("nan", "-1"), name)

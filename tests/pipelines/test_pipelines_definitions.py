@@ -164,11 +164,52 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
             assert asked(instance) == [f"s-verified-{attempt}"], "a failed run is followed by another"
             run = create_run_for_test(instance, tags={REQUEST_TAG: "s-verified"}, status=dg.DagsterRunStatus.STARTED)
             assert asked(instance) == [], "one at a time"
+            told = request_tick(workspace(None), "small", partitions, instance=instance)
+            assert not isinstance(told, dg.SkipReason) or "under way: s-verified" in str(told.skip_message)
             instance.report_run_failed(run)
         assert asked(instance) == [], "not for ever"
         (said,) = [line for line in overdue(w, "small", now=now + timedelta(days=29)) if "s-verified" in line]
         assert "is verified and is due in" in said
         assert not [line for line in overdue(w, "small", now=now) if "s-" in line]
+
+
+def test_a_failed_run_leaves_where_and_what_kind_and_no_text_with_the_request(
+    tmp_path: Path, small: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import UTC, datetime
+
+    from contracts.requests import ForgetRequest, due_date
+    from warehouse import Warehouse
+
+    @dg.op
+    def small__request_curation__split() -> None:
+        raise dg.Failure("DataError: no 'Ann Lee' in people.csv", allow_retries=False)
+
+    @dg.job
+    def forget_small() -> None:
+        small__request_curation__split()
+
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
+    w, now = Warehouse.open(tmp_path), datetime.now(UTC)
+    due = due_date(now).isoformat()
+    w.requests.add(
+        ForgetRequest(
+            request_id="s-failing", subject="small", selector="ids", ids=(3,), received_at=now.isoformat(), due_at=due
+        )
+    )
+    (sensor,) = [s for s in subject_definitions(small).sensors or () if s.name == "forget_small_failed"]
+    with dg.instance_for_test() as instance:
+        tags = {REQUEST_TAG: "s-failing"}
+        done = forget_small.execute_in_process(instance=instance, raise_on_error=False, tags=tags)
+        (failed,) = [event for event in done.all_events if event.is_run_failure]
+        context = dg.build_run_status_sensor_context(
+            sensor.name, dagster_event=failed, dagster_instance=instance, dagster_run=done.dagster_run
+        ).for_run_failure()
+        assert isinstance(sensor, dg.RunStatusSensorDefinition)
+        sensor(context)
+    note = w.requests.get("s-failing").events["note"][-1]
+    assert "failed: small/request_curation/split (DataError); the run's page in the Dagster UI says why" in note
+    assert "Ann" not in note
 
 
 @pytest.mark.promise("G1")

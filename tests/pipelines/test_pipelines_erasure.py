@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from assets import Workspace
 from assets.certificates import certify
 from contracts.erasure import DONE, OPEN, Action, Item
-from contracts.errors import DataError, Erased, IntegrityError, StateError
+from contracts.errors import ConfigError, DataError, Erased, IntegrityError, InvalidInput, StateError
 from contracts.requests import ForgetRequest, RequestState
 from pipelines import dagster_records, erasure
 from pipelines.cli.app import app
@@ -317,6 +317,20 @@ def test_a_lost_signing_key_is_refused_and_another_is_taken_when_that_is_asked_f
     second = home / w.artifacts.describe("mine/request_certificates/r1/2.dsse.json").path
     assert "GENUINE" in CliRunner().invoke(app, ["verify", str(second)]).output
     assert verify.verify(Warehouse.existing(home)).whole
+
+
+def test_a_certificate_goes_to_a_new_folder_and_is_checked_from_there(home: Path, tmp_path: Path) -> None:
+    """As the playbook prints it: certify --to FOLDER, then verify FOLDER/... --key FOLDER/..."""
+    to = tmp_path / "new" / "folder"
+    said = CliRunner().invoke(app, ["certify", "mine", "r1", "--to", str(to)])
+    assert said.exit_code == 0, (said.output, said.exception)
+    assert {path.name for path in to.iterdir()} == {"mine-r1-2.dsse.json", "signing.pub.pem"}
+    key = ["--key", str(to / "signing.pub.pem")]
+    assert "GENUINE" in CliRunner().invoke(app, ["verify", str(to / "mine-r1-2.dsse.json"), *key]).output
+    gone = CliRunner().invoke(app, ["verify", str(to / "mine-r1-9.dsse.json"), *key]).exception
+    assert isinstance(gone, InvalidInput) and "mine-r1-9.dsse.json, the certificate to be checked" in str(gone)
+    a_file = CliRunner().invoke(app, ["certify", "mine", "r1", "--to", str(to / "signing.pub.pem")]).exception
+    assert isinstance(a_file, ConfigError) and "signing.pub.pem is no folder" in str(a_file)
 
 
 def test_what_cannot_be_rebuilt_is_refused_by_name(erased: Any) -> None:

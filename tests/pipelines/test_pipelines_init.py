@@ -339,6 +339,15 @@ def test_where_nothing_is_left_to_learn_from_each_column_says_why(tmp_path: Path
         read(tmp_path / "d.parquet")
 
 
+def test_columns_of_one_value_are_said_and_nothing_else_is_no_data(tmp_path: Path) -> None:
+    found = read(table(tmp_path / "d.csv", site="Ulm", year=2024, paid=True))
+    assert said(found, "one value in all rows", "3 of the columns", "'site', 'year', 'paid'")
+    assert set(found.examples.feature_names) == {"a", "site=Ulm", "year", "paid"}, "a given model may want them"
+    assert not said(read(table(tmp_path / "e.csv")), "one value")
+    with pytest.raises(DataError, match=r"d.csv has no column to learn from: one value in all rows.*: 3 of the"):
+        read(tmp_path / "d.csv", drop=("a",))
+
+
 def test_rows_without_an_owner_are_counted(tmp_path: Path) -> None:
     found = read(table(tmp_path / "d.csv", person=[None if i in (3, 9) else i % 20 for i in range(60)]), owner="person")
     assert said(found, "2 examples have no owner") and set(found.examples.owner) == {"", *map(str, range(20))}
@@ -351,6 +360,19 @@ def test_missing_values_name_rows_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'hp' is missing.* in 20 rows.*--drop.*\(d.csv rows 2, 5, 8,"):
         read(path)
     assert read(path, drop=("hp",)).examples.feature_names == ("a",)
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, 1e39])
+def test_values_that_are_no_float32_name_column_and_rows(tmp_path: Path, wrong: float) -> None:
+    rows = {"a": np.arange(60) / 7, "hp": [1.0, wrong, 2.0] * 20, "emb": [[1.0, 2.0 + i] for i in range(60)]}
+    pl.DataFrame({**rows, "label": ["no", "yes"] * 30}).write_parquet(tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"'hp' is NaN, infinite or .* in 20 rows: .*--drop.*\(d.parquet rows 2, 5, 8,"):
+        read(tmp_path / "d.parquet")
+    pl.DataFrame({**rows, "hp": 1.0, "emb": [[1.0, wrong]] * 60, "label": ["no", "yes"] * 30}).write_parquet(
+        tmp_path / "e.parquet"
+    )
+    with pytest.raises(DataError, match=r"'emb' is NaN, infinite or .* in 60 rows"):
+        read(tmp_path / "e.parquet")
 
 
 # Labels
@@ -486,6 +508,21 @@ def test_corrupt_pictures_are_all_named_at_once(tmp_path: Path) -> None:
     (root / "d").mkdir()
     with pytest.raises(DataError, match="class folder 'c', 'd' holds no images; 2 such folders in all"):
         read(root)
+
+
+def test_what_is_not_kept_of_pictures_is_said(tmp_path: Path) -> None:
+    for number, mode in enumerate(["RGBA", "LA", "CMYK", "L", "RGB", "RGB", "RGB", "RGB"]):
+        path = tmp_path / "p" / "ab"[number % 2] / f"{number}.{'tif' if mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (6, 5, len(mode)), dtype=np.uint8).squeeze()
+        Image.fromarray(noise, mode=mode).save(path)
+    found = read(tmp_path / "p")
+    assert found.examples.input_shape == (3, 6, 5)
+    assert said(found, "2 of 8 pictures have transparency, which is dropped")
+    assert said(found, "1 of 8 pictures are CMYK, and are read as RGB")
+    assert said(found, "1 of 8 pictures are grey, and are read as RGB")
+    grey = read(pictures(tmp_path / "q", [f"{c}/{i}.png" for c in "ab" for i in range(4)]))
+    assert grey.examples.input_shape == (1, 6, 5) and not said(grey, "pictures")
 
 
 def test_junk_is_passed_over_and_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -96,13 +97,18 @@ def test_no_name_is_cut_off_and_every_model_says_what_it_is(monkeypatch):
         assert len(model["doc"]) > 20 and "head of this file" not in model["doc"], model["name"]
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["methods", "--json"]])
-def test_a_reader_that_goes_away_is_no_verdict(words):
-    """As in ``palimpsest doctor | head -1``: 141, as of any program there, not the 1 of an audit not passed."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["sql"], 0), (["init", "A-B", "--data", "x.csv"], 2)])
+def test_a_reader_that_goes_away_changes_no_status(words, status, unbuffered):
+    """As in ``palimpsest --help | head -1`` under ``set -o pipefail``: what was asked for ends as it would have."""
     code = f"import sys; sys.argv = ['palimpsest', *{words}]; from pipelines.cli.app import main; main()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    ) as running:
         running.stdout.close()
-        assert running.stderr.read() == b"" and running.wait() == 141
+        said = running.stderr.read().decode()
+        assert running.wait() == status and ("IllegalName" in said) == bool(status) and "Error:" not in said
 
 
 def test_an_unknown_name_says_what_is_near_it_with_status_2(run, monkeypatch, capsys):

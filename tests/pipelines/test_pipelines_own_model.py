@@ -258,6 +258,30 @@ def test_a_plan_whose_module_is_gone_leaves_the_others_as_they_are(
     assert ("diabetes", "models", "target") in keys and "gone_nets" in caplog.text
 
 
+def test_subjects_that_differ_in_dashes_alone_do_not_take_the_others_along(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of Dagster know no dash: two of one name, and no subject would have had a schedule or a sensor."""
+    from pipelines import definitions
+    from pipelines.subjects import BUILT_IN
+
+    palimpsest("init", "my-digits", "--data", "digits.npz")
+    with pytest.raises(ConfigError, match=r"'my_digits' and 'my-digits' differ in - and _ alone"):
+        palimpsest("init", "my_digits", "--data", "digits.npz")
+    plan = home / "subjects" / "my-digits" / "defs.yaml"
+    for name in ("my_digits", "digits-distilled"):  # by hand; a built-in one comes first whatever its name
+        own = home / "subjects" / name / "defs.yaml"
+        own.parent.mkdir()
+        own.write_text(plan.read_text().replace("my-digits", name))
+    files = {path.parent.name: path for path in sorted((home / "subjects").glob("*/defs.yaml"))}
+    files["digits_distilled"] = BUILT_IN / "digits_distilled" / "defs.yaml"
+    monkeypatch.setattr(definitions, "subject_files", lambda home: dict(sorted(files.items())))
+    repository = definitions.defs().get_repository_def()
+    assert {"audit_my_digits", "audit_digits_distilled"} <= set(repository.job_names)
+    refused = {key.path[0] for key in repository.assets_defs_by_key if key.path[1:] == ["plan", "cannot_be_loaded"]}
+    assert refused == {"my_digits", "digits-distilled"}
+
+
 class TestAGivenCheckpoint:
     """Trained by a stranger in plain PyTorch, saved with torch.save."""
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from recorded_state import PLAN
 from typer.testing import CliRunner
 
-from contracts.errors import JobLost, LockTimeout, NotTrusted, in_words, may_pass
+from contracts.errors import JobLost, LockTimeout, NotTrusted, in_words, may_pass, no_memory
 from contracts.subject import Subject
 from pipelines import launchers
 from pipelines.cli import app as command
@@ -349,6 +350,51 @@ def test_an_error_that_nothing_expects_is_no_verdict(
     monkeypatch.setenv("PALIMPSEST_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         command.main()
+
+
+def test_memory_that_runs_out_in_torch_is_expected_and_says_what_takes_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def large() -> None:
+        torch.empty(2**45, dtype=torch.float64)  # 256 TiB
+
+    monkeypatch.setattr(command, "app", large)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and "the memory is not enough" in said and "Smaller inputs" in said
+    assert "Nothing expects" not in said
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        assert may_pass(error) and no_memory(error)
+    assert in_words(MemoryError("raise Limits.memory")) == "MemoryError: raise Limits.memory"
+    assert not no_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_command_in_the_background_of_a_script_ends_at_sigterm_and_not_at_ctrl_c() -> None:
+    """A shell without job control starts those with SIGINT ignored; Dagster then ignores SIGTERM as well."""
+    code = (
+        "import time\n"
+        "from dagster._utils.interrupts import setup_interrupt_handlers\n"
+        "from pipelines.cli import app as command\n"
+        "def work():\n"
+        "    setup_interrupt_handlers()\n"
+        "    print('at work', flush=True)\n"
+        "    time.sleep(60)\n"
+        "command.app = work\n"
+        "command.main()\n"
+    )
+    script = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
+        assert running.stdout is not None and running.stdout.readline() == "at work\n"
+        running.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(0.5)
+        running.terminate()
+        try:
+            said = running.communicate(timeout=20)[1]
+        finally:
+            running.kill()
+    assert running.returncode == 2 and "interrupted; finished stages are kept" in said
 
 
 def test_only_what_may_pass_is_tried_again() -> None:

@@ -143,7 +143,7 @@ def _with(frame, column, row, value):
     ("change", "config", "message", "ids"),
     [
         (lambda f: _with(f, "height", 7, np.nan), {}, "'height' is missing", [7]),
-        (lambda f: _with(f, "height", 9, np.inf), {}, "NaN or infinite", None),
+        (lambda f: _with(f, "height", 9, np.inf), {}, "column .height. is NaN, infinite or", None),
         (lambda f: _with(f, "town", 3, None), {}, "'town' is missing", [3]),
         (lambda f: _with(f, "label", 5, None), {}, "'label' is missing", [5]),
         (lambda f: f.assign(nr=np.arange(60) // 2), {"id": "nr"}, "more than once", list(range(30))),
