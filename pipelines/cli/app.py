@@ -69,16 +69,17 @@ def _in_background(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point. Whatever goes wrong is one message and exit status 2, never a traceback: 1 says that an audit found
     something, or could not show that all is well. Who interrupts it (Ctrl-C, SIGTERM) gets 130."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     speak_plainly()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
         signal.signal(signal.SIGINT, _in_background)
     try:
         app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            errors.print("interrupted: what was finished is kept; the same command, run again, goes on")
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes the second of the first
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        errors.print("interrupted: what was finished is kept; the same command, run again, goes on")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         drop_new_state()
         if os.environ.get("PALIMPSEST_TRACEBACK"):

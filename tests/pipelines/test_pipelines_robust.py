@@ -394,7 +394,7 @@ def test_a_command_in_the_background_of_a_script_ends_at_sigterm_and_not_at_ctrl
             said = running.communicate(timeout=20)[1]
         finally:
             running.kill()
-    assert running.returncode == 2 and "interrupted; finished stages are kept" in said
+    assert running.returncode == command.INTERRUPTED and "interrupted: what was finished is kept" in said
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
