@@ -128,7 +128,7 @@ def run_subject(
             outside=lambda what: outline.outside(plan, workspace, what),
             note=lambda text: errors.print(f"  {text}", soft_wrap=True, highlight=False, markup=False),
         )
-        with dg.DagsterInstance.get() as instance, open_files():
+        with dg.DagsterInstance.get() as instance, open_files(instance):
             reap(instance, note=lambda text: errors.print(f"  {text}"))
             if request:
                 instance.add_dynamic_partitions(request_partitions(plan.subject).name, [request])
