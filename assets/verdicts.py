@@ -311,8 +311,8 @@ def _judge_attacks(
     limits: Thresholds,
     tests: int,
 ) -> list[Finding]:
-    """What the rows of one method in ``audits.attack_reports`` and ``audits.against_retraining`` say; ``retrained`` is None
-    where it is not judged by the latter."""
+    """What the rows of one method in ``audits.attack_reports`` and ``audits.against_retraining`` say; ``retrained`` is
+    None where it is not judged by the latter."""
     from attacks.membership.retraining_null import AgainstRetraining
     from attacks.recipe_match import SET_GONE
     from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst

@@ -93,21 +93,29 @@ def open_files(instance: DagsterInstance) -> Iterator[None]:
 
     Dagster makes an engine for every event, which asks the file anew what it can do, compiles its statements anew, and
     closes it: several times the work of the event itself, and when the last connection closes, SQLite moves its log
-    into the file and syncs both. Here an engine serves a file for the block. Within the block a commit is not synced
-    either: a power failure may lose the last events of a run, never the file (SQLite's WAL mode with synchronous =
-    NORMAL), and the results are not there but in the warehouse. Other storages than SQLite's are left as they are.
+    into the file and syncs both. Here an engine serves a file for the block, that of a run until the next run's is
+    opened. Within the block a commit is not synced either: a power failure may lose the last events of a run, never the
+    file (SQLite's WAL mode with synchronous = NORMAL), and the results are not there but in the warehouse. Other
+    storages than SQLite's are left as they are.
     """
     log, runs = instance.event_log_storage, instance.run_storage
     if not (isinstance(log, SqliteEventLogStorage) and isinstance(runs, SqliteRunStorage)):
         yield
         return
     engines: dict[str, Engine] = {}
+    shared = {runs._conn_string, log.conn_string_for_shard(INDEX_SHARD_NAME)}
 
     def engine_of(url: str) -> Engine:
         if url not in engines:
+            if url not in shared:
+                close(set(engines) - shared)
             engines[url] = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
             event.listen(engines[url], "connect", _unsynced)
         return engines[url]
+
+    def close(urls: set[str]) -> None:
+        for url in urls:
+            engines.pop(url).dispose()
 
     @contextmanager
     def connected(shard: str) -> Iterator[Connection]:
@@ -123,7 +131,7 @@ def open_files(instance: DagsterInstance) -> Iterator[None]:
         return inspect(engine_of(log.conn_string_for_shard(INDEX_SHARD_NAME))).has_table(name)
 
     with ExitStack() as stack:
-        stack.callback(lambda: [engine.dispose() for engine in engines.values()])
+        stack.callback(lambda: close(set(engines)))
         for storage, name, kept in (
             (log, "_connect", connected),
             (log, "has_table", has_table),
