@@ -113,22 +113,26 @@ def issue(subject: Subject, w: Warehouse, request_id: str, *, days: int = DAYS, 
     Raises:
         NotReady, IntegrityError: as :func:`certify`.
     """
-    name, entry = subject.subject, w.requests.get(request_id)
+    name = subject.subject
     report = f"{name}/request_reports/{request_id}/audit.json"
-    findings = w.read(
-        schema.FINDINGS, subject=name, partition={"stage": f"{name}/request_audits/{request_id}/findings"}
-    ).filter("judged")
-    if w.last_complete(f"{name}/request_reports/{request_id}/audit") is None:
+    with w.reading():
+        entry, erased = w.requests.get(request_id), w.erasures.record(request_id)
+        findings = w.read(
+            schema.FINDINGS, subject=name, partition={"stage": f"{name}/request_audits/{request_id}/findings"}
+        ).filter("judged")
+        audited = w.last_complete(f"{name}/request_reports/{request_id}/audit")
+        earlier = w.read(schema.CERTIFICATES, subject=name, partition={"request_id": request_id})
+        head = w.ledger.head()
+    if audited is None:
         raise NotReady(
             f"request {request_id} has not been audited, so there is nothing to certify: palimpsest request run {name} "
             f"{request_id}"
         )
-    facts, erased = w.artifacts.load_json(report), w.erasures.record(request_id)
+    facts = w.artifacts.load_json(report)
     judged = judged_findings(findings, told=facts["verdict"], why=facts["sentence"])
     method = str(facts["decides"])
     now = datetime.now(UTC).replace(microsecond=0)
-    earlier = w.read(schema.CERTIFICATES, subject=name, partition={"request_id": request_id})
-    serial, head = int(earlier["serial"].max() or 0) + 1, w.ledger.head()
+    serial = int(earlier["serial"].max() or 0) + 1
     models = f"{name}/request_unlearning/{request_id}/{method}/result"
     chosen = f"{name}/request_curation/{request_id}/split/result"
     certificate = Certificate(
@@ -200,7 +204,7 @@ def judged_findings(findings: pl.DataFrame, *, told: str, why: str) -> tuple[Jud
 
 def _attacks(w: Warehouse, subject: str, audited: str) -> tuple[AttackResult, ...]:
     """Every attack on every model of the method in use, at its smallest false-positive rate that says something."""
-    rows = w.read(schema.ATTACK_REPORTS, subject=subject).filter(pl.col("audited") == audited)
+    rows = w.read(schema.ATTACK_REPORTS, subject=subject, partition={"audited": audited})
     first = rows.sort("attack", "seed", pl.col("tpr").is_null(), "fpr_cap").unique(
         ["attack", "seed"], keep="first", maintain_order=True
     )

@@ -76,7 +76,8 @@ def scope_of(warehouse: Warehouse, request: str | None) -> str:
     far it has got."""
     if not request:
         return ""
-    asked, batch = warehouse.requests.get(request).request.digest(), warehouse.requests.batch(request).name
+    with warehouse.reading():
+        asked, batch = warehouse.requests.get(request).request.digest(), warehouse.requests.batch(request).name
     return digest([asked, batch]) if batch else asked
 
 

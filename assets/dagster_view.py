@@ -190,7 +190,7 @@ def _metadata(
 ) -> dict[str, Any]:
     w = workspace.warehouse
     shown = w.artifacts.load_json(f"{stage.asset(request)}/{SHOWN}")
-    head = w.ledger.head()
+    head = record["head"]
     out: dict[str, Any] = {label: _metadata_value(value) for label, value in _leading(shown["metadata"]).items()}
     out |= {
         label: dg.MetadataValue.md(f"![{label}](data:image/png;base64,{png})")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -30,6 +30,7 @@ from contracts.errors import NotReady
 from contracts.methods import analysis, maker, score
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import NO_REFERENCES, RETRAIN, Subject
+from contracts.tables import TableSpec
 from contracts.verdicts import TARGET
 from recipes.plan import device_of, recipe_config
 from reports import (
@@ -130,7 +131,7 @@ def rebuild(stage: Stage, workspace: Workspace, *, request: str | None = None) -
         raise NotReady(f"no entry of the ledger records {asset}: palimpsest audit {stage.subject.subject}")
     names = [dep.asset(request) for dep in stage.deps]
     spoiled = [f"{name}: {trouble}" for name, (_, trouble) in w.completions(names).items() if trouble]
-    if spoiled or run.key() != record["key"]:
+    if spoiled or run.key(run.outside(stage.reads)) != record["key"]:
         why = "; ".join(spoiled) or "its inputs, the plan, the data or the code are other ones"
         raise NotReady(f"{asset} cannot be made again as it was: {why}; an audit makes a new one")
     head, facts = w.ledger.before(asset, request=request), stage.report(run)
@@ -193,20 +194,26 @@ def assemble(
     them."""
     subject = run.subject
     split = scope.name(run) if scope else ""
-    of_split = [run.read(spec, {"split": split}) for spec in (schema.UNLEARNING_RUNS, schema.UNLEARNING_METRICS)]
-    runs, metrics = of_split if scope else (None, None)
-    models = [f"{split}/{method}" for method in runs["method"].unique()] if runs is not None else []
-    mine = pl.col("audited").is_in(models if run.request else [TARGET, *models])
-    attacks = run.read(schema.ATTACK_REPORTS).filter(mine)
-    head = run.warehouse.ledger.head()
-    request = run.warehouse.requests.get(run.request) if run.request else None
+    with run.warehouse.reading():
+        of_split = [run.read(spec, {"split": split}) for spec in (schema.UNLEARNING_RUNS, schema.UNLEARNING_METRICS)]
+        runs, metrics = of_split if scope else (None, None)
+        models = [f"{split}/{method}" for method in runs["method"].unique()] if runs is not None else []
+        attacks, attack_scores = (
+            _of_models(run, spec, models if run.request else [TARGET, *models])
+            for spec in (schema.ATTACK_REPORTS, schema.ATTACK_SCORES)
+        )
+        head = run.warehouse.ledger.head()
+        request = run.warehouse.requests.get(run.request) if run.request else None
+        events = run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None
+        found = run.read(schema.FINDINGS, {"stage": findings.asset(run.request)})
+        target = run.read(schema.CHECKPOINTS, {"role": "target"}).row(0, named=True)
     using = in_use(run, scope, accepted)
     return AuditReport(
         subject=subject.subject,
         title=subject.title or subject.subject,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        findings=run.read(schema.FINDINGS, {"stage": findings.asset(run.request)}),
-        audited=_audited(run),
+        findings=found,
+        audited=_audited(run, target),
         scores=[_score_section(run, name) for name in scores],
         groups=_compared(run, scores),
         analyses=[_analysis_section(run, stage) for stage in analyses.values()],
@@ -215,13 +222,13 @@ def assemble(
         unlearning=runs,
         unlearning_metrics=metrics,
         attacks=attacks,
-        curves=_curves(run, mine),
+        curves=_curves(attack_scores),
         commands=_commands(subject, run.request),
         config_yaml=yaml.safe_dump(plain(subject), sort_keys=False, allow_unicode=True),
         environment=environment(subject),
         ledger_head=f"{head.seq}:{head.hash}",
         request=_request(subject, request.request, using) if request else None,
-        events=run.read(schema.REQUEST_EVENTS, {"request_id": run.request}) if run.request else None,
+        events=events,
         max_gap=subject.thresholds.max_gap,
         decides=using.method or None,
         computed=_computed(run, scores, analyses),
@@ -325,10 +332,14 @@ def environment(subject: Subject) -> dict[str, str]:
     }
 
 
-def _audited(run: Run) -> dict[str, dict[str, Any]]:
+def _audited(run: Run, row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was audited, and how it was made.
+
+    Args:
+        row: of the target, in ``models.checkpoints``.
+    """
     subject, data = run.subject, run.data
     train = int((data.split == "train").sum())
-    row = run.read(schema.CHECKPOINTS, {"role": "target"}).row(0, named=True)
     share = {k: f"{row[k]:.1%}" for k in ("train_quality", "test_quality") if row[k] is not None}
     return {
         "Data": {
@@ -495,11 +506,17 @@ def _ask(run: Run, name: str, **params: Any) -> pl.DataFrame:
     return found.filter(pl.col("example_id").is_in(run.train.example_id.tolist()))
 
 
-def _curves(run: Run, mine: pl.Expr) -> dict[str, dict[str, Curve]]:
+def _of_models(run: Run, spec: TableSpec, models: Sequence[str]) -> pl.DataFrame:
+    """Rows of a table of audited models, of these alone, in the order of the table."""
+    return pl.concat([run.read(spec, {"audited": name}) for name in sorted(models)])
+
+
+def _curves(scores: pl.DataFrame) -> dict[str, dict[str, Curve]]:
+    """By audited model and attack, of rows of ``audits.attack_scores``."""
     from attacks.membership import roc
 
     out: dict[str, dict[str, Curve]] = {}
-    frame = run.read(schema.ATTACK_SCORES).filter(mine).drop_nulls("score")
+    frame = scores.drop_nulls("score")
     # One curve a method: of its first model; the table has them all.
     frame = frame.filter(pl.col("seed") == pl.col("seed").min().over("audited", "attack"))
     for (audited, attack), part in frame.group_by(["audited", "attack"], maintain_order=True):

@@ -94,8 +94,10 @@ def _beside(run: Run, members: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     """The members with what leaves for the other requests of the batch, role ``beside``, and a clause for the
     register: the method takes all of it out at once, and the request is judged on its own examples."""
     requests, plan = run.warehouse.requests, run.subject.unlearning
-    others = [name for name in requests.batch(run.request).others if requests.get(name).state not in NOT_RUN]
-    named = [requests.pins(name).filter(pl.col("split") == "train")["example_id"].to_numpy() for name in others]
+    with run.warehouse.reading():
+        others = [name for name in requests.batch(run.request).others if requests.get(name).state not in NOT_RUN]
+        pinned = [requests.pins(name) for name in others]
+    named = [rows.filter(pl.col("split") == "train")["example_id"].to_numpy() for rows in pinned]
     ids = np.intersect1d(np.concatenate([np.empty(0, np.int64), *named]), members["example_id"].to_numpy())
     if plan is not None and plan.closure and len(ids):
         ids = np.union1d(ids, _twins(run, ids)["example_id"].to_numpy())

@@ -256,16 +256,20 @@ class Run:
                 raise NotReady(f"{name} has not been made yet; run: palimpsest audit {self.subject.subject}")
         return known
 
-    def key(self) -> str:
-        """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside
-        data."""
+    def key(self, outside: str) -> str:
+        """Digest of all that the result depends on: asset, code version, configuration, inputs, request, outside data.
+
+        Args:
+            outside: of :meth:`outside`, which may take long and is asked before the warehouse is.
+        """
         stage = self.stage
-        return stage.declaration.key(
-            self.request,
-            inputs=self.inputs(),
-            scope=scope_of(self.warehouse, self.request) if stage.per_request else "",
-            outside=self.outside(stage.reads),
-        )
+        with self.warehouse.reading():
+            return stage.declaration.key(
+                self.request,
+                inputs=self.inputs(),
+                scope=scope_of(self.warehouse, self.request) if stage.per_request else "",
+                outside=outside,
+            )
 
     def outside(self, what: str) -> str:
         """Digest of the "data", or of the given "model" or "references", as they are now; "" of nothing."""
@@ -306,15 +310,18 @@ def _join(asset: str, name: str) -> str:
 def materialize(
     stage: Stage, workspace: Workspace, *, run_id: str, request: str | None, context: Any
 ) -> dict[str, Any]:
-    """Bring one stage up to date and return its record, with ``unchanged`` telling whether there was work to do."""
+    """Bring one stage up to date and return its record, with ``unchanged`` telling whether there was work to do, and
+    ``head``, the ledger's head once it was done."""
     run = Run(stage, workspace, run_id, request, context)
-    w = run.warehouse
-    key = run.key()
-    record, trouble = w.completions([run.asset]).get(run.asset, ({}, ""))
-    if record and not trouble and record["key"] == key:
-        return {**record, "unchanged": True}
-    if trouble and context is not None:
-        context.log.warning(f"{run.asset} is made anew: {trouble}")
+    w, outside = run.warehouse, run.outside(stage.reads)
+    with w.reading():
+        key, last, head = run.key(outside), w.last_complete(run.asset), w.ledger.head()
+    if last is not None and last["key"] == key:
+        record, trouble = w.completions([run.asset]).get(run.asset, ({}, "its record is gone"))
+        if not trouble and record["key"] == key:
+            return {**record, "unchanged": True, "head": head}
+        if context is not None:
+            context.log.warning(f"{run.asset} is made anew: {trouble}")
     started = time.perf_counter()
     output = stage.work(run)
     metadata = plain(output.metadata)
@@ -326,7 +333,7 @@ def materialize(
     artifacts = (*output.artifacts, *output.volatile, *run.partial_work(), shown)
     outputs: list[dict[str, Any]] = []
     written: list[tuple[TableSpec, pl.DataFrame, Partition]] = []
-    with w.transaction() as t:  # all tables of a stage and their lineage, or nothing
+    with w.transaction() as t:  # all tables of a stage and their lineage, or nothing; without tables it is done with it
         for declared, frame, partition in output.tables:
             receipt = t.replace(declared, frame, partition=dict(partition), **common)
             spec = declared.table if isinstance(declared, ScoreSpec) else declared
@@ -349,24 +356,28 @@ def materialize(
             within=t,
             **common,
         )
-    for artifact in output.artifacts:
-        outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
-    version: list[Any] = [(o["name"], o.get("partition"), o["digest"]) for o in outputs]
-    record = {
-        "key": key,
-        "data_version": digest([*version, dict(output.besides)] if output.besides else version),
-        "outputs": outputs,
-        "tables": [[spec.full_name, dict(partition)] for spec, _, partition in written],
-        "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),
-        "contract": _check(run, written),
-        "warnings": dict(output.warnings),
-        "judged": plain(output.judged),
-        "wall_s": round(time.perf_counter() - started, 3),
-    }
-    if record["contract"]["passed"]:
-        w.complete(run.asset, key, record)
+        for artifact in output.artifacts:
+            outputs.append({"kind": "artifact", "name": artifact.name, "digest": artifact.sha256})
+        version: list[Any] = [(o["name"], o.get("partition"), o["digest"]) for o in outputs]
+        record = {
+            "key": key,
+            "data_version": digest([*version, dict(output.besides)] if output.besides else version),
+            "outputs": outputs,
+            "tables": [[spec.full_name, dict(partition)] for spec, _, partition in written],
+            "rows": sum(frame.height for spec, frame, _ in written if spec.full_name == stage.tables[0].full_name),
+            "warnings": dict(output.warnings),
+            "judged": plain(output.judged),
+        }
+        if not written:
+            record |= {"contract": _check(run, ()), "wall_s": round(time.perf_counter() - started, 3)}
+            w.complete(run.asset, key, record, within=t)
+    head = t.head
+    if written:  # the suites read what was stored, and take their time
+        record |= {"contract": _check(run, written), "wall_s": round(time.perf_counter() - started, 3)}
+        if record["contract"]["passed"]:
+            head = w.complete(run.asset, key, record)
     workspace.publish()
-    return {**record, "unchanged": False}
+    return {**record, "unchanged": False, "head": head}
 
 
 def _check(run: Run, tables: Sequence[tuple[TableSpec, pl.DataFrame, Partition]]) -> dict[str, Any]:

@@ -258,13 +258,21 @@ def judge_method(
     """
     from attacks.verdicts import judge_gap, judge_quality, worst
 
-    runs = run.read(schema.UNLEARNING_RUNS, {"split": scope.name(run), "method": method}).sort("seed")
+    of_method = {"split": scope.name(run), "method": method}
+    with run.warehouse.reading():
+        runs = run.read(schema.UNLEARNING_RUNS, of_method).sort("seed")
+        metrics = run.read(schema.UNLEARNING_METRICS, of_method)
+        reports = run.read(schema.ATTACK_REPORTS, {"audited": about})
+        retrained = (
+            run.read(schema.AGAINST_RETRAINING, {"audited": about}).drop("audited").sort("seed")
+            if audits.AGAINST_RETRAINING in attack_stages
+            else None
+        )
     failed = runs.filter(pl.col("status") != "ok")
     if failed.height:
         return [_judge_failed(failed, runs.height)]
     tests = audits.num_tests(run.subject, random=scope.random)
-    found = _judge_attacks(run, scope, about, attack_stages, limits, tests)
-    metrics = run.read(schema.UNLEARNING_METRICS, {"split": scope.name(run), "method": method})
+    found = _judge_attacks(run, scope, reports, retrained, attack_stages, limits, tests)
     figures = {(seed, name): of for seed, name, *of in metrics.select("seed", "metric", "value", "low", "high").rows()}
     gaps, quality = {}, {}
     for seed in runs["seed"].to_list():
@@ -296,21 +304,27 @@ def _judge_failed(failed: pl.DataFrame, num_runs: int) -> Finding:
 
 
 def _judge_attacks(
-    run: Run, scope: Scope, about: str, attack_stages: Mapping[str, Stage], limits: Thresholds, tests: int
+    run: Run,
+    scope: Scope,
+    reports: pl.DataFrame,
+    retrained: pl.DataFrame | None,
+    attack_stages: Mapping[str, Stage],
+    limits: Thresholds,
+    tests: int,
 ) -> list[Finding]:
+    """What the rows of one method in ``audits.attack_reports`` and ``audits.against_retraining`` say; ``retrained`` is
+    None where it is not judged by the latter."""
     from attacks.membership.retraining_null import AgainstRetraining
     from attacks.recipe_match import SET_GONE
     from attacks.verdicts import judge_against_retraining, judge_attack, judge_umia, worst
 
     out: list[Finding] = []
-    if audits.AGAINST_RETRAINING in attack_stages:
-        rows = run.read(schema.AGAINST_RETRAINING, {"audited": about}).drop("audited").sort("seed")
+    if retrained is not None:
         by_seed = {
             row.pop("seed"): judge_against_retraining(AgainstRetraining(**row), what=SET_GONE, thresholds=limits)
-            for row in rows.to_dicts()
+            for row in retrained.to_dicts()
         }
         out.append(worst(by_seed) if by_seed else judge_against_retraining(None, what=SET_GONE, thresholds=limits))
-    reports = run.read(schema.ATTACK_REPORTS).filter(pl.col("audited") == about)
     for name in (n for n in attack_stages if n != audits.AGAINST_RETRAINING):
         what = f"attack/{name}"
         judged = {}

@@ -15,6 +15,7 @@ of the others would go with the first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,7 +71,7 @@ def work_off(
     """
     from assets.batch import put_together
     from assets.request_rows import answer_unseen
-    from pipelines.cli.audit import run_subject
+    from pipelines.cli.audit import recording, run_subject
     from pipelines.cli.requests import runnable
 
     found: list[Worked] = []
@@ -89,20 +90,23 @@ def work_off(
         except PalimpsestError as error:
             w.requests.note(request_id, f"not run: {type(error).__name__}")
             ended(request_id, FAILED, str(error))
-    if fit:
-        run_subject(plan, workspace.home, job="audit", workspace=workspace)
-        num_train = int((workspace.examples(plan).split == "train").sum())
-        for batch in put_together(w.requests, fit, num_train=num_train, each=each):
-            if len(batch) > 1:
-                note(f"{len(batch)} requests are removed together, each is judged by itself: {', '.join(batch)}")
-    for request_id in fit:
+    with recording(workspace.home) if fit else nullcontext():
+        if fit:
+            run_subject(plan, workspace.home, job="audit", workspace=workspace)
+            num_train = int((workspace.examples(plan).split == "train").sum())
+            for batch in put_together(w.requests, fit, num_train=num_train, each=each):
+                if len(batch) > 1:
+                    note(f"{len(batch)} requests are removed together, each is judged by itself: {', '.join(batch)}")
         try:
-            run_subject(plan, workspace.home, job="forget", request=request_id, workspace=workspace)
-        except PalimpsestError as error:
-            w.requests.note(request_id, f"its run failed: {type(error).__name__}")
-            ended(request_id, FAILED, str(error))
-        else:
-            facts = w.artifacts.load_json(f"{plan.subject}/request_reports/{request_id}/audit.json")
-            ended(request_id, str(facts["verdict"]), str(facts["sentence"]))
-    w.publish()
+            for request_id in fit:
+                try:
+                    run_subject(plan, workspace.home, job="forget", request=request_id, workspace=workspace, more=True)
+                except PalimpsestError as error:
+                    w.requests.note(request_id, f"its run failed: {type(error).__name__}")
+                    ended(request_id, FAILED, str(error))
+                else:
+                    facts = w.artifacts.load_json(f"{plan.subject}/request_reports/{request_id}/audit.json")
+                    ended(request_id, str(facts["verdict"]), str(facts["sentence"]))
+        finally:
+            w.publish()
     return found

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import dagster as dg
 from dagster import AssetKey, DagsterInstance
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
+from dagster._core.storage.runs.sqlite import SqliteRunStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+from sqlalchemy import create_engine, event, inspect
+from sqlalchemy.engine import Connection, Engine
 
 from assets.current import UNCHANGED, Declaration, Record
 
@@ -85,30 +88,59 @@ def unknown_to(instance: DagsterInstance, stages: Iterable[Declaration], *, requ
 
 
 @contextmanager
-def open_files() -> Iterator[None]:
-    """Dagster's SQLite files stay open for the block, which reports many events.
+def open_files(instance: DagsterInstance) -> Iterator[None]:
+    """The instance's SQLite files stay open for the block, in which many events are recorded.
 
-    Dagster opens and closes a file for every event, and each time the last connection closes, SQLite moves its log into
-    the file and syncs both: several times the work of the event itself. Within the block a commit is not synced either:
-    a power failure may lose the last events of a run, never the file (SQLite's WAL mode with synchronous = NORMAL), and
-    the results are not there but in the warehouse.
+    Dagster makes an engine for every event, which asks the file anew what it can do, compiles its statements anew, and
+    closes it: several times the work of the event itself, and when the last connection closes, SQLite moves its log
+    into the file and syncs both. Here an engine serves a file for the block, that of a run until the next run's is
+    opened. Within the block a commit is not synced either: a power failure may lose the last events of a run, never the
+    file (SQLite's WAL mode with synchronous = NORMAL), and the results are not there but in the warehouse. Other
+    storages than SQLite's are left as they are.
     """
-    kept: dict[str, sqlite3.Connection] = {}
-
-    def connected(connection: Any, _: Any) -> None:
-        if not isinstance(connection, sqlite3.Connection):
-            return
-        connection.execute("PRAGMA synchronous = NORMAL")
-        path = str(connection.execute("PRAGMA database_list").fetchall()[0][2])
-        if path and path not in kept:
-            kept[path] = sqlite3.connect(path, check_same_thread=False)
-        if path:  # only a connection that has read since the file got its log holds the log open
-            kept[path].execute("PRAGMA schema_version").fetchall()
-
-    event.listen(Engine, "connect", connected)
-    try:
+    log, runs = instance.event_log_storage, instance.run_storage
+    if not (isinstance(log, SqliteEventLogStorage) and isinstance(runs, SqliteRunStorage)):
         yield
-    finally:
-        event.remove(Engine, "connect", connected)
-        for connection in kept.values():
-            connection.close()
+        return
+    engines: dict[str, Engine] = {}
+    shared = {runs._conn_string, log.conn_string_for_shard(INDEX_SHARD_NAME)}
+
+    def engine_of(url: str) -> Engine:
+        if url not in engines:
+            if url not in shared:
+                close(set(engines) - shared)
+            engines[url] = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+            event.listen(engines[url], "connect", _unsynced)
+        return engines[url]
+
+    def close(urls: set[str]) -> None:
+        for url in urls:
+            engines.pop(url).dispose()
+
+    @contextmanager
+    def connected(shard: str) -> Iterator[Connection]:
+        with log._db_lock:
+            engine = engine_of(log.conn_string_for_shard(shard))
+            if shard not in log._initialized_dbs:
+                log._initdb(engine)
+                log._initialized_dbs.add(shard)
+            with engine.begin() as connection:
+                yield connection
+
+    def has_table(name: str) -> bool:
+        return inspect(engine_of(log.conn_string_for_shard(INDEX_SHARD_NAME))).has_table(name)
+
+    with ExitStack() as stack:
+        stack.callback(lambda: close(set(engines)))
+        for storage, name, kept in (
+            (log, "_connect", connected),
+            (log, "has_table", has_table),
+            (runs, "connect", lambda: engine_of(runs._conn_string).begin()),
+        ):
+            setattr(storage, name, kept)
+            stack.callback(delattr, storage, name)
+        yield
+
+
+def _unsynced(connection: sqlite3.Connection, _: Any) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")

@@ -176,23 +176,19 @@ class Requests:
             StateError: ``state`` may not follow the present one; names those that may.
         """
         with transaction(self._s) as t:
-            record = _get(t.con, request_id)
-            wanted = next_state(record.state, RequestState(state))
-            row = _row(t.con, record.request) | {"state": wanted.value}
-            if num_examples is not None:
-                row["num_examples"] = num_examples
-            _enter(t, record.request, row, seq=record.events.height, note=note)
-            return _get(t.con, request_id)
+            return _advance(t, _get(t.con, request_id), RequestState(state), note=note, num_examples=num_examples)
 
     def reach(
         self, request_id: str, state: RequestState | str, *, note: str = "", num_examples: int | None = None
     ) -> RequestRecord:
         """As :meth:`advance`, but a request that is already there, or further, is left as it is (a repeated run)."""
-        record, wanted = self.get(request_id), RequestState(state)
-        on_line = record.state in _MAIN_LINE and wanted in _MAIN_LINE
-        if record.state == wanted or (on_line and _MAIN_LINE.index(record.state) > _MAIN_LINE.index(wanted)):
-            return record
-        return self.advance(request_id, wanted, note=note, num_examples=num_examples)
+        wanted = RequestState(state)
+        with transaction(self._s) as t:
+            record = _get(t.con, request_id)
+            on_line = record.state in _MAIN_LINE and wanted in _MAIN_LINE
+            if record.state == wanted or (on_line and _MAIN_LINE.index(record.state) > _MAIN_LINE.index(wanted)):
+                return record
+            return _advance(t, record, wanted, note=note, num_examples=num_examples)
 
     def extend(self, request_id: str, due_at: datetime, *, note: str) -> RequestRecord:
         """Move the day on which an open request is due, with the reason, on record. The state stays.
@@ -232,6 +228,16 @@ def remark(t: Transaction, request_id: str, note: str) -> None:
     """As :meth:`Requests.note`, inside a transaction."""
     record = _get(t.con, request_id)
     _enter(t, record.request, _row(t.con, record.request), seq=record.events.height, note=note)
+
+
+def _advance(
+    t: Transaction, record: RequestRecord, state: RequestState, *, note: str, num_examples: int | None
+) -> RequestRecord:
+    row = _row(t.con, record.request) | {"state": next_state(record.state, state).value}
+    if num_examples is not None:
+        row["num_examples"] = num_examples
+    _enter(t, record.request, row, seq=record.events.height, note=note)
+    return _get(t.con, record.request.request_id)
 
 
 def forget_selector(t: Transaction, request_id: str) -> str:

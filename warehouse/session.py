@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -43,6 +44,7 @@ class Open:
 
 
 T = TypeVar("T", bound=Open)
+_thread = threading.local()  # what this thread has open for reading, by file
 
 
 class Session:
@@ -99,8 +101,11 @@ class Session:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """The writer's file, read-only, with what has not been published yet; holds the lock for the block. The
-        published snapshot, without a lock, where the warehouse was opened for looking only.
+        """The writer's file, read-only, with what has not been published yet; holds the lock for the block, so keep it
+        short. The published snapshot, without a lock, where the warehouse was opened for looking only.
+
+        Within a reading of the same file and thread it is that one, seen as it was when that began: what is asked
+        together is asked in one session, whichever method asks.
 
         Raises:
             NotReady: opened for looking only, and nothing has been published, or by an earlier version of this program.
@@ -110,8 +115,16 @@ class Session:
             with self.published() as con:
                 yield con
             return
+        readings: dict[Path, Connection] = _thread.__dict__.setdefault("readings", {})
+        if (held := readings.get(self.database)) is not None:
+            yield held
+            return
         with self.locked(), connection.opened(self.database, limits=self._limits, read_only=True) as con:
-            yield con
+            readings[self.database] = con
+            try:
+                yield con
+            finally:
+                del readings[self.database]
 
     @contextmanager
     def published(self) -> Iterator[Connection]:

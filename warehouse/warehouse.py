@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,8 +207,10 @@ class Warehouse(Session):
         record: Mapping[str, Any] | None = None,
         *,
         outputs: Iterable[Any] = (),
+        within: Transaction | None = None,
     ) -> Head:
-        """Put on record that ``asset`` (``subject/stage/name``) is done for the idempotence key ``key``.
+        """Put on record that ``asset`` (``subject/stage/name``) is done for the idempotence key ``key``; in an open
+        transaction, or in one of its own.
 
         Args:
             record: JSON-able facts that :meth:`completed` gives back; may hold ``outputs``.
@@ -216,7 +218,7 @@ class Warehouse(Session):
         """
         listed = [o if isinstance(o, Mapping) else o.output() for o in outputs]
         body = {"outputs": listed, **(record or {}), "asset": asset, "key": key}
-        with self.transaction() as t:
+        with self.transaction() if within is None else nullcontext(within) as t:
             return t.complete(asset, key, body)
 
     def record_lineage(

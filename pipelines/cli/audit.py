@@ -7,11 +7,16 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from contracts.digests import digest
 from contracts.errors import JobFailed
 from contracts.subject import GIVEN, Subject
 from pipelines.cli.terminal import (
@@ -29,7 +34,7 @@ from pipelines.home import dagster_home, foreign_dagster_home
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dagster import AssetMaterialization, DagsterInstance, ExecuteInProcessResult
+    from dagster import AssetMaterialization, DagsterInstance, Definitions, ExecuteInProcessResult
 
     from assets import Workspace
     from assets.current import Declaration
@@ -84,8 +89,57 @@ def workspace_of(home: Path) -> Workspace:
     return Workspace(home, launcher=PipesLauncher(), publish_every_s=PUBLISH_EVERY_S)
 
 
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Where runs of this process are recorded.
+
+    Attributes:
+        home: the state folder.
+        instance: Dagster's, its files open.
+        definitions: of the plans that were run, by their digest and workspace.
+    """
+
+    home: Path
+    instance: DagsterInstance
+    definitions: dict[tuple[str, Workspace], Definitions] = field(default_factory=dict)
+
+
+_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+
+
+@contextmanager
+def recording(home: Path) -> Iterator[Recording]:
+    """This program's Dagster for the block; within such a block of the same state folder it is that one, so that many
+    runs load and open once what each would."""
+    if (outer := _recording.get()) is not None and outer.home == home:
+        yield outer
+        return
+    warnings.filterwarnings("ignore", module=r"dagster\..*")
+    if (other := foreign_dagster_home()) is not None:
+        errors.print(f"  DAGSTER_HOME={other} is another Dagster's: it is left alone", highlight=False, markup=False)
+    dagster_home()
+    import dagster as dg
+
+    from pipelines.observations import open_files
+
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    with dg.DagsterInstance.get() as instance, open_files(instance):
+        made = Recording(home, instance)
+        token = _recording.set(made)
+        try:
+            yield made
+        finally:
+            _recording.reset(token)
+
+
 def run_subject(
-    plan: Subject, home: Path, *, job: str, request: str | None = None, workspace: Workspace | None = None
+    plan: Subject,
+    home: Path,
+    *,
+    job: str,
+    request: str | None = None,
+    workspace: Workspace | None = None,
+    more: bool = False,
 ) -> tuple[Workspace, list[dict[str, Any]]]:
     """Bring one of the subject's jobs up to date in this process; return the workspace and each stage's state.
 
@@ -96,27 +150,20 @@ def run_subject(
     Args:
         job: "audit", or "forget" with a ``request``.
         workspace: of ``home``, with the data it has read; a new one when not given.
+        more: other runs follow at once, and then whoever asks for them publishes: until then the snapshot is brought
+            up to date when it is due.
 
     Raises:
         JobFailed: a stage failed; the message is the stage's own error.
     """
     with live_progress(f"{plan.subject}: loading") as progress:
         progress(0, 0, f"looking what is current of {plan.subject}")
-        warnings.filterwarnings("ignore", module=r"dagster\..*")
-        if (other := foreign_dagster_home()) is not None:
-            errors.print(
-                f"  DAGSTER_HOME={other} is another Dagster's: it is left alone", highlight=False, markup=False
-            )
-        dagster_home()
-        import dagster as dg
-
         from assets.current import UNCHANGED, current_stages, with_upstream
         from pipelines.build import request_partitions
-        from pipelines.observations import observe, open_files, unknown_to
+        from pipelines.observations import observe, unknown_to
         from pipelines.outline import outline_of
         from pipelines.reaper import reap
 
-        logging.getLogger("dagster").setLevel(logging.CRITICAL)
         workspace = workspace or workspace_of(home)
         workspace.progress = progress
         outline = outline_of(plan, workspace)
@@ -128,7 +175,8 @@ def run_subject(
             outside=lambda what: outline.outside(plan, workspace, what),
             note=lambda text: errors.print(f"  {text}", soft_wrap=True, highlight=False, markup=False),
         )
-        with dg.DagsterInstance.get() as instance, open_files():
+        with recording(home) as recorded:
+            instance = recorded.instance
             reap(instance, note=lambda text: errors.print(f"  {text}"))
             if request:
                 instance.add_dynamic_partitions(request_partitions(plan.subject).name, [request])
@@ -142,10 +190,12 @@ def run_subject(
             if launched and plan.budget_min is not None:
                 errors.print(f"  budget: {plan.budget_min:g} minutes on two cores", highlight=False)
             try:
-                states = _launch(plan, workspace, instance, job, request, launched) if launched else {}
+                states = _launch(plan, workspace, recorded, job, request, launched) if launched else {}
             finally:
-                # also when no stage had work to do: a snapshot that was removed comes back
-                workspace.warehouse.publish()
+                if more:
+                    workspace.publish()
+                else:  # also when no stage had work to do: a snapshot that was removed comes back
+                    workspace.warehouse.publish()
         states |= dict.fromkeys(kept, UNCHANGED)
         return workspace, [
             {"asset": "/".join((stage.subject, *stage.path)), "state": states[stage]} for stage in stages
@@ -168,7 +218,7 @@ def _announce(plan: Subject, workspace: Workspace) -> None:
 def _launch(
     plan: Subject,
     workspace: Workspace,
-    instance: DagsterInstance,
+    recorded: Recording,
     job: str,
     request: str | None,
     stages: Sequence[Declaration],
@@ -186,20 +236,26 @@ def _launch(
     from pipelines.operations.after_run import after_run
     from pipelines.reaper import run_tags
 
-    hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
-    definitions = dg.Definitions.merge(
-        subject_definitions(plan),
-        dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
-    )
-    name = (audit_job_name if job == "audit" else request_job_name)(plan.subject)
+    instance, name = recorded.instance, (audit_job_name if job == "audit" else request_job_name)(plan.subject)
+    known = (digest(plan), workspace)
+    if known not in recorded.definitions:
+        hardcoded = dg.ResourceDefinition.hardcoded_resource(workspace)
+        recorded.definitions[known] = dg.Definitions.merge(
+            subject_definitions(plan),
+            dg.Definitions(resources={"workspace": hardcoded}, executor=dg.in_process_executor),
+        )
     with filed_under(instance, name):
-        result = definitions.resolve_job_def(name).execute_in_process(
-            instance=instance,
-            partition_key=request,
-            asset_selection=[asset_key(stage) for stage in stages],
-            raise_on_error=False,
-            tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        result = (
+            recorded.definitions[known]
+            .resolve_job_def(name)
+            .execute_in_process(
+                instance=instance,
+                partition_key=request,
+                asset_selection=[asset_key(stage) for stage in stages],
+                raise_on_error=False,
+                tags={**run_tags(), **({REQUEST_TAG: request} if request else {})},
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
         )
     for line in after_run(
         workspace.home, plan, instance=instance, run_id=result.run_id, succeeded=result.success, request=request

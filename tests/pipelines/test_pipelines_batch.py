@@ -24,12 +24,13 @@ from contracts import schema
 from contracts.errors import ConfigError, DataError, JobFailed
 from contracts.requests import ForgetRequest, RequestState
 from contracts.subject import Subject
-from pipelines import batch, erasure
+from pipelines import batch, build, erasure
 from pipelines.batch import waiting, work_off
 from pipelines.build import PRIORITY, REQUEST_TAG, deadline_class, request_partitions, request_tick
 from pipelines.cli import audit, requests
 from pipelines.cli.app import app
 from recipes.training import Trainer
+from warehouse import connection
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -117,8 +118,12 @@ def test_one_that_fails_is_noted_and_the_others_go_on(
     for name, rows, verified in (("r2", (0,), True), ("r3", (1,), True), ("r4", (2,), False), ("r5", (3, 4), True)):
         add(workspace, plan, name, *rows, verified=verified)
 
-    def run_subject(plan: Subject, home: Path, *, job: str, request: str | None = None, workspace: Workspace) -> None:
+    recorded: list[audit.Recording] = []
+
+    def run_subject(plan: Subject, home: Path, *, job: str, request: str = "", **_: Any) -> None:
         asked.append(request or job)
+        with audit.recording(home) as one:
+            recorded.append(one)
         if request == "r3":
             raise JobFailed("it failed")
         if request:
@@ -130,6 +135,7 @@ def test_one_that_fails_is_noted_and_the_others_go_on(
     told: list[Any] = []
     found = work_off(plan, workspace, ["r2", "r3", "r4", "r5"], done=told.append)
     assert asked == ["audit", "r2", "r3", "r5"], "one audit for all; what may not be run is not"
+    assert len(set(map(id, recorded))) == 1, "Dagster is opened once for all of them"
     assert {one.request_id: one.ended for one in found} == {"r4": "failed", "r2": "pass", "r3": "failed", "r5": "pass"}
     assert found == told and "only a verified request is run" in found[0].sentence
     assert "failed" in w.requests.get("r3").events["note"].to_list()[-1]
@@ -177,10 +183,19 @@ def test_what_many_name_is_removed_at_once_and_each_is_audited_and_certified_by_
     monkeypatch.setattr(
         Trainer, "many", lambda self, *a, **k: trainings.append(len(k["members"])) or many(self, *a, **k)
     )
+    sessions: list[Any] = []
+    built: list[Any] = []
+    opened, definitions = connection.opened, build.subject_definitions
+    monkeypatch.setattr(connection, "opened", lambda *a, **k: sessions.append(a) or opened(*a, **k))
+    monkeypatch.setattr(build, "subject_definitions", lambda plan: built.append(plan) or definitions(plan))
     rows = {"r2": (0, 1), "r3": (5,), "r4": (1, 7)}
     ids = {name: add(workspace, plan, name, *places) for name, places in rows.items()}
     jobs = set((workspace.home / "jobs").iterdir())
+    sessions.clear()
     found = work_off(plan, workspace, waiting(w.requests.list("mine"), now=NOW), each=each)
+    num_stages = len(rows) * sum(stage.per_request for stage in subject_stages(plan))
+    assert len(sessions) / num_stages < 8, "of the warehouse, for all that a stage and its request ask"
+    assert len(built) == 1, "one set of definitions serves the audit and all requests"
     assert [one.request_id for one in found] == ["r2", "r3", "r4"] and not any(one.ended == "failed" for one in found)
     assert loads == ["mine"], "the data are read once"
     made = len(set((workspace.home / "jobs").iterdir()) - jobs)
@@ -239,7 +254,7 @@ def erased_one_by_one(workspace: Workspace, plan: Subject, ids: dict[str, np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # some seconds each: their audits, not their unlearning
+@pytest.mark.timeout(3600)  # two seconds each on a machine of its own: their audits, not their unlearning
 @pytest.mark.promise("D9")
 def test_fifty_are_removed_by_two_unlearnings_in_their_order(
     workspace: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch

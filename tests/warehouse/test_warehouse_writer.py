@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from warehouse_helpers import COMMON, EL2N, EVERYTHING, score_frame, score_run
 
-from contracts.errors import DataError, IllegalName, IntegrityError, StateError, UnknownName
+from contracts.errors import DataError, IllegalName, IntegrityError, LockTimeout, StateError, UnknownName
 from contracts.schema import EXAMPLES, REQUEST_EVENTS, SCORE_RUNS, TABLES
 from contracts.tables import Column, TableSpec
-from warehouse import Warehouse, frames, writer
+from warehouse import Warehouse, connection, frames, writer
 
 HOSTILE = [
     "'; DROP TABLE scores.el2n; --",
@@ -205,6 +206,25 @@ def test_several_writes_happen_together_or_not_at_all(w: Warehouse) -> None:
         t.replace(EL2N, score_frame([1]), **COMMON)
         t.replace(SCORE_RUNS, score_run(), partition={"score": "el2n"}, **COMMON)
     assert w.latest_score("digits", "el2n").height == 1 and w.ledger.verify().ok
+
+
+def test_what_is_asked_within_a_reading_is_asked_in_one_session(w: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, times = connection.opened, []
+    monkeypatch.setattr(connection, "opened", lambda *a, **k: times.append(a) or opened(*a, **k))
+    with w.reading():
+        assert w.read(SCORE_RUNS, subject="digits").height == 0 and w.ledger.head().seq == w.ledger.head().seq
+        with pytest.raises(UnknownName):
+            w.requests.get("nobody")
+        assert w.versions(["digits/data/examples"]) == {}
+        assert len(times) == 1
+        with pytest.raises(StateError, match="already open in this thread"):
+            w.complete("digits/scores/el2n", "k")
+        with ThreadPoolExecutor(1) as other, pytest.raises(LockTimeout):
+            other.submit(Warehouse.existing(w.home).ledger.append, "note", {}).result()
+    with pytest.raises(ZeroDivisionError), w.reading():
+        raise ZeroDivisionError
+    w.replace(SCORE_RUNS, score_run(), partition={"score": "el2n"}, **COMMON)
+    assert w.read(SCORE_RUNS, subject="digits").height == 1, "the next reading sees what was written since"
 
 
 def test_opening_again_inside_a_transaction_is_refused_at_once(w: Warehouse) -> None:
