@@ -234,10 +234,9 @@ def request_tick(
 def overdue(warehouse: Warehouse, subject: str, *, now: datetime) -> list[str]:
     """A sentence for each open request that is due within ``WARN_DAYS`` days, or was."""
     still = warehouse.requests.list(subject).filter(pl.col("state").is_in([state.value for state in OPEN]))
-    left = [(row["request_id"], row["state"], (row["due_at"] - now).days) for row in still.iter_rows(named=True)]
     return [
-        f"forget request {name} is {state} and "
-        + (f"was due {-days} days ago" if days < 0 else f"is due in {days} days")
-        for name, state, days in left
-        if days < WARN_DAYS
+        f"forget request {row['request_id']} is {row['state']} and "
+        f"{'was' if row['due_at'] < now else 'is'} due on {row['due_at']:%Y-%m-%d}"
+        for row in still.iter_rows(named=True)
+        if row["due_at"] - now < timedelta(days=WARN_DAYS)
     ]

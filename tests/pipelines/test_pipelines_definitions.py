@@ -102,7 +102,7 @@ def test_an_interrupted_stage_is_not_tried_again_and_its_run_goes_no_further(
     small: Subject, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
     """By the terminal (Ctrl-C), a service manager, or "terminate" in the UI."""
-    tried = []
+    tried, before = [], signal.getsignal(signal.SIGINT)
 
     def interrupted(stage: Stage, *_: object, **__: object) -> None:
         tried.append(stage.path)
@@ -117,7 +117,7 @@ def test_an_interrupted_stage_is_not_tried_again_and_its_run_goes_no_further(
     assert tried == [("data", "examples")] and not done.success
     (failed,) = [e.step_failure_data for e in done.all_events if e.is_step_failure]
     assert failed.error_source.value == "INTERRUPT"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_jobs_schedule_and_sensor(tmp_path: Path) -> None:
@@ -169,7 +169,9 @@ def test_the_sensor_starts_one_run_a_verified_request(audited_home: Path, small:
             instance.report_run_failed(run)
         assert asked(instance) == [], "not for ever"
         (said,) = [line for line in overdue(w, "small", now=now + timedelta(days=29)) if "s-verified" in line]
-        assert "is verified and is due in" in said
+        assert f"is verified and is due on {due_date(now):%Y-%m-%d}" in said
+        late = overdue(w, "small", now=due_date(now) + timedelta(hours=1))
+        assert any("s-verified is verified and was due on" in line for line in late)
         assert not [line for line in overdue(w, "small", now=now) if "s-" in line]
 
 
