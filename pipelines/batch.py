@@ -93,8 +93,7 @@ def work_off(
     with recording(workspace.home) if fit else nullcontext():
         if fit:
             run_subject(plan, workspace.home, job="audit", workspace=workspace)
-            num_train = int((workspace.examples(plan).split == "train").sum())
-            for batch in put_together(w.requests, fit, num_train=num_train, each=each):
+            for batch in put_together(w.requests, fit, num_train=w.num_training(plan.subject), each=each):
                 if len(batch) > 1:
                     note(f"{len(batch)} requests are removed together, each is judged by itself: {', '.join(batch)}")
         try:

@@ -26,7 +26,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -42,12 +41,12 @@ from unlearning.descent import (
     Descent,
     DescentConfig,
     Pass,
-    batches_of,
     check_sets,
     descend,
     finite_logits,
     inputs_of,
     probe,
+    sizes_of,
 )
 
 
@@ -242,7 +241,7 @@ def _descent(
         return Pass.over(gone, targets=targets).together_with(Pass.over(sample))
 
     both = mixture(0)
-    steps_a_pass = len(batches_of(torch.arange(len(both)), config.batch_size))
+    steps_a_pass = len(sizes_of(len(both), config.batch_size))
     descent = DescentConfig(
         lr=config.lr,
         epochs=-(-config.steps // steps_a_pass) if len(gone) else 0,

@@ -227,6 +227,7 @@ def _launch(
 
     Raises:
         JobFailed: a stage failed; the message is the stage's own error.
+        KeyboardInterrupt: somebody ended the run, which is on record as failed.
     """
     workspace.progress(0, 0, f"loading the libraries for {plan.subject}")
     import dagster as dg

@@ -315,7 +315,7 @@ def test_what_is_measured_of_numbers_is_in_the_metrics_and_on_the_page(tmp_path:
 
 
 class Failing:
-    """Retraining's settings, but the second run ends in weights that are not finite, and the third in another model."""
+    """Of three runs one gives smaller weights, one weights that are not finite, one no model of the plan."""
 
     def __init__(self) -> None:
         self.runs = 0

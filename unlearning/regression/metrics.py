@@ -35,7 +35,7 @@ from recipes.predict import predict_logits
 from recipes.rng import generator, local_rng
 from sources.example_set import ExampleSet
 from tasks.base import require
-from unlearning.descent import batches_of, inputs_of, start
+from unlearning.descent import batches_of, inputs_of, sizes_of, start
 from unlearning.regression.errors import WANTS, own_errors
 
 ERROR_RANGE, RELEARN_EPOCHS, ATTACK_SIDE = 0.05, 10, 2000
@@ -252,7 +252,7 @@ def run_figures(
     try:
         relearned = relearning(model, train, forget, error=goal, seed=seed, lr=0.01, batch=batch)
     except Diverged:  # of the measurement, not of the model: it never gets there
-        relearned = Relearning(RELEARN_EPOCHS * len(batches_of(torch.arange(len(train)), batch)), False)
+        relearned = Relearning(RELEARN_EPOCHS * len(sizes_of(len(train), batch)), False)
     return {name: float(value) for name, value in figures.items()}, said, relearned
 
 
