@@ -20,7 +20,7 @@ from typing import Any
 import duckdb
 
 from contracts.errors import InvalidInput
-from warehouse.connection import CATALOG, Connection, first
+from warehouse.connection import CATALOG, Connection, first, literal
 
 _TABLE_FUNCTIONS = frozenset(
     {
@@ -56,7 +56,8 @@ def parsed(con: Connection, sql: str, what: str) -> dict[str, Any]:
         InvalidInput: it cannot be parsed, or is not one statement that reads.
     """
     try:
-        row = first(con, "SELECT json_serialize_sql(?)", [sql])
+        # as a literal: DuckDB imports pandas, which takes a second, before it takes a process's first parameter
+        row = first(con, f"SELECT json_serialize_sql({literal(sql)})")
     except duckdb.Error as error:
         raise InvalidInput(f"{what} cannot be parsed: {error}") from error
     tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}

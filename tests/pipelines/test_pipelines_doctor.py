@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from addresses_package import write_addresses
 
-from pipelines.cli.doctor import OPTIONAL_DATA, _others
+from pipelines.cli.doctor import _others, optional_data
 from pipelines.subjects import load_subject
 
 
@@ -34,5 +34,5 @@ def test_what_is_there_is_found_where_the_plan_looks(tmp_path: Path, monkeypatch
         sentence, fix = said(what)
         assert str(tmp_path / folder) in sentence and not fix
     plan = load_subject("addresses", tmp_path / "state")
-    folders = {folder for _, folder, _, _ in OPTIONAL_DATA}
+    folders = {folder for _, folder, _, _ in optional_data()}
     assert {plan.source.config["root"], plan.source.config["tokenizer"], plan.model.config["path"]} <= folders
