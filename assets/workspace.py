@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 class Launcher(Protocol):
     """Runs one unlearning job in a process of its own and returns when its output artifact is complete."""
 
+    def prepare(self) -> None:
+        """Called before a run that will have jobs, so that what takes time to load can be loading meanwhile."""
+
     def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Progress) -> None: ...
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +26,7 @@ from contracts.errors import IntegrityError, JobFailed, JobLost, NotReady
 from contracts.jobs import UnlearnJob
 from contracts.progress import Progress
 from pipelines.home import ROOT
+from pipelines.worker_host import WorkerHost
 from warehouse import ArtifactStore, fsio
 
 POLL_S = 0.1
@@ -36,7 +35,20 @@ WORKER = "pipelines.worker"
 
 
 class PipesLauncher:
-    """Runs the worker as a local child through Dagster Pipes, which carries its log lines and its result's metadata."""
+    """Runs the worker in a local process through Dagster Pipes, which carries its log lines and its result's
+    metadata."""
+
+    def __init__(self) -> None:
+        self._host: WorkerHost | None = None
+
+    def prepare(self) -> None:
+        """Begin to load what jobs run on: for a run that will have some."""
+        self._ready_host()
+
+    def _ready_host(self) -> WorkerHost:
+        if self._host is None or not self._host.serves(WORKER, _path()):
+            self._host = WorkerHost(WORKER, _path())
+        return self._host
 
     def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Progress) -> None:
         """Return when the job's output artifact is complete; adopt, read or start it, never double it.
@@ -69,37 +81,29 @@ class PipesLauncher:
         import dagster as dg
         from dagster import PipesEnvContextInjector, PipesTempFileMessageReader, open_pipes_session
 
-        with (
-            open_pipes_session(
-                context=context, context_injector=PipesEnvContextInjector(), message_reader=PipesTempFileMessageReader()
-            ) as session,
-            (folder / "stderr.txt").open("wb") as stderr,
-        ):
-            env = {
-                **os.environ,
-                **session.get_bootstrap_env_vars(),
-                "PALIMPSEST_HOME": str(home),
-                "PYTHONPATH": _path(),
-            }
-            child = subprocess.Popen(
-                # -P: what lies in the working folder must not hide a package of ours
-                [sys.executable, "-P", "-m", WORKER, str(folder / "job.json")],
-                env=env,
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,
-            )
-            process = psutil.Process(child.pid)
+        host, words = self._ready_host(), folder / "stderr.txt"
+        words.write_bytes(b"")
+        with open_pipes_session(
+            context=context, context_injector=PipesEnvContextInjector(), message_reader=PipesTempFileMessageReader()
+        ) as session:
+            env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
+            pid = None
             try:
-                _write_record(folder, process, context)
-                while child.poll() is None:
+                pid = host.fork(folder / "job.json", env=env, stderr=words)
+                with suppress(psutil.NoSuchProcess):  # it had ended before
+                    _write_record(folder, psutil.Process(pid), context)
+                while (status := host.status(POLL_S)) is None:
                     _report(folder, progress)
-                    time.sleep(POLL_S)
             except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-                child.terminate()
-                child.wait(10)
+                if pid is None:
+                    host.close()  # it was loading
+                else:
+                    with suppress(psutil.NoSuchProcess):
+                        child = psutil.Process(pid)
+                        child.terminate()
+                        child.wait(10)
                 raise
-            return child.returncode
+            return status
 
 
 def _write_record(folder: Path, process: psutil.Process, context: Any) -> None:

@@ -7,6 +7,8 @@ source, compared by digest.
 from __future__ import annotations
 
 import copy
+import importlib
+import json
 import sys
 import time
 import traceback
@@ -130,12 +132,17 @@ def _same(what: str, found: str, expected: str) -> None:
         raise IntegrityError(f"{what} has digest {found}, but the job was made for {expected}; run the audit again")
 
 
-def main() -> None:
-    """Entry of the child process: ``python -m pipelines.worker JOB.json``, under Dagster Pipes when its parent set it
-    up."""
-    import json
+def prepare() -> None:
+    """Load what every job runs on, before it is known which comes."""
+    import torch
 
-    path = Path(sys.argv[1])
+    importlib.import_module("recipes.as_saved")
+    importlib.import_module("unlearning.metrics")
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # the first optimiser of a process loads PyTorch's compiler
+
+
+def main(path: Path) -> None:
+    """A job in the process of its own: ``path`` is its job.json; under Dagster Pipes when its starter set it up."""
     job = UnlearnJob.from_mapping(json.loads(path.read_bytes()))
     with fsio.locked_folder(path.parent), open_dagster_pipes():  # never two at once, whoever started the other
         pipes = PipesContext.get()
@@ -151,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -13,6 +13,9 @@ from contracts.jobs import UnlearnJob
 class InProcess:
     """Runs a job here, and leaves its folder as the launcher does."""
 
+    def prepare(self) -> None:
+        """Everything is loaded here."""
+
     def run(self, job: UnlearnJob, *, home: Path, context: Any, progress: Any) -> None:
         from pipelines.worker import run_job
 

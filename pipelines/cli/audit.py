@@ -230,6 +230,8 @@ def _launch(
         KeyboardInterrupt: somebody ended the run, which is on record as failed.
     """
     workspace.progress(0, 0, f"loading the libraries for {plan.subject}")
+    if any(stage.path[0].endswith("unlearning") for stage in stages):
+        workspace.launcher.prepare()
     import dagster as dg
 
     from pipelines.build import REQUEST_TAG, audit_job_name, request_job_name, subject_definitions

@@ -1,11 +1,9 @@
-"""A worker that takes its time and says in a file when it is at work: python -m slow_worker JOB.json, as the real
-worker is started and with its lock."""
+"""A worker that takes its time and says in a file when it is at work, started as the real one is and with its lock."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -17,12 +15,13 @@ from pipelines.home import state_home
 from pipelines.launchers import finished
 from warehouse import ArtifactStore, fsio
 
-if __name__ == "__main__":
-    path, home = Path(sys.argv[1]), state_home()
+
+def main(path: Path) -> None:
+    home = state_home()
     job = UnlearnJob.from_mapping(json.loads(path.read_bytes()))
     with fsio.locked_folder(path.parent):
         if finished(job, home):
-            sys.exit(0)
+            return
         with (home / "at-work.txt").open("a") as log:
             log.write(f"begins {os.getpid()}\n")
         time.sleep(float(os.environ["SLOW_S"]))

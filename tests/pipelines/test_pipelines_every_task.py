@@ -250,6 +250,8 @@ def test_the_command_ends_with_a_verdict_and_a_page(task: str, tmp_path: Path, m
 class Never:
     """A launcher that must not be asked."""
 
+    def prepare(self) -> None: ...
+
     def run(self, job: UnlearnJob, **_: Any) -> None:
         raise AssertionError(f"a process was started for {job.method.name}")
 

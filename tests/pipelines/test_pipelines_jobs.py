@@ -152,11 +152,10 @@ def test_a_worker_waits_for_the_one_at_work_and_then_has_nothing_to_do(
     pipes = SimpleNamespace(log=logging.getLogger("test"))
     ran: list[str] = []
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["worker", str(folder / "job.json")])
     monkeypatch.setattr(worker, "open_dagster_pipes", lambda: nullcontext())
     monkeypatch.setattr(worker, "PipesContext", SimpleNamespace(get=lambda: pipes))
     monkeypatch.setattr(worker, "run_job", lambda *_, **__: (ran.append("ran"), {"runs": []})[1])
-    second = threading.Thread(target=worker.main)
+    second = threading.Thread(target=worker.main, args=(folder / "job.json",))
     with fsio.locked_folder(folder):
         second.start()
         second.join(0.3)
