@@ -214,6 +214,7 @@ def printed(document: str, first: str) -> str:
     return found
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("document", "first", "name"),
     [("README.md", "# my_package/loss_score.py", "final_loss"), ("CONTRIBUTING.md", '"""Margin of', "margin")],

@@ -148,6 +148,7 @@ _TABLE = TableSpec(
 )
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("verdict", "overall"),
     [(Verdict.FAIL, Verdict.FAIL), (Verdict.BROKEN, Verdict.BROKEN), (Verdict.PASS, Verdict.PASS)],
@@ -179,6 +180,7 @@ def test_what_an_audit_of_another_package_finds_counts(home: Path, verdict: Verd
         analysis._methods.update(before)
 
 
+@pytest.mark.journey
 def test_an_audit_that_judged_nothing_says_so(home: Path) -> None:
     import json
 

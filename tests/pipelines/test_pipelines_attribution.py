@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 from recorded_state import PLAN, run
 
 from contracts.subject import Subject
+
+pytestmark = pytest.mark.journey
 
 
 def test_a_plan_lists_them_and_its_report_shows_them(tmp_path: Path) -> None:

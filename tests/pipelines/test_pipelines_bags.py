@@ -21,6 +21,8 @@ from pipelines.subjects import write_subject
 from sources.loading import load
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 PLAN = {
     "subject": "responses",
     "model": {"name": "mlp", "config": {"hidden": []}},

@@ -294,6 +294,7 @@ def test_a_bit_that_flipped_in_a_result_has_it_made_again_and_that_is_said(
     assert f"{asset} is made anew: " in said and "SHA-256" in said
 
 
+@pytest.mark.journey
 @pytest.mark.promise("B1")
 def test_a_damaged_result_is_made_again_with_the_digests_that_it_had(tmp_path: Path) -> None:
     from recorded_state import PLAN, run

@@ -24,6 +24,8 @@ from pipelines.cli.app import app
 from pipelines.data_export import data_set
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 SMALL = {
     "per_class": 2,
     "width": 4,

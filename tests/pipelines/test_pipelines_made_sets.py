@@ -30,6 +30,8 @@ from sources.loading import load
 from sources.made import made_from
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 PLAN = {
     "subject": "pictures",
     "source": {"name": "npz", "config": {}},

@@ -113,6 +113,7 @@ def run(program: str, site: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.journey
 def test_everything_of_the_package_passes_the_battery_and_so_do_our_methods_on_its_task(site: Path) -> None:
     done = run(BATTERY, site)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -112,6 +112,7 @@ def test_reading_does_not_wait_for_a_writer(home: Path, writer: None, words: lis
         assert "A run is writing" in said and "WHOLE what has been published of the state folder" in said
 
 
+@pytest.mark.journey
 def test_verify_of_a_writers_folder_finds_what_is_wrong_with_what_it_published(home: Path, writer: None) -> None:
     w = Warehouse.existing(home)
     assert verify(w).whole and verify(w).published_only and verify(w).head == w.published_head()

@@ -125,12 +125,14 @@ def rotting(erased_once: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pyt
     return home
 
 
+@pytest.mark.journey
 def test_every_kind_of_file_is_among_the_evidence(rotting: Path) -> None:
     artefacts = {".manifest.json", ".erased.json", ".dsse.json", ".safetensors", ".html", ".json"}
     assert set(evidence(rotting)) == artefacts | {"database", "snapshot", "sums", "head", "salt", "keys"}
     assert world.MARKER not in "".join(map(str, evidence(rotting).values()))
 
 
+@pytest.mark.journey
 @pytest.mark.promise("B1")
 def test_a_flipped_bit_in_evidence_is_found(rotting: Path) -> None:
     """The short form; of each kind alone: ``test_warehouse_malformed``."""
@@ -150,6 +152,7 @@ def test_two_hundred_flipped_bits_in_all_live_evidence(rotting: Path, seed: int)
     assert all(found[kind] >= num for kind, num in whole.items()), found
 
 
+@pytest.mark.journey
 def test_without_one_of_its_checks_flips_are_not_found(rotting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that finds everything whatever is looked at proves nothing."""
     from warehouse import publish, salt, verify_files

@@ -235,6 +235,7 @@ def test_a_folder_that_is_not_the_one_meant_is_refused(folder: Path, tmp_path: P
         build_named("pretrained_lm", {"path": str(folder)}, input_shape=(8,), num_outputs=21, seed=0)
 
 
+@pytest.mark.journey
 def test_an_audit_of_digits_imports_no_library_of_other_kinds() -> None:
     """Every method is found without what language models, graphs and masks need being imported."""
     code = (
