@@ -381,7 +381,8 @@ def read_partition(
     chosen = [c for c in spec.all_columns if c.name in columns] if columns else list(spec.columns)
     names = ", ".join(ddl.quoted(c.name) for c in chosen)
     frame = fetch(con, f"SELECT {names} FROM {ddl.table(spec)} WHERE {where}", values)
-    frame = frame.with_columns(pl.col(c.name).cast(frames.POLARS[c.dtype]) for c in chosen)
+    other = [c for c in chosen if frame.schema[c.name] != frames.POLARS[c.dtype]]
+    frame = frame.with_columns(pl.col(c.name).cast(frames.POLARS[c.dtype]) for c in other) if other else frame
     # Sorted here, not by ORDER BY: DuckDB's sort of 10M rows spills at the memory limit we give it.
     key = [k for k in spec.key if k not in partition and k in frame.columns]
     return frame.sort(key, nulls_last=True, maintain_order=True) if key else frame
