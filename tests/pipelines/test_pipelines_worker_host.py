@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +112,31 @@ def test_what_cannot_be_loaded_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(JobLost, match="No module named 'no_such_worker'"):
         begin(host, tmp_path, "any")
     host.close()
+
+
+AFTER_A_FORK = """
+import os
+from pipelines.worker import prepare
+
+prepare()
+pid = os.fork()
+if not pid:
+    import polars as pl
+    import torch
+
+    torch.set_num_threads(2)
+    assert float((torch.ones(800, 800) @ torch.ones(800, 800)).sum()) == 800.0**3
+    frame = pl.DataFrame({"k": [i % 7 for i in range(100_000)], "v": list(range(100_000))})
+    assert frame.group_by("k").agg(pl.col("v").sort().sum())["v"].sum() == 4_999_950_000
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_what_the_real_worker_loads_leaves_pools_of_threads_to_its_jobs() -> None:
+    """A pool that runs before a fork is not there after it, and whoever waits for it waits for ever."""
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": _path()}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", AFTER_A_FORK], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.split() == ["7"], done.stderr
