@@ -260,11 +260,18 @@ def _launch(
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
         )
+    interrupted = _interrupted(result)
     for line in after_run(
-        workspace.home, plan, instance=instance, run_id=result.run_id, succeeded=result.success, request=request
+        workspace.home,
+        plan,
+        instance=instance,
+        run_id=result.run_id,
+        succeeded=result.success,
+        interrupted=interrupted,
+        request=request,
     ):
         errors.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-    if _interrupted(result):
+    if interrupted:
         raise KeyboardInterrupt
     if not result.success:
         raise JobFailed(_first_failure(result))

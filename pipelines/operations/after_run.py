@@ -33,12 +33,14 @@ def after_run(
     instance: dg.DagsterInstance,
     run_id: str,
     succeeded: bool,
+    interrupted: bool = False,
     request: str | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[str]:
     """Do what ``operations.yaml`` asks for after a run that has ended; sentences to say, with everything that failed.
 
     Args:
+        interrupted: somebody ended it, who knows: nobody is told that it failed.
         request: the forget request that it was for; None: an audit of the subject.
     """
     from warehouse import Warehouse
@@ -48,7 +50,9 @@ def after_run(
         config, w = operations_of(home), Warehouse.open(home)
     except (PalimpsestError, OSError) as error:
         return [f"nothing was done after the run: {in_words(error)}"]
-    alerts = _alerts_of_run(w, plan.subject, instance, run_id, succeeded=succeeded, request=request)
+    alerts: list[Alert] = []
+    if not interrupted:
+        alerts = _alerts_of_run(w, plan.subject, instance, run_id, succeeded=succeeded, request=request)
     if openlineage.configured():
         said += _told(lambda: openlineage.emit(instance, w, run_id, subject=plan.subject, request=request))
     if succeeded and request is None and config.drift.enabled:

@@ -291,6 +291,8 @@ def test_after_a_run_the_head_is_noted_and_people_are_told_nothing_of_anybody(
         assert after_run(home, plan, instance=instance, run_id=late, succeeded=True) == []
         assert [one["kind"] for one in got] == ["late"] and "2026-03-02" in got[0]["sentence"]
         failed = _run_of(instance)
+        after_run(home, plan, instance=instance, run_id=failed, succeeded=False, interrupted=True)
+        assert len(got) == 1, "who ended it knows"
         after_run(home, plan, instance=instance, run_id=failed, succeeded=False, request="r-1")
     assert got[1]["kind"] == "run_failed" and set(got[1]) == {"format", "kind", "subject", "sentence", "at"}
     noted = anchors.heads_in(heads)
