@@ -72,11 +72,11 @@ class PipesLauncher:
         if finished(job, home):
             return
         what = f"unlearning job {job.job_id} ({job.method.name})"
-        if status is not None and status < 0:
+        if status < 0:
             raise JobLost(f"{what} was killed by {signal.Signals(-status).name}; the same command runs it again")
         raise JobFailed(f"{what} ended without a result: {_last_words(folder)} (all it said: {folder / 'stderr.txt'})")
 
-    def _start(self, folder: Path, home: Path, context: Any, progress: Progress) -> int | None:
+    def _start(self, folder: Path, home: Path, context: Any, progress: Progress) -> int:
         """Run the worker to its end; its exit status."""
         import dagster as dg
         from dagster import PipesEnvContextInjector, PipesTempFileMessageReader, open_pipes_session
@@ -94,14 +94,13 @@ class PipesLauncher:
                     _write_record(folder, psutil.Process(pid), context)
                 while (status := host.status(POLL_S)) is None:
                     _report(folder, progress)
-            except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-                if pid is None:
-                    host.close()  # it was loading
-                else:
+            except BaseException as error:
+                if pid is not None and isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
                     with suppress(psutil.NoSuchProcess):
                         child = psutil.Process(pid)
                         child.terminate()
                         child.wait(10)
+                host.close()  # its answer to this job would be taken for one to the next
                 raise
             return status
 

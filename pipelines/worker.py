@@ -155,7 +155,3 @@ def main(path: Path) -> None:
             sys.stderr.write(f"{traceback.format_exc()}\n{in_words(error)}\n")
             raise SystemExit(1) from None
         pipes.log.info(f"job {job.job_id}: done, {len(meta['runs'])} runs")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -31,7 +31,8 @@ from contracts.errors import JobLost
 
 
 class WorkerHost:
-    """A host, as its starter sees it. It loads from now on; nobody waits for that but the first job.
+    """A host, as its starter sees it. It loads from now on; nobody waits for that but the first job. One job at a time:
+    who does not wait for the status of the last closes the host.
 
     Args:
         worker: module with ``main(path of job.json)`` and, if it likes, ``prepare()``.
@@ -114,24 +115,24 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             os.close(answers)
-            _work(worker.main, job)
+            _work(worker.main, **job)
         os.write(answers, f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
         os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _work(work: object, job: Mapping[str, object]) -> None:
+def _work(main: Callable[[Path], None], *, job: str, stderr: str, env: dict[str, str]) -> None:
     """The life of a job's process: does not return."""
     status = 1
     try:
         os.setsid()
         os.environ.clear()
-        os.environ.update(job["env"])  # type: ignore[call-overload]
-        with Path(os.devnull).open("rb") as nothing, Path(str(job["stderr"])).open("ab") as words:
+        os.environ.update(env)
+        with Path(os.devnull).open("rb") as nothing, Path(stderr).open("ab") as words:
             os.dup2(nothing.fileno(), 0)
             os.dup2(words.fileno(), 1)
             os.dup2(words.fileno(), 2)
-        work(Path(str(job["job"])))  # type: ignore[operator]
+        main(Path(job))
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

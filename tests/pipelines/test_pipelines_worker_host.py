@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import dagster
 import psutil
 import pytest
+from unlearn_job import JOB
 
 from contracts.errors import JobLost
+from contracts.progress import silent
+from pipelines import launchers
 from pipelines.launchers import _path
 from pipelines.worker_host import WorkerHost
+
+CHAOS = Path(__file__).parents[1] / "chaos"
 
 WORKER = """
 import os, signal, sys, time
@@ -112,6 +121,32 @@ def test_what_cannot_be_loaded_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(JobLost, match="No module named 'no_such_worker'"):
         begin(host, tmp_path, "any")
     host.close()
+
+
+def test_a_launcher_that_was_interrupted_ends_its_job_and_can_run_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = SimpleNamespace(get_bootstrap_env_vars=dict)
+    monkeypatch.setattr(dagster, "open_pipes_session", lambda **_: nullcontext(session))
+    monkeypatch.setattr(launchers, "WORKER", "slow_worker")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CHAOS), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("SLOW_S", "60")
+    folder, log = tmp_path / "jobs" / JOB.job_id, tmp_path / "at-work.txt"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text('{"done": 0, "total": 1, "what": "at work"}')
+
+    def interrupt(*_: object) -> None:
+        if log.exists():
+            raise KeyboardInterrupt
+
+    launcher = launchers.PipesLauncher()
+    context = SimpleNamespace(log=logging.getLogger("test"), run=SimpleNamespace(run_id="r"))
+    with pytest.raises(KeyboardInterrupt):
+        launcher.run(JOB, home=tmp_path, context=context, progress=interrupt)
+    assert launchers.process_of(folder) is None, "it has ended"
+    monkeypatch.setenv("SLOW_S", "0")
+    launcher.run(JOB, home=tmp_path, context=context, progress=silent)
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["begins", "begins", "ends"]
 
 
 AFTER_A_FORK = """
