@@ -86,7 +86,12 @@ class PipesLauncher:
         with open_pipes_session(
             context=context, context_injector=PipesEnvContextInjector(), message_reader=PipesTempFileMessageReader()
         ) as session:
-            env = {**os.environ, **session.get_bootstrap_env_vars(), "PALIMPSEST_HOME": str(home)}
+            env = {
+                **os.environ,
+                **session.get_bootstrap_env_vars(),
+                "PALIMPSEST_HOME": str(home),
+                "PYTHONPATH": _path(),
+            }
             pid = None
             try:
                 pid = host.fork(folder / "job.json", env=env, stderr=words)

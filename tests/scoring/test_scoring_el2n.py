@@ -192,6 +192,15 @@ def test_no_gradient_of_the_output_layer_when_it_is_not_its_own(examples, mlp, k
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_logits_whose_sum_overflows_are_finite_all_the_same(examples) -> None:
+    model = nn.Linear(6, 4)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.fill_(3e38)
+    found = el2n(examples, config=CONFIG, seed=0, early_models=[model])
+    assert np.allclose(found["el2n"], np.sqrt(0.75))
+
+
 @pytest.mark.promise("C1")
 def test_an_infinite_logit_is_refused_even_where_the_norm_is_finite(examples) -> None:
     model = nn.Linear(6, 4)
