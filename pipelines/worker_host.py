@@ -1,7 +1,8 @@
 """A process that has loaded what unlearning jobs run on, and forks one process a job.
 
 Loading takes longer (five seconds) than many a job, so a run that has several loads once, while it is busy with other
-things. The host does nothing but load and fork: no thread of its own, nothing of a job stays in it.
+things. The host does nothing but load and fork: it uses no pool of threads, which a fork would lose, and nothing of a
+job stays in it.
 
     stdin    a JSON line a job: {"job": path of job.json, "stderr": path, "env": its environment}
     stdout   a line with the process id of the job, and one with its exit status (below 0: the signal) when it has ended

@@ -24,6 +24,7 @@ from contracts.subject import Subject
 from pipelines import launchers
 from pipelines.cli import app as command
 from pipelines.subjects import write_subject
+from pipelines.worker_host import WorkerHost
 from warehouse import Warehouse, lock
 from warehouse.verify import verify
 
@@ -263,17 +264,16 @@ def test_an_audit_among_packages_of_our_names_under_another_dagster_on_a_plain_t
     assert (home / "runs.db").exists() or any(home.glob("**/runs.db"))
 
 
-def test_a_worker_finds_this_program_whatever_lies_in_the_working_folder(cluttered: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pipelines.worker_host", launchers.WORKER],
-        cwd=cluttered,
-        env={**os.environ, "PYTHONPATH": launchers._path()},
-        input="",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and "not ours" not in done.stderr
+def test_a_worker_finds_this_program_whatever_lies_in_the_working_folder(
+    cluttered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cluttered)
+    host, words = WorkerHost(launchers.WORKER, launchers._path()), tmp_path / "words.txt"
+    host.fork(Path("missing.json"), env=os.environ, stderr=words)
+    while host.status(0.1) is None:
+        pass
+    host.close()
+    assert "FileNotFoundError" in words.read_text() and "not ours" not in words.read_text()
 
 
 def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: Path) -> None:
