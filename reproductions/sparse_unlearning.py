@@ -51,23 +51,24 @@ REWIND, SPARSITY = 2, 0.99  # epochs; share
 POISONED, TARGET, PATCH = 200, 0, 4  # images; class; pixels
 CLEANING = {"lr": 0.02, "epochs": 10, "batch": 32}
 REPEATS = 3  # of every unlearning: one run is a matter of luck
+MODELS = 3  # whose mean claim 2 judges: what pruning costs in accuracy is a matter of the model
 L1, SPARSE_FT = {"lr": 0.02, "epochs": 5, "batch": 48}, {"lr": 0.02, "epochs": 5, "batch": 32}
 
 
 @reproduction(card=48, name="sparse_unlearning", paper="Jia et al. 2023")
 def claims(seed: int, progress: Progress) -> list[Claim]:
-    """All claims; about a minute and a half on one core."""
+    """All claims; about three minutes on one core."""
     train, test = fashion(seed)
-    model = TRAINER.one(train, _model_seed(seed))
-    split = of_rows(train, test, train.y == FORGOTTEN, seed=seed)
-    progress(1, 4, "the original model")
+    steps, compared = MODELS + 2, list[dict[str, float]]()
+    for number in range(MODELS):
+        own = derive_seed("model", seed, number) % 2**31
+        model = TRAINER.one(train, _model_seed(own))
+        split = of_rows(train, test, train.y == FORGOTTEN, seed=own)
+        compared.append(_pruned(model, split))
+        progress(number + 1, steps, "dense and sparse models")
     found = _l1(model, split)
-    progress(2, 4, "dense")
-    found += _pruned(model, split)
-    progress(3, 4, "sparse")
-    found += _backdoor(train, test, seed=seed)
-    progress(4, 4, "backdoor")
-    return found
+    progress(steps - 1, steps, "l1-sparse")
+    return found + _sparsity_claims(compared) + _backdoor(train, test, seed=seed)
 
 
 def _model_seed(seed: int) -> int:
@@ -99,10 +100,11 @@ def _l1(model: nn.Module, split: Split) -> list[Claim]:
     ]
 
 
-def _pruned(model: nn.Module, split: Split) -> list[Claim]:
+def _pruned(model: nn.Module, split: Split) -> dict[str, float]:
+    """Figures of fine-tuning a pruned model beside those of fine-tuning the dense one, and how far off the sparsity is,
+    in weights."""
     (dense, *_), tuned = _tuned(model, split, SPARSE_FT)
     dense_reference = split.retrained()
-    dense_gap = avg_gap(tuned, split.figures(dense_reference))
     data, names = joined(split.retain, split.forget), prunable(model, last_layer=True)
     early = TRAINER.one(data, _model_seed(split.seed), stop_after=REWIND)
     sparse, mask = iterative_magnitude_prune(
@@ -116,17 +118,25 @@ def _pruned(model: nn.Module, split: Split) -> list[Claim]:
 
     (unlearned, *_), figures = _repeated(run, split)
     fresh = train_masked(TRAINER, split.retain, split.retrained_seed, mask)
-    reference = split.figures(fresh)
     size = sum(p.numel() for name, p in model.named_parameters() if name in names)
-    apart = weight_distance(unlearned, fresh, mask=mask) / weight_distance(dense, dense_reference)
+    return {
+        "ua": figures["ua"] - tuned["ua"],
+        "ta": figures["ta"] - tuned["ta"],
+        "gap": avg_gap(figures, split.figures(fresh)) / avg_gap(tuned, split.figures(dense_reference)),
+        "apart": weight_distance(unlearned, fresh, mask=mask) / weight_distance(dense, dense_reference),
+        "off": abs(sparsity(unlearned, names) - SPARSITY) * size,
+    }
+
+
+def _sparsity_claims(each: list[dict[str, float]]) -> list[Claim]:
+    mean = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+    off = max(figures["off"] for figures in each)
     return [
-        at_least("2. UA of fine-tuning at 99% above that of the dense model", figures["ua"] - tuned["ua"], 38.0),
-        at_most(
-            "2. gap to retraining at 99%, as a share of the dense one", avg_gap(figures, reference) / dense_gap, 0.5
-        ),
-        at_least("2. TA at 99% above that of the dense model", figures["ta"] - tuned["ta"], -4),
-        at_most("2. weight distance to retraining at 99%, as a share of the dense one", apart, 0.9),
-        at_most("3. weights by which the sparsity is off", abs(sparsity(unlearned, names) - SPARSITY) * size, 1.0),
+        at_least("2. UA of fine-tuning at 99% above that of the dense model", mean["ua"], 38.0),
+        at_most("2. gap to retraining at 99%, as a share of the dense one", mean["gap"], 0.5),
+        at_least("2. TA at 99% above that of the dense model", mean["ta"], -4),
+        at_most("2. weight distance to retraining at 99%, as a share of the dense one", mean["apart"], 0.9),
+        at_most("3. weights by which the sparsity is off", off, 1.0),
     ]
 
 
