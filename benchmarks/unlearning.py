@@ -8,7 +8,9 @@ stacked   60 models of the digits MLP 64-128-10, each with a third of 400 target
           gradient_ascent. The matrix products take as long stacked as one by one there (at 64 three quarters of it) and
           are two fifths of the time together: alone they would be nine to eleven times faster than the loop. The rest
           is activations, losses and the optimiser, and what each model costs once (its inputs in order, a copy, a look
-          for a collapse), which is most of what five steps cost.
+          for a collapse), which is most of what five steps cost. "All trainings of U-LiRA": the same with what is
+          trained beside, each run's model as it was and without what is forgotten; one model of the loop is timed on
+          five of them.
 run       a CNN (conv 16, conv 32, 64) on 10,000 images of 28 x 28, 2 epochs: the registered method, with its checks,
           batches, optimiser and looks at a collapse / nothing but forward and backward passes over as many batches
 

@@ -17,18 +17,18 @@ one with the largest mean of validation accuracy and disagreement with the wrong
 
 Which 30 of 300 are identified matters much, and the model matters more, so SSD's figures are means over three models,
 each with a draw of its own: of one model with three draws Acc_corr was 17, 35, 38, 42, 49 and 67 with 10% identified.
-With settings that lost at most 1.5 points on validation images ten fresh seeds gave means of 45 (standard deviation
-15) with 10% identified and 56 (12) with 50%, at 0.8 (0.4) points lost; but four more lost 1.1 (0.7), one of them 2.05,
+With settings that lost at most 1.5 points on validation images ten fresh seeds gave means of 45 (standard deviation 15)
+with 10% identified and 56 (12) with 50%, at 0.8 (0.4) points lost; but four more lost 1.1 (0.7), one of them 2.05,
 where a choice within one point had lost 0.85 and healed 37. So a point it is: the best of 39 settings on 1,500 images
-looks half a point better than it is. The source of these claims asks for 35 and 45 of one model; 15 and 20 are two deviations below what was measured,
-or more. EU had 10.6 (0.2) and 11.3 (0.5) there, and 85.3 (1.6) with all of them identified; on another seed 11.6 and
-13.5: at most 15 are asked for, as by the source. One of seven models on three more seeds took the trigger badly (95.1
-percent of attacks succeeded, Acc_corr 14.1; the others 98.1 to 99.6 and 10.3 to 11.6), so 1 is judged on the median of
-three. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of them identified equal within a point on
-one seed: a quarter of a class is too few to be learnt, hence fewer images, where the difference was 5 to 21 points on
-ten seeds, mean 12.8 (5.6), and 1.3 to 10.7 on four more. It is judged on three draws of what is identified, and no less
-than nothing is asked for, as by the source. What SSD gains there within 2 points lost elsewhere was 0 on eight of them and below it on
-two.
+looks half a point better than it is. The source of these claims asks for 35 and 45 of one model; 15 and 20 are two
+deviations below what was measured, or more. EU had 10.6 (0.2) and 11.3 (0.5) there, and 85.3 (1.6) with all of them
+identified; on another seed 11.6 and 13.5: at most 15 are asked for, as by the source. One of seven models on three more
+seeds took the trigger badly (95.1 percent of attacks succeeded, Acc_corr 14.1; the others 98.1 to 99.6 and 10.3 to
+11.6), so 1 is judged on the median of three. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of
+them identified equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer images,
+where the difference was 5 to 21 points on ten seeds, mean 12.8 (5.6), and 1.3 to 10.7 on four more. It is judged on
+three draws of what is identified, and no less than nothing is asked for, as by the source. What SSD gains there within
+2 points lost elsewhere was 0 on eight of them and below it on two.
 """
 
 from __future__ import annotations
