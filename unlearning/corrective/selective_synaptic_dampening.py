@@ -14,6 +14,11 @@ decades were too coarse: the step from half healed to harmed lies between two of
 Both importances are taken at one batch size, which is the field ``batch``: a poison's gradients agree and do not cancel
 within a batch, those of the rest do, and that is what selects. At batches of one example the method is another.
 
+Beside the published code, from one model, class 3 of 4,000 images of Fashion-MNIST forgotten with lambda alpha / 2, the
+importances at batches of 64 and of all of D, five orders of the examples, mean and standard deviation: at alpha 10 UA
+98.5 (0.9) here and 98.7 (0.2) there, RA 99.7 (0.1) and 99.8 (0.1), TA 85.9 (0.2) and 86.1 (0.2); at alpha 1 RA 75 (1)
+and 76 (5), TA 70 (1) and 70 (3).
+
 It is not a repair: weights only shrink, none grows, flips its sign or is trained on.
 """
 
