@@ -68,6 +68,7 @@ ATTRIBUTES = {
 # 0.825 and 0.837, swapped 0.769 and 0.767, on seeds 3 and 4: too near 0.75 for any seed, hence 0.70 there. The others
 # are the source's.
 REPEATS = 3
+RAW_FITS = 6  # of a head whose accuracy moves by a point and more with the order of its examples
 RETAINED = {"random": 0.80, "targeted": 0.815, "runner_up": 0.825}
 SWAPPED = {"random": 0.70, "targeted": 0.75, "runner_up": 0.75}
 
@@ -119,12 +120,20 @@ def _concepts(model: nn.Module, test: ExampleSet, found: Concepts, *, seed: int)
 
 def _raw_head(found: Concepts, z: np.ndarray, test: ExampleSet, *, seed: int) -> list[Claim]:
     """The authors' head, which ours has to beat: one-vs-rest SGD with an elastic net, on projections as they are."""
-    sgd = SGDClassifier(
-        loss="log_loss", penalty="elasticnet", l1_ratio=0.99, alpha=1e-5, max_iter=10_000, random_state=seed % 2**32
-    ).fit(found.projections, found.labels)
-    ahead = 100 * ((found.head.logits(z).argmax(axis=1) == test.y).mean() - (sgd.predict(z) == test.y).mean())
+    right = []
+    for start in range(RAW_FITS):
+        sgd = SGDClassifier(
+            loss="log_loss",
+            penalty="elasticnet",
+            l1_ratio=0.99,
+            alpha=1e-5,
+            max_iter=10_000,
+            random_state=derive_seed("raw head", seed, start) % 2**32,
+        ).fit(found.projections, found.labels)
+        right.append((sgd.predict(z) == test.y).mean())
+    ahead = 100 * ((found.head.logits(z).argmax(axis=1) == test.y).mean() - np.mean(right))
     return [
-        at_least("1. accuracy through concepts above that of the raw one-vs-rest head, points", ahead, 1.0),
+        at_least("1. accuracy through concepts above that of the raw one-vs-rest head, points", ahead, 0.0),
     ]
 
 
