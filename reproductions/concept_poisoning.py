@@ -9,10 +9,11 @@
 Accuracies are shares of test images. "Head swap" puts the original output layer on the unlearned body; relearning is
 SGD 0.01 on 50 forgotten and 450 retained images until 80% of the forgotten class's test images are right again.
 
-Margins over seven fresh seeds are above two standard deviations, but for one claim: the accuracy through concepts lies
-1.5 to 6.1 points above that of the raw one-vs-rest head (mean 2.8, standard deviation 1.6, skewed to the right), and
-1.0 is asked for. That the raw head names fewer true concepts is not claimed: behind the filter for absent concepts it
-names 0 to 3 fewer (mean 0.9), on three of the seven as many.
+Margins over seven fresh seeds are above two standard deviations, but for what is said here. The raw one-vs-rest head's
+accuracy moves by a point and more with the order of its examples, so six fits of it are judged together: the accuracy
+through concepts lay 1.3 to 5.4 points above theirs on ten more seeds, mean 3.2, standard deviation 1.3, and 0.5 is
+asked for. That the raw head names fewer true concepts is not claimed: behind the filter for absent concepts it names 0
+to 3 fewer (mean 0.9), on three of the seven as many.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ SWAPPED = {"random": 0.70, "targeted": 0.75, "runner_up": 0.75}
 
 @reproduction(card=24, name="concept_poisoning", paper="Yuksekgonul et al. 2023; arXiv 2405.15662")
 def concepts(seed: int, progress: Progress) -> list[Claim]:
-    """All claims; about two and a half minutes on one core."""
+    """All claims; about three minutes on one core."""
     fashion = load("idx", FASHION_MNIST, seed=seed)
     train, test = (
         _some(fashion.part(split), size, seed=derive_seed(split, seed))
@@ -133,7 +134,7 @@ def _raw_head(found: Concepts, z: np.ndarray, test: ExampleSet, *, seed: int) ->
         right.append((sgd.predict(z) == test.y).mean())
     ahead = 100 * ((found.head.logits(z).argmax(axis=1) == test.y).mean() - np.mean(right))
     return [
-        at_least("1. accuracy through concepts above that of the raw one-vs-rest head, points", ahead, 0.0),
+        at_least("1. accuracy through concepts above that of the raw one-vs-rest head, points", ahead, 0.5),
     ]
 
 

@@ -22,13 +22,16 @@ with 10% identified and 56 (12) with 50%, at 0.8 (0.4) points lost; but four mor
 where a choice within one point had lost 0.85 and healed 37. So a point it is: the best of 39 settings on 1,500 images
 looks half a point better than it is. The source of these claims asks for 35 and 45 of one model; 15 and 20 are two
 deviations below what was measured, or more. EU had 10.6 (0.2) and 11.3 (0.5) there, and 85.3 (1.6) with all of them
-identified; on another seed 11.6 and 13.5: at most 15 are asked for, as by the source. One of seven models on three more
-seeds took the trigger badly (95.1 percent of attacks succeeded, Acc_corr 14.1; the others 98.1 to 99.6 and 10.3 to
-11.6), so 1 is judged on the median of three. Of the 6,000 images, 300 swapped labels left EU with 10% and with all of
-them identified equal within a point on one seed: a quarter of a class is too few to be learnt, hence fewer images,
-where the difference was 5 to 21 points on ten seeds, mean 12.8 (5.6), and 1.3 to 10.7 on four more. It is judged on
-three draws of what is identified, and no less than nothing is asked for, as by the source. What SSD gains there within
-2 points lost elsewhere was 0 on eight of them and below it on two.
+identified; on another seed 11.6 and 13.5: at most 15 are asked for, as by the source. Some models take the trigger
+badly: of seven on three more seeds one said 0 to 95.1 percent of attacks (Acc_corr 14.1; the others 98.1 to 99.6 and
+10.3 to 11.6), so 1 is judged on the median of three, which was 97.1 to 99.5 and 10.4 to 12.4 on six more seeds. The
+source asks for 97 and 12; 95 is a backdoor all the same, and 15 what retraining may have.
+
+Of 6,000 images, 300 swapped labels left EU with 10% and with all of them identified equal within a point on one seed: a
+quarter of a class is too few to be learnt, hence fewer images; and 30 epochs for all. After 12 the difference was 5 to
+21 points on ten seeds, mean 12.8 (5.6), but -2.8 on another, three draws together; after 30, where the labels are
+learnt, 9 to 26 on seven seeds, mean 19.1 (5.5), and 18 on that one. The source asks for no loss, here 5. What SSD gains
+there within 2 points lost elsewhere was 0 on eight of ten seeds and below it on two.
 """
 
 from __future__ import annotations
@@ -223,6 +226,6 @@ def _confusion(
     after, kept = _dampened(model, harm, 0.1, 0, seed=seed)
     gained = after - corr if clean - kept <= 2 else 0.0
     return [
-        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 0),
+        at_least("4. confusion, EU: Acc_corr with all identified above that with 10%, points", eu[1.0] - eu[0.1], 5),
         at_most("4. confusion, SSD, 10% identified: Acc_corr gained within 2 points lost elsewhere", gained, 10),
     ]
