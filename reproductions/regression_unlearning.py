@@ -8,12 +8,13 @@ theta < -20; conv 16 - conv 32 - fc 64, 25 epochs. Errors are mean absolute erro
 4   Blindspot takes longer to know again than fine-tuning (AIN)
 5   diabetes, top quartile of targets forgotten: the table is filled for every method; no order is claimed
 
-Measured on ten fresh seeds, mean and standard deviation: forget errors of the original 2.1 (0.2), the retrained 31.5
-(3.7), Blindspot 32.4 (2.7), fine-tuning 9.2 (1.4), Gaussian-Amnesiac 36.8 (2.2); Blindspot's retain error 0.6 (0.5)
-above retraining's, once 1.9; its W1 0.24 (0.09) of fine-tuning's, once 0.42, and 0.49 (0.11) of Gaussian-Amnesiac's.
-Its AIN was 4.6 to 25 times fine-tuning's: in the logarithm, where these lie evenly, 2 is 3 deviations below the mean.
-The source of these claims asks of single runs for a retain error of at most 1 above, W1 of 0.35, and 30, 25, 12 and 25
-degrees; where those are less than two deviations away, the threshold is what was measured less two of these or more.
+Figures of 1 to 3 are means over three models, each on images of its own: of single ones fine-tuning's forget error was
+9.9 (2.9), once 13.9. Measured on nine fresh seeds, mean and standard deviation: forget errors of the original 2.0
+(0.3), the retrained 34.2 (2.7), Blindspot 31.7 (2.4), fine-tuning 9.8 (1.4), Gaussian-Amnesiac 35.9 (1.8), whose retain
+error was 2.2 (0.2); Blindspot's retain error 0.5 (0.2) above retraining's; its W1 0.26 (0.05) of fine-tuning's and 0.57
+(0.10) of Gaussian-Amnesiac's. Its AIN was 6.8 to 15 times fine-tuning's on one model each. The source of these claims
+asks of single runs for 30 degrees of retraining, W1 of 0.35 and 12 degrees of fine-tuning, which are less than two
+deviations away: 24, 0.45 and 14.5 here. The others are the source's.
 """
 
 from __future__ import annotations
@@ -158,13 +159,13 @@ def _claims(table: Table) -> list[Claim]:
     return [
         at_most("1. original: forget error", original["mae_forget_test"], 4.0),
         at_least("1. retrained: forget error", retrained["mae_forget_test"], 24.0),
-        at_most("2. Blindspot: retain error above retraining's", above, 2.2),
-        at_least("2. Blindspot: forget error", blind["mae_forget_test"], 23.5),
+        at_most("2. Blindspot: retain error above retraining's", above, 1.0),
+        at_least("2. Blindspot: forget error", blind["mae_forget_test"], 25.0),
         at_most("2. Blindspot: W1 over fine-tuning's", blind["w1_to_retrain"] / tuned["w1_to_retrain"], 0.45),
         at_most("2. Blindspot: W1 over Gaussian-Amnesiac's", blind["w1_to_retrain"] / gaussian["w1_to_retrain"], 1.0),
         at_most("3. fine-tuning: forget error", tuned["mae_forget_test"], 14.5),
         at_least("3. Gaussian-Amnesiac: forget error", gaussian["mae_forget_test"], 25.0),
-        at_most("3. Gaussian-Amnesiac: retain error", gaussian["mae_retain_test"], 3.1),
+        at_most("3. Gaussian-Amnesiac: retain error", gaussian["mae_retain_test"], 3.0),
     ]
 
 

@@ -10,14 +10,15 @@
         0.02 take the backdoor out for little accuracy, as many of fine-tuning do not
 
 Every unlearning is run three times, in other orders of the examples, and its mean is judged: a single run at this rate,
-which does not fall, ends up to 5 points of accuracy elsewhere.
+which does not fall, ends up to 5 points of accuracy elsewhere. What pruning costs in accuracy is a matter of the model,
+the orders aside: -4.2 points on one, -2.2 (1.3) on six. So 2 is judged on three models.
 
-Measured on ten fresh seeds, mean and standard deviation: l1-sparse 41 (9) points of UA ahead, RA 97.3 (0.4), TA -0.5
-(0.4); at 99% 61 (10) points ahead, 0.15 (0.10) of the dense gap, TA -2.0 (0.8), 0.76 (0.02) of the weight distance. The
-source's small-scale figures are 15 points, RA 95 and TA -2; 45 points, half of the gap and TA -2. Where those are less
-than two standard deviations away, the threshold is what was measured less two of these. At 98%, where the source has 25
-points, fine-tuning was 59, 15 and 15 points ahead on three seeds, and nothing is claimed; nor at 80% to 95%: on so
-small a network the effect is absent there, or reversed.
+Measured on nine fresh seeds, mean and standard deviation: l1-sparse 47 (9) points of UA ahead, RA 96.8 (0.8), TA -0.4
+(0.6); at 99% 65 (7) points ahead, 0.13 (0.07) of the dense gap, TA -1.7 (0.6), 0.77 (0.02) of the weight distance. The
+thresholds are the source's (15 points, RA 95 and TA -2; 45 points, half of the gap), but for TA at 99%, of which it
+asks for -2 of one model, here -3.5. At 98%, where the source has 25 points, fine-tuning was 59, 15 and 15 points ahead
+on three seeds, and nothing is claimed; nor at 80% to 95%: on so small a network the effect is absent there, or
+reversed.
 
 The source cleans a backdoor by fine-tuning a pruned model. On one seed this network held on to it whatever the mask
 (90% to 99%: an attack success of 95 to 98 percent after 5 epochs at 0.02, the dense model 96), and nothing is claimed
@@ -94,8 +95,8 @@ def _l1(model: nn.Module, split: Split) -> list[Claim]:
     small = float(np.mean([near_zero(sparse) for sparse in models]))
     return [
         at_least("1. UA of l1-sparse above that of fine-tuning", figures["ua"] - tuned["ua"], 15.0),
-        at_least("1. RA of l1-sparse", figures["ra"], 93.5),
-        at_least("1. TA of l1-sparse above that of fine-tuning", figures["ta"] - tuned["ta"], -3.0),
+        at_least("1. RA of l1-sparse", figures["ra"], 95.0),
+        at_least("1. TA of l1-sparse above that of fine-tuning", figures["ta"] - tuned["ta"], -2.0),
         at_least("1. share of weights of l1-sparse below 1e-3", small, 0.5),
     ]
 
@@ -132,9 +133,9 @@ def _sparsity_claims(each: list[dict[str, float]]) -> list[Claim]:
     mean = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
     off = max(figures["off"] for figures in each)
     return [
-        at_least("2. UA of fine-tuning at 99% above that of the dense model", mean["ua"], 38.0),
+        at_least("2. UA of fine-tuning at 99% above that of the dense model", mean["ua"], 45.0),
         at_most("2. gap to retraining at 99%, as a share of the dense one", mean["gap"], 0.5),
-        at_least("2. TA at 99% above that of the dense model", mean["ta"], -4),
+        at_least("2. TA at 99% above that of the dense model", mean["ta"], -3.5),
         at_most("2. weight distance to retraining at 99%, as a share of the dense one", mean["apart"], 0.9),
         at_most("3. weights by which the sparsity is off", off, 1.0),
     ]
