@@ -125,9 +125,8 @@ def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
     attacked += [_attacked(each, each.after(plain, seed=run), seed=run) for each in others_of]
     known, asked, reference = np.mean(attacked, axis=0)
     _, unaligned = setting.figures(setting.after(dataclasses.replace(plain, lr_ra=0.0), seed=run))
-    runs = [
-        derive_seed("each loss alone", seed, number) for number in range(MODELS)
-    ]  # one draw for all would not average
+    # Draws of their own: with one for all, the mean over models was as wide as a single one.
+    runs = [derive_seed("each loss alone", seed, number) for number in range(MODELS)]
     ahead = float(np.mean([_ahead(each, seed=own) for each, own in zip((setting, *others_of), runs, strict=True)]))
     progress(3, 4, "each loss alone")
     claims = [
