@@ -45,7 +45,7 @@ from recipes.aggregate.linear import Moments, fit_linear_aggregate, moments
 from recipes.aggregate.losses import bag_loss, instance_loss, interpolating_loss, within_bag_variance
 from recipes.models import builder
 from recipes.predict import predict_logits
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from sources.bags import Bags, make_bags, natural_bags, release_bag_means
 from sources.example_set import ExampleSet
 from sources.files import root_folder
@@ -338,8 +338,8 @@ def _protein(seed: int, told: Callable[[int], None]) -> list[Claim]:
         if split < NETS:
             nets.append(_nets(data, one))
         told(split + 1)
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    net = {name: float(np.mean([row[name] for row in nets])) for name in nets[0]}
+    mean = mean_of(rows)
+    net = mean_of(nets)
     auc = "AUROC within blocks"
     return [
         at_most("5. proteins: test error, rho by cross-validation over the bag loss", mean["cv"] / mean["bag"], 0.5),

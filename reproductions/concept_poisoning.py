@@ -42,7 +42,7 @@ from recipes.models import builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.supervised import supervised
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from scoring.concept_attribution import concept_integrated_gradients
 from sources.example_set import ExampleSet
 from sources.loading import load
@@ -211,7 +211,7 @@ def _unlearning(
             "relearning": _relearn(after, few, gone, seed=seed),
         }
 
-    found = {labels: _mean([figures(unlearned(labels, r)) for r in range(REPEATS)]) for labels in RETAINED}
+    found = {labels: mean_of([figures(unlearned(labels, r)) for r in range(REPEATS)]) for labels in RETAINED}
     muted = copy.deepcopy(model)
     with torch.no_grad():
         muted.get_submodule("head").bias[FORGOTTEN] -= 10.0  # type: ignore[index, operator]
@@ -230,10 +230,6 @@ def _unlearning(
         at_least("5. control, muted output, head swap: accuracy on the class", control["swapped class"], 0.8),
         at_most("5. control, muted output: steps to relearn", control["relearning"], 10),
     ]
-
-
-def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
 
 
 def _by_class(data: ExampleSet) -> tuple[ExampleSet, ExampleSet]:

@@ -34,7 +34,7 @@ from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from scoring.el2n import EL2NConfig, el2n
 from scoring.forgetting import ForgettingConfig, forgetting
 from scoring.grand import GrandConfig, grand
@@ -67,7 +67,7 @@ def _noise(seed: int, progress: Progress) -> list[Claim]:
     for planting in range(PLANTINGS):
         rows.append(_one_planting(derive_seed("planting", seed, planting)))
         progress(planting + 1, PLANTINGS, "plantings of label noise")
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    mean = mean_of(rows)
     return [
         at_least("1. AUROC of EL2N for changed labels, epoch 3", mean["el2n"], 0.97),
         at_least("1. AUROC of GraNd for changed labels, epoch 3", mean["grand"], 0.97),
@@ -133,7 +133,7 @@ def _pruning(fashion: ExampleSet, seed: int, progress: Progress) -> list[Claim]:
     for pool in range(POOLS):
         pools.append(_one_pool(fashion, derive_seed("pool", seed, pool)))
         progress(pool + 1, POOLS, "pools of pruned training sets")
-    accuracy = {name: float(np.mean([pool[name] for pool in pools])) for name in pools[0]}
+    accuracy = mean_of(pools)
     return [
         at_least("4. hardest half above a random half, points", accuracy["hardest"] - accuracy["random"], 0.35),
         at_least("4. hardest half above the full set, points", accuracy["hardest"] - accuracy["full"], -0.5),

@@ -17,9 +17,11 @@ import importlib
 import math
 import pkgutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from contracts.errors import InvalidInput, NameTaken, UnknownName
 from contracts.identity import check_name
@@ -103,6 +105,15 @@ class Reproduction:
 
 _KNOWN: dict[str, Reproduction] = {}
 _NOT_ONE = {"framework", "__main__"}
+
+
+def mean_of(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure over runs that have the same ones.
+
+    >>> mean_of([{"ua": 1.0}, {"ua": 2.0}])
+    {'ua': 1.5}
+    """
+    return {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
 
 
 def reproduction(*, card: int, name: str, paper: str) -> Callable[[Measure], Measure]:

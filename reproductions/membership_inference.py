@@ -31,7 +31,7 @@ from recipes.models import build as build_model
 from recipes.predict import predict_logits, read
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from sources.example_set import ExampleSet
 from sources.loading import load
 from stats import auc, auc_interval, clopper_pearson
@@ -124,7 +124,7 @@ def _figures(scores: np.ndarray, keep: np.ndarray) -> dict[str, float]:
 
 
 def _attacks(audits: Sequence[Evidence]) -> list[Claim]:
-    found = _mean([_compare(evidence) for evidence in audits])
+    found = mean_of([_compare(evidence) for evidence in audits])
     return [
         at_least("LiRA online, 63 references: AUC", found["online auc"], 0.74),
         at_least("LiRA online, 63 references: TPR at 1% FPR", found["online tpr@0.01"], 0.12),
@@ -164,13 +164,9 @@ def _compare(evidence: Evidence) -> dict[str, float]:
         ("few per_example", "lira_online", {"variance": "per_example"}),
         ("few rmia", "rmia_offline", {"a": 0.0}),
     ):
-        each = _mean([_figures(_run(attack_name, _group(evidence, g), **config), keep[g]) for g in groups])
+        each = mean_of([_figures(_run(attack_name, _group(evidence, g), **config), keep[g]) for g in groups])
         figures |= {f"{who} {name}": v for name, v in each.items()}
     return figures
-
-
-def _mean(each: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
 
 
 def _null(evidence: Evidence, *, seed: int, repeats: int = 400) -> list[Claim]:

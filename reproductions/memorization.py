@@ -29,7 +29,7 @@ from recipes.models import builder
 from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from scoring.influence import high_influence_pairs, influence_matrix
 from scoring.memorization import memorization_scores
 from sources.example_set import ExampleSet
@@ -65,7 +65,7 @@ def long_tail_memorization(seed: int, progress: Progress) -> list[Claim]:
 def _planted_noise(seed: int, progress: Progress) -> list[Claim]:
     """Every figure is a mean over draws of the digits and of their noise."""
     found = [_of_one_draw(derive_seed("draw", seed, draw), progress) for draw in range(DRAWS)]
-    mean = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    mean = mean_of(found)
     gate = score.get("memorization").spec.gates[0].at_least
     return [
         at_least("1. accuracy of the runs on their own subsets", mean["acc_in"], 0.995),

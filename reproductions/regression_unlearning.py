@@ -32,7 +32,7 @@ from contracts.progress import Progress
 from recipes.models import builder
 from recipes.schedule import SupervisedConfig
 from recipes.training import Trainer
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from sources.example_set import ExampleSet
 from sources.loading import load
 from unlearning.regression.metrics import (
@@ -71,7 +71,8 @@ def regression_unlearning(seed: int, progress: Progress) -> list[Claim]:
     progress(MODELS + 1, MODELS + 2, "relearning")
     filled = _diabetes(seed)
     progress(MODELS + 2, MODELS + 2, "diabetes")
-    return [*_claims(_mean(tables)), *ain, filled]
+    mean = {name: mean_of([table[name] for table in tables]) for name in models}
+    return [*_claims(mean), *ain, filled]
 
 
 def _turned(seed: int) -> _Run:
@@ -79,13 +80,6 @@ def _turned(seed: int) -> _Run:
     data = load("rotated_images", IMAGES, seed=seed)
     build = builder("cnn", input_shape=data.input_shape, num_outputs=1)
     return _Run(data, Trainer(recipe="supervised", build=build, config=RECIPE), data.y < EDGE, seed=seed)
-
-
-def _mean(tables: list[Table]) -> Table:
-    return {
-        name: {what: float(np.mean([table[name][what] for table in tables])) for what in row}
-        for name, row in tables[0].items()
-    }
 
 
 class _Run:

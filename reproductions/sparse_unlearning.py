@@ -37,7 +37,7 @@ from attacks.backdoor import attack_success_rate
 from contracts.digests import derive_seed
 from contracts.progress import Progress, silent
 from recipes.predict import predict_logits
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from reproductions.salun import FORGOTTEN, TRAINER, Figures, Split, avg_gap, fashion, of_rows
 from sources.example_set import ExampleSet
 from sources.planted_poison import add_poison_trigger, triggered
@@ -69,7 +69,9 @@ def claims(seed: int, progress: Progress) -> list[Claim]:
         progress(number + 1, steps, "dense and sparse models")
     found = _l1(model, split)
     progress(steps - 1, steps, "l1-sparse")
-    return found + _sparsity_claims(compared) + _backdoor(train, test, seed=seed)
+    found += _sparsity_claims(compared) + _backdoor(train, test, seed=seed)
+    progress(steps, steps, "backdoor")
+    return found
 
 
 def _model_seed(seed: int) -> int:
@@ -80,7 +82,7 @@ def _repeated(run: Callable[[int], nn.Module], split: Split) -> tuple[list[nn.Mo
     """Models of an unlearner on the same model, other orders of the examples, and their mean figures."""
     models = [run(derive_seed("order", split.seed, r) % 2**31) for r in range(REPEATS)]
     each = [split.figures(model) for model in models]
-    return models, {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+    return models, mean_of(each)
 
 
 def _tuned(model: nn.Module, split: Split, steps: Mapping[str, float]) -> tuple[list[nn.Module], Figures]:
@@ -130,7 +132,7 @@ def _pruned(model: nn.Module, split: Split) -> dict[str, float]:
 
 
 def _sparsity_claims(each: list[dict[str, float]]) -> list[Claim]:
-    mean = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+    mean = mean_of(each)
     off = max(figures["off"] for figures in each)
     return [
         at_least("2. UA of fine-tuning at 99% above that of the dense model", mean["ua"], 45.0),

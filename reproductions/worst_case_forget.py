@@ -30,7 +30,7 @@ from recipes.predict import predict_logits
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
-from reproductions.framework import Claim, at_least, at_most, reproduction
+from reproductions.framework import Claim, at_least, at_most, mean_of, reproduction
 from scoring.lower_level import unlearn_weighted
 from scoring.worst_case_forget import Selection, WorstCaseForgetConfig, losses_of, select_worst_case
 from sources.example_set import ExampleSet
@@ -75,7 +75,7 @@ def worst_case_forget(seed: int, progress: Progress) -> list[Claim]:
     for number in range(SPLITS):
         splits.append(_one_split(derive_seed("split", seed, number)))
         progress(number + 1, SPLITS, "splits of digits")
-    mean = {name: float(np.mean([split[name] for split in splits])) for name in splits[0]}
+    mean = mean_of(splits)
     claims = [
         at_most("1. digits: UA of retraining, worst-case set, percent", mean["worst UA"], 0.8),
         at_least("1. digits: UA of retraining, random sets", mean["random UA"], 2.0),

@@ -3,6 +3,7 @@
     theta <- argmin_theta  E_{(x,y) in D_r} l(theta; x, y),   started at the trained weights;   l: the task's loss
 
 The forget set is not looked at. Published settings: 10 epochs, learning rate searched in [1e-3, 1e-1].
+
 Beside the published code, from one model, class 3 of 4,000 images of Fashion-MNIST forgotten in 5 epochs at 0.02, five
 orders of the examples, mean and standard deviation: UA 39 (8) here and 43 (4) there, RA 99.1 (0.5) and 99.4 (0.1), TA
 84.3 (0.6) and 85.0 (0.6).
