@@ -40,7 +40,7 @@ test: $(DEV) ## set up, then the default tests on all cores (minutes); ARGS are 
 	@$(RECORDED) $(BIN)/python -m pytest -n auto $(ARGS)
 
 journeys: $(DEV) ## whole audits and requests, from the command to the answer (minutes)
-	@$(RECORDED) $(BIN)/python -m pytest -n auto -m journey $(ARGS)
+	@$(RECORDED) $(BIN)/python -m pytest -n auto -m "journey and not (slow or chaos or stat or gpu or browser)" $(ARGS)
 
 lint: $(DEV) ## format, lint, layers, types
 	$(BIN)/ruff format --check .

@@ -101,7 +101,7 @@ class PipesLauncher:
                     _report(folder, progress)
             except BaseException as error:
                 if pid is not None and isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
-                    with suppress(psutil.NoSuchProcess):
+                    with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                         child = psutil.Process(pid)
                         child.terminate()
                         child.wait(10)

@@ -127,6 +127,7 @@ def _work(main: Callable[[Path], None], *, job: str, stderr: str, env: dict[str,
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # who starts the host may ignore it; its jobs are ended by it
         os.environ.clear()
         os.environ.update(env)
         with Path(os.devnull).open("rb") as nothing, Path(stderr).open("ab") as words:

@@ -78,7 +78,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes the second of the first
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
-        errors.print("interrupted: what was finished is kept; the same command, run again, goes on")
+        errors.print("interrupted: what was stored is kept; the same command can be run again")
         sys.exit(INTERRUPTED)
     except Exception as error:
         drop_new_state()

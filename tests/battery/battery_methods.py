@@ -41,16 +41,16 @@ Fields = Mapping[tuple[str, str], Mapping[str, Any]]
 
 def cases() -> list[Any]:
     """(world, kind, name, check, elsewhere) of everything that is asked: all in the first world of a method, promises
-    of outputs in the others."""
+    of outputs in the others, which are journeys."""
     found = []
     for kind, name in METHODS:
         method = KINDS[kind].get(name)
         for place, world in enumerate(worlds_for(method)):
             for check in checks_of(method):
                 if place == 0 or (check in EVERYWHERE and kind not in ("source", "attack")):
-                    found.append(
-                        pytest.param(world, kind, name, check, place > 0, id=f"{kind}-{name}-{world}-{name_of(check)}")
-                    )
+                    asked = f"{kind}-{name}-{world}-{name_of(check)}"
+                    marks = [pytest.mark.journey] * (place > 0)
+                    found.append(pytest.param(world, kind, name, check, place > 0, id=asked, marks=marks))
     return found
 
 

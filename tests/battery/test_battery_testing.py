@@ -242,6 +242,7 @@ def test_the_score_that_a_document_prints_passes_as_a_package_of_its_own(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.journey
 def test_the_package_is_light_until_the_battery_is_asked_for() -> None:
     program = (
         "import sys, palimpsest\n"

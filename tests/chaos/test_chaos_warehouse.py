@@ -26,6 +26,8 @@ from contracts.errors import IntegrityError, LockTimeout, PalimpsestError
 from contracts.tables import Column, TableSpec
 from warehouse import Warehouse, faults, lock
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = (Path(__file__).parent / "points.txt").read_text().split()
 WRITING = [point for point in POINTS if not point.startswith("erasure.")]  # those: test_pipelines_erasure.py

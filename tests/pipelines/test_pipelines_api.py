@@ -34,6 +34,8 @@ from scoring.cleanlab_issues import read_issues
 from sources.loading import load
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = [
     {"name": "few", "method": "random_fraction", "config": {"fraction": 0.1}},

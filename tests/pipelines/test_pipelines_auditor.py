@@ -13,6 +13,8 @@ from contracts.errors import ConfigError, InvalidInput, NotReady
 from pipelines.cli.app import app
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def home(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

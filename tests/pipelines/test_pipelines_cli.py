@@ -229,6 +229,7 @@ def test_doctor_says_in_sentences_what_is_there_and_how_to_get_the_rest(audited_
         assert (f"-e '.[{extra}]'" in out) == bool(missing)
 
 
+@pytest.mark.journey
 def test_every_named_query_answers(audited_home: Path) -> None:
     from warehouse import queries
 

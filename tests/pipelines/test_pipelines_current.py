@@ -24,6 +24,8 @@ from pipelines import outline
 from pipelines.cli import audit
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def home(audited_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -226,7 +228,6 @@ def table_of(tmp_path: Path) -> Subject:
     )
 
 
-@pytest.mark.journey
 def test_a_changed_data_file_and_a_failed_contract_are_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +295,6 @@ def test_a_bit_that_flipped_in_a_result_has_it_made_again_and_that_is_said(
     assert f"{asset} is made anew: " in said and "SHA-256" in said
 
 
-@pytest.mark.journey
 @pytest.mark.promise("B1")
 def test_a_damaged_result_is_made_again_with_the_digests_that_it_had(tmp_path: Path) -> None:
     from recorded_state import PLAN, run

@@ -22,6 +22,8 @@ from pipelines.cli.app import app, main
 from pipelines.subjects import write_subject
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 PLAN = {
     "subject": "pictures",
     "title": "three kinds of pictures | of <8 x 8>",
@@ -104,7 +106,6 @@ def test_the_data_sheet_says_what_was_done_and_left_out(tmp_path: Path) -> None:
     assert croissant["license"] == "CC-BY-4.0" and croissant["conformsTo"].endswith("croissant/1.0")
 
 
-@pytest.mark.journey
 def test_a_made_set_is_written_too(tmp_path: Path) -> None:
     palimpsest("export", "pictures", "protected", "--to", str(tmp_path / "out"), "--format", "idx")
     content = (tmp_path / "out/train-images-idx3-ubyte").read_bytes()

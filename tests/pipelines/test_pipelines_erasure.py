@@ -42,6 +42,8 @@ from pipelines.subjects import write_subject
 from warehouse import Warehouse, faults, sqlite, verify
 from warehouse.erasure import Found, Held, reached
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = [p for p in (ROOT / "tests/chaos/points.txt").read_text().split() if p.startswith("erasure.")]
 SLOW = pytest.mark.slow

@@ -32,6 +32,8 @@ from sources.plan import load_examples
 from warehouse import Warehouse
 from warehouse.verify import verify
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -201,7 +203,6 @@ def test_the_version_of_the_examples_covers_the_edges(home: Path, plan: Subject)
     assert found[0]["outputs"][0]["digest"] == found[2]["outputs"][0]["digest"]
 
 
-@pytest.mark.journey
 def test_an_edge_is_closed_when_everything_was_trained_without_it(
     home: Path, plan: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

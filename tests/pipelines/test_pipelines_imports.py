@@ -22,6 +22,8 @@ from warehouse import Warehouse
 from warehouse.erasure import Found
 from warehouse.verify import verify
 
+pytestmark = pytest.mark.journey
+
 
 def palimpsest(*words: str) -> str:
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})

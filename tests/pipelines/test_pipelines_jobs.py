@@ -36,6 +36,8 @@ from pipelines.launchers import PipesLauncher, boot_id
 from pipelines.reaper import BOOT, PID, STARTED, reap, run_tags
 from warehouse import ArtifactStore, fsio
 
+pytestmark = pytest.mark.journey
+
 CONTEXT = SimpleNamespace(log=logging.getLogger("test"), run=SimpleNamespace(run_id="a-run"))
 
 

@@ -97,6 +97,7 @@ def test_no_name_is_cut_off_and_every_model_says_what_it_is(monkeypatch):
         assert len(model["doc"]) > 20 and "head of this file" not in model["doc"], model["name"]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["sql"], 0), (["init", "A-B", "--data", "x.csv"], 2)])
 def test_a_reader_that_goes_away_changes_no_status(words, status, unbuffered):

@@ -42,6 +42,8 @@ from pipelines.operations.upkeep import expiring, upkeep
 from pipelines.reaper import PID
 from warehouse import Warehouse, anchors, empty
 
+pytestmark = pytest.mark.journey
+
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 WEEKLY = "0 6 * * 1"
 PARTITION = {PARTITION_TAG: "r-1"}

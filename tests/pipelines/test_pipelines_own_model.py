@@ -31,6 +31,8 @@ from recipes import models
 from recipes.plan import model_builder
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 NETS = '''
 """A stranger's models; the helper lies beside them."""
 from math import prod
@@ -285,7 +287,6 @@ def test_subjects_that_differ_in_dashes_alone_do_not_take_the_others_along(
 class TestAGivenCheckpoint:
     """Trained by a stranger in plain PyTorch, saved with torch.save."""
 
-    @pytest.mark.journey
     def test_from_a_pt_file_to_the_answer(
         self, folder: Path, home: Path, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -431,7 +432,6 @@ class TestOutputsOnly:
         columns = {f"prob_{k}": p[:, k] for k in range(10)} | {f"emb_{i}": hidden[:, i] for i in range(16)}
         return pl.DataFrame(columns).with_columns(label=stored["y"], split=stored["split"], remark=pl.lit("-"))
 
-    @pytest.mark.journey
     def test_from_the_table_to_an_honest_answer(self, table: pl.DataFrame, home: Path) -> None:
         table.write_parquet("outputs.parquet")
         said = palimpsest("init", "said", "--data", "outputs.parquet", "--outputs")
@@ -501,7 +501,6 @@ class TestOutputsOnly:
         ],
         ids=["nothing", "much"],
     )
-    @pytest.mark.journey
     def test_attacks_without_references_convict_and_never_clear(
         self, gap: float, verdict: str, words: str, folder: Path, home: Path
     ) -> None:

@@ -30,6 +30,8 @@ from recipes.given import given_ensemble
 from recipes.plan import load_examples, model_builder, trainer
 from recipes.predict import predict_logits, read
 
+pytestmark = pytest.mark.journey
+
 WINE: dict[str, Any] = {
     "subject": "brought",
     "source": {"name": "sklearn", "config": {"dataset": "wine", "test_fraction": 0.5}},
@@ -97,7 +99,6 @@ def audited(policy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return subject, carry_out(subject, tmp_path_factory.mktemp("state"))
 
 
-@pytest.mark.journey
 class TestGiven:
     def test_the_ensemble_is_what_these_models_say_and_saw(self, audited: Any, policy: dict[str, Any]) -> None:
         subject, workspace = audited
@@ -287,7 +288,6 @@ def test_given_models_may_keep_no_outputs_and_need_not_be_balanced(policy: dict[
         ReferenceEnsemble.from_arrays(found.to_arrays(), {**strict, "each_side": 4})
 
 
-@pytest.mark.journey
 class TestNone:
     @pytest.mark.parametrize(
         ("listed", "where"),
@@ -334,7 +334,6 @@ def texts(root: Path, num: int = 48) -> dict[str, Any]:
 LORA = {"name": "lora", "config": {"rank": 4, "epochs": 8, "batch": 8, "lr": 0.02}}
 
 
-@pytest.mark.journey
 class TestAdapters:
     def test_to_the_page_on_the_base_of_the_audited_model(self, tmp_path: Path) -> None:
         subject = Subject.from_mapping({**texts(tmp_path), "recipe": LORA})

@@ -66,6 +66,7 @@ def test_every_word_is_met_in_a_stage_and_nothing_else_is_a_word():
     assert not available("attack") and not available("source") and not available("recipe")
 
 
+@pytest.mark.journey
 def test_a_job_gives_what_a_stage_gives(tmp_path: Path):
     spec = UnlearnerSpec(name="greedy", doc="Takes everything.", needs=EVERYTHING)
     with registered(unlearner, spec, greedy):

@@ -21,6 +21,8 @@ from contracts.subject import Subject
 from pipelines.cli.app import app
 from warehouse import Head
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def past(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, Subject]:

@@ -25,6 +25,8 @@ from pipelines.subjects import load_subject
 from sources.loading import load
 from warehouse import Warehouse
 
+pytestmark = pytest.mark.journey
+
 NAMES = [f"person{i:03d}@example.org" for i in range(60)]
 
 
@@ -271,7 +273,6 @@ def test_one_persons_row_from_init_to_closed(mine: Path) -> None:
     assert "closed by Ann Lee: exact retraining" in palimpsest("request", "show", "mine", "r1")
 
 
-@pytest.mark.journey
 def test_a_request_closed_on_exact_retraining(mine: Path) -> None:
     """Its row is taken out of the file, everything is trained again, and the proof says that nothing saw it."""
     accept_retraining(mine)

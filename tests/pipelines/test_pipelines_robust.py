@@ -28,6 +28,8 @@ from pipelines.worker_host import WorkerHost
 from warehouse import Warehouse, lock
 from warehouse.verify import verify
 
+pytestmark = pytest.mark.journey
+
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-P", "-m", "palimpsest"]
 READING = (
@@ -113,7 +115,6 @@ def test_reading_does_not_wait_for_a_writer(home: Path, writer: None, words: lis
         assert "A run is writing" in said and "WHOLE what has been published of the state folder" in said
 
 
-@pytest.mark.journey
 def test_verify_of_a_writers_folder_finds_what_is_wrong_with_what_it_published(home: Path, writer: None) -> None:
     w = Warehouse.existing(home)
     assert verify(w).whole and verify(w).published_only and verify(w).head == w.published_head()
@@ -126,7 +127,6 @@ def test_verify_of_a_writers_folder_finds_what_is_wrong_with_what_it_published(h
         verify(w)
 
 
-@pytest.mark.journey
 def test_reading_works_where_nothing_can_be_written(home: Path, tmp_path: Path, mounting: None) -> None:
     read_only = f"mount --bind {home} {home}; mount -o remount,ro,bind {home}"
     every = "; ".join(f"app({words!r}, standalone_mode=False)" for words in READING[:-1] if words != ["verify"])
@@ -246,7 +246,6 @@ def cluttered(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.journey
 def test_an_audit_among_packages_of_our_names_under_another_dagster_on_a_plain_terminal(
     home: Path, cluttered: Path
 ) -> None:
@@ -290,7 +289,6 @@ def test_data_leave_as_utf8_whatever_the_terminal_prints(home: Path, tmp_path: P
 
 
 @pytest.mark.promise("A4")
-@pytest.mark.journey
 def test_a_full_disk_is_named(tmp_path: Path, mounting: None) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -396,7 +394,7 @@ def test_a_command_in_the_background_of_a_script_ends_at_sigterm_and_not_at_ctrl
             said = running.communicate(timeout=20)[1]
         finally:
             running.kill()
-    assert running.returncode == command.INTERRUPTED and "interrupted: what was finished is kept" in said
+    assert running.returncode == command.INTERRUPTED and "interrupted: what was stored is kept" in said
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
@@ -416,7 +414,6 @@ def stages(w: Warehouse) -> set[tuple[str, int]]:
         return set(con.execute("SELECT asset, seq FROM meta.stages").fetchall())
 
 
-@pytest.mark.journey
 def test_an_interrupted_audit_ends_at_once_and_the_next_goes_on(small: Subject, tmp_path: Path) -> None:
     home = tmp_path / "home"
     plan = dataclasses.replace(
@@ -433,7 +430,7 @@ def test_an_interrupted_audit_ends_at_once_and_the_next_goes_on(small: Subject, 
         running.send_signal(signal.SIGTERM)
         rest = running.stderr.read()
     assert running.returncode == command.INTERRUPTED, rest
-    assert time.monotonic() - at < 30 and "interrupted: what was finished is kept" in rest and "Traceback" not in rest
+    assert time.monotonic() - at < 30 and "interrupted: what was stored is kept" in rest and "Traceback" not in rest
     finished = stages(Warehouse.open(home))
     done = palimpsest("audit", plan.subject, cwd=tmp_path, env={"PALIMPSEST_HOME": str(home)})
     assert done.returncode in (0, 1), done.stderr

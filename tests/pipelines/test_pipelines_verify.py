@@ -20,6 +20,8 @@ from pipelines.cli.app import app
 from warehouse import Warehouse, chain
 from warehouse.verify import verify
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def home(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

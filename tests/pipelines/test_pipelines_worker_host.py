@@ -24,6 +24,8 @@ from pipelines import launchers
 from pipelines.launchers import _path
 from pipelines.worker_host import WorkerHost
 
+pytestmark = pytest.mark.journey
+
 CHAOS = Path(__file__).parents[1] / "chaos"
 
 WORKER = """
@@ -123,6 +125,15 @@ def test_what_cannot_be_loaded_is_quoted(tmp_path: Path) -> None:
     host.close()
 
 
+@pytest.fixture
+def sigterm_ignored() -> Iterator[None]:
+    """As in a script's background, where Dagster lets the signal be ignored."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_ignored")
 def test_a_launcher_that_was_interrupted_ends_its_job_and_can_run_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

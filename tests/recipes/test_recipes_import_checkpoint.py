@@ -61,6 +61,7 @@ def _import_all(folder, contents, **limits):
         return dict(pool.map(one, contents.items()))
 
 
+@pytest.mark.journey
 def test_state_dicts_come_back_bit_for_bit(tmp_path):
     """As they are; nested, under DataParallel's prefix and in half precision; in torch's format before 1.6."""
     state = _model().state_dict()
@@ -82,6 +83,7 @@ def test_state_dicts_come_back_bit_for_bit(tmp_path):
         assert (tmp_path / f"{name}.out").exists(), "the safetensors file is the caller's"
 
 
+@pytest.mark.journey
 @pytest.mark.promise("B3", "B4")
 def test_nothing_inside_runs(tmp_path):
     marker = tmp_path / "marker"

@@ -144,6 +144,7 @@ def _child(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
 
 
+@pytest.mark.journey
 def test_fresh_processes_agree_also_after_sigkill(tmp_path, examples):
     """Killed at epoch 3 by SIGKILL, taken up by a second process, and run straight in this one: the same bits."""
     killed = _child(tmp_path, 3)

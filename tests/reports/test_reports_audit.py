@@ -186,6 +186,7 @@ def test_retraining_leads_and_methods_follow_by_gap(digits_report: AuditReport, 
     assert order == ["retrain", *means["method"]]
 
 
+@pytest.mark.journey
 def test_the_same_report_gives_the_same_bytes_in_another_process(digits_report: AuditReport, whole: str) -> None:
     here = {hashlib.sha256(text.encode()).hexdigest() for text in (whole, render_json(digits_report))}
     code = (

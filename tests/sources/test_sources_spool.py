@@ -49,6 +49,7 @@ def test_the_file_has_no_name_and_goes_with_the_array(tmp_path: Path, monkeypatc
     assert mapped not in Path("/proc/self/maps").read_text() and not list(tmp_path.iterdir())
 
 
+@pytest.mark.journey
 def test_what_texts_take_of_memory_is_their_columns_and_a_block(tmp_path: Path, peak_below) -> None:
     """Four million tokens: 20 MB of arrays, as many texts as large, and as much again as JSON, are never in memory."""
     rng, num = np.random.default_rng(0), 8_000

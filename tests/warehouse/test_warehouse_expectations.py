@@ -295,6 +295,7 @@ def test_real_tables_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(EXAMPLES, examples).problems() == []
 
 
+@pytest.mark.journey
 def test_it_is_silent_and_leaves_no_file(tmp_path: Path) -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('error'); sys.path.insert(0, sys.argv[1])\n"

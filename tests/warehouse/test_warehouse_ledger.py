@@ -199,6 +199,7 @@ def test_a_restored_backup_is_noticed(home: Path, w: Warehouse) -> None:
     assert report.first_missing == n - 2 and "head mismatch" in report.problems[0]
 
 
+@pytest.mark.journey
 def test_what_is_not_published_yet_is_no_loss(home: Path, w: Warehouse) -> None:
     """Another process looks while entries stand behind the snapshot, and while a writer is at work."""
     w.publish()

@@ -17,6 +17,8 @@ from warehouse import Head, Warehouse, anchors, chain, publish, signing
 from warehouse.filesums import FileSums
 from warehouse.verify import verify
 
+pytestmark = pytest.mark.journey
+
 OURS = (IntegrityError, UnsafeFile, InvalidInput)
 
 
