@@ -4,7 +4,8 @@
     classes
     1, 2   attributes are read off the embedding; a sparse head on them keeps the accuracy and finds each class's own
     3      integrated gradients of the centred logit are complete, and equal the closed form
-    4, 5   class 9 is poisoned away in 60 steps, with three kinds of labels, and not by muting its output
+    4, 5   class 9 is poisoned away in 60 steps, with three kinds of labels, and not by muting its output; the targeted
+           label is that of the class most alike in these attributes
 
 Accuracies are shares of test images. "Head swap" puts the original output layer on the unlearned body; relearning is
 SGD 0.01 on 50 forgotten and 450 retained images until 80% of the forgotten class's test images are right again.
@@ -193,7 +194,7 @@ def _unlearning(
             model,
             retain=retain,
             forget=forget,
-            config=ConceptPoisoningConfig(labels=labels),
+            config=ConceptPoisoningConfig(labels=labels, concepts=ATTRIBUTES),
             seed=derive_seed("poison", seed, repeat),
             progress=count,
         )
