@@ -15,13 +15,12 @@ the rest of the budget: stopping at 1% left random labels with 0.71 retained acc
 is fitted.
 
 Source: arXiv 2405.15662 (2024). Its text gives no update rule; the coupling of concepts and poisoning is reconstructed
-    from
-the abstract: 60 steps, lr 0.01, momentum 0.9, batch 128, one retained example for each poisoned one. The equal share of
-retained examples is what saves the other classes. ``targeted`` is as good as the concepts: for Fashion-MNIST's ankle
-boots attributes that have names led to sneakers on every model tried; clusters in their place did on two models of
-three, and on the third to trousers or coats in four fits of five, where 0.79 to 0.81 of the others was kept and not
-0.83 to 0.84. It is not exact unlearning, and forgetting a class by wrong labels is
-only as deep as the head swap and relearning tests show.
+from the abstract: 60 steps, lr 0.01, momentum 0.9, batch 128, one retained example for each poisoned one. The equal
+share of retained examples is what saves the other classes. ``targeted`` is as good as the concepts: for Fashion-MNIST's
+ankle boots attributes that have names led to sneakers on both models tried; clusters in their place did on two models
+of three, and on the third to trousers or coats in four fits of five, where 0.79 to 0.81 of the others was kept and not
+0.83 to 0.84. It is not exact unlearning, and forgetting a class by wrong labels is only as deep as the head swap and
+relearning tests show.
 """
 
 from __future__ import annotations
