@@ -25,7 +25,9 @@ below what was measured, or more. EU had 10.6 (0.2) and 11.3 (0.5) there, and 85
 another seed 11.6 and 13.5: at most 15 are asked for, as by the source. Some models take the trigger badly: of seven on
 three more seeds one said 0 to 95.1 percent of attacks (Acc_corr 14.1; the others 98.1 to 99.6 and 10.3 to 11.6), so 1
 is judged on the median of three, which was 97.1 to 99.5 and 10.4 to 12.4 on six more seeds. The source asks for 97 and
-12; 95 is a backdoor all the same, and 15 what retraining may have.
+12; 95 is a backdoor all the same, and 15 what retraining may have. Eight seeds more met all claims: SSD 44 (15) and 52
+(12) at 0.8 (0.7) lost, EU 10.8 (0.4), 12.0 (0.9) and 85.5 (1.4), the backdoor 99.1 (0.5) and 10.7 (0.5), what follows
+16.4 (4.6).
 
 Of 6,000 images, 300 swapped labels left EU with 10% and with all of them identified equal within a point on one seed: a
 quarter of a class is too few to be learnt, hence fewer images; and 30 epochs for all. After 12 the difference was 5 to
