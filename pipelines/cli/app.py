@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import metadata
 from types import FrameType
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -28,13 +30,13 @@ from pipelines.cli import (
     upkeep,
     verify,
 )
-from pipelines.cli.terminal import drop_new_state, errors, speak_plainly
+from pipelines.cli.terminal import drop_new_state, errors, print_data, speak_plainly
 
 INTERRUPTED = 130  # as typer ends, and as a shell says of SIGINT
 
 app = typer.Typer(
     name="palimpsest",
-    help="Tells what a trained model still shows of its data: scores, curation, unlearning, attacks and their proof.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -57,6 +59,21 @@ app.command("upkeep")(upkeep.upkeep)
 app.command("reproduce")(reproduce.reproduce)
 app.command("import-checkpoint")(imports.import_checkpoint)
 app.command("doctor")(doctor.doctor)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print_data(f"palimpsest {metadata.version('palimpsest-audit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="say it, and do nothing else")
+    ] = False,
+) -> None:
+    """Tells what a trained model still shows of its data: scores, curation, unlearning, attacks and their proof."""
 
 
 def _in_background(number: int, frame: FrameType | None) -> None:

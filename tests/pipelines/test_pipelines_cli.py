@@ -293,3 +293,12 @@ def test_an_unknown_subject_names_the_known(tmp_path: Path, monkeypatch: pytest.
     known = "digits, digits_distilled, digits_leaderboard, emoji_masks, emoji_protected, emoji_styles, fashion_mnist"
     with pytest.raises(PalimpsestError, match=known):
         palimpsest("audit", "nothing")
+
+
+def test_the_version_is_said_and_help_keeps_its_paragraphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert palimpsest("--version") == (0, f"palimpsest {project['version']}\n")
+    code, out = palimpsest("--help")
+    assert code == 0 and "listens on 127.0.0.1 only and refuses" in out, "lines end where the terminal does"
+    assert not (tmp_path / "state").exists()
