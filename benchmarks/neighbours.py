@@ -16,16 +16,13 @@ Exit 1 when a bound is missed, or when exact search and brute force disagree on 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import faiss
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from benchmarks._common import Row, options, report
+from benchmarks._common import Row, options, report, timed
 from explain.cells import in_cells
 from explain.neighbours import nearest, unit_vectors
 
@@ -41,12 +38,6 @@ def points_of(num: int, seed: int) -> np.ndarray:
     latent = centres[rng.integers(0, CLUSTERS, num)] + 0.5 * rng.normal(size=(num, HIDDEN))
     layer = latent @ rng.normal(size=(HIDDEN, DIM)) + rng.normal(size=DIM)
     return unit_vectors(np.maximum(layer, 0).astype(np.float32))
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
 
 
 def measure(num: int, seed: int) -> list[Row]:

@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks._common import Row, options, report
+from benchmarks._common import Row, options, report, timed
 from studies.scaling_fit import OFFICIAL_GRID, Grid, PoolCurve, fit_pool_laws
 from studies.scaling_laws import PoolLaw
 
@@ -74,12 +73,6 @@ def exhaustive(curves: list[PoolCurve], grid: Grid) -> tuple[float, list[tuple[f
             if total < best[0]:
                 best = (total, chosen)
     return best
-
-
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
 
 
 def rows(o: argparse.Namespace) -> Iterator[Row]:

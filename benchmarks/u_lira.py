@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import nn
 
 from attacks.membership.shadow_audit import ShadowUnlearningConfig, shadow_unlearning_audit
 from attacks.shadow_verdicts import judge_shadow_unlearning
-from benchmarks._common import Row, options, report
+from benchmarks._common import Row, options, report, timed
 from contracts.methods import unlearner
 from contracts.subject import Thresholds
 from recipes.models import builder
@@ -50,16 +49,16 @@ def measure(runs: int, seed: int) -> tuple[float, float, dict[str, str]]:
         rows = [data.positions(ids) for ids in members]
         return StackedTrainer(build=build, config=RECIPE).train(data, members=rows, seeds=seeds)
 
-    start = time.process_time()
-    tables = shadow_unlearning_audit(
-        data, config=ShadowUnlearningConfig(runs=runs), seed=seed, train_many=train_many, unlearn_from=_UnlearnFrom()
-    )
-    found = judge_shadow_unlearning(tables, Thresholds())
-    seconds = time.process_time() - start
-    start = time.process_time()
-    supervised(build, data.part("train"), config=RECIPE, seed=seed)
-    one_by_one = 2 * runs * (time.process_time() - start)
-    return seconds, one_by_one, {a: f.verdict.value for a, f in found if f.what.endswith("u_lira")}
+    def audit() -> list:
+        config = ShadowUnlearningConfig(runs=runs)
+        tables = shadow_unlearning_audit(
+            data, config=config, seed=seed, train_many=train_many, unlearn_from=_UnlearnFrom()
+        )
+        return judge_shadow_unlearning(tables, Thresholds())
+
+    seconds, found = timed(audit)
+    one_model, _ = timed(lambda: supervised(build, data.part("train"), config=RECIPE, seed=seed))
+    return seconds, 2 * runs * one_model, {a: f.verdict.value for a, f in found if f.what.endswith("u_lira")}
 
 
 class _UnlearnFrom:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -31,7 +30,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks._common import Row, images, options, paired_ratio, report
+from benchmarks._common import Row, images, options, paired_ratio, report, timed
 from benchmarks.u_lira import RECIPE
 from contracts.methods import unlearner
 from recipes.inputs import Inputs
@@ -74,19 +73,12 @@ def shadow_runs(runs: int, seed: int) -> tuple[list[nn.Module], list[ExampleSet]
     return trained, [data.take(np.concatenate(own[:2])) for own in members], [data.take(own[2]) for own in members]
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """CPU time of one call."""
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
-
-
 def stacked(runs: int, seed: int, repeats: int) -> Iterator[Row]:
     models, retain, forget = shadow_runs(runs, seed)
     build = builder("mlp", {"hidden": (128,)}, input_shape=retain[0].input_shape, num_outputs=retain[0].num_classes)
     # What U-LiRA trains beside: each run's model as it was and without what is forgotten, alike in cost.
-    trained_together = 2 * _seconds(lambda: shadow_runs(runs, seed))
-    one_model = _seconds(lambda: [supervised(build, own, config=RECIPE, seed=seed) for own in retain[:TIMED]]) / TIMED
+    trained_together = 2 * timed(lambda: shadow_runs(runs, seed))[0]
+    one_model = timed(lambda: [supervised(build, own, config=RECIPE, seed=seed) for own in retain[:TIMED]])[0] / TIMED
     trained_one_by_one = 2 * runs * one_model
     for name, fields, bound in STACKED:
         method = unlearner.get(name)
@@ -108,7 +100,7 @@ def stacked(runs: int, seed: int, repeats: int) -> Iterator[Row]:
         yield Row(f"digits MLP, {runs} models", f"{what}: largest difference of a weight", apart, APART)
         ratio = 1 / paired_ratio(together, one_by_one, repeats=repeats)
         yield Row(f"digits MLP, {runs} models", f"{what}: times faster than the loop", ratio, bound, ">=")
-        whole = (trained_one_by_one + _seconds(one_by_one)) / (trained_together + _seconds(together))
+        whole = (trained_one_by_one + timed(one_by_one)[0]) / (trained_together + timed(together)[0])
         yield Row(f"digits MLP, {runs} models", f"{what}: all trainings of U-LiRA, times faster", whole, WHOLE, ">=")
         plans = [
             method.spec.plan(model, retain=kept, forget=gone, seed=seed, **given)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,23 @@ def _jobs_in_this_process() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _signals_as_before() -> Iterator[None]:
-    """The command sets what ends it; a test that calls it leaves the process of the tests as it was."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextmanager
+def as_before() -> Iterator[None]:
+    """What commands, and Dagster in them, set in the process of the tests is as it was."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    variables = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
     yield
-    for number, handler in before.items():
+    for number, handler in signals.items():
         signal.signal(number, handler)
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    with as_before():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -80,21 +91,23 @@ def small() -> Subject:
 
 
 @pytest.fixture(scope="session")
-def audited_home(tmp_path_factory: pytest.TempPathFactory, small: Subject) -> Iterator[Path]:
+def audited_once(tmp_path_factory: pytest.TempPathFactory, small: Subject) -> Path:
     """A state folder in which the small subject has been audited once."""
     from pipelines.cli.audit import run_subject
 
     home = tmp_path_factory.mktemp("state")
-    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
-    os.environ["PALIMPSEST_HOME"] = str(home)
-    write_subject(small, home, comment="a test")
-    run_subject(small, home, job="audit")
-    yield home
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    with as_before():
+        os.environ["PALIMPSEST_HOME"] = str(home)
+        write_subject(small, home, comment="a test")
+        run_subject(small, home, job="audit")
+    return home
+
+
+@pytest.fixture
+def audited_home(audited_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of ``audited_once``, as the one that the environment names."""
+    monkeypatch.setenv("PALIMPSEST_HOME", str(audited_once))
+    return audited_once
 
 
 @pytest.fixture(scope="session")
@@ -109,18 +122,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of ``erasure_world``: an audited subject with an audited request r1 of its MARKER, and another
     subject. For copying."""
     import erasure_world as world
 
-    before = {name: os.environ.get(name) for name in ("PALIMPSEST_HOME", "DAGSTER_HOME")}
     root = tmp_path_factory.mktemp("erasure")
-    world.build(root)
-    yield root
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({} if value is None else {name: value})
+    with as_before():
+        world.build(root)
+    return root
 
 
 @pytest.fixture(scope="session")

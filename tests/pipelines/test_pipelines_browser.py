@@ -39,9 +39,9 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ui(audited_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ui(audited_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What ``make ui`` starts, on a free port over the audited state folder."""
-    home = Path(os.environ.get("PALIMPSEST_UI_HOME", audited_home))
+    home = Path(os.environ.get("PALIMPSEST_UI_HOME", audited_once))
     port = _free_port()
     env = {
         **os.environ,
