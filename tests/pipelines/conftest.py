@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits, load_wine
 
 from contracts.requests import ForgetRequest
 from contracts.subject import Subject
+from pipelines.home import dagster_home
 from pipelines.subjects import write_subject
 
 SMALL = {
@@ -105,8 +106,9 @@ def audited_once(tmp_path_factory: pytest.TempPathFactory, small: Subject) -> Pa
 
 @pytest.fixture
 def audited_home(audited_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of ``audited_once``, as the one that the environment names."""
+    """The folder of ``audited_once``, as the one that the environment names; Dagster's, too, as after a command."""
     monkeypatch.setenv("PALIMPSEST_HOME", str(audited_once))
+    dagster_home()
     return audited_once
 
 
