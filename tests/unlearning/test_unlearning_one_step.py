@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import unlearning.fisher_forgetting as fisher_file
 from contracts.errors import Diverged, NotApplicable
 from palimpsest.testing.worlds import numbers, texts
 from recipes.models import builder
@@ -249,6 +250,45 @@ def test_the_fisher_information_is_its_definition(world, monkeypatch, batch, num
                 total[name] += p_y[y].detach() * g.square() / len(groups)
     for name, value in total.items():
         torch.testing.assert_close(found[name].float(), value, rtol=1e-4, atol=1e-8)
+
+
+class Tied(nn.Module):
+    """One weight as a linear map and outside of it; another map called twice; a third on a sequence of vectors."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.mid, self.head = kind, nn.Linear(width, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.mid.bias.requires_grad_(kind != "frozen")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x.flatten(1)))
+        if self.kind == "tied":
+            h = torch.tanh(self.mid(h)) @ self.mid.weight
+        elif self.kind == "twice":
+            h = self.mid(torch.tanh(self.mid(h)))
+        elif self.kind == "sequence":
+            h = torch.tanh(self.mid(h[:, None] * torch.arange(1.0, 4.0)[:, None])).mean(1)
+        elif self.kind == "frozen":
+            h = self.mid(h)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "twice", "sequence", "frozen"])
+def test_the_fisher_information_of_linear_maps_is_that_of_gradients(world, monkeypatch, kind):
+    """In closed form where that holds, and where it does not by the gradients, to rounding; never a wrong one."""
+    x, _ = tensors(world.retain)
+    model, rows = Tied(kind, x[0].numel()), torch.arange(30)
+    inputs = inputs_of(model, world.retain)
+    asked, real = [], fisher_file._of_gradients
+    monkeypatch.setattr(fisher_file, "_of_gradients", lambda m, own, *a: asked.append(own) or real(m, own, *a))
+    found = fisher_of_outputs(model, inputs, rows)
+    mid = {"mid.weight", "mid.bias"}  # of what is not called at all there are only zeros
+    expected = {"plain": mid, "tied": {"mid.weight"}, "twice": mid, "sequence": mid, "frozen": {"mid.weight"}}[kind]
+    assert {name for own in asked[1:] for name in own} == expected
+    monkeypatch.setattr(fisher_file, "_of_linear_maps", lambda *_: {})
+    for name, value in fisher_of_outputs(model, inputs, rows).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-12)
 
 
 def test_squares_of_mean_gradients_are_not_the_information(world):
