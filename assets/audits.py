@@ -20,7 +20,7 @@ from assets.stage import APPLIES, Output, Partition, Run, Stage, top_rows
 from assets.unlearning import NONE, Scope
 from contracts import schema
 from contracts.digests import derive_seed
-from contracts.errors import NotApplicable
+from contracts.errors import ConfigError, NotApplicable
 from contracts.methods import AttackSpec, attack
 from contracts.subject import Choice, Subject
 from contracts.tables import TableSpec
@@ -77,7 +77,7 @@ def _attack(
             **({"outputs_only": subject.ensemble} if subject.outputs_only else {}),
             **({} if "ensemble" in upstream or subject.outputs_only else {"without_references": subject.ensemble}),
         },
-        version=spec.version + 2 + bool(spec.base),  # each model by itself, on the references' scale, from readings
+        version=spec.version + 3 + bool(spec.base),  # each model by itself, on the references' scale, beside a control
         deps=tuple(
             stage
             for stage in (
@@ -89,7 +89,7 @@ def _attack(
             )
             if stage
         ),
-        tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES),
+        tables=(schema.ATTACK_REPORTS, schema.ATTACK_SCORES, *(() if per_request else (schema.UNSEEN,))),
         warnings=(APPLIES,),
         kinds=frozenset({"torch", "duckdb"}),
         per_request=per_request,
@@ -162,6 +162,8 @@ def _run_attack(
         for table, made in ((schema.ATTACK_REPORTS, reports), (schema.ATTACK_SCORES, frames)):
             if name in made:
                 tables.append((table, pl.concat(made[name]), partition))
+    if (control := _never_seen(run, upstream, spec, config, evidence)) is not None:
+        tables.append((schema.UNSEEN, control, {"attack": spec.name}))
     whole = [frame for table, frame, _ in tables if table is schema.ATTACK_REPORTS]
     exposed = [frame for table, frame, _ in tables if table is schema.ATTACK_SCORES]
     return Output(
@@ -179,6 +181,52 @@ def _run_attack(
         pictures={"roc": plots.roc_png(curves, n_neg=int(outside.sum()), title=spec.name)} if curves else {},
         warnings={APPLIES: ""},
     )
+
+
+def _never_seen(
+    run: Run, upstream: Mapping[str, Stage], spec: AttackSpec, config: Any, evidence: Evidence
+) -> pl.DataFrame | None:
+    """A row of audits.unseen: the attack on reference models, training against test split, of what they never saw."""
+    from attacks.membership import Evidence
+    from attacks.peers import MODELS, never_seen
+
+    if run.stage.per_request or evidence.keep is None:
+        return None
+    ensemble = models.load_ensemble(run, upstream["ensemble"])
+    outputs = "outputs" in spec.wants
+    if "tokens" in spec.wants or (outputs and ensemble.outputs is None):
+        spec, config, outputs = attack.get("loss").spec, attack.get("loss").spec.config(), False
+    chosen = np.unique(np.linspace(0, ensemble.num_models - 1, MODELS).round().astype(np.int64))
+    theirs = Evidence.of_ensemble(
+        ensemble,
+        ensemble.reading[chosen],
+        ensemble.outputs[chosen] if outputs and ensemble.outputs is not None else None,
+        task=run.data.task,
+        constants=run.data.constants,
+        target_index=chosen,
+        outputs=outputs,
+    )
+    theirs = dataclasses.replace(theirs, base=evidence.base)
+    try:
+        scores = attack.get(spec.name)(theirs, config=config, seed=derive_seed(run.subject.seed, "unseen") % 2**31)
+    except ConfigError:
+        return None  # too few models, once one is left out
+    train = run.data.split[run.data.positions(evidence.example_id)] == "train"
+    asked = ~evidence.keep[chosen]
+    found = never_seen(scores, ~asked, train, alpha=run.subject.thresholds.alpha, by="reference models")
+    if found is None:
+        return None
+    row = {
+        "attack": run.stage.path[1],
+        "num_models": len(chosen),
+        "n_train": int((asked & train).sum(axis=1).min()),
+        "n_test": int((asked & ~train).sum(axis=1).min()),
+        "auc": found.value,
+        "auc_lo": found.low,
+        "auc_hi": found.high,
+        "p_value": found.p_value,
+    }
+    return pl.DataFrame([row])
 
 
 class _Said(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,9 @@ from contracts.verdicts import ATTACK, COVERAGE, INFORMATION, RESULT, TARGET, Fi
 from recipes.policies import of_another_recipe
 from reports import findings_frame, judge
 from reports.summary import MODEL, REMOVAL
+
+if TYPE_CHECKING:
+    from attacks.peers import Unseen
 
 SHADOW = "shadow_unlearning"  # the analysis whose rows say what an approximate method leaves behind
 COVERED_BY = "u_lira"  # the finding on whether the shadow runs are about this method and kind of set
@@ -75,7 +79,7 @@ def findings(
             "models": subject.ensemble.num_models,
             **({} if policy == Policy() else {"policy": [policy.name, subject.ensemble.each_side]}),
         },
-        version=6,
+        version=7,
         judged=checks,
         deps=(
             *scores.values(),
@@ -121,7 +125,7 @@ def _findings(
     found: list[tuple[str, Finding]] = []
     by: list[str] = []  # who found each
     if not run.stage.per_request:
-        found += [(TARGET, f) for f in _judge_target(run, attack_stages, limits)]
+        found += [(TARGET, f) for f in _judge_target(run, scope, attack_stages, limits)]
     by += [MODEL] * len(found)
     if scope:
         for method in jobs:
@@ -180,7 +184,9 @@ def _frame(stage: str, found: Sequence[tuple[str, Finding]], *, in_use: str) -> 
     return frame.with_columns(what=what, judged=pl.col("judged") & counts)
 
 
-def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Thresholds) -> list[Finding]:
+def _judge_target(
+    run: Run, scope: Scope | None, attack_stages: Mapping[str, Stage], limits: Thresholds
+) -> list[Finding]:
     """What attacks say of the audited model; it counts when the plan sets a limit for it."""
     from attacks.verdicts import judge_attack
 
@@ -193,6 +199,7 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
         if why := run.why_not(attack_stages[choice.name]):
             found.append(Finding(what=what, kind=ATTACK, verdict=Verdict.INCONCLUSIVE, sentence=why))
             continue
+        unseen = _never_seen(run, scope, choice.name, by=TARGET)
         judgement = judge_attack(
             reports.filter(pl.col("attack") == choice.name),
             what=what,
@@ -200,7 +207,10 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
             num_references=_references(run, choice.name),
             num_tests=len(run.subject.attacks),
             two_sided=False,
+            unseen=unseen,
         )
+        if judgement.verdict is Verdict.FAIL and not unseen:
+            judgement = dataclasses.replace(judgement, sentence=f"{judgement.sentence} {_NO_CONTROL}")
         if run.subject.outputs_only and judgement.verdict is Verdict.PASS:
             said = f"{_WEAK} {judgement.sentence}"
             judgement = dataclasses.replace(judgement, verdict=Verdict.INCONCLUSIVE, sentence=said)
@@ -208,10 +218,43 @@ def _judge_target(run: Run, attack_stages: Mapping[str, Stage], limits: Threshol
     return [dataclasses.replace(f, judged=judged) for f in found]
 
 
+_NO_CONTROL = "No model that saw neither split is there to say whether they differ by themselves."
 _WEAK = (
     "Without a model there are no reference models, and attacks without them miss most of what those find: that they "
     "find nothing clears nobody."
 )
+
+
+def _never_seen(run: Run, scope: Scope | None, name: str, *, by: str) -> list[Unseen]:
+    """What an attack finds where nothing is to be found: on reference models, and on exact retrainings of a random set
+    unless these are what is judged.
+
+    Args:
+        name: the attack's, or the population attack's.
+        by: the method that is judged, or TARGET.
+    """
+    from attacks.peers import Unseen
+    from attacks.verdicts import unseen_by_retraining
+
+    found = []
+    if scope and scope.random and by != RETRAIN:
+        reports = run.read(schema.ATTACK_REPORTS, {"audited": f"{scope.name(run)}/{RETRAIN}"})
+        of_seeds = reports.filter(pl.col("attack") == name).sort("seed").partition_by("seed", maintain_order=True)
+        found += [unseen_by_retraining(report, accuracy=name == audits.U_MIA) for report in of_seeds]
+    either = name == audits.U_MIA  # which learns its own direction, from losses
+    for row in run.read(schema.UNSEEN).filter(pl.lit(either) | (pl.col("attack") == name)).to_dicts():
+        low, high, lower = row["auc_lo"], row["auc_hi"], either and row["auc"] < 0.5
+        found.append(
+            Unseen(
+                value=1 - row["auc"] if lower else row["auc"],
+                low=1 - high if lower else low,
+                high=1 - low if lower else high,
+                p_value=1.0 if either else row["p_value"],
+                by="reference models",
+                at_least=by == RETRAIN,
+            )
+        )
+    return found
 
 
 def _references(run: Run, name: str) -> int | None:
@@ -272,7 +315,7 @@ def judge_method(
     if failed.height:
         return [_judge_failed(failed, runs.height)]
     tests = audits.num_tests(run.subject, random=scope.random)
-    found = _judge_attacks(run, scope, reports, retrained, attack_stages, limits, tests)
+    found = _judge_attacks(run, scope, method, reports, retrained, attack_stages, limits, tests)
     figures = {(seed, name): of for seed, name, *of in metrics.select("seed", "metric", "value", "low", "high").rows()}
     gaps, quality = {}, {}
     for seed in runs["seed"].to_list():
@@ -306,6 +349,7 @@ def _judge_failed(failed: pl.DataFrame, num_runs: int) -> Finding:
 def _judge_attacks(
     run: Run,
     scope: Scope,
+    method: str,
     reports: pl.DataFrame,
     retrained: pl.DataFrame | None,
     attack_stages: Mapping[str, Stage],
@@ -328,16 +372,26 @@ def _judge_attacks(
     for name in (n for n in attack_stages if n != audits.AGAINST_RETRAINING):
         what = f"attack/{name}"
         judged = {}
+        unseen = _never_seen(run, scope, name, by=method) if scope.random else []
         for (seed,), report in (
             reports.filter(pl.col("attack") == name).sort("seed").group_by("seed", maintain_order=True)
         ):
             if name == audits.U_MIA:
                 judged[int(seed)] = judge_umia(  # type: ignore[call-overload]
-                    audits.umia_of(report.row(0, named=True)), what=what, thresholds=limits, num_tests=tests
+                    audits.umia_of(report.row(0, named=True)),
+                    what=what,
+                    thresholds=limits,
+                    num_tests=tests,
+                    unseen=unseen,
                 )
             else:
                 judged[int(seed)] = judge_attack(  # type: ignore[call-overload]
-                    report, what=what, thresholds=limits, num_references=_references(run, name), num_tests=tests
+                    report,
+                    what=what,
+                    thresholds=limits,
+                    num_references=_references(run, name),
+                    num_tests=tests,
+                    unseen=unseen,
                 )
         if judged:
             found = worst(judged)

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from scipy.special import expit, logit
 from scipy.stats import norm
 
 from attacks.dp_audit import EpsilonAudit
@@ -33,9 +32,11 @@ from attacks.membership.metrics import RELIABLE
 from attacks.membership.retraining_null import AgainstRetraining
 from attacks.membership.shadow_runs import tolerated_mu
 from attacks.membership.unlearning import ULiRAResult, UMIAResult
+from attacks.peers import PEERS, Apart, Unseen, apart
 from contracts.subject import Thresholds
 from contracts.verdicts import ATTACK, DISTANCE, OF_FINDINGS, QUALITY, Finding, Verdict, at_most
 from stats import (
+    at_level,
     auc_of_effect,
     detectable_auc,
     examples_for_auc,
@@ -44,6 +45,10 @@ from stats import (
     minimum_references,
 )
 
+NO_PEERS = (
+    "Members and non-members differ by themselves, so that this comparison decides nothing (draw the test split as the "
+    "training split was drawn)"
+)
 _MANY = 100  # times as many examples: more are not named
 CLAIM_FPR = 0.05  # the lowest false-positive rate at which a pass claims that nobody stands out, unless given otherwise
 
@@ -57,6 +62,7 @@ def judge_attack(
     num_references: int | None = None,
     num_tests: int = 1,
     two_sided: bool = True,
+    unseen: Sequence[Unseen] = (),
 ) -> Finding:
     """Judge one attack on one model from its report (``attack_report``, made with ``thresholds.alpha``).
 
@@ -66,7 +72,8 @@ def judge_attack(
     within the tolerance, no cap is significant, an AUC of ``max_auc`` would have been found with probability 0.8, the
     cap ``claim_fpr`` rests on enough non-members (at least 10 above its threshold, and as many as no alarm at all would
     need at level alpha) and, for an attack that uses reference models, there are enough of them on each side for a
-    p-value of ``claim_fpr``.
+    p-value of ``claim_fpr``. Where members and non-members differ by themselves (``attacks.peers``), what that alone
+    would give is no failure, and what it may hide no pass.
 
     Args:
         report: one row a cap; None or empty when the attack did not run.
@@ -76,6 +83,7 @@ def judge_attack(
             design); None for attacks without.
         num_tests: tests that fail this audit together (attacks x seeds); the level of a failure is divided by it.
         two_sided: False for the target model itself, of which a low AUC says nothing bad.
+        unseen: what the same attack finds between the two sides on models that saw neither, where that is known.
     """
     alpha, limit = thresholds.alpha, thresholds.max_auc
     if report is None or report.is_empty():
@@ -93,16 +101,18 @@ def judge_attack(
         "threshold": limit,
         "kind": ATTACK,
     }
-    shown = f"AUC {value:.3f} ({_level(alpha)} interval {low:.3f} to {high:.3f}), tolerated {limit:g}"
-    standing_out = _standing_out(report, alpha / num_tests)
-    surely_low, surely_high = at_level(value, low, high, alpha=alpha, level=alpha / num_tests)
-    if surely_low > limit:
+    level = alpha / num_tests
+    sides = apart(unseen, alpha=alpha, level=level)
+    shown = f"AUC {value:.3f} ({_level(alpha)} interval {low:.3f} to {high:.3f}), tolerated {limit:g}{sides.aside}"
+    standing_out, by_themselves = _standing_out(report, level), sides.up > 0 or sides.stand_out
+    surely_low, surely_high = at_level(value, low, high, alpha=alpha, level=level)
+    if surely_low - sides.up > limit:
         return Finding(**figures, verdict=Verdict.FAIL, sentence=f"The attack tells members: {shown}.")
-    if two_sided and surely_high < 1 - limit:
+    if two_sided and surely_high + sides.down < 1 - limit:
         return Finding(
             **figures, verdict=Verdict.FAIL, sentence=f"Forgotten examples stand out the other way round: {shown}."
         )
-    if standing_out is not None:
+    if standing_out is not None and not by_themselves:
         return Finding(**figures, verdict=Verdict.FAIL, sentence=f"{standing_out} {shown}.")
     found_from = detectable_auc(n_pos, n_neg, alpha=alpha)
     lacking = _lacking(report, n_neg, claim_fpr, alpha, num_references)
@@ -113,8 +123,9 @@ def judge_attack(
         )
     if lacking:
         return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"{lacking}. {shown}.")
-    if high > limit or (two_sided and low < 1 - limit):
-        reaches = past_tolerance(value, low, high, above=limit, below=1 - limit if two_sided else None)
+    if high + sides.down > limit or (two_sided and low - sides.up < 1 - limit) or standing_out is not None:
+        below = 1 - limit if two_sided else None
+        reaches = NO_PEERS if sides.aside else past_tolerance(value, low, high, above=limit, below=below)
         return Finding(**figures, verdict=Verdict.INCONCLUSIVE, sentence=f"{reaches}: {shown}.")
     told = "does not tell members"
     if low > 0.5 or (two_sided and high < 0.5):
@@ -127,10 +138,20 @@ def judge_attack(
     )
 
 
-def judge_umia(result: UMIAResult | None, *, what: str, thresholds: Thresholds, num_tests: int = 1) -> Finding:
+def judge_umia(
+    result: UMIAResult | None,
+    *,
+    what: str,
+    thresholds: Thresholds,
+    num_tests: int = 1,
+    unseen: Sequence[Unseen] = (),
+) -> Finding:
     """Judge the population U-MIA of an unlearned model: accuracy within (1 - max_umia, max_umia) as a whole interval.
 
     The regression learns its own direction, so losses that became too high raise the accuracy too.
+
+    Args:
+        unseen: its accuracy on models that saw neither side; see :func:`judge_attack`.
     """
     limit = thresholds.max_umia
     if result is None or not _finite(result.accuracy, result.low, result.high):
@@ -145,6 +166,7 @@ def judge_umia(result: UMIAResult | None, *, what: str, thresholds: Thresholds, 
         name="population attack accuracy",
         failed=f"The losses of forgotten examples are {direction} for unseen ones",
         passed="The losses of forgotten examples look like those of unseen ones",
+        sides=apart(unseen, alpha=thresholds.alpha, level=thresholds.alpha / num_tests),
     )
 
 
@@ -364,28 +386,6 @@ def worst(of_seeds: Mapping[int, Finding]) -> Finding:
     return dataclasses.replace(found, sentence=f"Worst of {len(of_seeds)} models (seed {seed}): {found.sentence}")
 
 
-def at_level(value: float, low: float, high: float, *, alpha: float, level: float) -> tuple[float, float]:
-    """An interval at 1 - ``alpha`` of a share or an AUC as it would be at 1 - ``level``, on the logit scale.
-
-    No interval (0 to 1) stays none. A perfect separation has the bound of n pairs of which none is out of order, 1 -
-    (a/2)^(1/n).
-
-    >>> [round(v, 3) for v in at_level(0.7, 0.6, 0.785, alpha=0.05, level=0.05)]
-    [0.6, 0.785]
-    """
-    if (low <= 0 and high >= 1) or level == alpha:
-        return low, high
-    if value in (0.0, 1.0):
-        slack = max(value - low, high - value)
-        pairs = math.log(alpha / 2) / math.log1p(-min(slack, 1 - 1e-12))
-        wider = 1 - (level / 2) ** (1 / max(pairs, 1e-12))
-        return max(0.0, value - wider), min(1.0, value + wider)
-    ratio = float(norm.isf(level / 2) / norm.isf(alpha / 2))
-    centre = logit(value)
-    down, up = (centre - logit(max(low, 1e-12))) * ratio, (logit(min(high, 1 - 1e-12)) - centre) * ratio
-    return float(expit(centre - down)), float(expit(centre + up))
-
-
 def past_tolerance(value: float, low: float, high: float, *, above: float, below: float | None = None) -> str:
     """What an interval that reaches past the tolerance lacks, as a sentence without its end: how many times as many
     examples would decide, if the figure stayed, as intervals narrow with the root of their number.
@@ -438,16 +438,20 @@ def _around_half(
     name: str,
     failed: str,
     passed: str,
+    sides: Apart = PEERS,
 ) -> Finding:
     value, low, high = figures
     surely_low, surely_high = at_level(value, low, high, alpha=alpha, level=alpha / num_tests)
     shown = (
         f"{name} {value:.3f} ({_level(alpha)} interval {low:.3f} to {high:.3f}), tolerated {1 - limit:g} to {limit:g}"
+        f"{sides.aside}"
     )
-    if surely_low > limit or surely_high < 1 - limit:
+    if surely_low - sides.up > limit or surely_high + sides.down < 1 - limit:
         verdict, lead = Verdict.FAIL, failed
-    elif low >= 1 - limit and high <= limit:
+    elif low - sides.up >= 1 - limit and high + sides.down <= limit:
         verdict, lead = Verdict.PASS, passed
+    elif sides.aside:
+        verdict, lead = Verdict.INCONCLUSIVE, NO_PEERS
     else:
         verdict, lead = Verdict.INCONCLUSIVE, past_tolerance(value, low, high, above=limit, below=1 - limit)
     return Finding(
@@ -462,20 +466,43 @@ def _around_half(
     )
 
 
+def unseen_by_retraining(report: pl.DataFrame, *, accuracy: bool = False) -> Unseen:
+    """The control that one exact retraining is: it saw neither the removed examples nor the unseen ones.
+
+    Args:
+        report: of an attack on it (``attack_report``), one row a cap.
+        accuracy: the attack's claim is its accuracy, not its AUC.
+    """
+    first = report.row(0, named=True)
+    name = "balanced_acc_heldout" if accuracy else "auc"
+    return Unseen(
+        value=first[name],
+        low=first[f"{name}_lo"],
+        high=first[f"{name}_hi"],
+        p_value=1.0 if accuracy else _low_fpr(report)[0],
+        by="a retrained model",
+    )
+
+
 def _standing_out(report: pl.DataFrame, level: float) -> str | None:
     """The sentence about members that stand out at low false-positive rates, or None when chance explains them."""
+    p_value, at_caps = _low_fpr(report)
+    if p_value > level:
+        return None
+    return f"Of {report['n_pos'][0]} members more stand out than chance allows ({at_caps}; p = {p_value:.1e})."
+
+
+def _low_fpr(report: pl.DataFrame) -> tuple[float, str]:
+    """p-value of "no more members stand out than chance allows" over all caps, and how many do at each."""
     rows = [row for row in report.iter_rows(named=True) if row["tpr"] is not None]
     if not rows:
-        return None
+        return 1.0, ""
     n_pos, n_neg = rows[0]["n_pos"], rows[0]["n_neg"]
     found = [round(row["tpr"] * n_pos) for row in rows]
     # All non-members that a cap allows count, though ties may have kept the threshold above some: conservative.
     allowed = [math.floor(row["fpr_cap"] * n_neg * (1 + 1e-12)) for row in rows]
     p_value = low_fpr_p_value(found, allowed, n_pos=n_pos, n_neg=n_neg)
-    if p_value > level:
-        return None
-    at_caps = ", ".join(f"{k} at FPR {row['fpr_cap']:g}" for k, row in zip(found, rows, strict=True))
-    return f"Of {n_pos} members more stand out than chance allows ({at_caps}; p = {p_value:.1e})."
+    return p_value, ", ".join(f"{k} at FPR {row['fpr_cap']:g}" for k, row in zip(found, rows, strict=True))
 
 
 def _finite(*values: float | None) -> bool:

@@ -338,6 +338,25 @@ ATTACK_REPORTS = TableSpec(
     ),
 )
 
+UNSEEN = TableSpec(
+    schema="audits",
+    name="unseen",
+    doc="What each attack finds between the training and the test split on reference models that saw neither: 0.5 "
+    "where the two differ in nothing but membership.",
+    key=("attack",),
+    partition=("attack",),
+    columns=(
+        _text("attack", "attack; one that reads what was not kept of reference models stands here by the loss"),
+        _count("num_models", "reference models, each asked of the examples that it was not trained on"),
+        _count("n_train", "fewest of these examples in the training split"),
+        _count("n_test", "fewest in the test split"),
+        _share("auc", "training split against test split, mean over models"),
+        _share("auc_lo", "lower bound, clustered by model and by example"),
+        _share("auc_hi", "upper bound"),
+        _share("p_value", "of: no more of the training split stand out at low false-positive rates than chance allows"),
+    ),
+)
+
 FINDINGS = TableSpec(
     schema="audits",
     name="findings",
@@ -629,6 +648,7 @@ TABLES: tuple[TableSpec, ...] = (
     leaderboard.EXAMPLES,
     ATTACK_SCORES,
     ATTACK_REPORTS,
+    UNSEEN,
     AGAINST_RETRAINING,
     RECIPE_MATCH,
     FINDINGS,

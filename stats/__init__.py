@@ -33,6 +33,7 @@ from stats.power import (
 )
 from stats.ranking import (
     AucInterval,
+    at_level,
     auc,
     auc_interval,
     exceedance_p_value,
@@ -44,6 +45,7 @@ __all__ = [
     "AucDifference",
     "AucInterval",
     "PairedInterval",
+    "at_level",
     "auc",
     "auc_interval",
     "auc_of_effect",

@@ -17,11 +17,13 @@ Pearson for min(n+, n-) pairs of which none is out of order.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 from scipy.stats import hypergeom, norm, rankdata
 
 from contracts.errors import InvalidInput
@@ -76,6 +78,28 @@ def auc_interval(positive: ArrayLike, negative: ArrayLike, *, alpha: float = 0.0
     centre = np.log(value / (1 - value))
     low, high = (float(1 / (1 + np.exp(-(centre + side * reach)))) for side in (-1, 1))
     return AucInterval(value=value, low=low, high=high, stderr=stderr)
+
+
+def at_level(value: float, low: float, high: float, *, alpha: float, level: float) -> tuple[float, float]:
+    """An interval at 1 - ``alpha`` of a share or an AUC as it would be at 1 - ``level``, on the logit scale.
+
+    No interval (0 to 1) stays none. A perfect separation has the bound of n pairs of which none is out of order, 1 -
+    (a/2)^(1/n).
+
+    >>> [round(v, 3) for v in at_level(0.7, 0.6, 0.785, alpha=0.05, level=0.05)]
+    [0.6, 0.785]
+    """
+    if (low <= 0 and high >= 1) or level == alpha:
+        return low, high
+    if value in (0.0, 1.0):
+        slack = max(value - low, high - value)
+        pairs = math.log(alpha / 2) / math.log1p(-min(slack, 1 - 1e-12))
+        wider = 1 - (level / 2) ** (1 / max(pairs, 1e-12))
+        return max(0.0, value - wider), min(1.0, value + wider)
+    ratio = float(norm.isf(level / 2) / norm.isf(alpha / 2))
+    centre = logit(value)
+    down, up = (centre - logit(max(low, 1e-12))) * ratio, (logit(min(high, 1 - 1e-12)) - centre) * ratio
+    return float(expit(centre - down)), float(expit(centre + up))
 
 
 def placements(positive: ArrayLike, negative: ArrayLike) -> tuple[Float, Float]:
