@@ -162,7 +162,7 @@ def _run_attack(
         for table, made in ((schema.ATTACK_REPORTS, reports), (schema.ATTACK_SCORES, frames)):
             if name in made:
                 tables.append((table, pl.concat(made[name]), partition))
-    if (control := _never_seen(run, upstream, spec, config, evidence)) is not None:
+    if (control := _never_seen(run, spec, config, evidence)) is not None:
         tables.append((schema.UNSEEN, control, {"attack": spec.name}))
     whole = [frame for table, frame, _ in tables if table is schema.ATTACK_REPORTS]
     exposed = [frame for table, frame, _ in tables if table is schema.ATTACK_SCORES]
@@ -183,30 +183,26 @@ def _run_attack(
     )
 
 
-def _never_seen(
-    run: Run, upstream: Mapping[str, Stage], spec: AttackSpec, config: Any, evidence: Evidence
-) -> pl.DataFrame | None:
+def _never_seen(run: Run, spec: AttackSpec, config: Any, evidence: Evidence) -> pl.DataFrame | None:
     """A row of audits.unseen: the attack on reference models, training against test split, of what they never saw."""
-    from attacks.membership import Evidence
+    from attacks.membership.outputs import Outputs
     from attacks.peers import MODELS, never_seen
 
-    if run.stage.per_request or evidence.keep is None:
+    if run.stage.per_request or evidence.keep is None or evidence.reference is None:
         return None
-    ensemble = models.load_ensemble(run, upstream["ensemble"])
-    outputs = "outputs" in spec.wants
-    if "tokens" in spec.wants or (outputs and ensemble.outputs is None):
-        spec, config, outputs = attack.get("loss").spec, attack.get("loss").spec.config(), False
-    chosen = np.unique(np.linspace(0, ensemble.num_models - 1, MODELS).round().astype(np.int64))
-    theirs = Evidence.of_ensemble(
-        ensemble,
-        ensemble.reading[chosen],
-        ensemble.outputs[chosen] if outputs and ensemble.outputs is not None else None,
-        task=run.data.task,
-        constants=run.data.constants,
+    chosen = np.unique(np.linspace(0, evidence.num_references - 1, MODELS).round().astype(np.int64))
+    kept = None if evidence.whole is None else evidence.whole.reference
+    if "tokens" in spec.wants or ("outputs" in spec.wants and kept is None):  # not kept of reference models
+        spec, config = attack.get("loss").spec, attack.get("loss").spec.config()
+    population = evidence.population_reference
+    theirs = dataclasses.replace(
+        evidence,
+        target=evidence.reference[chosen],
         target_index=chosen,
-        outputs=outputs,
+        population_target=None if population is None else population[chosen],
+        whole=None if kept is None else Outputs(labels=evidence.outputs.labels, target=kept[chosen], reference=kept),
+        tokens=None,
     )
-    theirs = dataclasses.replace(theirs, base=evidence.base)
     try:
         scores = attack.get(spec.name)(theirs, config=config, seed=derive_seed(run.subject.seed, "unseen") % 2**31)
     except ConfigError:

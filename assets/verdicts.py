@@ -242,7 +242,9 @@ def _never_seen(run: Run, scope: Scope | None, name: str, *, by: str) -> list[Un
         of_seeds = reports.filter(pl.col("attack") == name).sort("seed").partition_by("seed", maintain_order=True)
         found += [unseen_by_retraining(report, accuracy=name == audits.U_MIA) for report in of_seeds]
     either = name == audits.U_MIA  # which learns its own direction, from losses
-    for row in run.read(schema.UNSEEN).filter(pl.lit(either) | (pl.col("attack") == name)).to_dicts():
+    for row in run.read(schema.UNSEEN).to_dicts():
+        if not (row["attack"] == name or (either and not attack.get(row["attack"]).spec.references)):
+            continue
         low, high, lower = row["auc_lo"], row["auc_hi"], either and row["auc"] < 0.5
         found.append(
             Unseen(
