@@ -50,7 +50,7 @@ from sources.example_set import ExampleSet
 Path = Literal["auto", "mlp", "vmap", "loop"]
 # What one chunk of models may take with gradients, momentum, batch and activations: on the CPU the last-level cache
 # decides, of which others take their share (of 32 MiB, measured on MLPs of 10^4 to 2 * 10^5 weights).
-_CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 4 * 2**30}
+CHUNK_BYTES = {"cpu": 12 * 2**20, "cuda": 4 * 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,4 +334,4 @@ def _chunk_size(model: nn.Module, config: SupervisedConfig, data: ExampleSet) ->
     values = copies * sum(p.numel() for p in model.parameters())
     made = 3 * sum(layer.out_features for layer in model.hidden) if stacked_mlp.fits(model) else 0
     values += min(config.batch, len(data)) * (2 * int(np.prod(data.input_shape)) + made)
-    return int(np.clip(_CHUNK_BYTES[device.type] // (values * dtype.itemsize), 1, 64))
+    return int(np.clip(CHUNK_BYTES[device.type] // (values * dtype.itemsize), 1, 64))

@@ -41,6 +41,7 @@ from recipes import stacked_mlp, stacked_vmap
 from recipes.fitting import batch_statistics, deterministic
 from recipes.inputs import Inputs
 from recipes.recsys_models import is_ranker
+from recipes.stacked import CHUNK_BYTES
 from recipes.stacked_mlp import StackedMLP
 from recipes.stacked_vmap import StackedVmap
 from sources.example_set import ExampleSet
@@ -52,8 +53,7 @@ from unlearning.masks import Held
 Path = Literal["auto", "mlp", "vmap", "loop"]
 Outcome = nn.Module | Diverged
 _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-# What one chunk of models may take: weights, gradients, momentum and activations; and, beside them, their examples.
-_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 4 * 2**30}
+# The examples of a chunk of models, beside its weights and activations (``recipes.stacked.CHUNK_BYTES``).
 _EXAMPLE_BYTES = 2**28
 _PLAN_BYTES = 2**30  # inputs that plans hold in memory at a time
 _CLOSE = 0.01  # of mean qualities: between them rounding may decide
@@ -153,8 +153,8 @@ def descend_many(
         # Those with most steps first: plans that are stacked together end at about the same time.
         numbers.sort(key=lambda i: -_num_steps(plans[i], drawn[i]))
         size = 1 if stack == "loop" else chunk or _chunk_size(plans[numbers[0]], drawn[numbers[0]])
-        for start in range(0, len(numbers), size):
-            together = numbers[start : start + size]
+        for own in np.array_split(np.array(numbers), -(-len(numbers) // size)):  # alike in size
+            together = own.tolist()
             if len(together) > 1 or path not in ("auto", "loop"):
                 done = _Chunk([plans[i] for i in together], [drawn[i] for i in together], stack).outcomes()
             else:
@@ -244,7 +244,7 @@ def _chunk_size(plan: Descent, passes: list[list[Pass]]) -> int:
     first = next(plan.model.parameters())
     examples = sum(len(part) for part in parts) * shape
     size = min(
-        _CHUNK_BYTES[first.device.type] // ((4 * weights + width * (shape + units)) * first.element_size()),
+        CHUNK_BYTES[first.device.type] // ((4 * weights + width * (shape + units)) * first.element_size()),
         _EXAMPLE_BYTES // max(examples * first.element_size(), 1),
     )
     return int(np.clip(size, 1, 64))
