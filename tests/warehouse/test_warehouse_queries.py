@@ -32,6 +32,7 @@ from contracts.schema import (
     TABLES,
     UNLEARNING_METRICS,
     UNLEARNING_RUNS,
+    UNSEEN,
 )
 from contracts.tables import TableSpec
 from warehouse import Warehouse, ddl, queries, views
@@ -148,6 +149,15 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
             }
             for attack, tpr in (("loss", 0.1), ("rmia", 0.3))
             for cap in (0.001, 0.01, 0.05)
+        ],
+    )
+    insert(
+        c,
+        UNSEEN,
+        [
+            {"attack": a, "num_models": 16, "n_train": 2, "n_test": 1, "auc": v, "auc_lo": v - 0.1, "auc_hi": v + 0.1}
+            | {"p_value": 0.5}
+            for a, v in (("loss", 0.45), ("rmia", 0.75))
         ],
     )
     # loss separates example 0 from all three others; rmia puts example 1 on top and 0 in their middle.
@@ -438,8 +448,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [r[name] for r in rows]
 
 
-def test_there_are_twenty_seven_and_each_says_what_it_answers() -> None:
-    assert len(queries.names()) == 27
+def test_there_are_twenty_eight_and_each_says_what_it_answers() -> None:
+    assert len(queries.names()) == 28
     for name in queries.names():
         query = queries.get(name)
         assert query.summary.endswith(".")
@@ -559,6 +569,15 @@ def test_attacks_at_the_lowest_reliable_rate(ask: Ask) -> None:
         ("loss", 0.01, 0.1),
     ]
     assert ask("attacks-low-fpr", audited="random/retrain") == []
+
+
+def test_peers_are_those_whom_models_that_saw_neither_cannot_tell_apart(ask: Ask) -> None:
+    rows = ask("peers")
+    assert [(r["attack"], r["unseen_auc"], r["differ"], r["target_auc"]) for r in rows] == [
+        ("rmia", 0.75, True, 0.5),
+        ("loss", 0.45, False, 0.5),
+    ]
+    assert ask("peers", subject="nobody") == []
 
 
 def test_most_exposed_counts_the_non_members_that_look_as_much_like_members(ask: Ask) -> None:
