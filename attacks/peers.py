@@ -8,7 +8,8 @@
 
 A test split of another time, place or author, a hand-picked or a cleaner one differs from the training split by itself.
 An attack tells it from the training split whatever was learnt, or fails to tell members that it would have told; exact
-retraining fails beside it, and an untouched model may pass. Where d is within chance nothing changes. The widening is
+retraining fails beside it, and an untouched model may pass. So do members whose copies stay: the others are learnt
+from, and they are known to models that saw neither. Where d is within chance nothing changes. The widening is
 one-sided on purpose: a difference is no licence to pass. Who stands out at a low false-positive rate fails nobody where
 the first side lies higher by itself, or where as many stand out on models that saw neither.
 

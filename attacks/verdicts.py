@@ -47,7 +47,7 @@ from stats import (
 
 NO_PEERS = (
     "Members and non-members differ by themselves, so that this comparison decides nothing (draw the test split as the "
-    "training split was drawn)"
+    "training split was drawn, and keep copies of an example together)"
 )
 _MANY = 100  # times as many examples: more are not named
 CLAIM_FPR = 0.05  # the lowest false-positive rate at which a pass claims that nobody stands out, unless given otherwise
