@@ -241,10 +241,11 @@ def _never_seen(run: Run, scope: Scope | None, name: str, *, by: str) -> list[Un
         reports = run.read(schema.ATTACK_REPORTS, {"audited": f"{scope.name(run)}/{RETRAIN}"})
         of_seeds = reports.filter(pl.col("attack") == name).sort("seed").partition_by("seed", maintain_order=True)
         found += [unseen_by_retraining(report, accuracy=name == audits.U_MIA) for report in of_seeds]
-    either = name == audits.U_MIA  # which learns its own direction, from losses
-    for row in run.read(schema.UNSEEN).to_dicts():
-        if not (row["attack"] == name or (either and not attack.get(row["attack"]).spec.references)):
-            continue
+    either = name == audits.U_MIA  # which learns its own direction, from losses: attacks on these are nearest to it
+    listed = {choice.name for choice in run.subject.attacks}
+    rows = [row for row in run.read(schema.UNSEEN).to_dicts() if row["attack"] in listed]
+    plain = [row for row in rows if not attack.get(row["attack"]).spec.references]
+    for row in (plain or rows) if either else [row for row in rows if row["attack"] == name]:
         low, high, lower = row["auc_lo"], row["auc_hi"], either and row["auc"] < 0.5
         found.append(
             Unseen(
