@@ -27,6 +27,7 @@ from contracts.tables import TableSpec
 from contracts.verdicts import TARGET
 from reports import plots
 from tasks.base import Reading
+from warehouse import empty
 
 if TYPE_CHECKING:
     from attacks.membership import Evidence
@@ -162,8 +163,9 @@ def _run_attack(
         for table, made in ((schema.ATTACK_REPORTS, reports), (schema.ATTACK_SCORES, frames)):
             if name in made:
                 tables.append((table, pl.concat(made[name]), partition))
-    if (control := _never_seen(run, spec, config, evidence)) is not None:
-        tables.append((schema.UNSEEN, control, {"attack": spec.name}))
+    if not run.stage.per_request:
+        control = _never_seen(run, spec, config, evidence)
+        tables.append((schema.UNSEEN, empty(schema.UNSEEN) if control is None else control, {"attack": spec.name}))
     whole = [frame for table, frame, _ in tables if table is schema.ATTACK_REPORTS]
     exposed = [frame for table, frame, _ in tables if table is schema.ATTACK_SCORES]
     return Output(
@@ -188,7 +190,7 @@ def _never_seen(run: Run, spec: AttackSpec, config: Any, evidence: Evidence) -> 
     from attacks.membership.outputs import Outputs
     from attacks.peers import MODELS, never_seen
 
-    if run.stage.per_request or evidence.keep is None or evidence.reference is None:
+    if evidence.keep is None or evidence.reference is None:
         return None
     chosen = np.unique(np.linspace(0, evidence.num_references - 1, MODELS).round().astype(np.int64))
     kept = None if evidence.whole is None else evidence.whole.reference

@@ -1,5 +1,6 @@
 """A test split that differs from the training split by itself, from the file to the findings: the digits that a plain
-model finds hardest, those that it finds easiest, any of them, and any beside training digits that are there twice, some labels of which are wrong."""
+model finds hardest, those that it finds easiest, any of them, and any beside training digits that are there twice, some
+labels of which are wrong."""
 
 from __future__ import annotations
 
