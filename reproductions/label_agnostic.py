@@ -19,8 +19,8 @@ epochs on six models of their own, 2 to 12 after 10, and 25, 28, 23, 34, 26 and 
 the class: there it is looked at. Of three models with draws of batches and autoencoders of their own the mean was 28
 (6) on six fresh seeds and 23 (9) on eight more, once 6; with one draw for all three it was 23 (11). So six models are
 looked at, and their mean is asked for the 10 points that the source of these claims asks of one model at the end: ten
-fresh seeds gave 25 (5.9), the least 16. Sigmoid autoencoders without the alignment cost the other classes 65 points and more, of
-which 20 are asked for.
+fresh seeds gave 25 (5.9), the least 16. Sigmoid autoencoders without the alignment cost the other classes 65 points and
+more, of which 20 are asked for.
 
 The attack of 5 was right of 56.2 (1.2) percent on the trained model, of 50.1 (0.8) after retraining and of 48.5 (1.2)
 after LAF, on four fresh models, 4.0 to 7.3 points above retraining before and 0.5 to 4.0 apart from it after; with 300
