@@ -16,14 +16,16 @@ from planted_logits import LogitEvidence
 from torch import nn
 
 from attacks.membership import attack_report
-from attacks.membership.unlearning import OUT, population_umia, shadow_unlearning, three_state_design, u_lira
+from attacks.membership.population_umia import population_umia
+from attacks.membership.shadow_runs import OUT, shadow_unlearning, three_state_design
+from attacks.membership.unlearning import u_lira
 from attacks.verdicts import judge_attack, judge_umia
 from contracts.methods import attack
 from contracts.subject import Ensemble, Thresholds
 from contracts.verdicts import Verdict
 from recipes.ensemble import train_ensemble
 from recipes.models import build as build_model
-from recipes.predict import predict_logits
+from recipes.predict import predict_logits, read
 from recipes.schedule import SupervisedConfig
 from recipes.stacked import StackedTrainer
 from recipes.supervised import supervised
@@ -38,13 +40,13 @@ def mlp(seed: int) -> nn.Module:
     return build_model("mlp", {"hidden": [128]}, input_shape=(1, 8, 8), num_outputs=10, seed=seed)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
     data = load("sklearn", {"dataset": "digits"}, seed=seed)
     train = data.part("train")
     ensemble = train_ensemble(
-        mlp, data, recipe="supervised", config=RECIPE, ensemble=Ensemble(num_models=64), seed=seed
+        mlp, data, recipe="supervised", config=RECIPE, ensemble=Ensemble(num_models=64), seed=seed, outputs=True
     )
     forget = np.sort(np.random.default_rng(seed).permutation(train.example_id)[: round(0.1 * len(train))])
     retained = train.subset(np.setdiff1d(train.example_id, forget))
@@ -54,18 +56,19 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
     column = np.searchsorted(ensemble.example_id, candidates)
     assert np.array_equal(ensemble.example_id[column], candidates)
     forgotten = np.isin(candidates, forget)
-    population = ~ensemble.pool
+    population, logits = ~ensemble.pool, ensemble.logits
+    assert logits is not None
 
     def findings(model: nn.Module) -> tuple[list[Verdict], Verdict, float, float]:
         evidence = LogitEvidence(
             example_id=candidates,
             labels=ensemble.labels[column],
             target_logits=predict_logits(model, data.subset(candidates))[None],
-            reference_logits=ensemble.logits[:, column],
+            reference_logits=logits[:, column],
             keep=ensemble.keep[:, column],
             population_labels=ensemble.labels[population],
             population_target_logits=predict_logits(model, data.subset(ensemble.example_id[population]))[None],
-            population_reference_logits=ensemble.logits[:, population],
+            population_reference_logits=logits[:, population],
         )
         verdicts = []
         for name in ATTACKS:
@@ -88,7 +91,7 @@ def test_no_unlearning_is_flagged_and_retraining_is_not(seed: int) -> None:
     assert low <= 0.5 <= high
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_u_lira_on_digits_tells_fine_tuning_from_retraining() -> None:
     data = load("sklearn", {"dataset": "digits"}, seed=0).part("train")
     ids = np.random.default_rng(0).permutation(data.example_id)
@@ -103,6 +106,9 @@ def test_u_lira_on_digits_tells_fine_tuning_from_retraining() -> None:
             data, members=[data.positions(np.sort(m)) for m in members], seeds=seeds
         )
 
+    def signal(model: nn.Module) -> np.ndarray:
+        return read(model, data.subset(targets)).signal
+
     start = time.process_time()
     kept = [np.concatenate([base, targets[row == 0]]) for row in state]
     models = stacked(mlp, RECIPE, [np.concatenate([base, targets[row != OUT]]) for row in state], range(60))
@@ -113,12 +119,11 @@ def test_u_lira_on_digits_tells_fine_tuning_from_retraining() -> None:
         base,
         train=lambda _: models,
         unlearn=lambda run, *_: tuned[run],
-        predict=lambda m: predict_logits(m, data.subset(targets)),
+        read=signal,
     )
-    found = u_lira(after, data.subset(targets).y, state)
+    found = u_lira(after, state)
     assert time.process_time() - start < 60
     assert found.auc_low > 0.55
 
     retrained = stacked(mlp, RECIPE, kept, range(1000, 1060))
-    logits = np.stack([predict_logits(m, data.subset(targets)) for m in retrained])
-    assert abs(u_lira(logits, data.subset(targets).y, state).auc - 0.5) < 0.03
+    assert abs(u_lira(np.stack([signal(m) for m in retrained]), state).auc - 0.5) < 0.03

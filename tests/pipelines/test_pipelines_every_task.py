@@ -24,8 +24,10 @@ from contracts.errors import NotApplicable
 from contracts.jobs import UnlearnJob
 from contracts.methods import UnlearnerSpec, unlearner
 from contracts.subject import Subject
-from pipelines.cli import app
+from contracts.verdicts import Verdict, overall
+from pipelines.cli.app import app
 from pipelines.subjects import write_subject
+from warehouse import Warehouse
 
 ATTACKS = ["loss", "lira_online", "rmia_online"]
 SHARED: dict[str, Any] = {
@@ -236,15 +238,20 @@ def test_a_set_that_is_not_random_is_judged_by_retrainings_without_it(task: str,
     assert ("logits" in kept) == (task == "classification")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("task", sorted(PLANS))
 def test_the_command_ends_with_a_verdict_and_a_page(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALIMPSEST_HOME", str(tmp_path / "state"))
-    write_subject(plan(task), tmp_path / "state", comment="a test")
+    source = PLANS[task]["source"]
+    if task == "segmentation":
+        source = {**source, "config": {**source["config"], "root": str(write_noise(tmp_path / "pictures"))}}
+    write_subject(plan(task, source=source), tmp_path / "state", comment="a test")
     result = CliRunner().invoke(app, ["audit", task], env={"COLUMNS": "200"})
-    assert result.exit_code in (0, 1), (result.output, result.exception)
-    assert list((tmp_path / "state").rglob("*.html"))
-    assert schema.FINDINGS.full_name == "audits.findings"
+    found = Warehouse.open(tmp_path / "state").read(schema.FINDINGS, subject=task)
+    judged = overall(Verdict(v) for v in found.filter("judged")["verdict"])
+    assert result.exit_code == (0 if judged is Verdict.PASS else 1), (result.output, result.exception)
+    assert judged.value.upper() in result.output and f"{task}/reports/audit.html" in result.output.replace("\n", "")
+    assert len(list((tmp_path / "state").rglob("audit.html"))) == 1
 
 
 class Never:
