@@ -73,7 +73,7 @@ def test_the_unlearners_of_a_subject_are_those_of_its_plan_or_all_that_apply(sma
         assert set(methods(changed(small), task)) == apply and {"finetune", "retrain"} <= apply < set(unlearner.names())
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_forget_sets_are_stored_with_their_reasons(
     small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

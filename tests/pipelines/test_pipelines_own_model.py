@@ -386,7 +386,6 @@ class TestAGivenCheckpoint:
         with pytest.raises(ConfigError, match="never trained again"):
             dataclasses.replace(plan, unlearning=dataclasses.replace(plan.unlearning, closing="retrained"))
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(("split", "epochs"), [("train", 0), ("train+test", 30)], ids=["untouched", "leaked"])
     def test_a_model_of_no_such_recipe_never_passes(
         self, split: str, epochs: int, folder: Path, home: Path, nets: ModuleType
@@ -408,7 +407,6 @@ class TestAGivenCheckpoint:
         assert retrained["verdict"].to_list() == ["pass"], "retraining is the recipe's own"
 
 
-@pytest.mark.slow
 def test_an_own_module_from_init_to_the_answer(
     folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +495,7 @@ class TestOutputsOnly:
         ("gap", "verdict", "words"),
         [
             (0.0, "inconclusive", "clears nobody"),
-            pytest.param(2.0, "fail", "tells members", marks=pytest.mark.slow),
+            pytest.param(2.0, "fail", "tells members"),
         ],
         ids=["nothing", "much"],
     )

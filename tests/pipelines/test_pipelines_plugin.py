@@ -40,7 +40,7 @@ def printed(tmp_path: Path) -> Path:
     return site
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_printed_score_is_a_table_of_an_audit(printed: Path, tmp_path: Path) -> None:
     home = tmp_path / "state"
     home.mkdir()

@@ -334,7 +334,6 @@ def test_hold_extend_withdraw(mine: Path) -> None:
     assert warehouse(mine).verify_tables() == []
 
 
-@pytest.mark.slow
 def test_forty_pictures_and_the_request_of_one_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few that hardly anything can be judged: it is said beforehand, done, reported honestly, and closed by a
     person."""

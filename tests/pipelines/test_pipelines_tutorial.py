@@ -68,7 +68,7 @@ def test_the_stored_outputs_are_of_one_whole_run_and_small(notebook: nbformat.No
     assert not re.findall(r"/(?:home|root|work|tmp)/[\w./-]+", shown), "a path of somebody's machine"
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.filterwarnings("default")  # of the notebook's own machinery
 def test_it_runs_from_the_first_cell_to_the_last(
     notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
