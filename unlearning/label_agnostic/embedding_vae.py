@@ -126,7 +126,7 @@ def fit_embedding_vae(
     shift, scale = units
     with local_rng(derive_seed("embedding_vae", seed)):
         vae = EmbeddingVAE(config, shift=shift, scale=scale).to(embeddings.device, embeddings.dtype)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, fused=True)
     draw = generator(derive_seed("embedding_vae", "draws", seed))
     for epoch in range(config.epochs):
         for rows in torch.randperm(len(embeddings), generator=draw).split(config.batch):

@@ -138,7 +138,7 @@ def label_agnostic_forgetting(
         return student, pl.DataFrame(schema=TRACE)
     sides = _sides(student, retain, forget, config, seed=seed)
     trained = [p for p in student.parameters() if p.requires_grad]
-    unlearn, align = (torch.optim.Adam(trained, lr=lr) for lr in (config.lr_ue, config.lr_ra))
+    unlearn, align = (torch.optim.Adam(trained, lr=lr, fused=True) for lr in (config.lr_ue, config.lr_ra))
     draw = generator(derive_seed("laf", "draws", seed))
     steps = min(math.ceil(len(side.before) / config.batch) for side in sides)
     run, trace = f"laf at lr_ue {config.lr_ue:g}, lr_ra {config.lr_ra:g}", []
