@@ -164,7 +164,7 @@ def test_what_an_example_says_is_in_the_data_store_and_nowhere_else(people: dict
     refuse_elsewhere(people, marker, PEOPLE[marker])
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("marker", TEXTS_TOO)
 def test_what_a_text_says_is_nowhere_else_either(texts: dict[str, Any], marker: str) -> None:
     refuse_elsewhere(texts, marker, TEXTS_TOO[marker])

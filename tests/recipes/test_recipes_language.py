@@ -382,7 +382,7 @@ def test_kept_adapters_can_be_put_back(llama: Callable[[int], nn.Module], data: 
         load_adapter(attach(llama(0), dataclasses.replace(LORA, rank=3), seed=0), one.arrays)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_adapter_more_costs_its_own_passes(llama: Callable[[int], nn.Module], data: ExampleSet) -> None:
     """Against the bare passes over the same batches, in CPU time: at most 1.15 times, the quieter of three attempts."""
     wide = builder("tiny_llama", {"hidden": 128, "layers": 4, "heads": 4}, input_shape=(8,), num_outputs=VOCAB)

@@ -289,7 +289,6 @@ def test_the_gate_asks_for_models_that_fit() -> None:
     assert (gate.column, gate.at_least, gate.statistic) == ("acc_in", 0.98, "mean")
 
 
-@pytest.mark.slow
 def test_one_nearest_neighbour_oracle() -> None:
     """Runs of a learner whose memorization is known exactly."""
     rng = np.random.default_rng(7)

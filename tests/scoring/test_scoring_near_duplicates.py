@@ -105,7 +105,7 @@ def test_copies_planted_among_pictures(kind: str, seed: int) -> None:
     assert recall >= 0.96 and precision >= 0.96
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's dataset-fashion-mnist")
 @pytest.mark.parametrize("kind", ["byte", "noise0.02", "noise0.04", "crop1", "crop2"])
 def test_copies_planted_among_garments(kind: str) -> None:
