@@ -56,8 +56,8 @@ from unlearning.label_agnostic.membership import tree_attack_success
 FASHION_MNIST = {"root": "fashion-mnist", "standardise": True}  # Debian: dataset-fashion-mnist
 TRAIN, TEST, FORGOTTEN = 3_000, 10_000, 3
 RECIPE = SupervisedConfig(lr=0.05, momentum=0.9, batch=32, epochs=20)
-ALONE, LOOK = 6, 15  # models on which the losses are looked at alone; after how many epochs
-ATTACKED = 3  # models
+MODELS = 6  # that are attacked, and on which the losses are looked at alone
+LOOK = 15  # after how many epochs
 PUBLISHED, LINEAR = (EmbeddingVAEConfig(decoder=decoder, hidden=(32, 16)) for decoder in ("sigmoid", "linear"))
 
 
@@ -116,17 +116,18 @@ def label_agnostic(seed: int, progress: Progress) -> list[Claim]:
     setting = _setting(seed)
     progress(1, 4, "the original model")
     # Draws of their own: with one for all, a mean over the models was as wide as a single one.
-    run, *others_runs = runs = [derive_seed("laf", seed, number) for number in range(ALONE)]
+    run, *others_runs = runs = [derive_seed("laf", seed, number) for number in range(MODELS)]
     repair = LafRepairConfig(vae=PUBLISHED, lr_ue=5e-4, lr_ra=1e-3)
     plain = LafConfig(**{f.name: getattr(repair, f.name) for f in dataclasses.fields(LafConfig)})
     forgotten = setting.after(plain, seed=run)
     gone, others = setting.figures(forgotten)
     repaired = supervised_repair(forgotten, retain=setting.retain, config=repair, seed=run)
     progress(2, 4, "without the class")
-    others_of = [_setting(derive_seed("another model", seed, number)) for number in range(1, ALONE)]
+    others_of = [_setting(derive_seed("another model", seed, number)) for number in range(1, MODELS)]
     attacked = [_attacked(setting, forgotten, seed=run)]
-    for each, own in list(zip(others_of, others_runs, strict=True))[: ATTACKED - 1]:
-        attacked.append(_attacked(each, each.after(plain, seed=own), seed=own))
+    attacked += [
+        _attacked(each, each.after(plain, seed=own), seed=own) for each, own in zip(others_of, others_runs, strict=True)
+    ]
     known, asked, reference = np.mean(attacked, axis=0)
     _, unaligned = setting.figures(setting.after(dataclasses.replace(plain, lr_ra=0.0), seed=run))
     ahead = float(np.mean([_ahead(each, seed=own) for each, own in zip((setting, *others_of), runs, strict=True)]))
